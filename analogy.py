@@ -1,0 +1,15 @@
+"""Module analogy: lam * CLS + (1 - lam) * (TARGET_LM - SOURCE_LM).
+
+    python analogy.py -a CLS TARGET_LM SOURCE_LM -p OUT --coefficient 0.9
+
+All flags: python analogy.py --help. The same program is `pem analogy`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pem_composition.cli import analogy, parser
+
+if __name__ == "__main__":
+    sys.exit(parser.run(analogy, prog="analogy.py"))

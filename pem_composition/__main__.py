@@ -1,0 +1,10 @@
+"""``python -m pem_composition`` is ``pem``."""
+
+from __future__ import annotations
+
+import sys
+
+from pem_composition.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

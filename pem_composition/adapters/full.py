@@ -1,0 +1,54 @@
+"""Full fine-tuning as a module: train every parameter, keep the base to subtract it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pem_composition.adapters.folding import updates_of
+from pem_composition.adapters.locate import plain_tensors
+from pem_composition.module import PEM
+
+
+class FullWeights:
+    """All parameters of a model, trainable, with a copy of the base: delta = theta - theta_0.
+
+    A tied parameter is held once, under its first name. The head is no part of it.
+    """
+
+    def __init__(self, model: nn.Module, pem: PEM, head: Collection[str]) -> None:
+        self.model = model
+        self.live: dict[str, nn.Parameter] = {}
+        seen = {id(t) for n, t in plain_tensors(model).items() if n in head}
+        for name, tensor in plain_tensors(model).items():
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                self.live[name] = tensor
+        self.originals = {n: p.detach().clone() for n, p in self.live.items()}
+        self.write(pem)
+
+    @torch.no_grad()
+    def write(self, pem: PEM) -> None:
+        """theta = theta_0 + delta, in place."""
+        updates = updates_of(self.model, pem)
+        for name, parameter in self.live.items():
+            original = self.originals[name]
+            update = updates.get(parameter)
+            parameter.copy_(original if update is None else update(_wide(original)))
+
+    @torch.no_grad()
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Canonical name -> theta - theta_0 in float32 (float64 stays float64)."""
+        return {f"{n}.delta": _wide(p) - _wide(self.originals[n]) for n, p in self.live.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The base's own weights, bit for bit."""
+        for name, parameter in self.live.items():
+            parameter.copy_(self.originals[name])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

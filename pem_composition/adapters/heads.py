@@ -1,0 +1,126 @@
+"""Heads: the parameters a task adds to a base model, trained and stored beside the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pem_composition.adapters.locate import listing, plain_modules, plain_tensors
+from pem_composition.errors import IncompatibleModules
+from pem_composition.module import HeadInfo
+
+
+def head_parameter_names(
+    model: nn.Module, loading_info: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Parameters that a task has to train whole, in model order.
+
+    Those outside ``model.base_model`` (``classifier.*``, ``score.*``) except the output
+    embeddings, which a pretrained language model brings along, tied or not; and whatever
+    ``from_pretrained(..., output_loading_info=True)`` reports as newly initialised (a pooler, say).
+    """
+    new = set((loading_info or {}).get("missing_keys", ()))
+    new |= {key[0] for key in (loading_info or {}).get("mismatched_keys", ())}
+    outside = _outside_base(model)
+    trainable = [n for n, t in plain_tensors(model).items() if isinstance(t, nn.Parameter)]
+    return tuple(n for n in trainable if n in new or n in outside)
+
+
+def _outside_base(model: nn.Module) -> set[str]:
+    prefix = getattr(model, "base_model_prefix", "")
+    base = getattr(model, prefix, None) if prefix else None
+    if not isinstance(base, nn.Module):
+        return set()
+    inside = {id(p) for p in base.parameters()}
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside |= {id(p) for p in output.parameters()} if isinstance(output, nn.Module) else set()
+    return {n for n, t in plain_tensors(model).items() if id(t) not in inside}
+
+
+def head_info(model: nn.Module, names: Iterable[str]) -> HeadInfo | None:
+    """What the model's head predicts, read from its class and config; None without a head."""
+    if not tuple(names):
+        return None
+    kind, config = type(model).__name__, getattr(model, "config", None)
+    if "Classification" in kind:
+        labels = getattr(config, "id2label", None) or {}
+        if len(labels) == 1 or getattr(config, "problem_type", None) == "regression":
+            return HeadInfo(problem="regression")
+        return HeadInfo(labels=tuple(labels[i] for i in sorted(labels)), problem="classification")
+    if "ConditionalGeneration" in kind:
+        return HeadInfo(problem="seq2seq_lm")
+    return HeadInfo(problem="causal_lm" if "CausalLM" in kind or "LMHead" in kind else None)
+
+
+class HeadSlot:
+    """The model's head parameters while a module's head is loaded into them.
+
+    A parameter shared with another layer (a tied ``lm_head``) gets a tensor of its own, so that
+    the embedding keeps its numbers; ``restore`` ties it again.
+    """
+
+    def __init__(self, model: nn.Module, head: Mapping[str, Tensor]) -> None:
+        check_head(model, head)
+        modules = plain_modules(model)
+        self.where = {n: (modules[n.rpartition(".")[0]], n.rpartition(".")[2]) for n in head}
+        shared = _shared(model, set(head))
+        self.tied = {n: self.parameter(n) for n in head if id(self.parameter(n)) in shared}
+        self.originals = {n: self.parameter(n).detach().clone() for n in head if n not in self.tied}
+        for name, original in self.tied.items():
+            owner, local = self.where[name]
+            own = nn.Parameter(original.detach().clone(), requires_grad=original.requires_grad)
+            setattr(owner, local, own)
+        self.write(head)
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The live parameter of that name."""
+        owner, local = self.where[name]
+        return getattr(owner, local)
+
+    def write(self, head: Mapping[str, Tensor]) -> None:
+        """Set the parameters in place; each is cast to the dtype and device it has in the model."""
+        with torch.no_grad():
+            for name, tensor in head.items():
+                self.parameter(name).copy_(tensor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> live parameter."""
+        return {name: self.parameter(name) for name in self.where}
+
+    def restore(self) -> None:
+        """Give the model its own head back, bit for bit."""
+        self.write(self.originals)
+        for name, original in self.tied.items():
+            owner, local = self.where[name]
+            setattr(owner, local, original)
+
+
+def _shared(model: nn.Module, own: set[str]) -> set[int]:
+    """ids of parameters that are also used under a name outside ``own``."""
+    return {id(t) for n, t in plain_tensors(model).items() if n not in own}
+
+
+def check_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
+    """Raise IncompatibleModules unless every head tensor has its parameter, shape for shape."""
+    known = {n: t for n, t in plain_tensors(model).items() if isinstance(t, nn.Parameter)}
+    for name, tensor in head.items():
+        if name not in known:
+            own = [f"{n} {tuple(known[n].shape)}" for n in head_parameter_names(model)]
+            raise IncompatibleModules.build(
+                f"head {name}",
+                f"{type(model).__name__} has no such parameter",
+                found=f"head parameters {listing(own)}",
+                expected=f"shape {tuple(tensor.shape)}",
+                do="load the model class the module was trained on, or pass head='ignore'",
+            )
+        if known[name].shape != tensor.shape:
+            raise IncompatibleModules.build(
+                f"head {name}",
+                "shapes differ",
+                found=f"{tuple(tensor.shape)} in the module",
+                expected=f"{tuple(known[name].shape)} in {type(model).__name__}",
+                do="load the model with the module's number of labels, or pass head='ignore'",
+            )

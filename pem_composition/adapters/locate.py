@@ -1,0 +1,128 @@
+"""Find a module's layers in a model, and say clearly when they are not there.
+
+Names are those of the plain model, whether or not modules are attached to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+from torch import Tensor, nn
+
+from pem_composition.adapters.layer import AdapterLayer, is_linear
+from pem_composition.config import matches
+from pem_composition.errors import IncompatibleModules
+
+LISTED = 12  # names shown in an error before "and N more"
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> submodule of the model as it was before anything was attached."""
+    found: dict[str, nn.Module] = {}
+    wrapped: list[str] = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if any(name.startswith(prefix) for prefix in wrapped):
+            continue
+        if isinstance(module, AdapterLayer):
+            wrapped.append(name + ".")
+            module = module.base
+        found[name] = module
+    return found
+
+
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter or buffer of the plain model; a tied parameter appears under each name."""
+    return {
+        f"{name}.{local}" if name else local: tensor
+        for name, module in plain_modules(model).items()
+        for store in (module._parameters, module._buffers)
+        for local, tensor in store.items()
+        if tensor is not None
+    }
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> every nn.Linear or Conv1D of the plain model, in model order."""
+    return {n: m for n, m in plain_modules(model).items() if is_linear(m)}
+
+
+def linear_suffixes(names: Iterable[str]) -> list[str]:
+    """Last name component of each layer (with the one before it where that is a word), sorted."""
+    return sorted({".".join(_words(name)[-2:]) for name in names})
+
+
+def _words(name: str) -> list[str]:
+    parts = name.split(".")
+    cut = max((i + 1 for i, p in enumerate(parts) if p.isdigit() and i + 1 < len(parts)), default=0)
+    return parts[cut:]
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names as one readable string, shortened."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more if names else "none"
+
+
+def renaming(
+    model: nn.Module, names: Iterable[str], known: Container[str], what: str
+) -> dict[str, str]:
+    """Module's name -> model's name for every name, adding or stripping the base model's prefix.
+
+    A module trained on RobertaForSequenceClassification says ``roberta.encoder...``; in a
+    RobertaModel the same layer is ``encoder...``. One spelling must fit all names.
+
+    Raises:
+        IncompatibleModules: some name is in the model under no spelling.
+    """
+    names = list(names)
+    prefix = getattr(model, "base_model_prefix", "")
+    spellings = [{n: n for n in names}]
+    if prefix:
+        spellings.append({n: n.removeprefix(prefix + ".") for n in names})
+        spellings.append({n: f"{prefix}.{n}" for n in names})
+    missing = [[n for n in names if spelling[n] not in known] for spelling in spellings]
+    best = min(range(len(spellings)), key=lambda i: len(missing[i]))
+    if missing[best]:
+        _raise_missing(model, missing[best], len(names), what)
+    return spellings[best]
+
+
+def _raise_missing(model: nn.Module, missing: list[str], total: int, what: str) -> None:
+    raise IncompatibleModules.build(
+        f"{what} {missing[0]}",
+        f"not in {type(model).__name__} ({len(missing)} of the module's {total} are not)",
+        found=f"linear layers named {listing(linear_suffixes(linear_layers(model)))}",
+        expected=f"the module's names, e.g. {listing(missing[:3])}",
+        do="load the base model that the module was trained on",
+    )
+
+
+def matching_layers(
+    model: nn.Module, targets: Iterable[str], *, skip: Container[str] = ()
+) -> dict[str, nn.Module]:
+    """Linear layers named by the targets (whole names or suffixes), in model order.
+
+    Raises:
+        IncompatibleModules: a target names no linear layer; the message lists those there are.
+    """
+    linears = {n: m for n, m in linear_layers(model).items() if n not in skip}
+    found: set[str] = set()
+    for target in targets:
+        hits = {n for n in linears if matches(n, target)}
+        if not hits:
+            _raise_unmatched(model, target, linears)
+        found |= hits
+    return {n: m for n, m in linears.items() if n in found}
+
+
+def _raise_unmatched(model: nn.Module, target: str, linears: Iterable[str]) -> None:
+    other = {type(m).__name__ for n, m in plain_modules(model).items() if matches(n, target)}
+    raise IncompatibleModules.build(
+        f"target module {target!r}",
+        f"names a {', '.join(sorted(other))}, which is no nn.Linear or Conv1D"
+        if other
+        else f"did not match any linear layer of {type(model).__name__}",
+        found=f"linear layers named {listing(linear_suffixes(linears))}",
+        do="name some of these as target modules",
+    )

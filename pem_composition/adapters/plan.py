@@ -1,0 +1,88 @@
+"""Checks before anything in a model is touched: does this module fit this model?"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pem_composition.adapters.heads import check_head
+from pem_composition.adapters.layer import features, is_linear
+from pem_composition.adapters.locate import plain_modules, renaming
+from pem_composition.config import IA3Config, LoraConfig
+from pem_composition.errors import IncompatibleModules, UsageError
+from pem_composition.module import PEM
+
+HEAD_CHOICES = ("load", "ignore")
+
+
+def check_base(model: nn.Module, pem: PEM) -> None:
+    """Raise IncompatibleModules where the module says it belongs to another architecture."""
+    own = getattr(getattr(model, "config", None), "model_type", None)
+    if pem.base.model_type is not None and own is not None and pem.base.model_type != own:
+        raise IncompatibleModules.build(
+            f"module {pem.name}",
+            "belongs to another architecture",
+            found=f"{pem.base.model_type} module",
+            expected=own,
+            do="load the base model that the module was trained on",
+        )
+
+
+def check_layers(model: nn.Module, pem: PEM) -> dict[str, str]:
+    """Module's layer name -> model's, after checking that every layer is there and fits.
+
+    Raises:
+        IncompatibleModules: a layer is missing, not linear, or of another shape.
+    """
+    modules = plain_modules(model)
+    names = renaming(model, pem.layers, modules, "layer")
+    for name, live in names.items():
+        layer = modules[live]
+        if not is_linear(layer):
+            raise IncompatibleModules.build(
+                f"layer {live}",
+                "cannot be adapted",
+                found=type(layer).__name__,
+                expected="nn.Linear or Conv1D",
+            )
+        if not layer.weight.is_floating_point():
+            raise IncompatibleModules.build(
+                f"layer {live}",
+                "is quantised",
+                found=layer.weight.dtype,
+                expected="floating point weights",
+                do="load the base model without quantisation",
+            )
+        _check_shapes(pem, name, live, features(layer))
+    return names
+
+
+def _check_shapes(pem: PEM, name: str, live: str, sizes: tuple[int, int]) -> None:
+    d_in, d_out = sizes
+    if isinstance(pem.config, LoraConfig):
+        r = pem.config.rank(name)
+        expected = {"lora_A": (r, d_in), "lora_B": (d_out, r)}
+    else:
+        assert isinstance(pem.config, IA3Config)
+        expected = {"ia3": (d_in if pem.config.scales_input(name) else d_out,)}
+    for role, shape in expected.items():
+        tensor = pem.tensors.get(f"{name}.{role}")
+        found = None if tensor is None else tuple(tensor.shape)
+        if found != shape:
+            raise IncompatibleModules.build(
+                f"layer {live}, {role}",
+                "the module does not fit the layer",
+                found="no such tensor" if found is None else f"{found} in the module",
+                expected=f"{shape} for a layer {d_in} -> {d_out}",
+                do="load the base model that the module was trained on",
+            )
+
+
+def head_of(model: nn.Module, pem: PEM, choice: str) -> dict[str, Tensor]:
+    """Head tensors to load ({} with ``ignore``), checked against the model."""
+    if choice not in HEAD_CHOICES:
+        raise UsageError.build(
+            "head", "unknown choice", found=repr(choice), expected=" or ".join(HEAD_CHOICES)
+        )
+    head = pem.head_tensors() if choice == "load" else {}
+    check_head(model, head)
+    return head

@@ -1,0 +1,151 @@
+"""Parameter-space arithmetic: pure functions on named tensors.
+
+Knows roles and formulas; knows nothing about models, files or tensor libraries (torch tensors and
+NumPy arrays both work). The last component of a name is its role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pem_composition.errors import IncompatibleModules, PEMError, UnknownRole
+
+Tensors = Mapping[str, Any]
+
+
+class Rule(NamedTuple):
+    """How one role takes part in a sum."""
+
+    neutral: float  # the value at which the tensor leaves the base model unchanged
+    signed: bool  # False: only |coefficient| applies; the sign lives in another factor
+
+
+RULES: Mapping[str, Rule] = {
+    "lora_A": Rule(0.0, signed=False),
+    "lora_B": Rule(0.0, signed=True),
+    "ia3": Rule(1.0, signed=True),
+    "delta": Rule(0.0, signed=True),
+}
+HEAD = "head"
+
+
+def role_of(name: str) -> str:
+    """Last component of a tensor name: lora_A, lora_B, ia3, delta or head.
+
+    Raises:
+        UnknownRole: the last component is none of these.
+    """
+    role = name.rpartition(".")[2]
+    if role not in RULES and role != HEAD:
+        raise UnknownRole.build(
+            f"tensor {name!r}",
+            "the last component of a tensor name is its role",
+            found=repr(role),
+            expected=", ".join([*RULES, HEAD]),
+            do="rename the tensor",
+        )
+    return role
+
+
+def linear_combination(modules: Sequence[Tensors], coefficients: Sequence[float]) -> dict[str, Any]:
+    """Weighted sum around each role's neutral value: out = e + sum_i w_i (t_i - e).
+
+    w_i = c_i for a signed role (lora_B, ia3, delta), |c_i| for lora_A. Coefficients are used as
+    given, never normalised. Evaluated as sum_i w_i t_i + (1 - sum_i w_i) e, so that 1 * a is a
+    bit for bit. Heads are not summed; see ``average_heads``.
+
+    Raises:
+        IncompatibleModules: names or shapes differ, or the number of coefficients.
+    """
+    check_same_tensors(modules, coefficients)
+    return {name: _around(RULES[role_of(name)], [m[name] for m in modules], coefficients) for name in modules[0]}
+
+
+def _around(rule: Rule, tensors: Sequence[Any], coefficients: Sequence[float]) -> Any:
+    weights = coefficients if rule.signed else [abs(c) for c in coefficients]
+    total = tensors[0] * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total = total + tensor * weight
+    # Exact cancellation (convex weights) must not add a rounding error of its own.
+    rest = 1.0 - sum(weights)
+    return total + rest * rule.neutral if rule.neutral and rest else total
+
+
+def negate(module: Tensors, strength: float = 1.0) -> dict[str, Any]:
+    """Reverse a module's effect, linearly in the strength s.
+
+    LoRA {A, -s B}, (IA)^3 1 - s (l - 1), full -s delta. Source: section 3.2 of
+    arXiv:2306.14870 for s = 1; the strength scales the effect, not both factors.
+    """
+    out = {}
+    for name, tensor in module.items():
+        rule = RULES[role_of(name)]
+        out[name] = _around(rule, [tensor], [-strength]) if rule.signed else tensor
+    return out
+
+
+def average_heads(heads: Sequence[Tensors], weights: Sequence[float]) -> dict[str, Any]:
+    """Average of heads with weights |w_i| / sum_j |w_j| (equal weights if all are zero).
+
+    Raises:
+        IncompatibleModules: the heads have different tensors or shapes.
+    """
+    check_same_tensors(heads, weights, what="heads")
+    total = sum(abs(w) for w in weights)
+    shares = [abs(w) / total for w in weights] if total else [1 / len(weights)] * len(weights)
+    out = {}
+    for name in heads[0]:
+        value = heads[0][name] * shares[0]
+        for head, share in zip(heads[1:], shares[1:], strict=True):
+            value = value + head[name] * share
+        out[name] = value
+    return out
+
+
+def check_same_tensors(
+    modules: Sequence[Tensors], coefficients: Sequence[float], *, what: str = "modules"
+) -> None:
+    """Refuse a sum whose operands differ in names or shapes, naming the first difference."""
+    if len(modules) != len(coefficients) or not modules:
+        raise IncompatibleModules.build(
+            "coefficients",
+            "one coefficient per module is needed",
+            found=f"{len(coefficients)} coefficients for {len(modules)} {what}",
+            do="give as many coefficients as modules",
+        )
+    first = modules[0]
+    for i, other in enumerate(modules[1:], start=1):
+        only = sorted(set(first) ^ set(other))
+        if only:
+            holder = 0 if only[0] in first else i
+            raise IncompatibleModules.build(
+                f"{only[0]!r}",
+                f"present in {what[:-1]} {holder} only",
+                found=f"{len(first)} tensors in {what[:-1]} 0 and {len(other)} in {what[:-1]} {i}",
+                expected="the same tensors in both",
+                do=_remedy(what),
+            )
+        for name, tensor in first.items():
+            if tuple(tensor.shape) != tuple(other[name].shape):
+                raise IncompatibleModules.build(
+                    f"{name!r}",
+                    "shapes differ",
+                    found=f"{tuple(tensor.shape)} in {what[:-1]} 0 and "
+                    f"{tuple(other[name].shape)} in {what[:-1]} {i}",
+                    expected="equal shapes",
+                    do=_remedy(what),
+                )
+
+
+def _remedy(what: str) -> str:
+    if what == "heads":
+        return "keep one head (--head first|last) or none (--head none)"
+    return "combine in delta space (--space delta), which needs neither equal ranks nor equal targets"
+
+
+def check_coefficients(coefficients: Sequence[float], where: str = "coefficients") -> None:
+    """Refuse nan and infinities."""
+    for c in coefficients:
+        if not abs(float(c)) < float("inf"):
+            raise PEMError.build(where, "a coefficient must be a finite number", found=c)

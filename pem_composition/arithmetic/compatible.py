@@ -1,0 +1,116 @@
+"""Which modules can be combined, and the message that says why two cannot. No torch: header facts suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Protocol
+
+from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
+from pem_composition.errors import IncompatibleModules
+
+USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
+
+
+class Described(Protocol):
+    """What a module or its header says about itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def config(self) -> AdapterConfig: ...
+    @property
+    def base(self) -> BaseIdentity: ...
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+
+def check_compatible(
+    modules: Sequence[Described], *, space: str, allow_base_mismatch: bool = False
+) -> None:
+    """Refuse modules of different kind or base; in parameter space also of different layers, rank or scaling.
+
+    Raises:
+        IncompatibleModules: names both modules, both values and the remedy.
+    """
+    first = modules[0]
+    for other in modules[1:]:
+        if first.kind != other.kind:
+            raise _differ(first, other, "kind", first.kind, other.kind, "combine modules of one kind")
+        if not allow_base_mismatch:
+            check_same_base(first, other)
+        if isinstance(first.config, IA3Config) and isinstance(other.config, IA3Config):
+            _check_placement(first, other)
+        if space == "parameter":
+            _check_layers(first, other)
+            if isinstance(first.config, LoraConfig) and isinstance(other.config, LoraConfig):
+                _check_factors(first, other, first.config, other.config)
+
+
+def check_same_base(first: Described, other: Described) -> None:
+    """Compare base models as far as both sides know them: fingerprint, else name; type and width."""
+    a, b = first.base, other.base
+    do = "use modules of one base model, or --allow_base_mismatch if these are the same weights"
+    for what, x, y in (
+        ("base model type", a.model_type, b.model_type),
+        ("hidden size of the base", a.hidden_size, b.hidden_size),
+        ("base fingerprint", a.fingerprint, b.fingerprint),
+    ):
+        if x is not None and y is not None and x != y:
+            raise _differ(first, other, what, x, y, do)
+    proven = a.fingerprint is not None and b.fingerprint is not None
+    if not proven and a.name and b.name and _short(a.name) != _short(b.name):
+        raise _differ(first, other, "base model", a.name, b.name, do)
+
+
+def _short(name: str) -> str:
+    """Last component: FacebookAI/roberta-base, models/roberta-base and roberta-base are one name."""
+    return PurePath(name.rstrip("/")).name
+
+
+def _check_layers(first: Described, other: Described) -> None:
+    only = sorted(set(first.layers) ^ set(other.layers))
+    if only:
+        raise _differ(
+            first, other, "adapted layers",
+            f"{len(first.layers)} layers", f"{len(other.layers)} layers, e.g. {only[0]} in one only",
+            USE_DELTA,
+        )
+
+
+def _check_factors(first: Described, other: Described, a: LoraConfig, b: LoraConfig) -> None:
+    for layer in first.layers:
+        if a.rank(layer) != b.rank(layer):
+            raise _differ(first, other, f"rank r at {layer}", a.rank(layer), b.rank(layer), USE_DELTA)
+        if a.scaling(layer) != b.scaling(layer):
+            x = f"{a.scaling(layer):g} (lora_alpha {a.alpha:g}, use_rslora {a.use_rslora})"
+            y = f"{b.scaling(layer):g} (lora_alpha {b.alpha:g}, use_rslora {b.use_rslora})"
+            raise _differ(first, other, f"scaling at {layer}", x, y, USE_DELTA)
+
+
+def _check_placement(first: Described, other: Described) -> None:
+    assert isinstance(first.config, IA3Config) and isinstance(other.config, IA3Config)
+    words = {True: "input", False: "output"}
+    for layer in sorted(set(first.layers) & set(other.layers)):
+        a, b = first.config.scales_input(layer), other.config.scales_input(layer)
+        if a != b:
+            raise _differ(
+                first, other, f"(IA)^3 placement at {layer}", f"scales the {words[a]}",
+                f"scales the {words[b]}", "train both with one placement (feedforward_modules)",
+            )
+
+
+def _differ(
+    first: Described, other: Described, what: str, x: object, y: object, do: str
+) -> IncompatibleModules:
+    error = IncompatibleModules.build(
+        f"{first.name} and {other.name}",
+        f"{what} differs",
+        found=f"{x} in {first.name} and {y} in {other.name}",
+        expected="equal values",
+        do=do,
+    )
+    assert isinstance(error, IncompatibleModules)
+    return error

@@ -1,0 +1,111 @@
+"""Delta-space arithmetic on low-rank factors: exact, and no dense matrix is ever formed.
+
+A layer's update is dW = sum_k w_k B_k A_k. Everything here works on the factors: sums by
+concatenation, norms and best low-rank approximations through thin QR of the stacked factors and
+a small core. All norms are computed in float64.
+
+Shape suffixes: I inputs, O outputs, R rank of one term, K sum of ranks, C core size <= K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Factor(NamedTuple):
+    """One low-rank term: weight * B A."""
+
+    weight: float
+    A_RI: Tensor
+    B_OR: Tensor
+
+
+def concatenate(terms: Sequence[Factor], scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Factors (A, B) of rank sum_k r_k with scaling * B A = sum_k w_k B_k A_k.
+
+    A stacks the A_k; B places (w_k / scaling) B_k side by side. Exact up to the rounding of that
+    product; a term whose weight equals the scaling is copied bit for bit.
+    """
+    A_KI = torch.cat([t.A_RI for t in terms], dim=0)
+    B_OK = torch.cat([_scaled(t.B_OR, t.weight / scaling) for t in terms], dim=1)
+    return A_KI, B_OK
+
+
+def _scaled(B: Tensor, weight: float) -> Tensor:
+    return B if weight == 1.0 else (B.double() * weight).to(B.dtype)
+
+
+def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
+    """Best rank-``rank`` factors (A, B): B A minimises ||B A - sum_k w_k B_k A_k||_F.
+
+    [w_1 B_1 ... ] = Q_B R_B and [A_1; ...]^T = Q_A R_A (thin QR), U S V^T = SVD(R_B R_A^T);
+    B = Q_B U sqrt(S), A = sqrt(S) V^T Q_A^T. Source: Eckart and Young 1936 on the core. The rank
+    of the result is at most sum_k r_k, I and O.
+    """
+    (Q_B, R_B), (Q_A, R_A) = _thin_qr(terms)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    root = S[:rank].sqrt()
+    dtype = terms[0].A_RI.dtype
+    A_RI = (root[:, None] * Vh[:rank]) @ Q_A.mT
+    B_OR = Q_B @ (U[:, :rank] * root)
+    return A_RI.to(dtype).contiguous(), B_OR.to(dtype).contiguous()
+
+
+def norm(terms: Sequence[Factor]) -> float:
+    """Frobenius norm of sum_k w_k B_k A_k: ||R_B R_A^T||_F of the thin QR factors."""
+    if not terms:
+        return 0.0
+    (_, R_B), (_, R_A) = _thin_qr(terms)
+    return float(torch.linalg.matrix_norm(R_B @ R_A.mT))
+
+
+def _thin_qr(terms: Sequence[Factor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
+    A_IK = torch.cat([t.A_RI.double() for t in terms], dim=0).mT
+    q_b, q_a = torch.linalg.qr(B_OK), torch.linalg.qr(A_IK)
+    return (q_b.Q, q_b.R), (q_a.Q, q_a.R)
+
+
+class LayerError(NamedTuple):
+    """Absolute error of one layer and the norms it is judged by, all Frobenius."""
+
+    error: float  # ||written - expression||
+    norm: float  # ||expression||
+    terms: float  # sum of the norms of the expression's terms
+
+    @property
+    def relative(self) -> float:
+        """error / ||expression||; where the expression cancels to zero, error / sum of term norms."""
+        return _ratio(self.error, self.norm, self.terms)
+
+
+def factor_error(written: Factor, expression: Sequence[Factor]) -> LayerError:
+    """Error of written factors against sum_k w_k B_k A_k."""
+    negated = [Factor(-t.weight, t.A_RI, t.B_OR) for t in expression]
+    return LayerError(
+        norm([written, *negated]), norm(expression), sum(norm([t]) for t in expression)
+    )
+
+
+def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) -> LayerError:
+    """Error of a written tensor against sum_k w_k t_k, elementwise kinds ((IA)^3 minus 1, full)."""
+    terms = [w * t.double() for w, t in expression]
+    exact = torch.stack(terms).sum(0) if terms else torch.zeros_like(written, dtype=torch.float64)
+    error = float((written.double() - exact).norm())
+    return LayerError(error, float(exact.norm()), sum(float(t.norm()) for t in terms))
+
+
+def total_error(layers: Mapping[str, LayerError]) -> float:
+    """Relative error over all layers: sqrt(sum error^2) / sqrt(sum norm^2)."""
+    error, exact, terms = (sum(v[i] ** 2 for v in layers.values()) ** 0.5 for i in range(3))
+    return _ratio(error, exact, terms)
+
+
+def _ratio(error: float, exact: float, terms: float) -> float:
+    cancelled = exact <= 1e-12 * terms
+    reference = terms if cancelled else exact
+    return error / reference if reference else 0.0

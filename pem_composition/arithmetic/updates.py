@@ -1,0 +1,182 @@
+"""The update each module makes, dW, summed exactly and used to judge any other sum.
+
+Bridges modules (tensors + config) and the factor arithmetic of ``delta``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.arithmetic.algebra import role_of
+from pem_composition.config import AdapterConfig, IA3Config, LoraConfig
+from pem_composition.errors import PEMError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.arithmetic.delta import Factor, LayerError
+    from pem_composition.module import PEM
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def delta_sum(
+    modules: Sequence[PEM], coefficients: Sequence[float], rank: int | None = None
+) -> tuple[dict[str, Tensor], AdapterConfig]:
+    """Tensors and config of the module whose update is sum_i c_i dW_i, layer by layer.
+
+    A layer that one module lacks counts as no change. LoRA: concatenated factors, or the best
+    rank-``rank`` ones; (IA)^3: 1 + sum_i c_i (l_i - 1); full: sum_i c_i delta_i.
+    """
+    if modules[0].kind == "lora":
+        return _lora_sum(modules, coefficients, rank)
+    layers = sorted({n for m in modules for n in m.adapter_tensors()})
+    neutral = 1.0 if modules[0].kind == "ia3" else 0.0
+    tensors = {n: _around(neutral, _holders(modules, coefficients, n)) for n in layers}
+    return tensors, _union_config(modules)
+
+
+def _holders(modules: Sequence[PEM], coefficients: Sequence[float], name: str) -> list[tuple[float, Tensor]]:
+    return [(c, m.tensors[name]) for c, m in zip(coefficients, modules, strict=True) if name in m.tensors]
+
+
+def _around(neutral: float, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """neutral + sum_i c_i (t_i - neutral), over the terms at hand; 1 * t is t bit for bit."""
+    shapes = {tuple(t.shape) for _, t in terms}
+    if len(shapes) > 1:
+        raise PEMError.build("delta space", "shapes of one layer differ", found=sorted(shapes), expected="equal shapes")
+    total = terms[0][1] * terms[0][0]
+    for c, t in terms[1:]:
+        total = total + t * c
+    rest = 1.0 - sum(c for c, _ in terms)
+    return total + rest * neutral if neutral and rest else total
+
+
+def _union_config(modules: Sequence[PEM]) -> AdapterConfig:
+    config = modules[0].config
+    layers = sorted({layer for m in modules for layer in m.layers})
+    if not isinstance(config, IA3Config) or all(tuple(layers) == m.layers for m in modules):
+        return config
+    feedforward = {
+        layer for m in modules for layer in m.layers
+        if isinstance(m.config, IA3Config) and m.config.scales_input(layer)
+    }  # fmt: skip
+    return replace(config, target_modules=tuple(layers), feedforward_modules=tuple(sorted(feedforward)))
+
+
+def lora_factors(modules: Sequence[PEM], coefficients: Sequence[float], layer: str) -> list[Factor]:
+    """The layer's terms c_i scaling_i B_i A_i, skipping modules that do not adapt it."""
+    from pem_composition.arithmetic.delta import Factor
+
+    out = []
+    for m, c in zip(modules, coefficients, strict=True):
+        assert isinstance(m.config, LoraConfig)
+        A, B = m.tensors.get(f"{layer}.lora_A"), m.tensors.get(f"{layer}.lora_B")
+        if A is not None and B is not None:
+            out.append(Factor(c * m.config.scaling(layer), A, B))
+    return out
+
+
+def _lora_sum(
+    modules: Sequence[PEM], coefficients: Sequence[float], rank: int | None
+) -> tuple[dict[str, Tensor], LoraConfig]:
+    from pem_composition.arithmetic import delta
+
+    layers = sorted({layer for m in modules for layer in m.layers})
+    scalings = {
+        m.config.scaling(layer)
+        for m in modules for layer in m.layers if isinstance(m.config, LoraConfig)
+    }  # fmt: skip
+    # One shared scaling is kept, so that copied factors stay bit-equal; else it moves into B.
+    scaling = scalings.pop() if rank is None and len(scalings) == 1 else 1.0
+    tensors = {}
+    for layer in layers:
+        terms = lora_factors(modules, coefficients, layer)
+        _check_fit(layer, terms)
+        A, B = delta.concatenate(terms, scaling) if rank is None else delta.truncate(terms, rank)
+        tensors[f"{layer}.lora_A"], tensors[f"{layer}.lora_B"] = A, B
+    if len(modules) == 1 and rank is None:
+        assert isinstance(modules[0].config, LoraConfig)
+        return tensors, modules[0].config
+    return tensors, _factor_config(modules, tensors, layers, scaling)
+
+
+def _check_fit(layer: str, terms: Sequence[Factor]) -> None:
+    shapes = sorted({(t.B_OR.shape[0], t.A_RI.shape[1]) for t in terms})
+    if len(shapes) > 1:
+        raise PEMError.build(
+            layer, "the modules adapt layers of different size here",
+            found=f"updates of shape {shapes}", expected="one shape", do="use modules of one base model",
+        )  # fmt: skip
+
+
+def _factor_config(
+    modules: Sequence[PEM], tensors: Mapping[str, Tensor], layers: Sequence[str], scaling: float
+) -> LoraConfig:
+    """Config under which the factors act with ``scaling``: alpha = scaling * r, patterns where r differs."""
+    config = modules[0].config
+    assert isinstance(config, LoraConfig)
+    ranks = {layer: int(tensors[f"{layer}.lora_A"].shape[0]) for layer in layers}
+    r = max(ranks.values())
+    same_layers = all(tuple(layers) == m.layers for m in modules)
+    return replace(
+        config,
+        r=r,
+        alpha=scaling * r,
+        use_rslora=False,
+        target_modules=config.target_modules if same_layers else tuple(layers),
+        rank_pattern={layer: k for layer, k in ranks.items() if k != r},
+        alpha_pattern={layer: scaling * k for layer, k in ranks.items() if k != r},
+    )
+
+
+def layer_errors(result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]) -> dict[str, LayerError]:
+    """Error of each layer of the result against sum_i c_i dW_i, float64."""
+    from pem_composition.arithmetic import delta
+
+    layers = sorted({layer for m in (result, *modules) for layer in m.layers})
+    if result.kind == "lora":
+        errors = {}
+        for layer in layers:
+            written = lora_factors([result], [1.0], layer)
+            errors[layer] = delta.factor_error(written[0], lora_factors(modules, coefficients, layer))
+        return errors
+    role, neutral = ("ia3", 1.0) if result.kind == "ia3" else ("delta", 0.0)
+    return {
+        layer: delta.tensor_error(
+            result.tensors[f"{layer}.{role}"].double() - neutral,
+            [(c, t.double() - neutral) for c, t in _holders(modules, coefficients, f"{layer}.{role}")],
+        )
+        for layer in layers
+    }
+
+
+def certificate_of(
+    result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]
+) -> tuple[float, dict[str, float]]:
+    """Relative Frobenius error against sum_i c_i dW_i: total and per layer."""
+    from pem_composition.arithmetic.delta import total_error
+
+    errors = layer_errors(result, modules, coefficients)
+    return total_error(errors), {layer: e.relative for layer, e in errors.items()}
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    """Round tensors to a dtype, refusing values that it cannot hold."""
+    if dtype is None:
+        return dict(tensors)
+    import torch
+
+    if dtype not in DTYPES:
+        raise PEMError.build("dtype", "unknown dtype", found=repr(dtype), expected=", ".join(DTYPES))
+    out: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        role_of(name)
+        out[name] = tensor.to(getattr(torch, dtype))
+        if not torch.isfinite(out[name]).all():
+            raise PEMError.build(
+                name, f"a value does not fit {dtype}", found=f"{tensor.abs().max():g}", do="choose bfloat16 or float32"
+            )
+    return out

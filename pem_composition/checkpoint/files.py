@@ -1,0 +1,539 @@
+"""Safe file work, standard library only: bounded reads, strict JSON, safetensors, directories.
+
+Nothing here interprets a module. Reads accept regular files only, so a FIFO never blocks and a link
+never leads out of the folder it lies in; every error names the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import secrets
+import shutil
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from pem_composition.errors import CheckpointError
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_TENSORS = 200_000
+MAX_JSON_BYTES = 64 * 1024 * 1024
+CHUNK_BYTES = 1 << 20
+
+DTYPE_BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class TensorInfo(NamedTuple):
+    """What a tensor file says about one tensor: safetensors dtype name and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+def open_regular(path: Path, root: Path | None = None) -> BinaryIO:
+    """Open a regular file for reading; never blocks on a FIFO or device.
+
+    Args:
+        root: the folder the file belongs to. A symbolic link must stay inside it; links of the
+            Hugging Face cache (snapshots/REV/file -> blobs/HASH) are known and followed.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, not regular, or a link out of the root.
+    """
+    if root is not None:
+        _check_inside(path, root)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise CheckpointError.build(path, "no such file", do="check the path") from None
+    except OSError as error:
+        raise CheckpointError.build(path, f"cannot be read ({error.strerror})") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise CheckpointError.build(
+            path, "cannot be read", found=_kind_of(mode), expected="a regular file"
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def _kind_of(mode: int) -> str:
+    tests = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    return next((word for test, word in tests if test(mode)), "a device")
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    try:
+        target, home = path.resolve(), root.resolve()
+    except (OSError, RuntimeError):
+        raise CheckpointError.build(path, "a symbolic link that leads nowhere") from None
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        raise CheckpointError.build(
+            path,
+            "a symbolic link leads out of its folder",
+            found=target,
+            expected=f"a file inside {root}",
+            do="replace the link by a copy of the file",
+        )
+
+
+def is_file(path: Path) -> bool:
+    """True if the path exists and is no directory (a FIFO counts, to be refused by name)."""
+    return path.exists() and not path.is_dir()
+
+
+def sha256_file(path: Path, root: Path | None = None) -> str:
+    """Hexadecimal sha256 of a regular file."""
+    with open_regular(path, root) as file:
+        return sha256_stream(file)
+
+
+def sha256_stream(file: BinaryIO) -> str:
+    """Hexadecimal sha256 of an open file, from its start."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+def read_json(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """Read a JSON object strictly: no duplicate keys, no NaN or infinity, an object at the top.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong.
+    """
+    with open_regular(path, root) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise CheckpointError.build(
+            path,
+            "too large",
+            found=f"more than {MAX_JSON_BYTES} bytes",
+            expected="a small JSON file",
+        )
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, where: object) -> dict[str, Any]:
+    """Parse bytes as ``read_json`` does; ``where`` names them in errors."""
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+    except UnicodeDecodeError:
+        raise CheckpointError.build(
+            where, "not UTF-8 text", expected="JSON", do="restore the file"
+        ) from None
+    except RecursionError:
+        raise CheckpointError.build(where, "nested too deeply", expected="plain JSON") from None
+    except ValueError as error:
+        raise CheckpointError.build(
+            where, f"not valid JSON: {error}", do="restore the file from its source"
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError.build(
+            where, "wrong content", found=f"a JSON {type(value).__name__}", expected="a JSON object"
+        )
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} appears twice")
+    return result
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is out of range")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented, keys in the given order."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+# --- safetensors --------------------------------------------------------------------------------
+
+
+class SafetensorsFile:
+    """One open safetensors file whose header has been checked; values are read by name.
+
+    Args:
+        in_memory: read the whole file at once: ``sha256`` and values are of the same bytes.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None, *, in_memory: bool = False) -> None:
+        self.path = path
+        self._file = open_regular(path, root)
+        try:
+            if in_memory:
+                with self._file as file:
+                    data = file.read()
+                self._file = io.BytesIO(data)
+            self.infos, self._starts, self.metadata = _read_header(self._file, path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, name: str) -> bytearray:
+        """Raw little-endian values of one tensor."""
+        return self.read_part(name, 0, self.infos[name].nbytes)
+
+    def read_part(self, name: str, start: int, size: int) -> bytearray:
+        """``size`` bytes of one tensor from byte ``start``."""
+        buffer = bytearray(size)
+        self._file.seek(self._starts[name] + start)
+        if self._file.readinto(buffer) != size:  # type: ignore[attr-defined]
+            raise CheckpointError.build(
+                self.path, f"ends inside tensor {name!r}", do="restore the file"
+            )
+        return buffer
+
+    def sha256(self) -> str:
+        """Hexadecimal sha256 of the whole file."""
+        return sha256_stream(self._file)
+
+
+def read_safetensors_header(path: Path, root: Path | None = None) -> dict[str, TensorInfo]:
+    """Names, dtypes and shapes of a safetensors file, after every check a header allows.
+
+    Raises:
+        CheckpointError: header too large or damaged, duplicate keys, unknown dtype, or offsets
+            that do not cover the file exactly.
+    """
+    with SafetensorsFile(path, root) as file:
+        return file.infos
+
+
+Header = tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]
+
+
+def _read_header(file: BinaryIO, path: Path) -> Header:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise _damaged(path, "too short for a safetensors file", f"{size} bytes", "at least 8")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES:
+        raise _damaged(
+            path, "safetensors header too large", f"{length} bytes", f"<= {MAX_HEADER_BYTES}"
+        )
+    if length > size - 8:
+        raise _damaged(
+            path, "safetensors header cut off", f"{size - 8} bytes after its length", f"{length}"
+        )
+    raw = parse_json(file.read(length), path)
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _damaged(path, "safetensors __metadata__ malformed", metadata, "text values")
+    if len(raw) > MAX_TENSORS:
+        raise _damaged(path, "too many tensors", len(raw), f"<= {MAX_TENSORS}")
+    spans = sorted((*_entry(path, name, entry), name) for name, entry in raw.items())
+    position = 0
+    for start, stop, name in spans:
+        if start != position:
+            raise _damaged(path, f"tensor {name!r} has a wrong offset", start, position)
+        position = stop
+    if position != size - 8 - length:
+        raise _damaged(
+            path,
+            "the tensors do not cover the file exactly (truncated or with trailing bytes)",
+            f"{size - 8 - length} bytes of values",
+            position,
+        )
+    infos = {name: TensorInfo(e["dtype"], tuple(e["shape"])) for name, e in raw.items()}
+    return infos, {name: 8 + length + start for start, _, name in spans}, metadata
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
+    """Byte span of one header entry after checking dtype, shape and size."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _damaged(
+            path, f"header entry of {name!r} malformed", entry, "dtype, shape, data_offsets"
+        )
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise _damaged(path, f"tensor {name!r} has an unknown dtype", dtype, ", ".join(DTYPE_BYTES))
+    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise _damaged(
+                path, f"tensor {name!r} has a malformed {what}", numbers, "whole numbers >= 0"
+            )
+    if len(offsets) != 2 or offsets[1] - offsets[0] != TensorInfo(dtype, tuple(shape)).nbytes:
+        raise _damaged(
+            path,
+            f"tensor {name!r}: data_offsets {offsets} do not fit its shape",
+            shape,
+            "equal sizes",
+        )
+    return offsets[0], offsets[1]
+
+
+def _damaged(path: Path, what: str, found: object, expected: object) -> CheckpointError:
+    error = CheckpointError.build(
+        path,
+        what,
+        found=_short(found),
+        expected=_short(expected),
+        do="restore the file from its source",
+    )
+    assert isinstance(error, CheckpointError)
+    return error
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def write_safetensors(
+    path: Path, infos: Mapping[str, TensorInfo], values: Callable[[str], Iterable[Any]]
+) -> None:
+    """Write a safetensors file tensor by tensor, widest dtype first (every value aligned).
+
+    Args:
+        values: name -> the tensor's bytes, as one or more buffers.
+    """
+    order = sorted(infos, key=lambda n: (-DTYPE_BYTES[infos[n].dtype], n))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in order:
+        dtype, shape = infos[name]
+        stop = position + infos[name].nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            for buffer in values(name):
+                file.write(buffer)
+
+
+# --- whole directories --------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_directory(
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    *,
+    keep: Callable[[str], bool] | None = None,
+) -> Iterator[Path]:
+    """Yield a temporary sibling; on success it becomes ``path`` at once, on error nothing changes.
+
+    Files are fsynced before the rename and the parent after it; modes follow the umask. An existing
+    directory is renamed aside and removed only when the new one is in place. Temporaries of
+    processes that died on this machine are removed, and a directory they had put aside is put back.
+
+    Args:
+        overwrite: replace an existing directory (an empty one is always replaced).
+        keep: entries of the replaced directory to carry over, by name, unless written anew.
+
+    Raises:
+        CheckpointError: the path exists, is no directory, or cannot be created.
+        OSError: the disk is full (the caller maps it to its exit code).
+    """
+    target = _check_target(Path(path))
+    created = _make_parents(target.parent)
+    try:
+        _clean_stale(target, keep)
+        _check_free(target, overwrite)
+        temporary = _sibling(target, "tmp")
+        _make(temporary)
+        try:
+            yield temporary
+            _settle(temporary)
+            _swap(temporary, target, overwrite, keep)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException:
+        for parent in reversed(created):
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _check_target(path: Path) -> Path:
+    if path.name in ("", "..") or "\0" in str(path):
+        raise CheckpointError.build(
+            path, "not a name for an output directory", do="name the directory to be written"
+        )
+    target = path.absolute()
+    resolved = target.resolve()
+    if Path.cwd().is_relative_to(resolved) or Path.home().is_relative_to(resolved):
+        raise CheckpointError.build(
+            path,
+            "the output would replace the working or home directory",
+            do="name a directory inside it",
+        )
+    return resolved if target.is_symlink() else target
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    missing = [p for p in (parent, *parent.parents) if not p.exists()]
+    made: list[Path] = []
+    for directory in reversed(missing):
+        _make(directory, exist_ok=True)
+        made.append(directory)
+    if not parent.is_dir():
+        raise CheckpointError.build(parent, "not a directory", do="choose another output path")
+    return made
+
+
+def _make(directory: Path, *, exist_ok: bool = False) -> None:
+    try:
+        directory.mkdir(exist_ok=exist_ok)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError.build(
+            directory, f"cannot be created ({error.strerror})", do="choose another output path"
+        ) from None
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise CheckpointError.build(
+            target,
+            "exists",
+            found="a file",
+            expected="no such path",
+            do="choose another output path",
+        )
+    if target.exists() and not overwrite and any(target.iterdir()):
+        raise CheckpointError.build(
+            target,
+            "the output exists",
+            found="a directory with files",
+            expected="no such directory",
+            do="choose another path or overwrite it (--overwrite)",
+        )
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _sibling(target: Path, role: str) -> Path:
+    return target.with_name(f".{target.name}.{role}-{os.getpid()}-{_host()}{secrets.token_hex(4)}")
+
+
+def _clean_stale(target: Path, keep: Callable[[str], bool] | None) -> None:
+    """Remove what dead processes of this machine left beside the target."""
+    for role in ("old", "tmp"):
+        start = f".{target.name}.{role}-"
+        for entry in list(target.parent.iterdir()):
+            pid, _, tail = entry.name.removeprefix(start).partition("-")
+            if not (entry.name.startswith(start) and pid.isdigit() and tail.startswith(_host())):
+                continue
+            if _alive(int(pid)):
+                continue
+            if role == "old" and not target.exists():
+                entry.rename(target)
+            else:
+                _carry_over(entry, target, keep if role == "old" else None)
+
+
+def _carry_over(aside: Path, target: Path, keep: Callable[[str], bool] | None) -> None:
+    """Move the entries to keep from a replaced directory into the new one, then remove the rest."""
+    for entry in list(aside.iterdir()) if keep else []:
+        if keep is not None and keep(entry.name) and not (target / entry.name).exists():
+            entry.rename(target / entry.name)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _settle(directory: Path) -> None:
+    """Give files the mode the umask asks for and fsync everything."""
+    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            file = Path(parent, name)
+            file.chmod(mode)
+            fsync(file)
+        fsync(Path(parent))
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(
+    temporary: Path, target: Path, overwrite: bool, keep: Callable[[str], bool] | None
+) -> None:
+    _check_free(target, overwrite)
+    aside = _sibling(target, "old") if target.exists() else None
+    if aside is not None:
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        if aside is not None:
+            aside.rename(target)
+        raise
+    if aside is not None:
+        _carry_over(aside, target, keep)
+    fsync(target.parent)

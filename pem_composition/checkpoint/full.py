@@ -1,0 +1,430 @@
+"""Full models: Hugging Face folders as modules, delta = theta - theta_0, and back.
+
+Arithmetic is in float32 (float64 where stored so); integer buffers must equal the base's. The task
+head is kept apart, since it is no difference to anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.files import (
+    FLOAT_DTYPES,
+    TensorInfo,
+    is_file,
+    open_regular,
+    read_json,
+    sha256_file,
+    write_json,
+    write_safetensors,
+)
+from pem_composition.checkpoint.header import ModuleHeader
+from pem_composition.checkpoint.pickles import TorchZipFile
+from pem_composition.checkpoint.provenance import (
+    HIDDEN_SIZE_KEYS,
+    base_identity,
+    checkpoint_files,
+    find_base,
+    weight_map,
+)
+from pem_composition.checkpoint.tensors import (
+    TensorFile,
+    buffer_of,
+    cast,
+    check_finite,
+    info_of,
+    open_tensors,
+    read_raw,
+    save_dtype,
+    widen,
+)
+from pem_composition.config import BaseIdentity, FullConfig
+from pem_composition.errors import CheckpointError, IncompatibleModules
+from pem_composition.module import PEM, HeadInfo, Provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_SHARD_BYTES = 5 * 10**9
+HEAD_COMPONENTS = frozenset(
+    {"classifier", "score", "heads", "qa_outputs", "pre_classifier", "classification_head"}
+)
+# Parts of a pretrained checkpoint that a classifier does not load.
+PRETRAINING_COMPONENTS = frozenset(
+    {"lm_head", "cls", "pooler", "lm_predictions", "mask_predictions"}
+)
+# Of tied copies, the one transformers stores.
+TIED_COPIES = (
+    "lm_head.weight",
+    "lm_head.decoder.weight",
+    "embed_tokens.weight",
+    "predictions.decoder.weight",
+)
+COMPANIONS = re.compile(
+    r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|vocab\.txt|merges\.txt|chat_template\.jinja|.*\.model|sentencepiece\.bpe\.model"
+)
+CONFIG = "config.json"
+
+
+def is_head(name: str) -> bool:
+    """True for parameters of a task head (not of a language model's)."""
+    return not HEAD_COMPONENTS.isdisjoint(name.split("."))
+
+
+class Weights:
+    """All tensors of a model folder, single or sharded, read by name; tied copies appear once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.infos: dict[str, TensorInfo] = {}
+        self._files: dict[str, TensorFile] = {}
+        self._stack = ExitStack()
+        paths = checkpoint_files(folder)
+        if not paths:
+            raise CheckpointError.build(
+                folder,
+                "no model weights",
+                found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
+                expected="model.safetensors, its shards with an index, or pytorch_model.bin",
+                do="check the path",
+            )
+        try:
+            for path in paths:
+                file = open_tensors(path, folder)
+                self._stack.callback(file.close)
+                self._add(file)
+            self._check_index()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def _add(self, file: TensorFile) -> None:
+        copies = _tied_copies(file) if isinstance(file, TorchZipFile) else set()
+        for name, info in file.infos.items():
+            if name in self.infos:
+                raise CheckpointError.build(
+                    file.path,
+                    f"tensor {name!r} is in two shards",
+                    expected="one",
+                    do="restore the files",
+                )
+            if name not in copies:
+                self.infos[name], self._files[name] = info, file
+
+    def _check_index(self) -> None:
+        for stem in ("model.safetensors", "pytorch_model.bin"):
+            index = self.folder / f"{stem}.index.json"
+            if is_file(index):
+                for name, shard in weight_map(index, self.folder).items():
+                    if stem.startswith("model") and name not in self.infos:
+                        raise CheckpointError.build(
+                            self.folder / shard,
+                            f"missing tensor {name!r}",
+                            found="a shard without it",
+                            expected="what the index names",
+                            do="restore the file from its source",
+                        )
+                return
+
+    def raw(self, name: str) -> Tensor:
+        """One tensor as stored."""
+        return read_raw(self._files[name], name)
+
+    def value(self, name: str) -> Tensor:
+        """One floating tensor, finite, in float32 (float64 kept)."""
+        tensor = widen(self.raw(name))
+        check_finite(tensor, name, self._files[name].path)
+        return tensor
+
+    def sha256(self) -> str:
+        """Checksum of the weights file, or of the index of a sharded checkpoint."""
+        for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+            if is_file(self.folder / name):
+                return sha256_file(self.folder / name, self.folder)
+        return next(iter(self._files.values())).sha256()
+
+
+def _tied_copies(file: TorchZipFile) -> set[str]:
+    """Tied copies: names that share a storage and are not the one transformers would store."""
+    copies: set[str] = set()
+    for group in file.shared():
+        kept = min(group, key=lambda n: (n.endswith(TIED_COPIES), n))
+        copies |= set(group) - {kept}
+    return copies
+
+
+# --- as a module --------------------------------------------------------------------------------
+
+
+def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> PEM:
+    """Read a fine-tuned model as a module: delta = theta - theta_0 in float32, task head apart.
+
+    Args:
+        base: folder, or name in the Hub cache, of the model it was tuned from.
+
+    Raises:
+        CheckpointError: no base, or tensors that differ from the base's in name or shape.
+    """
+    record = provenance.read(folder)
+    base_folder = base_folder_of(base or (record.base.name if record else None), folder)
+    raw = read_json(folder / CONFIG, folder)
+    with Weights(folder) as tuned, Weights(base_folder) as original:
+        sha256 = tuned.sha256()
+        for path in checkpoint_files(folder):
+            if record and path.name in record.files:
+                provenance.check_sha256(folder, path.name, sha256_file(path, folder), record)
+        names = aligned(tuned, original)
+        tensors = {}
+        for key, info in tuned.infos.items():
+            if info.dtype not in FLOAT_DTYPES:
+                check_equal(tuned, original, key, names[key])
+            elif is_head(key):
+                tensors[f"{key}.head"] = tuned.value(key)
+            else:
+                tensors[f"{key}.delta"] = tuned.value(key) - original.value(names[key])
+    return PEM(
+        tensors=tensors,
+        config=FullConfig(extra={"config": raw}),
+        base=base_identity(base_folder if base is None else base),
+        name=name,
+        head=head_info(raw) if any(n.endswith(".head") for n in tensors) else None,
+        provenance=provenance.loaded(record, name, folder, sha256, ()),
+    )
+
+
+def header(folder: Path, name: str, record: provenance.Record | None) -> ModuleHeader:
+    """What a full model's files say, torch-free."""
+    raw = read_json(folder / CONFIG, folder)
+    with Weights(folder) as weights:
+        infos = {f"{n}.{'head' if is_head(n) else 'delta'}": i for n, i in weights.infos.items()}
+    paths = checkpoint_files(folder)
+    sizes = [raw[k] for k in HIDDEN_SIZE_KEYS if type(raw.get(k)) is int]
+    base = (
+        record.base
+        if record
+        else BaseIdentity(model_type=raw.get("model_type"), hidden_size=(sizes or [None])[0])
+    )
+    return ModuleHeader(
+        path=folder,
+        format="full",
+        name=name,
+        config=FullConfig(extra={"config": raw}),
+        base=base,
+        infos=infos,
+        head=head_info(raw) if any(n.endswith(".head") for n in infos) else None,
+        provenance=record.provenance if record else Provenance(),
+        weights=paths[0],
+        sha256=record.files.get(paths[0].name) if record else None,
+    )
+
+
+def head_info(config: Mapping[str, Any]) -> HeadInfo:
+    """Labels and problem of a classifier from its config.json."""
+    table = config.get("id2label")
+    labels: tuple[str, ...] = ()
+    if isinstance(table, dict) and all(str(k).isdigit() for k in table):
+        labels = tuple(str(table[k]) for k in sorted(table, key=int))
+    regression = config.get("problem_type") == "regression" or len(labels) == 1
+    return HeadInfo(() if regression else labels, "regression" if regression else "classification")
+
+
+def base_folder_of(base: str | PathLike[str] | None, where: object) -> Path:
+    if base is None:
+        raise CheckpointError.build(
+            where,
+            "a full model is a module only as a difference to its base",
+            found="no base model",
+            expected="the model it was tuned from",
+            do="give it (base=..., or --model)",
+        )
+    found = find_base(fspath(base))
+    if found is None:
+        raise CheckpointError.build(
+            base,
+            "no base model here",
+            found="no config.json, and no such model in the Hub cache",
+            expected="a model folder",
+            do="check the path",
+        )
+    return found
+
+
+def aligned(tuned: Weights, original: Weights) -> dict[str, str]:
+    """Name in the tuned model -> name in the base, which may lack (or have) the model's prefix.
+
+    Refuses tensors that one of them lacks, heads and pretraining heads apart.
+    """
+    body = [n for n in tuned.infos if not is_head(n)]
+    prefixes = sorted({n.split(".")[0] + "." for n in body})
+    options: list[Callable[[str], str]] = [str]
+    options += [lambda n, p=p: n.removeprefix(p) for p in prefixes]  # type: ignore[misc]
+    roots = {n.split(".")[0] + "." for n in original.infos}
+    options += [lambda n, p=p: p + n for p in sorted(roots)]  # type: ignore[misc]
+    rename = max(options, key=lambda f: sum(f(n) in original.infos for n in body))
+    names = {n: rename(n) for n in tuned.infos}
+    for name in body:
+        found = original.infos.get(names[name])
+        if found is None or found.shape != tuned.infos[name].shape:
+            raise IncompatibleModules.build(
+                tuned.folder,
+                f"tensor {name!r} does not fit the base {original.folder}",
+                found=f"shape {tuned.infos[name].shape}",
+                expected=f"shape {found.shape}" if found else "no such tensor",
+                do="give the base model it was tuned from",
+            )
+    lost = set(original.infos) - set(names.values())
+    real = sorted(
+        n for n in lost if not is_head(n) and PRETRAINING_COMPONENTS.isdisjoint(n.split("."))
+    )
+    if real:
+        raise IncompatibleModules.build(
+            tuned.folder,
+            f"missing tensor {real[0]!r}",
+            found=f"{len(tuned.infos)} tensors",
+            expected=f"every tensor of the base {original.folder}",
+            do="give the base model it was tuned from",
+        )
+    return names
+
+
+def check_equal(a: Weights, b: Weights, name: str, other: str) -> None:
+    if not a.raw(name).equal(b.raw(other)):
+        raise IncompatibleModules.build(
+            f"{name!r}",
+            "an integer tensor differs and has no sum",
+            found=f"other values in {b.folder}",
+            expected=f"those in {a.folder}",
+            do="use models of one architecture",
+        )
+
+
+def write(pem: PEM, folder: Path, *, base: str | PathLike[str] | None, dtype: str | None) -> None:
+    """Write theta_0 + delta as a Hugging Face model folder."""
+    base_folder = base_folder_of(base or pem.base.name, pem.name)
+    deltas = {n.removesuffix(".delta"): t for n, t in pem.tensors.items() if n.endswith(".delta")}
+    heads = pem.head_tensors()
+    target = save_dtype(dtype)
+    config = dict(pem.config.extra.get("config") or read_json(base_folder / CONFIG, base_folder))
+    if pem.head and pem.head.labels:
+        config["id2label"] = {str(i): w for i, w in enumerate(pem.head.labels)}
+        config["label2id"] = {w: i for i, w in enumerate(pem.head.labels)}
+    with Weights(base_folder) as original:
+        known = base_identity(base_folder).fingerprint
+        if None not in (pem.base.fingerprint, known) and pem.base.fingerprint != known:
+            raise IncompatibleModules.build(
+                base_folder,
+                "not the base this module belongs to",
+                found=f"fingerprint {str(known)[:12]}",
+                expected=str(pem.base.fingerprint)[:12],
+                do="give the base model it was tuned from",
+            )
+        names = _delta_names(deltas, original)
+
+        def theta(name: str) -> Tensor:
+            value = heads[name] if name in heads else original.value(names[name]) + deltas[name]
+            return cast(value, name, target, pem.name)
+
+        infos = {n: _target_info(tuple(t.shape), t, target) for n, t in {**deltas, **heads}.items()}
+        write_model(folder, infos, theta)
+    write_companions(base_folder, folder, config, target)
+
+
+def _delta_names(deltas: Mapping[str, Tensor], original: Weights) -> dict[str, str]:
+    names = {}
+    for name, delta in deltas.items():
+        short = name.partition(".")[2]
+        names[name] = name if name in original.infos else short
+        found = original.infos.get(names[name])
+        if found is None or found.shape != tuple(delta.shape):
+            raise IncompatibleModules.build(
+                original.folder,
+                f"tensor {name!r}",
+                found=f"shape {found.shape}" if found else "no such tensor",
+                expected=f"shape {tuple(delta.shape)}",
+                do="give the base model of this module",
+            )
+    return names
+
+
+def _target_info(shape: tuple[int, ...], like: Tensor, dtype: Any) -> TensorInfo:
+    return TensorInfo(info_of(like.new_empty(0, dtype=dtype or like.dtype)).dtype, shape)
+
+
+# --- writing a model folder ---------------------------------------------------------------------
+
+
+def is_model_file(name: str) -> bool:
+    """True for files a model folder consists of (replaced, not kept, when it is overwritten)."""
+    weights = name.startswith(("model.safetensors", "model-", "pytorch_model")) and name.endswith(
+        (".safetensors", ".json", ".bin")
+    )
+    return (
+        weights
+        or name in (CONFIG, provenance.FILE, provenance.CARD)
+        or bool(COMPANIONS.fullmatch(name))
+    )
+
+
+def _shards(infos: Mapping[str, TensorInfo]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(infos):
+        if shards[-1] and size + infos[name].nbytes > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += infos[name].nbytes
+    return shards
+
+
+def write_model(
+    folder: Path, infos: Mapping[str, TensorInfo], value: Callable[[str], Tensor]
+) -> None:
+    def values(name: str) -> Iterator[Any]:
+        tensor = value(name)
+        yield buffer_of(tensor)
+
+    shards = _shards(infos)
+    table: dict[str, str] = {}
+    for i, names in enumerate(shards, start=1):
+        file = (
+            f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+            if len(shards) > 1
+            else "model.safetensors"
+        )
+        write_safetensors(folder / file, {n: infos[n] for n in names}, values)
+        table |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(i.nbytes for i in infos.values())
+        write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": table},
+        )
+
+
+def write_companions(source: Path, folder: Path, config: Mapping[str, Any], dtype: Any) -> None:
+    """config.json with the written dtype, and copies of tokenizer files."""
+    name = str(dtype or "torch.float32").removeprefix("torch.")
+    write_json(
+        folder / CONFIG, {**config, ("torch_dtype" if "torch_dtype" in config else "dtype"): name}
+    )
+    for file in _companions(source):
+        with open_regular(file, source) as data:
+            (folder / file.name).write_bytes(data.read())
+
+
+def _companions(source: Path) -> Iterable[Path]:
+    return [f for f in sorted(source.iterdir()) if COMPANIONS.fullmatch(f.name) and is_file(f)]

@@ -1,0 +1,547 @@
+"""PEFT's layout: adapter_config.json + adapter_model.safetensors (or .bin), read strictly.
+
+A key ``base_model.model.<layer>.lora_A.weight`` is the tensor ``<layer>.lora_A`` here; what is not
+an adapter tensor must belong to ``modules_to_save`` and becomes ``<parameter>.head``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.checkpoint import peft_config, provenance
+from pem_composition.checkpoint.files import TensorInfo, is_file, write_json
+from pem_composition.checkpoint.header import ModuleHeader
+from pem_composition.checkpoint.tensors import (
+    TensorFile,
+    cast,
+    check_float,
+    open_tensors,
+    read_float,
+    save_dtype,
+    write_tensors,
+)
+from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig, matches
+from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
+from pem_composition.module import HeadInfo, Provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.module import PEM
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_BIN = "adapter_model.bin"
+PREFIX = "base_model.model."
+SUFFIXES = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".ia3_l": "ia3"}
+REFUSED_PARTS: Mapping[str, str] = {
+    "lora_magnitude_vector": "DoRA magnitudes",
+    "lora_embedding_A": "LoRA on an embedding",
+    "lora_embedding_B": "LoRA on an embedding",
+    "token_adapter": "trainable tokens",
+    "trainable_tokens_delta": "trainable tokens",
+    "base_layer": "weights of the base model",
+    "modules_to_save": "keys of a live model",
+    "original_module": "keys of a live model",
+}
+CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
+HEAD_MODULES = (
+    "classifier",
+    "score",
+    "lm_head",
+    "qa_outputs",
+    "pre_classifier",
+    "classification_head",
+)
+SUM_REMEDY = "save the module again with the library that made it"
+
+
+def read(
+    folder: Path,
+    raw: Mapping[str, Any],
+    name: str,
+    record: provenance.Record | None,
+    *,
+    values: bool,
+) -> tuple[ModuleHeader, dict[str, Tensor]]:
+    """Read a PEFT folder; with ``values`` also its tensors, finite and in float32 (float64 kept).
+
+    Raises:
+        UnsupportedModule: something this library cannot represent, by name.
+        CheckpointError: a damaged or inconsistent file, naming it.
+    """
+    path, notes = _weights_file(folder)
+    config = peft_config.parse(raw, folder / CONFIG)
+    with open_tensors(path, folder, in_memory=values) as file:
+        sha256 = file.sha256() if values else None
+        if sha256:
+            provenance.check_sha256(folder, path.name, sha256, record)
+        keys = _canonical_keys(file.infos, path, config)
+        infos = {n: _canonical_info(n, file.infos[k]) for n, k in keys.items()}
+        config = _settle_targets(config, raw, infos, file, keys, path)
+        config = _check_tensors(
+            config, infos, path, listed=not peft_config.targets_from_tensors(raw)
+        )
+        tensors = {n: _value(file, k, infos[n]) for n, k in keys.items()} if values else {}
+    header = ModuleHeader(
+        path=folder,
+        format="peft",
+        name=name,
+        config=_with_origin(config, record),
+        base=_base(raw, record),
+        infos=infos,
+        head=_head_info(infos, config, record),
+        provenance=record.provenance if record else Provenance(),
+        weights=path,
+        notes=notes,
+        sha256=sha256,
+    )
+    return header, tensors
+
+
+def _weights_file(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    safe, pickled = folder / WEIGHTS, folder / WEIGHTS_BIN
+    if is_file(safe) or safe.is_dir():
+        if is_file(pickled):
+            return safe, (f"{folder.name}: {WEIGHTS} was read, {WEIGHTS_BIN} beside it was not",)
+        return safe, ()
+    if is_file(pickled):
+        return pickled, ()
+    raise CheckpointError.build(
+        folder,
+        "no weights",
+        found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
+        expected=f"{WEIGHTS} (or {WEIGHTS_BIN})",
+        do="copy the weights beside adapter_config.json",
+    )
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def _canonical_keys(
+    infos: Mapping[str, TensorInfo], path: Path, config: AdapterConfig
+) -> dict[str, str]:
+    """Canonical name -> key in the file; every key must be understood."""
+    if not infos:
+        raise CheckpointError.build(
+            path, "no tensors", expected="the module's tensors", do=SUM_REMEDY
+        )
+    check_float(infos, path)
+    keys = {}
+    for key, info in infos.items():
+        if not key.startswith(PREFIX):
+            raise CheckpointError.build(
+                path,
+                f"tensor {key!r} lacks PEFT's prefix",
+                found=key.split(".")[0],
+                expected=PREFIX,
+                do=f"rename the tensors to {PREFIX}<name>, or save the module with save_pretrained",
+            )
+        rest = key.removeprefix(PREFIX)
+        _refuse_key(key, rest, info, path)
+        suffix = next((s for s in SUFFIXES if rest.endswith(s)), None)
+        if suffix is None:
+            _check_saved_module(key, rest, path, config)
+            keys[f"{rest}.head"] = key
+        else:
+            _check_role(SUFFIXES[suffix], key, path, config)
+            keys[f"{rest.removesuffix(suffix)}.{SUFFIXES[suffix]}"] = key
+    return keys
+
+
+def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
+    parts = rest.split(".")
+    for part, what in REFUSED_PARTS.items():
+        if part in parts:
+            raise UnsupportedModule.build(
+                path, f"tensor {key!r}: {what} cannot be represented", do=SUM_REMEDY
+            )
+    if any(p in ("lora_A", "lora_B") for p in parts) and not rest.endswith(
+        (".lora_A.weight", ".lora_B.weight")
+    ):
+        what = "a bias of a LoRA factor" if parts[-1] == "bias" else "a key of a live model"
+        raise UnsupportedModule.build(
+            path,
+            f"tensor {key!r}: {what} cannot be represented",
+            expected="...lora_A.weight, ...lora_B.weight",
+            do=SUM_REMEDY,
+        )
+    if rest.endswith(tuple(SUFFIXES)) and len(info.shape) != 2:
+        raise UnsupportedModule.build(
+            path,
+            f"tensor {key!r}: convolution layers cannot be represented",
+            found=f"shape {info.shape}",
+            expected="a matrix",
+            do="train the module on linear layers",
+        )
+
+
+def _check_role(role: str, key: str, path: Path, config: AdapterConfig) -> None:
+    if (role == "ia3") != (config.kind == "ia3"):
+        raise CheckpointError.build(
+            path,
+            f"tensor {key!r} does not fit the config",
+            found=f"an {role} tensor",
+            expected=f"tensors of kind {config.kind}",
+            do="restore the config that belongs to these weights",
+        )
+
+
+def _check_saved_module(key: str, rest: str, path: Path, config: AdapterConfig) -> None:
+    saved = config.extra.get("modules_to_save") or ()
+    if not any(f".{module}." in f".{rest}" for module in saved):
+        raise CheckpointError.build(
+            path,
+            f"extra tensor {key!r}",
+            found="neither an adapter tensor nor in modules_to_save",
+            expected=f"modules_to_save {list(saved)}",
+            do="add its module to modules_to_save, or remove the tensor",
+        )
+
+
+def _canonical_info(name: str, info: TensorInfo) -> TensorInfo:
+    """(IA)^3 vectors are stored as columns or rows and held as vectors."""
+    if not name.endswith(".ia3"):
+        return info
+    return TensorInfo(info.dtype, (max(info.shape),) if 1 in info.shape else info.shape)
+
+
+def _value(file: TensorFile, key: str, info: TensorInfo) -> Tensor:
+    return read_float(file, key).reshape(info.shape)
+
+
+# --- config against tensors ---------------------------------------------------------------------
+
+
+def _settle_targets(
+    config: AdapterConfig,
+    raw: Mapping[str, Any],
+    infos: Mapping[str, TensorInfo],
+    file: TensorFile,
+    keys: Mapping[str, str],
+    path: Path,
+) -> AdapterConfig:
+    """Fill in what a regular expression would have chosen: full layer names, from the tensors."""
+    layers = adapter_layers(infos)
+    if peft_config.targets_from_tensors(raw):
+        config = replace(config, target_modules=layers)  # type: ignore[arg-type]
+    if not isinstance(config, IA3Config):
+        return config
+    inputs = tuple(n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[0] == 1)
+    outputs = tuple(n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[1] == 1)
+    if not isinstance(raw["feedforward_modules"], list):
+        config = replace(config, feedforward_modules=tuple(n for n in inputs if n not in outputs))
+    for layer in layers:
+        allowed = inputs if config.scales_input(layer) else outputs
+        if layer not in allowed:
+            shape = file.infos[keys[f"{layer}.ia3"]].shape
+            raise CheckpointError.build(
+                path,
+                f"vector of {layer!r}",
+                found=f"shape {shape}",
+                expected="(1, d) for feedforward_modules (input), (d, 1) otherwise (output)",
+                do="correct feedforward_modules",
+            )
+    return config
+
+
+def adapter_layers(names: Iterable[str]) -> tuple[str, ...]:
+    """Sorted layer names of the adapter tensors among canonical names."""
+    return tuple(sorted({n.rpartition(".")[0] for n in names if not n.endswith(".head")}))
+
+
+def _check_tensors(
+    config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path, *, listed: bool
+) -> AdapterConfig:
+    layers = adapter_layers(infos)
+    if not layers:
+        raise CheckpointError.build(
+            path, "no adapter tensors", expected=f"{config.kind} tensors", do=SUM_REMEDY
+        )
+    assert isinstance(config, LoraConfig | IA3Config)
+    if isinstance(config, LoraConfig):
+        check_factors(config, infos, path)
+    if listed:
+        check_targets(config.target_modules, layers, path)
+        check_gaps(layers, path)
+    _check_saved(config, infos, path)
+    return config
+
+
+def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: object) -> None:
+    """Both factors of every layer are there, with the rank the config says."""
+    for layer in adapter_layers(infos):
+        for role, other in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
+            if f"{layer}.{role}" not in infos:
+                raise CheckpointError.build(
+                    where,
+                    f"missing tensor: {layer}.{role}",
+                    found=f"{other} only",
+                    expected="both factors",
+                    do="restore the file from its source",
+                )
+        a, b, r = infos[f"{layer}.lora_A"].shape, infos[f"{layer}.lora_B"].shape, config.rank(layer)
+        if (a[0], b[1]) != (r, r):
+            raise CheckpointError.build(
+                where,
+                f"rank of layer {layer!r} differs from the config",
+                found=f"lora_A {a}, lora_B {b}",
+                expected=f"rank {r}",
+                do="correct r or rank_pattern",
+            )
+
+
+def check_targets(targets: Iterable[str], layers: Iterable[str], where: object) -> None:
+    """Every target names a layer with tensors, and every layer is named by a target."""
+    layers, targets = list(layers), list(targets)
+    for layer in layers:
+        if not any(matches(layer, t) for t in targets):
+            raise CheckpointError.build(
+                where,
+                f"extra tensors for layer {layer!r}",
+                found="a layer target_modules does not name",
+                expected=f"target_modules {targets[:8]}",
+                do="correct target_modules",
+            )
+    for target in targets:
+        if not any(matches(layer, target) for layer in layers):
+            raise CheckpointError.build(
+                where,
+                f"missing tensors: target_modules names {target!r}",
+                found="no tensor for it",
+                expected="tensors for every target",
+                do="restore the file, or remove the target from the config",
+            )
+
+
+def check_gaps(layers: Iterable[str], where: object) -> None:
+    """Every target of a stack must be there for the same layer numbers, without a hole.
+
+    A stack that starts late or steps evenly (hybrid models) is accepted: the base is not known.
+    """
+    stacks: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for layer in layers:
+        parts = layer.split(".")
+        numbers = [i for i, p in enumerate(parts) if p.isdigit()]
+        if not numbers or len(numbers) > 2 or "expert" in layer:
+            continue
+        at = numbers[0]
+        # two numbers: T5's block.N.layer.M is uniform, a nested stage (Swin) is not
+        stack = (
+            ".".join(parts[:at])
+            if len(numbers) == 1 or "block" in parts[at - 1]
+            else layer.rpartition(".")[0]
+        )
+        stacks[stack][".".join([*parts[:at], "#", *parts[at + 1 :]])].add(int(parts[at]))
+    for templates in stacks.values():
+        union = set().union(*templates.values())
+        span = _even_span(union)
+        for template, found in templates.items():
+            missing = sorted((span | union) - found)
+            if missing:
+                raise CheckpointError.build(
+                    where,
+                    f"missing tensors for {template.replace('#', str(missing[0]))!r}",
+                    found=f"layers {sorted(found)[:40]}",
+                    expected=f"layer {missing[0]} too",
+                    do="restore the file, or set layers_to_transform if layers are left out",
+                )
+
+
+def _even_span(numbers: set[int]) -> set[int]:
+    """The arithmetic progression the numbers seem to be: 0, 1, 2, ... or an even step."""
+    ordered = sorted(numbers)
+    steps = {b - a for a, b in pairwise(ordered)}
+    if len(ordered) > 2 and len(steps) == 1:
+        return numbers
+    return set(range(ordered[0], ordered[-1] + 1))
+
+
+def _check_saved(
+    config: LoraConfig | IA3Config, infos: Mapping[str, TensorInfo], path: Path
+) -> None:
+    saved = config.extra.get("modules_to_save") or ()
+    heads = [n for n in infos if n.endswith(".head")]
+    absent = [m for m in saved if not any(f".{m}." in f".{n}" for n in heads)]
+    # PEFT lists both usual names of a classifier and saves the one the model has
+    usual = config.extra.get("task_type") in CLASSIFIER_TASKS and set(absent) < set(saved)
+    if absent and not (usual and set(absent) <= {"classifier", "score"}):
+        raise CheckpointError.build(
+            path,
+            f"missing tensors: modules_to_save names {absent[0]!r}",
+            found=f"{len(heads)} head tensors",
+            expected=f"tensors of {absent[0]}",
+            do="restore the file, or remove it from modules_to_save",
+        )
+
+
+def _head_info(
+    infos: Mapping[str, TensorInfo], config: AdapterConfig, record: provenance.Record | None
+) -> HeadInfo | None:
+    heads = {n: i for n, i in infos.items() if n.endswith(".head")}
+    if not heads:
+        return None
+    if record and record.head:
+        return record.head
+    task = config.extra.get("task_type")
+    if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        return HeadInfo(problem={"CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq_lm"}[task])
+    rows = [
+        i.shape[0]
+        for n, i in heads.items()
+        if n.endswith((".out_proj.weight.head", "classifier.weight.head"))
+    ]
+    return HeadInfo(problem="regression" if rows == [1] else "classification")
+
+
+def _base(raw: Mapping[str, Any], record: provenance.Record | None) -> BaseIdentity:
+    name = raw.get("base_model_name_or_path") or None
+    if record is None:
+        return BaseIdentity(name=name)
+    return record.base if name in (None, record.base.name) else BaseIdentity(name=name)
+
+
+def _with_origin(config: AdapterConfig, record: provenance.Record | None) -> AdapterConfig:
+    if not record or not record.origin:
+        return config
+    return replace(config, extra={**config.extra, "origin": dict(record.origin)})
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
+    """Write the module's config and weights into an existing folder, so that plain PEFT opens it.
+
+    Raises:
+        PEMError: a kind PEFT has no layout for, or tensors that do not fit the config.
+    """
+    if not isinstance(pem.config, LoraConfig | IA3Config):
+        raise PEMError.build(
+            pem.name,
+            "a full module has no PEFT layout",
+            found="kind full",
+            expected="lora or ia3",
+            do="save it with its base as a model folder",
+        )
+    config = _settled_config(pem, pem.config)
+    target = save_dtype(dtype)
+    tensors = {}
+    for name, tensor in sorted(pem.tensors.items()):
+        key, shape = _file_key(name, tuple(tensor.shape), config)
+        tensors[key] = cast(tensor, name, target, pem.name).reshape(shape)
+    write_json(folder / CONFIG, config_json(pem, config))
+    write_tensors(folder / WEIGHTS, tensors)
+
+
+def _file_key(
+    name: str, shape: tuple[int, ...], config: LoraConfig | IA3Config
+) -> tuple[str, tuple[int, ...]]:
+    layer, _, role = name.rpartition(".")
+    if role == "head":
+        return PREFIX + layer, shape
+    if role != "ia3":
+        return f"{PREFIX}{layer}.{role}.weight", shape
+    assert isinstance(config, IA3Config)
+    return f"{PREFIX}{layer}.ia3_l", (1, -1) if config.scales_input(layer) else (-1, 1)
+
+
+def _settled_config(pem: PEM, config: LoraConfig | IA3Config) -> LoraConfig | IA3Config:
+    """Check tensors against the config; full layer names where the targets name others."""
+    infos = {n: TensorInfo("F32", tuple(t.shape)) for n, t in pem.tensors.items()}
+    layers = adapter_layers(infos)
+    if not layers:
+        raise PEMError.build(
+            pem.name, "nothing to save", found="no adapter tensors", expected="a module"
+        )
+    if isinstance(config, LoraConfig):
+        check_factors(config, infos, pem.name)
+    targets = config.target_modules
+    named = all(any(matches(n, t) for t in targets) for n in layers)
+    if isinstance(config, IA3Config) and named:
+        inputs = _feedforward(config)
+        named = all(any(matches(n, t) for t in inputs) == config.scales_input(n) for n in layers)
+    if named and all(any(matches(n, t) for n in layers) for t in targets):
+        return config
+    config = replace(config, target_modules=layers)
+    if isinstance(config, IA3Config):
+        config = replace(
+            config, feedforward_modules=tuple(n for n in layers if config.scales_input(n))
+        )
+    return config
+
+
+def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
+    """The adapter_config.json of a module: every key that carries meaning is written out."""
+    saved = saved_modules(pem.head_tensors())
+    common: dict[str, Any] = {
+        "base_model_name_or_path": pem.base.name,
+        "revision": config.extra.get("revision"),
+        "task_type": _task_type(pem, config, saved),
+        "inference_mode": True,
+        "target_modules": list(config.target_modules),
+        "exclude_modules": None,
+        "modules_to_save": saved or None,
+        "fan_in_fan_out": config.fan_in_fan_out,
+    }
+    extra = {k: v for k, v in config.extra.items() if k not in ("origin", *common)}
+    if isinstance(config, IA3Config):
+        own = {"feedforward_modules": _feedforward(config), "init_ia3_weights": True}
+        return {"peft_type": "IA3", **common, **own, **extra}
+    own = {
+        "r": config.r,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.use_rslora,
+        "use_dora": False,
+        "lora_bias": False,
+        "bias": "none",
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
+        "layers_to_transform": None,
+        "init_lora_weights": True,
+    }
+    return {"peft_type": "LORA", **common, **own, **extra}
+
+
+def _feedforward(config: IA3Config) -> list[str]:
+    """PEFT wants feedforward_modules to be a subset of target_modules."""
+    inputs = set(config.feedforward_modules)
+    return [t for t in config.target_modules if t in inputs or any(matches(t, f) for f in inputs)]
+
+
+def saved_modules(heads: Iterable[str]) -> list[str]:
+    """modules_to_save for head parameters: the module that holds them, by PEFT's suffix rule."""
+    modules = []
+    for name in sorted(heads):
+        parts = name.split(".")
+        known = next((i for i, p in enumerate(parts) if p in HEAD_MODULES), None)
+        module = ".".join(parts[: known + 1]) if known is not None else name.rpartition(".")[0]
+        if name.startswith("bert.pooler.") or ".pooler.dense." in name:
+            module = name[: name.index("pooler") + len("pooler")]
+        modules.append(module)
+    return list(dict.fromkeys(modules))
+
+
+def _task_type(pem: PEM, config: LoraConfig | IA3Config, saved: list[str]) -> str | None:
+    """The task type kept from the source, else what the head says.
+
+    A classification type without a head would make PEFT look for one, so it is left out then.
+    """
+    kept = config.extra.get("task_type")
+    if kept in CLASSIFIER_TASKS:
+        return kept if saved else None
+    if kept:
+        return str(kept)
+    problem = pem.head.problem if pem.head else None
+    if problem in ("classification", "regression") and any(
+        m in ("classifier", "score") for m in saved
+    ):
+        return "SEQ_CLS"
+    return {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}.get(problem or "")

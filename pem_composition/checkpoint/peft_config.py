@@ -1,0 +1,273 @@
+"""PEFT's adapter_config.json: read strictly, so that nothing that changes the meaning is ignored.
+
+PEFT fills absent keys with defaults and drops unknown ones with a warning; here an absent
+``lora_alpha``, a misspelt key or an option this library cannot represent is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pem_composition.config import AdapterConfig, IA3Config, LoraConfig
+from pem_composition.errors import CheckpointError, UnsupportedModule
+
+PEFT_TYPES = {"LORA": "lora", "IA3": "ia3"}
+CONFIG_KEYS = {
+    "lora": (
+        "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
+        "init_lora_weights",
+    ),
+    "ia3": ("feedforward_modules", "init_ia3_weights"),
+}  # fmt: skip
+COMMON_KEYS = (
+    "peft_type", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "modules_to_save", "fan_in_fan_out", "base_model_name_or_path", "task_type", "revision",
+)  # fmt: skip
+# Say nothing about the numbers; dropped on reading.
+HARMLESS_KEYS = (
+    "auto_mapping", "inference_mode", "peft_version", "megatron_core", "qalora_group_size",
+    "runtime_config", "eva_config", "merge_weights",
+)  # fmt: skip
+REFUSED_KEYS: Mapping[str, str] = {
+    "use_dora": "DoRA (its magnitude vectors have no linear sum)",
+    "lora_bias": "lora_bias (biases of lora_B)",
+    "trainable_token_indices": "trainable tokens",
+    "target_parameters": "target_parameters (LoRA on bare parameters)",
+    "layer_replication": "layer replication (it changes the base model)",
+    "megatron_config": "Megatron parallel layers",
+    "loftq_config": "LoftQ (it changes the base model)",
+    "corda_config": "CorDA (it changes the base model)",
+    "lora_ga_config": "LoRA-GA (it changes the base model)",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "monteclora_config": "MonteCLoRA",
+    "velora_config": "VeLoRA",
+    "enable_lora": "merged linear layers of early PEFT (enable_lora)",
+    "ensure_weight_tying": "ensure_weight_tying",
+}
+SAFE_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+# A config with one of these was written by a PEFT that also writes use_rslora (and use_dora).
+LATER_KEYS = frozenset(
+    (
+        *("peft_version", "use_dora", "layer_replication", "runtime_config", "lora_bias"),
+        *("eva_config", "corda_config", "exclude_modules", "trainable_token_indices"),
+        *("target_parameters", "qalora_group_size", "ensure_weight_tying"),
+    )
+)
+MAX_RANK = 1_000_000
+
+
+def parse(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
+    """The adapter config of a PEFT adapter_config.json, before it is compared with the tensors.
+
+    modules_to_save, task_type and revision stay in ``extra``.
+
+    Raises:
+        UnsupportedModule: an option that cannot be represented, by name.
+        CheckpointError: a key that is missing, misspelt or of the wrong type.
+    """
+    kind = _kind(raw, path)
+    _refuse_options(raw, path)
+    _refuse_unknown(raw, kind, path)
+    check = _Checker(raw, path)
+    extra = {k: raw[k] for k in ("modules_to_save", "task_type", "revision") if raw.get(k)}
+    check.names("modules_to_save")
+    check.text("task_type")
+    check.text("revision")
+    check.text("base_model_name_or_path")
+    fan = check.boolean("fan_in_fan_out")
+    targets = check.names("target_modules", regex=True)
+    if kind == "ia3":
+        check.required("target_modules", "feedforward_modules")
+        return IA3Config(targets, check.names("feedforward_modules", regex=True), fan, extra)
+    return LoraConfig(
+        r=check.rank("r", raw.get("r")),
+        alpha=check.alpha("lora_alpha", raw.get("lora_alpha")),
+        target_modules=targets,
+        use_rslora=_use_rslora(raw, check, path),
+        dropout=check.dropout(),
+        rank_pattern=check.pattern("rank_pattern", check.rank),
+        alpha_pattern=check.pattern("alpha_pattern", check.alpha),
+        fan_in_fan_out=fan,
+        extra=extra,
+    )
+
+
+def targets_from_tensors(raw: Mapping[str, Any]) -> bool:
+    """True if the config chooses layers by more than a list of names: a regular expression (never
+    run), layer numbers or exclusions. The tensors then say which layers there are."""
+    return not isinstance(raw.get("target_modules"), list) or bool(
+        raw.get("exclude_modules") or raw.get("layers_to_transform") is not None
+    )
+
+
+def _kind(raw: Mapping[str, Any], path: Path) -> str:
+    if "peft_type" not in raw:
+        raise CheckpointError.build(
+            path, "peft_type is missing", expected="LORA or IA3", do="restore the config"
+        )
+    found = raw["peft_type"]
+    if not isinstance(found, str) or found not in PEFT_TYPES:
+        raise UnsupportedModule.build(
+            path,
+            "peft_type cannot be represented",
+            found=repr(found),
+            expected=" or ".join(PEFT_TYPES),
+        )
+    return PEFT_TYPES[found]
+
+
+def _neutral(value: object) -> bool:
+    return value is None or value is False or value in ({}, [], "")
+
+
+def _refuse_options(raw: Mapping[str, Any], path: Path) -> None:
+    for key, what in REFUSED_KEYS.items():
+        if not _neutral(raw.get(key)):
+            raise UnsupportedModule.build(
+                path,
+                f"{key}: {what} cannot be represented",
+                found=raw[key],
+                expected="unset",
+                do="train the module without it",
+            )
+    if raw.get("bias", "none") != "none":
+        raise UnsupportedModule.build(
+            path,
+            "bias: trained biases cannot be represented",
+            found=repr(raw["bias"]),
+            expected="'none'",
+            do="train the module with bias='none'",
+        )
+    init = raw.get("init_lora_weights", True)
+    if not isinstance(init, bool | str | None) or init not in SAFE_INITS:
+        raise UnsupportedModule.build(
+            path,
+            "init_lora_weights: an initialisation that changes the base cannot be represented",
+            found=repr(init),
+            expected="true, false, gaussian, orthogonal or eva",
+            do="convert the module to a plain LoRA with the method's own tool",
+        )
+
+
+def _refuse_unknown(raw: Mapping[str, Any], kind: str, path: Path) -> None:
+    known = (*COMMON_KEYS, *CONFIG_KEYS[kind], *HARMLESS_KEYS, *REFUSED_KEYS, "bias")
+    for key, value in raw.items():
+        if key in known or _neutral(value):
+            continue
+        close = difflib.get_close_matches(key, known, n=1)
+        raise CheckpointError.build(
+            path,
+            f"unknown key {key!r}",
+            found=repr(value)[:100],
+            expected=f"{close[0]!r}" if close else "a key of a plain LoRA or (IA)^3 config",
+            do="rename it" if close else "remove it if it does not change what the module computes",
+        )
+
+
+def _use_rslora(raw: Mapping[str, Any], check: _Checker, path: Path) -> bool:
+    for key, later in (("use_rslora", LATER_KEYS), ("use_dora", LATER_KEYS - {"use_dora"})):
+        signs = sorted(later & raw.keys())
+        if key not in raw and signs:
+            raise CheckpointError.build(
+                path,
+                f"{key} is missing although {signs[0]} is there, so it was removed or lost",
+                expected="true or false",
+                do=f"add {key} as the module was trained",
+            )
+    return check.boolean("use_rslora")
+
+
+class _Checker:
+    """Typed access to one config; every error names the file and the key."""
+
+    def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
+        self._raw, self._path = raw, path
+
+    def _wrong(self, key: str, expected: str, found: object = None) -> CheckpointError:
+        value = self._raw.get(key) if found is None else found
+        error = CheckpointError.build(
+            self._path, key, found=repr(value)[:100], expected=expected, do="correct the config"
+        )
+        assert isinstance(error, CheckpointError)
+        return error
+
+    def required(self, *keys: str) -> None:
+        for key in keys:
+            if self._raw.get(key) is None:
+                raise CheckpointError.build(
+                    self._path,
+                    f"{key} is missing",
+                    expected="a value; defaults differ between versions",
+                    do=f"add {key} as the module was trained",
+                )
+
+    def boolean(self, key: str) -> bool:
+        value = self._raw.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return bool(value)
+
+    def text(self, key: str) -> None:
+        value = self._raw.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong(key, "text")
+
+    def names(self, key: str, *, regex: bool = False) -> tuple[str, ...]:
+        value = self._raw.get(key)
+        if value is None or (regex and isinstance(value, str)):
+            return ()
+        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+            raise self._wrong(key, "a list of names")
+        return tuple(dict.fromkeys(value))
+
+    def rank(self, key: str, value: Any) -> int:
+        if value is None:
+            self.required(key)
+        if type(value) is not int or not 1 <= value <= MAX_RANK:
+            raise self._wrong(key, f"a whole number from 1 to {MAX_RANK}", value)
+        return value
+
+    def alpha(self, key: str, value: Any) -> float:
+        if value is None:
+            self.required(key)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
+            raise self._wrong(key, "a number > 0", value)
+        return value
+
+    def dropout(self) -> float:
+        value = self._raw.get("lora_dropout", 0.0)
+        value = 0.0 if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise self._wrong("lora_dropout", "a number from 0 to below 1")
+        return float(value)
+
+    def pattern(self, key: str, convert: Any) -> dict[str, Any]:
+        """A table of layer names; a key that is a regular expression is refused, never run."""
+        table = self._raw.get(key) or {}
+        if not isinstance(table, dict):
+            raise self._wrong(key, "a table of layer names")
+        result = {}
+        for pattern, value in table.items():
+            layer = pattern.removeprefix("^").removesuffix("$")
+            if not layer or not all(c.isalnum() or c in "_.-" for c in layer):
+                raise UnsupportedModule.build(
+                    self._path,
+                    f"{key}: regular expressions are not run",
+                    found=repr(pattern)[:100],
+                    expected="layer names",
+                    do="list the layers by name",
+                )
+            result[layer] = convert(f"{key}[{pattern!r}]", value)
+        return result

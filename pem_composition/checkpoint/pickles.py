@@ -1,0 +1,362 @@
+"""Restricted reader of torch zip files (``.bin``): names, shapes and values, and no code.
+
+The pickle stream is first checked opcode by opcode, then run by an unpickler that knows six
+globals, all replaced by inert stand-ins. torch is not needed: a tensor is a storage entry of the
+zip plus offset, shape and strides, and every size is compared with the entry before it is read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from pem_composition.checkpoint.files import (
+    DTYPE_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    TensorInfo,
+    open_regular,
+    sha256_stream,
+)
+from pem_composition.errors import CheckpointError
+
+STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
+    "ByteStorage": "U8", "BoolStorage": "BOOL",
+}  # fmt: skip
+OPCODES = frozenset(
+    (
+        *(
+            "PROTO",
+            "FRAME",
+            "STOP",
+            "MARK",
+            "GLOBAL",
+            "STACK_GLOBAL",
+            "REDUCE",
+            "BINPERSID",
+            "BUILD",
+        ),
+        *(
+            "MEMOIZE",
+            "BINPUT",
+            "LONG_BINPUT",
+            "BINGET",
+            "LONG_BINGET",
+            "NONE",
+            "NEWTRUE",
+            "NEWFALSE",
+        ),
+        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "EMPTY_LIST"),
+        *("APPEND", "APPENDS", "SETITEM", "SETITEMS"),
+    )
+)
+REMEDY = "load it where you trust it and save it again as safetensors"
+
+
+class _Storage(NamedTuple):
+    dtype: str
+    key: str
+    numel: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _StorageType(NamedTuple):
+    dtype: str
+
+
+class TorchZipFile:
+    """One open torch zip file; the same reading interface as ``SafetensorsFile``.
+
+    Raises:
+        CheckpointError: not a torch zip file, a global or opcode that is not allowed, a compressed
+            or overlapping entry, a tensor that its storage does not hold, a content checksum error.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None, *, in_memory: bool = False) -> None:
+        self.path = path
+        self._file: BinaryIO = open_regular(path, root)
+        try:
+            if in_memory:
+                with self._file as file:
+                    data = file.read()
+                self._file = io.BytesIO(data)
+            self._zip, self._prefix = _open_zip(self._file, path)
+            self._tensors = self._tensor_table()
+        except BaseException:
+            self._file.close()
+            raise
+        self._last: tuple[str | None, bytearray] = (None, bytearray())
+        self.infos = {
+            name: TensorInfo(t.storage.dtype, t.shape) for name, t in self._tensors.items()
+        }
+
+    def __enter__(self) -> TorchZipFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def sha256(self) -> str:
+        """Hexadecimal sha256 of the whole file."""
+        return sha256_stream(self._file)
+
+    def read(self, name: str) -> bytearray:
+        """Raw little-endian values of one tensor in row-major order."""
+        tensor = self._tensors[name]
+        size = DTYPE_BYTES[tensor.storage.dtype]
+        data = self._entry(f"data/{tensor.storage.key}")
+        if _is_contiguous(tensor):
+            start = tensor.offset * size
+            return bytearray(data[start : start + math.prod(tensor.shape) * size])
+        out = bytearray()
+        for index in _offsets(tensor):
+            out += data[index * size : (index + 1) * size]
+        return out
+
+    def shared(self) -> list[list[str]]:
+        """Groups of names that are the same view of the same storage (tied weights)."""
+        groups: dict[_Tensor, list[str]] = {}
+        for name, tensor in self._tensors.items():
+            groups.setdefault(tensor, []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
+
+    def read_part(self, name: str, start: int, size: int) -> bytearray:
+        """``size`` bytes of one tensor from byte ``start``."""
+        if self._last[0] != name:
+            self._last = (name, self.read(name))
+        return self._last[1][start : start + size]
+
+    def _tensor_table(self) -> dict[str, _Tensor]:
+        if self._has("byteorder") and self._entry("byteorder") != b"little":
+            raise CheckpointError.build(
+                self.path, "wrong byte order", found="big", expected="little"
+            )
+        stream = self._entry("data.pkl")
+        _check_opcodes(stream, self.path)
+        try:
+            value = _Unpickler(stream, self.path).load()
+        except CheckpointError:
+            raise
+        except Exception as error:  # a damaged stream can raise anything; none of it is ours
+            raise CheckpointError.build(
+                self.path, f"damaged pickle ({type(error).__name__})", do=REMEDY
+            ) from None
+        if not isinstance(value, dict):
+            raise _bad(self.path, "wrong content", f"a {type(value).__name__}", "a dict of tensors")
+        for name, tensor in value.items():
+            if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+                raise _bad(
+                    self.path,
+                    f"entry {name!r}",
+                    f"a {type(tensor).__name__}",
+                    "a tensor under a text name",
+                )
+            self._check_tensor(name, tensor)
+        return dict(value)
+
+    def _check_tensor(self, name: str, tensor: _Tensor) -> None:
+        numbers = (tensor.offset, *tensor.shape, *tensor.strides, tensor.storage.numel)
+        if not all(type(n) is int and n >= 0 for n in numbers) or len(tensor.shape) != len(
+            tensor.strides
+        ):
+            raise _bad(
+                self.path,
+                f"tensor {name!r} malformed",
+                f"shape {tensor.shape}",
+                "whole numbers >= 0",
+            )
+        entry = f"data/{tensor.storage.key}"
+        need = tensor.storage.numel * DTYPE_BYTES[tensor.storage.dtype]
+        if not self._has(entry) or self._zip.getinfo(self._prefix + entry).file_size != need:
+            size = (
+                self._zip.getinfo(self._prefix + entry).file_size
+                if self._has(entry)
+                else "no entry"
+            )
+            raise _bad(self.path, f"storage of tensor {name!r}", f"{size} (bytes)", f"{need} bytes")
+        count = math.prod(tensor.shape)
+        reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+        if count and (
+            tensor.offset + reach >= tensor.storage.numel or count > tensor.storage.numel
+        ):
+            raise _bad(
+                self.path,
+                f"tensor {name!r} reaches out of its storage",
+                f"shape {tensor.shape}, strides {tensor.strides}, offset {tensor.offset}",
+                f"at most {tensor.storage.numel} values",
+            )
+
+    def _has(self, entry: str) -> bool:
+        return self._prefix + entry in self._zip.NameToInfo
+
+    def _entry(self, entry: str) -> bytes:
+        try:
+            return self._zip.read(self._prefix + entry)  # zipfile checks the entry's crc
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            raise CheckpointError.build(
+                self.path, f"damaged: {error}", do="restore the file from its source"
+            ) from None
+
+
+def _bad(path: Path, what: str, found: object, expected: object) -> CheckpointError:
+    error = CheckpointError.build(path, what, found=found, expected=expected, do=REMEDY)
+    assert isinstance(error, CheckpointError)
+    return error
+
+
+def _open_zip(file: BinaryIO, path: Path) -> tuple[zipfile.ZipFile, str]:
+    """Open the archive, refuse anything torch.save does not write, and find its common folder."""
+    if file.read(4) != b"PK\x03\x04":
+        raise CheckpointError.build(
+            path,
+            "not a torch zip file",
+            found="a pickle of torch < 1.6 or another format",
+            expected="the zip format of torch.save",
+            do=REMEDY,
+        )
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError.build(
+            path, f"damaged zip file ({error})", do="restore the file from its source"
+        ) from None
+    _check_entries(archive, file.seek(0, io.SEEK_END), path)
+    pickles = [
+        e
+        for e in archive.infolist()
+        if e.filename.count("/") == 1 and e.filename.endswith("/data.pkl")
+    ]
+    if len(pickles) != 1 or pickles[0].file_size > MAX_HEADER_BYTES:
+        raise _bad(
+            path, "zip content", f"{len(pickles)} data.pkl entries", "one data.pkl of at most 16 MB"
+        )
+    return archive, pickles[0].filename.removesuffix("data.pkl")
+
+
+def _check_entries(archive: zipfile.ZipFile, size: int, path: Path) -> None:
+    """Refuse what makes a small file large: compression, overlapping or repeated entries."""
+    entries = archive.infolist()
+    if len(entries) > MAX_TENSORS + 16 or len(archive.NameToInfo) != len(entries):
+        raise _bad(
+            path, "zip entries", f"{len(entries)}, some twice", f"<= {MAX_TENSORS}, each once"
+        )
+    for entry in entries:
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.flag_bits & 1
+            or entry.file_size != entry.compress_size
+        ):
+            raise _bad(
+                path,
+                f"zip entry {entry.filename!r}",
+                "compressed or encrypted",
+                "stored as torch.save does",
+            )
+    if sum(e.file_size for e in entries) > size:
+        raise _bad(
+            path, "zip entries overlap", f"{sum(e.file_size for e in entries)} bytes", f"<= {size}"
+        )
+
+
+def _check_opcodes(stream: bytes, path: Path) -> None:
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if opcode.name not in OPCODES:
+                raise _bad(path, "pickle", f"opcode {opcode.name}", "a plain dict of tensors")
+            # a huge memo index makes an unpickler allocate memory for all indices below it
+            if opcode.name in ("LONG_BINPUT", "LONG_BINGET") and (argument or 0) > count:
+                raise _bad(path, "pickle", f"memo index {argument}", f"<= {count}")
+    except CheckpointError:
+        raise
+    except Exception as error:  # pickletools raises whatever a damaged argument makes it raise
+        raise CheckpointError.build(
+            path, f"damaged pickle ({error})", do="restore the file from its source"
+        ) from None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: bytes, path: Path) -> None:
+        super().__init__(io.BytesIO(stream))
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGES:
+            return _StorageType(STORAGES[name])
+        found = _ALLOWED.get((module, name))
+        if found is None:
+            raise _bad(
+                self._path,
+                "refused: the pickle names a global that a file of tensors does not need",
+                f"{module}.{name}",
+                "tensors only",
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", _StorageType(dtype), str(key), str(), int(numel)) if key.isdigit():
+                return _Storage(dtype, key, numel)
+        raise _bad(
+            self._path, "storage reference malformed", str(pid)[:100], "one written by torch.save"
+        )
+
+
+# Builtin constructors are immutable, so that a BUILD opcode cannot change them for later files;
+# a NamedTuple has no __dict__ to write to.
+class _Rebuild(NamedTuple):
+    arity: int
+
+    def __call__(self, *args: Any) -> _Tensor:
+        if self.arity == 3:
+            tensor = args[0]
+            if not isinstance(tensor, _Tensor):
+                raise ValueError("a parameter without a tensor")
+            return tensor
+        storage, offset, shape, strides = args[:4]
+        if not isinstance(storage, _Storage):
+            raise ValueError("a tensor without a storage")
+        return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(6),
+    ("torch._utils", "_rebuild_parameter"): _Rebuild(3),
+}
+
+
+def _is_contiguous(tensor: _Tensor) -> bool:
+    expected = 1
+    for n, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        if n != 1 and stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+def _offsets(tensor: _Tensor) -> list[int]:
+    """Storage index of every element in row-major order (transposed and sliced tensors)."""
+    indices = [tensor.offset]
+    for n, stride in zip(tensor.shape, tensor.strides, strict=True):
+        indices = [i + k * stride for i in indices for k in range(n)]
+    return indices

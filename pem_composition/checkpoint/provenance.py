@@ -1,0 +1,380 @@
+"""pem.json: what a module is made of, which base it belongs to, and the sha256 of its files.
+
+Written with every save beside a short README.md; read and checked on every load. Also the two
+fingerprints: of a base model's checkpoint, and of an initial module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition import __version__
+from pem_composition.checkpoint.files import is_file, read_json, sha256_file, write_json
+from pem_composition.checkpoint.tensors import TensorFile, open_tensors
+from pem_composition.config import BaseIdentity
+from pem_composition.errors import CheckpointError
+from pem_composition.module import Certificate, HeadInfo, Provenance, Source, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.module import PEM
+
+FILE = "pem.json"
+CARD = "README.md"
+FORMAT_VERSION = 1
+SAMPLE_BYTES = 64
+SAMPLES = 16
+HIDDEN_SIZE_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of a pem.json."""
+
+    kind: str | None = None
+    expression: str | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    base: BaseIdentity = field(default_factory=BaseIdentity)
+    head: HeadInfo | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def build(pem: PEM, files: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON object of a pem.json; ``files`` maps file names to their sha256."""
+    p = pem.provenance
+    certificate = p.certificate and {
+        "total": p.certificate.total,
+        "layers": dict(p.certificate.layers),
+    }
+    head = pem.head and {
+        "labels": list(pem.head.labels),
+        "problem": pem.head.problem,
+        "extra": dict(pem.head.extra),
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": pem.kind,
+        "expression": str(pem),
+        "terms": [asdict(t) for t in p.terms],
+        "sources": [asdict(s) for s in p.sources],
+        "space": p.space,
+        "method": p.method,
+        "certificate": certificate,
+        "base": asdict(pem.base),
+        "init": p.init,
+        "head_policy": p.head_policy,
+        "head": head,
+        "training": dict(p.training),
+        "notes": list(p.notes),
+        "origin": dict(pem.config.extra.get("origin", {})),
+        "versions": _versions(),
+        "files": dict(sorted(files.items())),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "pem_composition": __version__,
+        "torch": installed("torch"),
+        "safetensors": installed("safetensors"),
+        "python": platform.python_version(),
+    }
+
+
+def write(pem: PEM, folder: Path) -> None:
+    """Write README.md, then pem.json over every other file in the folder."""
+    files = {f.name: sha256_file(f) for f in sorted(folder.iterdir())}
+    record = build(pem, files)
+    try:
+        write_json(folder / FILE, record)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError.build(
+            FILE,
+            f"the module's provenance is not plain JSON ({error})",
+            do="keep text and finite numbers in it",
+        ) from None
+    (folder / CARD).write_text(card(pem), encoding="utf-8")
+
+
+def card(pem: PEM) -> str:
+    """A short model card: what it is, what it was made of, how exact it is, how to open it."""
+    p = pem.provenance
+    front = {
+        "library_name": "peft" if pem.kind != "full" else "transformers",
+        "base_model": pem.base.name,
+    }
+    lines = [
+        "---",
+        *(f"{k}: {json.dumps(v)}" for k, v in front.items() if v),
+        "tags: [pem-composition]",
+        "---",
+    ]
+    lines += ["", f"# {_plain(pem.name)}", "", f"A {pem.kind} module: `{_plain(str(pem))}`", ""]
+    if p.space:
+        lines += [
+            f"Made in {p.space} space ({_plain(p.method or 'sum')}), "
+            f"head: {p.head_policy or 'kept'}.",
+            "",
+        ]
+    if p.sources:
+        lines += ["| input | sha256 |", "|---|---|"]
+        lines += [f"| {_plain(s.name)} | `{s.sha256 or 'in memory'}` |" for s in p.sources] + [""]
+    if p.certificate:
+        lines += [
+            f"Relative error against the exact sum of updates: {p.certificate.total:.3g}.",
+            "",
+        ]
+    lines += [f"- {_plain(note)}" for note in p.notes]
+    lines += ["", "Details and checksums: `pem.json`.", ""]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """One line without the characters that mean something in a Markdown table."""
+    return " ".join(text.replace("|", "/").replace("`", "'").split())
+
+
+def read(folder: Path) -> Record | None:
+    """Read and type-check the folder's pem.json, None if it has none.
+
+    Raises:
+        CheckpointError: not what ``build`` writes.
+    """
+    path = folder / FILE
+    if not is_file(path):
+        return None
+    raw = read_json(path, folder)
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError.build(
+            path,
+            "format_version",
+            found=raw.get("format_version"),
+            expected=FORMAT_VERSION,
+            do="read it with the version that wrote it",
+        )
+    try:
+        return _parse(raw)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError.build(
+            path,
+            f"malformed ({type(error).__name__}: {error})",
+            do="delete it to load the module without provenance",
+        ) from None
+
+
+def _parse(raw: Mapping[str, Any]) -> Record:
+    certificate, head, files = raw.get("certificate"), raw.get("head"), raw.get("files") or {}
+    if not all(isinstance(k, str) and isinstance(v, str) for k, v in files.items()):
+        raise TypeError("files must map names to sha256")
+    provenance = Provenance(
+        terms=tuple(Term(float(t["coefficient"]), str(t["label"])) for t in raw.get("terms") or ()),
+        sources=tuple(Source(**s) for s in raw.get("sources") or ()),
+        space=_text(raw, "space"),
+        method=_text(raw, "method"),
+        certificate=Certificate(float(certificate["total"]), dict(certificate["layers"]))
+        if certificate
+        else None,
+        init=_text(raw, "init"),
+        head_policy=_text(raw, "head_policy"),
+        training=dict(raw.get("training") or {}),
+        notes=tuple(str(n) for n in raw.get("notes") or ()),
+    )
+    return Record(
+        kind=_text(raw, "kind"),
+        expression=_text(raw, "expression"),
+        provenance=provenance,
+        base=BaseIdentity(**(raw.get("base") or {})),
+        head=HeadInfo(
+            tuple(str(w) for w in head["labels"]),
+            _text(head, "problem"),
+            dict(head.get("extra") or {}),
+        )
+        if head
+        else None,
+        origin=dict(raw.get("origin") or {}),
+        files=dict(files),
+    )
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str | None:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{key} must be text, found {value!r}")
+    return value
+
+
+def check_sha256(folder: Path, name: str, found: str, record: Record | None) -> None:
+    """Compare a file's sha256 with the recorded one.
+
+    Raises:
+        CheckpointError: they differ: the file changed after it was written.
+    """
+    expected = record.files.get(name) if record else None
+    if expected is not None and found != expected:
+        raise CheckpointError.build(
+            folder / name,
+            "changed since it was written (sha256 differs from pem.json)",
+            found=found[:16],
+            expected=expected[:16],
+            do="restore the file, or delete pem.json if the change is intended",
+        )
+
+
+def loaded(
+    record: Record | None, name: str, path: Path, sha256: str, notes: tuple[str, ...]
+) -> Provenance:
+    """Provenance of a module read from disk: one source, and a note of its recorded expression."""
+    old = record.provenance if record else Provenance()
+    made = (
+        (f"{name} was made as {record.expression} in {old.space} space",)
+        if record and old.space
+        else ()
+    )
+    return Provenance(
+        sources=(Source(name, str(path), sha256, old.init),),
+        init=old.init,
+        training=old.training,
+        notes=tuple(dict.fromkeys((*old.notes, *made, *notes))),
+    )
+
+
+def initialisation_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over an initial module's lora_A, ia3 and head tensors, by sorted name.
+
+    Two runs share it exactly if they started from the same module, head included.
+    """
+    from pem_composition.checkpoint.tensors import buffer_of, info_of
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if name.rpartition(".")[2] in ("lora_A", "ia3", "head"):
+            tensor = tensors[name].detach().cpu().contiguous()
+            digest.update(json.dumps([name, *info_of(tensor)]).encode())
+            digest.update(buffer_of(tensor))
+    return digest.hexdigest()
+
+
+# --- the base model -----------------------------------------------------------------------------
+
+
+def base_identity(name_or_path: str | os.PathLike[str]) -> BaseIdentity:
+    """Name, type, width and fingerprint of a base model: a local folder or one in the Hub cache.
+
+    The fingerprint is a sha256 over sorted (tensor name, dtype, shape, sampled bytes) of its
+    checkpoint; None if no checkpoint is found. Reads a few kB per tensor and needs no torch.
+    """
+    name = os.fspath(name_or_path)
+    folder = find_base(name)
+    if folder is None:
+        return BaseIdentity(name=name)
+    config = read_json(folder / "config.json", folder) if is_file(folder / "config.json") else {}
+    sizes = [config[k] for k in HIDDEN_SIZE_KEYS if type(config.get(k)) is int]
+    kind = config.get("model_type")
+    return BaseIdentity(
+        name=name,
+        fingerprint=_fingerprint(folder),
+        model_type=kind if isinstance(kind, str) else None,
+        hidden_size=sizes[0] if sizes else None,
+    )
+
+
+def find_base(name: str) -> Path | None:
+    """The local folder of a model: the path itself, or its main snapshot in the Hub cache."""
+    folder = Path(name)
+    if is_file(folder / "config.json"):
+        return folder
+    parts = name.split("/")
+    if not 1 <= len(parts) <= 2 or not all(p and p.strip(".") and "\\" not in p for p in parts):
+        return None
+    home = Path(
+        os.environ.get("HF_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    )
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    model = cache / ("models--" + "--".join(parts))
+    reference = model / "refs" / "main"
+    if not is_file(reference):
+        return None
+    revision = reference.read_text(encoding="utf-8").strip()
+    found = model / "snapshots" / revision
+    return found if revision.isalnum() and is_file(found / "config.json") else None
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Weight files of a Hugging Face model folder, single or sharded; empty if there are none.
+
+    Raises:
+        CheckpointError: an index names a file outside the folder.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if is_file(index):
+            return [folder / f for f in sorted(set(weight_map(index, folder).values()))]
+        if is_file(folder / f"{stem}.{suffix}"):
+            return [folder / f"{stem}.{suffix}"]
+    return []
+
+
+def weight_map(index: Path, folder: Path) -> dict[str, str]:
+    """Tensor name -> shard file of an index, every file a plain name inside the folder."""
+    table = read_json(index, folder).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError.build(index, "no weight_map", do="restore the file from its source")
+    for tensor, shard in table.items():
+        if (
+            not isinstance(shard, str)
+            or shard != Path(shard).name
+            or shard in ("", ".", "..")
+            or "\\" in shard
+        ):
+            raise CheckpointError.build(
+                index,
+                f"tensor {tensor!r} lies outside the model's folder",
+                found=repr(shard),
+                expected="the name of a file in the same folder",
+                do="restore the file from its source",
+            )
+    return dict(table)
+
+
+def _fingerprint(folder: Path) -> str | None:
+    entries: dict[str, str] = {}
+    for path in checkpoint_files(folder):
+        with open_tensors(path, folder) as file:
+            for name in file.infos:
+                entries[name] = _sample(file, name)
+    if not entries:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted(entries):
+        digest.update(json.dumps([name, entries[name]]).encode())
+    return digest.hexdigest()
+
+
+def _sample(file: TensorFile, name: str) -> str:
+    """Hash of one tensor's dtype, shape and evenly spaced bytes, first and last included."""
+    info = file.infos[name]
+    digest = hashlib.sha256(json.dumps([info.dtype, info.shape]).encode())
+    if info.nbytes <= SAMPLES * SAMPLE_BYTES:
+        digest.update(file.read_part(name, 0, info.nbytes))
+        return digest.hexdigest()
+    for i in range(SAMPLES):
+        start = i * (info.nbytes - SAMPLE_BYTES) // (SAMPLES - 1)
+        digest.update(file.read_part(name, start, SAMPLE_BYTES))
+    return digest.hexdigest()

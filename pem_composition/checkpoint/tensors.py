@@ -1,0 +1,146 @@
+"""Tensors of a module file: read as float32 (float64 kept), checked, cast and written.
+
+Either file format, one interface: ``infos`` (name -> dtype, shape), ``read(name)``, ``sha256()``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.checkpoint.files import (
+    FLOAT_DTYPES,
+    SafetensorsFile,
+    TensorInfo,
+    write_safetensors,
+)
+from pem_composition.checkpoint.pickles import TorchZipFile
+from pem_composition.errors import CheckpointError, PEMError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TORCH_NAMES: Mapping[str, str] = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+SAVE_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+TensorFile = SafetensorsFile | TorchZipFile
+
+
+def open_tensors(path: Path, root: Path | None = None, *, in_memory: bool = False) -> TensorFile:
+    """Open a ``.safetensors`` or (through the restricted unpickler) a torch zip file."""
+    reader = SafetensorsFile if path.suffix == ".safetensors" else TorchZipFile
+    return reader(path, root, in_memory=in_memory)
+
+
+def check_float(infos: Mapping[str, TensorInfo], path: Path) -> None:
+    """Refuse integer, boolean and 8-bit tensors, naming the first."""
+    for name, info in infos.items():
+        if info.dtype not in FLOAT_DTYPES:
+            raise CheckpointError.build(
+                path,
+                f"tensor {name!r} has a dtype that has no exact sum",
+                found=info.dtype,
+                expected=", ".join(FLOAT_DTYPES),
+                do="save the module in a floating dtype",
+            )
+
+
+def read_raw(file: TensorFile, name: str) -> Tensor:
+    """One tensor as stored."""
+    import torch
+
+    info = file.infos[name]
+    dtype = getattr(torch, TORCH_NAMES[info.dtype])
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.frombuffer(file.read(name), dtype=dtype).reshape(info.shape)
+
+
+def read_float(file: TensorFile, name: str) -> Tensor:
+    """One tensor in float32 (float64 kept), refused by name if a value is not finite."""
+    tensor = widen(read_raw(file, name))
+    check_finite(tensor, name, file.path)
+    return tensor
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """float32, or float64 if it was."""
+    import torch
+
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
+def check_finite(tensor: Tensor, name: str, path: object) -> None:
+    """Refuse NaN and infinities, naming the tensor and how many."""
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise CheckpointError.build(
+            path,
+            f"tensor {name!r} is not finite",
+            found=f"{bad} NaN or infinite of {tensor.numel()} values",
+            expected="finite values",
+            do="the run that made it diverged; use an earlier checkpoint",
+        )
+
+
+def save_dtype(name: str | None) -> torch.dtype | None:
+    """The torch dtype of a ``dtype`` argument.
+
+    Raises:
+        PEMError: an unknown name.
+    """
+    import torch
+
+    if name is None:
+        return None
+    if name not in SAVE_DTYPES:
+        raise PEMError.build(
+            "dtype", "unknown dtype", found=repr(name), expected=" | ".join(SAVE_DTYPES)
+        )
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def cast(tensor: Tensor, name: str, dtype: torch.dtype | None, where: object) -> Tensor:
+    """Contiguous CPU copy in ``dtype``; a value that overflows to infinity is refused."""
+    check_finite(tensor, name, where)
+    out = tensor.detach().to("cpu")
+    out = (out if dtype is None else out.to(dtype)).contiguous()
+    if not bool(out.isfinite().all()):
+        raise PEMError.build(
+            where,
+            f"tensor {name!r} overflows in {out.dtype}",
+            found=f"magnitude {float(tensor.abs().max()):.4g}",
+            expected="finite values",
+            do="choose --dtype bfloat16 or float32",
+        )
+    return out
+
+
+def info_of(tensor: Tensor) -> TensorInfo:
+    """Header entry of a tensor."""
+    names = {v: k for k, v in TORCH_NAMES.items()}
+    return TensorInfo(names[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
+
+
+def buffer_of(tensor: Tensor) -> Any:
+    """The bytes of a contiguous CPU tensor, without a copy (valid while the tensor lives)."""
+    size = tensor.numel() * tensor.element_size()
+    return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write contiguous CPU tensors as safetensors."""
+
+    def values(name: str) -> Iterator[Any]:
+        yield buffer_of(tensors[name])
+
+    write_safetensors(path, {n: info_of(t) for n, t in tensors.items()}, values)

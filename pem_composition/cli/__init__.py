@@ -1,0 +1,57 @@
+"""The ``pem`` program: one file per subcommand, each imported only when it is named."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from pem_composition.errors import EXIT_DONE, UsageError
+
+# In the order of the work: data, modules, arithmetic, evaluation, reports.
+SUBCOMMANDS = (
+    "offline", "split", "init", "train", "merge", "negation", "analogy", "compose",
+    "inspect", "evaluate", "sweep", "report",
+)  # fmt: skip
+
+USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"
+
+
+def load(name: str) -> ModuleType:
+    """The module of a subcommand.
+
+    Raises:
+        UsageError: no such subcommand; the nearest name is suggested.
+    """
+    if name not in SUBCOMMANDS:
+        from pem_composition.cli.parser import close_match
+
+        remedy = close_match(name, SUBCOMMANDS) or f"one of {', '.join(SUBCOMMANDS)}"
+        raise UsageError.build(name, "unknown subcommand", do=remedy)
+    return importlib.import_module(f"pem_composition.cli.{name}")
+
+
+def overview() -> str:
+    """Text of ``pem --help``: every subcommand with its one-line help."""
+    lines = [USAGE, "", "Compose parameter-efficient modules by arithmetic.", "", "subcommands:"]
+    lines += [f"  {name:<10} {load(name).HELP}" for name in SUBCOMMANDS]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``pem`` with the given arguments and return its exit code."""
+    from pem_composition.cli import parser
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return EXIT_DONE
+    module: list[ModuleType] = []
+
+    def find() -> int:
+        module.append(load(argv[0]))
+        return EXIT_DONE
+
+    code = parser.guarded(find, "pem", debug="--debug" in argv)
+    return code if code else parser.run(module[0], argv[1:], prog=f"pem {argv[0]}")

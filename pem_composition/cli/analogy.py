@@ -1,0 +1,79 @@
+"""``analogy.py`` and ``pem analogy``: lam * classifier + (1 - lam) * (target_lm - source_lm)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pem_composition.cli import common, full
+from pem_composition.cli import flags as shared
+from pem_composition.errors import UsageError
+
+NAME = "analogy"
+HELP = "move a classifier to another domain: lam * CLS + (1 - lam) * (TARGET_LM - SOURCE_LM)"
+EXAMPLES = """
+  python analogy.py -a yelp_cls amazon_lm yelp_lm -p runs/amazon_cls --coefficient 0.9
+  python analogy.py -a yelp_cls amazon_lm yelp_lm -p runs/amazon_cls --search_step 90 10
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(shared.MergeFlags):
+    """Flags of analogy.py; --adapters are CLS TARGET_LM SOURCE_LM, in this order."""
+
+    coefficient: float | None = field(
+        default=None,
+        metadata={"metavar": "LAM", "help": "weight of the classifier, as given (default: 0.5)"},
+    )
+    search_step: tuple[float, ...] = field(
+        default=(),
+        metadata={"metavar": "C", "help": "C0 C1, divided by their sum: lam = C0 / (C0 + C1)"},
+    )
+
+
+def run(config: Config) -> int:
+    """Compose three modules and write the result; the classifier's head is kept by default."""
+    lam = coefficient(config)
+    shared.check_adapters(config.adapters, "three: CLS TARGET_LM SOURCE_LM", 3, 3)
+    shared.check_dropout(config.dropout_list, 3)
+    out = common.output_directory(config, 3)
+    head = config.head_policy("first")
+    models = full.models_of(config, config.full_merge)
+    if models is not None:
+        return full.compose(models, (lam, 1 - lam, lam - 1), out, config, head)
+    common.check_output(out, config.adapters, config.overwrite)
+    names = common.labels(config.adapters, config.adatasks)
+    headers = common.read_headers(config.adapters, names, config, config.adaconfig)
+    common.check_model(config.model, headers, config.allow_base_mismatch)
+
+    from pem_composition.module import analogy
+
+    module = analogy(
+        *common.load_modules(config.adapters, names),
+        lam,
+        space=config.one_space,
+        rank=config.rank,
+        head=head,
+        dtype=config.dtype,
+        allow_base_mismatch=config.allow_base_mismatch,
+    )
+    module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
+    common.report(out, module)
+    return 0
+
+
+def coefficient(config: Config) -> float:
+    """lam from --coefficient (as given) or --search_step (over their sum); 0.5 by default."""
+    if config.coefficient is not None and config.search_step:
+        raise UsageError.build(
+            "--coefficient", "given together with --search_step", do="give one of the two"
+        )
+    if config.search_step:
+        if len(config.search_step) != 2:
+            raise UsageError.build(
+                "--search_step",
+                "wrong number of entries",
+                found=len(config.search_step),
+                expected="two: C0 C1",
+            )
+        return shared.normalised(config.search_step)[0]
+    return 0.5 if config.coefficient is None else config.coefficient

@@ -1,0 +1,202 @@
+"""What the arithmetic programs share: every check of modules that needs no tensor, and the report.
+
+Nothing here imports torch: a wrong path, rank or coefficient is answered from file headers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
+from pem_composition.config import AdapterConfig, FullConfig
+from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
+
+if TYPE_CHECKING:
+    from pem_composition.checkpoint import ModuleHeader
+    from pem_composition.config import BaseIdentity
+    from pem_composition.module import PEM, Provenance
+
+
+def output_directory(flags: ModuleFlags, modules: int) -> Path:
+    """OUT, or OUT/<names joined by _> with --adatasks. Names never become paths.
+
+    Raises:
+        UsageError: a name with a separator or '..', an empty one, or not one name per module.
+    """
+    if not flags.adatasks:
+        return flags.save_path
+    check_count("--adatasks", flags.adatasks, modules, "name")
+    for name in flags.adatasks:
+        if (
+            not name.isprintable()
+            or any(bad in name for bad in ("/", "\\", ".."))
+            or not name.strip(". ")
+        ):
+            raise UsageError.build(
+                "--adatasks",
+                "not a name",
+                found=repr(name),
+                expected="a plain name without '/', '\\' or '..'",
+            )
+    return flags.save_path / "_".join(flags.adatasks)
+
+
+def check_output(out: Path, inputs: Sequence[str], overwrite: bool) -> None:
+    """Refuse an existing output, and an output that would replace one of its own inputs.
+
+    Raises:
+        CheckpointError: the output exists and --overwrite is absent, or an input lies inside it.
+    """
+    target = out.resolve()
+    for path in inputs:
+        source = Path(path).resolve()
+        if source == target or target in source.parents:
+            raise CheckpointError.build(
+                out,
+                "the output would replace an input",
+                found=path,
+                do="choose another --save_path",
+            )
+    used = out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir())))
+    if used and not overwrite:
+        raise CheckpointError.build(
+            out,
+            "the output exists",
+            do="choose another --save_path, or replace it with --overwrite",
+        )
+
+
+def labels(paths: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """A short name per module: --adatasks, else the directory's name, longer where two agree."""
+    if names and len(set(names)) == len(set(paths)):
+        return list(names)
+    parts = [Path(p).resolve().parts for p in paths]
+    depth = 1
+    while depth < 8 and len({p[-depth:] for p in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(p[-depth:]).lstrip("/") for p in parts]
+
+
+def read_headers(
+    paths: Sequence[str],
+    names: Sequence[str],
+    flags: OutputFlags,
+    adaconfig: str | None = None,
+    space: str | None = None,
+) -> list[ModuleHeader]:
+    """Headers of the modules, checked against each other and the flags; no tensor is read.
+
+    Raises:
+        PEMError: a directory that is no module, or modules that cannot be combined as asked.
+    """
+    from dataclasses import replace
+
+    from pem_composition.arithmetic.compatible import check_compatible
+    from pem_composition.checkpoint import inspect_header
+
+    headers = [replace(inspect_header(p), name=n) for p, n in zip(paths, names, strict=True)]
+    kind = ADACONFIG_KINDS.get(adaconfig or "")
+    for header, path in zip(headers, paths, strict=True):
+        if kind is not None and header.kind != kind:
+            raise IncompatibleModules.build(
+                "-c/--adaconfig",
+                f"{path} is of another kind",
+                found=header.kind,
+                expected=kind,
+                do="correct the flag or the module",
+            )
+        if flags.rank is not None and header.kind != "lora":
+            raise UsageError.build(
+                "--rank",
+                "only LoRA modules have a rank",
+                found=f"kind {header.kind} in {path}",
+                do="leave it out",
+            )
+    facts = [Facts.of(header) for header in headers]
+    check_compatible(
+        facts, space=space or flags.one_space, allow_base_mismatch=flags.allow_base_mismatch
+    )
+    return headers
+
+
+def check_model(
+    model: Sequence[str], headers: Sequence[ModuleHeader], allow_base_mismatch: bool
+) -> None:
+    """--model must be the base that the modules were trained on, as far as both sides know it."""
+    if not model:
+        return
+    if len(set(model)) > 1:
+        raise UsageError.build(
+            "-m/--model",
+            "several base models",
+            found=list(model),
+            expected="one (a list only with --full_merge)",
+        )
+    if allow_base_mismatch:
+        return
+    from pem_composition.arithmetic.compatible import check_same_base
+    from pem_composition.checkpoint import base_identity
+
+    for header in headers:
+        check_same_base(
+            Facts(f"--model {model[0]}", base_identity(resolved(model[0]))), Facts.of(header)
+        )
+
+
+def resolved(model: str) -> str:
+    """Folder of a model that comes by package name, if it is there; anything else unchanged."""
+    from pem_composition import offline
+
+    asset = offline.ASSETS.get(model.removeprefix("offline:"))
+    return str(asset.folder()) if asset is not None and not Path(model).exists() else model
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the compatibility checks ask of a module, or of a base model in the role of one."""
+
+    name: str
+    base: BaseIdentity
+    kind: str = "full"
+    config: AdapterConfig = FullConfig()
+    layers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, header: ModuleHeader) -> Facts:
+        """The facts of a module's header."""
+        layers = tuple(sorted({name.rpartition(".")[0] for name in header.shapes}))
+        return cls(header.name, header.base, header.kind, header.config, layers)
+
+
+def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = None) -> list[PEM]:
+    """Read the modules' tensors; the same directory given twice is read once.
+
+    Args:
+        base: for whole models, the base whose difference is taken.
+    """
+    from dataclasses import replace
+
+    from pem_composition.checkpoint import load
+
+    read = {path: load(path, base=base) for path in dict.fromkeys(paths)}
+    return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
+
+
+def report(out: Path, module: PEM) -> None:
+    """Print what was written; see ``report_line``."""
+    report_line(out, str(module), module.provenance, bool(module.head_tensors()))
+
+
+def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) -> None:
+    """Print ``OUT = +0.3*a +0.7*b  (space, head, error against sum c_i dW_i)`` and the notes."""
+    facts = [f"space {origin.space}"]
+    if origin.head_policy is not None:
+        facts.append(f"head {origin.head_policy}" if has_head else "no head")
+    if origin.certificate is not None:
+        facts.append(f"error against sum c_i dW_i: {origin.certificate.total:.2g}")
+    print(f"{out} = {expression}  ({', '.join(facts)})")
+    for note in origin.notes:
+        print(f"note: {note}")

@@ -1,0 +1,89 @@
+"""Whole fine-tuned models in the programs: theta_0 + sum_i c_i (theta_i - theta_0), streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pem_composition.cli import common
+from pem_composition.cli import flags as shared
+from pem_composition.errors import IncompatibleModules, UsageError
+
+
+@dataclass(frozen=True)
+class Models:
+    """Directories of fine-tuned models and of the base, where one is given."""
+
+    paths: tuple[str, ...]
+    base: str | None
+
+
+def models_of(flags: shared.ModuleFlags, full_merge: bool = False) -> Models | None:
+    """The models if the flags or the directories say that whole models are meant, else None.
+
+    ``--full_merge --model DIR DIR ...`` lists them as the reference program does; otherwise they
+    are --adapters and --model is their base.
+
+    Raises:
+        UsageError: both lists.
+    """
+    if full_merge and not flags.adapters:
+        return Models(flags.model, None)
+    whole = full_merge or flags.adaconfig == "fft" or any(_is_full(path) for path in flags.adapters)
+    if not whole:
+        return None
+    if len(flags.model) > 1 and flags.model != flags.adapters:
+        raise UsageError.build(
+            "-m/--model",
+            "the models are given twice",
+            found=f"--adapters and {len(flags.model)} models",
+            do="list the models in --adapters and their base in --model, or all in --model alone",
+        )
+    return Models(flags.adapters, flags.model[0] if len(flags.model) == 1 else None)
+
+
+def _is_full(path: str) -> bool:
+    folder = Path(path)
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
+
+
+def compose(
+    models: Models, coefficients: Sequence[float], out: Path, flags: shared.ModuleFlags, head: str
+) -> int:
+    """Check the models by their headers, write the combination, print the line."""
+    from pem_composition.checkpoint import combine_full, inspect_header
+
+    shared.check_dropout(flags.dropout_list, len(models.paths))
+    common.check_output(out, models.paths, flags.overwrite)
+    if flags.format != "peft":
+        raise UsageError.build(
+            "--format", "whole models have one layout", found=flags.format, do="leave it out"
+        )
+    names = common.labels(models.paths, flags.adatasks)
+    for path, header in zip(
+        models.paths, common.read_headers(models.paths, names, flags, flags.adaconfig), strict=True
+    ):
+        if header.kind != "full":
+            raise IncompatibleModules.build(
+                "--full_merge",
+                f"{path} is no whole model",
+                found=f"kind {header.kind}",
+                expected="a model directory",
+            )
+        common.check_model(
+            [models.base] if models.base else [], [header], flags.allow_base_mismatch
+        )
+    combine_full(
+        models.paths,
+        coefficients,
+        out,
+        base=models.base,
+        head=head,
+        dtype=flags.dtype,
+        overwrite=flags.overwrite,
+    )
+    written = inspect_header(out)
+    expression = " ".join(f"{c:+g}*{name}" for c, name in zip(coefficients, names, strict=True))
+    common.report_line(out, expression, written.provenance, bool(written.head_shapes))
+    return 0

@@ -1,0 +1,66 @@
+"""``pem init``: write an initial module and head once, for runs that are to start from the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pem_composition.errors import UsageError
+from pem_composition.training.config import ModelFlags, flag
+
+if TYPE_CHECKING:
+    from pem_composition.tasks.glue import Task
+
+NAME = "init"
+HELP = "write the initial module and head that several runs start from"
+EXAMPLES = """
+  pem init --model_name_or_path minilm --task_name sst2 --lora_r 8 --seed 42 --output_dir runs/init
+  pem init --model_name_or_path roberta-base --num_labels 3 --adapter_config ia3 --output_dir runs/init
+"""
+
+
+@dataclass(frozen=True)
+class Config(ModelFlags):
+    """Flags of ``pem init``."""
+
+    num_labels: int | None = flag(
+        None, "outputs of the head where no task is given; 1 for regression"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = bool(self.task_name or self.train_file)
+        if named == (self.num_labels is not None):
+            raise UsageError.build(
+                "--num_labels", "says what the head predicts", found="a task as well" if named else "no task either",
+                expected="one of --task_name, --train_file and --num_labels",
+            )  # fmt: skip
+        if self.num_labels is not None and self.num_labels < 1:
+            raise UsageError.build(
+                "--num_labels", "cannot be used", found=self.num_labels, expected="a number >= 1"
+            )
+
+
+def run(config: Config) -> int:
+    """Draw the module and write it, unless it is there already."""
+    from pem_composition.training import initial
+
+    print(initial.write(config, task_of(config)))
+    return 0
+
+
+def task_of(config: Config) -> Task:
+    """The task whose head is initialised.
+
+    Raises:
+        DataError: unknown task, or a file that is none.
+    """
+    from pem_composition.tasks.data import load_task
+    from pem_composition.tasks.glue import Task, get_task
+
+    if config.task_name is not None:
+        return get_task(config.task_name)
+    if config.train_file is not None:
+        return load_task(train_file=config.train_file, splits=["train"]).task
+    labels = tuple(f"LABEL_{i}" for i in range(config.num_labels or 1))
+    return Task("unnamed", ("text", None), labels if len(labels) > 1 else ())

@@ -1,0 +1,87 @@
+"""``pem inspect``: what module directories hold, from their headers alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.cli.common import Facts
+from pem_composition.config import LoraConfig
+from pem_composition.errors import PEMError
+
+if TYPE_CHECKING:
+    from pem_composition.checkpoint import ModuleHeader
+
+NAME = "inspect"
+HELP = "print kind, rank, layers, base model and provenance of modules; can they be combined?"
+EXAMPLES = """
+  pem inspect -a runs/rte-0 runs/rte-1
+  pem inspect -a runs/merged --json
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of pem inspect."""
+
+    adapters: tuple[str, ...] = field(
+        metadata={"short": "-a", "metavar": "DIR", "help": "module directories"}
+    )
+    json: bool = field(default=False, metadata={"help": "one JSON object per module"})
+
+
+def run(config: Config) -> int:
+    """Print one block per module, then whether they can be combined."""
+    from pem_composition.checkpoint import inspect_header
+
+    headers = [inspect_header(path) for path in config.adapters]
+    for path, header in zip(config.adapters, headers, strict=True):
+        facts = {"path": path, **describe(header)}
+        print(json.dumps(facts) if config.json else _block(facts))
+    if len(headers) > 1 and not config.json:
+        for space in ("parameter", "delta"):
+            print(f"combination in {space} space: {_verdict(headers, space)}")
+    return 0
+
+
+def describe(header: ModuleHeader) -> dict[str, Any]:
+    """The facts of a header that are worth a line."""
+    config, base, origin = header.config, header.base, header.provenance
+    facts: dict[str, Any] = {"kind": header.kind}
+    if isinstance(config, LoraConfig):
+        facts |= {"r": config.r, "alpha": config.alpha, "use_rslora": config.use_rslora}
+    facts |= {
+        "targets": list(getattr(config, "target_modules", ())),
+        "layers": len(Facts.of(header).layers),
+        "base": base.name,
+        "model_type": base.model_type,
+        "base_fingerprint": base.fingerprint,
+        "head": header.head is not None,
+        "labels": list(header.head.labels) if header.head else [],
+        "expression": " ".join(f"{t.coefficient:+g}*{t.label}" for t in origin.terms),
+        "space": origin.space,
+        "init": origin.init,
+        "notes": list(origin.notes),
+    }
+    return facts
+
+
+def _block(facts: dict[str, Any]) -> str:
+    """``key: value`` lines; what is unknown or empty is left out."""
+    lines = [str(facts["path"])]
+    for key, value in facts.items():
+        if key != "path" and value not in (None, "", []):
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"  {key.replace('_', ' '):<16} {shown}")
+    return "\n".join(lines)
+
+
+def _verdict(headers: list[ModuleHeader], space: str) -> str:
+    from pem_composition.arithmetic.compatible import check_compatible
+
+    try:
+        check_compatible([Facts.of(h) for h in headers], space=space)
+    except PEMError as error:
+        return f"no ({error})"
+    return "yes"

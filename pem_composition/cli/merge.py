@@ -1,0 +1,178 @@
+"""``merge.py`` and ``pem merge``: sum_i c_i m_i, one point or a grid, written or scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pem_composition.cli import common, full, sweep
+from pem_composition.cli import flags as shared
+from pem_composition.errors import UsageError
+
+if TYPE_CHECKING:
+    from pem_composition.module import PEM
+
+NAME = "merge"
+HELP = "add modules: sum_i c_i m_i, in parameter or delta space; --grid for a series of points"
+EXAMPLES = """
+  python merge.py -a runs/rte-0 runs/rte-1 -p runs/merged --coefficients 0.3 0.7
+  python merge.py -a runs/rte-0 runs/rte-1 -p runs/exact --space delta --rank 8
+  python merge.py -a runs/rte-0 runs/rte-1 -p runs/points --grid 0 0.1 1
+  python merge.py -a runs/rte-0 runs/rte-1 -p runs/sweep --grid 0 0.05 1 --evaluate \\
+      --model_name_or_path roberta-base --task_name rte --validation_file dev.jsonl
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(shared.MergeFlags, shared.EvaluationFlags):
+    """Flags of merge.py."""
+
+    coefficients: tuple[float, ...] = field(
+        default=(),
+        metadata={
+            "metavar": "C",
+            "help": "one weight per module, used as given (default: 1/n each)",
+        },
+    )
+    search_step: tuple[float, ...] = field(
+        default=(), metadata={"metavar": "C", "help": "one weight per module, divided by their sum"}
+    )
+    grid: tuple[float, float, float] | None = field(
+        default=None,
+        metadata={
+            "metavar": ("START", "STEP", "STOP"),
+            "help": "two modules: all points (t, 1 - t)",
+        },
+    )
+    evaluate: bool = field(
+        default=False, metadata={"help": "score the points of the grid instead of writing modules"}
+    )
+
+
+def run(config: Config) -> int:
+    """Merge and write, or sweep and score."""
+    if config.evaluate:
+        return _run_sweep(config)
+    shared.refuse_flags(config, "--evaluate")
+    models = full.models_of(config, config.full_merge)
+    if models is not None:
+        return _run_full(config, models)
+    shared.check_adapters(config.adapters, "at least one", 1)
+    points = _points(config, len(config.adapters))
+    shared.check_dropout(config.dropout_list, len(config.adapters))
+    out = common.output_directory(config, len(config.adapters))
+    common.check_output(out, config.adapters, config.overwrite)
+    names = common.labels(config.adapters, config.adatasks)
+    headers = common.read_headers(config.adapters, names, config, config.adaconfig)
+    common.check_model(config.model, headers, config.allow_base_mismatch)
+    modules = common.load_modules(config.adapters, names)
+    if config.grid is None:
+        _write(modules, points[0], out, config)
+    else:
+        _write_grid(modules, points, out, config)
+    return 0
+
+
+def coefficients(config: Config, modules: int) -> tuple[float, ...]:
+    """--coefficients as given, --search_step divided by its sum, or 1/n each.
+
+    Raises:
+        UsageError: both flags, or not one entry per module.
+    """
+    if config.coefficients and config.search_step:
+        raise UsageError.build(
+            "--coefficients", "given together with --search_step", do="give one of the two"
+        )
+    if config.coefficients:
+        shared.check_count("--coefficients", config.coefficients, modules, "coefficient")
+        return config.coefficients
+    if config.search_step:
+        shared.check_count("--search_step", config.search_step, modules, "entry")
+        return shared.normalised(config.search_step)
+    return (1.0 / modules,) * modules
+
+
+def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
+    """Coefficients of every module to be written."""
+    if config.grid is None:
+        return [coefficients(config, modules)]
+    if config.coefficients or config.search_step:
+        raise UsageError.build(
+            "--grid", "given together with coefficients", do="give one of the two"
+        )
+    return list(sweep.pairs(config.grid, modules))
+
+
+def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
+    """Without --merge_head the last module's head is kept, as in the reference program."""
+    from pem_composition.module import combine
+
+    return combine(
+        modules,
+        point,
+        space=config.one_space,
+        rank=config.rank,
+        head=config.head_policy("last"),
+        dtype=config.dtype,
+        allow_base_mismatch=config.allow_base_mismatch,
+    )
+
+
+def _write(modules: Sequence[PEM], point: Sequence[float], out: Path, config: Config) -> None:
+    merged = _combine(modules, point, config)
+    merged.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
+    common.report(out, merged)
+
+
+def _write_grid(
+    modules: Sequence[PEM], points: Sequence[tuple[float, ...]], out: Path, config: Config
+) -> None:
+    """OUT/<t> for every point; the whole directory appears at once or not at all."""
+    from pem_composition.checkpoint.files import atomic_directory
+
+    written = {}
+    with atomic_directory(out, overwrite=config.overwrite) as temporary:
+        for point in points:
+            name = f"{point[0]:g}"
+            written[name] = _combine(modules, point, config)
+            written[name].save(temporary / name, format=config.format, dtype=config.dtype)
+    for name, merged in written.items():
+        common.report(out / name, merged)
+
+
+def _run_full(config: Config, models: full.Models) -> int:
+    """Whole models, sum_i c_i theta_i around the base."""
+    if config.grid is not None:
+        raise UsageError.build(
+            "--grid",
+            "writes one module per point, not whole models",
+            do="add --evaluate, or give --coefficients",
+        )
+    count = len(models.paths)
+    if count < 1:
+        raise UsageError.build(
+            "-m/--model", "no model directories", expected="--model DIR DIR ..., or --adapters"
+        )
+    out = common.output_directory(config, count)
+    return full.compose(
+        models, coefficients(config, count), out, config, config.head_policy("last")
+    )
+
+
+def _run_sweep(config: Config) -> int:
+    if config.coefficients or config.search_step or config.full_merge:
+        raise UsageError.build(
+            "--evaluate",
+            "scores the points of a grid",
+            expected="--grid START STEP STOP and --adapters",
+        )
+    if config.grid is None:
+        raise UsageError.build(
+            "--evaluate",
+            "no points to score",
+            expected="--grid START STEP STOP",
+            do="add --grid 0 0.05 1",
+        )
+    return sweep.start(config, config, config.grid, config.head_policy("average"))

@@ -1,0 +1,270 @@
+"""Command line flags from a dataclass, and errors as one line. No torch, no files.
+
+A subcommand module holds ``NAME``, ``HELP``, ``Config`` (a dataclass), ``run(config) -> int``, and
+may hold ``EXAMPLES``. A field without a default is required; its annotation gives the type
+(``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``, an optional of one of these,
+``tuple[T, ...]``, ``tuple[T, T]``, ``list[T]``); its metadata may hold
+
+    help        one line
+    short       "-a"
+    choices     the allowed values
+    nargs       as in argparse, "+" for sequences if absent
+    metavar     name of the value in the help text
+    positional  True: an argument without a flag
+    repeat      True: the flag may be given several times and collects
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NoReturn, TypeVar, Union
+
+from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
+from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RUN_FAILED, PEMError, UsageError
+
+T = TypeVar("T")
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError instead of printing usage and exiting."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._negative_number_matcher = NEGATIVE_NUMBER
+
+    def error(self, message: str) -> NoReturn:
+        """Give the reason to the caller, who prints it as one line."""
+        message = message.replace("the following arguments are required:", "missing")
+        message = re.sub(r"^argument (\S+): ", lambda m: m[1].split("/")[-1] + ": ", message)
+        raise UsageError(message.replace("unrecognized arguments:", "unexpected argument"))
+
+
+def close_match(word: str, known: Iterable[str]) -> str:
+    """``did you mean X?``, or an empty string when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def build_parser(config_class: type, prog: str, description: str, examples: str = "") -> Parser:
+    """One argument per field of the dataclass, in the order of the fields."""
+    epilog = f"examples:\n{examples.strip(chr(10))}" if examples else None
+    parser = Parser(prog, description, epilog)
+    hints = typing.get_type_hints(config_class)
+    for spec in dataclasses.fields(config_class):
+        if spec.init:
+            _add_field(parser, spec, hints[spec.name])
+    parser.add_argument("--debug", action="store_true", help="on an error, print the traceback")
+    return parser
+
+
+def parse(
+    config_class: type[T], argv: Sequence[str], prog: str, description: str = "", examples: str = ""
+) -> T:
+    """Read ``argv`` into the dataclass.
+
+    Raises:
+        UsageError: an unknown, repeated or missing flag, or a value of the wrong kind.
+    """
+    parser = build_parser(config_class, prog, description, examples)
+    namespace = vars(parser.parse_args(_normalise(parser, argv)))
+    hints = typing.get_type_hints(config_class)
+    values = {
+        spec.name: _restore(namespace[spec.name], hints[spec.name])
+        for spec in dataclasses.fields(config_class)  # type: ignore[arg-type]
+        if spec.init
+    }
+    return config_class(**values)
+
+
+def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse, run, and turn every error into one line on stderr and an exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    prog = prog or f"pem {module.NAME}"
+    examples = getattr(module, "EXAMPLES", "")
+
+    def body() -> int:
+        config = parse(module.Config, argv, prog, module.HELP, examples)
+        return int(module.run(config) or EXIT_DONE)
+
+    return guarded(body, prog, debug="--debug" in argv)
+
+
+def guarded(body: Callable[[], int], prog: str, *, debug: bool = False) -> int:
+    """Run ``body``; report what it raises as ``prog: error: ...`` and return the exit code."""
+    try:
+        return body()
+    except SystemExit as stop:  # argparse's --help
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = _describe(error)
+        if debug:
+            traceback.print_exc()
+        sys.stdout.flush()
+        print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+
+def _describe(error: BaseException) -> tuple[int, str]:
+    """Exit code and one-line message of an exception."""
+    if isinstance(error, PEMError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "interrupted"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        code = EXIT_RUN_FAILED if error.errno in FULL_DISK else EXIT_BAD_INPUT
+        return code, f"{where}{error.strerror or error}"
+    hint = "; run it again with --debug for the traceback"
+    return EXIT_RUN_FAILED, f"unexpected {type(error).__name__}: {error}{hint}"
+
+
+def _add_field(parser: Parser, spec: dataclasses.Field[Any], hint: Any) -> None:
+    """Add the argument for one dataclass field."""
+    meta = spec.metadata
+    element, nargs = _element(hint)
+    keywords: dict[str, Any] = {"help": _help_text(spec), "default": _default(spec)}
+    choices = meta.get("choices")
+    if typing.get_origin(element) is Literal:
+        choices, element = typing.get_args(element), str
+    keywords["type"] = CONVERTERS[element]
+    if choices is not None:
+        keywords["choices"] = list(choices)
+    if element is bool:
+        parser.add_argument(
+            *_names(spec), dest=spec.name, nargs="?", const=True, metavar="true|false", **keywords
+        )
+        parser.add_argument(
+            f"--no-{spec.name}",
+            f"--no_{spec.name}",
+            dest=spec.name,
+            action="store_false",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+        return
+    if meta.get("repeat"):
+        keywords |= {"action": "append", "default": list(keywords["default"])}
+    elif nargs or meta.get("nargs"):
+        keywords["nargs"] = meta.get("nargs", nargs)
+    if choices is None:
+        keywords["metavar"] = meta.get("metavar", spec.name.upper())
+    if meta.get("positional"):
+        if not _required(spec):
+            keywords.setdefault("nargs", "?")
+        parser.add_argument(spec.name, **keywords)
+    else:
+        parser.add_argument(*_names(spec), dest=spec.name, required=_required(spec), **keywords)
+
+
+def _names(spec: dataclasses.Field[Any]) -> list[str]:
+    short = spec.metadata.get("short")
+    return [*([short] if short else []), f"--{spec.name}"]
+
+
+def _required(spec: dataclasses.Field[Any]) -> bool:
+    return spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+
+
+def _default(spec: dataclasses.Field[Any]) -> Any:
+    if spec.default is not dataclasses.MISSING:
+        return spec.default
+    return None if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+
+
+def _help_text(spec: dataclasses.Field[Any]) -> str:
+    """The field's help with its default; a percent sign is argparse's formatting character."""
+    text, default = str(spec.metadata.get("help", "")), _default(spec)
+    if default is not None and default not in ((), []) and "default" not in text:
+        text += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+    return text.replace("%", "%%")
+
+
+def _element(hint: Any) -> tuple[Any, str | int | None]:
+    """Type of one value and the number of values: ``tuple[float, ...]`` -> (float, "+")."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return arguments[0], "+" if arguments[-1] is Ellipsis else len(arguments)
+    if origin in (list, Sequence):
+        return arguments[0], "+"
+    return hint, None
+
+
+def _restore(value: Any, hint: Any) -> Any:
+    """argparse collects lists; a field annotated as a tuple gets a tuple."""
+    return tuple(value) if isinstance(value, list) and "tuple[" in str(hint) else value
+
+
+def _normalise(parser: Parser, argv: Sequence[str]) -> list[str]:
+    """Check every flag by name before argparse sees it; spell hyphens inside names as underscores.
+
+    Raises:
+        UsageError: unknown flag (with the nearest known one), or a list-valued flag given twice.
+    """
+    actions = parser._option_string_actions
+    positional = any(not a.option_strings for a in parser._actions)
+    seen: set[str] = set()
+    out: list[str] = []
+    for index, token in enumerate(argv):
+        if token == "--":
+            return [*out, *argv[index:]]
+        if not token.startswith("-") or token == "-" or NEGATIVE_NUMBER.match(token):
+            out.append(token)
+            continue
+        name, equals, value = token.partition("=")
+        name = _spelling(name, actions)
+        if name not in actions:
+            if (positional and not token.startswith("--")) or re.match(r"-[\d.]", token):
+                out.append(shield(token))  # an expression such as "-a+b", or a mistyped number
+                continue
+            raise UsageError.build(name, "unknown flag", do=_flag_remedy(parser, name, actions))
+        action = actions[name]
+        if action.dest in seen and action.nargs not in (None, 0, "?"):
+            raise UsageError.build(name, "given twice", do="list all its values after one flag")
+        seen.add(action.dest)
+        # An optional value would swallow the positional argument that follows the flag.
+        follower = argv[index + 1].lower() if index + 1 < len(argv) else ""
+        bare = positional and action.nargs == "?" and action.option_strings and not equals
+        out.append(
+            f"{name}=true"
+            if bare and follower not in TRUE_WORDS | FALSE_WORDS
+            else name + equals + value
+        )
+    return out
+
+
+def _spelling(name: str, actions: dict[str, argparse.Action]) -> str:
+    """--save-path is --save_path; --no-x and --no_x are both known as they are."""
+    underscored = "--" + name[2:].replace("-", "_")
+    return (
+        underscored
+        if name.startswith("--") and name not in actions and underscored in actions
+        else name
+    )
+
+
+def _flag_remedy(parser: Parser, name: str, actions: dict[str, argparse.Action]) -> str:
+    known = [n for n in actions if n.startswith("--")]
+    wanted = "--" + name.lstrip("-").replace("-", "_")
+    extended = [n for n in known if n.startswith(wanted)]
+    near = f"did you mean {extended[0]}?" if extended else close_match(wanted, known)
+    return near or f"see {parser.prog} --help"

@@ -1,0 +1,64 @@
+"""``pem report``: tables and plots of finished sweeps, made again from results.jsonl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pem_composition.errors import CheckpointError
+
+NAME = "report"
+HELP = (
+    "table and plot of a finished sweep, or the mean of several (seeds), from results.jsonl alone"
+)
+EXAMPLES = """
+  pem report -r runs/sweep
+  pem report -r runs/sweep-s0 runs/sweep-s1 runs/sweep-s2 -p runs/table
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of pem report."""
+
+    results: tuple[str, ...] = field(
+        metadata={
+            "short": "-r",
+            "metavar": "DIR",
+            "help": "results.jsonl files or their directories",
+        }
+    )
+    save_path: Path | None = field(
+        default=None,
+        metadata={
+            "short": "-p",
+            "metavar": "OUT",
+            "help": "where table and plot go; default: beside one results.jsonl, else nowhere",
+        },
+    )
+
+
+def run(config: Config) -> int:
+    """Print the table and write the files."""
+    from pem_composition.report import plot, records, table
+
+    sweeps = [records.read(path) for path in config.results]
+    out = config.save_path or (sweeps[0].path.parent if len(sweeps) == 1 else None)
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise CheckpointError.build(
+                out, "not a directory", found="a file", do="choose another --save_path"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+    if len(sweeps) == 1 and out is not None:
+        print(table.write(sweeps[0].path, out))
+        for path in plot.write(sweeps[0].path, out):
+            print(f"plot: {path}")
+        return 0
+    rows = table.aggregate([s.path for s in sweeps])
+    text = table.aggregate_markdown(rows)
+    print(text)
+    if out is not None:
+        (out / "table.md").write_text(text + "\n", encoding="utf-8")
+        (out / "table.csv").write_text(table.to_csv(rows, tuple(rows[0])), encoding="utf-8")
+    return 0

@@ -1,0 +1,38 @@
+"""``pem train``: train a module on one task, resumable; stops cleanly on signals and on divergence."""
+
+from __future__ import annotations
+
+import os
+
+from pem_composition.training import processes
+from pem_composition.training.config import TrainConfig as Config
+from pem_composition.training.signals import StopRequest
+
+__all__ = ["EXAMPLES", "HELP", "NAME", "Config", "run"]
+
+NAME = "train"
+HELP = "train a LoRA or (IA)^3 module, or the whole model, on one task"
+EXAMPLES = """
+  pem train --model_name_or_path roberta-base --task_name rte --adapter_config lora --max_steps 1500 \\
+      --learning_rate 1e-3 --output_dir runs/rte
+  pem train --model_name_or_path minilm --train_file half0.jsonl --validation_file dev.jsonl \\
+      --task_name sst2 --init_from runs/init --output_dir runs/half0
+"""
+
+
+def say(line: str) -> None:
+    """Print a line at once, so that it stands where it belongs in a log."""
+    print(line, flush=True)
+
+
+def run(config: Config) -> int:
+    """Train, evaluate, write; 75 if a signal asked to stop, 3 if the loss is not finite."""
+    missing = processes.missing_workers(os.environ, processes.parent_command())
+    if missing > 1:
+        say(f"accelerate launch --cpu started one process; starting {missing}")
+        return processes.run_workers(missing, processes.main_command())
+    with StopRequest() as stop:
+        from pem_composition.training import classification
+
+        classification.run(config, say, stop)
+    return 0

@@ -1,0 +1,78 @@
+"""From one word of a command line to a value, strictly; a refused word is named with the reason."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TRUE_WORDS = frozenset({"true", "yes", "1"})
+FALSE_WORDS = frozenset({"false", "no", "0"})
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+# What argparse must take for a value although it starts with "-"; floats then refuse inf and nan.
+NEGATIVE_NUMBER = re.compile(
+    r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE
+)
+
+
+def shield(token: str) -> str:
+    """argparse takes a token for a value, whatever it starts with, if there is a space in it."""
+    return " " + token
+
+
+def unshield(text: str) -> str:
+    return text[1:] if text.startswith(" -") else text
+
+
+def finite_float(text: str) -> float:
+    """A finite decimal number; ``nan``, ``inf``, words and overflow are refused with the reason."""
+    text = unshield(text)
+    if text.lower().lstrip("+-") in {"nan", "inf", "infinity"}:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a finite number")
+    if not NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a number such as 0.3 or -7e-1")
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"found '{text}', which is too large for a double")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """A decimal integer, without underscores, exponents or a fraction."""
+    text = unshield(text)
+    if not re.fullmatch(r"[-+]?\d+", text):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number")
+    return int(text)
+
+
+def truth(text: str) -> bool:
+    """true or false (also yes, no, 1, 0), in any case."""
+    word = text.lower()
+    if word not in TRUE_WORDS | FALSE_WORDS:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected true or false")
+    return word in TRUE_WORDS
+
+
+def plain_text(text: str) -> str:
+    """Any text but the empty one: an unset shell variable is the usual source of ''."""
+    text = unshield(text)
+    if not text:
+        raise argparse.ArgumentTypeError("found '', expected a value (is a shell variable unset?)")
+    return text
+
+
+def path(text: str) -> Path:
+    """A non-empty path."""
+    return Path(plain_text(text))
+
+
+CONVERTERS: dict[Any, Callable[[str], Any]] = {
+    str: plain_text,
+    int: whole_number,
+    float: finite_float,
+    bool: truth,
+    Path: path,
+}

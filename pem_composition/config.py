@@ -1,0 +1,94 @@
+"""What a module is: its kind, hyperparameters and base model. No torch, no files.
+
+A layer is named by its dotted path in the model (``roberta.encoder.layer.0.attention.self.query``);
+a target is a layer name or a suffix of one (``query``), as in PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+KINDS = ("lora", "ia3", "full")
+
+
+def matches(layer: str, target: str) -> bool:
+    """True if ``target`` is the layer's whole name or a suffix of it at a dot: PEFT's rule for lists."""
+    return layer == target or layer.endswith("." + target)
+
+
+def lookup(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """First pattern that names the layer, else the default (PEFT's rank_pattern and alpha_pattern)."""
+    return next((v for target, v in patterns.items() if matches(layer, target)), default)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA: dW = scaling * B A, scaling = alpha / r, or alpha / sqrt(r) with rsLoRA.
+
+    Source: Hu et al. 2021 (arXiv:2106.09685); rsLoRA: Kalajdzievski 2023 (arXiv:2312.03732).
+    """
+
+    kind: ClassVar[str] = "lora"
+
+    r: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    use_rslora: bool = False
+    dropout: float = 0.0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    fan_in_fan_out: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def rank(self, layer: str) -> int:
+        """Rank of the layer's factors."""
+        return int(lookup(self.rank_pattern, layer, self.r))
+
+    def scaling(self, layer: str) -> float:
+        """Factor in front of B A."""
+        alpha = float(lookup(self.alpha_pattern, layer, self.alpha))
+        r = self.rank(layer)
+        return alpha / r**0.5 if self.use_rslora else alpha / r
+
+
+@dataclass(frozen=True)
+class IA3Config:
+    """(IA)^3: a vector l scales a linear layer's output, or its input for ``feedforward_modules``.
+
+    Source: Liu et al. 2022 (arXiv:2205.05638); the two placements are PEFT's.
+    """
+
+    kind: ClassVar[str] = "ia3"
+
+    target_modules: tuple[str, ...]
+    feedforward_modules: tuple[str, ...] = ()
+    fan_in_fan_out: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def scales_input(self, layer: str) -> bool:
+        """True where the vector multiplies the layer's input instead of its output."""
+        return any(matches(layer, t) for t in self.feedforward_modules)
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning: the module is the difference to the base, delta = theta - theta_0."""
+
+    kind: ClassVar[str] = "full"
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+AdapterConfig = LoraConfig | IA3Config | FullConfig
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The model a module belongs to. Unknown parts are None and compare as 'cannot tell'."""
+
+    name: str | None = None
+    fingerprint: str | None = None  # sha256 over the base checkpoint's tensors, see checkpoint/provenance.py
+    model_type: str | None = None
+    hidden_size: int | None = None

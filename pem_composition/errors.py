@@ -1,0 +1,71 @@
+"""Errors a user can cause, and the exit code each family maps to.
+
+A message says where (file, module or flag), what was found, what was expected and what to do;
+``PEMError.build`` assembles the four parts so that no message forgets one.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 2
+EXIT_RUN_FAILED = 3
+EXIT_PREEMPTED = 75
+
+
+class PEMError(ValueError):
+    """Bad input: a file, flag or module that cannot be used as asked. Programs exit with 2."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    @classmethod
+    def build(
+        cls, where: object, what: str, *, found: object = None, expected: object = None, do: str = ""
+    ) -> PEMError:
+        """Assemble ``where: what; found X, expected Y; remedy`` into one line."""
+        parts = [f"{where}: {what}" if where else what]
+        facts = []
+        if found is not None:
+            facts.append(f"found {found}")
+        if expected is not None:
+            facts.append(f"expected {expected}")
+        if facts:
+            parts.append(", ".join(facts))
+        if do:
+            parts.append(do)
+        return cls(" ".join("; ".join(parts).split()))
+
+
+class UsageError(PEMError):
+    """A command line that cannot be run as written."""
+
+
+class CheckpointError(PEMError):
+    """A file or directory that is not the module it should be."""
+
+
+class UnsupportedModule(CheckpointError):
+    """A module whose meaning cannot be represented exactly; it is refused by name."""
+
+
+class IncompatibleModules(PEMError):
+    """Modules that differ where the operation needs them equal."""
+
+
+class UnknownRole(PEMError):
+    """A tensor name whose last component is not a role."""
+
+
+class DataError(PEMError):
+    """A data file, row or label that cannot be used."""
+
+
+class RunFailed(PEMError):
+    """The run itself failed (divergence, no space). Programs exit with 3."""
+
+    exit_code = EXIT_RUN_FAILED
+
+
+class Preempted(PEMError):
+    """The run was asked to stop, saved, and can be resumed. Programs exit with 75."""
+
+    exit_code = EXIT_PREEMPTED

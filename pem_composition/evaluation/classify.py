@@ -1,0 +1,272 @@
+"""Predict and score a classification or regression set: tokenised once, padded per batch.
+
+Rows are sorted by length, so short rows make short batches; logits come back in the order of the
+rows. Padding is on the right and masked, so it changes a row's logits by rounding only.
+Shape suffixes: n rows, c outputs; b rows of a batch, t tokens of its longest row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pem_composition.errors import DataError, RunFailed
+from pem_composition.evaluation import metrics
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.glue import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_BATCH_SIZE = 32
+DEFAULT_MAX_LENGTH = 128
+INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """Tokenised rows in their original order, of different lengths.
+
+    Indexing gives what a Hugging Face data collator pads: ``input_ids``, ``attention_mask``,
+    ``token_type_ids`` where the model has them, and ``labels`` unless the row has none.
+    """
+
+    inputs: Mapping[str, list[list[int]]]
+    labels: tuple[int | float | None, ...]
+    padding: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = {name: rows[index] for name, rows in self.inputs.items()}
+        if self.labels[index] is not None:
+            row["labels"] = self.labels[index]
+        return row
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens per row."""
+        return [len(ids) for ids in self.inputs["input_ids"]]
+
+
+class Batch(NamedTuple):
+    """Row numbers of a batch (b,) and its padded inputs, each (b, t)."""
+
+    rows: list[int]
+    inputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one evaluation.
+
+    Attributes:
+        score: the primary metric, whose standard error over the choice of rows is ``stderr``.
+        scores: every published metric of the task.
+        predicted_shares: share of the rows per predicted class; empty for regression.
+        degenerate: nearly every row gets the same class (above 97 percent).
+        auc: two classes only: how well the logits rank.
+        seconds: wall time of the predictions.
+    """
+
+    task: str
+    metric: str
+    score: float
+    stderr: float
+    n: int
+    scores: dict[str, float] = field(default_factory=dict)
+    predicted_shares: dict[str, float] = field(default_factory=dict)
+    degenerate: bool = False
+    auc: float | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a line of JSON."""
+        return asdict(self)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    max_seq_length: int = DEFAULT_MAX_LENGTH,
+) -> EncodedDataset:
+    """Tokenise every row once; longer rows are cut, the longer text of a pair first.
+
+    Raises:
+        DataError: no rows, or a length of less than 8 tokens.
+    """
+    if not examples:
+        raise DataError.build("encode", "no rows", expected="at least one")
+    if max_seq_length < 8:
+        raise DataError.build(
+            "--max_seq_length", "too short", found=max_seq_length, expected="at least 8 tokens"
+        )
+    texts = [e.text for e in examples]
+    pairs = [e.text_pair for e in examples] if examples[0].text_pair is not None else None
+    encoded = tokenizer(texts, pairs, truncation=True, max_length=max_seq_length, padding=False)
+    padding = {
+        "input_ids": tokenizer.pad_token_id or 0,
+        "attention_mask": 0,
+        "token_type_ids": tokenizer.pad_token_type_id,
+    }
+    inputs = {name: list(encoded[name]) for name in INPUT_NAMES if name in encoded}
+    if "attention_mask" not in inputs:
+        inputs["attention_mask"] = [[1] * len(ids) for ids in inputs["input_ids"]]
+    return EncodedDataset(inputs, tuple(e.label for e in examples), padding)
+
+
+def batches(
+    data: EncodedDataset,
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    token_budget: int | None = None,
+    pad_to: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Batch, ...]:
+    """Padded batches, longest rows first (so that a lack of memory shows at once).
+
+    Args:
+        batch_size: most rows of a batch.
+        token_budget: most tokens of a batch, padding included; a longer row has a batch of its own.
+        pad_to: pad every batch to this many tokens, as ``--pad_to_max_length`` does.
+
+    Raises:
+        DataError: a batch size or a budget that is not positive.
+    """
+    if batch_size < 1 or (token_budget is not None and token_budget < 1):
+        raise DataError.build(
+            "--per_device_eval_batch_size", "not a batch size", expected="at least 1",
+            found=batch_size if batch_size < 1 else token_budget,
+        )  # fmt: skip
+    groups = _groups(data.lengths, batch_size, token_budget)
+    return tuple(Batch(rows, _pad(data, rows, pad_to, device)) for rows in groups)
+
+
+def predict(
+    model: nn.Module,
+    data: EncodedDataset | Sequence[Batch],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    token_budget: int | None = None,
+    pad_to: int | None = None,
+) -> NDArray[np.float32]:
+    """Logits (n, c) in the order of the rows, without dropout and gradients.
+
+    A sweep makes its batches once (``batches``) and passes them here for every point.
+    """
+    device = next(model.parameters()).device
+    if isinstance(data, EncodedDataset):
+        data = batches(
+            data, batch_size=batch_size, token_budget=token_budget, pad_to=pad_to, device=device
+        )
+    n = sum(len(batch.rows) for batch in data)
+    was_training = model.training
+    model.eval()
+    out: NDArray[np.float32] | None = None
+    try:
+        with torch.inference_mode():
+            for rows, inputs in data:
+                on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+                logits_bc = model(**on_device).logits.float().cpu().numpy()
+                out = np.empty((n, logits_bc.shape[1]), np.float32) if out is None else out
+                out[rows] = logits_bc
+    finally:
+        model.train(was_training)
+    if out is None:
+        raise DataError.build("predict", "no batches", expected="at least one row")
+    return out
+
+
+def evaluate(
+    model: nn.Module,
+    data: EncodedDataset,
+    task: Task,
+    *,
+    prepared: Sequence[Batch] | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    token_budget: int | None = None,
+    pad_to: int | None = None,
+) -> EvalResult:
+    """Predict every row and score the predictions.
+
+    Args:
+        prepared: the batches of ``data``, if they are at hand.
+
+    Raises:
+        DataError: rows without labels, or a head that does not fit the task.
+        RunFailed: a logit that is not finite.
+    """
+    labels = metrics.gold_labels(task, data.labels)
+    start = time.perf_counter()
+    logits = predict(
+        model, prepared or data, batch_size=batch_size, token_budget=token_budget, pad_to=pad_to
+    )
+    return score(task, logits, labels, seconds=time.perf_counter() - start)
+
+
+def score(
+    task: Task, logits: NDArray[Any], labels: NDArray[Any], *, seconds: float = 0.0
+) -> EvalResult:
+    """Everything that is reported of logits (n, c) against labels (n,).
+
+    Raises:
+        RunFailed: a logit that is not finite.
+    """
+    if not np.isfinite(logits).all():
+        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        raise RunFailed.build(
+            f"evaluation of {task.name}", f"the logits of row {row} are not finite",
+            found=logits[row].tolist(), do="the module or its training diverged",
+        )  # fmt: skip
+    predictions = metrics.predictions_of(task, logits)
+    scores = metrics.compute(task, predictions, labels)
+    shares = metrics.predicted_shares(task, predictions)
+    return EvalResult(
+        task=task.name,
+        metric=task.primary,
+        score=scores[task.primary],
+        stderr=metrics.standard_error(task.primary, predictions, labels),
+        n=len(labels),
+        scores=scores,
+        predicted_shares=shares,
+        degenerate=metrics.is_degenerate(shares),
+        auc=None if task.regression else metrics.auc(logits, labels),
+        seconds=seconds,
+    )
+
+
+def _groups(lengths: Sequence[int], batch_size: int, budget: int | None) -> Iterator[list[int]]:
+    """Row numbers by falling length, cut where the batch is full."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        longest = lengths[group[0]] if group else 0
+        if group and (
+            len(group) == batch_size or (budget is not None and longest * (len(group) + 1) > budget)
+        ):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _pad(
+    data: EncodedDataset, rows: Sequence[int], pad_to: int | None, device: torch.device | str
+) -> dict[str, Tensor]:
+    width = max(pad_to or 0, *(len(data.inputs["input_ids"][i]) for i in rows))
+    out = {}
+    for name, column in data.inputs.items():
+        padded_bt = torch.full((len(rows), width), data.padding[name], dtype=torch.long)
+        for place, row in enumerate(rows):
+            padded_bt[place, : len(column[row])] = torch.tensor(column[row])
+        out[name] = padded_bt.to(device)
+    return out

@@ -1,0 +1,1 @@
+"""The GLUE metrics as a local ``evaluate`` module; see ``glue_metric.py``."""

@@ -1,0 +1,268 @@
+"""Base models for training and evaluation: loaded in float32, complete, or refused in one line.
+
+transformers 5 loads in the dtype of the file and fills missing weights at random with a warning;
+both change results silently, so neither is left to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pem_composition import offline
+from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.tasks import hub
+from pem_composition.tasks.glue import Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+UNSAFE_SWITCH = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+class LoadedBase(NamedTuple):
+    """A model ready for training or evaluation.
+
+    ``loading_info`` is in the form of ``from_pretrained(output_loading_info=True)``: under
+    ``missing_keys`` the parameters of head and pooler that are newly initialised, under
+    ``unexpected_keys`` the tensors the model has no place for (a language model's head).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    loading_info: dict[str, Any]
+
+
+def load_base(
+    model_name_or_path: str | Path,
+    task: Task | None = None,
+    *,
+    num_labels: int | None = None,
+    dtype: torch.dtype | None = None,
+    **config_overrides: float,
+) -> LoadedBase:
+    """A sequence classification model for the task, its tokenizer, and what the checkpoint lacked.
+
+    The head of a base model is newly initialised (from torch's global random state) and named in
+    ``missing_keys``; the rest must be complete.
+
+    Args:
+        model_name_or_path: a directory, a hub name, or a name that ``pem offline list`` shows
+            (``minilm`` or ``offline:minilm``).
+        num_labels: outputs, where no task says so.
+        dtype: torch.float32 if None, whatever the file holds.
+        config_overrides: values of the model's configuration, such as ``hidden_dropout_prob``.
+
+    Raises:
+        CheckpointError: no such directory or hub name; not a model; another architecture; weights
+            missing outside the head; a head of another size or with other classes.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    source = resolve(model_name_or_path)
+    config, stored_labels = _config(source, task, num_labels, config_overrides)
+    model, info = _load(
+        AutoModelForSequenceClassification,
+        source,
+        config=config,
+        dtype=dtype or torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, with both sizes
+        use_safetensors=_safetensors(source),
+    )
+    tokenizer = load_tokenizer(source)
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    _check_sizes(source, info["mismatched_keys"])
+    _check_complete(source, model, missing)
+    if task is not None and not any(_in_head(model, key) for key in missing):
+        _check_labels(source, task, stored_labels)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders pool the last real token
+    return LoadedBase(model, tokenizer, {"missing_keys": missing, "unexpected_keys": unexpected})
+
+
+def _config(
+    source: str, task: Task | None, num_labels: int | None, overrides: dict[str, float]
+) -> tuple[PretrainedConfig, list[str]]:
+    """The model's configuration for the task, and the class names that it had before."""
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig, source)
+    stored = [str(config.id2label[i]) for i in sorted(config.id2label or {})]
+    for name, value in overrides.items():
+        if not hasattr(config, name):
+            raise CheckpointError.build(
+                f"--{name}", f"{config.model_type} models have no such setting", do="leave it out"
+            )
+        setattr(config, name, value)
+    if task is not None or num_labels is not None:
+        config.num_labels = task.num_labels if task else num_labels
+    if task is not None:
+        config.problem_type = task.problem_type
+        if not task.regression:
+            config.id2label = task.id2label
+            config.label2id = {word: i for i, word in task.id2label.items()}
+    return config, stored
+
+
+def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token (the end token where a decoder has none).
+
+    Raises:
+        CheckpointError: no such model, or one without tokenizer files.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, resolve(model_name_or_path))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def max_input_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Most tokens the model takes, None if it has no limit.
+
+    RoBERTa and its relatives number positions from the padding index + 1, which costs that many.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    offset_types = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+    if positions is not None and config.model_type in offset_types:
+        positions -= (config.pad_token_id or 0) + 1
+    limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < 10**9]
+    return min(limits, default=None)
+
+
+def resolve(model_name_or_path: str | Path) -> str:
+    """The folder or hub name to load; an offline name becomes its cache folder.
+
+    Raises:
+        CheckpointError: a path that is not a model directory.
+    """
+    name = str(model_name_or_path)
+    scheme, _, rest = name.partition(":")
+    source = str(offline.get(rest)) if scheme == "offline" else offline.resolve(name)
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError.build(
+                source, "not a model directory", found="no config.json",
+                expected="config.json, model.safetensors and tokenizer files",
+            )  # fmt: skip
+        return source
+    looks_like_path = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if path.exists() or looks_like_path:
+        raise CheckpointError.build(
+            "--model_name_or_path", source,
+            found="a file" if path.exists() else "no such directory",
+            expected="a model directory, a hub name or one of " + ", ".join(_offline_models()),
+        )  # fmt: skip
+    return source
+
+
+def _offline_models() -> list[str]:
+    return [asset.name for asset in offline.ASSETS.values() if asset.kind == "model"]
+
+
+def _safetensors(source: str) -> bool | None:
+    """True where the folder has safetensors; False for pickles only, read by the restricted loader.
+
+    Raises:
+        CheckpointError: no weights, or pickles while the environment turns the restriction off.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return None
+    if any((path / name).is_file() for name in WEIGHTS):
+        return True
+    if not any((path / name).is_file() for name in PICKLES):
+        raise CheckpointError.build(
+            source, "no weights in the directory", found=_some(p.name for p in path.iterdir()),
+            expected=WEIGHTS[0],
+        )  # fmt: skip
+    if os.environ.get(UNSAFE_SWITCH):
+        raise CheckpointError.build(
+            source, f"{PICKLES[0]} could run code while {UNSAFE_SWITCH} is set", do="unset it"
+        )
+    return False
+
+
+def _load(factory: Any, source: str, **keywords: Any) -> Any:
+    """``factory.from_pretrained``, quietly, with every failure as one line."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with hub.session():
+            return factory.from_pretrained(source, trust_remote_code=False, **keywords)
+    except Exception as error:  # the library raises a dozen kinds for a file that is not a model
+        raise _explained(source, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _explained(source: str, error: Exception) -> PEMError:
+    kind = type(error).__name__
+    reason = str(error).strip().partition("\n")[0][:300] or kind
+    if Path(source).is_dir():
+        return CheckpointError.build(
+            source, f"cannot be loaded as a classification model ({kind}: {reason})",
+            do="check that the files are complete and belong together",
+        )  # fmt: skip
+    models = ", ".join(_offline_models())
+    return CheckpointError.build(
+        f"--model_name_or_path {source}", f"neither in the cache nor from the hub ({reason})",
+        do=f"give a model directory, or one of {models}",
+    )  # fmt: skip
+
+
+def _in_head(model: PreTrainedModel, key: str) -> bool:
+    return not key.startswith(f"{model.base_model_prefix}.")
+
+
+def _check_complete(source: str, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Only the head and the pooler may be new; a body that is partly random is another model."""
+    absent = [key for key in missing if not _in_head(model, key) and ".pooler." not in key]
+    if absent:
+        total = sum(not _in_head(model, key) for key in model.state_dict())
+        raise CheckpointError.build(
+            source, f"not a complete {type(model).__name__}",
+            found=f"{len(absent)} of {total} weights missing: {_some(absent)}",
+            expected="every weight outside the head", do="check the architecture in config.json",
+        )  # fmt: skip
+
+
+def _check_sizes(source: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    for name, found, expected in sorted(mismatched):
+        raise CheckpointError.build(
+            source, f"'{name}' has another shape than the model for this task",
+            found=tuple(found), expected=tuple(expected),
+            do="give the base model, or the model trained for this task",
+        )  # fmt: skip
+
+
+def _check_labels(source: str, task: Task, stored: list[str]) -> None:
+    """A checkpoint that brings its head must mean the same classes in the same order."""
+    unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(stored))
+    if not task.regression and not unnamed and [w.lower() for w in stored] != list(task.labels):
+        raise CheckpointError.build(
+            source, f"its head was trained for other classes than {task.name}'s",
+            found=", ".join(stored), expected=", ".join(task.labels),
+            do="give the base model, or the model trained for this task",
+        )  # fmt: skip
+
+
+def _some(names: Iterable[str], limit: int = 3) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -1,0 +1,260 @@
+"""Tables from files: JSON lines, JSON lists, CSV, TSV and Parquet, gzipped or not.
+
+Every row must have the same columns. A mistake is reported with its line: a misspelled key in one
+line must not become an empty value in a column nobody asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pem_composition.errors import DataError
+
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+GZIP_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
+# The distributed CoLA files have no header; nothing else in GLUE lacks one.
+COLA_COLUMNS = ("source", "label", "star", "sentence")
+QUOTED_FIELD = re.compile(r'"(?:[^"]|"")*"')
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one file (or of one hub split) and the place of each in it."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    lines: Sequence[int]
+    unit: str = "line"
+
+    def where(self, index: int) -> str:
+        """``file, line 12`` of a row, for messages."""
+        return f"{self.name}, {self.unit} {self.lines[index]}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column names in the order of the file."""
+        return tuple(self.rows[0])
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """All rows of a file as dictionaries with equal keys.
+
+    Raises:
+        DataError: see ``read_table``.
+    """
+    return read_table(path).rows
+
+
+def read_table(path: str | Path) -> Table:
+    """All rows of a file with their line numbers; gzip is told by content, the format by extension.
+
+    Raises:
+        DataError: no such file, unknown format, truncated or not UTF-8, malformed line, duplicate
+            key, rows with different columns, or no rows at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "no such file"
+        raise DataError.build(path, "cannot read rows", found=found, expected="a data file")
+    data = _unpacked(path)
+    kind = _format(path, data)
+    if not data.strip():
+        raise DataError.build(path, "the file is empty", expected="at least one row")
+    if kind == "parquet":
+        table = _parquet(path, data)
+    else:
+        text = _decoded(path, data)
+        table = _json_table(path, text) if kind in ("jsonl", "json") else _csv(path, text, kind)
+    if not table.rows:
+        raise DataError.build(path, "no rows", expected="at least one row")
+    _check_columns(table)
+    return table
+
+
+def _unpacked(path: Path) -> bytes:
+    data = path.read_bytes()
+    if not data.startswith(GZIP_MAGIC):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError.build(
+            path, f"broken gzip file ({error})", do="copy or download it again"
+        ) from None
+
+
+def _format(path: Path, data: bytes) -> str:
+    """By content for Parquet, by extension for the rest, else by the first character."""
+    if data.startswith(PARQUET_MAGIC):
+        return "parquet"
+    for suffix in reversed([s[1:].lower() for s in path.suffixes]):
+        if suffix in FORMATS:
+            return suffix
+        if suffix == "ndjson":
+            return "jsonl"
+    if data.lstrip()[:1] in (b"{", b"["):
+        return "json"
+    raise DataError.build(
+        path, "unknown format", found=path.suffix or "no extension", expected=", ".join(FORMATS)
+    )
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError.build(
+            f"{path}, line {line}", "not UTF-8", found=f"byte 0x{data[error.start]:02x}",
+            do="convert the file, for example with iconv",
+        ) from None  # fmt: skip
+
+
+def _json_table(path: Path, text: str) -> Table:
+    """A list of objects, or one object per line; the extension does not decide which."""
+    if text.lstrip().startswith("["):
+        return _json_list(path, text)
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    # Not splitlines(): it would also cut at U+2028, which may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            rows.append(_json_row(f"{path}, line {number}", line))
+            lines.append(number)
+    return Table(str(path), rows, lines)
+
+
+def _json_list(path: Path, text: str) -> Table:
+    try:
+        rows = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except ValueError as error:
+        raise DataError.build(path, f"not a JSON list: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError.build(
+                f"{path}, item {number}", "not an object", found=type(row).__name__,
+                expected="a list of objects",
+            )  # fmt: skip
+    return Table(str(path), rows, range(1, len(rows) + 1), "item")
+
+
+def _json_row(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except ValueError as error:
+        raise DataError.build(where, f"not a JSON object: {error}", found=_short(line)) from None
+    if not isinstance(row, dict):
+        raise DataError.build(where, "not a JSON object", found=_short(line))
+    return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key '{next(k for k in keys if keys.count(k) > 1)}' occurs twice")
+    return row
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _csv(path: Path, text: str, kind: str) -> Table:
+    """Comma separated with quotes, or tab separated; a GLUE TSV has no quoting at all."""
+    options: dict[str, Any] = {"delimiter": ","}
+    if kind == "tsv":
+        quoting = csv.QUOTE_MINIMAL if _tsv_is_quoted(text) else csv.QUOTE_NONE
+        options = {"delimiter": "\t", "quoting": quoting}
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **options)
+    records: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        start = 1
+        for record in reader:
+            if record:
+                records.append(record)
+                lines.append(start)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError.build(f"{path}, line {start}", f"not {kind.upper()}: {error}") from None
+    header = list(COLA_COLUMNS) if _is_cola(records) else records[0]
+    first = 0 if header == list(COLA_COLUMNS) and records[0] != header else 1
+    _check_header(path, header)
+    for record, line in zip(records[first:], lines[first:], strict=True):
+        if len(record) != len(header):
+            raise DataError.build(
+                f"{path}, line {line}", "wrong number of fields", found=len(record),
+                expected=f"{len(header)} ({', '.join(header)})",
+            )  # fmt: skip
+    rows = [dict(zip(header, record, strict=True)) for record in records[first:]]
+    return Table(str(path), rows, lines[first:])
+
+
+def _tsv_is_quoted(text: str) -> bool:
+    """True if a spreadsheet or pandas wrote the file: every quote is inside a quoted field.
+
+    Such writers quote a field only where they must: where it holds a quote, which they double.
+    """
+    fields = [f for line in text.split("\n") for f in line.rstrip("\r").split("\t") if '"' in f]
+    return bool(fields) and all(QUOTED_FIELD.fullmatch(f) and '""' in f[1:-1] for f in fields)
+
+
+def _is_cola(records: list[list[str]]) -> bool:
+    first = records[0]
+    return len(first) == 4 and first[1] in ("0", "1") and first[2] in ("", "*")
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice or "" in header:
+        raise DataError.build(
+            f"{path}, line 1", "not a header", expected="one distinct name per column",
+            found=f"'{twice[0]}' twice" if twice else "an unnamed column",
+        )  # fmt: skip
+
+
+def _parquet(path: Path, data: bytes) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError.build(path, "Parquet needs pyarrow", do="pip install pyarrow") from None
+    try:
+        rows = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError.build(path, f"not a readable Parquet file ({error})") from None
+    return Table(str(path), rows, range(1, len(rows) + 1), "row")
+
+
+def _check_columns(table: Table) -> None:
+    """Every row has the columns of the first."""
+    expected = table.rows[0].keys()
+    for index, row in enumerate(table.rows):
+        if row.keys() != expected:
+            missing, extra = _names(expected - row.keys()), _names(row.keys() - expected)
+            found = " and ".join(
+                [f"no {missing}"] * bool(missing) + [f"the unknown {extra}"] * bool(extra)
+            )
+            raise DataError.build(
+                table.where(index), "columns differ from the first row's", found=found,
+                expected=", ".join(expected), do="correct the line",
+            )  # fmt: skip
+
+
+def _names(keys: Iterable[str]) -> str:
+    return ", ".join(f"'{key}'" for key in sorted(keys))
+
+
+def _short(text: str, limit: int = 60) -> str:
+    text = text.strip()
+    return repr(text if len(text) <= limit else text[:limit] + "...")

@@ -1,0 +1,158 @@
+"""Checkpoint directories: complete or recognisably not. No torch.
+
+The last file of a checkpoint is its marker ``complete.json``: the step, the sha256 of every other file,
+and the run (flags, data, base) it belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pem_composition.errors import UsageError
+
+MARKER = "complete.json"
+PARTIAL = ".partial"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def directory(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return output_dir / f"checkpoint-{step}"
+
+
+def partial(output_dir: Path, step: int) -> Path:
+    """Where it is assembled before it is renamed."""
+    return output_dir / f".checkpoint-{step}{PARTIAL}"
+
+
+def all_of(output_dir: Path) -> list[Path]:
+    """Checkpoint directories, newest step first."""
+    if not output_dir.is_dir():
+        return []
+    found = [
+        (int(m[1]), p) for p in output_dir.iterdir() if (m := NAME.fullmatch(p.name)) and p.is_dir()
+    ]
+    return [p for _, p in sorted(found, reverse=True)]
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(assembled: Path, final: Path, step: int, run: Mapping[str, Any]) -> None:
+    """Write the marker, make everything durable and give the checkpoint its name."""
+    files = sorted(p for p in assembled.rglob("*") if p.is_file())
+    marker = {
+        "step": step,
+        "run": run,
+        "files": {p.relative_to(assembled).as_posix(): digest(p) for p in files},
+    }
+    (assembled / MARKER).write_text(json.dumps(marker, indent=1, sort_keys=True))
+    for path in [*files, assembled / MARKER, assembled]:
+        _sync(path)
+    if final.exists():
+        discard(final)
+    assembled.rename(final)
+    _sync(final.parent)
+
+
+def read_marker(checkpoint: Path) -> dict[str, Any]:
+    """The marker of a complete checkpoint.
+
+    Raises:
+        UsageError: the marker is absent or damaged, or a file is absent or differs from its sha256.
+    """
+    try:
+        marker = json.loads((checkpoint / MARKER).read_text())
+        files, _ = dict(marker["files"]), dict(marker["run"])
+    except FileNotFoundError:
+        raise _incomplete(checkpoint, f"{MARKER} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _incomplete(checkpoint, f"{MARKER} is damaged") from None
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise _incomplete(checkpoint, f"{name} is missing")
+        if digest(path) != expected:
+            raise _incomplete(checkpoint, f"{name} has changed")
+    return dict(marker)
+
+
+def newest_complete(output_dir: Path, say: Callable[[str], None]) -> Path | None:
+    """Newest complete checkpoint; each newer incomplete one is skipped with a line."""
+    for checkpoint in all_of(output_dir):
+        try:
+            read_marker(checkpoint)
+        except UsageError as error:
+            say(f"{error}; skipped")
+        else:
+            return checkpoint
+    return None
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``--flag 1 -> 2`` for every part of the run that is not as it was."""
+    old, new = _flat(then), _flat(now)
+    return [
+        f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def rotate(output_dir: Path, keep: int | None, best_step: int | None) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the best one."""
+    protected = directory(output_dir, best_step) if best_step else None
+    for checkpoint in all_of(output_dir)[keep:] if keep else []:
+        if checkpoint != protected:
+            discard(checkpoint)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a directory; under another name first, so that no half of it is ever taken for a checkpoint."""
+    doomed = checkpoint.with_name(f".{checkpoint.name.lstrip('.')}-removed{PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep_partial(output_dir: Path) -> None:
+    """Remove what killed runs were assembling or removing."""
+    for leftover in output_dir.glob(f".checkpoint-*{PARTIAL}") if output_dir.is_dir() else []:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def key_of(run: Mapping[str, Any]) -> str:
+    """sha256 over everything that decides the result of a run."""
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    flags = {f"--{k}": v for k, v in run.get("flags", {}).items()}
+    return flags | {k: v for k, v in run.items() if k != "flags"}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
+
+
+def _incomplete(checkpoint: Path, why: str) -> UsageError:
+    return UsageError.build(checkpoint, f"incomplete checkpoint: {why}")  # type: ignore[return-value]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,347 @@
+"""Train a module, or a whole model, for sequence classification or regression.
+
+loss = 1/n sum_i CE(logits_i, label_i),   or   1/n sum_i (logit_i - score_i)^2,   n = rows of the global batch
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition import checkpoint as checkpoints
+from pem_composition.checkpoint import files
+from pem_composition.errors import UsageError
+from pem_composition.module import Provenance
+from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData, load_task
+from pem_composition.training import checkpointing, processes, results
+from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
+from pem_composition.training.identity import describe_run
+from pem_composition.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from pem_composition.evaluation.classify import EncodedDataset
+    from pem_composition.module import PEM
+    from pem_composition.tasks.glue import Task
+    from pem_composition.training.batches import EpochLoader
+    from pem_composition.training.preparation import Start
+    from pem_composition.training.scoring import Scorer
+    from pem_composition.training.trainer import ModuleTrainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    output_dir: Path
+    metrics: Mapping[str, Any]
+    skipped: bool = False  # the directory already held the result of this very run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that may begin: its rows, what it is, and where it resumes."""
+
+    data: TaskData
+    identity: Mapping[str, Any]
+    resume: Path | None
+
+    @property
+    def key(self) -> str:
+        """sha256 of everything that decides the result."""
+        return checkpointing.key_of(self.identity)
+
+
+def train(config: TrainConfig, say: Say = lambda _line: None) -> PEM:
+    """Train and return the module (for ``fft`` the difference to the base); see ``run``."""
+    outcome = run(config, say)
+    base = config.model_name_or_path if config.adapter_config == "fft" else None
+    return checkpoints.load(outcome.output_dir, base=base)
+
+
+def run(
+    config: TrainConfig, say: Say = lambda _line: None, stop: StopRequest | None = None
+) -> Outcome:
+    """Train, evaluate and write ``config.output_dir``; resume or skip what is there already.
+
+    Args:
+        say: called with one line per noteworthy event, on the main process only.
+        stop: the signals to heed; None heeds none.
+
+    Raises:
+        DataError, UsageError: data, flags or output directory cannot be used; nothing was written.
+        RunFailed: the loss is not finite, or the disk is full; the last good checkpoint is kept.
+        Preempted: a signal arrived; a checkpoint was written at the end of the step.
+    """
+    if not processes.is_main():
+        say = _silent
+    data = read_data(config)
+    for note in data.notes:
+        say(note)
+    identity = describe_run(config, data)
+    output = Path(config.output_dir)
+    done = results.read_training(output)
+    if done.get("key") == checkpointing.key_of(identity) and not config.overwrite_output_dir:
+        say(f"{output}: already holds the result of this run, skipped")
+        return Outcome(output, done.get("scores", {}), skipped=True)
+    resume = find_resume(config, identity, say, finished=bool(done))
+    return execute(config, Plan(data, identity, resume), say, stop or StopRequest())
+
+
+def _silent(_line: str) -> None:
+    return None
+
+
+def read_data(config: TrainConfig) -> TaskData:
+    """The rows of the splits that the run uses."""
+    splits = [TRAIN, VALIDATION] + ([TEST] if config.do_predict else [])
+    data = load_task(
+        config.task_name,
+        train_file=config.train_file,
+        validation_file=config.validation_file,
+        test_file=config.test_file,
+        data_dir=config.data_dir,
+        splits=splits,
+        max_train_samples=config.max_train_samples,
+        max_eval_samples=config.max_eval_samples,
+    )
+    data.require(TRAIN)
+    if config.eval_strategy not in (None, "no"):
+        data.require(VALIDATION)
+    return data
+
+
+def find_resume(
+    config: TrainConfig, identity: Mapping[str, Any], say: Say, *, finished: bool
+) -> Path | None:
+    """The checkpoint to resume from, None for a run from the beginning.
+
+    Raises:
+        UsageError: the directory holds an unfinished run with other flags or data, or something else.
+    """
+    output = Path(config.output_dir)
+    if config.resume_from_checkpoint:
+        found: Path | None = Path(config.resume_from_checkpoint)
+    elif config.ignore_checkpoints or config.overwrite_output_dir:
+        return None
+    else:
+        found = checkpointing.newest_complete(output, say)
+    if found is None:
+        _refuse_foreign(output, finished=finished)
+        return None
+    marker = checkpointing.read_marker(found)
+    changed = checkpointing.differences(marker["run"], identity)
+    if not changed:
+        say(f"resuming from {found}")
+        return found
+    if config.force_resume:
+        say(f"resuming from {found} although the run differs: {', '.join(changed)}")
+        return found
+    if finished and not config.resume_from_checkpoint:
+        say(
+            f"{output}: holds a finished run with other settings ({', '.join(changed)}); training anew"
+        )
+        return None
+    raise UsageError.build(
+        found, "belongs to a run with other settings", found=", ".join(changed), expected="the same settings",
+        do="add --force_resume to go on from it, or --overwrite_output_dir to start anew",
+    )  # fmt: skip
+
+
+def _refuse_foreign(output: Path, *, finished: bool) -> None:
+    """A module that no run of ours left here is not replaced unasked."""
+    held = [n for n in ("adapter_config.json", "config.json", "pem.json") if (output / n).exists()]
+    if held and not finished:
+        raise UsageError.build(
+            output, "already holds a module", found=held[0], expected="a new or empty directory",
+            do="choose another --output_dir or add --overwrite_output_dir",
+        )  # fmt: skip
+
+
+def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Outcome:
+    """Load, train, evaluate, write."""
+    from pem_composition.evaluation.classify import encode
+    from pem_composition.training.preparation import prepare
+
+    output = Path(config.output_dir)
+    if processes.is_main():
+        clean(output, keep_checkpoints=plan.resume is not None)
+    start = prepare(config, plan.data.task)
+    config = fit_length(config, start, say)
+    encoded = {
+        split: encode(start.tokenizer, rows, max_seq_length=config.max_seq_length)
+        for split, rows in plan.data.splits.items()
+    }
+    scorers = make_scorers(config, plan.data.task, encoded)
+    loader = make_loader(config, encoded[TRAIN])
+    trainer = make_trainer(config, plan, start, loader, scorers.get(VALIDATION), stop)
+    splits = {"train": _train(config, plan, trainer, loader, stop)} if config.do_train else {}
+    if config.do_eval and VALIDATION in scorers:
+        splits["eval"] = trainer.final_scores()
+    if config.do_predict and TEST in scorers:
+        splits["test"] = {f"test_{k}": v for k, v in scorers[TEST](start.model).items()}
+    metrics = {k: v for part in splits.values() for k, v in part.items()}
+    if processes.is_main():
+        publish(config, plan, start, trainer, splits)
+        say(f"{output}: " + summary(metrics))
+    return Outcome(output, metrics)
+
+
+def fit_length(config: TrainConfig, start: Start, say: Say) -> TrainConfig:
+    """The flags with the length that the model can take."""
+    from pem_composition.evaluation.models import max_input_length
+
+    limit = max_input_length(start.model.config, start.tokenizer)
+    if limit is None or config.max_seq_length <= limit:
+        return config
+    say(f"--max_seq_length {config.max_seq_length}: the model takes {limit} tokens; using {limit}")
+    return replace(config, max_seq_length=limit)
+
+
+def clean(output: Path, *, keep_checkpoints: bool) -> None:
+    """Remove what killed runs left half-made and, for a new run, the checkpoints of the old one."""
+    checkpointing.sweep_partial(output)
+    for old in [] if keep_checkpoints else checkpointing.all_of(output):
+        checkpointing.discard(old)
+
+
+def _train(
+    config: TrainConfig, plan: Plan, trainer: ModuleTrainer, loader: EpochLoader, stop: StopRequest
+) -> dict[str, Any]:
+    """Run the steps that are left and put the best ones' numbers into the model."""
+    begin = time.perf_counter()
+    rows = len(plan.data.train)
+    total = trainer.args.max_steps
+    with stop.deferred():
+        if plan.resume is not None and checkpointing.read_marker(plan.resume)["step"] >= total:
+            trainer.adopt_state(plan.resume)
+        else:
+            trainer.train(resume_from_checkpoint=str(plan.resume) if plan.resume else None)
+    if trainer.flow.stopped:
+        stop.received = stop.received or "a signal to another process"
+    stop.check(f"after step {trainer.state.global_step} of {total}, checkpoint written")
+    best = trainer.restore_best()
+    seconds = time.perf_counter() - begin
+    steps = trainer.state.global_step
+    return {
+        "epoch": trainer.state.epoch,
+        "train_loss": mean_loss(trainer.state.log_history),
+        "train_samples": rows,
+        "train_steps": steps,
+        "best_step": best,
+        "total_flos": trainer.state.total_flos,
+        "train_runtime": round(seconds, 3),
+    }
+
+
+def mean_loss(log: list[dict[str, Any]]) -> float | None:
+    """Mean of the training loss over all steps, from the log, whose entries average the steps since the last."""
+    entries = [(e["step"], e["loss"]) for e in log if "loss" in e]
+    if not entries:
+        return None
+    before = [0, *(step for step, _ in entries)]
+    return (
+        sum(loss * (step - b) for (step, loss), b in zip(entries, before, strict=False))
+        / entries[-1][0]
+    )
+
+
+def make_loader(config: TrainConfig, data: EncodedDataset) -> EpochLoader:
+    """Training batches of this process."""
+    from pem_composition.training.batches import EpochLoader, Examples, GlobalBatches, Padding
+
+    world = processes.world_size()
+    order = GlobalBatches(
+        len(data),
+        config.per_device_train_batch_size * world,
+        seed=config.order_seed,
+        rank=processes.rank(),
+        world=world,
+        lengths=data.lengths if config.group_by_length else None,
+    )
+    padding = Padding(data.padding, config.max_seq_length if config.pad_to_max_length else None)
+    return EpochLoader(Examples(data), order, padding, config.dataloader_num_workers)
+
+
+def make_scorers(
+    config: TrainConfig, task: Task, encoded: Mapping[str, EncodedDataset]
+) -> dict[str, Scorer]:
+    """What evaluates each split but the training rows."""
+    from pem_composition.training.scoring import Scorer
+
+    pad_to = config.max_seq_length if config.pad_to_max_length else None
+    size = config.per_device_eval_batch_size
+    return {
+        s: Scorer(task, d, batch_size=size, pad_to=pad_to) for s, d in encoded.items() if s != TRAIN
+    }
+
+
+def make_trainer(
+    config: TrainConfig, plan: Plan, start: Start, loader: EpochLoader, score: Callable[..., dict[str, Any]] | None,
+    stop: StopRequest,
+) -> ModuleTrainer:  # fmt: skip
+    """The trainer of this run."""
+    from pem_composition.training.losses import classification_loss, regression_loss
+    from pem_composition.training.trainer import Flow, ModuleTrainer, training_arguments
+
+    steps_per_epoch = -(-len(loader) // config.gradient_accumulation_steps)
+    epochs = config.num_train_epochs or DEFAULT_EPOCHS
+    total = config.max_steps or max(1, round(epochs * steps_per_epoch))
+    metric = config.metric_for_best_model or plan.data.task.primary
+    flow = Flow(config, steps_per_epoch, evaluates=score is not None, stop=stop)
+    return ModuleTrainer(
+        start.model,
+        training_arguments(config, total, metric),
+        loader=loader,
+        loss=regression_loss if plan.data.task.regression else classification_loss,
+        score=score or _no_scores,
+        weights=start.weights,
+        run=plan.identity,
+        flow=flow,
+        keep=config.save_total_limit,
+    )
+
+
+def _no_scores(_model: object) -> dict[str, Any]:
+    return {}
+
+
+def publish(
+    config: TrainConfig,
+    plan: Plan,
+    start: Start,
+    trainer: ModuleTrainer,
+    splits: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write module, results, state and card into the output directory, whole; what else is there stays."""
+    output = Path(config.output_dir)
+    metrics = {k: v for part in splits.values() for k, v in part.items()}
+    content = {k: v for k, v in plan.identity.items() if k != "flags"}
+    training = results.jsonable(
+        {"key": plan.key, "flags": asdict(config), "content": content, "scores": metrics}
+    )
+    provenance = Provenance(init=start.init, training=training)
+    with files.atomic_directory(output, overwrite=True, keep=lambda _name: True) as folder:
+        start.weights.publish(folder, output.name, provenance)
+        results.write_results(folder, splits)
+        results.write_state(folder, asdict(trainer.state))
+        library = "transformers" if config.adapter_config == "fft" else "peft"
+        card = results.model_card(
+            output.name, config.model_name_or_path, library, metrics, config.result_fields()
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """The scores in one line."""
+    shown = {
+        k: v
+        for k, v in metrics.items()
+        if isinstance(v, float) and not k.endswith(("_runtime", "epoch"))
+    }
+    line = ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
+    return line + (" (degenerate: predicts one class)" if metrics.get("eval_degenerate") else "")

@@ -1,0 +1,269 @@
+"""The training flags as one frozen dataclass, named as in the Hugging Face example programs. No torch.
+
+``result_fields`` are the fields that change the numbers of a run. They make up its key, together with
+the content of the data, the base model and the initial module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pem_composition.errors import UsageError
+
+T = TypeVar("T")
+
+DEFAULT_EPOCHS = 3.0
+SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
+METHODS = ("lora", "ia3", "fft")
+
+# Fields that name places or change speed, reporting and bookkeeping, but not the trained numbers; data and
+# base model enter the key by their content instead.
+NEUTRAL_FIELDS = frozenset({
+    "model_name_or_path", "train_file", "validation_file", "test_file", "data_dir", "init_from", "output_dir",
+    "overwrite_output_dir", "do_train", "do_eval", "do_predict", "per_device_eval_batch_size", "save_steps",
+    "save_total_limit", "logging_steps", "dataloader_num_workers", "report_to", "disable_tqdm", "use_cpu",
+    "resume_from_checkpoint", "ignore_checkpoints", "force_resume", "max_train_samples", "max_eval_samples",
+})  # fmt: skip
+ADAPTER_FIELDS = {
+    "lora": ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"),
+    "ia3": ("target_modules", "ia3_placement"),
+    "fft": (),
+}
+
+
+def flag(default: T, text: str, **meta: Any) -> T:
+    """A dataclass field with its help text; the flag's name is the field's."""
+    return field(default=default, metadata={"help": text, **meta})  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model, task and adapter; shared by ``pem init`` and ``pem train``."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "base model: a local directory or a hub name"}
+    )
+    output_dir: str = field(
+        metadata={"help": "directory of the trained module, its results and checkpoints"}
+    )
+    task_name: str | None = flag(None, "GLUE task, e.g. rte; gives columns, label words and metric")
+    train_file: str | None = flag(
+        None, "training rows: .jsonl .json .csv .tsv .parquet, also gzipped"
+    )
+    validation_file: str | None = flag(None, "validation rows, in the same formats")
+    test_file: str | None = flag(None, "test rows, scored with --do_predict")
+    data_dir: str | None = flag(
+        None, "folder with train/dev files, or with one such folder per task"
+    )
+    adapter_config: Literal["lora", "ia3", "fft"] = flag(
+        "lora", "kind of module; fft trains every parameter"
+    )
+    lora_r: int = flag(8, "rank of the LoRA factors")
+    lora_alpha: float = flag(8.0, "LoRA scale: the update is multiplied by alpha / r")
+    lora_dropout: float = flag(0.0, "dropout on the input of A, a probability")
+    use_rslora: bool = flag(False, "multiply the update by alpha / sqrt(r) instead")
+    target_modules: tuple[str, ...] | None = flag(
+        None, "layers to adapt; default: the model type's table"
+    )
+    ia3_placement: Literal["peft", "reference"] = flag(
+        "peft",
+        "(IA)^3 in the feed-forward: input of the second layer (peft) or output of the first (reference)",
+    )
+    init_from: str | None = flag(None, "start from this module's numbers and head (see pem init)")
+    seed: int = flag(
+        42, "seed of initialisation, dropout and, without --data_seed, of the data order"
+    )
+    hidden_dropout_prob: float | None = flag(
+        None, "dropout of the model's hidden states; default: the model's"
+    )
+    attention_probs_dropout_prob: float | None = flag(
+        None, "dropout of the model's attention weights; default: the model's"
+    )
+    overwrite_output_dir: bool = flag(
+        False, "start anew where the output directory holds another run or module"
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "lora_r")
+        _positive(self, "lora_alpha")
+        _probability(self, "lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        _at_least(self, 0, "seed")
+        _one_of(self, "adapter_config", METHODS)
+        if self.adapter_config == "fft" and self.target_modules:
+            raise _refuse(
+                "target_modules",
+                " ".join(self.target_modules),
+                "no targets with --adapter_config fft",
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig(ModelFlags):
+    """Every flag of ``pem train``. Rates and probabilities are plain numbers, sizes are in rows or steps."""
+
+    do_train: bool = flag(True, "train; --no-do_train only evaluates what --init_from holds")
+    do_eval: bool = flag(True, "evaluate on the validation rows at the end, if there are any")
+    do_predict: bool = flag(False, "also score the test rows")
+    max_seq_length: int = flag(128, "tokens per example; longer ones are cut")
+    pad_to_max_length: bool = flag(
+        False, "pad every example to --max_seq_length instead of to its batch"
+    )
+    group_by_length: bool = flag(False, "batches of similar length: less padding, another order")
+    max_train_samples: int | None = flag(None, "use only the first N training rows")
+    max_eval_samples: int | None = flag(None, "use only the first N validation rows")
+    per_device_train_batch_size: int = flag(32, "rows per step and process")
+    per_device_eval_batch_size: int = flag(64, "rows per evaluation batch and process")
+    gradient_accumulation_steps: int = flag(1, "batches per optimizer step")
+    learning_rate: float = flag(5e-4, "peak rate, reached after warmup")
+    num_train_epochs: float | None = flag(
+        None, f"passes over the training rows (default: {DEFAULT_EPOCHS:g})"
+    )
+    max_steps: int | None = flag(None, "optimizer steps, instead of --num_train_epochs")
+    warmup_ratio: float = flag(0.06, "share of the steps with a rising rate")
+    warmup_steps: int | None = flag(None, "steps with a rising rate, instead of --warmup_ratio")
+    lr_scheduler_type: str = flag(
+        "polynomial", "decay of the rate; polynomial is linear to 1e-7", choices=SCHEDULERS
+    )
+    weight_decay: float = flag(
+        0.01, "decay of the weights, not of biases, layer norms and (IA)^3 vectors"
+    )
+    max_grad_norm: float = flag(1.0, "gradients are scaled to at most this norm; 0 for no limit")
+    adam_beta1: float = flag(0.9, "AdamW: decay of the first moment")
+    adam_beta2: float = flag(0.98, "AdamW: decay of the second moment")
+    adam_epsilon: float = flag(1e-6, "AdamW: added to the denominator")
+    eval_strategy: Literal["no", "steps", "epoch"] | None = flag(
+        None, "when to evaluate while training; default: steps with --eval_steps, else epoch"
+    )
+    eval_steps: int | None = flag(None, "evaluate every N steps")
+    save_steps: int | None = flag(
+        None, "checkpoint every N steps, besides those of the evaluations"
+    )
+    save_total_limit: int | None = flag(2, "checkpoints kept, besides the best one")
+    logging_steps: int = flag(10, "report the loss every N steps")
+    load_best_model_at_end: bool = flag(
+        True, "keep the evaluated step with the best metric, not the last one"
+    )
+    metric_for_best_model: str | None = flag(None, "what best means; default: the task's metric")
+    data_seed: int | None = flag(None, "seed of the data order; default: --seed")
+    bf16: bool = flag(False, "compute in bfloat16, module in float32")
+    fp16: bool = flag(False, "compute in float16, module in float32 (GPU)")
+    gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time")
+    dataloader_num_workers: int = flag(0, "processes that assemble batches")
+    report_to: str = flag("none", "tensorboard, trackio, wandb or none")
+    disable_tqdm: bool = flag(False, "no progress bars")
+    resume_from_checkpoint: str | None = flag(
+        None, "a checkpoint directory; default: the newest complete one"
+    )
+    ignore_checkpoints: bool = flag(
+        False, "start from the beginning although there are checkpoints"
+    )
+    force_resume: bool = flag(False, "resume although flags or data differ from the checkpoint's")
+    use_cpu: bool = flag(False, "do not use a GPU")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task_name is None and not self.train_file:
+            raise UsageError.build(
+                "--task_name",
+                "no training data",
+                expected="a task name or --train_file",
+                do="add one of them",
+            )
+        _positive(self, "learning_rate", "adam_epsilon", "num_train_epochs")
+        _at_least(
+            self, 1, "max_seq_length", "max_train_samples", "max_eval_samples", "per_device_train_batch_size",
+            "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps", "eval_steps", "save_steps",
+            "save_total_limit", "logging_steps",
+        )  # fmt: skip
+        _at_least(
+            self,
+            0,
+            "weight_decay",
+            "max_grad_norm",
+            "warmup_steps",
+            "dataloader_num_workers",
+            "data_seed",
+        )
+        _probability(self, "warmup_ratio", "adam_beta1", "adam_beta2")
+        _one_of(self, "lr_scheduler_type", SCHEDULERS)
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        exclusive = [
+            ("max_steps", "num_train_epochs"), ("bf16", "fp16"), ("resume_from_checkpoint", "ignore_checkpoints")
+        ]  # fmt: skip
+        for a, b in exclusive:
+            if getattr(self, a) and getattr(self, b):
+                raise UsageError.build(
+                    f"--{a}", f"contradicts --{b}", found=f"{getattr(self, a)} and {getattr(self, b)}",
+                    expected="one of the two", do=f"remove --{a} or --{b}",
+                )  # fmt: skip
+        if self.eval_strategy in ("no", "epoch") and self.eval_steps is not None:
+            raise _refuse(
+                "eval_steps",
+                self.eval_steps,
+                f"no step count with --eval_strategy {self.eval_strategy}",
+            )
+        if self.eval_strategy == "steps" and self.eval_steps is None:
+            raise _refuse("eval_strategy", "steps", "--eval_steps N beside it")
+        if not self.do_train and not self.init_from and self.adapter_config != "fft":
+            raise _refuse("do_train", "false", "--init_from with the module to evaluate")
+
+    @property
+    def evaluation_strategy(self) -> str:
+        """no, steps or epoch, with the default filled in."""
+        return self.eval_strategy or ("steps" if self.eval_steps else "epoch")
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the data order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def result_fields(self) -> dict[str, Any]:
+        """The flags that decide the trained numbers, by name; adapter flags of other methods are left out."""
+        foreign = {f for fields in ADAPTER_FIELDS.values() for f in fields} - set(
+            ADAPTER_FIELDS[self.adapter_config]
+        )
+        values = dataclasses.asdict(self)
+        kept = {k: v for k, v in values.items() if k not in NEUTRAL_FIELDS | foreign}
+        kept |= {"data_seed": self.order_seed, "eval_strategy": self.evaluation_strategy}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+
+def _refuse(name: str, found: object, expected: str) -> UsageError:
+    return UsageError.build(f"--{name}", "cannot be used", found=found, expected=expected)  # type: ignore[return-value]
+
+
+def _values(config: object, names: tuple[str, ...]) -> list[tuple[str, float]]:
+    """The named numbers that are set; each must be finite."""
+    values = [(n, v) for n in names if (v := getattr(config, n)) is not None]
+    for name, value in values:
+        if not math.isfinite(value):
+            raise _refuse(name, value, "a finite number")
+    return values
+
+
+def _at_least(config: object, least: int, *names: str) -> None:
+    for name, value in _values(config, names):
+        if value < least:
+            raise _refuse(name, value, f"a number >= {least}")
+
+
+def _positive(config: object, *names: str) -> None:
+    for name, value in _values(config, names):
+        if value <= 0:
+            raise _refuse(name, value, "a number > 0")
+
+
+def _probability(config: object, *names: str) -> None:
+    for name, value in _values(config, names):
+        if not 0 <= value < 1:
+            raise _refuse(name, value, "a number >= 0 and < 1")
+
+
+def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:
+    if getattr(config, name) not in allowed:
+        raise _refuse(name, getattr(config, name), ", ".join(allowed))

@@ -1,0 +1,57 @@
+"""Initial modules on disk: the same numbers for every run that starts from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pem_composition.checkpoint import base_identity, files
+from pem_composition.errors import UsageError
+from pem_composition.evaluation.models import resolve
+from pem_composition.module import Provenance
+from pem_composition.tasks.glue import Task
+from pem_composition.training import checkpointing, results
+from pem_composition.training.config import ADAPTER_FIELDS, ModelFlags
+from pem_composition.training.identity import module_digest
+
+
+def write(flags: ModelFlags, task: Task) -> str:
+    """Write ``flags.output_dir`` and say what it holds; a directory that holds it already is left alone.
+
+    Raises:
+        UsageError: the directory holds something else.
+    """
+    output = Path(flags.output_dir)
+    recipe = describe(flags, task)
+    key = checkpointing.key_of(recipe)
+    if results.read_training(output).get("key") == key and not flags.overwrite_output_dir:
+        return f"{output}: already holds this initial module, skipped"
+    if output.is_dir() and any(output.iterdir()) and not flags.overwrite_output_dir:
+        raise UsageError.build(
+            output,
+            "is not empty",
+            expected="a new directory",
+            do="choose another or add --overwrite_output_dir",
+        )
+    from pem_composition.training.preparation import prepare
+
+    start = prepare(flags, task)
+    provenance = Provenance(init=start.init, training={"key": key, "initial": recipe})
+    with files.atomic_directory(output, overwrite=flags.overwrite_output_dir) as folder:
+        start.weights.publish(folder, output.name, provenance)
+    return f"{output}: initial {flags.adapter_config} module, fingerprint {start.init[:12]}"
+
+
+def describe(flags: ModelFlags, task: Task) -> dict[str, object]:
+    """Everything that decides the initial numbers."""
+    adapter = {name: getattr(flags, name) for name in ADAPTER_FIELDS[flags.adapter_config]}
+    if flags.target_modules:
+        adapter["target_modules"] = list(flags.target_modules)
+    return {
+        "base": base_identity(resolve(flags.model_name_or_path)).fingerprint
+        or flags.model_name_or_path,
+        "adapter_config": flags.adapter_config,
+        **adapter,
+        "seed": flags.seed,
+        "labels": list(task.labels),
+        "init_from": module_digest(Path(flags.init_from)) if flags.init_from else None,
+    }

@@ -1,0 +1,215 @@
+"""What training starts from: the base model with a fresh module, or one given by ``--init_from``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition import checkpoint
+from pem_composition.adapters.fresh import fresh_module
+from pem_composition.adapters.heads import head_info, head_parameter_names
+from pem_composition.adapters.inject import Attachment, attach
+from pem_composition.adapters.targets import Targets, resolve_targets
+from pem_composition.checkpoint import peft
+from pem_composition.checkpoint import provenance as records
+from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
+from pem_composition.errors import IncompatibleModules
+from pem_composition.evaluation.models import load_base, resolve
+from pem_composition.module import PEM, Provenance
+from pem_composition.tasks.glue import Task
+from pem_composition.training.config import ModelFlags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModuleWeights:
+    """The module attached to a frozen base; checkpoints are PEFT directories."""
+
+    attachment: Attachment
+    initial: PEM  # whose config, base and head labels the trained module has
+
+    def write(self, path: Path) -> None:
+        """Save the module as a new directory."""
+        checkpoint.save(self.attachment.extract(), path)
+
+    def read(self, path: Path) -> None:
+        """Put a saved module's numbers into the model."""
+        self.attachment.swap(checkpoint.load(path))
+
+    def publish(self, folder: Path, name: str, provenance: Provenance) -> None:
+        """Write the module with its provenance into an existing directory."""
+        tensors = self.attachment.extract().tensors
+        module = replace(self.initial, tensors=tensors, name=name, provenance=provenance)
+        peft.write(module, folder, dtype=None)
+        records.write(module, folder)
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """Every parameter of the model; checkpoints are Hugging Face model directories."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    base: BaseIdentity
+
+    def write(self, path: Path) -> None:
+        """Save model and tokenizer."""
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    def read(self, path: Path) -> None:
+        """Put a saved model's numbers into this one."""
+        saved = type(self.model).from_pretrained(path, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
+
+    def publish(self, folder: Path, name: str, provenance: Provenance) -> None:
+        """Write the model with its provenance into an existing directory."""
+        self.write(folder)
+        names = head_parameter_names(self.model)
+        record = PEM({}, FullConfig(), self.base, name, head_info(self.model, names), provenance)
+        records.write(record, folder)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model ready to train, and the fingerprint of its initial module and head."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    weights: ModuleWeights | WholeModel
+    init: str
+
+
+def prepare(flags: ModelFlags, task: Task) -> Start:
+    """Load the base, attach the initial module, freeze the rest.
+
+    The head and A are drawn from ``seed`` alone, so equal flags give an equal start.
+
+    Raises:
+        IncompatibleModules: ``--init_from`` holds another kind, rank, scale, targets or head.
+        PEMError: the base model cannot be loaded, or has no layer of the given names.
+    """
+    import transformers
+
+    transformers.set_seed(flags.seed)
+    model, tokenizer, missing = load_base(source(flags), task, **dropout_settings(flags))
+    base = checkpoint.base_identity(resolve(flags.model_name_or_path))
+    if flags.adapter_config == "fft":
+        return _whole(flags, model, tokenizer, base)
+    head = head_parameter_names(model, missing)
+    module, targets = initial_module(flags, model, base, head)
+    attachment = attach(model, module, trainable=True, blocks=targets.blocks)
+    init = records.initialisation_fingerprint(module.tensors)
+    return Start(model, tokenizer, ModuleWeights(attachment, module), init)
+
+
+def source(flags: ModelFlags) -> str:
+    """Where the model's weights come from: the base, or for ``fft`` the model that ``--init_from`` names.
+
+    Raises:
+        IncompatibleModules: ``fft`` starts from something that is no whole model.
+    """
+    if flags.adapter_config != "fft" or flags.init_from is None:
+        return flags.model_name_or_path
+    if not (Path(flags.init_from) / "config.json").is_file():
+        raise IncompatibleModules.build(
+            f"--init_from {flags.init_from}", "does not fit --adapter_config fft", found="no config.json",
+            expected="a whole model", do="make one with pem init --adapter_config fft",
+        )  # fmt: skip
+    return flags.init_from
+
+
+def dropout_settings(flags: ModelFlags) -> dict[str, float]:
+    """Dropout probabilities of the base model that the flags set."""
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    return {n: getattr(flags, n) for n in names if getattr(flags, n) is not None}
+
+
+def initial_module(
+    flags: ModelFlags, model: PreTrainedModel, base: BaseIdentity, head: tuple[str, ...]
+) -> tuple[PEM, Targets]:
+    """The module that training starts from, fresh or from ``--init_from``, and the layers it is for."""
+    kind = flags.adapter_config
+    targets = resolve_targets(model, kind, flags.target_modules, flags.ia3_placement)
+    fresh = fresh_module(
+        model,
+        adapter_config(flags, targets),
+        seed=flags.seed,
+        blocks=targets.blocks,
+        head_names=head,
+        base=base,
+    )
+    if flags.init_from is None:
+        init = records.initialisation_fingerprint(fresh.tensors)
+        return replace(fresh, provenance=Provenance(init=init)), targets
+    given = checkpoint.load(flags.init_from)
+    check_same_kind(flags.init_from, given, fresh)
+    return replace(fresh, tensors=given.tensors, provenance=given.provenance), targets
+
+
+def adapter_config(flags: ModelFlags, targets: Targets) -> LoraConfig | IA3Config:
+    """The flags as a module config."""
+    if flags.adapter_config == "ia3":
+        return IA3Config(targets.target_modules, targets.feedforward_modules)
+    return LoraConfig(
+        r=flags.lora_r,
+        alpha=flags.lora_alpha,
+        target_modules=targets.target_modules,
+        use_rslora=flags.use_rslora,
+        dropout=flags.lora_dropout,
+    )
+
+
+def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
+    """Refuse an initial module that the flags do not describe, with both values.
+
+    Raises:
+        IncompatibleModules: kind, rank, scale, layers, base or head differ.
+    """
+    facts = [("--adapter_config", given.kind, wanted.kind)]
+    if isinstance(given.config, LoraConfig) and isinstance(wanted.config, LoraConfig):
+        facts += [
+            ("--lora_r", given.config.r, wanted.config.r),
+            ("--lora_alpha", float(given.config.alpha), float(wanted.config.alpha)),
+            ("--use_rslora", given.config.use_rslora, wanted.config.use_rslora),
+        ]
+    facts += [
+        ("--target_modules", ", ".join(given.layers), ", ".join(wanted.layers)),
+        ("--model_name_or_path", *_fingerprints(given.base, wanted.base)),
+        ("head", _shapes(given.head_tensors()), _shapes(wanted.head_tensors())),
+        ("tensors", _shapes(given.tensors), _shapes(wanted.tensors)),
+    ]
+    for name, found, expected in facts:
+        if found != expected:
+            raise IncompatibleModules.build(
+                f"--init_from {where}", f"does not fit {name}", found=found, expected=expected,
+                do="train with the flags the initial module was made with",
+            )  # fmt: skip
+
+
+def _fingerprints(a: BaseIdentity, b: BaseIdentity) -> tuple[str | None, str | None]:
+    """Both fingerprints where both are known; an unknown one cannot contradict."""
+    return (a.fingerprint, b.fingerprint) if a.fingerprint and b.fingerprint else (None, None)
+
+
+def _shapes(tensors: Mapping[str, Any]) -> str:
+    return ", ".join(f"{n} {tuple(t.shape)}" for n, t in sorted(tensors.items())) or "none"
+
+
+def _whole(
+    flags: ModelFlags,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    base: BaseIdentity,
+) -> Start:
+    """Full fine-tuning; the initial module is the head alone (every delta is zero)."""
+    model.requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    init = records.initialisation_fingerprint(
+        {f"{n}.head": parameters[n] for n in head_parameter_names(model)}
+    )
+    return Start(model, tokenizer, WholeModel(model, tokenizer, base), init)

@@ -1,0 +1,133 @@
+"""Which of how many processes this is, and the processes that ``accelerate launch --cpu`` leaves out. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pem_composition.errors import UsageError
+
+# As accelerate reads them: torchrun first, then the MPI launchers.
+WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return _first(WORLD, 1)
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return _first(RANK, 0)
+
+
+def is_main() -> bool:
+    """True on the process that prints and writes."""
+    return rank() == 0
+
+
+def _first(names: Sequence[str], default: int) -> int:
+    return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), default)
+
+
+def missing_workers(environment: Mapping[str, str], parent: Sequence[str]) -> int:
+    """How many processes ``accelerate launch --cpu --num_processes N`` was asked for and did not start.
+
+    Without MPI, accelerate then runs the program once and says nothing: the batch would be N times
+    smaller than meant. It leaves MASTER_ADDR set and no world size. 0 where nothing is missing.
+
+    Args:
+        parent: command line of the launching process.
+
+    Raises:
+        UsageError: several processes were asked for, but their number is not on the command line.
+    """
+    launched = environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    alone = not any(name in environment for name in WORLD)
+    if not (launched and alone and "MASTER_ADDR" in environment and _is_accelerate(parent)):
+        return 0
+    words = [part for word in parent for part in word.split("=", 1)]
+    for flag in ("--num_processes", "--num-processes"):
+        if flag in words[:-1] and words[words.index(flag) + 1].isdigit():
+            return int(words[words.index(flag) + 1])
+    raise UsageError.build(
+        "accelerate launch --cpu", "started one process where several were asked for",
+        expected="--num_processes N on its command line", do="add it, or use torchrun --nproc-per-node N",
+    )  # fmt: skip
+
+
+def _is_accelerate(command: Sequence[str]) -> bool:
+    return any("accelerate" in Path(word).name or "accelerate" in word for word in command[:4])
+
+
+def parent_command() -> list[str]:
+    """Command line of the parent process; empty where the system does not tell."""
+    with suppress(OSError):
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    return []
+
+
+def run_workers(count: int, command: Sequence[str]) -> int:
+    """Run ``count`` copies of a command as one process group of workers, passing signals on to them.
+
+    Returns:
+        The exit code of the first worker that failed, 0 if none did; the others are then stopped.
+    """
+    shared = os.environ | {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    workers = [
+        subprocess.Popen(list(command), env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        for i in range(count)
+    ]
+
+    def forward(number: int, _frame: object) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    return _wait(workers)
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+    running, code = list(workers), 0
+    while running:
+        for worker in list(running):
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(timeout=0.1)
+                running.remove(worker)
+                if worker.returncode and not code:
+                    code = worker.returncode
+                    _stop_after_failure(code, running)
+    return code
+
+
+def _stop_after_failure(code: int, running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Workers wait for each other: one that is gone leaves the rest hanging. Preempted ones end by themselves."""
+    from pem_composition.errors import EXIT_PREEMPTED
+
+    for worker in running if code != EXIT_PREEMPTED else ():
+        worker.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main_command() -> list[str]:
+    """The command line that this program was started with."""
+    return [sys.executable, *sys.orig_argv[1:]]

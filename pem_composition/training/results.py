@@ -1,0 +1,67 @@
+"""The result files of a run, named as the Hugging Face example programs name them. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pem_composition.errors import PEMError
+
+ALL = "all_results.json"
+
+
+def jsonable(value: Any) -> Any:
+    """The value with NaN and infinities as null, which JSON can hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    return [jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_results(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """``train_results.json``, ``eval_results.json``, ... and all of them together."""
+    for split, metrics in splits.items():
+        _write(folder / f"{split}_results.json", metrics)
+    _write(folder / ALL, {k: v for metrics in splits.values() for k, v in metrics.items()})
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """``trainer_state.json``: the step, the best step and the log."""
+    _write(folder / "trainer_state.json", state)
+
+
+def read_training(output_dir: Path) -> dict[str, Any]:
+    """The ``training`` part of a finished run's pem.json; empty if there is none to read."""
+    from pem_composition.checkpoint import files
+
+    try:
+        record = files.read_json(output_dir / "pem.json")
+    except (OSError, PEMError):
+        return {}
+    training = record.get("training")
+    return training if isinstance(training, dict) else {}
+
+
+def model_card(
+    title: str, base: str, library: str, metrics: Mapping[str, Any], flags: Mapping[str, Any]
+) -> str:
+    """README.md of a trained module."""
+    scores = [f"| {k} | {_shown(v)} |" for k, v in metrics.items() if not isinstance(v, Mapping)]
+    settings = [f"| {k} | {_shown(v)} |" for k, v in flags.items() if v is not None]
+    return "\n".join([
+        "---", f"base_model: {json.dumps(base)}", f"library_name: {library}", "tags:", "- pem_composition", "---", "",
+        f"# {title}", "", f"Trained on {base} with pem_composition; provenance in pem.json.", "",
+        "| result | value |", "|---|---|", *scores, "", "| flag | value |", "|---|---|", *settings, "",
+    ])  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")

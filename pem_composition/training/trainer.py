@@ -1,0 +1,289 @@
+"""The Hugging Face Trainer with checkpoints that are whole, runs that stop when they diverge, and exact resume."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback
+
+from pem_composition.errors import RunFailed
+from pem_composition.training import checkpointing
+from pem_composition.training.batches import EpochLoader
+from pem_composition.training.config import TrainConfig
+from pem_composition.training.signals import StopRequest
+
+STATE_FILE = "trainer_state.json"
+
+
+class Weights(Protocol):
+    """What a checkpoint holds of the model: a module, or every parameter."""
+
+    def write(self, path: Path) -> None:
+        """Write a new directory."""
+
+    def read(self, path: Path) -> None:
+        """Put a directory's numbers into the model."""
+
+
+def training_arguments(
+    config: TrainConfig, total_steps: int, metric: str, **overrides: Any
+) -> TrainingArguments:
+    """The Trainer's arguments for a run of ``total_steps``; the flow of evaluation and saving is Flow's."""
+    end = (
+        1e-7 if config.learning_rate > 1e-6 else 0.0
+    )  # the reference's end rate, where it is below the peak
+    recompute = "activation_checkpointing"
+    if recompute not in TrainingArguments.__dataclass_fields__:
+        recompute = "gradient_checkpointing"  # its name before transformers 5.20
+    options: dict[str, Any] = {
+        "output_dir": config.output_dir,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.learning_rate,
+        "max_steps": total_steps,
+        "warmup_steps": config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "lr_scheduler_kwargs": {"lr_end": end, "power": 1.0}
+        if config.lr_scheduler_type == "polynomial"
+        else None,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "adam_epsilon": config.adam_epsilon,
+        "seed": config.seed,
+        "data_seed": config.order_seed,
+        "bf16": config.bf16,
+        "fp16": config.fp16,
+        recompute: config.gradient_checkpointing,
+        "dataloader_num_workers": config.dataloader_num_workers,
+        "report_to": config.report_to,
+        "disable_tqdm": config.disable_tqdm,
+        "use_cpu": config.use_cpu,
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "logging_steps": config.logging_steps,
+        "logging_nan_inf_filter": False,
+        "metric_for_best_model": metric if config.load_best_model_at_end else None,
+        "greater_is_better": not metric.endswith("loss"),
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    return TrainingArguments(**(options | overrides))
+
+
+class Flow(TrainerCallback):
+    """Decides at the end of each step, from the step number alone, what to log, evaluate and save."""
+
+    def __init__(
+        self, config: TrainConfig, steps_per_epoch: int, *, evaluates: bool, stop: StopRequest
+    ) -> None:
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.evaluates = evaluates and config.evaluation_strategy != "no"
+        self.stop = stop
+        self.stopped = False  # known to every process, whichever got the signal
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Set the Trainer's switches."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        self.stopped = stopping = not last and self._anyone_asked_to_stop(args)
+        every = self.config.eval_steps or self.steps_per_epoch
+        control.should_evaluate = self.evaluates and (step % every == 0 or last)
+        due = bool(self.config.save_steps) and step % (self.config.save_steps or 1) == 0
+        best = control.should_evaluate and self.config.load_best_model_at_end
+        control.should_save = due or best or last or stopping
+        # Losses are averaged since the last report; reporting at each save keeps a resumed log equal.
+        control.should_log = (
+            control.should_save or step == 1 or step % self.config.logging_steps == 0
+        )
+        control.should_training_stop = stopping or last
+        return control
+
+    def _anyone_asked_to_stop(self, args: TrainingArguments) -> bool:
+        """True on every process once a signal has reached one of them."""
+        asked = self.stop.received is not None
+        if args.world_size == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+class ModuleTrainer(Trainer):
+    """Trainer whose data order, loss, evaluation and checkpoints are given to it.
+
+    Args:
+        loader: training batches; see batches.GlobalBatches for what makes them independent of processes.
+        loss: (model output, labels, number of real rows in the global batch) -> scalar.
+        score: model -> metrics without prefix; must not draw random numbers.
+        weights: writes and reads what the checkpoints hold of the model.
+        run: what the run is (flags, data, base); stored in every checkpoint's marker.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        loader: EpochLoader,
+        loss: Callable[..., Tensor],
+        score: Callable[[nn.Module], dict[str, Any]],
+        weights: Weights,
+        run: Mapping[str, Any],
+        flow: Flow,
+        keep: int | None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=loader.dataset,
+            compute_loss_func=loss,
+            callbacks=[flow],
+        )
+        self.remove_callback(DefaultFlowCallback)
+        self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
+        self._loader = loader
+        self._score = score
+        self._weights = weights
+        self._run = run
+        self.flow = flow
+        self._keep = keep
+        self._evaluated: dict[
+            int, dict[str, Any]
+        ] = {}  # step -> metrics, of this process's lifetime
+        self._step_in_model = 0
+        self._size = sum(p.numel() for p in model.parameters())
+
+    def get_train_dataloader(self) -> EpochLoader:
+        return self._loader
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay leaves (IA)^3 vectors alone too: their neutral value is one, not zero."""
+        return [
+            name for name in super().get_decay_parameter_names(model) if not name.endswith(".ia3")
+        ]
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """6 operations per parameter and token, without walking the model at every step."""
+        return 6 * int(inputs["input_ids"].numel()) * self._size
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self._diverged("loss", loss.item())
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With float16 an overflow is the gradient scaler's business: it skips the step and lowers the scale.
+        if not self.args.fp16 and not math.isfinite(float(norm)):
+            raise self._diverged("gradient norm", float(norm))
+        return norm
+
+    def _diverged(self, what: str, value: float) -> RunFailed:
+        saved = checkpointing.newest_complete(Path(self.args.output_dir), lambda _line: None)
+        kept = f"last good checkpoint {saved}" if saved else "no checkpoint was written"
+        return RunFailed.build(  # type: ignore[return-value]
+            f"step {self.state.global_step + 1}", f"training diverged, {kept}", found=f"{what} {value}",
+            expected="a finite number", do="lower --learning_rate or raise --warmup_ratio",
+        )  # fmt: skip
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, Any]:
+        """Metrics of the model as it is, logged.
+
+        Raises:
+            RunFailed: a logit is not finite.
+        """
+        try:
+            scores = self._score(self.model)
+        except RunFailed as error:
+            raise self._diverged("logits in evaluation", float("nan")) from error
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in scores.items()}
+        self._evaluated[self.state.global_step] = metrics
+        self.log(
+            {
+                k: v
+                for k, v in metrics.items()
+                if isinstance(v, (int, float)) and not isinstance(v, bool)
+            }
+        )
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        output, step = Path(self.args.output_dir), self.state.global_step
+        assembled = checkpointing.partial(output, step)
+        self.store_flos()
+        try:
+            if self.args.should_save:
+                self._check_finite()
+                shutil.rmtree(assembled, ignore_errors=True)
+                self._weights.write(assembled)
+            self.accelerator.wait_for_everyone()
+            self._save_optimizer_and_scheduler(str(assembled))
+            self._save_scaler(str(assembled))
+            self._save_rng_state(str(assembled))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(assembled / STATE_FILE))
+                checkpointing.seal(
+                    assembled, checkpointing.directory(output, step), step, self._run
+                )
+                checkpointing.rotate(output, self._keep, self.state.best_global_step)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(assembled, ignore_errors=True)
+            raise RunFailed.build(
+                checkpointing.directory(output, step), "cannot write the checkpoint", found=error,
+                do="free some space and run the same command again to resume",
+            ) from error  # fmt: skip
+
+    def _check_finite(self) -> None:
+        """No checkpoint of a module that is already broken."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise self._diverged(f"parameter {name}", float("nan"))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        self._weights.read(Path(resume_from_checkpoint))
+
+    def restore_best(self) -> int:
+        """Put the best evaluated step's numbers into the model, if there is one; the step they are of."""
+        self._step_in_model = self.state.global_step
+        best = self.state.best_global_step if self.args.metric_for_best_model else None
+        if best and best != self._step_in_model:
+            self._weights.read(checkpointing.directory(Path(self.args.output_dir), best))
+            self._step_in_model = int(best)
+        return self._step_in_model
+
+    def final_scores(self) -> dict[str, Any]:
+        """Metrics of the model as it is now; those of an evaluation while training are not computed again."""
+        known = self._evaluated.get(self._step_in_model)
+        return known or {f"eval_{k}": v for k, v in self._score(self.model).items()}
+
+    def adopt_state(self, checkpoint: Path) -> None:
+        """Take over a checkpoint of a run that has no step left."""
+        self._weights.read(checkpoint)
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))

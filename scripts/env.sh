@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Source this: it makes .venv (or brings it up to date) and sets PYTHON to its interpreter.
+# A PYTHON that is set already is used as it is, without any installing.
+# Nothing is done when setup.py, requirements.txt and constraints.txt are those of the last install.
+#
+# torch is installed from the index pip is configured for. For the CPU build on a machine whose index
+# carries several: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, as pip documents them.
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# The first interpreter that runs and is new enough; 3.11 first, because the constraints come from it.
+find_python() {
+  local candidate
+  for candidate in python3.11 python3 python3.12 python3.13 python3.14 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "scripts/env.sh: no Python 3.11 or newer found; install one and put it on PATH" >&2
+  return 2
+}
+
+make_environment() {
+  local venv=$repository/.venv python
+  if [[ ! -x $venv/bin/python ]]; then
+    python=$(find_python)
+    echo "environment: creating .venv with $("$python" --version)"
+    if ! "$python" -m venv "$venv"; then
+      rm -rf "$venv"
+      echo "scripts/env.sh: $python -m venv failed; on Debian or Ubuntu: apt install python3-venv" >&2
+      return 2
+    fi
+  fi
+  python=$venv/bin/python
+
+  # The path is part of the stamp: a moved clone has an editable install that points elsewhere.
+  local stamp=$venv/.installed wanted
+  wanted=$(cd "$repository" && { pwd; cat setup.py requirements.txt constraints.txt; } |
+    "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+  if [[ -e $stamp && $(<"$stamp") == "$wanted" ]]; then
+    return
+  fi
+  local pip=("$python" -m pip install --disable-pip-version-check -c "$repository/constraints.txt")
+  echo "environment: 1/2 torch (the largest download)"
+  "${pip[@]}" setuptools torch==2.13.0
+  echo "environment: 2/2 the other packages (a minute or two without further output)"
+  "${pip[@]}" -qq --no-build-isolation -e "${repository}[plot,dev]"
+  echo "$wanted" >"$stamp"
+  echo "environment: ready, $venv"
+}
+
+if [[ -z ${PYTHON:-} ]]; then
+  make_environment
+  PYTHON=$repository/.venv/bin/python
+fi
+export PYTHON

@@ -1,0 +1,92 @@
+"""Every program: help and refusals are fast, light, one line, and leave nothing behind."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pem_composition import cli
+
+# The contract's 0.5 s, times what a busy two-core machine may take longer.
+SECONDS = 0.5 * 3
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "numpy", "matplotlib")
+ROOT = ("merge.py", "negation.py", "analogy.py")
+
+
+def start(repository: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=120)
+
+
+COMMANDS = [[name, "--help"] for name in ROOT]
+COMMANDS += [["-m", "pem_composition", "--help"]]
+COMMANDS += [["-m", "pem_composition", name, "--help"] for name in cli.SUBCOMMANDS]
+REFUSED = [
+    ["merge.py", "-a", "no/such", "nowhere", "-p", "out"],
+    ["merge.py", "-a", "x", "-p", "out", "--coeficients", "1"],
+    ["negation.py", "-a", "x", "-p", "out", "--strength", "nan"],
+    ["analogy.py", "-a", "x", "y", "-p", "out"],
+    ["-m", "pem_composition", "mrege"],
+    ["-m", "pem_composition", "compose", "a*b", "-p", "out"],
+    ["-m", "pem_composition", "inspect", "-a", "nowhere"],
+    ["-m", "pem_composition", "offline", "get"],
+    ["-m", "pem_composition", "report", "-r", "nowhere"],
+    ["-m", "pem_composition", "sweep", "-a", "x", "y", "-p", "out"],
+]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *REFUSED], ids=" ".join)
+def test_the_answer_comes_fast_and_without_torch(command, repository):
+    runs = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = start(repository, "-X", "importtime", *command)
+        runs.append(time.perf_counter() - began)
+        if runs[-1] < SECONDS:
+            break
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "argparse" in imported or command[-1] == "mrege"  # the report of imports is there
+    assert imported & set(HEAVY) == set()
+    assert done.returncode == (0 if "--help" in command else 2)
+    assert min(runs) < SECONDS, statistics.median(runs)
+
+
+@pytest.mark.parametrize("command", REFUSED, ids=" ".join)
+def test_a_refusal_is_one_line_on_stderr(command, repository):
+    done = start(repository, *command)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert " error: " in done.stderr
+    assert not (repository / "out").exists()
+
+
+def test_the_overview_names_every_subcommand(pem):
+    done = pem("--help")
+    assert done.code == 0
+    for name in cli.SUBCOMMANDS:
+        line = next(text for text in done.out.splitlines() if text.strip().startswith(f"{name} "))
+        assert cli.load(name).HELP in line
+        assert name == cli.load(name).NAME
+
+
+def test_a_mistyped_subcommand_meets_a_suggestion(pem):
+    done = pem("mrege", "-a", "x")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "pem: error: mrege: unknown subcommand; did you mean merge?\n"
+
+
+@pytest.mark.parametrize("name", cli.SUBCOMMANDS)
+def test_help_describes_every_flag(name, pem):
+    done = pem(name, "--help")
+    assert done.code == 0
+    module = cli.load(name)
+    for field in module.Config.__dataclass_fields__.values():
+        assert field.metadata.get("help"), field.name
+        assert field.metadata.get("positional") or f"--{field.name}" in done.out
+    assert "examples:" in done.out

@@ -1,0 +1,145 @@
+"""Readers: every format gives the same rows; a mistake is reported with its line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pandas
+import pytest
+
+from pem_composition.errors import DataError
+from pem_composition.tasks.files import read_rows, read_table
+
+ROWS = [
+    {"sentence1": 'He said "hi", twice.', "sentence2": "plain", "label": "entailment"},
+    {"sentence1": "caf\u00e9 \u2028 line", "sentence2": "", "label": "not_entailment"},
+]
+
+
+def write(path: Path, rows: list[dict] = ROWS) -> Path:
+    kind = path.name.split(".")[1]
+    if kind == "jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif kind == "json":
+        text = json.dumps(rows, indent=1)
+    elif kind == "parquet":
+        pandas.DataFrame(rows).to_parquet(path)
+        return path
+    else:
+        text = pandas.DataFrame(rows).to_csv(index=False, sep="\t" if kind == "tsv" else ",")
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz", "a.tsv.gz"],
+)
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    assert read_rows(write(tmp_path / name)) == ROWS
+
+
+def test_gzip_is_told_by_content_not_by_extension(tmp_path):
+    plain = tmp_path / "a.jsonl"
+    plain.write_bytes(write(tmp_path / "b.jsonl.gz").read_bytes())
+    assert read_rows(plain) == ROWS
+
+
+def test_json_lines_under_the_extension_json(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
+    assert [r["label"] for r in read_rows(path)] == [0, 1]
+
+
+def test_a_glue_tsv_has_no_quoting(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text('sentence\tlabel\n"Hello, he said.\t1\n"Yes" or " no\t0\n')
+    assert [r["sentence"] for r in read_rows(path)] == ['"Hello, he said.', '"Yes" or " no']
+
+
+def test_cola_as_distributed_has_no_header(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("gj04\t1\t\tThe sailors rode.\ngj04\t0\t*\tThey rode the.\n")
+    first, second = read_rows(path)
+    assert first == {"source": "gj04", "label": "1", "star": "", "sentence": "The sailors rode."}
+    assert second["label"] == "0"
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_rows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n\n')
+    table = read_table(path)
+    assert [r["text"] for r in table.rows] == ["a", "b"]
+    assert list(table.lines) == [1, 3]
+
+
+BAD_LINES = {
+    "typo": ('{"text": "a", "label": 1}\n{"text": "b", "lable": 1}\n', "line 2", "no 'label'"),
+    "extra": ('{"text": "a"}\n{"text": "b", "label": 1}\n', "line 2", "the unknown 'label'"),
+    "cut": ('{"text": "a"}\n{"text": "b\n', "line 2", "not a JSON object"),
+    "twice": ('{"text": "a"}\n{"text": "b", "text": "c"}\n', "line 2", "'text' occurs twice"),
+    "nan": ('{"label": 1}\n{"label": NaN}\n', "line 2", "NaN is not a JSON number"),
+    "list": ('{"label": 1}\n[1]\n', "line 2", "not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_named(tmp_path, case):
+    text, line, what = BAD_LINES[case]
+    path = tmp_path / "train.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError) as error:
+        read_rows(path)
+    assert str(path) in str(error.value)
+    assert line in str(error.value)
+    assert what in str(error.value)
+
+
+def test_a_csv_row_with_a_field_too_many_is_named_by_its_first_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"two\nlines",1\nb,0,extra\n')
+    with pytest.raises(DataError, match=r"line 4: wrong number of fields; found 3, expected 2"):
+        read_rows(path)
+
+
+def test_a_quoted_newline_stays_in_its_field(tmp_path):
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], ["two\nlines", "1"]])
+    assert read_rows(path) == [{"text": "two\nlines", "label": "1"}]
+
+
+BAD_FILES = {
+    "empty.jsonl": (b"", "empty"),
+    "blank.csv": (b"\n\n", "empty"),
+    "header.csv": (b"text,label\n", "no rows"),
+    "none.json": (b"[]", "no rows"),
+    "scalars.json": (b"[1, 2]", "item 1: not an object"),
+    "twice.csv": (b"text,text\na,b\n", "'text' twice"),
+    "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 50)[:-20], "broken gzip file"),
+    "latin.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', "line 2: not UTF-8"),
+    "bad.parquet": (b"PAR1 and nothing more", "not a readable Parquet file"),
+    "notes.xyz": (b"hello", "unknown format"),
+    "quotes.csv": (b'text,label\n"a"b,1\n', "line 2: not CSV"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_refused_in_one_line(tmp_path, name):
+    data, what = BAD_FILES[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as error:
+        read_rows(tmp_path / name)
+    assert what in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_rows(tmp_path / "train.jsonl")
+    with pytest.raises(DataError, match="a directory"):
+        read_rows(tmp_path)

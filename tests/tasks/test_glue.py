@@ -1,0 +1,67 @@
+"""Tasks as data: label order, metrics and hub names are the published ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from pem_composition.errors import DataError
+from pem_composition.tasks.glue import TASKS, get_task, text_columns
+
+# From the GLUE data set card: the order of the ClassLabel names, and the metrics of the task.
+GLUE = {
+    "cola": (("unacceptable", "acceptable"), {"matthews_correlation"}),
+    "sst2": (("negative", "positive"), {"accuracy"}),
+    "mrpc": (("not_equivalent", "equivalent"), {"accuracy", "f1"}),
+    "qqp": (("not_duplicate", "duplicate"), {"accuracy", "f1"}),
+    "stsb": ((), {"pearson", "spearmanr"}),
+    "mnli": (("entailment", "neutral", "contradiction"), {"accuracy"}),
+    "qnli": (("entailment", "not_entailment"), {"accuracy"}),
+    "rte": (("entailment", "not_entailment"), {"accuracy"}),
+    "wnli": (("not_entailment", "entailment"), {"accuracy"}),
+}
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_labels_and_metrics_are_glues(name):
+    task = TASKS[name]
+    assert (task.labels, set(task.metrics)) == GLUE[name]
+    assert task.primary in task.metrics
+    assert task.hub == ("nyu-mll/glue", name)
+    assert task.num_labels == (1 if name == "stsb" else len(task.labels))
+    assert task.regression == (name == "stsb")
+
+
+def test_mnli_is_validated_on_the_matched_split():
+    assert TASKS["mnli"].validation_splits == ("validation_matched", "validation_mismatched")
+
+
+def test_spellings_of_the_published_folders_name_the_task():
+    for spelling, name in (("SST-2", "sst2"), ("STS-B", "stsb"), ("CoLA", "cola")):
+        assert get_task(spelling) is TASKS[name]
+
+
+def test_an_unknown_task_gets_a_suggestion():
+    with pytest.raises(DataError, match=r"found 'mnly', expected one of cola.*did you mean mnli\?"):
+        get_task("mnly")
+
+
+def test_a_class_is_known_by_word_and_by_number():
+    rte = TASKS["rte"]
+    assert [rte.label_id(v) for v in ("entailment", "not_entailment", 0, "1")] == [0, 1, 0, 1]
+    for wrong in ("contradiction", 2, "-1", -1, "True"):
+        with pytest.raises(DataError, match=r"one of entailment \(0\), not_entailment \(1\)"):
+            rte.label_id(wrong)
+
+
+def test_text_columns_of_a_file_without_a_task():
+    assert text_columns(["idx", "sentence", "label"], None, ["sentence"]) == ("sentence", None)
+    assert text_columns(["question", "sentence"], None, []) == ("question", "sentence")
+    assert text_columns(["a", "b", "c"], None, ["b", "c"]) == ("b", "c")
+    assert text_columns(["a"], None, []) is None
+
+
+def test_a_known_task_takes_other_usual_names_of_its_arity_only():
+    assert text_columns(["premise", "hypothesis"], TASKS["rte"], []) == ("premise", "hypothesis")
+    assert text_columns(["text"], TASKS["cola"], []) == ("text", None)
+    assert text_columns(["sentence"], TASKS["rte"], []) is None
+    assert text_columns(["sentence1", "sentence2"], TASKS["sst2"], []) is None

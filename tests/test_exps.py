@@ -1,0 +1,259 @@
+"""The experiment scripts: they lint, print commands that our parsers accept, and stop well."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pem_composition import cli
+from pem_composition.cli import parser
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXPERIMENT = REPOSITORY / "exps" / "composition_for_distribution_generalization"
+SCRIPTS = sorted(
+    [*REPOSITORY.glob("exps/**/*.sh"), *REPOSITORY.glob("scripts/**/*.sh"), REPOSITORY / ".ci/run"]
+)
+PROGRAMS = [
+    p for p in SCRIPTS if p.name != "common.sh" and (p.is_relative_to(REPOSITORY / "exps"))
+] + [REPOSITORY / "scripts" / "quickstart.sh"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def bash(
+    script: Path | str, cwd: Path = REPOSITORY, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run a script (or code) with these variables and nothing inherited but PATH and HOME."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)} | variables
+    command = ["bash", str(script)] if isinstance(script, Path) else ["bash", "-c", script]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+
+
+def dry_run(script: Path, **variables: str) -> list[list[str]]:
+    """The commands a script would run, each as a list of words."""
+    done = bash(script, DRY_RUN="1", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    return [words for words in commands if words[:1] == [sys.executable]]
+
+
+def parsed(words: list[str]) -> tuple[str, object]:
+    """(subcommand, config) of a printed command, by the real parsers."""
+    if words[1:3] == ["-m", "pem_composition"]:
+        name, arguments = words[3], words[4:]
+    else:
+        assert words[1] in ("merge.py", "negation.py", "analogy.py")
+        name, arguments = words[1].removesuffix(".py"), words[2:]
+    return name, parser.parse(cli.load(name).Config, arguments, prog=name)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=map(name_of, SCRIPTS))
+def test_bash_parses_the_script(script):
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_shellcheck_has_nothing_to_say():
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed beside this Python")
+    done = subprocess.run(
+        [shellcheck, "-x", *map(str, SCRIPTS)], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout == "" and done.returncode == 0
+
+
+@pytest.mark.parametrize("script", PROGRAMS, ids=map(name_of, PROGRAMS))
+def test_every_command_of_a_dry_run_is_accepted_by_its_parser(script, tmp_path):
+    commands = dry_run(script, OUT=str(tmp_path / "out"))
+    assert commands
+    for words in commands:
+        parsed(words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "script", [p for p in PROGRAMS if p.name != "quickstart.sh"], ids=lambda p: p.name
+)
+def test_slurm_headers_stand_before_the_first_command(script):
+    lines = script.read_text(encoding="utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    headers = " ".join(line for line in lines[:first] if line.startswith("#SBATCH"))
+    assert "--signal=B:USR1@120" in headers and "--requeue" in headers
+    assert not any(line.startswith("#SBATCH") for line in lines[first:])
+
+
+def test_run_all_covers_tasks_methods_seeds_and_halves(tmp_path):
+    commands = dry_run(
+        EXPERIMENT / "run_all.sh",
+        tasks="rte mnli",
+        methods="lora ia3 fft",
+        SEEDS="1 2",
+        OUT=str(tmp_path),
+    )
+    configs = [parsed(words) for words in commands]
+    trained = {
+        (c.task_name, c.adapter_config, c.seed, Path(c.train_file).stem)
+        for name, c in configs
+        if name == "train"
+    }
+    assert trained == {
+        (task, method, seed, part)
+        for task in ("rte", "mnli")
+        for method in ("lora", "ia3", "fft")
+        for seed in (1, 2)
+        for part in ("all", "half-0", "half-1")
+    }
+    made = {c.output_dir for name, c in configs if name == "train"}
+    for name, c in configs:
+        if name == "merge":
+            assert set(c.adapters) <= made
+    names = [name for name, _ in configs]
+    assert (names.count("merge"), names.count("split"), names.count("report")) == (12, 2, 6)
+
+
+def test_both_halves_start_from_one_initial_module(tmp_path):
+    starts = set()
+    for half in ("0", "1"):
+        init, train = (
+            parsed(words)[1]
+            for words in dry_run(EXPERIMENT / "lora_run_glue.sh", half=half, OUT=str(tmp_path))
+        )
+        assert train.init_from == init.output_dir
+        starts.add(init.output_dir)
+    assert len(starts) == 1
+    _, edited = dry_run(EXPERIMENT / "lora_run_glue.sh", half="0", lora_r="4", OUT=str(tmp_path))
+    assert parsed(edited)[1].init_from not in starts
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "expected"),
+    [
+        ("lora_run_glue.sh", {"learning_rate": "3e-4"}, {"learning_rate": 3e-4}),
+        ("lora_run_glue.sh", {"lora_alpha": "16"}, {"lora_alpha": 16.0}),
+        ("ia3_run_glue.sh", {"ia3_placement": "reference"}, {"ia3_placement": "reference"}),
+        ("fft_run_glue.sh", {"max_steps": "7", "eval_steps": "0"}, {"eval_strategy": "no"}),
+        ("lora_run_glue.sh", {"extra_flags": "--bf16 --data_seed 3"}, {"bf16": True}),
+        ("split_data.sh", {"key_class": "entailment"}, {"key_class": "entailment"}),
+        ("split_data.sh", {"samples": "2000"}, {"samples": 2000}),
+        ("dataset_split_merge.sh", {"grid": "0 0.2 1"}, {"grid": (0.0, 0.2, 1.0)}),
+        ("dataset_split_merge.sh", {"space": "delta"}, {"space": ("delta",)}),
+    ],
+)
+def test_a_variable_of_the_same_name_overrides_the_block(script, variables, expected):
+    _, config = parsed(dry_run(EXPERIMENT / script, **variables)[-1])
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_names_with_spaces_reach_the_program_whole(tmp_path):
+    folder = tmp_path / "my data" / "rte"
+    folder.mkdir(parents=True)
+    (folder / "dev.jsonl.gz").touch()
+    commands = dry_run(
+        EXPERIMENT / "dataset_split_merge.sh",
+        data_dir=str(folder.parent),
+        OUT=str(tmp_path / "o p"),
+    )
+    _, config = parsed(commands[-1])
+    assert config.test_file == str(folder / "dev.jsonl.gz")
+    assert config.save_path.parent.parent.parent.parent == tmp_path / "o p"
+
+
+def test_a_data_folder_without_dev_rows_is_an_error(tmp_path):
+    done = bash(EXPERIMENT / "dataset_split_merge.sh", DRY_RUN="1", data_dir=str(tmp_path))
+    assert done.returncode == 2
+    assert "no dev file" in done.stderr
+
+
+def test_scripts_find_their_folder_when_slurm_runs_a_copy(tmp_path):
+    for script in (EXPERIMENT / "lora_run_glue.sh", REPOSITORY / "exps" / "run_glue.sh"):
+        copy = tmp_path / "slurm_script"
+        shutil.copy(script, copy)
+        assert dry_run(copy, SLURM_SUBMIT_DIR=str(REPOSITORY))
+
+
+# --- step, attended and requeue, with real processes ---
+
+COMMON = f"source {shlex.quote(str(REPOSITORY / 'exps' / 'common.sh'))}; "
+
+
+def test_step_logs_both_streams_and_goes_on(tmp_path):
+    code = COMMON + "step a/b bash -c 'echo one; echo two >&2'; echo after"
+    done = bash(code, OUT=str(tmp_path))
+    assert done.returncode == 0
+    assert (tmp_path / "logs" / "a" / "b.log").read_text().splitlines() == ["one", "two"]
+    assert done.stdout.splitlines()[-1] == "after"
+
+
+@pytest.mark.parametrize("code", [2, 3, 75])
+def test_step_keeps_the_exit_code_and_stops_the_script(tmp_path, code):
+    done = bash(COMMON + f"step x bash -c 'exit {code}'; echo after", OUT=str(tmp_path))
+    assert done.returncode == code
+    assert "after" not in done.stdout
+    assert "run the same command again" in done.stderr if code == 75 else True
+
+
+SLEEPER = (
+    "import signal, sys, time\n"
+    "def stop(number, frame):\n    print('got', number, flush=True); sys.exit(75)\n"
+    "signal.signal(signal.SIGUSR1, stop); signal.signal(signal.SIGTERM, stop)\n"
+    "print('ready', flush=True); time.sleep(60)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        (signal.SIGUSR1, signal.SIGUSR1),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM),
+    ],
+    ids=["USR1", "TERM", "INT"],
+)
+@pytest.mark.parametrize("nested", [False, True], ids=["script", "script of a script"])
+def test_a_signal_reaches_the_program_and_slurm_requeues_the_job(tmp_path, sent, received, nested):
+    """scontrol is not on this machine: a script of that name records how it was called."""
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path))}/calls\n')
+    scontrol.chmod(0o755)
+    inner = tmp_path / "inner.sh"
+    inner.write_text(COMMON + f'step x "$PYTHON" -c {shlex.quote(SLEEPER)}; echo after')
+    outer = tmp_path / "outer.sh"
+    outer.write_text(COMMON + f"child {shlex.quote(str(inner))}; echo after")
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "OUT": str(tmp_path / "out"),
+        "SLURM_JOB_ID": "4711",
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+    }
+    process = subprocess.Popen(
+        ["bash", str(outer if nested else inner)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "out" / "logs" / "x.log"
+    deadline = time.monotonic() + 30
+    while not (log.exists() and "ready" in log.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(sent)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert log.read_text().splitlines() == ["ready", f"got {int(received)}"]
+    assert (tmp_path / "calls").read_text().splitlines() == ["requeue 4711"]
+    assert "after" not in out

@@ -1,0 +1,189 @@
+"""Two-layer models of every supported architecture, and modules for them: seeded, no network.
+
+Hidden size 32, 4 heads, feed-forward 48, vocabulary 96, in eval mode. Weights are spread wider
+than a fresh initialisation so that each layer matters to the logits, and biases are not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from pem_composition.adapters import fresh_module, resolve_targets
+from pem_composition.config import IA3Config, LoraConfig
+from pem_composition.module import PEM
+
+VOCABULARY, HIDDEN, FORWARD, HEADS, LABELS = 96, 32, 48, 4, 3
+
+_ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "intermediate_size": FORWARD,
+    "max_position_embeddings": 66,
+}
+_DECODER = {**_ENCODER, "num_key_value_heads": 2, "head_dim": 8}
+_SPECIAL = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+
+
+def _sequence(name: str, config: type, **options: object) -> Callable[[], nn.Module]:
+    model = getattr(transformers, f"{name}ForSequenceClassification")
+    return lambda: model(config(**{**_ENCODER, **_SPECIAL, "num_labels": LABELS, **options}))
+
+
+def _causal(name: str, **options: object) -> Callable[[], nn.Module]:
+    model = getattr(transformers, f"{name}ForCausalLM")
+    config = getattr(transformers, f"{name}TextConfig", None) or getattr(
+        transformers, f"{name}Config"
+    )
+    return lambda: model(config(**{**_DECODER, **_SPECIAL, **options}))
+
+
+def _t5(**options: object) -> nn.Module:
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=8, d_ff=FORWARD, num_layers=2,
+            num_heads=HEADS, decoder_start_token_id=0, **options,
+        )
+    )  # fmt: skip
+
+
+def _bart() -> nn.Module:
+    return transformers.BartForConditionalGeneration(
+        transformers.BartConfig(
+            vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=2, decoder_layers=2,
+            encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=FORWARD,
+            decoder_ffn_dim=FORWARD, max_position_embeddings=66, forced_eos_token_id=2, **_SPECIAL,
+        )
+    )  # fmt: skip
+
+
+def _distilbert() -> nn.Module:
+    return transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(
+            vocab_size=VOCABULARY, dim=HIDDEN, n_layers=2, n_heads=HEADS, hidden_dim=FORWARD,
+            max_position_embeddings=66, num_labels=LABELS,
+        )
+    )  # fmt: skip
+
+
+def _gpt2() -> nn.Module:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=66,
+            n_embd=HIDDEN,
+            n_layer=2,
+            n_head=HEADS,
+            **_SPECIAL,
+        )
+    )
+
+
+def _opt() -> nn.Module:
+    return transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, ffn_dim=FORWARD,
+            num_attention_heads=HEADS, max_position_embeddings=66, word_embed_proj_dim=HIDDEN,
+            **_SPECIAL,
+        )
+    )  # fmt: skip
+
+
+_DEBERTA = {
+    "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8,
+    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+    "type_vocab_size": 0,
+}  # fmt: skip
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "roberta": _sequence("Roberta", transformers.RobertaConfig),
+    "xlm-roberta": _sequence("XLMRoberta", transformers.XLMRobertaConfig),
+    "bert": _sequence("Bert", transformers.BertConfig),
+    "distilbert": _distilbert,
+    "mpnet": _sequence("MPNet", transformers.MPNetConfig),
+    "deberta-v2": _sequence("DebertaV2", transformers.DebertaV2Config),
+    "deberta-v3": _sequence("DebertaV2", transformers.DebertaV2Config, **_DEBERTA),
+    "bart": _bart,
+    "t5": _t5,
+    "t5-gated": lambda: _t5(feed_forward_proj="gated-gelu"),
+    "gpt2": _gpt2,
+    "opt": _opt,
+    "llama": _causal("Llama"),
+    "mistral": _causal("Mistral"),
+    "qwen2": _causal("Qwen2"),
+    "qwen3": _causal("Qwen3"),
+    "gemma": _causal("Gemma"),
+    "gemma2": _causal("Gemma2"),
+    "gemma3": _causal("Gemma3"),
+}
+NAMES = tuple(BUILDERS)
+
+
+def tiny(name: str, *, seed: int = 0) -> nn.Module:
+    """The model of that name, in float32 and eval mode; equal seeds give equal weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BUILDERS[name]()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def inputs_for(
+    model: nn.Module, *, rows: int = 2, length: int = 9, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch of random token ids without special tokens, and decoder ids where needed."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = ids[:, :4]
+    return batch
+
+
+def logits_of(model: nn.Module, batch: dict[str, Tensor] | None = None) -> Tensor:
+    """The model's logits on a batch (default ``inputs_for(model)``), with gradients if enabled."""
+    return model(**(batch or inputs_for(model))).logits
+
+
+def random_module(
+    model: nn.Module,
+    kind: str = "lora",
+    *,
+    seed: int = 0,
+    placement: str = "peft",
+    head_seed: int | None = None,
+    **options: object,
+) -> PEM:
+    """A module with every tensor random, on the model's default targets.
+
+    ``options`` go to LoraConfig (r=4, alpha=6 unless given); ``head_seed`` also draws a new head.
+    """
+    targets = resolve_targets(model, kind, placement=placement)
+    if kind == "lora":
+        config = LoraConfig(
+            **{"r": 4, "alpha": 6, "target_modules": targets.target_modules, **options}
+        )
+    else:
+        config = IA3Config(targets.target_modules, targets.feedforward_modules)
+    module = fresh_module(model, config, seed=seed, blocks=targets.blocks)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    tensors = dict(module.tensors)
+    for name, tensor in module.tensors.items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        role = name.rpartition(".")[2]
+        if role == "lora_B":
+            tensors[name] = 0.3 * noise
+        elif role == "ia3":
+            tensors[name] = 1 + 0.3 * noise
+        elif role == "head" and head_seed is not None:
+            own = torch.Generator().manual_seed(head_seed)
+            tensors[name] = 0.3 * torch.randn(tensor.shape, generator=own)
+    return replace(module, tensors=tensors, name=f"{kind}{seed}")

@@ -1,0 +1,105 @@
+"""Flags are checked before anything is loaded, and the key holds what decides the result."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from training_bench import REPOSITORY, environment
+
+from pem_composition.cli import parser
+from pem_composition.cli import train as program
+from pem_composition.errors import UsageError
+from pem_composition.training.config import TrainConfig
+
+BASE = {"model_name_or_path": "m", "output_dir": "o", "task_name": "rte"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"learning_rate": 0.0}, ("--learning_rate", "0.0", "> 0")),
+        ({"learning_rate": float("nan")}, ("--learning_rate", "nan", "finite")),
+        ({"lora_r": 0}, ("--lora_r", "found 0", ">= 1")),
+        ({"lora_dropout": 1.0}, ("--lora_dropout", "< 1")),
+        (
+            {"max_steps": 10, "num_train_epochs": 2.0},
+            ("--max_steps", "--num_train_epochs", "10 and 2.0"),
+        ),
+        ({"bf16": True, "fp16": True}, ("--bf16", "--fp16")),
+        ({"eval_strategy": "epoch", "eval_steps": 5}, ("--eval_steps", "epoch")),
+        ({"eval_strategy": "steps"}, ("--eval_strategy", "--eval_steps N")),
+        ({"adapter_config": "fft", "target_modules": ("query",)}, ("--target_modules", "fft")),
+        ({"task_name": None}, ("--task_name", "--train_file")),
+        ({"max_train_samples": 0}, ("--max_train_samples", ">= 1")),
+        ({"do_train": False}, ("--do_train", "--init_from")),
+    ],
+)
+def test_an_unusable_flag_is_named_with_what_was_found_and_expected(flags, words):
+    with pytest.raises(UsageError) as error:
+        TrainConfig(**(BASE | flags))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_the_key_ignores_places_and_bookkeeping_but_not_what_changes_the_result():
+    plain = TrainConfig(**BASE).result_fields()
+    same = {
+        "output_dir": "p",
+        "logging_steps": 3,
+        "save_steps": 7,
+        "dataloader_num_workers": 2,
+        "disable_tqdm": True,
+    }
+    assert TrainConfig(**(BASE | same)).result_fields() == plain
+    assert TrainConfig(**(BASE | {"ia3_placement": "reference"})).result_fields() == plain
+    for change in (
+        {"learning_rate": 1.0},
+        {"seed": 1},
+        {"lora_r": 4},
+        {"max_seq_length": 64},
+        {"eval_steps": 5},
+    ):
+        assert TrainConfig(**(BASE | change)).result_fields() != plain
+
+
+def test_the_flags_of_the_example_programs_are_read():
+    argv = (
+        "--model_name_or_path m --task_name rte --adapter_config ia3 --do_train --do_eval --max_seq_length 64 "
+        "--per_device_train_batch_size 4 --learning_rate 5e-3 --max_steps 3 --overwrite_output_dir true "
+        "--no-load_best_model_at_end --target_modules query key --output_dir o"
+    )
+    config = parser.parse(TrainConfig, argv.split(), "pem train")
+    assert config.adapter_config == "ia3" and config.max_steps == 3 and config.learning_rate == 5e-3
+    assert config.overwrite_output_dir and not config.load_best_model_at_end
+    assert config.target_modules == ("query", "key")
+
+
+@pytest.mark.parametrize("name", ["train", "init", "evaluate"])
+def test_help_and_usage_errors_need_no_torch(name):
+    code = (
+        "import sys; from pem_composition.cli import main; code = main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules); sys.exit(code)"
+    )
+    start = time.perf_counter()
+    for flags, expected in ((["--help"], 0), (["--model_name_or_path", "m"], 2)):
+        run = subprocess.run(
+            [sys.executable, "-c", code, name, *flags],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            cwd=REPOSITORY,
+            check=False,
+        )
+        assert run.returncode == expected, run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1 and run.stderr.startswith(
+        f"pem {name}: error: "
+    )
+    assert time.perf_counter() - start < 5
+
+
+def test_every_flag_has_a_help_text():
+    import dataclasses
+
+    assert all(f.metadata.get("help") for f in dataclasses.fields(program.Config))

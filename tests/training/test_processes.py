@@ -1,0 +1,80 @@
+"""Two processes train to the losses of one with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from training_bench import REPOSITORY, environment
+
+from pem_composition.errors import UsageError
+from pem_composition.training import classification, processes
+
+LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
+QUIET = {
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "lora_dropout": 0.0, "max_steps": 30,
+    "eval_steps": 15, "logging_steps": 1,
+}  # fmt: skip
+
+
+def test_accelerate_launch_with_two_cpu_processes_equals_one_process(bench):
+    """203 rows do not divide by 16: the last batch of each epoch is incomplete and shared out unevenly."""
+    flags = bench.flags("two", **QUIET, per_device_train_batch_size=8)
+    argv = [word for k, v in flags.items() for word in (f"--{k}", str(v))]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    run = subprocess.run(
+        [*launch, "-m", "pem_composition", "train", *argv],
+        capture_output=True, text=True, env=environment(), cwd=REPOSITORY, check=False, timeout=200,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("eval_auc") == 3, "one process prints: two evaluations and the summary"
+    one = classification.run(
+        bench.config("one", **QUIET, per_device_train_batch_size=16)
+    ).output_dir
+    logs = [
+        json.loads((f / "trainer_state.json").read_text())["log_history"]
+        for f in (one, bench.folder / "two")
+    ]
+    for name in ("loss", "grad_norm", "eval_loss", "eval_accuracy"):
+        first, second = ([e[name] for e in log if name in e] for log in logs)
+        assert len(first) == len(second) > 0
+        assert first == pytest.approx(second, rel=1e-4, abs=1e-6), name
+    names = [sorted(p.name for p in f.iterdir()) for f in (one, bench.folder / "two")]
+    assert names[0] == names[1]
+
+
+def test_a_launcher_that_starts_too_few_processes_is_noticed():
+    launch = [
+        "python",
+        "/venv/bin/accelerate",
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "pem_composition",
+    ]
+    assert processes.missing_workers(LAUNCHED, launch) == 2
+    assert processes.missing_workers(LAUNCHED, [*launch[:4], "--num_processes=3"]) == 3
+    assert processes.missing_workers(LAUNCHED | {"WORLD_SIZE": "2"}, launch) == 0
+    assert processes.missing_workers({"MASTER_ADDR": "node1"}, launch) == 0
+    assert processes.missing_workers(LAUNCHED, ["bash"]) == 0
+    with pytest.raises(UsageError, match=r"--num_processes N.*torchrun"):
+        processes.missing_workers(LAUNCHED, launch[:4])
+
+
+def test_a_failed_worker_ends_the_group_with_its_code():
+    code = "import os, sys, time; time.sleep(60) if os.environ['RANK'] == '0' else sys.exit(3)"
+    script = f"from pem_composition.training import processes; print(processes.run_workers(2, {[sys.executable, '-c', code]!r}))"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=REPOSITORY,
+        check=True,
+        timeout=30,
+    )
+    assert run.stdout == "3\n"

@@ -1,0 +1,176 @@
+"""Killed, stopped and resumed runs end where an uninterrupted one ends, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from pem_composition.errors import UsageError
+from pem_composition.training import checkpointing, classification
+
+
+def losses(folder):
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {e["step"]: e["loss"] for e in log if "loss" in e}
+
+
+def weights(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def assert_same(folder, reference):
+    assert weights(folder) == weights(reference)
+    assert losses(folder) == losses(reference)
+    results = [json.loads((f / "all_results.json").read_text()) for f in (folder, reference)]
+    timed = {"train_runtime", "eval_runtime"}
+    assert {k: v for k, v in results[0].items() if k not in timed} == {
+        k: v for k, v in results[1].items() if k not in timed
+    }
+
+
+def test_a_killed_run_resumes_from_the_newest_complete_checkpoint(bench, reference):
+    """LoRA and base dropout are on: the random state is restored, not only the weights."""
+    output = bench.folder / "killed"
+    child = bench.start("killed", save_steps=3)
+    child.wait_for(output / "checkpoint-12")
+    child.process.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert not (output / "pem.json").exists()
+    again = bench.start("killed", save_steps=3)
+    assert again.wait() == 0, again.text()
+    assert "resuming from" in again.text()
+    assert weights(output) == weights(reference)
+    assert not list(output.glob(".checkpoint-*"))
+    state = json.loads((output / "trainer_state.json").read_text())
+    assert state["global_step"] == 40
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_at_the_end_of_the_step_and_exits_75(bench, reference, name):
+    output = bench.folder / name
+    child = bench.start(name, eval_steps=20, save_steps=7)
+    child.wait_for(output / "checkpoint-7")
+    os.kill(child.process.pid, getattr(signal, name))
+    assert child.wait() == 75, child.text()
+    assert (
+        child.text()
+        .strip()
+        .splitlines()[-1]
+        .startswith(f"pem train: error: {name}: stopped after step ")
+    )
+    stopped = checkpointing.all_of(output)[0]
+    step = checkpointing.read_marker(stopped)["step"]
+    assert 7 <= step < 40
+    again = bench.start(name, eval_steps=20, save_steps=7)
+    assert again.wait() == 0, again.text()
+    assert f"resuming from {stopped}" in again.text()
+    assert weights(output) == weights(reference)
+
+
+def test_an_incomplete_checkpoint_is_skipped_with_one_line_and_the_older_one_resumed(
+    bench, reference
+):
+    output = bench.folder / "incomplete"
+    shutil.copytree(reference, output)
+    for name in ("pem.json", "adapter_model.safetensors", "adapter_config.json"):
+        (output / name).unlink()
+    (output / "checkpoint-40" / checkpointing.MARKER).unlink()
+    lines = []
+    outcome = classification.run(bench.config("incomplete"), lines.append)
+    skipped = [line for line in lines if "incomplete checkpoint" in line]
+    assert len(skipped) == 1
+    assert "checkpoint-40" in skipped[0] and "complete.json is missing" in skipped[0]
+    assert any("resuming from" in line and "checkpoint-20" in line for line in lines)
+    assert weights(outcome.output_dir) == weights(reference)
+    assert_same(output, reference)
+
+
+def test_a_damaged_checkpoint_counts_as_incomplete(bench, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "out")
+    damaged = tmp_path / "out" / "checkpoint-40" / "optimizer.pt"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    lines = []
+    assert (
+        checkpointing.newest_complete(tmp_path / "out", lines.append)
+        == tmp_path / "out" / "checkpoint-20"
+    )
+    assert len(lines) == 1 and "optimizer.pt has changed" in lines[0]
+
+
+def test_a_checkpoint_of_the_last_step_needs_no_training(bench, reference):
+    output = bench.folder / "finished"
+    shutil.copytree(reference, output)
+    (output / "pem.json").unlink()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (output / name).unlink()
+    classification.run(bench.config("finished"))
+    assert_same(output, reference)
+
+
+def test_a_finished_run_is_skipped_and_another_seed_is_not(bench, reference):
+    lines = []
+    assert classification.run(bench.config("reference"), lines.append).skipped
+    assert lines == [f"{reference}: already holds the result of this run, skipped"]
+    identity = classification.describe_run(
+        bench.config("reference", seed=1), classification.read_data(bench.config("reference"))
+    )
+    lines.clear()
+    assert (
+        classification.find_resume(bench.config("reference"), identity, lines.append, finished=True)
+        is None
+    )
+    assert "--seed 42 -> 1" in lines[0] and "training anew" in lines[0]
+
+
+def test_a_full_disk_ends_the_run_with_exit_3_and_keeps_the_older_checkpoint(bench, reference):
+    """A limit on the size of files stands in for the full disk: the optimizer's state does not fit."""
+    folder = bench.folder / "full"
+    shutil.copytree(reference / "checkpoint-20", folder / "checkpoint-20")
+    size = (folder / "checkpoint-20" / "optimizer.pt").stat().st_size
+    child = bench.start("full", file_limit=size - 1000)
+    assert child.wait() == 3
+    last = child.text().strip().splitlines()[-1]
+    assert last.startswith(
+        f"pem train: error: {folder}/checkpoint-40: cannot write the checkpoint"
+    ), last
+    assert [p.name for p in folder.iterdir()] == ["checkpoint-20"]
+    checkpointing.read_marker(folder / "checkpoint-20")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "shown"),
+    [
+        ("learning_rate", 5e-3, "--learning_rate 0.01 -> 0.005"),
+        ("seed", 7, "--seed 42 -> 7"),
+        ("per_device_train_batch_size", 8, "--per_device_train_batch_size 16 -> 8"),
+        ("lora_r", 4, "--lora_r 8 -> 4"),
+        ("max_train_samples", 100, "train rows"),
+    ],
+)
+def test_resume_refuses_changed_settings_unless_forced(
+    bench, reference, tmp_path, flag, value, shown
+):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(reference / "checkpoint-20", unfinished / "checkpoint-20")
+    with pytest.raises(UsageError) as error:
+        classification.run(bench.config(str(unfinished), **{flag: value}))
+    assert shown in str(error.value) and "--force_resume" in str(error.value)
+    assert [p.name for p in unfinished.iterdir()] == ["checkpoint-20"]
+    forced = bench.config(str(unfinished), **{flag: value}, force_resume=True)
+    identity = classification.describe_run(forced, classification.read_data(forced))
+    lines = []
+    found = classification.find_resume(forced, identity, lines.append, finished=False)
+    assert found == unfinished / "checkpoint-20" and shown in lines[0]
+
+
+def test_a_foreign_module_is_not_overwritten_unasked(bench, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"already holds a module.*--overwrite_output_dir"):
+        classification.run(bench.config(str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter_config.json"]

@@ -1,0 +1,169 @@
+"""A tiny base model, its tokenizer and learnable rows on disk, and a way to run ``pem`` on them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pem_composition.training.config import TrainConfig
+
+GOOD, BAD = ("good", "fine", "great", "nice"), ("bad", "poor", "awful", "sad")
+FILLER = tuple(f"w{i}" for i in range(40))
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def make_base(folder: Path, *, dropout: float = 0.1) -> Path:
+    """A 2-layer BERT with random weights and a word tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILLER]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+            max_position_embeddings=66, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        )  # fmt: skip
+        model = BertModel(config)
+        for parameter in model.parameters():
+            parameter.data.add_(0.15 * torch.randn_like(parameter))
+        model.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, count: int, *, seed: int, regression: bool = False) -> Path:
+    """Sentences whose class (or score) is the mood of their words."""
+    draw = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for _ in range(count):
+        moods = [draw.random() < 0.5 for _ in range(3)]
+        label = sum(moods) / 3 * 5 if regression else int(sum(moods) >= 2)
+        words = [draw.choice(GOOD if m else BAD) for m in moods] + draw.choices(
+            FILLER, k=draw.randrange(1, 9)
+        )
+        draw.shuffle(words)
+        text = " ".join(words)
+        rows.append(
+            {"sentence1": text, "sentence2": "w1", "label": label}
+            if regression
+            else {"sentence": text, "label": label}
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class Bench:
+    """Base model and rows in a folder, and ``pem`` in child processes that have torch imported already.
+
+    A fork server imports torch and transformers once; each ``pem`` is then a fork of it: a process of
+    its own, to be killed or signalled at will, without ten seconds of imports.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = make_base(folder / "base")
+        self.train = write_rows(folder / "train.jsonl", 203, seed=1)
+        self.validation = write_rows(folder / "dev.jsonl", 60, seed=2)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(
+            ["pem_composition.training.preparation", "pem_composition.training.trainer"]
+        )
+
+    def flags(self, output: str, **changes: Any) -> dict[str, Any]:
+        """Flags of a short LoRA run with dropout, evaluated every 20 steps; None leaves a flag out."""
+        flags = {
+            "model_name_or_path": self.base, "task_name": "sst2", "train_file": self.train,
+            "validation_file": self.validation, "output_dir": self.folder / output, "max_steps": 40,
+            "eval_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "lora_dropout": 0.1,
+            "max_seq_length": 32, "logging_steps": 5, "disable_tqdm": True,
+        }  # fmt: skip
+        return {k: v for k, v in (flags | changes).items() if v is not None}
+
+    def config(self, output: str, **changes: Any) -> TrainConfig:
+        """The same as a config."""
+        flags = self.flags(output, **changes)
+        return TrainConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in flags.items()})
+
+    def start(self, output: str, *, file_limit: int | None = None, **changes: Any) -> Child:
+        """Start ``pem train`` in a process of its own, which may write no file above ``file_limit`` bytes."""
+        argv = [
+            "train",
+            *(
+                word
+                for k, v in self.flags(output, **changes).items()
+                for word in (f"--{k}", str(v))
+            ),
+        ]
+        log = self.folder / f"{output}.log"
+        process = self.context.Process(target=_child, args=(argv, str(log), file_limit))
+        process.start()
+        return Child(process, log)
+
+
+@dataclass
+class Child:
+    """A running ``pem``."""
+
+    process: Any
+    log: Path
+
+    def wait(self) -> int:
+        """Its exit code."""
+        self.process.join(120)
+        code = self.process.exitcode
+        assert code is not None, f"still running after 120 s: {self.text()[-2000:]}"
+        return int(code)
+
+    def wait_for(self, path: Path) -> None:
+        """Return as soon as the path exists, while it still runs."""
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert self.process.is_alive(), self.text()[-2000:]
+            assert time.monotonic() < deadline, f"no {path.name}"
+            time.sleep(0.002)
+
+    def text(self) -> str:
+        """What it printed, errors included."""
+        return self.log.read_text()
+
+
+def _child(argv: list[str], log: str, file_limit: int | None) -> None:
+    import resource
+
+    import torch
+
+    from pem_composition.cli import main
+
+    torch.set_num_threads(1)
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    sys.exit(main(argv))
+
+
+def environment() -> dict[str, str]:
+    """The environment of a ``pem`` process: this checkout, one thread, no network."""
+    return os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }

@@ -28,7 +28,19 @@ _HOMES = {
     "fold": "adapters",
     "PEMError": "errors",
 }
-__all__ = ["PEM", "PEMError", "analogy", "attach", "combine", "detach", "extract", "fold", "load", "negate", "save"]
+__all__ = [
+    "PEM",
+    "PEMError",
+    "analogy",
+    "attach",
+    "combine",
+    "detach",
+    "extract",
+    "fold",
+    "load",
+    "negate",
+    "save",
+]
 
 if TYPE_CHECKING:
     from pem_composition.adapters import attach, detach, extract, fold

@@ -14,12 +14,12 @@ KINDS = ("lora", "ia3", "full")
 
 
 def matches(layer: str, target: str) -> bool:
-    """True if ``target`` is the layer's whole name or a suffix of it at a dot: PEFT's rule for lists."""
+    """True if ``target`` is the layer's name or a suffix of it at a dot: PEFT's rule for lists."""
     return layer == target or layer.endswith("." + target)
 
 
 def lookup(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """First pattern that names the layer, else the default (PEFT's rank_pattern and alpha_pattern)."""
+    """First pattern that names the layer, else the default (PEFT's rank and alpha patterns)."""
     return next((v for target, v in patterns.items() if matches(layer, target)), default)
 
 
@@ -89,6 +89,8 @@ class BaseIdentity:
     """The model a module belongs to. Unknown parts are None and compare as 'cannot tell'."""
 
     name: str | None = None
-    fingerprint: str | None = None  # sha256 over the base checkpoint's tensors, see checkpoint/provenance.py
+    fingerprint: str | None = (
+        None  # sha256 over the base checkpoint's tensors, see checkpoint/provenance.py
+    )
     model_type: str | None = None
     hidden_size: int | None = None

@@ -19,7 +19,13 @@ class PEMError(ValueError):
 
     @classmethod
     def build(
-        cls, where: object, what: str, *, found: object = None, expected: object = None, do: str = ""
+        cls,
+        where: object,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        do: str = "",
     ) -> PEMError:
         """Assemble ``where: what; found X, expected Y; remedy`` into one line."""
         parts = [f"{where}: {what}" if where else what]

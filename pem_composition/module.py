@@ -53,7 +53,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Relative Frobenius error of the written update against sum_i c_i dW_i, per layer and in total."""
+    """Relative Frobenius error of the update against sum_i c_i dW_i, per layer and in total."""
 
     total: float
     layers: Mapping[str, float]
@@ -68,7 +68,9 @@ class Provenance:
     space: str | None = None  # None for a module that was trained or loaded, else parameter | delta
     method: str | None = None
     certificate: Certificate | None = None
-    init: str | None = None  # initialisation fingerprint shared by all inputs, None if unknown or mixed
+    init: str | None = (
+        None  # initialisation fingerprint shared by all inputs, None if unknown or mixed
+    )
     head_policy: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ class PEM:
     the exact sum of updates (``space="delta"``).
 
     Args:
-        tensors: canonical name -> CPU tensor, float32 or float64; the last name component is the role.
+        tensors: canonical name -> CPU tensor, float32 or float64; the name ends in the role.
         head: what the head tensors (role ``head``) predict; None if there are none.
     """
 
@@ -191,7 +193,7 @@ def combine(
     ``space="parameter"``: the paper's sum on the module's own tensors, e + sum_i w_i (t_i - e)
     with w_i = c_i, or |c_i| for lora_A. ``space="delta"``: the exact sum of the updates
     dW = sum_i c_i dW_i, for LoRA by concatenating scaled factors (rank = sum of ranks) or, with
-    ``rank=R``, its best rank-R approximation; modules may differ in rank, alpha, rsLoRA and targets.
+    ``rank=R``, its best rank-R approximation; ranks, alphas, rsLoRA and targets may differ.
 
     Args:
         head: average (weights |c_i| / sum |c_j|), first, last, none, or error if the heads differ.
@@ -226,7 +228,9 @@ def combine(
     )
     terms = tuple(Term(c, _label(m)) for c, m in zip(coefficients, modules, strict=True))
     certificate = Certificate(*certificate_of(result, modules, coefficients)) if certify else None
-    provenance = _provenance(modules, terms, space, "sum" if rank is None else f"sum, rank {rank}", head)
+    provenance = _provenance(
+        modules, terms, space, "sum" if rank is None else f"sum, rank {rank}", head
+    )
     return replace(result, provenance=replace(provenance, certificate=certificate))
 
 
@@ -273,17 +277,31 @@ def _check_request(
         )
     check_coefficients(coefficients)
     if space not in SPACES:
-        raise PEMError.build("space", "unknown space", found=repr(space), expected=" or ".join(SPACES))
+        raise PEMError.build(
+            "space", "unknown space", found=repr(space), expected=" or ".join(SPACES)
+        )
     if rank is not None and space != "delta":
-        raise PEMError.build("rank", "a rank applies to delta space only", found=f"space {space}", do="add --space delta")
+        raise PEMError.build(
+            "rank",
+            "a rank applies to delta space only",
+            found=f"space {space}",
+            do="add --space delta",
+        )
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise PEMError.build("rank", "not a rank", found=rank, expected="a whole number >= 1")
     if rank is not None and modules[0].kind != "lora":
-        raise PEMError.build("rank", "only LoRA modules have a rank", found=f"kind {modules[0].kind}", do="leave --rank out")
+        raise PEMError.build(
+            "rank",
+            "only LoRA modules have a rank",
+            found=f"kind {modules[0].kind}",
+            do="leave --rank out",
+        )
 
 
-def _flatten(modules: Sequence[PEM], coefficients: Sequence[float]) -> tuple[list[PEM], list[float]]:
-    """Replace each sum by its own terms: c * sum_j k_j m_j = sum_j (c k_j) m_j in parameter space."""
+def _flatten(
+    modules: Sequence[PEM], coefficients: Sequence[float]
+) -> tuple[list[PEM], list[float]]:
+    """Replace each sum by its own terms: c * sum_j k_j m_j = sum_j (c k_j) m_j."""
     flat: list[tuple[float, PEM]] = []
     for c, m in zip(coefficients, modules, strict=True):
         flat += [(c * k, leaf) for k, leaf in m.operands] or [(c, m)]
@@ -326,9 +344,13 @@ def _provenance(
     )
 
 
-def _choose_head(modules: Sequence[PEM], coefficients: Sequence[float], policy: str) -> dict[str, Tensor]:
+def _choose_head(
+    modules: Sequence[PEM], coefficients: Sequence[float], policy: str
+) -> dict[str, Tensor]:
     if policy not in HEAD_POLICIES:
-        raise PEMError.build("head", "unknown policy", found=repr(policy), expected=", ".join(HEAD_POLICIES))
+        raise PEMError.build(
+            "head", "unknown policy", found=repr(policy), expected=", ".join(HEAD_POLICIES)
+        )
     weighted = [(m.head_tensors(), c) for m, c in zip(modules, coefficients, strict=True)]
     heads = [(h, c) for h, c in weighted if h]
     if not heads or policy == "none":
@@ -337,9 +359,14 @@ def _choose_head(modules: Sequence[PEM], coefficients: Sequence[float], policy: 
         return average_heads([h for h, _ in heads], [c for _, c in heads])
     if policy == "error":
         first = heads[0][0]
-        if any(h.keys() != first.keys() or any(not h[n].equal(first[n]) for n in h) for h, _ in heads):
+        if any(
+            h.keys() != first.keys() or any(not h[n].equal(first[n]) for n in h) for h, _ in heads
+        ):
             raise IncompatibleModules.build(
-                "head", "the heads differ", found=f"{len(heads)} heads", expected="equal heads",
+                "head",
+                "the heads differ",
+                found=f"{len(heads)} heads",
+                expected="equal heads",
                 do="choose --head average, first, last or none",
             )
     return weighted[-1 if policy == "last" else 0][0] or heads[-1 if policy == "last" else 0][0]

@@ -18,7 +18,16 @@ from pem_composition.module import PEM, HeadInfo, Provenance, analogy, combine, 
 LAYERS = ("enc.0.query", "enc.1.query")
 
 
-def lora(seed: int, r: int = 4, alpha: float = 8, layers=LAYERS, *, rslora=False, dtype=torch.float64, **kw) -> PEM:
+def lora(
+    seed: int,
+    r: int = 4,
+    alpha: float = 8,
+    layers=LAYERS,
+    *,
+    rslora=False,
+    dtype=torch.float64,
+    **kw,
+) -> PEM:
     g = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in layers:
@@ -31,8 +40,15 @@ def lora(seed: int, r: int = 4, alpha: float = 8, layers=LAYERS, *, rslora=False
 
 def ia3(seed: int, layers=LAYERS, feedforward=()) -> PEM:
     g = torch.Generator().manual_seed(seed)
-    tensors = {f"{layer}.ia3": 1 + 0.2 * torch.randn(6, generator=g, dtype=torch.float64) for layer in layers}
-    return PEM(tensors, IA3Config(target_modules=("query",), feedforward_modules=feedforward), name=f"m{seed}")
+    tensors = {
+        f"{layer}.ia3": 1 + 0.2 * torch.randn(6, generator=g, dtype=torch.float64)
+        for layer in layers
+    }
+    return PEM(
+        tensors,
+        IA3Config(target_modules=("query",), feedforward_modules=feedforward),
+        name=f"m{seed}",
+    )
 
 
 def dense(m: PEM) -> dict[str, np.ndarray]:
@@ -53,7 +69,9 @@ def expected(modules, coefficients) -> dict[str, np.ndarray]:
 
 
 def equal(a: PEM, b: PEM) -> bool:
-    return a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+    return a.tensors.keys() == b.tensors.keys() and all(
+        torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors
+    )
 
 
 MIXED = [
@@ -125,8 +143,12 @@ def test_delta_space_identities_hold_to_rounding():
 def test_ia3_in_delta_space_counts_a_missing_layer_as_one():
     a, b = ia3(0), ia3(1, layers=("enc.1.query", "enc.9.query"))
     merged = combine([a, b], [0.5, -2.0], space="delta")
-    np.testing.assert_allclose(merged.tensors["enc.0.query.ia3"], 1 + 0.5 * (a.tensors["enc.0.query.ia3"] - 1))
-    np.testing.assert_allclose(merged.tensors["enc.9.query.ia3"], 1 - 2 * (b.tensors["enc.9.query.ia3"] - 1))
+    np.testing.assert_allclose(
+        merged.tensors["enc.0.query.ia3"], 1 + 0.5 * (a.tensors["enc.0.query.ia3"] - 1)
+    )
+    np.testing.assert_allclose(
+        merged.tensors["enc.9.query.ia3"], 1 - 2 * (b.tensors["enc.9.query.ia3"] - 1)
+    )
     assert merged.provenance.certificate.total < 1e-15
     assert not merged.config.scales_input("enc.9.query")
 
@@ -144,7 +166,9 @@ def test_operators_equal_combine_and_nested_expressions_equal_flat_ones_bit_for_
 def test_negate_keeps_the_head_and_reads_as_such():
     a = lora(0)
     n = negate(0.5 * a, 0.6)
-    np.testing.assert_allclose(dense(n)["enc.0.query"], -0.6 * 0.25 * dense(a)["enc.0.query"], atol=1e-12)
+    np.testing.assert_allclose(
+        dense(n)["enc.0.query"], -0.6 * 0.25 * dense(a)["enc.0.query"], atol=1e-12
+    )
     assert torch.equal(n.tensors["classifier.weight.head"], a.tensors["classifier.weight.head"])
     assert "negate(+0.5*m0, 0.6)" in str(n)
     assert "negate(+0.5*m0, 0.6)" in str(n + a)
@@ -170,7 +194,11 @@ def test_head_policies():
     pick = {p: combine([a, b], [0.3, 0.7], head=p).head_tensors().get("classifier.weight") for p in
             ("average", "first", "last", "none")}  # fmt: skip
     np.testing.assert_allclose(pick["average"], 0.3 * heads[0] + 0.7 * heads[1])
-    assert torch.equal(pick["first"], heads[0]) and torch.equal(pick["last"], heads[1]) and pick["none"] is None
+    assert (
+        torch.equal(pick["first"], heads[0])
+        and torch.equal(pick["last"], heads[1])
+        and pick["none"] is None
+    )
     with pytest.raises(IncompatibleModules, match="the heads differ"):
         combine([a, b], [1, 1], head="error")
     assert equal(combine([a], [1.0], head="error"), a)
@@ -182,7 +210,10 @@ def test_head_policies():
     ("other", "message"),
     [
         (lora(1, r=2), "rank r at enc.0.query differs; found 4 in m0 and 2 in m1.*--space delta"),
-        (lora(1, alpha=16), "scaling at enc.0.query differs; found 2 .lora_alpha 8.* and 4 .lora_alpha 16"),
+        (
+            lora(1, alpha=16),
+            "scaling at enc.0.query differs; found 2 .lora_alpha 8.* and 4 .lora_alpha 16",
+        ),
         (lora(1, rslora=True), "scaling at enc.0.query differs.*use_rslora True"),
         (lora(1, layers=LAYERS[:1]), "adapted layers differs; found 2 layers in m0 and 1 layers"),
         (ia3(1), "kind differs; found lora in m0 and ia3 in m1"),
@@ -209,13 +240,15 @@ def test_modules_of_different_bases_are_refused_unless_allowed(x, y, same):
     if same:
         combine([a, b], [1, 1])
         return
-    with pytest.raises(IncompatibleModules, match="differs; found .* in m0 and .* in m1"):
+    with pytest.raises(IncompatibleModules, match=r"differs; found .* in m0 and .* in m1"):
         combine([a, b], [1, 1], space="delta")
     combine([a, b], [1, 1], allow_base_mismatch=True)
 
 
 def test_ia3_placements_must_agree():
-    with pytest.raises(IncompatibleModules, match="scales the output in m0 and scales the input in m1"):
+    with pytest.raises(
+        IncompatibleModules, match="scales the output in m0 and scales the input in m1"
+    ):
         combine([ia3(0), ia3(1, feedforward=("query",))], [1, 1], space="delta")
 
 

@@ -38,9 +38,15 @@ def make_base(folder: Path, *, dropout: float = 0.1) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-            max_position_embeddings=66, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-        )  # fmt: skip
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=66,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
         model = BertModel(config)
         for parameter in model.parameters():
             parameter.data.add_(0.15 * torch.randn_like(parameter))
@@ -70,30 +76,47 @@ def write_rows(path: Path, count: int, *, seed: int, regression: bool = False) -
 
 
 class Bench:
-    """Base model and rows in a folder, and ``pem`` in child processes that have torch imported already.
+    """Base model and rows in a folder, and ``pem`` in child processes with torch imported already.
 
-    A fork server imports torch and transformers once; each ``pem`` is then a fork of it: a process of
-    its own, to be killed or signalled at will, without ten seconds of imports.
+    A fork server imports torch and transformers once; each ``pem`` is then a fork of it: a process
+    of its own, to be killed or signalled at will, without ten seconds of imports.
     """
 
     def __init__(self, folder: Path) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # as in the child processes: equal bits need equal sums
         self.folder = folder
         self.base = make_base(folder / "base")
         self.train = write_rows(folder / "train.jsonl", 203, seed=1)
         self.validation = write_rows(folder / "dev.jsonl", 60, seed=2)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(
-            ["pem_composition.training.preparation", "pem_composition.training.trainer"]
+            [
+                "pem_composition.training.preparation",
+                "pem_composition.training.trainer",
+                "sklearn.metrics",
+                "scipy.stats",
+            ]
         )
 
     def flags(self, output: str, **changes: Any) -> dict[str, Any]:
-        """Flags of a short LoRA run with dropout, evaluated every 20 steps; None leaves a flag out."""
+        """Flags of a short LoRA run with dropout, evaluated every 20 steps; None omits a flag."""
         flags = {
-            "model_name_or_path": self.base, "task_name": "sst2", "train_file": self.train,
-            "validation_file": self.validation, "output_dir": self.folder / output, "max_steps": 40,
-            "eval_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "lora_dropout": 0.1,
-            "max_seq_length": 32, "logging_steps": 5, "disable_tqdm": True,
-        }  # fmt: skip
+            "model_name_or_path": self.base,
+            "task_name": "sst2",
+            "train_file": self.train,
+            "validation_file": self.validation,
+            "output_dir": self.folder / output,
+            "max_steps": 40,
+            "eval_steps": 20,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 1e-2,
+            "lora_dropout": 0.1,
+            "max_seq_length": 32,
+            "logging_steps": 5,
+            "disable_tqdm": True,
+        }
         return {k: v for k, v in (flags | changes).items() if v is not None}
 
     def config(self, output: str, **changes: Any) -> TrainConfig:
@@ -102,7 +125,7 @@ class Bench:
         return TrainConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in flags.items()})
 
     def start(self, output: str, *, file_limit: int | None = None, **changes: Any) -> Child:
-        """Start ``pem train`` in a process of its own, which may write no file above ``file_limit`` bytes."""
+        """Start ``pem train`` in a process that may write no file above ``file_limit`` bytes."""
         argv = [
             "train",
             *(
@@ -126,14 +149,14 @@ class Child:
 
     def wait(self) -> int:
         """Its exit code."""
-        self.process.join(120)
+        self.process.join(240)
         code = self.process.exitcode
-        assert code is not None, f"still running after 120 s: {self.text()[-2000:]}"
+        assert code is not None, f"still running after 240 s: {self.text()[-2000:]}"
         return int(code)
 
     def wait_for(self, path: Path) -> None:
         """Return as soon as the path exists, while it still runs."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not path.exists():
             assert self.process.is_alive(), self.text()[-2000:]
             assert time.monotonic() < deadline, f"no {path.name}"

@@ -54,6 +54,7 @@ sweep_halves() {
   fi
   if [[ -z $test_file && -n $data_dir ]]; then test_file=$(dev_file); fi
   if [[ -n $test_file ]]; then rest+=(--test_file "$test_file"); fi
+  if [[ -n $max_eval_samples ]]; then rest+=(--max_eval_samples "$max_eval_samples"); fi
   # shellcheck disable=SC2086  # grid and space hold several words
   step "$prefix-merge-s$seed" "$PYTHON" merge.py \
     --adapters "$OUT/$prefix-half-0-s$seed" "$OUT/$prefix-half-1-s$seed" \

@@ -14,6 +14,7 @@
 : "${max_seq_length:=128}"
 : "${data_dir:=}"                          # the task's dev rows in here are reported on
 : "${test_file:=}"                         # or the rows of this file
+: "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
 
 here=$(dirname "${BASH_SOURCE[0]}")
 # sbatch runs a copy of this script; submit from the repository root.

@@ -59,7 +59,10 @@ def linear_combination(modules: Sequence[Tensors], coefficients: Sequence[float]
         IncompatibleModules: names or shapes differ, or the number of coefficients.
     """
     check_same_tensors(modules, coefficients)
-    return {name: _around(RULES[role_of(name)], [m[name] for m in modules], coefficients) for name in modules[0]}
+    return {
+        name: _around(RULES[role_of(name)], [m[name] for m in modules], coefficients)
+        for name in modules[0]
+    }
 
 
 def _around(rule: Rule, tensors: Sequence[Any], coefficients: Sequence[float]) -> Any:
@@ -141,7 +144,9 @@ def check_same_tensors(
 def _remedy(what: str) -> str:
     if what == "heads":
         return "keep one head (--head first|last) or none (--head none)"
-    return "combine in delta space (--space delta), which needs neither equal ranks nor equal targets"
+    return (
+        "combine in delta space (--space delta), which needs neither equal ranks nor equal targets"
+    )
 
 
 def check_coefficients(coefficients: Sequence[float], where: str = "coefficients") -> None:

@@ -1,4 +1,4 @@
-"""Which modules can be combined, and the message that says why two cannot. No torch: header facts suffice."""
+"""Which modules can be combined, and the message that says why two cannot. Needs no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Described(Protocol):
 def check_compatible(
     modules: Sequence[Described], *, space: str, allow_base_mismatch: bool = False
 ) -> None:
-    """Refuse modules of different kind or base; in parameter space also of different layers, rank or scaling.
+    """Refuse modules of different kind or base; in parameter space also layers, rank or scaling.
 
     Raises:
         IncompatibleModules: names both modules, both values and the remedy.
@@ -38,7 +38,9 @@ def check_compatible(
     first = modules[0]
     for other in modules[1:]:
         if first.kind != other.kind:
-            raise _differ(first, other, "kind", first.kind, other.kind, "combine modules of one kind")
+            raise _differ(
+                first, other, "kind", first.kind, other.kind, "combine modules of one kind"
+            )
         if not allow_base_mismatch:
             check_same_base(first, other)
         if isinstance(first.config, IA3Config) and isinstance(other.config, IA3Config):
@@ -50,7 +52,7 @@ def check_compatible(
 
 
 def check_same_base(first: Described, other: Described) -> None:
-    """Compare base models as far as both sides know them: fingerprint, else name; type and width."""
+    """Compare base models as far as both are known: fingerprint, else name; type, width."""
     a, b = first.base, other.base
     do = "use modules of one base model, or --allow_base_mismatch if these are the same weights"
     for what, x, y in (
@@ -66,7 +68,7 @@ def check_same_base(first: Described, other: Described) -> None:
 
 
 def _short(name: str) -> str:
-    """Last component: FacebookAI/roberta-base, models/roberta-base and roberta-base are one name."""
+    """Last component: FacebookAI/roberta-base and models/roberta-base are one name."""
     return PurePath(name.rstrip("/")).name
 
 
@@ -74,8 +76,11 @@ def _check_layers(first: Described, other: Described) -> None:
     only = sorted(set(first.layers) ^ set(other.layers))
     if only:
         raise _differ(
-            first, other, "adapted layers",
-            f"{len(first.layers)} layers", f"{len(other.layers)} layers, e.g. {only[0]} in one only",
+            first,
+            other,
+            "adapted layers",
+            f"{len(first.layers)} layers",
+            f"{len(other.layers)} layers, e.g. {only[0]} in one only",
             USE_DELTA,
         )
 
@@ -83,7 +88,9 @@ def _check_layers(first: Described, other: Described) -> None:
 def _check_factors(first: Described, other: Described, a: LoraConfig, b: LoraConfig) -> None:
     for layer in first.layers:
         if a.rank(layer) != b.rank(layer):
-            raise _differ(first, other, f"rank r at {layer}", a.rank(layer), b.rank(layer), USE_DELTA)
+            raise _differ(
+                first, other, f"rank r at {layer}", a.rank(layer), b.rank(layer), USE_DELTA
+            )
         if a.scaling(layer) != b.scaling(layer):
             x = f"{a.scaling(layer):g} (lora_alpha {a.alpha:g}, use_rslora {a.use_rslora})"
             y = f"{b.scaling(layer):g} (lora_alpha {b.alpha:g}, use_rslora {b.use_rslora})"
@@ -97,8 +104,12 @@ def _check_placement(first: Described, other: Described) -> None:
         a, b = first.config.scales_input(layer), other.config.scales_input(layer)
         if a != b:
             raise _differ(
-                first, other, f"(IA)^3 placement at {layer}", f"scales the {words[a]}",
-                f"scales the {words[b]}", "train both with one placement (feedforward_modules)",
+                first,
+                other,
+                f"(IA)^3 placement at {layer}",
+                f"scales the {words[a]}",
+                f"scales the {words[b]}",
+                "train both with one placement (feedforward_modules)",
             )
 
 

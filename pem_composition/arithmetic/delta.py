@@ -79,7 +79,7 @@ class LayerError(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """error / ||expression||; where the expression cancels to zero, error / sum of term norms."""
+        """error / ||expression||; where that cancels to zero, error / sum of the terms' norms."""
         return _ratio(self.error, self.norm, self.terms)
 
 

@@ -38,15 +38,26 @@ def delta_sum(
     return tensors, _union_config(modules)
 
 
-def _holders(modules: Sequence[PEM], coefficients: Sequence[float], name: str) -> list[tuple[float, Tensor]]:
-    return [(c, m.tensors[name]) for c, m in zip(coefficients, modules, strict=True) if name in m.tensors]
+def _holders(
+    modules: Sequence[PEM], coefficients: Sequence[float], name: str
+) -> list[tuple[float, Tensor]]:
+    return [
+        (c, m.tensors[name])
+        for c, m in zip(coefficients, modules, strict=True)
+        if name in m.tensors
+    ]
 
 
 def _around(neutral: float, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     """neutral + sum_i c_i (t_i - neutral), over the terms at hand; 1 * t is t bit for bit."""
     shapes = {tuple(t.shape) for _, t in terms}
     if len(shapes) > 1:
-        raise PEMError.build("delta space", "shapes of one layer differ", found=sorted(shapes), expected="equal shapes")
+        raise PEMError.build(
+            "delta space",
+            "shapes of one layer differ",
+            found=sorted(shapes),
+            expected="equal shapes",
+        )
     total = terms[0][1] * terms[0][0]
     for c, t in terms[1:]:
         total = total + t * c
@@ -63,7 +74,9 @@ def _union_config(modules: Sequence[PEM]) -> AdapterConfig:
         layer for m in modules for layer in m.layers
         if isinstance(m.config, IA3Config) and m.config.scales_input(layer)
     }  # fmt: skip
-    return replace(config, target_modules=tuple(layers), feedforward_modules=tuple(sorted(feedforward)))
+    return replace(
+        config, target_modules=tuple(layers), feedforward_modules=tuple(sorted(feedforward))
+    )
 
 
 def lora_factors(modules: Sequence[PEM], coefficients: Sequence[float], layer: str) -> list[Factor]:
@@ -107,15 +120,18 @@ def _check_fit(layer: str, terms: Sequence[Factor]) -> None:
     shapes = sorted({(t.B_OR.shape[0], t.A_RI.shape[1]) for t in terms})
     if len(shapes) > 1:
         raise PEMError.build(
-            layer, "the modules adapt layers of different size here",
-            found=f"updates of shape {shapes}", expected="one shape", do="use modules of one base model",
-        )  # fmt: skip
+            layer,
+            "the modules adapt layers of different size here",
+            found=f"updates of shape {shapes}",
+            expected="one shape",
+            do="use one base model's modules",
+        )
 
 
 def _factor_config(
     modules: Sequence[PEM], tensors: Mapping[str, Tensor], layers: Sequence[str], scaling: float
 ) -> LoraConfig:
-    """Config under which the factors act with ``scaling``: alpha = scaling * r, patterns where r differs."""
+    """Config under which the factors act with ``scaling``: alpha = scaling * r, by layer."""
     config = modules[0].config
     assert isinstance(config, LoraConfig)
     ranks = {layer: int(tensors[f"{layer}.lora_A"].shape[0]) for layer in layers}
@@ -132,7 +148,9 @@ def _factor_config(
     )
 
 
-def layer_errors(result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]) -> dict[str, LayerError]:
+def layer_errors(
+    result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]
+) -> dict[str, LayerError]:
     """Error of each layer of the result against sum_i c_i dW_i, float64."""
     from pem_composition.arithmetic import delta
 
@@ -141,13 +159,18 @@ def layer_errors(result: PEM, modules: Sequence[PEM], coefficients: Sequence[flo
         errors = {}
         for layer in layers:
             written = lora_factors([result], [1.0], layer)
-            errors[layer] = delta.factor_error(written[0], lora_factors(modules, coefficients, layer))
+            errors[layer] = delta.factor_error(
+                written[0], lora_factors(modules, coefficients, layer)
+            )
         return errors
     role, neutral = ("ia3", 1.0) if result.kind == "ia3" else ("delta", 0.0)
     return {
         layer: delta.tensor_error(
             result.tensors[f"{layer}.{role}"].double() - neutral,
-            [(c, t.double() - neutral) for c, t in _holders(modules, coefficients, f"{layer}.{role}")],
+            [
+                (c, t.double() - neutral)
+                for c, t in _holders(modules, coefficients, f"{layer}.{role}")
+            ],
         )
         for layer in layers
     }
@@ -170,13 +193,18 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     import torch
 
     if dtype not in DTYPES:
-        raise PEMError.build("dtype", "unknown dtype", found=repr(dtype), expected=", ".join(DTYPES))
+        raise PEMError.build(
+            "dtype", "unknown dtype", found=repr(dtype), expected=", ".join(DTYPES)
+        )
     out: dict[str, Any] = {}
     for name, tensor in tensors.items():
         role_of(name)
         out[name] = tensor.to(getattr(torch, dtype))
         if not torch.isfinite(out[name]).all():
             raise PEMError.build(
-                name, f"a value does not fit {dtype}", found=f"{tensor.abs().max():g}", do="choose bfloat16 or float32"
+                name,
+                f"a value does not fit {dtype}",
+                found=f"{tensor.abs().max():g}",
+                do="choose bfloat16 or float32",
             )
     return out

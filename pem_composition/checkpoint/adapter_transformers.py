@@ -362,7 +362,7 @@ def _check_shapes(
                 path,
                 f"tensor {name!r}",
                 found=f"shape {info.shape}",
-                expected=f"{'(d, 1)' if name.endswith('.ia3') else 'a matrix'} of {parts} equal parts",
+                expected=f"a matrix of {parts} equal parts, a column for (IA)^3",
                 do="restore the file from its source",
             )
 

@@ -84,9 +84,7 @@ def read(
         keys = _canonical_keys(file.infos, path, config)
         infos = {n: _canonical_info(n, file.infos[k]) for n, k in keys.items()}
         config = _settle_targets(config, raw, infos, file, keys, path)
-        config = _check_tensors(
-            config, infos, path, listed=not peft_config.targets_from_tensors(raw)
-        )
+        _check_tensors(config, infos, path, listed=not peft_config.targets_from_tensors(raw))
         tensors = {n: _value(file, k, infos[n]) for n, k in keys.items()} if values else {}
     header = ModuleHeader(
         path=folder,
@@ -258,7 +256,7 @@ def adapter_layers(names: Iterable[str]) -> tuple[str, ...]:
 
 def _check_tensors(
     config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path, *, listed: bool
-) -> AdapterConfig:
+) -> None:
     layers = adapter_layers(infos)
     if not layers:
         raise CheckpointError.build(
@@ -271,7 +269,6 @@ def _check_tensors(
         check_targets(config.target_modules, layers, path)
         check_gaps(layers, path)
     _check_saved(config, infos, path)
-    return config
 
 
 def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: object) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pem_composition.cli import common, full
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+
+if TYPE_CHECKING:
+    from pem_composition.module import PEM
 
 NAME = "analogy"
 HELP = "move a classifier to another domain: lam * CLS + (1 - lam) * (TARGET_LM - SOURCE_LM)"
@@ -56,9 +60,28 @@ def run(config: Config) -> int:
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
     )
+    if config.format == "adapter-transformers":
+        module = as_reference(module)
     module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
     common.report(out, module)
     return 0
+
+
+def as_reference(module: PEM) -> PEM:
+    """Name a T5 module's keys as the reference's analogy program does.
+
+    It saves from T5ForConditionalGeneration (no ``transformer.`` prefix, a static LM head), while
+    the modules that go in were saved from T5AdapterModel.
+    """
+    if module.base.model_type != "t5":
+        return module
+    origin = {"model_class": "T5ForConditionalGeneration", "prefix": ""}
+    written = {**module.config.extra.get("origin", {}), **origin}
+    head = module.head and replace(
+        module.head, extra={"adapter_transformers": {"config": None, "positions": None}}
+    )
+    config = replace(module.config, extra={**module.config.extra, "origin": written})
+    return replace(module, config=config, head=head)
 
 
 def coefficient(config: Config) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,6 @@ from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.classify import EvalResult
     from pem_composition.module import PEM
     from pem_composition.tasks.data import TaskData
     from pem_composition.tasks.glue import Task
@@ -20,7 +20,7 @@ HELP = "score a model with or without a module: metrics, standard error, shares,
 EXAMPLES = """
   pem evaluate --model_name_or_path minilm --adapter runs/merged --task_name sst2 \\
       --validation_file dev.jsonl --output_dir runs/merged/eval
-  pem evaluate --model_name_or_path runs/fft --task_name rte --data_dir data/glue --output_dir runs/fft/eval
+  pem evaluate --model_name_or_path runs/fft --task_name rte --data_dir data/glue
 """
 NO_ADAPTER = "none"
 
@@ -50,6 +50,8 @@ class Config:
     seed: int = flag(42, "seed of a head that neither model nor module brings")
     max_eval_samples: int | None = flag(None, "at most N rows, stratified by label")
     per_device_eval_batch_size: int = flag(64, "rows per batch")
+    allow_base_mismatch: bool = flag(False, "score a module of another base model all the same")
+    use_cpu: bool = flag(False, "do not use a GPU")
 
     def __post_init__(self) -> None:
         if self.task_name is None and not (self.validation_file or self.test_file):
@@ -67,19 +69,17 @@ class Config:
 def run(config: Config) -> int:
     """Score, print a table, write the result files."""
     from pem_composition.training import results
-    from pem_composition.training.scoring import report
 
     data = read_data(config)
     for note in data.notes:
         print(note)
-    result = evaluate(config, data)
-    print(table(result))
+    scores = evaluate(config, data)
+    print(table(scores))
     if config.output_dir is not None:
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         prefix = "test" if config.split == "test" else "eval"
-        scores = {f"{prefix}_{k}": v for k, v in report(result).items()}
-        results.write_results(folder, {prefix: scores})
+        results.write_results(folder, {prefix: {f"{prefix}_{k}": v for k, v in scores.items()}})
     return 0
 
 
@@ -100,39 +100,59 @@ def read_data(config: Config) -> TaskData:
     return data
 
 
-def evaluate(config: Config, data: TaskData) -> EvalResult:
-    """Load the model, attach the module, predict every row once.
+def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
+    """Load the model, attach the module, score every row; the scores of ``pem train``.
 
     Raises:
         IncompatibleModules: the module does not fit the model or the task.
         CheckpointError, DataError: a file that cannot be used.
     """
-    module = None
-    if config.adapter != NO_ADAPTER:
-        from pem_composition import checkpoint
+    from pem_composition.evaluation import models
 
-        module = checkpoint.load(config.adapter, base=config.model_name_or_path)
-        check_labels(config.adapter, module, data.task)
+    module = load_module(config, data.task) if config.adapter != NO_ADAPTER else None
+    import torch
     import transformers
 
     from pem_composition.adapters import attach
-    from pem_composition.evaluation import classify, models
+    from pem_composition.evaluation import classify
+    from pem_composition.training.scoring import Scorer
 
     transformers.set_seed(config.seed)
     model, tokenizer, info = models.load_base(config.model_name_or_path, data.task)
     if module is not None:
         attach(model, module)
     if info["missing_keys"] and (module is None or not module.head_tensors()):
-        print(
-            f"note: the head is newly initialised from --seed {config.seed}; nothing was trained into it"
-        )
+        print(f"note: the head is newly initialised (--seed {config.seed}), not trained")
     limit = models.max_input_length(model.config, tokenizer) or config.max_seq_length
     length = min(config.max_seq_length, limit)
-    encoded = classify.encode(tokenizer, data.require(config.split), max_seq_length=length)
+    rows = classify.encode(tokenizer, data.require(config.split), max_seq_length=length)
     pad_to = length if config.pad_to_max_length else None
-    return classify.evaluate(
-        model, encoded, data.task, batch_size=config.per_device_eval_batch_size, pad_to=pad_to
-    )
+    scorer = Scorer(data.task, rows, batch_size=config.per_device_eval_batch_size, pad_to=pad_to)
+    return scorer(model.to("cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"))
+
+
+def load_module(config: Config, task: Task) -> PEM:
+    """The module to attach, checked against task and base.
+
+    Raises:
+        IncompatibleModules: it was trained on another base model, or its head is for another task.
+    """
+    from pem_composition import checkpoint
+    from pem_composition.evaluation import models
+
+    base = models.resolve(config.model_name_or_path)
+    module = checkpoint.load(config.adapter, base=base)
+    check_labels(config.adapter, module, task)
+    here, there = checkpoint.base_identity(base).fingerprint, module.base.fingerprint
+    if here and there and here != there and not config.allow_base_mismatch:
+        raise IncompatibleModules.build(
+            f"--adapter {config.adapter}",
+            "belongs to another base model",
+            found=f"{module.base.name} ({there[:12]})",
+            expected=f"{config.model_name_or_path} ({here[:12]})",
+            do="give its own base, or add --allow_base_mismatch",
+        )
+    return module
 
 
 def check_labels(where: str, module: PEM, task: Task) -> None:
@@ -143,23 +163,24 @@ def check_labels(where: str, module: PEM, task: Task) -> None:
     """
     if module.head is not None and module.head.labels and module.head.labels != task.labels:
         raise IncompatibleModules.build(
-            f"--adapter {where}", f"its head does not answer task {task.name}",
-            found=" ".join(module.head.labels), expected=" ".join(task.labels) or "a score",
+            f"--adapter {where}",
+            f"its head does not answer task {task.name}",
+            found=" ".join(module.head.labels),
+            expected=" ".join(task.labels) or "a score",
             do="evaluate it on the task it was trained on",
-        )  # fmt: skip
+        )
 
 
-def table(result: EvalResult) -> str:
+def table(scores: Mapping[str, Any]) -> str:
     """The scores as a small table."""
-    rows: dict[str, Any] = {**result.scores, "stderr": result.stderr, "n": result.n}
-    if result.auc is not None:
-        rows["auc"] = result.auc
-    rows |= {f"share {word}": share for word, share in result.predicted_shares.items()}
+    shares = {f"share {word}": share for word, share in scores["predicted_shares"].items()}
+    plain = {k: v for k, v in scores.items() if k not in ("predicted_shares", "degenerate")}
+    rows = {k: v for k, v in (plain | shares).items() if v is not None}
     width = max(len(name) for name in rows)
     lines = [
         f"{name:<{width}}  {v:.4f}" if isinstance(v, float) else f"{name:<{width}}  {v}"
         for name, v in rows.items()
     ]
-    if result.degenerate:
+    if scores["degenerate"]:
         lines.append("degenerate: nearly every row gets the same class")
     return "\n".join(lines)

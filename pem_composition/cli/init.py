@@ -1,4 +1,4 @@
-"""``pem init``: write an initial module and head once, for runs that are to start from the same numbers."""
+"""``pem init``: write an initial module and head once, for runs that start from the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "init"
 HELP = "write the initial module and head that several runs start from"
 EXAMPLES = """
   pem init --model_name_or_path minilm --task_name sst2 --lora_r 8 --seed 42 --output_dir runs/init
-  pem init --model_name_or_path roberta-base --num_labels 3 --adapter_config ia3 --output_dir runs/init
+  pem init --model_name_or_path roberta-base --num_labels 3 --adapter_config ia3 --output_dir init
 """
 
 
@@ -32,9 +32,11 @@ class Config(ModelFlags):
         named = bool(self.task_name or self.train_file)
         if named == (self.num_labels is not None):
             raise UsageError.build(
-                "--num_labels", "says what the head predicts", found="a task as well" if named else "no task either",
+                "--num_labels",
+                "says what the head predicts",
+                found="a task as well" if named else "no task either",
                 expected="one of --task_name, --train_file and --num_labels",
-            )  # fmt: skip
+            )
         if self.num_labels is not None and self.num_labels < 1:
             raise UsageError.build(
                 "--num_labels", "cannot be used", found=self.num_labels, expected="a number >= 1"

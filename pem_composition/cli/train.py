@@ -1,4 +1,4 @@
-"""``pem train``: train a module on one task, resumable; stops cleanly on signals and on divergence."""
+"""``pem train``: train a module on one task; resumes, and stops cleanly when asked to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["EXAMPLES", "HELP", "NAME", "Config", "run"]
 NAME = "train"
 HELP = "train a LoRA or (IA)^3 module, or the whole model, on one task"
 EXAMPLES = """
-  pem train --model_name_or_path roberta-base --task_name rte --adapter_config lora --max_steps 1500 \\
+  pem train --model_name_or_path roberta-base --task_name rte --max_steps 1500 \\
       --learning_rate 1e-3 --output_dir runs/rte
   pem train --model_name_or_path minilm --train_file half0.jsonl --validation_file dev.jsonl \\
       --task_name sst2 --init_from runs/init --output_dir runs/half0

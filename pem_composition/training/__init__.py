@@ -1,0 +1,1 @@
+"""One trainer, one objective per file; ``classification.run`` is what ``pem train`` calls."""

@@ -40,7 +40,7 @@ class Examples(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class Padding:
-    """Collates examples into tensors (batch, tokens), padded to the longest one or to a fixed length."""
+    """Collates examples into tensors (batch, tokens), padded to the longest or a fixed length."""
 
     values: Mapping[str, int]  # name of an input -> its filler
     length: int | None = None  # tokens; None pads to the longest row of the batch
@@ -59,8 +59,8 @@ class Padding:
 class GlobalBatches:
     """Row numbers of this process's share of each global batch.
 
-    An incomplete last batch is kept. Where it does not divide by the number of processes, the shares
-    are filled up with ignored rows, so that the loss stays the mean over the real rows.
+    An incomplete last batch is kept. Where it does not divide by the number of processes, the
+    shares are filled up with ignored rows, so that the loss stays the mean over the real rows.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class GlobalBatches:
 
 
 class EpochLoader(DataLoader[dict[str, Any]]):
-    """Data loader that passes the epoch on to its batches and leaves the global random state alone."""
+    """Passes the epoch on to its batches and leaves the global random state alone."""
 
     def __init__(
         self, examples: Examples, batches: GlobalBatches, collate: Padding, workers: int

@@ -1,24 +1,25 @@
 """Checkpoint directories: complete or recognisably not. No torch.
 
-The last file of a checkpoint is its marker ``complete.json``: the step, the sha256 of every other file,
-and the run (flags, data, base) it belongs to.
+The last file of a checkpoint is its marker ``complete.json``: the step, the sha256 of every other
+file, and the run (flags, data, base) it belongs to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pem_composition.checkpoint.files import fsync, sha256_file
 from pem_composition.errors import UsageError
 
 MARKER = "complete.json"
 PARTIAL = ".partial"
+AFTER_TRAINING = frozenset({"--do_eval", "test rows"})  # decide what is scored in the end
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -42,27 +43,21 @@ def all_of(output_dir: Path) -> list[Path]:
     return [p for _, p in sorted(found, reverse=True)]
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def seal(assembled: Path, final: Path, step: int, run: Mapping[str, Any]) -> None:
     """Write the marker, make everything durable and give the checkpoint its name."""
     files = sorted(p for p in assembled.rglob("*") if p.is_file())
     marker = {
         "step": step,
         "run": run,
-        "files": {p.relative_to(assembled).as_posix(): digest(p) for p in files},
+        "files": {p.relative_to(assembled).as_posix(): sha256_file(p) for p in files},
     }
     (assembled / MARKER).write_text(json.dumps(marker, indent=1, sort_keys=True))
     for path in [*files, assembled / MARKER, assembled]:
-        _sync(path)
+        fsync(path)
     if final.exists():
         discard(final)
     assembled.rename(final)
-    _sync(final.parent)
+    fsync(final.parent)
 
 
 def read_marker(checkpoint: Path) -> dict[str, Any]:
@@ -82,7 +77,7 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
         path = checkpoint / name
         if not path.is_file():
             raise _incomplete(checkpoint, f"{name} is missing")
-        if digest(path) != expected:
+        if sha256_file(path) != expected:
             raise _incomplete(checkpoint, f"{name} has changed")
     return dict(marker)
 
@@ -99,14 +94,14 @@ def newest_complete(output_dir: Path, say: Callable[[str], None]) -> Path | None
     return None
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``--flag 1 -> 2`` for every part of the run that is not as it was."""
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> ``old -> new`` for each part of the run that training depends on and that differs."""
     old, new = _flat(then), _flat(now)
-    return [
-        f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
+    return {
+        name: f"{_short(old.get(name))} -> {_short(new.get(name))}"
+        for name in sorted((old.keys() | new.keys()) - AFTER_TRAINING)
         if old.get(name) != new.get(name)
-    ]
+    }
 
 
 def rotate(output_dir: Path, keep: int | None, best_step: int | None) -> None:
@@ -118,7 +113,7 @@ def rotate(output_dir: Path, keep: int | None, best_step: int | None) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a directory; under another name first, so that no half of it is ever taken for a checkpoint."""
+    """Remove a directory, renamed first, so that no half of it is ever taken for a checkpoint."""
     doomed = checkpoint.with_name(f".{checkpoint.name.lstrip('.')}-removed{PARTIAL}")
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
@@ -148,11 +143,3 @@ def _short(value: Any) -> str:
 
 def _incomplete(checkpoint: Path, why: str) -> UsageError:
     return UsageError.build(checkpoint, f"incomplete checkpoint: {why}")  # type: ignore[return-value]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,10 +1,12 @@
 """Train a module, or a whole model, for sequence classification or regression.
 
-loss = 1/n sum_i CE(logits_i, label_i),   or   1/n sum_i (logit_i - score_i)^2,   n = rows of the global batch
+loss = 1/n sum_i CE(logits_i, label_i)   or   1/n sum_i (logit_i - score_i)^2,
+n the rows of the global batch.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import checkpoint as checkpoints
 from pem_composition.checkpoint import files
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.models import resolve
 from pem_composition.module import Provenance
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData, load_task
 from pem_composition.training import checkpointing, processes, results
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import describe_run
+from pem_composition.training.resume import check_place, clean, find_resume
 from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -59,7 +63,7 @@ class Plan:
 def train(config: TrainConfig, say: Say = lambda _line: None) -> PEM:
     """Train and return the module (for ``fft`` the difference to the base); see ``run``."""
     outcome = run(config, say)
-    base = config.model_name_or_path if config.adapter_config == "fft" else None
+    base = resolve(config.model_name_or_path) if config.adapter_config == "fft" else None
     return checkpoints.load(outcome.output_dir, base=base)
 
 
@@ -79,13 +83,15 @@ def run(
     """
     if not processes.is_main():
         say = _silent
+    output = Path(config.output_dir)
+    check_place(output)
     data = read_data(config)
     for note in data.notes:
         say(note)
     identity = describe_run(config, data)
-    output = Path(config.output_dir)
     done = results.read_training(output)
-    if done.get("key") == checkpointing.key_of(identity) and not config.overwrite_output_dir:
+    same = done.get("key") == checkpointing.key_of(identity)
+    if same and not config.overwrite_output_dir and results.is_intact(output):
         say(f"{output}: already holds the result of this run, skipped")
         return Outcome(output, done.get("scores", {}), skipped=True)
     resume = find_resume(config, identity, say, finished=bool(done))
@@ -115,61 +121,12 @@ def read_data(config: TrainConfig) -> TaskData:
     return data
 
 
-def find_resume(
-    config: TrainConfig, identity: Mapping[str, Any], say: Say, *, finished: bool
-) -> Path | None:
-    """The checkpoint to resume from, None for a run from the beginning.
-
-    Raises:
-        UsageError: the directory holds an unfinished run with other flags or data, or something else.
-    """
-    output = Path(config.output_dir)
-    if config.resume_from_checkpoint:
-        found: Path | None = Path(config.resume_from_checkpoint)
-    elif config.ignore_checkpoints or config.overwrite_output_dir:
-        return None
-    else:
-        found = checkpointing.newest_complete(output, say)
-    if found is None:
-        _refuse_foreign(output, finished=finished)
-        return None
-    marker = checkpointing.read_marker(found)
-    changed = checkpointing.differences(marker["run"], identity)
-    if not changed:
-        say(f"resuming from {found}")
-        return found
-    if config.force_resume:
-        say(f"resuming from {found} although the run differs: {', '.join(changed)}")
-        return found
-    if finished and not config.resume_from_checkpoint:
-        say(
-            f"{output}: holds a finished run with other settings ({', '.join(changed)}); training anew"
-        )
-        return None
-    raise UsageError.build(
-        found, "belongs to a run with other settings", found=", ".join(changed), expected="the same settings",
-        do="add --force_resume to go on from it, or --overwrite_output_dir to start anew",
-    )  # fmt: skip
-
-
-def _refuse_foreign(output: Path, *, finished: bool) -> None:
-    """A module that no run of ours left here is not replaced unasked."""
-    held = [n for n in ("adapter_config.json", "config.json", "pem.json") if (output / n).exists()]
-    if held and not finished:
-        raise UsageError.build(
-            output, "already holds a module", found=held[0], expected="a new or empty directory",
-            do="choose another --output_dir or add --overwrite_output_dir",
-        )  # fmt: skip
-
-
 def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Outcome:
     """Load, train, evaluate, write."""
     from pem_composition.evaluation.classify import encode
     from pem_composition.training.preparation import prepare
 
     output = Path(config.output_dir)
-    if processes.is_main():
-        clean(output, keep_checkpoints=plan.resume is not None)
     start = prepare(config, plan.data.task)
     config = fit_length(config, start, say)
     encoded = {
@@ -179,6 +136,8 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
     scorers = make_scorers(config, plan.data.task, encoded)
     loader = make_loader(config, encoded[TRAIN])
     trainer = make_trainer(config, plan, start, loader, scorers.get(VALIDATION), stop)
+    if processes.is_main():
+        clean(output, keep_checkpoints=plan.resume is not None)
     splits = {"train": _train(config, plan, trainer, loader, stop)} if config.do_train else {}
     if config.do_eval and VALIDATION in scorers:
         splits["eval"] = trainer.final_scores()
@@ -200,13 +159,6 @@ def fit_length(config: TrainConfig, start: Start, say: Say) -> TrainConfig:
         return config
     say(f"--max_seq_length {config.max_seq_length}: the model takes {limit} tokens; using {limit}")
     return replace(config, max_seq_length=limit)
-
-
-def clean(output: Path, *, keep_checkpoints: bool) -> None:
-    """Remove what killed runs left half-made and, for a new run, the checkpoints of the old one."""
-    checkpointing.sweep_partial(output)
-    for old in [] if keep_checkpoints else checkpointing.all_of(output):
-        checkpointing.discard(old)
 
 
 def _train(
@@ -239,7 +191,7 @@ def _train(
 
 
 def mean_loss(log: list[dict[str, Any]]) -> float | None:
-    """Mean of the training loss over all steps, from the log, whose entries average the steps since the last."""
+    """Mean training loss over all steps; each entry of the log averages those since the last."""
     entries = [(e["step"], e["loss"]) for e in log if "loss" in e]
     if not entries:
         return None
@@ -281,17 +233,21 @@ def make_scorers(
 
 
 def make_trainer(
-    config: TrainConfig, plan: Plan, start: Start, loader: EpochLoader, score: Callable[..., dict[str, Any]] | None,
+    config: TrainConfig,
+    plan: Plan,
+    start: Start,
+    loader: EpochLoader,
+    score: Callable[..., dict[str, Any]] | None,
     stop: StopRequest,
-) -> ModuleTrainer:  # fmt: skip
+) -> ModuleTrainer:
     """The trainer of this run."""
     from pem_composition.training.losses import classification_loss, regression_loss
     from pem_composition.training.trainer import Flow, ModuleTrainer, training_arguments
 
     steps_per_epoch = -(-len(loader) // config.gradient_accumulation_steps)
     epochs = config.num_train_epochs or DEFAULT_EPOCHS
-    total = config.max_steps or max(1, round(epochs * steps_per_epoch))
-    metric = config.metric_for_best_model or plan.data.task.primary
+    total = config.max_steps or max(1, math.ceil(epochs * steps_per_epoch))
+    metric = _best_metric(config, plan.data.task)
     flow = Flow(config, steps_per_epoch, evaluates=score is not None, stop=stop)
     return ModuleTrainer(
         start.model,
@@ -306,6 +262,23 @@ def make_trainer(
     )
 
 
+def _best_metric(config: TrainConfig, task: Task) -> str:
+    """Name of the metric that the best step is chosen by.
+
+    Raises:
+        UsageError: evaluations of the task have no such metric.
+    """
+    name = (config.metric_for_best_model or task.primary).removeprefix("eval_")
+    if name not in (*task.metrics, "loss"):
+        raise UsageError.build(
+            "--metric_for_best_model",
+            f"no metric of {task.name}",
+            found=name,
+            expected=", ".join((*task.metrics, "loss")),
+        )
+    return name
+
+
 def _no_scores(_model: object) -> dict[str, Any]:
     return {}
 
@@ -317,7 +290,7 @@ def publish(
     trainer: ModuleTrainer,
     splits: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write module, results, state and card into the output directory, whole; what else is there stays."""
+    """Write module, results, state and card into the output directory, all or nothing."""
     output = Path(config.output_dir)
     metrics = {k: v for part in splits.values() for k, v in part.items()}
     content = {k: v for k, v in plan.identity.items() if k != "flags"}

@@ -1,7 +1,7 @@
-"""The training flags as one frozen dataclass, named as in the Hugging Face example programs. No torch.
+"""The training flags as frozen dataclasses, named as in the Hugging Face examples. No torch.
 
-``result_fields`` are the fields that change the numbers of a run. They make up its key, together with
-the content of the data, the base model and the initial module.
+``result_fields`` are the fields that change the numbers of a run. They make up its key, together
+with the content of the data, the base model and the initial module.
 """
 
 from __future__ import annotations
@@ -19,14 +19,34 @@ DEFAULT_EPOCHS = 3.0
 SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
 METHODS = ("lora", "ia3", "fft")
 
-# Fields that name places or change speed, reporting and bookkeeping, but not the trained numbers; data and
-# base model enter the key by their content instead.
-NEUTRAL_FIELDS = frozenset({
-    "model_name_or_path", "train_file", "validation_file", "test_file", "data_dir", "init_from", "output_dir",
-    "overwrite_output_dir", "do_train", "do_eval", "do_predict", "per_device_eval_batch_size", "save_steps",
-    "save_total_limit", "logging_steps", "dataloader_num_workers", "report_to", "disable_tqdm", "use_cpu",
-    "resume_from_checkpoint", "ignore_checkpoints", "force_resume", "max_train_samples", "max_eval_samples",
-})  # fmt: skip
+# Fields that name places or change speed, reporting and bookkeeping, but not the trained numbers;
+# data and base model enter the key by their content instead.
+NEUTRAL_FIELDS = frozenset(
+    {
+        "model_name_or_path",
+        "train_file",
+        "validation_file",
+        "test_file",
+        "data_dir",
+        "init_from",
+        "output_dir",
+        "overwrite_output_dir",
+        "do_predict",
+        "per_device_eval_batch_size",
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "dataloader_num_workers",
+        "report_to",
+        "disable_tqdm",
+        "use_cpu",
+        "resume_from_checkpoint",
+        "ignore_checkpoints",
+        "force_resume",
+        "max_train_samples",
+        "max_eval_samples",
+    }
+)
 ADAPTER_FIELDS = {
     "lora": ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"),
     "ia3": ("target_modules", "ia3_placement"),
@@ -70,7 +90,7 @@ class ModelFlags:
     )
     ia3_placement: Literal["peft", "reference"] = flag(
         "peft",
-        "(IA)^3 in the feed-forward: input of the second layer (peft) or output of the first (reference)",
+        "(IA)^3 in the feed-forward: second layer's input (peft), first's output (reference)",
     )
     init_from: str | None = flag(None, "start from this module's numbers and head (see pem init)")
     seed: int = flag(
@@ -102,7 +122,7 @@ class ModelFlags:
 
 @dataclass(frozen=True)
 class TrainConfig(ModelFlags):
-    """Every flag of ``pem train``. Rates and probabilities are plain numbers, sizes are in rows or steps."""
+    """Every flag of ``pem train``; sizes are in rows, tokens or steps."""
 
     do_train: bool = flag(True, "train; --no-do_train only evaluates what --init_from holds")
     do_eval: bool = flag(True, "evaluate on the validation rows at the end, if there are any")
@@ -152,7 +172,9 @@ class TrainConfig(ModelFlags):
     fp16: bool = flag(False, "compute in float16, module in float32 (GPU)")
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time")
     dataloader_num_workers: int = flag(0, "processes that assemble batches")
-    report_to: str = flag("none", "tensorboard, trackio, wandb or none")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = flag(
+        "none", "tracker to log to"
+    )
     disable_tqdm: bool = flag(False, "no progress bars")
     resume_from_checkpoint: str | None = flag(
         None, "a checkpoint directory; default: the newest complete one"
@@ -174,10 +196,20 @@ class TrainConfig(ModelFlags):
             )
         _positive(self, "learning_rate", "adam_epsilon", "num_train_epochs")
         _at_least(
-            self, 1, "max_seq_length", "max_train_samples", "max_eval_samples", "per_device_train_batch_size",
-            "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps", "eval_steps", "save_steps",
-            "save_total_limit", "logging_steps",
-        )  # fmt: skip
+            self,
+            1,
+            "max_seq_length",
+            "max_train_samples",
+            "max_eval_samples",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "max_steps",
+            "eval_steps",
+            "save_steps",
+            "save_total_limit",
+            "logging_steps",
+        )
         _at_least(
             self,
             0,
@@ -193,14 +225,19 @@ class TrainConfig(ModelFlags):
 
     def _check_pairs(self) -> None:
         exclusive = [
-            ("max_steps", "num_train_epochs"), ("bf16", "fp16"), ("resume_from_checkpoint", "ignore_checkpoints")
-        ]  # fmt: skip
+            ("max_steps", "num_train_epochs"),
+            ("bf16", "fp16"),
+            ("resume_from_checkpoint", "ignore_checkpoints"),
+        ]
         for a, b in exclusive:
             if getattr(self, a) and getattr(self, b):
                 raise UsageError.build(
-                    f"--{a}", f"contradicts --{b}", found=f"{getattr(self, a)} and {getattr(self, b)}",
-                    expected="one of the two", do=f"remove --{a} or --{b}",
-                )  # fmt: skip
+                    f"--{a}",
+                    f"contradicts --{b}",
+                    found=f"{getattr(self, a)} and {getattr(self, b)}",
+                    expected="one of the two",
+                    do=f"remove --{a} or --{b}",
+                )
         if self.eval_strategy in ("no", "epoch") and self.eval_steps is not None:
             raise _refuse(
                 "eval_steps",
@@ -223,7 +260,7 @@ class TrainConfig(ModelFlags):
         return self.seed if self.data_seed is None else self.data_seed
 
     def result_fields(self) -> dict[str, Any]:
-        """The flags that decide the trained numbers, by name; adapter flags of other methods are left out."""
+        """The flags that decide the trained numbers, without those of other adapter kinds."""
         foreign = {f for fields in ADAPTER_FIELDS.values() for f in fields} - set(
             ADAPTER_FIELDS[self.adapter_config]
         )

@@ -1,4 +1,4 @@
-"""What a run is: flags, content of the data, base model, initial module, number of processes. No torch."""
+"""What a run is: flags, data, base model, initial module, number of processes. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHT_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safeten
 
 
 def describe_run(config: TrainConfig, data: TaskData) -> dict[str, Any]:
-    """Everything that decides the result of a run; two runs with equal descriptions are the same run."""
+    """Everything that decides the result of a run: equal descriptions, the same run."""
     base = checkpoint.base_identity(resolve(config.model_name_or_path))
     return {
         "flags": config.result_fields(),
@@ -32,7 +32,7 @@ def describe_run(config: TrainConfig, data: TaskData) -> dict[str, Any]:
 
 
 def data_digest(examples: Sequence[Example]) -> str:
-    """sha256 over texts and labels in order: equal content, equal digest, whatever the file format."""
+    """sha256 over texts and labels in order, whatever the format of the file."""
     digest = sha256()
     for e in examples:
         digest.update(json.dumps([e.text, e.text_pair, e.label]).encode() + b"\n")
@@ -49,6 +49,9 @@ def module_digest(folder: Path) -> str:
         if (folder / name).is_file():
             return files.sha256_file(folder / name)
     raise CheckpointError.build(
-        f"--init_from {folder}", "no module", found="no weights file" if folder.is_dir() else "no such directory",
-        expected=" or ".join(WEIGHT_FILES), do="make one with pem init",
-    )  # fmt: skip
+        f"--init_from {folder}",
+        "no module",
+        found="no weights file" if folder.is_dir() else "no such directory",
+        expected=" or ".join(WEIGHT_FILES),
+        do="make one with pem init",
+    )

@@ -15,7 +15,7 @@ from pem_composition.training.identity import module_digest
 
 
 def write(flags: ModelFlags, task: Task) -> str:
-    """Write ``flags.output_dir`` and say what it holds; a directory that holds it already is left alone.
+    """Write ``flags.output_dir`` and say what it holds; what is there already is not written again.
 
     Raises:
         UsageError: the directory holds something else.

@@ -1,6 +1,7 @@
 """Losses that are means over the rows of the global batch, whatever the number of processes.
 
-Shapes: B rows of this process, C classes. A row whose label is IGNORED is filler and counts nothing.
+Shapes: B rows of this process, C classes; n real rows of the global batch. A row whose label is
+IGNORED is filler and counts nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pem_composition.training.batches import IGNORED
 def classification_loss(
     outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """sum_i CE(logits_i, label_i) / n;  logits (B, C), labels (B,), n real rows of the global batch."""
+    """sum_i CE(logits_i, label_i) / n;  logits (B, C), labels (B,)."""
     total = F.cross_entropy(
         outputs["logits"].float(), labels, ignore_index=IGNORED, reduction="sum"
     )
@@ -26,7 +27,7 @@ def classification_loss(
 def regression_loss(
     outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """sum_i (logit_i - score_i)^2 / n;  logits (B, 1), labels (B,), n real rows of the global batch."""
+    """sum_i (logit_i - score_i)^2 / n;  logits (B, 1), labels (B,)."""
     errors = outputs["logits"].float().squeeze(-1) - labels.float()
     return (errors.square() * labels.ne(IGNORED)).sum() / _count(labels, num_items_in_batch)
 

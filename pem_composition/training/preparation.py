@@ -1,4 +1,4 @@
-"""What training starts from: the base model with a fresh module, or one given by ``--init_from``."""
+"""What training starts from: the base model with a fresh module, or that of ``--init_from``."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ def prepare(flags: ModelFlags, task: Task) -> Start:
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(flags.seed)
     model, tokenizer, missing = load_base(source(flags), task, **dropout_settings(flags))
     base = checkpoint.base_identity(resolve(flags.model_name_or_path))
@@ -108,7 +109,7 @@ def prepare(flags: ModelFlags, task: Task) -> Start:
 
 
 def source(flags: ModelFlags) -> str:
-    """Where the model's weights come from: the base, or for ``fft`` the model that ``--init_from`` names.
+    """Where the model's weights come from: the base, or for ``fft`` the model of ``--init_from``.
 
     Raises:
         IncompatibleModules: ``fft`` starts from something that is no whole model.
@@ -117,9 +118,12 @@ def source(flags: ModelFlags) -> str:
         return flags.model_name_or_path
     if not (Path(flags.init_from) / "config.json").is_file():
         raise IncompatibleModules.build(
-            f"--init_from {flags.init_from}", "does not fit --adapter_config fft", found="no config.json",
-            expected="a whole model", do="make one with pem init --adapter_config fft",
-        )  # fmt: skip
+            f"--init_from {flags.init_from}",
+            "does not fit --adapter_config fft",
+            found="no config.json",
+            expected="a whole model",
+            do="make one with pem init --adapter_config fft",
+        )
     return flags.init_from
 
 
@@ -132,7 +136,7 @@ def dropout_settings(flags: ModelFlags) -> dict[str, float]:
 def initial_module(
     flags: ModelFlags, model: PreTrainedModel, base: BaseIdentity, head: tuple[str, ...]
 ) -> tuple[PEM, Targets]:
-    """The module that training starts from, fresh or from ``--init_from``, and the layers it is for."""
+    """The module that training starts from, fresh or from ``--init_from``, and its layers."""
     kind = flags.adapter_config
     targets = resolve_targets(model, kind, flags.target_modules, flags.ia3_placement)
     fresh = fresh_module(
@@ -186,9 +190,12 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
     for name, found, expected in facts:
         if found != expected:
             raise IncompatibleModules.build(
-                f"--init_from {where}", f"does not fit {name}", found=found, expected=expected,
+                f"--init_from {where}",
+                f"does not fit {name}",
+                found=found,
+                expected=expected,
                 do="train with the flags the initial module was made with",
-            )  # fmt: skip
+            )
 
 
 def _fingerprints(a: BaseIdentity, b: BaseIdentity) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""Which of how many processes this is, and the processes that ``accelerate launch --cpu`` leaves out. No torch."""
+"""Which of how many processes this is, and those that ``accelerate launch --cpu`` leaves out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _first(names: Sequence[str], default: int) -> int:
 
 
 def missing_workers(environment: Mapping[str, str], parent: Sequence[str]) -> int:
-    """How many processes ``accelerate launch --cpu --num_processes N`` was asked for and did not start.
+    """The N of ``accelerate launch --cpu --num_processes N``, which starts one process only.
 
     Without MPI, accelerate then runs the program once and says nothing: the batch would be N times
     smaller than meant. It leaves MASTER_ADDR set and no world size. 0 where nothing is missing.
@@ -59,9 +59,11 @@ def missing_workers(environment: Mapping[str, str], parent: Sequence[str]) -> in
         if flag in words[:-1] and words[words.index(flag) + 1].isdigit():
             return int(words[words.index(flag) + 1])
     raise UsageError.build(
-        "accelerate launch --cpu", "started one process where several were asked for",
-        expected="--num_processes N on its command line", do="add it, or use torchrun --nproc-per-node N",
-    )  # fmt: skip
+        "accelerate launch --cpu",
+        "started one process where several were asked for",
+        expected="--num_processes N on its command line",
+        do="add it, or use torchrun --nproc-per-node N",
+    )
 
 
 def _is_accelerate(command: Sequence[str]) -> bool:
@@ -76,7 +78,7 @@ def parent_command() -> list[str]:
 
 
 def run_workers(count: int, command: Sequence[str]) -> int:
-    """Run ``count`` copies of a command as one process group of workers, passing signals on to them.
+    """Run ``count`` copies of a command as one group of workers, passing signals on to them.
 
     Returns:
         The exit code of the first worker that failed, 0 if none did; the others are then stopped.
@@ -115,7 +117,7 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _stop_after_failure(code: int, running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Workers wait for each other: one that is gone leaves the rest hanging. Preempted ones end by themselves."""
+    """A worker that is gone leaves the others waiting for it; preempted ones end by themselves."""
     from pem_composition.errors import EXIT_PREEMPTED
 
     for worker in running if code != EXIT_PREEMPTED else ():

@@ -46,17 +46,46 @@ def read_training(output_dir: Path) -> dict[str, Any]:
     return training if isinstance(training, dict) else {}
 
 
+def is_intact(output_dir: Path) -> bool:
+    """True if every file that pem.json lists is there as it was written."""
+    from pem_composition.checkpoint import files
+
+    recorded = files.read_json(output_dir / "pem.json").get("files")
+    return isinstance(recorded, dict) and all(
+        (output_dir / name).is_file() and files.sha256_file(output_dir / name) == digest
+        for name, digest in recorded.items()
+    )
+
+
 def model_card(
     title: str, base: str, library: str, metrics: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> str:
     """README.md of a trained module."""
     scores = [f"| {k} | {_shown(v)} |" for k, v in metrics.items() if not isinstance(v, Mapping)]
     settings = [f"| {k} | {_shown(v)} |" for k, v in flags.items() if v is not None]
-    return "\n".join([
-        "---", f"base_model: {json.dumps(base)}", f"library_name: {library}", "tags:", "- pem_composition", "---", "",
-        f"# {title}", "", f"Trained on {base} with pem_composition; provenance in pem.json.", "",
-        "| result | value |", "|---|---|", *scores, "", "| flag | value |", "|---|---|", *settings, "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {json.dumps(base)}",
+            f"library_name: {library}",
+            "tags:",
+            "- pem_composition",
+            "---",
+            "",
+            f"# {title}",
+            "",
+            f"Trained on {base} with pem_composition; provenance in pem.json.",
+            "",
+            "| result | value |",
+            "|---|---|",
+            *scores,
+            "",
+            "| flag | value |",
+            "|---|---|",
+            *settings,
+            "",
+        ]
+    )
 
 
 def _shown(value: Any) -> str:

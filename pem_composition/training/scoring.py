@@ -1,4 +1,6 @@
-"""Score a model on one split, the rows shared out among the processes; the keys of ``eval_results.json``.
+"""Score a model on one split, the rows shared out among the processes.
+
+The keys are those of ``eval_results.json``.
 
 Shapes: n rows, c outputs.
 """
@@ -26,7 +28,7 @@ from pem_composition.tasks.glue import Task
 
 
 class Scorer:
-    """Metrics of a model on rows that were tokenised, sorted and padded once. Draws no random numbers."""
+    """Metrics of a model on rows that were sorted and padded once; draws no random numbers."""
 
     def __init__(
         self, task: Task, data: EncodedDataset, *, batch_size: int, pad_to: int | None = None
@@ -36,7 +38,7 @@ class Scorer:
         self.batches = batches(data, batch_size=batch_size, pad_to=pad_to)
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """Loss, metrics, standard error, AUC, predicted shares and time, by their names in the result files."""
+        """Loss, metrics, standard error, AUC, predicted shares and time."""
         start = time.perf_counter()
         logits = self._logits(model)
         result = score(self.task, logits, self.labels, seconds=time.perf_counter() - start)

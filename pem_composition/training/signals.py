@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2 and SIGINT become exit 75 at a moment that loses nothing."""
+"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2, SIGINT lead to exit 75 without losing a step."""
 
 from __future__ import annotations
 

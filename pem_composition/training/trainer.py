@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with checkpoints that are whole, runs that stop when they diverge, and exact resume."""
+"""The Hugging Face Trainer with whole checkpoints and exact resume; it ends a run that diverges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
-from pem_composition.errors import RunFailed
+from pem_composition.errors import RunFailed, UsageError
 from pem_composition.training import checkpointing
 from pem_composition.training.batches import EpochLoader
 from pem_composition.training.config import TrainConfig
@@ -33,56 +33,66 @@ class Weights(Protocol):
         """Put a directory's numbers into the model."""
 
 
-def training_arguments(
-    config: TrainConfig, total_steps: int, metric: str, **overrides: Any
-) -> TrainingArguments:
-    """The Trainer's arguments for a run of ``total_steps``; the flow of evaluation and saving is Flow's."""
-    end = (
-        1e-7 if config.learning_rate > 1e-6 else 0.0
-    )  # the reference's end rate, where it is below the peak
+SAME_NAME = (
+    "output_dir", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay",
+    "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "seed", "bf16", "fp16",
+    "dataloader_num_workers", "report_to", "disable_tqdm", "use_cpu", "logging_steps",
+)  # fmt: skip
+
+
+def training_arguments(config: TrainConfig, total_steps: int, metric: str) -> TrainingArguments:
+    """The Trainer's arguments for a run of ``total_steps``; evaluating and saving are Flow's.
+
+    Raises:
+        UsageError: a combination that this machine or the Trainer cannot do.
+    """
     recompute = "activation_checkpointing"
     if recompute not in TrainingArguments.__dataclass_fields__:
-        recompute = "gradient_checkpointing"  # its name before transformers 5.20
-    options: dict[str, Any] = {
-        "output_dir": config.output_dir,
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "learning_rate": config.learning_rate,
+        recompute = "gradient_checkpointing"  # its name in earlier releases of transformers 5
+    options: dict[str, Any] = {name: getattr(config, name) for name in SAME_NAME} | {
         "max_steps": total_steps,
-        "warmup_steps": config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
-        "lr_scheduler_type": config.lr_scheduler_type,
-        "lr_scheduler_kwargs": {"lr_end": end, "power": 1.0}
-        if config.lr_scheduler_type == "polynomial"
-        else None,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "adam_beta1": config.adam_beta1,
-        "adam_beta2": config.adam_beta2,
-        "adam_epsilon": config.adam_epsilon,
-        "seed": config.seed,
+        "warmup_steps": warmup_steps(config, total_steps),
         "data_seed": config.order_seed,
-        "bf16": config.bf16,
-        "fp16": config.fp16,
         recompute: config.gradient_checkpointing,
-        "dataloader_num_workers": config.dataloader_num_workers,
-        "report_to": config.report_to,
-        "disable_tqdm": config.disable_tqdm,
-        "use_cpu": config.use_cpu,
         "eval_strategy": "no",
         "save_strategy": "steps",
-        "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,
         "metric_for_best_model": metric if config.load_best_model_at_end else None,
         "greater_is_better": not metric.endswith("loss"),
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
-    return TrainingArguments(**(options | overrides))
+    if config.lr_scheduler_type == "polynomial":  # the reference's end rate, if below the peak
+        end = 1e-7 if config.learning_rate > 1e-6 else 0.0
+        options["lr_scheduler_kwargs"] = {"lr_end": end, "power": 1.0}
+    try:
+        return TrainingArguments(**options)
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError.build("pem train", f"the flags cannot be used here ({reason})") from error
+
+
+def warmup_steps(config: TrainConfig, total_steps: int) -> int:
+    """Steps with a rising rate; at least one step is left for the decay.
+
+    Raises:
+        UsageError: ``--warmup_steps`` leaves none.
+    """
+    if config.warmup_steps is None:
+        return min(math.ceil(config.warmup_ratio * total_steps), total_steps - 1)
+    if config.warmup_steps >= total_steps:
+        raise UsageError.build(
+            "--warmup_steps",
+            "leaves no step for training at the peak rate",
+            found=config.warmup_steps,
+            expected=f"less than the {total_steps} steps of the run",
+        )
+    return config.warmup_steps
 
 
 class Flow(TrainerCallback):
-    """Decides at the end of each step, from the step number alone, what to log, evaluate and save."""
+    """Decides at the end of each step, from its number alone, what to log, evaluate and save."""
 
     def __init__(
         self, config: TrainConfig, steps_per_epoch: int, *, evaluates: bool, stop: StopRequest
@@ -104,7 +114,7 @@ class Flow(TrainerCallback):
         due = bool(self.config.save_steps) and step % (self.config.save_steps or 1) == 0
         best = control.should_evaluate and self.config.load_best_model_at_end
         control.should_save = due or best or last or stopping
-        # Losses are averaged since the last report; reporting at each save keeps a resumed log equal.
+        # A report averages the losses since the last; one at each save keeps a resumed log equal.
         control.should_log = (
             control.should_save or step == 1 or step % self.config.logging_steps == 0
         )
@@ -125,7 +135,7 @@ class ModuleTrainer(Trainer):
     """Trainer whose data order, loss, evaluation and checkpoints are given to it.
 
     Args:
-        loader: training batches; see batches.GlobalBatches for what makes them independent of processes.
+        loader: training batches, the same ones for every number of processes.
         loss: (model output, labels, number of real rows in the global batch) -> scalar.
         score: model -> metrics without prefix; must not draw random numbers.
         weights: writes and reads what the checkpoints hold of the model.
@@ -194,7 +204,7 @@ class ModuleTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        # With float16 an overflow is the gradient scaler's business: it skips the step and lowers the scale.
+        # With float16 the gradient scaler deals with overflow: it skips the step.
         if not self.args.fp16 and not math.isfinite(float(norm)):
             raise self._diverged("gradient norm", float(norm))
         return norm
@@ -203,9 +213,12 @@ class ModuleTrainer(Trainer):
         saved = checkpointing.newest_complete(Path(self.args.output_dir), lambda _line: None)
         kept = f"last good checkpoint {saved}" if saved else "no checkpoint was written"
         return RunFailed.build(  # type: ignore[return-value]
-            f"step {self.state.global_step + 1}", f"training diverged, {kept}", found=f"{what} {value}",
-            expected="a finite number", do="lower --learning_rate or raise --warmup_ratio",
-        )  # fmt: skip
+            f"step {self.state.global_step + 1}",
+            f"training diverged, {kept}",
+            found=f"{what} {value}",
+            expected="a finite number",
+            do="lower --learning_rate or raise --warmup_ratio",
+        )
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, Any]:
         """Metrics of the model as it is, logged.
@@ -254,9 +267,11 @@ class ModuleTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(assembled, ignore_errors=True)
             raise RunFailed.build(
-                checkpointing.directory(output, step), "cannot write the checkpoint", found=error,
+                checkpointing.directory(output, step),
+                "cannot write the checkpoint",
+                found=error,
                 do="free some space and run the same command again to resume",
-            ) from error  # fmt: skip
+            ) from error
 
     def _check_finite(self) -> None:
         """No checkpoint of a module that is already broken."""
@@ -269,8 +284,20 @@ class ModuleTrainer(Trainer):
     ) -> None:
         self._weights.read(Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Moments and position from the checkpoint; rate and decay from the flags, as given now."""
+        given = [(g["initial_lr"], g["weight_decay"]) for g in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler = self.lr_scheduler
+        for i, (rate, decay) in enumerate(given):
+            group = self.optimizer.param_groups[i]
+            group["weight_decay"] = decay
+            if group["initial_lr"] != rate:  # otherwise the restored rate is exact as it is
+                group["initial_lr"] = scheduler.base_lrs[i] = rate
+                group["lr"] = rate * scheduler.lr_lambdas[i](scheduler.last_epoch)
+
     def restore_best(self) -> int:
-        """Put the best evaluated step's numbers into the model, if there is one; the step they are of."""
+        """Put the best evaluated step's numbers into the model; the step that it then holds."""
         self._step_in_model = self.state.global_step
         best = self.state.best_global_step if self.args.metric_for_best_model else None
         if best and best != self._step_in_model:
@@ -279,7 +306,7 @@ class ModuleTrainer(Trainer):
         return self._step_in_model
 
     def final_scores(self) -> dict[str, Any]:
-        """Metrics of the model as it is now; those of an evaluation while training are not computed again."""
+        """Metrics of the model as it is now; what was computed while training is not repeated."""
         known = self._evaluated.get(self._step_in_model)
         return known or {f"eval_{k}": v for k, v in self._score(self.model).items()}
 

@@ -1,6 +1,6 @@
-"""merge.py on two RoBERTa-base-sized LoRA modules, whole process, beside importing torch and safetensors.
+"""merge.py on two RoBERTa-base-sized LoRA modules, whole process, beside its imports alone.
 
-    python scripts/benchmarks/merge_process.py [--runs 7]
+python scripts/benchmarks/merge_process.py [--runs 7]
 """
 
 from __future__ import annotations
@@ -41,7 +41,15 @@ def main() -> None:
         dirs = [str(Path(folder, name)) for name in ("a", "b")]
         for seed, path in enumerate(dirs):
             roberta_base_lora(seed).save(path)
-        merge = [sys.executable, str(REPOSITORY / "merge.py"), "-a", *dirs, "-p", f"{folder}/out", "-o"]
+        merge = [
+            sys.executable,
+            str(REPOSITORY / "merge.py"),
+            "-a",
+            *dirs,
+            "-p",
+            f"{folder}/out",
+            "-o",
+        ]
         candidates = {
             "import torch, safetensors": [sys.executable, "-c", "import torch, safetensors"],
             "merge.py, parameter space": [*merge, "--coefficients", "0.3", "0.7"],

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def side_by_side(candidates: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+def side_by_side(
+    candidates: Mapping[str, Callable[[], object]], runs: int
+) -> dict[str, list[float]]:
     """Seconds of each candidate over ``runs`` rounds, A B A B ..., after one round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_ in range(runs + 1):
@@ -23,8 +25,14 @@ def side_by_side(candidates: Mapping[str, Callable[[], object]], runs: int) -> d
 
 def report(seconds: Mapping[str, list[float]], base: str) -> None:
     """Markdown table: median, min, max, and the median of the per-round ratios to ``base``."""
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {len(seconds[base])} rounds\n")
-    print(f"| candidate | median s | min | max | ratio to {base} (median, min-max of rounds) |\n|---|---|---|---|---|")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, {len(seconds[base])} rounds\n"
+    )
+    print(
+        f"| candidate | median s | min | max | ratio to {base} (median, min-max of rounds) |\n"
+        "|---|---|---|---|---|"
+    )
     for name, values in seconds.items():
         ratios = [x / y for x, y in zip(values, seconds[base], strict=True)]
         print(

@@ -3,7 +3,7 @@
 The bound is the same model with a frozen backbone whose activations still need gradients (the
 embeddings' output does), without adapters: forward and backward through every layer, no update.
 
-    python scripts/benchmarks/training_step.py [--model minilm] [--batch 16] [--length 64] [--runs 15]
+    python scripts/benchmarks/training_step.py [--model minilm] [--batch 16] [--length 64]
 """
 
 from __future__ import annotations
@@ -60,10 +60,15 @@ def main() -> None:
     attach_fresh(ours, resolve_targets(ours, "lora", r=R, alpha=ALPHA), seed=0)
     theirs = peft.get_peft_model(
         theirs,
-        peft.LoraConfig(r=R, lora_alpha=ALPHA, target_modules=["query", "value"], modules_to_save=["classifier"]),
+        peft.LoraConfig(
+            r=R, lora_alpha=ALPHA, target_modules=["query", "value"], modules_to_save=["classifier"]
+        ),
     )
     models = {"frozen backbone (bound)": bound, "LoRA, ours": ours, "LoRA, PEFT": theirs}
-    report(side_by_side({n: step_of(m, batch) for n, m in models.items()}, args.runs), base="frozen backbone (bound)")
+    report(
+        side_by_side({n: step_of(m, batch) for n, m in models.items()}, args.runs),
+        base="frozen backbone (bound)",
+    )
 
 
 if __name__ == "__main__":

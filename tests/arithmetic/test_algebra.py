@@ -1,4 +1,4 @@
-"""Laws of parameter-space arithmetic, and the laws it does not obey, over random modules in float64."""
+"""Laws of parameter-space arithmetic, kept and broken, over random modules in float64."""
 
 from __future__ import annotations
 
@@ -195,7 +195,8 @@ def test_heads_are_averaged_with_normalised_absolute_weights():
 
 def test_different_rank_is_an_error_that_names_the_tensor_and_both_shapes():
     with pytest.raises(
-        IncompatibleModules, match=r"'q.lora_A'.*\(4, 5\) in module 0 and \(8, 5\) in module 1.*--space delta"
+        IncompatibleModules,
+        match=r"'q.lora_A'.*\(4, 5\) in module 0 and \(8, 5\) in module 1.*--space delta",
     ):
         linear_combination([module(0), module(1, r=8)], [0.5, 0.5])
 
@@ -209,10 +210,14 @@ def test_a_missing_tensor_is_an_error_that_names_it():
 
 @pytest.mark.parametrize("coefficients", [[1.0], [1.0, 1.0, 1.0], []])
 def test_the_number_of_coefficients_must_match(coefficients):
-    with pytest.raises(IncompatibleModules, match=f"found {len(coefficients)} coefficients for 2 modules"):
+    with pytest.raises(
+        IncompatibleModules, match=f"found {len(coefficients)} coefficients for 2 modules"
+    ):
         linear_combination([module(0), module(1)], coefficients)
 
 
 def test_an_unknown_role_is_refused():
-    with pytest.raises(UnknownRole, match=r"'q.lora_C'.*found 'lora_C', expected lora_A, lora_B, ia3"):
+    with pytest.raises(
+        UnknownRole, match=r"'q.lora_C'.*found 'lora_C', expected lora_A, lora_B, ia3"
+    ):
         role_of("q.lora_C")

@@ -16,13 +16,19 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 weights = st.lists(st.floats(-3, 3), min_size=1, max_size=4)
 
 
-def factors(seed: int, shape: tuple[int, int], coefficients: list[float], dtype=torch.float64) -> list[Factor]:
+def factors(
+    seed: int, shape: tuple[int, int], coefficients: list[float], dtype=torch.float64
+) -> list[Factor]:
     """Random terms of different rank over one layer of ``shape`` (outputs, inputs)."""
     g = torch.Generator().manual_seed(seed)
     out, inputs = shape
     ranks = [1 + (seed + i) % 4 for i in range(len(coefficients))]
     return [
-        Factor(c, torch.randn(r, inputs, generator=g, dtype=dtype), torch.randn(out, r, generator=g, dtype=dtype))
+        Factor(
+            c,
+            torch.randn(r, inputs, generator=g, dtype=dtype),
+            torch.randn(out, r, generator=g, dtype=dtype),
+        )
         for c, r in zip(coefficients, ranks, strict=True)
     ]
 
@@ -85,6 +91,9 @@ def test_a_term_with_the_common_scaling_is_copied_bit_for_bit():
 def test_no_dense_matrix_is_formed():
     """A 200,000 x 200,000 layer would need 160 GB dense; its factors need 6 MB."""
     g = torch.Generator().manual_seed(0)
-    terms = [Factor(w, torch.randn(2, 200_000, generator=g), torch.randn(200_000, 2, generator=g)) for w in (1.0, -0.4)]
+    terms = [
+        Factor(w, torch.randn(2, 200_000, generator=g), torch.randn(200_000, 2, generator=g))
+        for w in (1.0, -0.4)
+    ]
     A, B = delta.truncate(terms, 4)
     assert delta.factor_error(Factor(1.0, A, B), terms).relative < 1e-6

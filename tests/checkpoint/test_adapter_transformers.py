@@ -330,12 +330,18 @@ def test_a_dot_in_the_folder_name_does_not_enter_the_tensor_names(folder: Path) 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"use_gating": True}, "use_gating"), ({"architecture": "houlsby"}, "architecture"),
-        ({"composition_mode": "mul"}, "composition_mode"), ({"r": 0}, "config.r"), ({"r": 3}, "rank 3"),
-        ({"alpha": "8"}, "config.alpha"), ({"alpha": 0}, "config.alpha"), ({"scaling": 2}, "config.scaling"),
-        ({"attn_matrices": ["q", "x"]}, "attn_matrices"), ({"composition_mode": "scale"}, "r 2, alpha 2"),
+        ({"use_gating": True}, "use_gating"),
+        ({"architecture": "houlsby"}, "architecture"),
+        ({"composition_mode": "mul"}, "composition_mode"),
+        ({"r": 0}, "config.r"),
+        ({"r": 3}, "rank 3"),
+        ({"alpha": "8"}, "config.alpha"),
+        ({"alpha": 0}, "config.alpha"),
+        ({"scaling": 2}, "config.scaling"),
+        ({"attn_matrices": ["q", "x"]}, "attn_matrices"),
+        ({"composition_mode": "scale"}, "r 2, alpha 2"),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_are_refused(folder: Path, change: dict[str, Any], word: str) -> None:
     edit(folder, **change)
     refused(folder, word, "found", "expected")

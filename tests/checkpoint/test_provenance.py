@@ -1,4 +1,4 @@
-"""pem.json: what is written is read back; a changed file is noticed; fingerprints tell models apart."""
+"""pem.json is read back, a changed file is noticed, fingerprints tell models apart."""
 
 from __future__ import annotations
 
@@ -117,11 +117,16 @@ def test_a_changed_config_is_caught(module: PEM, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format_version": 2}, "format_version"), ({"kind": "lora"}, "another module"),
-        ({"terms": [{"x": 1}]}, "malformed"), ({"sources": "x"}, "malformed"), ({"base": {"x": 1}}, "malformed"),
-        ({"files": {"a": 1}}, "malformed"), ({"space": 3}, "malformed"), ({"head": 5}, "malformed"),
+        ({"format_version": 2}, "format_version"),
+        ({"kind": "lora"}, "another module"),
+        ({"terms": [{"x": 1}]}, "malformed"),
+        ({"sources": "x"}, "malformed"),
+        ({"base": {"x": 1}}, "malformed"),
+        ({"files": {"a": 1}}, "malformed"),
+        ({"space": 3}, "malformed"),
+        ({"head": 5}, "malformed"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_record_is_refused(
     module: PEM, tmp_path: Path, change: dict, words: str
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def loaded(*paths: Path) -> list[library.PEM]:
     return [library.load(p) for p in paths]
 
 
-# --- coefficients -----------------------------------------------------------------------------------
+# --- coefficients ---
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_one_module_and_the_same_module_twice_are_sums_too(folder, tmp_path, pro
     assert same(library.load(tmp_path / "two"), 2 * library.load(a))
 
 
-# --- space, rank, format, dtype ---------------------------------------------------------------------
+# --- space, rank, format, dtype ---
 
 
 def test_delta_space_takes_different_ranks_and_parameter_space_names_both(
@@ -130,7 +129,7 @@ def test_dtype_is_that_of_the_file(dtype, folder, tmp_path, program):
     assert {str(t.dtype) for t in written.values()} == {f"torch.{dtype}"}
 
 
-# --- heads ------------------------------------------------------------------------------------------
+# --- heads ---
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_the_head_of_a_merge(words, policy, folder, tmp_path, program):
     assert all(torch.allclose(head[n], expected[n], atol=1e-6) for n in head)
 
 
-# --- names and checks -------------------------------------------------------------------------------
+# --- names and checks ---
 
 
 def test_tasks_name_the_output_and_the_terms(folder, tmp_path, program):
@@ -254,7 +253,7 @@ def test_dropout_is_accepted_and_changes_nothing(folder, tmp_path, program):
     assert same(*loaded(tmp_path / "m", tmp_path / "n"))
 
 
-# --- outputs ----------------------------------------------------------------------------------------
+# --- outputs ---
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -288,7 +287,7 @@ def test_a_grid_writes_every_point_or_none(folder, tmp_path, program):
     a, b = folder / "a", folder / "b"
     done = program("merge", "-a", a, b, "-p", tmp_path / "g", "--grid", 0, 0.25, 1, "--merge_head")
     assert (done.code, done.err) == (0, "")
-    assert sorted(os.listdir(tmp_path / "g")) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert sorted(p.name for p in (tmp_path / "g").iterdir()) == ["0", "0.25", "0.5", "0.75", "1"]
     expected = library.combine(loaded(a, b), [0.25, 0.75])
     assert same(library.load(tmp_path / "g" / "0.25"), expected)
     assert len(done.out.splitlines()) == 5
@@ -311,7 +310,7 @@ def test_modules_of_different_initialisation_are_said_to_be(folder, tmp_path, pr
     assert len(done.out.splitlines()) == 2
 
 
-# --- negation, analogy, compose ---------------------------------------------------------------------
+# --- negation, analogy, compose ---
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.0, -0.7])
@@ -434,7 +433,7 @@ def test_an_expression_that_cannot_be_is_refused(arguments, reason, tmp_path, pe
     assert reason in done.err
 
 
-# --- whole models -----------------------------------------------------------------------------------
+# --- whole models ---
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +518,7 @@ def test_negation_and_analogy_of_whole_models(models, tmp_path, program):
             assert torch.equal(moved[name], rest[0][name])
 
 
-# --- labels and inspect -----------------------------------------------------------------------------
+# --- labels and inspect ---
 
 
 def test_labels_are_the_shortest_that_differ():

@@ -14,20 +14,29 @@ from pem_composition.training import classification, processes
 
 LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 QUIET = {
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "lora_dropout": 0.0, "max_steps": 30,
-    "eval_steps": 15, "logging_steps": 1,
-}  # fmt: skip
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "lora_dropout": 0.0,
+    "max_steps": 30,
+    "eval_steps": 15,
+    "logging_steps": 1,
+}
 
 
 def test_accelerate_launch_with_two_cpu_processes_equals_one_process(bench):
-    """203 rows do not divide by 16: the last batch of each epoch is incomplete and shared out unevenly."""
+    """203 rows do not divide by 16: each epoch's last batch is incomplete and shared unevenly."""
     flags = bench.flags("two", **QUIET, per_device_train_batch_size=8)
     argv = [word for k, v in flags.items() for word in (f"--{k}", str(v))]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     run = subprocess.run(
         [*launch, "-m", "pem_composition", "train", *argv],
-        capture_output=True, text=True, env=environment(), cwd=REPOSITORY, check=False, timeout=200,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=REPOSITORY,
+        check=False,
+        timeout=200,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("eval_auc") == 3, "one process prints: two evaluations and the summary"
     one = classification.run(
@@ -67,7 +76,8 @@ def test_a_launcher_that_starts_too_few_processes_is_noticed():
 
 def test_a_failed_worker_ends_the_group_with_its_code():
     code = "import os, sys, time; time.sleep(60) if os.environ['RANK'] == '0' else sys.exit(3)"
-    script = f"from pem_composition.training import processes; print(processes.run_workers(2, {[sys.executable, '-c', code]!r}))"
+    call = f"print(processes.run_workers(2, {[sys.executable, '-c', code]!r}))"
+    script = f"from pem_composition.training import processes; {call}"
     run = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

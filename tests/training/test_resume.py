@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from pem_composition.errors import UsageError
-from pem_composition.training import checkpointing, classification
+from pem_composition.training import checkpointing, classification, resume
 
 
 def losses(folder):
@@ -122,14 +122,13 @@ def test_a_finished_run_is_skipped_and_another_seed_is_not(bench, reference):
     )
     lines.clear()
     assert (
-        classification.find_resume(bench.config("reference"), identity, lines.append, finished=True)
-        is None
+        resume.find_resume(bench.config("reference"), identity, lines.append, finished=True) is None
     )
     assert "--seed 42 -> 1" in lines[0] and "training anew" in lines[0]
 
 
 def test_a_full_disk_ends_the_run_with_exit_3_and_keeps_the_older_checkpoint(bench, reference):
-    """A limit on the size of files stands in for the full disk: the optimizer's state does not fit."""
+    """A limit on file sizes stands in for the full disk: the optimizer's state does not fit."""
     folder = bench.folder / "full"
     shutil.copytree(reference / "checkpoint-20", folder / "checkpoint-20")
     size = (folder / "checkpoint-20" / "optimizer.pt").stat().st_size
@@ -149,7 +148,6 @@ def test_a_full_disk_ends_the_run_with_exit_3_and_keeps_the_older_checkpoint(ben
         ("learning_rate", 5e-3, "--learning_rate 0.01 -> 0.005"),
         ("seed", 7, "--seed 42 -> 7"),
         ("per_device_train_batch_size", 8, "--per_device_train_batch_size 16 -> 8"),
-        ("lora_r", 4, "--lora_r 8 -> 4"),
         ("max_train_samples", 100, "train rows"),
     ],
 )
@@ -165,8 +163,32 @@ def test_resume_refuses_changed_settings_unless_forced(
     forced = bench.config(str(unfinished), **{flag: value}, force_resume=True)
     identity = classification.describe_run(forced, classification.read_data(forced))
     lines = []
-    found = classification.find_resume(forced, identity, lines.append, finished=False)
+    found = resume.find_resume(forced, identity, lines.append, finished=False)
     assert found == unfinished / "checkpoint-20" and shown in lines[0]
+
+
+def test_another_module_cannot_be_forced_on_a_checkpoint(bench, reference, tmp_path):
+    shutil.copytree(reference / "checkpoint-20", tmp_path / "checkpoint-20")
+    with pytest.raises(UsageError, match="--lora_r 8 -> 4") as error:
+        classification.run(bench.config(str(tmp_path), lora_r=4, force_resume=True))
+    assert "--force_resume" not in str(error.value)
+
+
+def test_a_forced_resume_uses_the_new_rate(bench, reference, tmp_path):
+    """The checkpoint's own rate would be restored with the optimizer and the new one ignored."""
+    shutil.copytree(reference / "checkpoint-20", tmp_path / "checkpoint-20")
+    config = bench.config(str(tmp_path), learning_rate=4e-2, force_resume=True)
+    classification.run(config)
+    logs = [
+        {
+            e["step"]: e["learning_rate"]
+            for e in json.loads((f / "trainer_state.json").read_text())["log_history"]
+            if "learning_rate" in e
+        }
+        for f in (reference, tmp_path)
+    ]
+    assert logs[1][20] == logs[0][20]
+    assert logs[1][30] == pytest.approx(4 * logs[0][30], rel=1e-3)
 
 
 def test_a_foreign_module_is_not_overwritten_unasked(bench, tmp_path):

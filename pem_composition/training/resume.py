@@ -1,0 +1,95 @@
+"""Whether a run resumes in its output directory, starts anew there, or is refused. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pem_composition.errors import UsageError
+from pem_composition.training import checkpointing
+from pem_composition.training.config import ADAPTER_FIELDS, TrainConfig
+
+# What a checkpoint's module cannot be made to be, whatever the user insists on.
+FIXED = {f"--{name}" for fields in ADAPTER_FIELDS.values() for name in fields} | {
+    "--adapter_config",
+    "base",
+}
+
+
+def check_place(output: Path) -> None:
+    """The result replaces the directory in one rename, which must be possible at the end.
+
+    Raises:
+        UsageError: a file, or the directory that the program runs in.
+    """
+    inside = Path.cwd().is_relative_to(output.resolve())
+    if inside or (output.exists() and not output.is_dir()):
+        raise UsageError.build(
+            f"--output_dir {output}",
+            "cannot be replaced as a whole",
+            found="the working directory" if inside else "a file",
+            expected="a directory of its own",
+            do="name another one",
+        )
+
+
+def find_resume(
+    config: TrainConfig, identity: Mapping[str, Any], say: Callable[[str], None], *, finished: bool
+) -> Path | None:
+    """The checkpoint to resume from, None for a run from the beginning.
+
+    Raises:
+        UsageError: the directory holds an unfinished run with other settings, or something else.
+    """
+    output = Path(config.output_dir)
+    if config.resume_from_checkpoint:
+        found: Path | None = Path(config.resume_from_checkpoint)
+    elif config.overwrite_output_dir:
+        return None
+    else:
+        found = None if config.ignore_checkpoints else checkpointing.newest_complete(output, say)
+    if found is None:
+        _refuse_foreign(output, finished=finished)
+        return None
+    marker = checkpointing.read_marker(found)
+    differences = checkpointing.differences(marker["run"], identity)
+    changed = ", ".join(f"{name} {values}" for name, values in differences.items())
+    other_module = FIXED & differences.keys()
+    if not changed:
+        say(f"resuming from {found}")
+        return found
+    if config.force_resume and not other_module:
+        say(f"resuming from {found} although the run differs: {changed}")
+        return found
+    if finished and not config.resume_from_checkpoint:
+        say(f"{output}: finished with other settings ({changed}); training anew")
+        return None
+    force = "" if other_module else "add --force_resume to go on from it, or "
+    raise UsageError.build(
+        found,
+        "belongs to a run with other settings",
+        found=changed,
+        expected="the same settings",
+        do=force + "add --overwrite_output_dir to start anew",
+    )
+
+
+def _refuse_foreign(output: Path, *, finished: bool) -> None:
+    """A module that no run of ours left here is not replaced unasked."""
+    held = [n for n in ("adapter_config.json", "config.json", "pem.json") if (output / n).exists()]
+    if held and not finished:
+        raise UsageError.build(
+            output,
+            "already holds a module",
+            found=held[0],
+            expected="a new or empty directory",
+            do="choose another --output_dir or add --overwrite_output_dir",
+        )
+
+
+def clean(output: Path, *, keep_checkpoints: bool) -> None:
+    """Remove what killed runs left half-made and, for a new run, the checkpoints of the old one."""
+    checkpointing.sweep_partial(output)
+    for old in [] if keep_checkpoints else checkpointing.all_of(output):
+        checkpointing.discard(old)

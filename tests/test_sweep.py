@@ -1,0 +1,419 @@
+"""A whole sweep on a tiny model: right numbers, nothing computed twice, nothing old believed."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sweep_data
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score
+
+import pem_composition as library
+from pem_composition import cli, sweep
+from pem_composition.errors import UsageError
+from pem_composition.report.records import read, read_lines
+
+GRID = ("--grid", "0", "0.25", "1")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> sweep_data.Bench:
+    return sweep_data.make(tmp_path_factory.mktemp("bench"))
+
+
+def run(bench: sweep_data.Bench, out: Path, *words: object) -> int:
+    return cli.main(["sweep", *bench.flags(), "-p", str(out), *GRID, *map(str, words)])
+
+
+def points(out: Path) -> dict[str, dict]:
+    return {r["key"]: r for r in read_lines(out / "results.jsonl") if "key" in r}
+
+
+@pytest.fixture(scope="module")
+def finished(bench: sweep_data.Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep over both spaces with a reference module."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert run(bench, out, "--reference_module", bench.full_set) == 0
+    return out
+
+
+def fresh_score(bench: sweep_data.Bench, record: dict, rows: Path) -> float:
+    """The record's module, combined anew, attached to a newly loaded base, one row at a time."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folders = {p.name: p for p in (*bench.modules, bench.full_set)}
+    modules = [library.load(folders[n]) for n in record["names"]]
+    module = modules[0]
+    if record["space"]:
+        module = library.combine(modules, record["coefficients"], space=record["space"])
+    model = AutoModelForSequenceClassification.from_pretrained(bench.base).eval()
+    tokenizer = AutoTokenizer.from_pretrained(bench.base)
+    given, gold = [], []
+    with library.attach(model, module), torch.no_grad():
+        for line in rows.read_text().splitlines():
+            row = json.loads(line)
+            ids = tokenizer(row["premise"], row["hypothesis"], return_tensors="pt")
+            given.append(int(model(**ids).logits.argmax()))
+            gold.append(sweep_data.LABELS.index(row["label"]))
+    assert "".join(map(str, given)) == record["predictions"]
+    return accuracy_score(gold, given)
+
+
+def test_results_in_place_equal_fresh_evaluations(bench, finished):
+    records = points(finished).values()
+    assert {r["space"] for r in records} == {None, "parameter", "delta"}
+    for record in records:
+        rows = bench.validation if record["split"] == "validation" else bench.test
+        assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
+
+
+def test_a_record_says_what_was_scored(bench, finished):
+    for record in points(finished).values():
+        p, n = record["score"], record["n"]
+        assert n == (40 if record["split"] == "validation" else 30)
+        assert record["standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / n))
+        assert sum(record["predicted_share"].values()) == pytest.approx(1)
+        assert record["degenerate"] == (max(record["predicted_share"].values()) > 0.97)
+        assert len(record["modules"]) == len(record["names"]) == len(record["coefficients"])
+        assert record["seconds"] >= 0
+
+
+def test_each_point_is_scored_once_and_end_points_are_the_modules(finished):
+    lines = [r for r in read_lines(finished / "results.jsonl") if "key" in r]
+    assert len(lines) == len(points(finished))
+    found = read(finished)
+    for space in ("parameter", "delta"):
+        curve = found.summary["curve"][space]
+        assert [p["coefficients"][0] for p in curve] == [0, 0.25, 0.5, 0.75, 1]
+        assert [p["key"] for p in curve[::4]] == found.summary["singles"][::-1]
+    # 2 modules + 3 inner points per space, then 2 modules, reference, equal and selected on test.
+    assert len(lines) <= 2 + 6 + 2 + 1 + 4
+
+
+def test_the_selected_point_is_the_best_true_mixture_of_the_selection_split(finished):
+    found = read(finished)
+    for space, selected in found.summary["selected"].items():
+        inner = found.summary["curve"][space][1:-1]
+        scores = {tuple(p["coefficients"]): found.points[p["key"]]["score"] for p in inner}
+        assert scores[tuple(selected)] == max(scores.values())
+        best = [c for c, s in scores.items() if s == max(scores.values())]
+        assert abs(selected[0] - 0.5) == min(abs(c[0] - 0.5) for c in best)
+    assert {found.points[r["key"]]["split"] for r in found.summary["rows"]} == {"test"}
+
+
+def test_gains_are_paired_differences_to_the_average(bench, finished):
+    found = read(finished)
+    gold = [sweep_data.LABELS.index(json.loads(x)["label"]) for x in bench.test.open()]
+    right = {
+        r["row"]: np.array([int(p) for p in found.points[r["key"]]["predictions"]]) == gold
+        for r in found.summary["rows"]
+    }
+    average = (right["half1"] + right["half2"].astype(float)) / 2
+    for row in found.summary["rows"]:
+        difference = right[row["row"]] - average
+        assert row["gain"] == pytest.approx(difference.mean())
+        expected = difference.std() / math.sqrt(len(gold))
+        assert row["gain_standard_error"] == pytest.approx(expected, rel=0.2, abs=1e-9)
+
+
+def test_the_selected_modules_are_written(finished, bench):
+    found = read(finished)
+    for space, selected in found.summary["selected"].items():
+        module = library.load(finished / f"selected_{space}")
+        expected = library.combine([library.load(p) for p in bench.modules], selected, space=space)
+        assert all(torch.allclose(module.tensors[n], t) for n, t in expected.tensors.items())
+
+
+# --- resuming ---
+
+
+@pytest.fixture
+def resumed(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_finished_sweep_is_not_computed_again(bench, resumed, capsys, monkeypatch):
+    from pem_composition.evaluation import models
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the base model was loaded")
+
+    monkeypatch.setattr(models, "load_base", never)
+    before = (resumed / "results.jsonl").read_bytes()
+    assert run(bench, resumed, "--reference_module", bench.full_set) == 0
+    assert (resumed / "results.jsonl").read_bytes() == before
+    assert ": 0 points scored" in capsys.readouterr().out
+
+
+def test_a_finer_grid_computes_only_its_new_points(bench, resumed, capsys):
+    before = points(resumed)
+    words = ("--grid", "0", "0.125", "1", "--space", "delta")
+    assert cli.main(["sweep", *bench.flags(), "-p", str(resumed), *words]) == 0
+    new = [r for key, r in points(resumed).items() if key not in before]
+    validation = sorted(r["coefficients"][0] for r in new if r["split"] == "validation")
+    assert validation == [0.125, 0.375, 0.625, 0.875]
+    assert {r["space"] for r in new} <= {"delta"}
+
+
+@pytest.mark.parametrize("changed", ["module", "rows", "base", "length"])
+def test_a_changed_input_never_meets_an_old_result(changed, bench, finished, tmp_path, capsys):
+    copy = tmp_path / "bench"
+    shutil.copytree(bench.base.parent, copy)
+    own = sweep_data.Bench(
+        copy / "base", (copy / "half1", copy / "half2"), copy / "half3",
+        copy / bench.validation.name, copy / bench.test.name,
+    )  # fmt: skip
+    shutil.copytree(finished, tmp_path / "out")
+    before = points(tmp_path / "out")
+    words: list[str] = []
+    if changed == "module":
+        (library.load(own.modules[0]) * 1.01).save(own.modules[0], overwrite=True)
+    elif changed == "rows":
+        lines = own.validation.read_text().splitlines(keepends=True)
+        own.validation.write_text("".join(lines[:-1]))
+    elif changed == "base":
+        change_base(own.base)
+        words = ["--allow_base_mismatch"]
+    else:
+        words = ["--max_seq_length", "16"]
+    assert run(own, tmp_path / "out", *words) == 0
+    after = read(tmp_path / "out")
+    curve = {p["key"] for p in after.summary["curve"]["delta"]}
+    unchanged = {k for k, r in before.items() if r["names"] == ["half2"] and changed == "module"}
+    assert curve & before.keys() <= unchanged
+    assert len(curve - before.keys()) >= 4
+
+
+def change_base(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights = {n: t + 0.01 for n, t in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_moving_the_inputs_changes_nothing(bench, resumed, tmp_path, capsys):
+    """The key is made of content: paths and names do not matter."""
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(bench.base.parent, copy)
+    own = sweep_data.Bench(
+        copy / "base", (copy / "half1", copy / "half2"), copy / "half3",
+        copy / bench.validation.name, copy / bench.test.name,
+    )  # fmt: skip
+    before = points(resumed)
+    assert run(own, resumed, "--reference_module", own.full_set) == 0
+    assert points(resumed) == before
+
+
+def test_overwrite_computes_again(bench, resumed, capsys):
+    before = (resumed / "results.jsonl").read_bytes()
+    assert run(bench, resumed, "--reference_module", bench.full_set, "--overwrite") == 0
+    after = (resumed / "results.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert len(after) > 1.8 * len(before)
+
+
+def test_a_torn_line_costs_its_point_and_no_other(bench, resumed, capsys):
+    results = resumed / "results.jsonl"
+    lines = results.read_bytes().splitlines(keepends=True)
+    results.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
+    assert run(bench, resumed, "--reference_module", bench.full_set) == 0
+    assert f": {len(lines) - 1 - 3} points scored, 3 known before" in capsys.readouterr().out
+    assert len(points(resumed)) == len(lines) - 1
+    read(resumed)
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the sweep ended or hung before its points were there")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_a_killed_sweep_goes_on_where_it_was(
+    number, code, bench, finished, tmp_path, repository, capsys
+):
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "pem_composition", "sweep", *bench.flags(), "-p", str(out),
+        "--grid", "0", "0.005", "1",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=repository, env=environment, **streams)
+    wait_for_lines(out / "results.jsonl", 3, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.count("\n") == (code > 0)
+    before = points(out)
+    assert len(before) >= 2
+    assert run(bench, out) == 0
+    after = points(out)
+    assert all(after[key] == record for key, record in before.items())
+    same = {k: r["score"] for k, r in points(finished).items()}
+    assert all(after[k]["score"] == s for k, s in same.items() if k in after)
+
+
+def append_many(path: Path, writer: int) -> None:
+    ledger = sweep.Ledger(path)
+    for number in range(40):
+        ledger.append({"key": f"{writer}-{number}", "filler": "x" * 5000})
+
+
+def test_eight_writers_lose_no_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=append_many, args=(path, i)) for i in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(read_lines(path)) == 320
+    assert len({r["key"] for r in read_lines(path)}) == 320
+
+
+# --- the other kinds, programs and refusals ---
+
+
+def test_ia3_has_one_sum_and_is_scored_once(tmp_path, capsys):
+    bench = sweep_data.make(tmp_path / "bench", "ia3")
+    assert run(bench, tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert list(found.summary["curve"]) == ["parameter"]
+    for record in points(tmp_path / "out").values():
+        rows = bench.validation if record["split"] == "validation" else bench.test
+        assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
+
+
+def test_whole_models_are_scored_as_differences_to_the_base(bench, tmp_path, capsys):
+    from tiny import tiny
+    from transformers import AutoModelForSequenceClassification
+
+    for seed in (1, 2):
+        tiny("roberta", seed=seed).save_pretrained(tmp_path / f"m{seed}")
+    own = sweep_data.Bench(
+        bench.base, (tmp_path / "m1", tmp_path / "m2"), bench.full_set, bench.validation, bench.test
+    )
+    assert run(own, tmp_path / "out", "-c", "fft") == 0
+    found = read(tmp_path / "out")
+    a, b = (tiny("roberta", seed=s).state_dict() for s in (1, 2))
+    model = AutoModelForSequenceClassification.from_pretrained(bench.base)
+    model.load_state_dict({n: 0.25 * t + 0.75 * b[n] for n, t in a.items()})
+    model.save_pretrained(tmp_path / "mixed")
+    single = sweep_data.Bench(
+        bench.base,
+        (tmp_path / "mixed", tmp_path / "m2"),
+        bench.full_set,
+        bench.validation,
+        bench.test,
+    )
+    assert run(single, tmp_path / "single", "-c", "fft") == 0
+    mixed = read(tmp_path / "single")
+    expected = mixed.points[mixed.summary["singles"][0]]
+    quarter = found.points[found.summary["curve"]["parameter"][1]["key"]]
+    assert quarter["coefficients"] == [0.25, 0.75]
+    assert quarter["predictions"] == expected["predictions"]
+
+
+def test_merge_with_evaluate_is_the_same_sweep(bench, resumed, tmp_path, capsys):
+    before = points(resumed)
+    words = ["merge", *bench.flags(), "-p", str(resumed), *GRID, "--evaluate"]
+    assert cli.main([*words, "--reference_module", str(bench.full_set)]) == 0
+    assert points(resumed) == before
+
+
+def test_without_test_rows_the_table_says_so(bench, tmp_path, capsys):
+    flags = bench.flags()
+    del flags[flags.index("--test_file") : flags.index("--test_file") + 2]
+    assert cli.main(["sweep", *flags, "-p", str(tmp_path / "out"), *GRID]) == 0
+    assert "the selected row is optimistic" in capsys.readouterr().out
+    assert read(tmp_path / "out").summary["report"] == "validation"
+
+
+def without_head(bench: sweep_data.Bench, folder: Path) -> sweep_data.Bench:
+    for path in bench.modules:
+        module = library.load(path)
+        library.combine([module], [1.0], head="none").save(folder / path.name)
+    pair = (folder / bench.modules[0].name, folder / bench.modules[1].name)
+    return sweep_data.Bench(bench.base, pair, bench.full_set, bench.validation, bench.test)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--head", "none"], "a merge without a head cannot be scored"),
+        (["--test_file", "no/such.jsonl"], "no/such.jsonl"),
+        (["--model_name_or_path", "no/such/model"], "no such directory"),
+        (["--task_name", "sst2"], "no text column"),
+        (["--rank", "2", "--space", "parameter"], "--rank: applies to delta space only"),
+        (["--grid", "0", "-1", "1"], "STEP > 0"),
+        (["-c", "ia3"], "is of another kind"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_anything_is_written(
+    words, reason, bench, tmp_path, capsys
+):
+    flags = bench.flags()
+    if words[0] in flags:
+        at = flags.index(words[0])
+        del flags[at : at + 2]
+    code = cli.main(["sweep", *flags, "-p", str(tmp_path / "out"), *words])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.err.count("\n") == 1
+    assert reason in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_modules_without_a_head_are_not_scored_with_a_random_one(bench, tmp_path, capsys):
+    assert run(without_head(bench, tmp_path / "bare"), tmp_path / "out") == 2
+    assert "has no classification head to score" in capsys.readouterr().err
+
+
+def test_a_sweep_never_writes_into_a_module(bench, capsys):
+    assert run(bench, bench.modules[0]) == 2
+    assert "the output is a module" in capsys.readouterr().err
+
+
+# --- grids ---
+
+
+@given(st.integers(0, 50), st.integers(1, 25), st.integers(0, 100))
+def test_a_grid_holds_every_step_and_its_ends(first, step, count):
+    values = sweep.grid(first / 100, step / 100, (first + count * step) / 100)
+    assert values == tuple(round((first + i * step) / 100, 12) for i in range(count + 1))
+
+
+def test_a_grid_stops_before_passing_its_end():
+    assert sweep.grid(0, 0.3, 1) == (0, 0.3, 0.6, 0.9)
+    assert sweep.grid(0.5, 1, 0.5) == (0.5,)
+    with pytest.raises(UsageError):
+        sweep.grid(0, 0, 1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_threads() -> Iterator[None]:
+    """One thread: the tiny model is faster so, and batched sums have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

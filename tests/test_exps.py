@@ -158,23 +158,16 @@ def test_a_variable_of_the_same_name_overrides_the_block(script, variables, expe
 
 
 def test_names_with_spaces_reach_the_program_whole(tmp_path):
-    folder = tmp_path / "my data" / "rte"
-    folder.mkdir(parents=True)
-    (folder / "dev.jsonl.gz").touch()
-    commands = dry_run(
-        EXPERIMENT / "dataset_split_merge.sh",
-        data_dir=str(folder.parent),
-        OUT=str(tmp_path / "o p"),
-    )
-    _, config = parsed(commands[-1])
-    assert config.test_file == str(folder / "dev.jsonl.gz")
-    assert config.save_path.parent.parent.parent.parent == tmp_path / "o p"
+    own = str(tmp_path / "my rows.jsonl")
+    script, out = EXPERIMENT / "dataset_split_merge.sh", tmp_path / "o p"
+    _, config = parsed(dry_run(script, test_file=own, OUT=str(out))[-1])
+    assert config.test_file == own
+    assert config.save_path.parent.parent.parent.parent == out
 
 
-def test_a_data_folder_without_dev_rows_is_an_error(tmp_path):
-    done = bash(EXPERIMENT / "dataset_split_merge.sh", DRY_RUN="1", data_dir=str(tmp_path))
-    assert done.returncode == 2
-    assert "no dev file" in done.stderr
+def test_merges_are_reported_on_the_rows_that_the_split_kept_for_it(tmp_path):
+    _, config = parsed(dry_run(EXPERIMENT / "dataset_split_merge.sh", OUT=str(tmp_path))[-1])
+    assert config.test_file == str(Path(config.validation_file).with_name("test.jsonl"))
 
 
 def test_scripts_find_their_folder_when_slurm_runs_a_copy(tmp_path):

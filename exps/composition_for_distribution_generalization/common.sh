@@ -52,7 +52,8 @@ sweep_halves() {
   if [[ -e $OUT/$prefix-all-s$seed/all_results.json ]]; then
     rest+=(--reference_module "$OUT/$prefix-all-s$seed")
   fi
-  if [[ -z $test_file && -n $data_dir ]]; then test_file=$(dev_file); fi
+  # split_data.sh writes the task's own validation rows, where it has any.
+  if [[ -z $test_file && (-e $data/test.jsonl || $DRY_RUN == 1) ]]; then test_file=$data/test.jsonl; fi
   if [[ -n $test_file ]]; then rest+=(--test_file "$test_file"); fi
   if [[ -n $max_eval_samples ]]; then rest+=(--max_eval_samples "$max_eval_samples"); fi
   # shellcheck disable=SC2086  # grid and space hold several words
@@ -72,18 +73,4 @@ report_seeds() {
     step "$prefix-table" "$PYTHON" -m pem_composition report \
       --results "${sweeps[@]}" --save_path "$OUT/$prefix-table"
   fi
-}
-
-# dev_file: the task's published validation rows in $data_dir.
-dev_file() {
-  local folder=$data_dir/$task_name file
-  if [[ ! -d $folder ]]; then folder=$data_dir; fi
-  for file in "$folder"/{dev,validation,valid,val,dev_matched,validation_matched}.*; do
-    if [[ -e $file ]]; then
-      echo "$file"
-      return
-    fi
-  done
-  echo "$folder: no dev file; give test_file=FILE" >&2
-  return 2
 }

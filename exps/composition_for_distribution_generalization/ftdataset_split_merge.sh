@@ -12,8 +12,7 @@
 : "${grid:=0 0.05 1}"                      # START STEP STOP: weights (t, 1 - t) of halves 0 and 1
 : "${space:=parameter}"
 : "${max_seq_length:=128}"
-: "${data_dir:=}"                          # the task's dev rows in here are reported on
-: "${test_file:=}"                         # or the rows of this file
+: "${test_file:=}"                         # report on; empty: the task's own validation rows
 : "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
 
 here=$(dirname "${BASH_SOURCE[0]}")

@@ -4,7 +4,8 @@
 #SBATCH --signal=B:USR1@120 --requeue
 # Two halves of a training set with different class shares, and validation rows carved out before.
 # The paper's rule: a share (80 %) of the key class's rows goes to half 0, the rest to half 1, and the
-# other classes fill both halves to equal size. Writes half-0, half-1, all and validation .jsonl.
+# other classes fill both halves to equal size. Writes half-0, half-1, all, validation, and test
+# (the task's own validation rows, for reporting) .jsonl.
 
 : "${task_name:=rte}"        # cola sst2 mrpc stsb qqp mnli qnli rte wnli, or rotten_tomatoes
 : "${data_dir:=}"            # folder of local GLUE files; empty: by name (hub, or package index)

@@ -190,7 +190,8 @@ def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> P
         tensors = {}
         for key, info in tuned.infos.items():
             if info.dtype not in FLOAT_DTYPES:
-                check_equal(tuned, original, key, names[key])
+                if names[key] in original.infos:
+                    check_equal(tuned, original, key, names[key])
             elif is_head(key):
                 tensors[f"{key}.head"] = tuned.value(key)
             else:
@@ -265,9 +266,10 @@ def base_folder_of(base: str | PathLike[str] | None, where: object) -> Path:
 def aligned(tuned: Weights, original: Weights) -> dict[str, str]:
     """Name in the tuned model -> name in the base, which may lack (or have) the model's prefix.
 
-    Refuses tensors that one of them lacks, heads and pretraining heads apart.
+    Refuses tensors that one of them lacks, heads and pretraining heads apart. Integer buffers
+    (position_ids) may be absent: only old releases of transformers stored them.
     """
-    body = [n for n in tuned.infos if not is_head(n)]
+    body = [n for n, i in tuned.infos.items() if not is_head(n) and i.dtype in FLOAT_DTYPES]
     prefixes = sorted({n.split(".")[0] + "." for n in body})
     options: list[Callable[[str], str]] = [str]
     options += [lambda n, p=p: n.removeprefix(p) for p in prefixes]  # type: ignore[misc]
@@ -285,7 +287,8 @@ def aligned(tuned: Weights, original: Weights) -> dict[str, str]:
                 expected=f"shape {found.shape}" if found else "no such tensor",
                 do="give the base model it was tuned from",
             )
-    lost = set(original.infos) - set(names.values())
+    stored = {n for n, i in original.infos.items() if i.dtype in FLOAT_DTYPES}
+    lost = stored - set(names.values())
     real = sorted(
         n for n in lost if not is_head(n) and PRETRAINING_COMPONENTS.isdisjoint(n.split("."))
     )

@@ -58,7 +58,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Write the halves and print what is in them."""
-    from pem_composition.tasks.data import TRAIN, load_task
+    from pem_composition.tasks.data import TRAIN, VALIDATION, load_task
     from pem_composition.tasks.split import SplitConfig, make_split, write_split
 
     data = load_task(
@@ -66,7 +66,7 @@ def run(config: Config) -> int:
         train_file=config.train_file,
         data_dir=config.data_dir,
         labels=config.labels or None,
-        splits=(TRAIN,),
+        splits=(TRAIN, VALIDATION),
     )
     split = make_split(
         data,

@@ -22,19 +22,20 @@ import json
 import random
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.data import TRAIN, Example, TaskData, is_number
+from pem_composition.tasks.data import TRAIN, VALIDATION, Example, TaskData, is_number
 from pem_composition.tasks.glue import LABEL_COLUMNS, Task
 from pem_composition.tasks.sampling import allocate, strata, stratified_sample
 
 HIGH, LOW = "high", "low"
 PAPER, COMPLEMENT, REFERENCE = "paper", "complement", "reference"
+REPORTED = "test"
 FORMAT_VERSION = 1
 
 
@@ -165,6 +166,9 @@ def key_labels(task: Task, labels: Sequence[int | float], key: str | None) -> tu
 def make_split(data: TaskData, config: SplitConfig) -> Split:
     """Carve out validation rows, sample, and divide the training set of a task.
 
+    The task's own validation rows, where ``data`` holds them, become the part ``test``: what the
+    coefficient is not selected on, and results are reported on.
+
     Raises:
         DataError: too few rows, a key class the task does not have, or a share out of range.
     """
@@ -193,16 +197,17 @@ def make_split(data: TaskData, config: SplitConfig) -> Split:
     if validation:
         indices["validation"] = validation
     parts = {name: _ordered(rows, part, name, config) for name, part in indices.items()}
-    kinds = dict(zip(pool, labels, strict=True))
-    kinds |= _kinds(task, rows, validation, pool)
-    summary = {n: _summary(task, [kinds[i] for i in part], key) for n, part in indices.items()}
+    if VALIDATION in data.splits:
+        parts[REPORTED] = list(data.splits[VALIDATION])
+    kind_of = _kind_of(task, [rows[i].label for i in pool])
+    summary = {n: _summary(task, [kind_of(e) for e in part], key) for n, part in parts.items()}
     return Split(parts, _record(data, config, halves, key, summary))
 
 
 def write_split(split: Split, path: str | Path, *, overwrite: bool = False) -> None:
     """Write one JSON-lines file per part and ``split.json``, the whole directory or nothing.
 
-    Every row is the row as read plus ``row_id``, its number in the training file (counted from 0).
+    Every row is the row as read plus ``row_id``, its number in its file (counted from 0).
     """
     from pem_composition.checkpoint.files import atomic_directory, sha256_file
 
@@ -258,14 +263,12 @@ def _ordered(
     return [rows[i] for i in order]
 
 
-def _kinds(
-    task: Task, rows: Sequence[Example], validation: Sequence[int], pool: Sequence[int]
-) -> dict[int, Any]:
-    """What the validation rows count as in the summary; scores by the median of the sample."""
+def _kind_of(task: Task, pool: Sequence[Any]) -> Callable[[Example], Any]:
+    """What a row counts as in the summary: its class, or its side of the sample's median score."""
     if not task.regression:
-        return {i: rows[i].label for i in validation}
-    median = statistics.median(rows[i].label for i in pool)
-    return {i: HIGH if rows[i].label > median else LOW for i in validation}
+        return lambda example: example.label
+    median = statistics.median(pool)
+    return lambda example: HIGH if example.label > median else LOW
 
 
 def _summary(task: Task, kinds: Sequence[Any], key: Any) -> dict[str, Any]:
@@ -304,7 +307,7 @@ def _record(
 
 
 def _row(example: Example) -> dict[str, Any]:
-    """The row as read, a label from a CSV cell as a number, and its number in the training file."""
+    """The row as read, a label from a CSV cell as a number, and its number in its file."""
     row = dict(example.row)
     column = next(name for name in LABEL_COLUMNS if name in row)
     if isinstance(row[column], str) and is_number(row[column]):

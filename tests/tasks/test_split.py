@@ -146,6 +146,17 @@ def rte_file(folder: Path, n: int = 200) -> Path:
     return path
 
 
+def test_the_tasks_own_validation_rows_are_kept_for_reporting(tmp_path):
+    rte_file(tmp_path)
+    dev = [{"sentence1": "x", "sentence2": "y", "label": w} for w in ("entailment",) * 2]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(r) + "\n" for r in dev))
+    argv = ["split", "--task_name", "rte", "--data_dir", str(tmp_path), "--validation_size", "30"]
+    assert cli.main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    assert [r | {"row_id": i} for i, r in enumerate(dev)] == read_rows(tmp_path / "out/test.jsonl")
+    record = json.loads((tmp_path / "out/split.json").read_text())
+    assert record["files"]["test.jsonl"]["counts"] == {"entailment": 2}
+
+
 def test_written_files_are_disjoint_complete_and_say_what_they_are(tmp_path):
     source = rte_file(tmp_path)
     argv = ["split", "--task_name", "rte", "--train_file", str(source), "--samples", "120"]

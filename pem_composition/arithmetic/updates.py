@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.algebra import role_of
+from pem_composition.arithmetic.algebra import check_same_tensors, role_of
 from pem_composition.config import AdapterConfig, IA3Config, LoraConfig
 from pem_composition.errors import PEMError
 
@@ -184,6 +184,25 @@ def certificate_of(
 
     errors = layer_errors(result, modules, coefficients)
     return total_error(errors), {layer: e.relative for layer, e in errors.items()}
+
+
+def drift(module: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[str, float]:
+    """How far training moved each role: ||t - t_0||_F / ||t_0||_F over all its tensors, float64.
+
+    Roles that start at zero (lora_B) have no such ratio and are left out.
+
+    Raises:
+        IncompatibleModules: the two have different tensors.
+    """
+    check_same_tensors([module, initial], [1.0, -1.0])
+    moved: dict[str, float] = {}
+    start: dict[str, float] = {}
+    for name, tensor in initial.items():
+        role = role_of(name)
+        t, t_0 = module[name].double(), tensor.double()
+        moved[role] = moved.get(role, 0.0) + float((t - t_0).square().sum())
+        start[role] = start.get(role, 0.0) + float(t_0.square().sum())
+    return {role: (moved[role] / start[role]) ** 0.5 for role in start if start[role]}
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:

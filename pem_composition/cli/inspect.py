@@ -18,6 +18,7 @@ HELP = "print kind, rank, layers, base model and provenance of modules; can they
 EXAMPLES = """
   pem inspect -a runs/rte-0 runs/rte-1
   pem inspect -a runs/merged --json
+  pem inspect -a runs/rte-0 runs/rte-1 --init runs/init
 """
 
 
@@ -27,6 +28,10 @@ class Config:
 
     adapters: tuple[str, ...] = field(
         metadata={"short": "-a", "metavar": "DIR", "help": "module directories"}
+    )
+    init: str | None = field(
+        default=None,
+        metadata={"metavar": "DIR", "help": "initial module; adds how far training moved from it"},
     )
     json: bool = field(default=False, metadata={"help": "one JSON object per module"})
 
@@ -38,6 +43,8 @@ def run(config: Config) -> int:
     headers = [inspect_header(path) for path in config.adapters]
     for path, header in zip(config.adapters, headers, strict=True):
         facts = {"path": path, **describe(header)}
+        if config.init is not None:
+            facts["drift"] = drift(path, config.init)
         print(json.dumps(facts) if config.json else _block(facts))
     if len(headers) > 1 and not config.json:
         for space in ("parameter", "delta"):
@@ -67,10 +74,21 @@ def describe(header: ModuleHeader) -> dict[str, Any]:
     return facts
 
 
+def drift(path: str, initial: str) -> dict[str, float]:
+    """Role -> distance from the initial module over the initial norm."""
+    from pem_composition.arithmetic import updates
+    from pem_composition.checkpoint import load
+
+    moved = updates.drift(load(path).tensors, load(initial).tensors)
+    return {role: round(value, 4) for role, value in moved.items()}
+
+
 def _block(facts: dict[str, Any]) -> str:
     """``key: value`` lines; what is unknown or empty is left out."""
     lines = [str(facts["path"])]
     for key, value in facts.items():
+        if isinstance(value, dict):
+            value = [f"{k} {v:g}" for k, v in value.items()]
         if key != "path" and value not in (None, "", []):
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
             lines.append(f"  {key.replace('_', ' '):<16} {shown}")

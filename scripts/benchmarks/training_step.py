@@ -15,8 +15,8 @@ import torch
 from timing import report, side_by_side
 
 from pem_composition import offline
-from pem_composition.adapters import attach_fresh
-from pem_composition.adapters.targets import resolve_targets
+from pem_composition.adapters import attach_fresh, resolve_targets
+from pem_composition.config import LoraConfig
 from pem_composition.evaluation.models import load_base
 
 R, ALPHA = 8, 8
@@ -44,8 +44,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     args = parser.parse_args()
     path = offline.resolve(args.model)
-    base = {"model_name_or_path": str(path), "num_labels": 2}
-    bound, ours, theirs = (load_base(**base)[0] for _ in range(3))
+    bound, ours, theirs = (load_base(path, num_labels=2).model for _ in range(3))
     config = bound.config
     g = torch.Generator().manual_seed(0)
     batch = {
@@ -57,7 +56,8 @@ def main() -> None:
     bound.requires_grad_(False)
     bound.classifier.requires_grad_(True)
     bound.enable_input_require_grads()
-    attach_fresh(ours, resolve_targets(ours, "lora", r=R, alpha=ALPHA), seed=0)
+    targets = resolve_targets(ours, "lora").target_modules
+    attach_fresh(ours, LoraConfig(r=R, alpha=ALPHA, target_modules=targets), seed=0)
     theirs = peft.get_peft_model(
         theirs,
         peft.LoraConfig(

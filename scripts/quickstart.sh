@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a curve: two LoRA modules, trained on two skewed halves of Rotten Tomatoes,
-# merged at 21 points in both spaces. About ten minutes on two cores after the install.
+# merged at 21 points in both spaces. About four minutes on two cores after the install.
 # A second run skips what is done; an edited value redoes only what depends on it.
 
 : "${model:=minilm}"           # a name of: pem offline list

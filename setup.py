@@ -38,6 +38,7 @@ setup(
     install_requires=_requirements(),
     extras_require={
         "plot": ["matplotlib>=3.9"],
+        "offline": ["onnx>=1.17"],  # reads the packaged text-to-text model, once
         "dev": [
             "hypothesis>=6.100",
             "mypy>=2.0",

@@ -22,7 +22,7 @@ class Config:
 
     output_dir: Path = field(metadata={"metavar": "OUT", "help": "directory to write"})
     task_name: str | None = field(
-        default=None, metadata={"help": "a GLUE task, snli or rotten_tomatoes"}
+        default=None, metadata={"help": "a GLUE task, snli or a domain of sentiment"}
     )
     data_dir: str | None = field(
         default=None,

@@ -84,9 +84,12 @@ class TaskData:
             DataError: the split was not given; the flag that gives it is named.
         """
         if split not in self.splits:
+            do = f"give {FLAGS.get(split, '--data_dir')}"
+            if split == VALIDATION and not self.task.validation_splits:
+                do += ", or carve it out of the training rows: pem split --validation_size N"
             raise DataError.build(
                 self.task.name, f"no {split} rows", found=", ".join(self.splits) or "no split",
-                do=f"give {FLAGS.get(split, '--data_dir')}",
+                do=do,
             )  # fmt: skip
         return self.splits[split]
 
@@ -124,7 +127,7 @@ def load_task(
     """
     task = get_task(task_name) if task_name is not None else None
     files = {TRAIN: train_file, VALIDATION: validation_file, TEST: test_file}
-    tables = _tables(task, {k: Path(v) for k, v in files.items() if v}, data_dir, splits)
+    tables = read_tables(task, {k: Path(v) for k, v in files.items() if v}, data_dir, splits)
     notes: list[str] = []
     if task is None:
         task = infer_task(tables[TRAIN if TRAIN in tables else next(iter(tables))], labels)
@@ -198,13 +201,17 @@ def _split_of(stem: str) -> str | None:
     return next((split for split, stems in SPLIT_STEMS.items() if stem in stems), None)
 
 
-def _tables(
+def read_tables(
     task: Task | None,
     files: dict[str, Path],
     data_dir: str | Path | None,
     splits: Collection[str],
 ) -> dict[str, Table]:
-    """The tables of the splits asked for; of a task known from its file only, always the first."""
+    """The tables of the splits asked for; of a task known from its file only, always the first.
+
+    Raises:
+        DataError: no rows named, no such file or folder, or the hub out of reach.
+    """
     if data_dir is None and not files:
         if task is None:
             raise DataError.build("--task_name", "no task and no file", do=LOCAL_REMEDY)
@@ -323,6 +330,16 @@ def _examples(task: Task, table: Table, split: str, notes: list[str]) -> tuple[E
     if not out:
         raise DataError.build(table.name, "no labelled rows", expected="at least one")
     return tuple(out)
+
+
+def texts_of(table: Table, task: Task | None) -> list[str]:
+    """The first text of every row, labels or not.
+
+    Raises:
+        DataError: the table has no text column, or a cell of it holds no text.
+    """
+    column, _ = _columns(table, task)
+    return [_text(table, index, column) for index in range(len(table.rows))]
 
 
 def _text(table: Table, index: int, column: str) -> str:

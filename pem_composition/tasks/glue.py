@@ -28,6 +28,7 @@ NOT_TEXT = frozenset({"idx", "index", "id", "guid", "row_id"})
 
 ENTAILMENT_3 = ("entailment", "neutral", "contradiction")
 ACCURACY_F1 = ("accuracy", "f1")
+SENTIMENT = ("negative", "positive")
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Task:
         labels: class names in the order of the output units; empty for regression.
         metrics: names of the published metrics; ``primary`` is the one that selects and is plotted.
         hub: (data set, configuration) on the hub, None for a task known from a file only.
-        validation_splits: names of the validation splits on the hub, the reported one first.
+        validation_splits: names of the validation splits on the hub, the reported one first;
+            empty where the publisher has none.
         unlabelled: values by which the publisher marks rows without a gold label; such rows are
             left out of train and validation.
-        offline: name of the rows in the package index, see ``offline.py``.
+        offline: name of the rows in the package index, see ``pem offline list``.
     """
 
     name: str
@@ -105,6 +107,18 @@ def _glue(
     return Task(name, (first, second), labels, hub=("nyu-mll/glue", name), **changes)  # type: ignore[arg-type]
 
 
+def _sentiment(name: str, hub: str | None = None) -> Task:
+    """A domain whose rows install by package name; the hub's copy is named for the record."""
+    return Task(name, ("text", None), SENTIMENT, hub=(hub, None) if hub else None, offline=name)
+
+
+def _reviews(name: str, column: str) -> Task:
+    """A domain that is on the hub only, where it has no validation split."""
+    return Task(
+        name, (column, None), SENTIMENT, hub=(f"fancyzhx/{name}", None), validation_splits=()
+    )
+
+
 # Primary metrics follow the LoRA and RoBERTa papers: Matthews for CoLA, Pearson for STS-B, accuracy
 # for the rest; GLUE's leaderboard averages the two metrics of MRPC, QQP and STS-B.
 TASKS: dict[str, Task] = {
@@ -114,7 +128,7 @@ TASKS: dict[str, Task] = {
             "cola", "sentence", None, ("unacceptable", "acceptable"),
             metrics=("matthews_correlation",), primary="matthews_correlation",
         ),
-        _glue("sst2", "sentence", None, ("negative", "positive")),
+        _glue("sst2", "sentence", None, SENTIMENT),
         _glue(
             "mrpc", "sentence1", "sentence2", ("not_equivalent", "equivalent"), metrics=ACCURACY_F1
         ),
@@ -136,10 +150,14 @@ TASKS: dict[str, Task] = {
             "snli", ("premise", "hypothesis"), ENTAILMENT_3,
             hub=("stanfordnlp/snli", None), unlabelled=("-", -1),
         ),
-        Task(
-            "rotten_tomatoes", ("text", None), ("negative", "positive"),
-            hub=("cornell-movie-review-data/rotten_tomatoes", None), offline="rotten_tomatoes",
-        ),
+        _sentiment("rotten_tomatoes", hub="cornell-movie-review-data/rotten_tomatoes"),
+        _sentiment("imdb", hub="stanfordnlp/imdb"),
+        _reviews("amazon_polarity", "content"),
+        _reviews("yelp_polarity", "text"),
+        _sentiment("amazon_instruments"),
+        _sentiment("amazon_snippets"),
+        _sentiment("movie_snippets"),
+        _sentiment("tweet_snippets"),
     )
 }  # fmt: skip
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pem_composition import offline
 from pem_composition.errors import DataError
+from pem_composition.tasks.data import TaskData, load_task
 from pem_composition.tasks.glue import TASKS, get_task, text_columns
 
 # From the GLUE data set card: the order of the ClassLabel names, and the metrics of the task.
@@ -29,6 +31,44 @@ def test_labels_and_metrics_are_glues(name):
     assert task.hub == ("nyu-mll/glue", name)
     assert task.num_labels == (1 if name == "stsb" else len(task.labels))
     assert task.regression == (name == "stsb")
+
+
+# From the data set cards: hub name, text column, number of published validation splits.
+SENTIMENT = {
+    "rotten_tomatoes": ("cornell-movie-review-data/rotten_tomatoes", "text", 1),
+    "imdb": ("stanfordnlp/imdb", "text", 1),  # by package name, where it has one
+    "amazon_polarity": ("fancyzhx/amazon_polarity", "content", 0),
+    "yelp_polarity": ("fancyzhx/yelp_polarity", "text", 0),
+}
+
+
+@pytest.mark.parametrize("name", SENTIMENT)
+def test_sentiment_domains_of_the_hub(name):
+    task, (hub, column, validation) = TASKS[name], SENTIMENT[name]
+    assert task.hub == (hub, None)
+    assert task.text_columns == (column, None)
+    assert task.labels == ("negative", "positive")
+    assert len(task.validation_splits) == validation
+
+
+def test_every_data_set_by_package_name_is_a_task():
+    names = {asset.name for asset in offline.ASSETS.values() if asset.kind == "data"}
+    assert {task.offline for task in TASKS.values()} - {None} == names
+    assert all(TASKS[name].labels == ("negative", "positive") for name in names)
+
+
+def test_a_task_without_published_validation_rows_says_where_they_come_from(tmp_path):
+    lines = '{"content": "fine", "label": 1}\n{"content": "poor", "label": 0}\n'
+    (tmp_path / "train.jsonl").write_text(lines)
+    data = load_task("amazon_polarity", data_dir=tmp_path)
+    assert [e.text for e in data.train] == ["fine", "poor"]
+    with pytest.raises(
+        DataError, match=r"give --validation_file, or .* pem split --validation_size"
+    ):
+        _ = data.validation
+    rte = TaskData(TASKS["rte"], {}, {})
+    with pytest.raises(DataError, match=r"give --validation_file$"):
+        _ = rte.validation
 
 
 def test_mnli_is_validated_on_the_matched_split():

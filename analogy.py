@@ -2,6 +2,7 @@
 
     python analogy.py -a CLS TARGET_LM SOURCE_LM -p OUT --coefficient 0.9
 
+--grid 0 0.1 1 0.8 0.02 1 makes one module for each value of lam; with --evaluate it scores them.
 All flags: python analogy.py --help. The same program is `pem analogy`.
 """
 

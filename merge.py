@@ -3,7 +3,8 @@
     python merge.py -a DIR DIR ... -p OUT --coefficients 0.3 0.7
 
 Without --coefficients every module counts 1/n; --search_step entries are divided by their sum.
---grid 0 0.05 1 makes the points (t, 1 - t) for two modules and, with --evaluate, scores them.
+--grid 0 0.05 1 makes the points (t, 1 - t) for two modules, all multiples of 0.05 that sum to 1
+for more, and with --evaluate scores them on one task or several.
 All flags: python merge.py --help. The same program is `pem merge`.
 """
 

@@ -1,4 +1,4 @@
-"""A tiny base model with a tokenizer, three modules and labelled rows on disk, for sweeps."""
+"""Tiny base models with tokenizers, modules and labelled rows on disk, for sweeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny import VOCABULARY, random_module, tiny
+import torch
+from tiny import VOCABULARY, random_module, tiny, write_text_to_text
+from transformers import T5ForConditionalGeneration
+
+from pem_composition.evaluation.models import save_model
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -81,3 +85,75 @@ def write_rows(path: Path, count: int, seed: int) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@dataclass(frozen=True)
+class TextBench:
+    """A text-to-text model and two tasks for it: pairs answered Yes or No, and sentiments."""
+
+    base: Path
+    modules: tuple[Path, ...]  # four
+    pairs: tuple[Path, Path]  # validation, test
+    reviews: tuple[Path, Path]
+    documents: Path
+
+    def flags(self, *tasks: str, modules: int = 2) -> list[str]:
+        """Flags of a sweep over the tasks (rte, sst2) but program, grid and output."""
+        files = [{"rte": self.pairs, "sst2": self.reviews}[task] for task in tasks]
+        return [
+            "-a",
+            *map(str, self.modules[:modules]),
+            "--model_name_or_path",
+            str(self.base),
+            "--objective",
+            "seq2seq",
+            "--task_name",
+            *tasks,
+            "--validation_file",
+            *(str(validation) for validation, _ in files),
+            "--test_file",
+            *(str(test) for _, test in files),
+        ]
+
+
+def make_text(folder: Path, kind: str = "lora") -> TextBench:
+    """Write base, four modules (or whole models) and rows into ``folder``."""
+    words = [f"w{i}" for i in range(12)]
+    answers = "Yes No yes or no negative positive review Does Is imply that Please answer either"
+    base = write_text_to_text(folder / "base", [" ".join([*words, answers])] * 20)
+    paths = tuple(folder / f"m{seed}" for seed in (1, 2, 3, 4))
+    for seed, path in enumerate(paths, start=1):
+        model = T5ForConditionalGeneration.from_pretrained(base)
+        if kind == "full":
+            _write_whole(model, path, seed)
+        else:
+            random_module(model, kind, seed=seed).save(path)
+    draw = random.Random(7)
+
+    def text() -> str:
+        return " ".join(draw.choice(words) for _ in range(draw.randrange(2, 9)))
+
+    def write(name: str, count: int, labels: tuple[str, ...], *columns: str) -> Path:
+        rows = [
+            {**{c: text() for c in columns}, **({"label": draw.choice(labels)} if labels else {})}
+            for _ in range(count)
+        ]
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    rte, sst2 = ("entailment", "not_entailment"), ("negative", "positive")
+    pairs = [write(f"rte-{n}", c, rte, "sentence1", "sentence2") for n, c in (("d", 12), ("t", 10))]
+    reviews = [write(f"sst2-{n}", c, sst2, "sentence") for n, c in (("d", 10), ("t", 14))]
+    documents = write("documents", 30, (), "text")
+    return TextBench(base, paths, tuple(pairs), tuple(reviews), documents)
+
+
+def _write_whole(model: T5ForConditionalGeneration, path: Path, seed: int) -> None:
+    """A fine-tuned model: the base with every weight moved."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    path.mkdir()
+    save_model(model, path)

@@ -161,13 +161,13 @@ def test_names_with_spaces_reach_the_program_whole(tmp_path):
     own = str(tmp_path / "my rows.jsonl")
     script, out = EXPERIMENT / "dataset_split_merge.sh", tmp_path / "o p"
     _, config = parsed(dry_run(script, test_file=own, OUT=str(out))[-1])
-    assert config.test_file == own
+    assert config.test_file == (own,)
     assert config.save_path.parent.parent.parent.parent == out
 
 
 def test_merges_are_reported_on_the_rows_that_the_split_kept_for_it(tmp_path):
     _, config = parsed(dry_run(EXPERIMENT / "dataset_split_merge.sh", OUT=str(tmp_path))[-1])
-    assert config.test_file == str(Path(config.validation_file).with_name("test.jsonl"))
+    assert config.test_file == (str(Path(config.validation_file[0]).with_name("test.jsonl")),)
 
 
 def test_scripts_find_their_folder_when_slurm_runs_a_copy(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -11,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,9 @@ from sklearn.metrics import accuracy_score
 import pem_composition as library
 from pem_composition import cli, sweep
 from pem_composition.errors import UsageError
-from pem_composition.report.records import read, read_lines
+from pem_composition.report.records import Results, read, read_lines
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID = ("--grid", "0", "0.25", "1")
 
@@ -99,35 +101,47 @@ def test_each_point_is_scored_once_and_end_points_are_the_modules(finished):
     for space in ("parameter", "delta"):
         curve = found.summary["curve"][space]
         assert [p["coefficients"][0] for p in curve] == [0, 0.25, 0.5, 0.75, 1]
-        assert [p["key"] for p in curve[::4]] == found.summary["singles"][::-1]
-    # 2 modules + 3 inner points per space, then 2 modules, reference, equal and selected on test.
-    assert len(lines) <= 2 + 6 + 2 + 1 + 4
+        assert [p["keys"] for p in curve[::4]] == found.summary["singles"][::-1]
+    # 2 modules, reference, 3 points per space; then 2 modules, reference, equal and selected.
+    assert len(lines) <= 2 + 1 + 6 + 2 + 1 + 4
 
 
 def test_the_selected_point_is_the_best_true_mixture_of_the_selection_split(finished):
     found = read(finished)
     for space, selected in found.summary["selected"].items():
         inner = found.summary["curve"][space][1:-1]
-        scores = {tuple(p["coefficients"]): found.points[p["key"]]["score"] for p in inner}
+        scores = {tuple(p["coefficients"]): score_of(found, p) for p in inner}
         assert scores[tuple(selected)] == max(scores.values())
         best = [c for c, s in scores.items() if s == max(scores.values())]
         assert abs(selected[0] - 0.5) == min(abs(c[0] - 0.5) for c in best)
-    assert {found.points[r["key"]]["split"] for r in found.summary["rows"]} == {"test"}
+    assert {found.points[r["keys"][0]]["split"] for r in found.summary["rows"]} == {"test"}
+
+
+def error_of(found: Results, entry: dict) -> dict[str, float]:
+    (key,) = entry["keys"]
+    return {"standard_error": found.points[key]["standard_error"]}
+
+
+def score_of(found: Results, entry: dict) -> float:
+    (key,) = entry["keys"]
+    return found.points[key]["score"]
 
 
 def test_gains_are_paired_differences_to_the_average(bench, finished):
     found = read(finished)
     gold = [sweep_data.LABELS.index(json.loads(x)["label"]) for x in bench.test.open()]
     right = {
-        r["row"]: np.array([int(p) for p in found.points[r["key"]]["predictions"]]) == gold
+        r["row"]: np.array([int(p) for p in found.points[r["keys"][0]]["predictions"]]) == gold
         for r in found.summary["rows"]
     }
     average = (right["half1"] + right["half2"].astype(float)) / 2
     for row in found.summary["rows"]:
         difference = right[row["row"]] - average
-        assert row["gain"] == pytest.approx(difference.mean())
+        (gain,) = row["gains"]
+        assert gain["gain"] == pytest.approx(difference.mean())
         expected = difference.std() / math.sqrt(len(gold))
-        assert row["gain_standard_error"] == pytest.approx(expected, rel=0.2, abs=1e-9)
+        assert gain["gain_standard_error"] == pytest.approx(expected, rel=0.2, abs=1e-9)
+        assert row["mean"] == {**gain, "score": score_of(found, row), **error_of(found, row)}
 
 
 def test_the_selected_modules_are_written(finished, bench):
@@ -193,7 +207,7 @@ def test_a_changed_input_never_meets_an_old_result(changed, bench, finished, tmp
         words = ["--max_seq_length", "16"]
     assert run(own, tmp_path / "out", *words) == 0
     after = read(tmp_path / "out")
-    curve = {p["key"] for p in after.summary["curve"]["delta"]}
+    curve = {key for p in after.summary["curve"]["delta"] for key in p["keys"]}
     unchanged = {k for k, r in before.items() if r["names"] == ["half2"] and changed == "module"}
     assert curve & before.keys() <= unchanged
     assert len(curve - before.keys()) >= 4
@@ -328,8 +342,8 @@ def test_whole_models_are_scored_as_differences_to_the_base(bench, tmp_path, cap
     )
     assert run(single, tmp_path / "single", "-c", "fft") == 0
     mixed = read(tmp_path / "single")
-    expected = mixed.points[mixed.summary["singles"][0]]
-    quarter = found.points[found.summary["curve"]["parameter"][1]["key"]]
+    expected = mixed.points[mixed.summary["singles"][0][0]]
+    quarter = found.points[found.summary["curve"]["parameter"][1]["keys"][0]]
     assert quarter["coefficients"] == [0.25, 0.75]
     assert quarter["predictions"] == expected["predictions"]
 
@@ -403,17 +417,36 @@ def test_a_grid_holds_every_step_and_its_ends(first, step, count):
     assert values == tuple(round((first + i * step) / 100, 12) for i in range(count + 1))
 
 
+def test_several_ranges_are_their_union_in_rising_order():
+    tenths = [round(i / 10, 12) for i in range(11)]
+    fine = [round(0.8 + i / 50, 12) for i in range(11)]
+    expected = sorted(set(tenths) | set(fine))
+    found = sweep.merges((0, 0.1, 1, 0.8, 0.02, 1), 2)
+    assert [t for t, _ in found] == expected
+    assert all(t + rest == pytest.approx(1, abs=1e-12) for t, rest in found)
+    assert [t for t, *_ in sweep.analogies((0.8, 0.02, 1, 0, 0.1, 1))] == expected
+
+
+@given(st.integers(3, 5), st.integers(1, 6))
+def test_the_simplex_holds_every_split_of_the_whole_once(modules, steps):
+    found = sweep.merges((0, 1 / steps, 1), modules)
+    shares = itertools.product(range(steps + 1), repeat=modules)
+    whole = {tuple(round(i / steps, 12) for i in s) for s in shares if sum(s) == steps}
+    assert set(found) == whole
+    assert len(found) == len(whole)
+
+
+@given(st.lists(st.floats(-1, 2), min_size=1, max_size=3))
+def test_an_analogy_adds_what_it_takes_away(values):
+    for value in values:
+        ((t, target, source),) = sweep.analogies((value, 1, value))
+        assert t == pytest.approx(value, abs=1e-12)
+        assert (target, source) == (pytest.approx(1 - t), pytest.approx(t - 1))
+        assert target == -source
+
+
 def test_a_grid_stops_before_passing_its_end():
     assert sweep.grid(0, 0.3, 1) == (0, 0.3, 0.6, 0.9)
     assert sweep.grid(0.5, 1, 0.5) == (0.5,)
     with pytest.raises(UsageError):
         sweep.grid(0, 0, 1)
-
-
-@pytest.fixture(autouse=True)
-def quiet_threads() -> Iterator[None]:
-    """One thread: the tiny model is faster so, and batched sums have one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -6,8 +6,10 @@ than a fresh initialisation so that each layer matters to the logits, and biases
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import transformers
@@ -134,6 +136,47 @@ def tiny(name: str, *, seed: int = 0) -> nn.Module:
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def write_text_to_text(
+    folder: Path, texts: Iterable[str], *, dropout: float = 0.0, seed: int = 0
+) -> Path:
+    """A Flan-like T5 on disk: gated, output embeddings of its own, a tokenizer learned from texts.
+
+    As in the published files, ``tie_word_embeddings`` is false, which transformers 5 overrides.
+    """
+    save_text_tokenizer(folder, texts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _t5(feed_forward_proj="gated-gelu", dropout_rate=dropout, tie_word_embeddings=False)
+        own = torch.randn(VOCABULARY, HIDDEN)
+        model.all_tied_weights_keys.pop("lm_head.weight")
+        model.lm_head.weight = nn.Parameter(own)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return folder
+
+
+def save_text_tokenizer(folder: Path, texts: Iterable[str]) -> None:
+    """Byte pairs in T5's manner: <pad> 0, </s> 1 at the end of every text, <unk> 2."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False),
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
 
 
 def inputs_for(

@@ -124,7 +124,14 @@ class Bench:
         flags = self.flags(output, **changes)
         return TrainConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in flags.items()})
 
-    def start(self, output: str, *, file_limit: int | None = None, **changes: Any) -> Child:
+    def start(
+        self,
+        output: str,
+        *,
+        file_limit: int | None = None,
+        variables: dict[str, str] | None = None,
+        **changes: Any,
+    ) -> Child:
         """Start ``pem train`` in a process that may write no file above ``file_limit`` bytes."""
         argv = [
             "train",
@@ -135,7 +142,9 @@ class Bench:
             ),
         ]
         log = self.folder / f"{output}.log"
-        process = self.context.Process(target=_child, args=(argv, str(log), file_limit))
+        process = self.context.Process(
+            target=_child, args=(argv, str(log), file_limit, variables or {})
+        )
         process.start()
         return Child(process, log)
 
@@ -167,13 +176,14 @@ class Child:
         return self.log.read_text()
 
 
-def _child(argv: list[str], log: str, file_limit: int | None) -> None:
+def _child(argv: list[str], log: str, file_limit: int | None, variables: dict[str, str]) -> None:
     import resource
 
     import torch
 
     from pem_composition.cli import main
 
+    os.environ.update(variables)
     torch.set_num_threads(1)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pem_composition.cli import common, full
+from pem_composition import sweep as library
+from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 
@@ -17,11 +19,15 @@ HELP = "move a classifier to another domain: lam * CLS + (1 - lam) * (TARGET_LM 
 EXAMPLES = """
   python analogy.py -a yelp_cls amazon_lm yelp_lm -p runs/amazon_cls --coefficient 0.9
   python analogy.py -a yelp_cls amazon_lm yelp_lm -p runs/amazon_cls --search_step 90 10
+  python analogy.py -a yelp_cls amazon_lm yelp_lm -p runs/sweep --grid 0 0.1 1 0.8 0.02 1 \\
+      --evaluate --model_name_or_path t5-base --objective seq2seq --task_name amazon_polarity \\
+      --validation_file dev.jsonl --test_file test.jsonl --reference_module amazon_cls
 """
+MODULES = "three: CLS TARGET_LM SOURCE_LM"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(shared.MergeFlags):
+class Config(shared.MergeFlags, shared.GridFlags):
     """Flags of analogy.py; --adapters are CLS TARGET_LM SOURCE_LM, in this order."""
 
     coefficient: float | None = field(
@@ -36,35 +42,46 @@ class Config(shared.MergeFlags):
 
 def run(config: Config) -> int:
     """Compose three modules and write the result; the classifier's head is kept by default."""
-    lam = coefficient(config)
-    shared.check_adapters(config.adapters, "three: CLS TARGET_LM SOURCE_LM", 3, 3)
+    if config.evaluate:
+        return _run_sweep(config)
+    shared.refuse_flags(config, "--evaluate")
+    points = _points(config)
+    shared.check_adapters(config.adapters, MODULES, 3, 3)
     shared.check_dropout(config.dropout_list, 3)
     out = common.output_directory(config, 3)
     head = config.head_policy("first")
     models = full.models_of(config, config.full_merge)
     if models is not None:
-        return full.compose(models, (lam, 1 - lam, lam - 1), out, config, head)
+        full.refuse_grid(config.grid)
+        return full.compose(models, points[0], out, config, head)
     common.check_output(out, config.adapters, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)
+    modules = common.load_modules(config.adapters, names)
+    if config.grid is None:
+        module = _combine(modules, points[0], config)
+        module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
+        common.report(out, module)
+        return 0
+    series = [f"{point[0]:.12g}" for point in points]
+    common.write_grid(points, series, lambda p: _combine(modules, p, config), out, config)
+    return 0
 
-    from pem_composition.module import analogy
 
-    module = analogy(
-        *common.load_modules(config.adapters, names),
-        lam,
+def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
+    from pem_composition.module import combine
+
+    module = combine(
+        modules,
+        point,
         space=config.one_space,
         rank=config.rank,
-        head=head,
+        head=config.head_policy("first"),
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
     )
-    if config.format == "adapter-transformers":
-        module = as_reference(module)
-    module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-    common.report(out, module)
-    return 0
+    return as_reference(module) if config.format == "adapter-transformers" else module
 
 
 def as_reference(module: PEM) -> PEM:
@@ -82,6 +99,28 @@ def as_reference(module: PEM) -> PEM:
     )
     config = replace(module.config, extra={**module.config.extra, "origin": written})
     return replace(module, config=config, head=head)
+
+
+def _points(config: Config) -> tuple[tuple[float, ...], ...]:
+    """Coefficients of every module to be written."""
+    if config.grid is None:
+        lam = coefficient(config)
+        return ((lam, 1 - lam, lam - 1),)
+    if config.coefficient is not None or config.search_step:
+        raise UsageError.build(
+            "--grid", "given together with a coefficient", do="give one of the two"
+        )
+    return library.analogies(config.grid)
+
+
+def _run_sweep(config: Config) -> int:
+    grid = config.scored_grid(
+        coefficient=config.coefficient is not None,
+        search_step=config.search_step,
+        full_merge=config.full_merge,
+    )
+    shared.check_adapters(config.adapters, MODULES, 3, 3)
+    return sweep.start(config, config, grid, config.head_policy("first"), library.ANALOGY)
 
 
 def coefficient(config: Config) -> float:

@@ -5,7 +5,7 @@ Nothing here imports torch: a wrong path, rank or coefficient is answered from f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,12 +92,9 @@ def read_headers(
     Raises:
         PEMError: a directory that is no module, or modules that cannot be combined as asked.
     """
-    from dataclasses import replace
-
     from pem_composition.arithmetic.compatible import check_compatible
-    from pem_composition.checkpoint import inspect_header
 
-    headers = [replace(inspect_header(p), name=n) for p, n in zip(paths, names, strict=True)]
+    headers = headers_of(paths, names)
     kind = ADACONFIG_KINDS.get(adaconfig or "")
     for header, path in zip(headers, paths, strict=True):
         if kind is not None and header.kind != kind:
@@ -120,6 +117,15 @@ def read_headers(
         facts, space=space or flags.one_space, allow_base_mismatch=flags.allow_base_mismatch
     )
     return headers
+
+
+def headers_of(paths: Sequence[str], names: Sequence[str]) -> list[ModuleHeader]:
+    """Headers of modules under these names, each checked for itself."""
+    from dataclasses import replace
+
+    from pem_composition.checkpoint import inspect_header
+
+    return [replace(inspect_header(p), name=n) for p, n in zip(paths, names, strict=True)]
 
 
 def check_model(
@@ -183,6 +189,25 @@ def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = 
 
     read = {path: load(path, base=base) for path in dict.fromkeys(paths)}
     return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
+
+
+def write_grid(
+    points: Sequence[tuple[float, ...]],
+    names: Sequence[str],
+    combine: Callable[[tuple[float, ...]], PEM],
+    out: Path,
+    flags: OutputFlags,
+) -> None:
+    """OUT/<name> for every point; the whole directory appears at once or not at all."""
+    from pem_composition.checkpoint.files import atomic_directory
+
+    written = {}
+    with atomic_directory(out, overwrite=flags.overwrite) as temporary:
+        for name, point in zip(names, points, strict=True):
+            written[name] = combine(point)
+            written[name].save(temporary / name, format=flags.format, dtype=flags.dtype)
+    for name, module in written.items():
+        report(out / name, module)
 
 
 def report(out: Path, module: PEM) -> None:

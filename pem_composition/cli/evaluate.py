@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.errors import IncompatibleModules, UsageError
-from pem_composition.training.config import flag
+from pem_composition.training.config import (
+    DEFAULT_BLOCK,
+    check_objective,
+    flag,
+    refuse_idle,
+)
 
 if TYPE_CHECKING:
+    from pem_composition.evaluation.exam import ExamSettings
+    from pem_composition.evaluation.models import LoadedBase
     from pem_composition.module import PEM
     from pem_composition.tasks.data import TaskData
     from pem_composition.tasks.glue import Task
+    from pem_composition.training.objectives import Objective
 
 NAME = "evaluate"
 HELP = "score a model with or without a module: metrics, standard error, shares, AUC"
@@ -21,8 +29,11 @@ EXAMPLES = """
   pem evaluate --model_name_or_path minilm --adapter runs/merged --task_name sst2 \\
       --validation_file dev.jsonl --output_dir runs/merged/eval
   pem evaluate --model_name_or_path runs/fft --task_name rte --data_dir data/glue
+  pem evaluate --model_name_or_path flan-t5-small --objective seq2seq --task_name sst2 \\
+      --data_dir data/glue --answers free
 """
 NO_ADAPTER = "none"
+SIZES = ("max_seq_length", "block_size", "max_eval_samples", "per_device_eval_batch_size")
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,23 @@ class Config:
     data_dir: str | None = flag(
         None, "folder with train/dev files, or with one such folder per task"
     )
+    objective: Literal["classification", "seq2seq"] = flag(
+        "classification", "how the model answers: by a head, or text to text"
+    )
+    target: Literal["label", "next_block"] | None = flag(
+        None, "seq2seq: the answer of the row's label (default: label), or a domain's text"
+    )
+    prompt: str | None = flag(
+        None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
+    )
+    answers: Literal["scoring", "constrained", "free"] | None = flag(
+        None,
+        "seq2seq: the likeliest answer (scoring, the default), beam search that writes nothing "
+        "else (constrained), or greedy generation, in which other words are wrong (free)",
+    )
+    block_size: int | None = flag(
+        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"
+    )
     split: Literal["validation", "test"] = flag("validation", "rows to score")
     output_dir: str | None = flag(
         None, "where eval_results.json and all_results.json go; default: printed only"
@@ -49,7 +77,10 @@ class Config:
     )
     seed: int = flag(42, "seed of a head that neither model nor module brings")
     max_eval_samples: int | None = flag(None, "at most N rows, stratified by label")
-    per_device_eval_batch_size: int = flag(64, "rows per batch")
+    per_device_eval_batch_size: int | None = flag(
+        None, "rows per batch (default: 16 on a CPU, 64 on a GPU)"
+    )
+    bf16: bool = flag(False, "compute in bfloat16: faster where the processor has it")
     allow_base_mismatch: bool = flag(False, "score a module of another base model all the same")
     use_cpu: bool = flag(False, "do not use a GPU")
 
@@ -58,12 +89,25 @@ class Config:
             raise UsageError.build(
                 "--task_name", "no rows to score", do="give a task or --validation_file"
             )
-        for name in ("per_device_eval_batch_size", "max_eval_samples"):
+        check_objective(self)
+        asked = self.objective == "seq2seq" and not self.next_block
+        refuse_idle(self, "answers", "--objective seq2seq --target label", has=asked)
+        for name in SIZES:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError.build(
                     f"--{name}", "cannot be used", found=value, expected="a number >= 1"
                 )
+
+    @property
+    def next_block(self) -> bool:
+        """True where the rows are a domain's text."""
+        return self.objective == "seq2seq" and self.target == "next_block"
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per block, with the default filled in."""
+        return self.block_size or DEFAULT_BLOCK
 
 
 def run(config: Config) -> int:
@@ -85,19 +129,25 @@ def run(config: Config) -> int:
 
 def read_data(config: Config) -> TaskData:
     """The rows to score."""
-    from pem_composition.tasks.data import load_task
-
-    data = load_task(
+    limits = {"max_eval_samples": config.max_eval_samples}
+    if not config.next_block:
+        limits["max_predict_samples"] = config.max_eval_samples
+    data = _objective(config).read(
         config.task_name,
         validation_file=config.validation_file,
         test_file=config.test_file,
         data_dir=config.data_dir,
         splits=[config.split],
-        max_eval_samples=config.max_eval_samples,
-        max_predict_samples=config.max_eval_samples,
+        **limits,
     )
     data.require(config.split)
     return data
+
+
+def _objective(config: Config) -> Objective:
+    from pem_composition.training.objectives import objective_of
+
+    return objective_of(config)  # type: ignore[arg-type]  # the flags that it reads are here, too
 
 
 def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
@@ -105,30 +155,58 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
 
     Raises:
         IncompatibleModules: the module does not fit the model or the task.
-        CheckpointError, DataError: a file that cannot be used.
+        CheckpointError, DataError: a file, a prompt or rows that cannot be used.
     """
-    from pem_composition.evaluation import models
-
+    settings = _objective(config).settings(data.task, config.max_seq_length)
     module = load_module(config, data.task) if config.adapter != NO_ADAPTER else None
     import torch
-    import transformers
 
     from pem_composition.adapters import attach
-    from pem_composition.evaluation import classify
+    from pem_composition.evaluation.exam import make_exam
     from pem_composition.training.scoring import Scorer
 
-    transformers.set_seed(config.seed)
-    model, tokenizer, info = models.load_base(config.model_name_or_path, data.task)
+    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
+    model, tokenizer, info = load_model(config, data.task)
     if module is not None:
         attach(model, module)
     if info["missing_keys"] and (module is None or not module.head_tensors()):
         print(f"note: the head is newly initialised (--seed {config.seed}), not trained")
+    settings = fitted(config, settings, model, tokenizer)
+    exam = make_exam(
+        settings,
+        data.task,
+        data.require(config.split),
+        tokenizer,
+        model.config,
+        batch_size=config.per_device_eval_batch_size,
+        pad_to=settings.max_seq_length if config.pad_to_max_length else None,
+        device=device,
+    )
+    with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+        scores = Scorer(exam)(model.to(device))
+    asked = settings.objective == "seq2seq" and settings.target == "label"
+    return {**scores, "answers": settings.answers} if asked else scores
+
+
+def load_model(config: Config, task: Task) -> LoadedBase:
+    """The model with a head for the task, or with its output embeddings."""
+    import transformers
+
+    from pem_composition.evaluation import models
+
+    transformers.set_seed(config.seed)
+    if config.objective == "seq2seq":
+        return models.load_seq2seq(config.model_name_or_path)
+    return models.load_base(config.model_name_or_path, task)
+
+
+def fitted(config: Config, settings: ExamSettings, model: Any, tokenizer: Any) -> ExamSettings:
+    """The settings with inputs that the model can take, and the way to answer."""
+    from pem_composition.evaluation import models
+
     limit = models.max_input_length(model.config, tokenizer) or config.max_seq_length
     length = min(config.max_seq_length, limit)
-    rows = classify.encode(tokenizer, data.require(config.split), max_seq_length=length)
-    pad_to = length if config.pad_to_max_length else None
-    scorer = Scorer(data.task, rows, batch_size=config.per_device_eval_batch_size, pad_to=pad_to)
-    return scorer(model.to("cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"))
+    return replace(settings, max_seq_length=length, answers=config.answers or settings.answers)
 
 
 def load_module(config: Config, task: Task) -> PEM:

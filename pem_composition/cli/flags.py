@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import UsageError
+from pem_composition.training.config import DEFAULT_BLOCK, OBJECTIVES, TARGETS
 
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = ("simple",)
@@ -250,28 +251,70 @@ class EvaluationFlags:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "base model to evaluate on: a directory or a name"}
     )
-    task_name: str | None = field(
-        default=None, metadata={"help": "task, e.g. rte; gives columns, labels and metric"}
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "rows on which coefficients are selected"}
-    )
-    test_file: str | None = field(
+    objective: str | None = field(
         default=None,
-        metadata={"help": "rows on which the table is made; default: the validation rows"},
+        metadata={
+            "choices": OBJECTIVES,
+            "help": "how modules answer: by a head (default: classification) or text to text",
+        },
     )
-    data_dir: str | None = field(
+    target: str | None = field(
         default=None,
-        metadata={"help": "folder with dev and test files, or with one such folder per task"},
+        metadata={
+            "choices": TARGETS,
+            "help": "seq2seq: the answer of the row's label (default: label) or a domain's text",
+        },
+    )
+    prompt: tuple[str, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "seq2seq: template and answers by name or JSON file, one for all tasks or one "
+            "per task; default: each task's own",
+        },
+    )
+    task_name: tuple[str, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "TASK",
+            "help": "task or tasks, e.g. rte mnli; gives columns, labels and metric",
+        },
+    )
+    validation_file: tuple[str, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE",
+            "help": "rows on which coefficients are selected, one file per task",
+        },
+    )
+    test_file: tuple[str, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE",
+            "help": "rows on which the table is made, one file per task; default: the validation "
+            "rows",
+        },
+    )
+    data_dir: tuple[str, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "DIR",
+            "help": "folder with dev and test files, or with one such folder per task; or one "
+            "folder for each task",
+        },
     )
     max_seq_length: int | None = field(
         default=None, metadata={"help": "tokens per example (default: 128)"}
+    )
+    block_size: int | None = field(
+        default=None,
+        metadata={"help": f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"},
     )
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "use only N rows per split"}
     )
     per_device_eval_batch_size: int | None = field(
-        default=None, metadata={"help": "rows per batch (default: 64)"}
+        default=None, metadata={"help": "rows per batch (default: 16 on a CPU, 64 on a GPU)"}
     )
     reference_module: str | None = field(
         default=None,
@@ -280,7 +323,85 @@ class EvaluationFlags:
             "help": "one more module to compare with, e.g. of the full set",
         },
     )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "compute in bfloat16: faster where the processor has it"}
+    )
     use_cpu: bool | None = field(default=None, metadata={"help": "do not use a GPU"})
+
+    @property
+    def next_block(self) -> bool:
+        """True where the rows are a domain's text."""
+        return self.objective == "seq2seq" and self.target == "next_block"
+
+    def check_objective(self) -> None:
+        """Refuse flags of another objective than the one that is evaluated.
+
+        Raises:
+            UsageError: naming the flag that would make it count.
+        """
+        seq2seq = self.objective == "seq2seq"
+        for name, needed, has in (
+            ("target", "--objective seq2seq", seq2seq),
+            ("prompt", "--objective seq2seq", seq2seq),
+            ("prompt", "--target label", not self.next_block),
+            ("block_size", "--objective seq2seq --target next_block", self.next_block),
+        ):
+            if getattr(self, name) is not None and not has:
+                raise UsageError.build(
+                    f"--{name}",
+                    f"has no effect without {needed}",
+                    do=f"add {needed} or leave it out",
+                )
+        for name in ("block_size", "max_eval_samples", "per_device_eval_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError.build(
+                    f"--{name}", "cannot be used", found=value, expected="a number >= 1"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridFlags(EvaluationFlags):
+    """A series of compositions, written or scored; ``merge`` and ``analogy``."""
+
+    grid: tuple[float, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "T",
+            "help": "START STEP STOP, or several such ranges: all points (t, 1 - t), for analogies "
+            "(t, 1 - t, t - 1); three modules and more: 0 STEP 1, all multiples of STEP that sum "
+            "to 1",
+        },
+    )
+    evaluate: bool = field(
+        default=False, metadata={"help": "score the points of the grid instead of writing modules"}
+    )
+
+    def scored_grid(self, **others: object) -> tuple[float, ...]:
+        """The grid of --evaluate.
+
+        Args:
+            others: values of flags that name single points; none may be set.
+
+        Raises:
+            UsageError: no grid, or a flag beside it.
+        """
+        for name, value in others.items():
+            if value:
+                raise UsageError.build(
+                    "--evaluate",
+                    "scores the points of a grid",
+                    found=f"--{name}",
+                    expected="--grid START STEP STOP and --adapters",
+                )
+        if self.grid is None:
+            raise UsageError.build(
+                "--evaluate",
+                "no points to score",
+                expected="--grid START STEP STOP",
+                do="add --grid 0 0.05 1",
+            )
+        return self.grid
 
 
 def refuse_flags(config: EvaluationFlags, needed: str) -> None:

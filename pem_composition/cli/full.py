@@ -48,6 +48,20 @@ def _is_full(path: str) -> bool:
     return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
 
 
+def refuse_grid(grid: Sequence[float] | None) -> None:
+    """Whole models are not written point by point: each is as large as the base.
+
+    Raises:
+        UsageError: there is a grid.
+    """
+    if grid is not None:
+        raise UsageError.build(
+            "--grid",
+            "writes one module per point, not whole models",
+            do="add --evaluate, or give coefficients",
+        )
+
+
 def compose(
     models: Models, coefficients: Sequence[float], out: Path, flags: shared.ModuleFlags, head: str
 ) -> int:

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from pem_composition.tasks.glue import Task
 
 NAME = "init"
-HELP = "write the initial module and head that several runs start from"
+HELP = "write the initial module, and head if any, that several runs start from"
 EXAMPLES = """
   pem init --model_name_or_path minilm --task_name sst2 --lora_r 8 --seed 42 --output_dir runs/init
   pem init --model_name_or_path roberta-base --num_labels 3 --adapter_config ia3 --output_dir init
+  pem init --objective seq2seq --model_name_or_path flan-t5-small --output_dir runs/init
 """
 
 
@@ -30,7 +31,12 @@ class Config(ModelFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         named = bool(self.task_name or self.train_file)
-        if named == (self.num_labels is not None):
+        if self.objective == "seq2seq":
+            if self.num_labels is not None:
+                raise UsageError.build(
+                    "--num_labels", "a text-to-text model has no head", do="leave it out"
+                )
+        elif named == (self.num_labels is not None):
             raise UsageError.build(
                 "--num_labels",
                 "says what the head predicts",
@@ -51,8 +57,8 @@ def run(config: Config) -> int:
     return 0
 
 
-def task_of(config: Config) -> Task:
-    """The task whose head is initialised.
+def task_of(config: Config) -> Task | None:
+    """The task whose head is initialised; None for text to text, which has no head.
 
     Raises:
         DataError: unknown task, or a file that is none.
@@ -60,6 +66,8 @@ def task_of(config: Config) -> Task:
     from pem_composition.tasks.data import load_task
     from pem_composition.tasks.glue import Task, get_task
 
+    if config.objective == "seq2seq":
+        return None
     if config.task_name is not None:
         return get_task(config.task_name)
     if config.train_file is not None:

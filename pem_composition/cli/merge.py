@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition import sweep as library
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
@@ -22,11 +23,13 @@ EXAMPLES = """
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/points --grid 0 0.1 1
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/sweep --grid 0 0.05 1 --evaluate \\
       --model_name_or_path roberta-base --task_name rte --validation_file dev.jsonl
+  python merge.py -a runs/rte runs/mnli -p runs/both --grid 0 0.05 1 --evaluate \\
+      --model_name_or_path t5-base --objective seq2seq --task_name rte mnli --data_dir glue
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(shared.MergeFlags, shared.EvaluationFlags):
+class Config(shared.MergeFlags, shared.GridFlags):
     """Flags of merge.py."""
 
     coefficients: tuple[float, ...] = field(
@@ -38,16 +41,6 @@ class Config(shared.MergeFlags, shared.EvaluationFlags):
     )
     search_step: tuple[float, ...] = field(
         default=(), metadata={"metavar": "C", "help": "one weight per module, divided by their sum"}
-    )
-    grid: tuple[float, float, float] | None = field(
-        default=None,
-        metadata={
-            "metavar": ("START", "STEP", "STOP"),
-            "help": "two modules: all points (t, 1 - t)",
-        },
-    )
-    evaluate: bool = field(
-        default=False, metadata={"help": "score the points of the grid instead of writing modules"}
     )
 
 
@@ -71,7 +64,9 @@ def run(config: Config) -> int:
     if config.grid is None:
         _write(modules, points[0], out, config)
     else:
-        _write_grid(modules, points, out, config)
+        common.write_grid(
+            points, names_of(points), lambda point: _combine(modules, point, config), out, config
+        )
     return 0
 
 
@@ -102,7 +97,7 @@ def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
         raise UsageError.build(
             "--grid", "given together with coefficients", do="give one of the two"
         )
-    return list(sweep.pairs(config.grid, modules))
+    return list(library.merges(config.grid, modules))
 
 
 def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
@@ -126,30 +121,14 @@ def _write(modules: Sequence[PEM], point: Sequence[float], out: Path, config: Co
     common.report(out, merged)
 
 
-def _write_grid(
-    modules: Sequence[PEM], points: Sequence[tuple[float, ...]], out: Path, config: Config
-) -> None:
-    """OUT/<t> for every point; the whole directory appears at once or not at all."""
-    from pem_composition.checkpoint.files import atomic_directory
-
-    written = {}
-    with atomic_directory(out, overwrite=config.overwrite) as temporary:
-        for point in points:
-            name = f"{point[0]:g}"
-            written[name] = _combine(modules, point, config)
-            written[name].save(temporary / name, format=config.format, dtype=config.dtype)
-    for name, merged in written.items():
-        common.report(out / name, merged)
+def names_of(points: Sequence[tuple[float, ...]]) -> list[str]:
+    """Directory names: t for two modules, all coefficients for more."""
+    return ["_".join(f"{c:.12g}" for c in (p[:1] if len(p) == 2 else p)) for p in points]
 
 
 def _run_full(config: Config, models: full.Models) -> int:
     """Whole models, sum_i c_i theta_i around the base."""
-    if config.grid is not None:
-        raise UsageError.build(
-            "--grid",
-            "writes one module per point, not whole models",
-            do="add --evaluate, or give --coefficients",
-        )
+    full.refuse_grid(config.grid)
     count = len(models.paths)
     if count < 1:
         raise UsageError.build(
@@ -162,17 +141,9 @@ def _run_full(config: Config, models: full.Models) -> int:
 
 
 def _run_sweep(config: Config) -> int:
-    if config.coefficients or config.search_step or config.full_merge:
-        raise UsageError.build(
-            "--evaluate",
-            "scores the points of a grid",
-            expected="--grid START STEP STOP and --adapters",
-        )
-    if config.grid is None:
-        raise UsageError.build(
-            "--evaluate",
-            "no points to score",
-            expected="--grid START STEP STOP",
-            do="add --grid 0 0.05 1",
-        )
-    return sweep.start(config, config, config.grid, config.head_policy("average"))
+    grid = config.scored_grid(
+        coefficients=config.coefficients,
+        search_step=config.search_step,
+        full_merge=config.full_merge,
+    )
+    return sweep.start(config, config, grid, config.head_policy("average"))

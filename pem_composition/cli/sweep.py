@@ -1,4 +1,4 @@
-"""``pem sweep`` and ``merge.py --grid ... --evaluate``: score a grid, tabulate, plot."""
+"""``pem sweep`` and ``--grid ... --evaluate`` of merge.py and analogy.py: score, tabulate, plot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
-from pem_composition.cli import common
+from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 from pem_composition.report.records import RESULTS
@@ -17,13 +17,14 @@ from pem_composition.training.signals import StopRequest
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.module import PEM
-    from pem_composition.tasks.data import TaskData
 
 NAME = "sweep"
-HELP = "score the merges (t, 1 - t) of two modules over a grid of t, in one process; table and plot"
+HELP = "score merges of modules over a grid, on one task or several, in one process; table and plot"
 EXAMPLES = """
   pem sweep -a runs/rte-0 runs/rte-1 -p runs/sweep --model_name_or_path roberta-base \\
       --task_name rte --validation_file dev.jsonl --test_file test.jsonl --grid 0 0.05 1
+  pem sweep -a runs/rte runs/mnli -p runs/both --model_name_or_path t5-base --objective seq2seq \\
+      --task_name rte mnli --data_dir glue --grid 0 0.05 1
 """
 MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
 
@@ -32,9 +33,13 @@ MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
 class Config(ModuleFlags, EvaluationFlags):
     """Flags of pem sweep."""
 
-    grid: tuple[float, float, float] = field(
+    grid: tuple[float, ...] = field(
         default=(0.0, 0.05, 1.0),
-        metadata={"metavar": ("START", "STEP", "STOP"), "help": "values of t"},
+        metadata={
+            "metavar": "T",
+            "help": "START STEP STOP, or several such ranges: two modules (t, 1 - t); more: 0 STEP "
+            "1, all multiples of STEP that sum to 1",
+        },
     )
     head: str = field(
         default="average", metadata={"choices": HEADS, "help": "which head a merge has"}
@@ -47,6 +52,7 @@ class Request:
 
     flags: ModuleFlags
     evaluation: EvaluationFlags
+    composition: str
     points: tuple[tuple[float, ...], ...]
     head: str
     model: str  # folder or hub name
@@ -56,7 +62,7 @@ class Request:
     names: tuple[str, ...]
     spaces: tuple[str, ...]
     kind: str
-    data: TaskData
+    tasks: tuple[scored.ScoredTask, ...]
 
 
 def run(config: Config) -> int:
@@ -64,33 +70,19 @@ def run(config: Config) -> int:
     return start(config, config, config.grid, config.head)
 
 
-def pairs(values: Sequence[float], modules: int) -> tuple[tuple[float, float], ...]:
-    """(t, 1 - t) for every t of a grid; rounded as the grid is, so that 1 - 0.9 is 0.1.
-
-    Raises:
-        UsageError: not two modules, or no such grid.
-    """
-    if modules != 2:
-        raise UsageError.build(
-            "--grid",
-            "a grid of (t, 1 - t) is over two modules",
-            found=modules,
-            expected=2,
-            do="use --coefficients",
-        )
-    first, step, last = values
-    return tuple((t, round(1 - t, 12)) for t in library.grid(first, step, last))
-
-
 def start(
-    flags: ModuleFlags, evaluation: EvaluationFlags, values: Sequence[float], head: str
+    flags: ModuleFlags,
+    evaluation: EvaluationFlags,
+    values: Sequence[float],
+    head: str,
+    composition: str = library.MERGE,
 ) -> int:
     """Check everything that needs no tensor, then score, tabulate and plot.
 
     Raises:
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
-    request = _check(flags, evaluation, values, head)
+    request = _check(flags, evaluation, values, head, composition)
     plan, bench = _prepare(request)
     report = library.TEST if library.TEST in bench.splits else library.VALIDATION
     with StopRequest():  # a signal ends the sweep between lines; finished points are on disk
@@ -102,10 +94,15 @@ def start(
 
 
 def _check(
-    flags: ModuleFlags, evaluation: EvaluationFlags, values: Sequence[float], head: str
+    flags: ModuleFlags,
+    evaluation: EvaluationFlags,
+    values: Sequence[float],
+    head: str,
+    composition: str,
 ) -> Request:
     count = len(flags.adapters)
-    points = pairs(values, count)
+    merge = composition == library.MERGE
+    points = library.merges(values, count) if merge else library.analogies(values)
     model = evaluation.model_name_or_path or next(iter(flags.model), None)
     if model is None:
         raise UsageError.build(
@@ -119,24 +116,15 @@ def _check(
     names = common.labels(flags.adapters, flags.adatasks)
     names += [common.labels(paths)[-1]] if reference else []
     headers = _headers(flags, names[:count])
-    data = _read_data(evaluation)
+    tasks = scored.read(evaluation)
     source = _resolve(model)
-    common.check_model([source], headers, flags.allow_base_mismatch)
+    extra = common.headers_of([reference], names[count:]) if reference else []
+    common.check_model([source], [*headers, *extra], flags.allow_base_mismatch)
     spaces = _spaces(flags, headers[0])
     return Request(
-        flags,
-        evaluation,
-        points,
-        head,
-        source,
-        Path(model).name,
-        out,
-        paths,
-        tuple(names),
-        spaces,
-        headers[0].kind,
-        data,
-    )
+        flags, evaluation, composition, points, head, source, Path(model).name, out, paths,
+        tuple(names), spaces, headers[0].kind, tasks,
+    )  # fmt: skip
 
 
 def _resolve(model: str) -> str:
@@ -186,61 +174,49 @@ def _spaces(flags: ModuleFlags, header: ModuleHeader) -> tuple[str, ...]:
     return spaces
 
 
-def _read_data(flags: EvaluationFlags) -> TaskData:
-    from pem_composition.tasks.data import load_task
-
-    if flags.task_name is None and flags.validation_file is None and flags.data_dir is None:
-        raise UsageError.build(
-            "--evaluate", "no data to score on", expected="--task_name, or --validation_file"
-        )
-    wanted = [library.VALIDATION]
-    if flags.test_file or flags.data_dir:
-        wanted.append(library.TEST)
-    return load_task(
-        flags.task_name,
-        validation_file=flags.validation_file,
-        test_file=flags.test_file,
-        data_dir=flags.data_dir,
-        splits=tuple(wanted),
-        max_eval_samples=flags.max_eval_samples,
-        max_predict_samples=flags.max_eval_samples,
-    )
-
-
 def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
     """Load the modules; the base model waits until a point needs it."""
     inputs = _load_inputs(request)
-    evaluation, data = request.evaluation, request.data
+    evaluation, tasks = request.evaluation, request.tasks
     settings = library.Settings(
         base=_fingerprint(request.model),
-        task=data.task.name,
-        max_seq_length=evaluation.max_seq_length or 128,
         head=request.head,
         rank=request.flags.rank,
+        bf16=bool(evaluation.bf16),
     )
-    batch_size = evaluation.per_device_eval_batch_size or 64
     splits = {
-        split: library.Rows(data.task, examples, settings.max_seq_length, batch_size)
-        for split, examples in data.splits.items()
-        if split in (library.VALIDATION, library.TEST) and _labelled(examples)
+        split: [_rows(task, split, evaluation) for task in tasks]
+        for split in dict.fromkeys((library.VALIDATION, scored.report_split(tasks)))
     }
     ledger = library.Ledger(request.out / RESULTS, fresh=request.flags.overwrite)
     count = len(request.flags.adapters)
-    reference = inputs[count] if len(inputs) > count else None
     plan = library.Plan(
-        tuple(inputs[:count]), request.points, request.spaces, reference, request.base_name
+        inputs=tuple(inputs[:count]),
+        points=request.points,
+        tasks=tuple(task.name for task in tasks),
+        spaces=request.spaces,
+        composition=request.composition,
+        reference=inputs[count] if len(inputs) > count else None,
+        base_name=request.base_name,
     )
     return plan, library.Bench(lambda: _load_base(request), splits, settings, ledger, _say)
 
 
+def _rows(task: scored.ScoredTask, split: str, flags: EvaluationFlags) -> library.Rows:
+    examples = task.rows(split)
+    assert examples is not None, "required when the tasks were read"
+    size = flags.per_device_eval_batch_size
+    return library.Rows(task.data.task, examples, task.settings(flags), size, task.name)
+
+
 def _load_inputs(request: Request) -> list[library.Input]:
-    base = request.model if request.kind == "full" else None
-    modules = common.load_modules(request.paths, request.names, base=base)
+    modules = common.load_modules(request.paths, request.names, base=request.model)
     inputs = [
         library.Input(name, module, library.digest_of(path))
         for name, module, path in zip(request.names, modules, request.paths, strict=True)
     ]
-    _check_heads(inputs, request.head)
+    if request.evaluation.objective != "seq2seq":
+        _check_heads(request, inputs)
     return inputs
 
 
@@ -255,35 +231,37 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _labelled(examples: Sequence[Any]) -> bool:
-    return any(e.label is not None for e in examples)
-
-
-def _check_heads(inputs: Sequence[library.Input], head: str) -> None:
+def _check_heads(request: Request, inputs: Sequence[library.Input]) -> None:
     """A module without a head would be scored with a random one."""
-    if head == "none":
+    if request.head == "none":
         raise UsageError.build(
             "--head",
             "a merge without a head cannot be scored",
             found="none",
             expected="average, first or last",
         )
-    for module in inputs:
+    alone = inputs
+    if request.composition == library.ANALOGY:  # a language model brings no head, and needs none
+        alone = [inputs[0], *inputs[3:]]
+    for module in alone:
         if not module.pem.head_tensors():
             raise IncompatibleModules.build(
                 module.name,
                 "has no classification head to score",
-                do="use modules trained on the task",
+                do="use modules trained on the task, or --objective seq2seq for text to text",
             )
 
 
 def _load_base(request: Request) -> tuple[Any, Any]:
     import torch
 
-    from pem_composition.evaluation.models import load_base
+    from pem_composition.evaluation.models import load_base, load_seq2seq
 
-    torch.manual_seed(0)  # the new head is replaced by the modules' own; drawn alike all the same
-    base, tokenizer, _ = load_base(request.model, request.data.task)
+    if request.evaluation.objective == "seq2seq":
+        base, tokenizer, _ = load_seq2seq(request.model)
+    else:
+        torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike all the same
+        base, tokenizer, _ = load_base(request.model, request.tasks[0].data.task)
     on_gpu = torch.cuda.is_available() and not request.evaluation.use_cpu
     return base.to("cuda" if on_gpu else "cpu"), tokenizer
 
@@ -307,9 +285,10 @@ def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> No
 def _selected(
     request: Request, plan: library.Plan, space: str, coefficients: Sequence[float]
 ) -> PEM:
+    from pem_composition.cli.analogy import as_reference
     from pem_composition.module import combine
 
-    return combine(
+    module = combine(
         [i.pem for i in plan.inputs],
         coefficients,
         space=space,
@@ -318,3 +297,7 @@ def _selected(
         dtype=request.flags.dtype,
         allow_base_mismatch=True,
     )
+    analogy = request.composition == library.ANALOGY
+    if analogy and request.flags.format == "adapter-transformers":
+        return as_reference(module)
+    return module

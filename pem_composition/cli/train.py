@@ -11,12 +11,16 @@ from pem_composition.training.signals import StopRequest
 __all__ = ["EXAMPLES", "HELP", "NAME", "Config", "run"]
 
 NAME = "train"
-HELP = "train a LoRA or (IA)^3 module, or the whole model, on one task"
+HELP = "train a LoRA or (IA)^3 module, or the whole model, on one task or a domain's text"
 EXAMPLES = """
   pem train --model_name_or_path roberta-base --task_name rte --max_steps 1500 \\
       --learning_rate 1e-3 --output_dir runs/rte
   pem train --model_name_or_path minilm --train_file half0.jsonl --validation_file dev.jsonl \\
       --task_name sst2 --init_from runs/init --output_dir runs/half0
+  pem train --objective seq2seq --model_name_or_path flan-t5-small --task_name rte \\
+      --data_dir glue --init_from runs/init --output_dir runs/rte
+  pem train --objective seq2seq --target next_block --model_name_or_path flan-t5-small \\
+      --train_file reviews.jsonl --block_size 128 --output_dir runs/reviews
 """
 
 
@@ -32,7 +36,7 @@ def run(config: Config) -> int:
         say(f"accelerate launch --cpu started one process; starting {missing}")
         return processes.run_workers(missing, processes.main_command())
     with StopRequest() as stop:
-        from pem_composition.training import classification
+        from pem_composition.training import runs
 
-        classification.run(config, say, stop)
+        runs.run(config, say, stop)
     return 0

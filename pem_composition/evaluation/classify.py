@@ -8,7 +8,7 @@ Shape suffixes: n rows, c outputs; b rows of a batch, t tokens of its longest ro
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,6 +74,8 @@ class EvalResult:
         predicted_shares: share of the rows per predicted class; empty for regression.
         degenerate: nearly every row gets the same class (above 97 percent).
         auc: two classes only: how well the logits rank.
+        invalid_share: text-to-text only: share of the rows for which generation gives none of the
+            answers; free and greedy generation, unless the exam is one of constrained answers.
         seconds: wall time of the predictions.
     """
 
@@ -86,6 +88,7 @@ class EvalResult:
     predicted_shares: dict[str, float] = field(default_factory=dict)
     degenerate: bool = False
     auc: float | None = None
+    invalid_share: float | None = None
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,22 +171,47 @@ def predict(
         data = batches(
             data, batch_size=batch_size, token_budget=token_budget, pad_to=pad_to, device=device
         )
-    n = sum(len(batch.rows) for batch in data)
+    return in_order(*collect(model, data, _logits))
+
+
+def collect(
+    model: nn.Module,
+    data: Sequence[Batch],
+    forward: Callable[[nn.Module, dict[str, Tensor]], Tensor],
+) -> tuple[list[int], NDArray[np.float32]]:
+    """Row numbers (n,) and ``forward``'s outputs (n, k) in the order of the batches.
+
+    In evaluation mode, without gradients; the model's mode is as before afterwards.
+
+    Raises:
+        DataError: no batches.
+    """
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    out: NDArray[np.float32] | None = None
+    parts: list[NDArray[np.float32]] = []
     try:
         with torch.inference_mode():
-            for rows, inputs in data:
-                on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
-                logits_bc = model(**on_device).logits.float().cpu().numpy()
-                out = np.empty((n, logits_bc.shape[1]), np.float32) if out is None else out
-                out[rows] = logits_bc
+            for batch in data:
+                on_device = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+                parts.append(forward(model, on_device).float().cpu().numpy())
     finally:
         model.train(was_training)
-    if out is None:
+    if not parts:
         raise DataError.build("predict", "no batches", expected="at least one row")
+    return [row for batch in data for row in batch.rows], np.concatenate(parts)
+
+
+def in_order(rows: Sequence[int], outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Outputs (n, k) of the row numbers (n,), which are 0 ... n - 1 in any order, by row number."""
+    out = np.empty_like(outputs)
+    out[list(rows)] = outputs
     return out
+
+
+def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    logits: Tensor = model(**inputs).logits
+    return logits
 
 
 def evaluate(
@@ -221,13 +249,42 @@ def score(
     Raises:
         RunFailed: a logit that is not finite.
     """
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+    check_finite(task, logits, "logits")
+    return result_of(
+        task,
+        metrics.predictions_of(task, logits),
+        labels,
+        auc=None if task.regression else metrics.auc(logits, labels),
+        seconds=seconds,
+    )
+
+
+def check_finite(task: Task, outputs: NDArray[Any], what: str) -> None:
+    """Refuse outputs (n, k) that are not numbers.
+
+    Raises:
+        RunFailed: naming the first such row.
+    """
+    finite = np.isfinite(outputs).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
         raise RunFailed.build(
-            f"evaluation of {task.name}", f"the logits of row {row} are not finite",
-            found=logits[row].tolist(), do="the module or its training diverged",
+            f"evaluation of {task.name}", f"the {what} of row {row} are not finite",
+            found=outputs[row].tolist(), do="the module or its training diverged",
         )  # fmt: skip
-    predictions = metrics.predictions_of(task, logits)
+
+
+def result_of(
+    task: Task,
+    predictions: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    more: Mapping[str, float] | None = None,
+    auc: float | None = None,
+    invalid_share: float | None = None,
+    seconds: float = 0.0,
+) -> EvalResult:
+    """Metrics, standard error and shares of predictions (n,), beside what is known already."""
     scores = metrics.compute(task, predictions, labels)
     shares = metrics.predicted_shares(task, predictions)
     return EvalResult(
@@ -236,10 +293,11 @@ def score(
         score=scores[task.primary],
         stderr=metrics.standard_error(task.primary, predictions, labels),
         n=len(labels),
-        scores=scores,
+        scores={**scores, **(more or {})},
         predicted_shares=shares,
         degenerate=metrics.is_degenerate(shares),
-        auc=None if task.regression else metrics.auc(logits, labels),
+        auc=auc,
+        invalid_share=invalid_share,
         seconds=seconds,
     )
 

@@ -24,6 +24,12 @@ Floats = NDArray[np.float64]
 BOOTSTRAP_SAMPLES = 1000
 # A classifier that gives one answer to more than this share of the rows is called degenerate.
 DEGENERATE_SHARE = 0.97
+SMALLER_IS_BETTER = frozenset({"loss", "perplexity"})
+
+
+def greater_is_better(name: str) -> bool:
+    """The direction in which a metric improves."""
+    return name not in SMALLER_IS_BETTER
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
@@ -35,7 +41,8 @@ def f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """F1 of class 1: 2 TP / (2 TP + FP + FN); 0 if there is nothing to find and nothing found."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, zero_division=0.0))
+    x, y = np.asarray(labels) == 1, np.asarray(predictions) == 1
+    return float(f1_score(x, y, zero_division=0.0))
 
 
 def matthews_correlation(labels: ArrayLike, predictions: ArrayLike) -> float:
@@ -99,7 +106,8 @@ def compute(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, 
     """The task's published metrics by their usual names.
 
     Args:
-        predictions: class numbers (n,), or scores for regression.
+        predictions: class numbers (n,), the number after the last class for an answer that is none
+            of them; or scores for regression.
         labels: the same of the gold standard.
 
     Raises:
@@ -176,11 +184,14 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float | None:
 
 
 def predicted_shares(task: Task, predictions: ArrayLike) -> dict[str, float]:
-    """Share of the rows that each class is predicted for; empty for regression."""
+    """Share of the rows that each class is predicted for; empty for regression.
+
+    A number after the last class stands for an answer that is none; such rows are in no share.
+    """
     if task.regression:
         return {}
     counts = np.bincount(np.asarray(predictions), minlength=task.num_labels)
-    return {word: float(c / counts.sum()) for word, c in zip(task.labels, counts, strict=True)}
+    return {word: float(c / counts.sum()) for word, c in zip(task.labels, counts, strict=False)}
 
 
 def is_degenerate(shares: dict[str, float]) -> bool:

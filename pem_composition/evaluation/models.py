@@ -7,7 +7,7 @@ both change results silently, so neither is left to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,13 +62,75 @@ def load_base(
         CheckpointError: no such directory or hub name; not a model; another architecture; weights
             missing outside the head; a head of another size or with other classes.
     """
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     source = resolve(model_name_or_path)
     config, stored_labels = _config(source, task, num_labels, config_overrides)
+    _check_classifier(source, config)
+    model, info = _load_model(AutoModelForSequenceClassification, source, config, dtype)
+    tokenizer = load_tokenizer(source)
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    _check_complete(source, model, missing)
+    if task is not None and not any(_in_head(model, key) for key in missing):
+        _check_labels(source, task, stored_labels)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders pool the last real token
+    return LoadedBase(model, tokenizer, {"missing_keys": missing, "unexpected_keys": unexpected})
+
+
+def load_seq2seq(
+    model_name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    **config_overrides: float,
+) -> LoadedBase:
+    """An encoder-decoder model with its output embeddings, and its tokenizer; nothing is new in it.
+
+    Arguments as those of ``load_base``.
+
+    Raises:
+        CheckpointError: no such directory or hub name; no encoder-decoder model; weights missing;
+            output embeddings that were stored apart from the input's but would be tied to them.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    source = resolve(model_name_or_path)
+    config, _ = _config(source, None, None, config_overrides)
+    _check_writes(source, config)
+    model, info = _load_model(AutoModelForSeq2SeqLM, source, config, dtype)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise _incomplete(source, model, missing, len(model.state_dict()), "every weight")
+    _check_ties(source, model)
+    unexpected = sorted(info["unexpected_keys"])
+    return LoadedBase(
+        model, load_tokenizer(source), {"missing_keys": [], "unexpected_keys": unexpected}
+    )
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write weights and configuration; two embedding tensors are declared as two.
+
+    transformers 5 writes ``tie_word_embeddings`` true for every T5. Readers that believe it (its
+    earlier releases do) would overwrite the output embeddings with the input's.
+    """
+    from pem_composition.checkpoint.files import read_json, write_json
+
+    model.save_pretrained(folder)
+    config, out = read_json(folder / "config.json"), model.get_output_embeddings()
+    apart = out is not None and out.weight is not model.get_input_embeddings().weight
+    if apart and config.get("tie_word_embeddings"):
+        write_json(folder / "config.json", config | {"tie_word_embeddings": False})
+
+
+def _load_model(
+    factory: Any, source: str, config: PretrainedConfig, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and what its checkpoint lacked; tensors of another shape are refused."""
+    import torch
+
     model, info = _load(
-        AutoModelForSequenceClassification,
+        factory,
         source,
         config=config,
         dtype=dtype or torch.float32,
@@ -76,15 +138,62 @@ def load_base(
         ignore_mismatched_sizes=True,  # refused below, with both sizes
         use_safetensors=_safetensors(source),
     )
-    tokenizer = load_tokenizer(source)
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     _check_sizes(source, info["mismatched_keys"])
-    _check_complete(source, model, missing)
-    if task is not None and not any(_in_head(model, key) for key in missing):
-        _check_labels(source, task, stored_labels)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders pool the last real token
-    return LoadedBase(model, tokenizer, {"missing_keys": missing, "unexpected_keys": unexpected})
+    return model, info
+
+
+def _check_classifier(source: str, config: PretrainedConfig) -> None:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        writes = config.is_encoder_decoder
+        raise CheckpointError.build(
+            source, f"{config.model_type} models have no classification head",
+            expected="a model with one",
+            do="train it text to text (--objective seq2seq)" if writes else "give another model",
+        )  # fmt: skip
+
+
+def _check_writes(source: str, config: PretrainedConfig) -> None:
+    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    if not config.is_encoder_decoder or type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise CheckpointError.build(
+            source, "--objective seq2seq needs an encoder-decoder model",
+            found=f"a {config.model_type} model", expected="T5, BART or another encoder-decoder",
+            do="give such a model, or train a head (--objective classification)",
+        )  # fmt: skip
+
+
+def _check_ties(source: str, model: PreTrainedModel) -> None:
+    """Output embeddings share the input's tensor only where the checkpoint means them to.
+
+    transformers 5 sets ``tie_word_embeddings`` for every T5, although the newer ones (1.1, Flan)
+    have two tensors; a file without the second one would silently get another model's logits.
+    """
+    import torch
+
+    from pem_composition.checkpoint.files import read_json
+    from pem_composition.checkpoint.full import Weights
+
+    folder, out = Path(source), model.get_output_embeddings()
+    if not folder.is_dir() or out.weight is not model.get_input_embeddings().weight:
+        return
+    name = next(n for n, m in model.named_modules() if m is out) + ".weight"
+    with Weights(folder) as stored:
+        apart = name in stored.infos and not torch.equal(
+            stored.raw(name).to(out.weight.dtype), out.weight.detach()
+        )
+        lost = name not in stored.infos and (
+            read_json(folder / "config.json").get("tie_word_embeddings") is False
+        )
+    if apart or lost:
+        raise CheckpointError.build(
+            source, f"{name} is not the input embeddings, but would be loaded as them",
+            found="another tensor in the file" if apart else "no such tensor in the file",
+            expected="two tensors (tie_word_embeddings false)",
+            do="convert the model again" if lost else "use another release of transformers",
+        )  # fmt: skip
 
 
 def _config(
@@ -216,7 +325,7 @@ def _explained(source: str, error: Exception) -> PEMError:
     reason = str(error).strip().partition("\n")[0][:300] or kind
     if Path(source).is_dir():
         return CheckpointError.build(
-            source, f"cannot be loaded as a classification model ({kind}: {reason})",
+            source, f"cannot be loaded ({kind}: {reason})",
             do="check that the files are complete and belong together",
         )  # fmt: skip
     models = ", ".join(_offline_models())
@@ -230,16 +339,22 @@ def _in_head(model: PreTrainedModel, key: str) -> bool:
     return not key.startswith(f"{model.base_model_prefix}.")
 
 
+def _incomplete(
+    source: str, model: PreTrainedModel, absent: Sequence[str], total: int, expected: str
+) -> PEMError:
+    return CheckpointError.build(
+        source, f"not a complete {type(model).__name__}",
+        found=f"{len(absent)} of {total} weights missing: {_some(absent)}",
+        expected=expected, do="check the architecture in config.json",
+    )  # fmt: skip
+
+
 def _check_complete(source: str, model: PreTrainedModel, missing: Iterable[str]) -> None:
     """Only the head and the pooler may be new; a body that is partly random is another model."""
     absent = [key for key in missing if not _in_head(model, key) and ".pooler." not in key]
     if absent:
         total = sum(not _in_head(model, key) for key in model.state_dict())
-        raise CheckpointError.build(
-            source, f"not a complete {type(model).__name__}",
-            found=f"{len(absent)} of {total} weights missing: {_some(absent)}",
-            expected="every weight outside the head", do="check the architecture in config.json",
-        )  # fmt: skip
+        raise _incomplete(source, model, absent, total, "every weight outside the head")
 
 
 def _check_sizes(source: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:

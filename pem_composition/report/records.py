@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from pem_composition.errors import DataError
 
 RESULTS = "results.jsonl"
+SUMMARY_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,19 @@ class Results:
     path: Path
     summary: Mapping[str, Any]
     points: Mapping[str, Mapping[str, Any]]
+
+    def scored(self, keys: Iterable[str]) -> list[Mapping[str, Any]]:
+        """The records of these keys, one per task."""
+        return [self.points[key] for key in keys]
+
+
+def mean_of(estimates: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of independent (value, standard error) pairs: sum v / k, sqrt(sum e^2) / k.
+
+    The tasks of a sweep have rows of their own, so their errors are independent.
+    """
+    values, errors = zip(*estimates, strict=True)
+    return sum(values) / len(values), math.hypot(*errors) / len(errors)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -57,10 +72,9 @@ def read(path: str | Path) -> Results:
             found=f"{len(lines)} points",
             do="run the sweep to its end; it continues",
         )
-    summary = summaries[-1]
+    summary = _current(file, summaries[-1])
     points = {r["key"]: r for r in lines if "key" in r}
-    needed = [r["key"] for r in summary["rows"]] + summary["singles"]
-    needed += [p["key"] for curve in summary["curve"].values() for p in curve]
+    needed = _needed(summary)
     lost = [key for key in needed if key not in points]
     if lost:
         raise DataError.build(
@@ -70,3 +84,48 @@ def read(path: str | Path) -> Results:
             do="run the sweep again; it fills the gap",
         )
     return Results(file, summary, {key: points[key] for key in needed})
+
+
+def _needed(summary: Mapping[str, Any]) -> list[str]:
+    """Keys of every point that the summary names."""
+    groups = [row["keys"] for row in summary["rows"]] + list(summary["singles"])
+    groups += [p["keys"] for curve in summary["curve"].values() for p in curve]
+    return [key for keys in (*groups, summary["reference"] or ()) for key in keys]
+
+
+def _current(file: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The summary in today's form; version 1 knew one task and merges only.
+
+    Raises:
+        DataError: a version of a later release.
+    """
+    if summary["summary"] == SUMMARY_VERSION:
+        return summary
+    if summary["summary"] != 1:
+        raise DataError.build(
+            file,
+            "written by another release",
+            found=f"summary version {summary['summary']}",
+            expected=f"at most {SUMMARY_VERSION}",
+        )
+    gain = ("gain", "gain_standard_error")
+    average = summary["average"]
+    return {
+        **summary,
+        "summary": SUMMARY_VERSION,
+        "composition": "merge",
+        "tasks": [summary["task"]],
+        "greater_is_better": True,
+        "baseline": "average",
+        "singles": [[key] for key in summary["singles"]],
+        "reference": None,
+        "curve": {
+            space: [{"coefficients": p["coefficients"], "keys": [p["key"]]} for p in curve]
+            for space, curve in summary["curve"].items()
+        },
+        "rows": [
+            {**row, "keys": [row["key"]], "gains": [{k: row[k] for k in gain}], "mean": None}
+            for row in summary["rows"]
+        ],
+        "average": {"tasks": [average], "mean": None},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pem_composition.report.records import Results, read
 COLUMNS = (
     "row",
     "coefficients",
+    "task",
     "metric",
     "score",
     "standard_error",
@@ -22,90 +23,168 @@ COLUMNS = (
     "gain_standard_error",
     "auc",
     "predicted_share",
+    "invalid_share",
     "n",
     "note",
 )
 AVERAGE = "average of the modules"
+MEAN = "mean"  # over the tasks
+NOTED_INVALID = 0.03  # a larger share of answers outside the format is said beside the score
+
+Line = dict[str, Any]
 
 
-def rows_of(results: Results) -> list[dict[str, Any]]:
-    """The table's rows in order: modules, their average, merges; numbers, not text."""
-    summary, points = results.summary, results.points
-    rows = []
-    for entry in summary["rows"]:
-        record = points[entry["key"]]
-        rows.append(
-            {
-                "row": entry["row"],
-                "id": entry["id"],
-                "coefficients": entry["coefficients"],
-                "gain": entry["gain"],
-                "gain_standard_error": entry["gain_standard_error"],
-                **{
-                    k: record[k]
-                    for k in ("metric", "score", "standard_error", "auc", "predicted_share", "n")
-                },
-                "note": _note(record),
-            }
-        )
-    average = {
-        "row": AVERAGE,
-        "id": "average",
-        "coefficients": [],
-        "gain": None,
-        "gain_standard_error": None,
-    }
-    rows.insert(
-        len(summary["modules"]),
-        {**average, "predicted_share": {}, "note": "", **summary["average"]},
-    )
+def rows_of(results: Results) -> list[Line]:
+    """The table's rows in order: modules, their average, merges; numbers, not text.
+
+    Each has ``cells``: one dict per task and, for several tasks, one for their mean.
+    """
+    summary = results.summary
+    rows = [_row(results, entry) for entry in summary["rows"]]
+    if summary["average"] is not None:
+        rows.insert(len(summary["singles"]), _average(summary))
+    for row in rows:
+        if row["id"] == summary["baseline"]:  # a gain over itself says nothing
+            row["cells"] = [{**c, "gain": None, "gain_standard_error": None} for c in row["cells"]]
     return rows
 
 
+def _row(results: Results, entry: Mapping[str, Any]) -> Line:
+    tasks, records = results.summary["tasks"], results.scored(entry["keys"])
+    cells: list[Line] = []
+    for task, record, gain in zip(tasks, records, entry["gains"], strict=True):
+        kept = ("metric", "score", "standard_error", "auc", "predicted_share", "n")
+        numbers = {name: record[name] for name in kept}
+        share = record.get("invalid_share")  # files of the first release have none
+        cells.append(
+            {"task": task, **numbers, **gain, "invalid_share": share, "note": _note(record)}
+        )
+    mean = [{"task": MEAN, **entry["mean"]}] if len(tasks) > 1 else []
+    named = {name: entry[name] for name in ("id", "row", "coefficients")}
+    return {**named, "cells": [*cells, *mean]}
+
+
+def _average(summary: Mapping[str, Any]) -> Line:
+    tasks, average = summary["tasks"], summary["average"]
+    cells = [{"task": t, **a} for t, a in zip(tasks, average["tasks"], strict=True)]
+    mean = [{"task": MEAN, **average["mean"]}] if len(tasks) > 1 else []
+    return {"id": "average", "row": AVERAGE, "coefficients": [], "cells": [*cells, *mean]}
+
+
 def _note(record: Mapping[str, Any]) -> str:
-    """What a reader must know of a row: a module that gives (nearly) one answer to everything."""
-    if not record["degenerate"]:
-        return ""
-    word, share = max(record["predicted_share"].items(), key=lambda item: item[1])
-    return f"predicts one class ({word}, {share:.0%})"
+    """What a reader must know of a score: one answer to (nearly) everything, or no answer."""
+    notes = []
+    if record["degenerate"]:
+        word, share = max(record["predicted_share"].items(), key=lambda item: item[1])
+        notes.append(f"predicts one class ({word}, {share:.0%})")
+    invalid = record.get("invalid_share") or 0.0
+    if invalid > NOTED_INVALID:
+        notes.append(f"{invalid:.0%} invalid answers")
+    return ", ".join(notes)
 
 
 def markdown(results: Results) -> str:
     """One sweep as a Markdown table with its heading."""
-    header = "| module | coefficients | {} | gain over the average | AUC | predicted share | n | |"
     rows = rows_of(results)
-    lines = [
-        _heading(results),
-        "",
-        header.format(rows[0]["metric"]),
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = (
-            row["row"],
-            " ".join(f"{c:g}" for c in row["coefficients"]),
-            _with_error(row["score"], row["standard_error"]),
-            _with_error(row["gain"], row["gain_standard_error"], sign=True),
-            "" if row["auc"] is None else f"{row['auc']:.4f}",
-            " ".join(f"{word} {share:.2f}" for word, share in row["predicted_share"].items()),
-            row["n"],
-            row["note"],
-        )
-        lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")
-    return "\n".join([*lines, "", *_footnotes(results)])
+    several = len(results.summary["tasks"]) > 1
+    columns = _wide(results, rows) if several else _narrow(results, rows)
+    header, *lines = zip(*([name, *cells] for name, cells in columns), strict=True)
+    table = [_line(header), "|---" * len(header) + "|", *map(_line, lines)]
+    return "\n".join([_heading(results), "", *table, "", *_footnotes(results)])
+
+
+Column = tuple[str, list[object]]
+
+
+def _narrow(results: Results, rows: Sequence[Line]) -> Iterator[Column]:
+    """Columns for one task: everything that is known of it."""
+    cells = [row["cells"][0] for row in rows]
+    yield from _named(rows)
+    yield cells[0]["metric"], [_with_error(c["score"], c["standard_error"]) for c in cells]
+    yield f"gain over {_baseline(results)}", [_gain(c) for c in cells]
+    if any(c["auc"] is not None for c in cells):
+        yield "AUC", ["" if c["auc"] is None else f"{c['auc']:.4f}" for c in cells]
+    if any(c.get("predicted_share") for c in cells):
+        yield "predicted share", [_shares(c.get("predicted_share") or {}) for c in cells]
+    if any(c.get("invalid_share") is not None for c in cells):
+        yield "invalid", [_share(c) for c in cells]
+    yield "n", [c["n"] for c in cells]
+    yield "", [c.get("note", "") for c in cells]
+
+
+def _wide(results: Results, rows: Sequence[Line]) -> Iterator[Column]:
+    """Columns for several tasks: a score for each, their mean and its gain."""
+    yield from _named(rows)
+    tasks = results.summary["tasks"]
+    for place, task in enumerate(tasks):
+        cells = [row["cells"][place] for row in rows]
+        scores = [_with_error(c["score"], c["standard_error"]) for c in cells]
+        yield f"{task} {cells[0]['metric']} (n = {cells[0]['n']})", scores
+    means = [row["cells"][-1] for row in rows]
+    yield MEAN, [_with_error(c["score"], c["standard_error"]) for c in means]
+    yield f"gain of the mean over {_baseline(results)}", [_gain(c) for c in means]
+    per_task = [row["cells"][:-1] for row in rows]
+    if any(c.get("invalid_share") is not None for cells in per_task for c in cells):
+        yield f"invalid ({', '.join(tasks)})", [" ".join(map(_share, cells)) for cells in per_task]
+    notes = [[f"{c['task']}: {c['note']}" for c in cs if c.get("note")] for cs in per_task]
+    yield "", ["; ".join(own) for own in notes]
+
+
+def _named(rows: Sequence[Line]) -> Iterator[Column]:
+    yield "module", [row["row"] for row in rows]
+    yield "coefficients", [" ".join(f"{c:g}" for c in row["coefficients"]) for row in rows]
+
+
+def _baseline(results: Results) -> str:
+    """What gains are against, as a reader calls it."""
+    if results.summary["baseline"] == "average":
+        return "the average"
+    return str(results.summary["modules"][0])
+
+
+def _gain(cell: Mapping[str, Any]) -> str:
+    return _with_error(cell.get("gain"), cell.get("gain_standard_error"), sign=True)
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return " ".join(f"{word} {share:.2f}" for word, share in shares.items())
+
+
+def _share(cell: Mapping[str, Any]) -> str:
+    share = cell.get("invalid_share")
+    return "-" if share is None else f"{share:.2f}"
+
+
+def _line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(c).replace("|", "/") for c in cells) + " |"
 
 
 def _heading(results: Results) -> str:
     s = results.summary
-    return f"**{s['task']}**, {s['kind']} modules {' and '.join(s['modules'])}, heads: {s['head']}"
+    heads = f", heads: {s['head']}" if s["head"] else ""
+    if s["composition"] == "analogy":
+        classifier, target, source = s["modules"]
+        what = f"{classifier} + ({target} - {source}), {s['kind']} modules"
+    else:
+        what = f"{s['kind']} modules {_listed(s['modules'])}"
+    return f"**{', '.join(s['tasks'])}**, {what}{heads}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _footnotes(results: Results) -> list[str]:
     s = results.summary
+    mean = " by the mean over the tasks" if len(s["tasks"]) > 1 else ""
     note = (
-        f"Coefficients selected on the {s['select']} rows, table on the {s['report']} rows; "
+        f"Coefficients selected{mean} on the {s['select']} rows, table on the {s['report']} rows; "
         "+- is one standard error over the rows."
     )
+    if s["composition"] == "analogy":
+        note += " t, 1 - t, t - 1 are the coefficients of the three modules in this order."
+    if not s["greater_is_better"]:
+        note += " Smaller is better."
     if s["select"] == s["report"]:
         note += " These are the same rows, so the selected row is optimistic (give --test_file)."
     return [note]
@@ -116,10 +195,6 @@ def _with_error(value: float | None, error: float | None, *, sign: bool = False)
         return ""
     shown = f"{value:+.4f}" if sign else f"{value:.4f}"
     return shown if error is None else f"{shown} +- {error:.4f}"
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "/")
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
@@ -140,55 +215,73 @@ def _flat(value: Any) -> Any:
     return "" if value is None else value
 
 
+def lines_of(results: Results) -> list[Line]:
+    """One line per row and task, and per row and mean over the tasks, for CSV."""
+    return [
+        {**{k: v for k, v in row.items() if k != "cells"}, **cell}
+        for row in rows_of(results)
+        for cell in row["cells"]
+    ]
+
+
 def write(results: str | Path, out: Path) -> str:
     """Write table.md and table.csv of one sweep into ``out``; returns the Markdown."""
     found = read(results)
     text = markdown(found)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (out / "table.csv").write_text(to_csv(rows_of(found)), encoding="utf-8")
+    (out / "table.csv").write_text(to_csv(lines_of(found)), encoding="utf-8")
     return text
 
 
-def aggregate(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+def aggregate(paths: Sequence[str | Path]) -> list[Line]:
     """Mean over several sweeps of one setting, with the sample standard deviation between them.
 
-    Rows are matched by what they are (module 1, average, equal weights in delta space, ...); sweeps
-    of different tasks, bases, kinds or head policies make separate groups.
+    Rows are matched by what they are (module 1, average, equal weights in delta space, ...) and by
+    task; sweeps of different tasks, bases, kinds, head policies or compositions make separate
+    groups.
 
     Raises:
         DataError: no paths, or a file without a finished sweep.
     """
     if not paths:
         raise DataError.build("report", "no results", expected="at least one results.jsonl")
-    groups: dict[tuple[Any, ...], list[dict[str, dict[str, Any]]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[tuple[str, str], Line]]] = {}
     for path in paths:
         found = read(path)
-        setting = tuple(found.summary[k] for k in ("task", "kind", "base_name", "head", "rank"))
-        groups.setdefault(setting, []).append({row["id"]: row for row in rows_of(found)})
-    return [row for setting, sweeps in groups.items() for row in _mean_rows(setting, sweeps)]
+        s = found.summary
+        setting = (
+            tuple(s["tasks"]), s["kind"], s["base_name"], s["head"], s["rank"], s["composition"],
+            len(s["modules"]),
+        )  # fmt: skip
+        lines = {(line["id"], line["task"]): line for line in lines_of(found)}
+        groups.setdefault(setting, []).append(lines)
+    return [line for setting, sweeps in groups.items() for line in _mean_lines(setting, sweeps)]
 
 
-def _mean_rows(
-    setting: tuple[Any, ...], sweeps: list[dict[str, dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    task, kind, base, _, _ = setting
-    rows = []
-    for identity in sweeps[0]:
-        same = [sweep[identity] for sweep in sweeps if identity in sweep]
-        rows.append(
+def _mean_lines(
+    setting: tuple[Any, ...], sweeps: Sequence[Mapping[tuple[str, str], Line]]
+) -> list[Line]:
+    tasks, kind, base = setting[:3]
+    lines = []
+    for identity, task in sweeps[0]:
+        same = [sweep[identity, task] for sweep in sweeps if (identity, task) in sweep]
+        gains = [g for line in same if (g := line.get("gain")) is not None]
+        invalid = [s for line in same if (s := line.get("invalid_share")) is not None]
+        lines.append(
             {
-                "task": task,
+                "task": f"{MEAN} of {', '.join(tasks)}" if task == MEAN else task,
                 "kind": kind,
                 "base": base,
                 "row": identity,
                 "sweeps": len(same),
-                "metric": same[0]["metric"],
-                **_statistics("score", [r["score"] for r in same]),
-                **_statistics("gain", [r["gain"] for r in same if r["gain"] is not None]),
-                "one_class": sum(bool(r["note"]) for r in same),
+                "metric": same[0].get("metric", ""),
+                **_statistics("score", [line["score"] for line in same]),
+                **_statistics("gain", gains),
+                "invalid_share": statistics.fmean(invalid) if invalid else None,
+                "one_class": sum("one class" in line.get("note", "") for line in same),
             }
         )
-    return rows
+    return lines
 
 
 def _statistics(name: str, values: Sequence[float]) -> dict[str, float | None]:
@@ -198,27 +291,24 @@ def _statistics(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 def aggregate_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Aggregated rows as Markdown; +- is the standard deviation between sweeps."""
-    lines = [
-        "| task | kind | base | module | sweeps | score | gain over the average | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ("task", "kind", "base", "module", "sweeps", "score", "gain over the baseline", "")
+    lines = [_line(header), "|---" * len(header) + "|"]
     for row in rows:
-        note = (
-            f"predicts one class in {row['one_class']} of {row['sweeps']}"
-            if row["one_class"]
-            else ""
-        )
-        score = f"{_with_error(row['score'], row['score_spread'])} {row['metric']}"
+        score = f"{_with_error(row['score'], row['score_spread'])} {row['metric']}".rstrip()
         gain = _with_error(row["gain"], row["gain_spread"], sign=True)
-        cells = (
-            row["task"],
-            row["kind"],
-            row["base"],
-            row["row"],
-            row["sweeps"],
-            score,
-            gain,
-            note,
-        )
-        lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")
-    return "\n".join([*lines, "", "+- is the standard deviation between sweeps."])
+        names = (row[k] for k in ("task", "kind", "base", "row", "sweeps"))
+        lines.append(_line((*names, score, gain, _remark(row))))
+    explained = (
+        "+- is the standard deviation between sweeps. The baseline of a merge is the average of "
+        "its modules, that of an analogy its classifier (module 0)."
+    )
+    return "\n".join([*lines, "", explained])
+
+
+def _remark(row: Mapping[str, Any]) -> str:
+    remarks = []
+    if row["one_class"]:
+        remarks.append(f"predicts one class in {row['one_class']} of {row['sweeps']}")
+    if (row["invalid_share"] or 0.0) > NOTED_INVALID:
+        remarks.append(f"{row['invalid_share']:.0%} invalid answers")
+    return ", ".join(remarks)

@@ -1,26 +1,31 @@
 """Score combinations of modules over a grid of coefficients: one process, one model, resumable.
 
-The base model and the tokenised rows are loaded once; each point's module is combined in memory
-and folded into the base weights in place, so a point costs one evaluation and nothing else. One
-line per point goes to results.jsonl as soon as it is known, under a key made of content: module
-files, base model, rows, metric code, space, coefficients. A finished point is never computed again,
-and a changed input never meets an old result.
+The base model and the tokenised rows of every task are loaded once; each point's module is combined
+in memory and folded into the base weights in place, so a point costs one evaluation per task and
+nothing else. One line per point and task goes to results.jsonl as soon as it is known, under a key
+made of content: module files, base model, rows, prompt, metric code, space, coefficients. A
+finished point is never computed again, and a changed input never meets an old result.
 
-Coefficients are selected on the validation split and reported on the test split.
+Coefficients are selected on the validation split, by the mean score over the tasks, and reported
+on the test split.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pem_composition.sweep.bench import Bench, Rows
+from pem_composition.report.records import SUMMARY_VERSION, mean_of
+from pem_composition.sweep.bench import Bench, Record
+from pem_composition.sweep.grids import analogies, grid, merges
 from pem_composition.sweep.ledger import Ledger
-from pem_composition.sweep.points import Input, Point, Settings, alone, digest_of, grid, point
+from pem_composition.sweep.points import Input, Point, Settings, alone, digest_of, point
+from pem_composition.sweep.rows import Rows
 
 __all__ = [
+    "ANALOGY",
+    "MERGE",
     "SPACES",
     "TEST",
     "VALIDATION",
@@ -32,125 +37,195 @@ __all__ = [
     "Rows",
     "Settings",
     "alone",
+    "analogies",
     "digest_of",
     "grid",
+    "merges",
     "point",
     "run",
 ]
 
 SPACES = ("parameter", "delta")
 VALIDATION, TEST = "validation", "test"
+MERGE, ANALOGY = "merge", "analogy"
+
+Coefficients = Sequence[float]
+Curve = list[tuple[Coefficients, list[Record]]]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a sweep scores: two modules (or more), points per space, and modules to compare with."""
+    """What a sweep scores: modules, points per space, and modules to compare with.
+
+    Attributes:
+        inputs: the modules of the sum; of an analogy classifier, target_lm, source_lm.
+        composition: merge (gains are against the average of the modules) or analogy (against the
+            classifier alone).
+        tasks: names of the tasks as the user knows them, in the order of the bench's rows.
+    """
 
     inputs: tuple[Input, ...]
     points: tuple[tuple[float, ...], ...]
+    tasks: tuple[str, ...]
     spaces: tuple[str, ...] = SPACES
+    composition: str = MERGE
     reference: Input | None = None
     base_name: str = ""
+
+    @property
+    def singles(self) -> tuple[Input, ...]:
+        """The modules that are scored alone: a language model answers no task."""
+        return self.inputs if self.composition == MERGE else self.inputs[:1]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A row of the table: what it is, its name and coefficients, and its record on each task."""
+
+    id: str
+    name: str
+    coefficients: Coefficients
+    records: list[Record]
 
 
 def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
     """Score the grid on ``select``, choose a point per space, score the table's rows on ``report``.
 
     Returns the summary, which is also the last line of results.jsonl: the curve and the table's
-    rows, each by the keys of its points.
+    rows, each by the keys of its points, one per task.
     """
-    curve = {
+    curves: dict[str, Curve] = {
         space: [
             (list(c), bench.score(point(plan.inputs, c, space, bench.settings.head), select))
             for c in plan.points
         ]
         for space in plan.spaces
     }
-    for module in plan.inputs:
-        bench.score(alone(module), select)
-    chosen = {space: _selected(curve[space]) for space in plan.spaces}
+    singles = [bench.score(alone(module), select) for module in plan.singles]
+    ceiling = bench.score(alone(plan.reference), select) if plan.reference is not None else None
+    chosen = {space: _selected(curve, plan.composition) for space, curve in curves.items()}
     rows = [
-        (row, name, c, bench.score(target, report))
-        for row, name, c, target in _table(plan, bench.settings, chosen)
+        Row(identity, name, c, bench.score(target, report))
+        for identity, name, c, target in _table(plan, bench.settings, chosen)
     ]
-    summary = _summarise(plan, bench, select, report, curve, rows, chosen)
+    summary = {
+        **_setting(plan, bench.settings, singles[0]),
+        "select": select,
+        "report": report,
+        "singles": [_keys(records) for records in singles],
+        "reference": None if ceiling is None else _keys(ceiling),
+        "selected": {space: list(c) for space, c in chosen.items()},
+        "curve": {
+            space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
+            for space, curve in curves.items()
+        },
+        **_compared(plan, bench.splits[report], rows),
+    }
     if bench.ledger.last != summary:
         bench.ledger.append(summary)
     return summary
 
 
 def _table(
-    plan: Plan, settings: Settings, chosen: Mapping[str, tuple[float, ...]]
-) -> list[tuple[str, str, tuple[float, ...], Point]]:
+    plan: Plan, settings: Settings, chosen: dict[str, Coefficients]
+) -> list[tuple[str, str, Coefficients, Point]]:
     """Rows of the table: what they are, their name, coefficients, and the point to score."""
-    rows = [(f"module {n}", i.name, (), alone(i)) for n, i in enumerate(plan.inputs)]
+    rows: list[tuple[str, str, Coefficients, Point]] = [
+        (f"module {n}", i.name, (), alone(i)) for n, i in enumerate(plan.singles)
+    ]
     if plan.reference is not None:
         rows.append(("reference", f"{plan.reference.name} (reference)", (), alone(plan.reference)))
     equal = (1.0 / len(plan.inputs),) * len(plan.inputs)
     for space in plan.spaces:
-        for how, c in (("equal weights", equal), ("selected", chosen[space])):
-            name = f"merge, {how}, {space} space"
+        merged = [("equal weights", equal)] if plan.composition == MERGE else []
+        for how, c in (*merged, ("selected", chosen[space])):
+            name = f"{plan.composition}, {how}, {space} space"
             rows.append((name, name, c, point(plan.inputs, c, space, settings.head)))
     return rows
 
 
-def _summarise(
-    plan: Plan,
-    bench: Bench,
-    select: str,
-    report: str,
-    curve: Mapping[str, Sequence[tuple[list[float], dict[str, Any]]]],
-    rows: Sequence[tuple[str, str, tuple[float, ...], dict[str, Any]]],
-    chosen: Mapping[str, Sequence[float]],
-) -> dict[str, Any]:
-    """The line that ties the points of one sweep together, for tables and plots."""
-    settings, split = bench.settings, bench.splits[report]
-    singles = [record for *_, record in rows[: len(plan.inputs)]]
-    gains = [split.gain(record, singles) for *_, record in rows]
+def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
+    """What the sweep was about."""
+    from pem_composition.evaluation.metrics import greater_is_better
+
     return {
-        "summary": 1,
+        "summary": SUMMARY_VERSION,
+        "composition": plan.composition,
         "modules": [i.name for i in plan.inputs],
         "kind": plan.inputs[0].pem.kind,
         "base": settings.base,
         "base_name": plan.base_name,
-        "task": settings.task,
-        "head": settings.head,
+        "tasks": list(plan.tasks),
+        "greater_is_better": greater_is_better(records[0]["metric"]),
+        "head": settings.head if plan.inputs[0].pem.head_tensors() else None,
         "rank": settings.rank,
-        "select": select,
-        "report": report,
-        "singles": [bench.score(alone(i), select)["key"] for i in plan.inputs],
-        "selected": {space: list(c) for space, c in chosen.items()},
-        "curve": {
-            space: [{"coefficients": c, "key": r["key"]} for c, r in points]
-            for space, points in curve.items()
-        },
-        "rows": [
-            {
-                "id": row,
-                "row": name,
-                "coefficients": list(c),
-                "key": record["key"],
-                "gain": gain,
-                "gain_standard_error": error,
-            }
-            for (row, name, c, record), (gain, error) in zip(rows, gains, strict=True)
-        ],
-        "average": split.average(singles),
     }
 
 
-def _selected(curve: Iterable[tuple[Sequence[float], Mapping[str, Any]]]) -> tuple[float, ...]:
-    """Coefficients of the best score among true mixtures (0 < c < 1); of equals, the most even.
+def _compared(plan: Plan, tasks: Sequence[Rows], rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows with their gains over the baseline, per task and in the mean over the tasks."""
+    baseline = [row.records for row in rows[: len(plan.singles)]]
+    per_task = list(zip(*baseline, strict=True))
+    out = []
+    for row in rows:
+        gains = [
+            task.gain(record, others)
+            for task, record, others in zip(tasks, row.records, per_task, strict=True)
+        ]
+        score, error = mean_of((r["score"], r["standard_error"]) for r in row.records)
+        gain, gain_error = mean_of(gains)
+        out.append(
+            {
+                "id": row.id,
+                "row": row.name,
+                "coefficients": list(row.coefficients),
+                "keys": _keys(row.records),
+                "gains": [{"gain": g, "gain_standard_error": e} for g, e in gains],
+                "mean": {
+                    "score": score,
+                    "standard_error": error,
+                    "gain": gain,
+                    "gain_standard_error": gain_error,
+                },
+            }
+        )
+    merge = plan.composition == MERGE
+    averages = [task.average(others) for task, others in zip(tasks, per_task, strict=True)]
+    return {
+        "baseline": "average" if merge else "module 0",
+        "rows": out,
+        "average": _average(averages) if merge else None,
+    }
 
-    The end points are the single modules: choosing among them too would let a merge borrow the
-    better one's score. They count only where the grid has nothing else.
+
+def _average(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    score, error = mean_of((t["score"], t["standard_error"]) for t in tasks)
+    return {"tasks": list(tasks), "mean": {"score": score, "standard_error": error}}
+
+
+def _selected(
+    curve: Iterable[tuple[Coefficients, Sequence[Record]]], composition: str
+) -> tuple[float, ...]:
+    """Coefficients of the best mean score among true mixtures, 0 < |c| < 1 for every module.
+
+    A single module is no mixture: choosing among them too would let a merge borrow the better one's
+    score; and a module with coefficient 0 is left out of the merge. Such points count only where
+    the grid has nothing else. Of equals, the most even merge, or the analogy that keeps most of
+    the classifier.
     """
-    points = [(tuple(c), r) for c, r in curve]
-    inner = [(c, r) for c, r in points if all(0 < x < 1 for x in c)] or points
-    best = min(inner, key=lambda p: (-_score(p[1]), sum(x * x for x in p[0])))
-    return best[0]
+    from pem_composition.evaluation.metrics import greater_is_better
+
+    points = [(tuple(c), records) for c, records in curve]
+    inner = [(c, r) for c, r in points if all(0 < abs(x) < 1 for x in c)] or points
+    sign = 1 if greater_is_better(inner[0][1][0]["metric"]) else -1
+
+    def rank(candidate: tuple[tuple[float, ...], Sequence[Record]]) -> tuple[float, float]:
+        c, records = candidate
+        score, _ = mean_of((r["score"], r["standard_error"]) for r in records)
+        return sign * score, -sum(x * x for x in c) if composition == MERGE else c[0]
+
+    return max(inner, key=rank)[0]
 
 
-def _score(record: Mapping[str, Any]) -> float:
-    score = record["score"]
-    return -math.inf if score is None else float(score)
+def _keys(records: Sequence[Record]) -> list[str]:
+    return [record["key"] for record in records]

@@ -1,44 +1,27 @@
-"""What a sweep scores: grids, combinations of modules, and what identifies them. No torch."""
+"""What a sweep scores: combinations of modules, and what identifies them. No torch."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.errors import UsageError
-
 if TYPE_CHECKING:
     from pem_composition.module import PEM
 
-MAX_POINTS = 1001
 PACKAGE = Path(__file__).parents[1]
-CODE = ("arithmetic", "adapters", "evaluation")  # what decides a score besides the inputs
-
-
-def grid(start: float, step: float, stop: float) -> tuple[float, ...]:
-    """start, start + step, ..., stop; rounded to 12 digits, so that 0.1 + 0.2 is 0.3.
-
-    Raises:
-        UsageError: a step that does not lead from start to stop, or more than 1,001 points.
-    """
-    if step <= 0 or stop < start:
-        raise UsageError.build(
-            "--grid",
-            "the step does not lead from start to stop",
-            found=f"{start:g} {step:g} {stop:g}",
-            expected="START STEP STOP with START <= STOP and STEP > 0, such as 0 0.05 1",
-        )
-    count = math.floor((stop - start) / step + 1e-9) + 1
-    if count > MAX_POINTS:
-        raise UsageError.build(
-            "--grid", "too many points", found=count, expected=f"at most {MAX_POINTS}"
-        )
-    return tuple(round(start + i * step, 12) for i in range(count))
+# What decides a score besides the inputs.
+CODE = (
+    "module.py",
+    "arithmetic/*.py",
+    "adapters/*.py",
+    "evaluation/*.py",
+    "tasks/prompts.py",
+    "tasks/polarity.py",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +38,9 @@ class Settings:
     """What a point's score depends on besides modules, coefficients and rows; part of its key."""
 
     base: str  # fingerprint, or the name where no file can be read
-    task: str
-    max_seq_length: int = 128
     head: str = "average"
     rank: int | None = None
+    bf16: bool = False  # matrix products of the forward pass in bfloat16
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +67,24 @@ class Point:
             certify=False,
         )
 
-    def identity(self, settings: Settings, split: str, rows: str) -> dict[str, Any]:
-        """Everything that decides the score; hashed into the key."""
+    def identity(self, settings: Settings, split: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that decides the score; hashed into the key.
+
+        Args:
+            rows: what identifies the task's rows and how they are scored.
+        """
+        shared = asdict(settings)
+        if not settings.bf16:
+            del shared["bf16"]
         return {
-            **asdict(settings),
+            **shared,
+            **rows,
             "modules": [i.sha256 for i in self.inputs],
             "coefficients": list(self.coefficients),
             "space": self.space,
             "head": settings.head if self.space else None,
             "rank": settings.rank if self.space == "delta" else None,
             "split": split,
-            "rows": rows,
             "code": code_version(),
         }
 
@@ -103,7 +92,8 @@ class Point:
 def point(inputs: Sequence[Input], coefficients: Sequence[float], space: str, head: str) -> Point:
     """A combination; one module with coefficient 1 and the rest 0 is that module."""
     chosen = [i for i, c in zip(inputs, coefficients, strict=True) if c]
-    if head == "average" and len(chosen) == 1 and sum(coefficients) == 1.0:
+    own = {"average": chosen, "first": [inputs[0]], "last": [inputs[-1]]}.get(head)
+    if len(chosen) == 1 and sum(coefficients) == 1.0 and own == chosen:
         return alone(chosen[0])
     return Point(tuple(inputs), tuple(coefficients), space)
 
@@ -117,8 +107,8 @@ def alone(module: Input) -> Point:
 def code_version() -> str:
     """sha256 over the sources that turn modules and rows into scores."""
     digest = hashlib.sha256()
-    for folder in CODE:
-        for file in sorted((PACKAGE / folder).glob("*.py")):
+    for pattern in CODE:
+        for file in sorted(PACKAGE.glob(pattern)):
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

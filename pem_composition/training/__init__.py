@@ -1,1 +1,1 @@
-"""One trainer, one objective per file; ``classification.run`` is what ``pem train`` calls."""
+"""One trainer, one objective per file; ``runs.run`` is what ``pem train`` calls."""

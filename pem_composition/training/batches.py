@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from pem_composition.evaluation.classify import EncodedDataset
 
 IGNORED = -100
+DECODER_COLUMNS = ("decoder_input_ids", "labels")  # as long as the targets, not as the inputs
 MEGA_BATCH = (
     50  # batches sorted together by length: enough to group, few enough to keep the order random
 )
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Tokenised rows with labels. Index -1 - i is row i as filler: its label is IGNORED."""
+    """Tokenised rows with labels. Index -1 - i is row i as filler: its labels are IGNORED."""
 
     def __init__(self, data: EncodedDataset) -> None:
         self.data = data
@@ -35,25 +36,34 @@ class Examples(Dataset[dict[str, Any]]):
         if index >= 0:
             return self.data[index]
         row = self.data[-1 - index]
-        return {**row, "labels": type(row["labels"])(IGNORED)}
+        given = row["labels"]
+        ignored = [IGNORED] * len(given) if isinstance(given, list) else type(given)(IGNORED)
+        return {**row, "labels": ignored}
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Collates examples into tensors (batch, tokens), padded to the longest or a fixed length."""
+    """Collates examples into tensors (batch, tokens), padded to the longest or a fixed length.
+
+    Labels are one number per row, (batch,), or targets of their own length, (batch, tokens).
+    """
 
     values: Mapping[str, int]  # name of an input -> its filler
-    length: int | None = None  # tokens; None pads to the longest row of the batch
+    length: int | None = None  # tokens of an input; None pads to the longest row of the batch
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        width = self.length or max(len(e["input_ids"]) for e in examples)
-        batch = {
-            name: torch.tensor([e[name] + [filler] * (width - len(e[name])) for e in examples])
-            for name, filler in self.values.items()
-            if name in examples[0]
-        }
-        batch["labels"] = torch.tensor([e["labels"] for e in examples])
+        fillers = {n: f for n, f in self.values.items() if n in examples[0]}
+        if isinstance(examples[0]["labels"], list):
+            fillers["labels"] = IGNORED
+        batch = {n: self._column([e[n] for e in examples], n, f) for n, f in fillers.items()}
+        if "labels" not in batch:
+            batch["labels"] = torch.tensor([e["labels"] for e in examples])
         return batch
+
+    def _column(self, rows: Sequence[list[int]], name: str, filler: int) -> Tensor:
+        fixed = None if name in DECODER_COLUMNS else self.length
+        width = fixed or max(map(len, rows))
+        return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 
 class GlobalBatches:

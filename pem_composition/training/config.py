@@ -18,6 +18,9 @@ T = TypeVar("T")
 DEFAULT_EPOCHS = 3.0
 SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
 METHODS = ("lora", "ia3", "fft")
+OBJECTIVES = ("classification", "seq2seq")
+TARGETS = ("label", "next_block")
+DEFAULT_BLOCK = 128  # tokens
 
 # Fields that name places or change speed, reporting and bookkeeping, but not the trained numbers;
 # data and base model enter the key by their content instead.
@@ -52,6 +55,13 @@ ADAPTER_FIELDS = {
     "ia3": ("target_modules", "ia3_placement"),
     "fft": (),
 }
+# Fields without effect on the numbers of a run, by what it trains; a prompt enters the key by its
+# content.
+UNUSED_FIELDS = {
+    "classification": ("objective", "target", "prompt", "block_size"),
+    "label": ("prompt", "block_size"),
+    "next_block": ("prompt", "max_seq_length", "pad_to_max_length"),
+}
 
 
 def flag(default: T, text: str, **meta: Any) -> T:
@@ -77,6 +87,9 @@ class ModelFlags:
     test_file: str | None = flag(None, "test rows, scored with --do_predict")
     data_dir: str | None = flag(
         None, "folder with train/dev files, or with one such folder per task"
+    )
+    objective: Literal["classification", "seq2seq"] = flag(
+        "classification", "what is trained: a head on the model, or text to text without one"
     )
     adapter_config: Literal["lora", "ia3", "fft"] = flag(
         "lora", "kind of module; fft trains every parameter"
@@ -112,6 +125,7 @@ class ModelFlags:
         _probability(self, "lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
         _at_least(self, 0, "seed")
         _one_of(self, "adapter_config", METHODS)
+        _one_of(self, "objective", OBJECTIVES)
         if self.adapter_config == "fft" and self.target_modules:
             raise _refuse(
                 "target_modules",
@@ -127,6 +141,17 @@ class TrainConfig(ModelFlags):
     do_train: bool = flag(True, "train; --no-do_train only evaluates what --init_from holds")
     do_eval: bool = flag(True, "evaluate on the validation rows at the end, if there are any")
     do_predict: bool = flag(False, "also score the test rows")
+    target: Literal["label", "next_block"] | None = flag(
+        None,
+        "seq2seq: write the answer of the row's label (label, the default), or a domain's text, "
+        "block by block (next_block)",
+    )
+    prompt: str | None = flag(
+        None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
+    )
+    block_size: int | None = flag(
+        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"
+    )
     max_seq_length: int = flag(128, "tokens per example; longer ones are cut")
     pad_to_max_length: bool = flag(
         False, "pad every example to --max_seq_length instead of to its batch"
@@ -199,6 +224,7 @@ class TrainConfig(ModelFlags):
             self,
             1,
             "max_seq_length",
+            "block_size",
             "max_train_samples",
             "max_eval_samples",
             "per_device_train_batch_size",
@@ -221,6 +247,7 @@ class TrainConfig(ModelFlags):
         )
         _probability(self, "warmup_ratio", "adam_beta1", "adam_beta2")
         _one_of(self, "lr_scheduler_type", SCHEDULERS)
+        check_objective(self)
         self._check_pairs()
 
     def _check_pairs(self) -> None:
@@ -250,6 +277,16 @@ class TrainConfig(ModelFlags):
             raise _refuse("do_train", "false", "--init_from with the module to evaluate")
 
     @property
+    def next_block(self) -> bool:
+        """True where a language model of a domain is trained."""
+        return self.objective == "seq2seq" and self.target == "next_block"
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per block, with the default filled in."""
+        return self.block_size or DEFAULT_BLOCK
+
+    @property
     def evaluation_strategy(self) -> str:
         """no, steps or epoch, with the default filled in."""
         return self.eval_strategy or ("steps" if self.eval_steps else "epoch")
@@ -260,14 +297,50 @@ class TrainConfig(ModelFlags):
         return self.seed if self.data_seed is None else self.data_seed
 
     def result_fields(self) -> dict[str, Any]:
-        """The flags that decide the trained numbers, without those of other adapter kinds."""
+        """The flags that decide the trained numbers, without those of other kinds of run."""
         foreign = {f for fields in ADAPTER_FIELDS.values() for f in fields} - set(
             ADAPTER_FIELDS[self.adapter_config]
         )
-        values = dataclasses.asdict(self)
+        target = self.target or "label"
+        foreign |= set(UNUSED_FIELDS[target if self.objective == "seq2seq" else self.objective])
+        values = dataclasses.asdict(self) | {"target": target, "block_size": self.block_tokens}
         kept = {k: v for k, v in values.items() if k not in NEUTRAL_FIELDS | foreign}
         kept |= {"data_seed": self.order_seed, "eval_strategy": self.evaluation_strategy}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+
+def check_objective(config: Any) -> None:
+    """Refuse flags of another objective than the one that is trained or evaluated.
+
+    Args:
+        config: holds objective, target, prompt, block_size and next_block.
+
+    Raises:
+        UsageError: naming the flag that would make it count.
+    """
+    if config.target is not None:
+        _one_of(config, "target", TARGETS)
+    refuse_idle(config, "target", "--objective seq2seq", has=config.objective == "seq2seq")
+    refuse_idle(config, "prompt", "--objective seq2seq", has=config.objective == "seq2seq")
+    needed = "--objective seq2seq --target next_block"
+    refuse_idle(config, "block_size", needed, has=config.next_block)
+    refuse_idle(config, "prompt", "--target label", has=not config.next_block)
+
+
+def refuse_idle(config: Any, name: str, needed: str, *, has: bool) -> None:
+    """Refuse a flag that was given without the one that it needs to have an effect.
+
+    Raises:
+        UsageError: naming both.
+    """
+    value = getattr(config, name)
+    if value is not None and not has:
+        raise UsageError.build(
+            f"--{name}",
+            f"has no effect without {needed}",
+            found=value,
+            do=f"add {needed} or leave it out",
+        )
 
 
 def _refuse(name: str, found: object, expected: str) -> UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,19 @@ from pem_composition.training.processes import world_size
 WEIGHT_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
 
-def describe_run(config: TrainConfig, data: TaskData) -> dict[str, Any]:
-    """Everything that decides the result of a run: equal descriptions, the same run."""
+def describe_run(config: TrainConfig, data: TaskData, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the result of a run: equal descriptions, the same run.
+
+    Args:
+        content: what the objective reads besides the rows, such as a prompt.
+    """
     base = checkpoint.base_identity(resolve(config.model_name_or_path))
     return {
         "flags": config.result_fields(),
         "base": base.fingerprint or config.model_name_or_path,
         "init_from": module_digest(Path(config.init_from)) if config.init_from else None,
         "processes": world_size(),
+        **content,
         **{f"{split} rows": data_digest(examples) for split, examples in data.splits.items()},
     }
 

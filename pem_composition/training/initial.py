@@ -14,7 +14,7 @@ from pem_composition.training.config import ADAPTER_FIELDS, ModelFlags
 from pem_composition.training.identity import module_digest
 
 
-def write(flags: ModelFlags, task: Task) -> str:
+def write(flags: ModelFlags, task: Task | None) -> str:
     """Write ``flags.output_dir`` and say what it holds; what is there already is not written again.
 
     Raises:
@@ -41,8 +41,11 @@ def write(flags: ModelFlags, task: Task) -> str:
     return f"{output}: initial {flags.adapter_config} module, fingerprint {start.init[:12]}"
 
 
-def describe(flags: ModelFlags, task: Task) -> dict[str, object]:
-    """Everything that decides the initial numbers."""
+def describe(flags: ModelFlags, task: Task | None) -> dict[str, object]:
+    """Everything that decides the initial numbers; without a head, no task does."""
+    answers: dict[str, object] = (
+        {"objective": flags.objective} if task is None else {"labels": list(task.labels)}
+    )
     adapter = {name: getattr(flags, name) for name in ADAPTER_FIELDS[flags.adapter_config]}
     if flags.target_modules:
         adapter["target_modules"] = list(flags.target_modules)
@@ -52,6 +55,6 @@ def describe(flags: ModelFlags, task: Task) -> dict[str, object]:
         "adapter_config": flags.adapter_config,
         **adapter,
         "seed": flags.seed,
-        "labels": list(task.labels),
+        **answers,
         "init_from": module_digest(Path(flags.init_from)) if flags.init_from else None,
     }

@@ -1,7 +1,7 @@
-"""Losses that are means over the rows of the global batch, whatever the number of processes.
+"""Losses that are means over the labels of the global batch, whatever the number of processes.
 
-Shapes: B rows of this process, C classes; n real rows of the global batch. A row whose label is
-IGNORED is filler and counts nothing.
+Shapes: B rows of this process, S target tokens, C classes or words; n real labels of the global
+batch. A label that is IGNORED (of a filler row, or behind a target's end) counts nothing.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from torch.nn import functional as F
 from pem_composition.training.batches import IGNORED
 
 
-def classification_loss(
+def cross_entropy(
     outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """sum_i CE(logits_i, label_i) / n;  logits (B, C), labels (B,)."""
+    """sum_i CE(logits_i, label_i) / n;  logits (B, C) and labels (B,), or (B, S, C) and (B, S)."""
     total = F.cross_entropy(
-        outputs["logits"].float(), labels, ignore_index=IGNORED, reduction="sum"
+        outputs["logits"].float().flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
     )
     return total / _count(labels, num_items_in_batch)
 
 
-def regression_loss(
+def squared_error(
     outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
     """sum_i (logit_i - score_i)^2 / n;  logits (B, 1), labels (B,)."""

@@ -16,7 +16,13 @@ from pem_composition.checkpoint import peft
 from pem_composition.checkpoint import provenance as records
 from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules
-from pem_composition.evaluation.models import load_base, resolve
+from pem_composition.evaluation.models import (
+    LoadedBase,
+    load_base,
+    load_seq2seq,
+    resolve,
+    save_model,
+)
 from pem_composition.module import PEM, Provenance
 from pem_composition.tasks.glue import Task
 from pem_composition.training.config import ModelFlags
@@ -58,7 +64,7 @@ class WholeModel:
 
     def write(self, path: Path) -> None:
         """Save model and tokenizer."""
-        self.model.save_pretrained(path)
+        save_model(self.model, path)
         self.tokenizer.save_pretrained(path)
 
     def read(self, path: Path) -> None:
@@ -84,10 +90,11 @@ class Start:
     init: str
 
 
-def prepare(flags: ModelFlags, task: Task) -> Start:
+def prepare(flags: ModelFlags, task: Task | None) -> Start:
     """Load the base, attach the initial module, freeze the rest.
 
-    The head and A are drawn from ``seed`` alone, so equal flags give an equal start.
+    The head and A are drawn from ``seed`` alone, so equal flags give an equal start. A
+    text-to-text model has no head: its module is the same whatever the task.
 
     Raises:
         IncompatibleModules: ``--init_from`` holds another kind, rank, scale, targets or head.
@@ -97,8 +104,8 @@ def prepare(flags: ModelFlags, task: Task) -> Start:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(flags.seed)
-    model, tokenizer, missing = load_base(source(flags), task, **dropout_settings(flags))
     base = checkpoint.base_identity(resolve(flags.model_name_or_path))
+    model, tokenizer, missing = load(flags, task, base)
     if flags.adapter_config == "fft":
         return _whole(flags, model, tokenizer, base)
     head = head_parameter_names(model, missing)
@@ -108,11 +115,19 @@ def prepare(flags: ModelFlags, task: Task) -> Start:
     return Start(model, tokenizer, ModuleWeights(attachment, module), init)
 
 
-def source(flags: ModelFlags) -> str:
+def load(flags: ModelFlags, task: Task | None, base: BaseIdentity) -> LoadedBase:
+    """The model of the objective, with the dropout of the flags."""
+    where = source(flags, base)
+    if flags.objective == "seq2seq":
+        return load_seq2seq(where, **dropout_settings(flags))
+    return load_base(where, task, **dropout_settings(flags))
+
+
+def source(flags: ModelFlags, base: BaseIdentity) -> str:
     """Where the model's weights come from: the base, or for ``fft`` the model of ``--init_from``.
 
     Raises:
-        IncompatibleModules: ``fft`` starts from something that is no whole model.
+        IncompatibleModules: ``fft`` starts from something that is no whole model, or another one.
     """
     if flags.adapter_config != "fft" or flags.init_from is None:
         return flags.model_name_or_path
@@ -123,6 +138,15 @@ def source(flags: ModelFlags) -> str:
             found="no config.json",
             expected="a whole model",
             do="make one with pem init --adapter_config fft",
+        )
+    given = checkpoint.base_identity(flags.init_from)
+    if (given.model_type, given.hidden_size) != (base.model_type, base.hidden_size):
+        raise IncompatibleModules.build(
+            f"--init_from {flags.init_from}",
+            "does not fit --model_name_or_path",
+            found=f"{given.model_type} of width {given.hidden_size}",
+            expected=f"{base.model_type} of width {base.hidden_size}",
+            do="start from a model of the same architecture",
         )
     return flags.init_from
 
@@ -156,15 +180,17 @@ def initial_module(
 
 
 def adapter_config(flags: ModelFlags, targets: Targets) -> LoraConfig | IA3Config:
-    """The flags as a module config."""
+    """The flags as a module config; a text-to-text module says so, as it has no head to show it."""
+    extra = {"task_type": peft.SEQ2SEQ_TASK} if flags.objective == "seq2seq" else {}
     if flags.adapter_config == "ia3":
-        return IA3Config(targets.target_modules, targets.feedforward_modules)
+        return IA3Config(targets.target_modules, targets.feedforward_modules, extra=extra)
     return LoraConfig(
         r=flags.lora_r,
         alpha=flags.lora_alpha,
         target_modules=targets.target_modules,
         use_rslora=flags.use_rslora,
         dropout=flags.lora_dropout,
+        extra=extra,
     )
 
 
@@ -174,7 +200,11 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
     Raises:
         IncompatibleModules: kind, rank, scale, layers, base or head differ.
     """
-    facts = [("--adapter_config", given.kind, wanted.kind)]
+    facts = [
+        ("--adapter_config", given.kind, wanted.kind),
+        ("--model_name_or_path", *_fingerprints(given.base, wanted.base)),
+        ("--objective", _objective(given), _objective(wanted)),
+    ]
     if isinstance(given.config, LoraConfig) and isinstance(wanted.config, LoraConfig):
         facts += [
             ("--lora_r", given.config.r, wanted.config.r),
@@ -183,7 +213,6 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
         ]
     facts += [
         ("--target_modules", ", ".join(given.layers), ", ".join(wanted.layers)),
-        ("--model_name_or_path", *_fingerprints(given.base, wanted.base)),
         ("head", _shapes(given.head_tensors()), _shapes(wanted.head_tensors())),
         ("tensors", _shapes(given.tensors), _shapes(wanted.tensors)),
     ]
@@ -196,6 +225,11 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
                 expected=expected,
                 do="train with the flags the initial module was made with",
             )
+
+
+def _objective(module: PEM) -> str:
+    """What a module was made for: only a classifier brings a head."""
+    return "classification" if module.head_tensors() else "seq2seq"
 
 
 def _fingerprints(a: BaseIdentity, b: BaseIdentity) -> tuple[str | None, str | None]:

@@ -13,6 +13,7 @@ from pem_composition.training.config import ADAPTER_FIELDS, TrainConfig
 # What a checkpoint's module cannot be made to be, whatever the user insists on.
 FIXED = {f"--{name}" for fields in ADAPTER_FIELDS.values() for name in fields} | {
     "--adapter_config",
+    "--objective",
     "base",
 }
 

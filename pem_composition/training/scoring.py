@@ -2,7 +2,7 @@
 
 The keys are those of ``eval_results.json``.
 
-Shapes: n rows, c outputs.
+Shapes: n rows, k outputs per row.
 """
 
 from __future__ import annotations
@@ -12,66 +12,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from pem_composition.evaluation import metrics
-from pem_composition.evaluation.classify import (
-    Batch,
-    EncodedDataset,
-    EvalResult,
-    batches,
-    predict,
-    score,
-)
-from pem_composition.tasks.glue import Task
+from pem_composition.evaluation.classify import EvalResult, in_order
+from pem_composition.evaluation.exam import Exam, Outputs
 
 
 class Scorer:
-    """Metrics of a model on rows that were sorted and padded once; draws no random numbers."""
+    """Metrics of a model in an exam that was prepared once; draws no random numbers."""
 
-    def __init__(
-        self, task: Task, data: EncodedDataset, *, batch_size: int, pad_to: int | None = None
-    ) -> None:
-        self.task = task
-        self.labels = metrics.gold_labels(task, data.labels)
-        self.batches = batches(data, batch_size=batch_size, pad_to=pad_to)
+    def __init__(self, exam: Exam) -> None:
+        self.exam = exam
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """Loss, metrics, standard error, AUC, predicted shares and time."""
         start = time.perf_counter()
-        logits = self._logits(model)
-        result = score(self.task, logits, self.labels, seconds=time.perf_counter() - start)
-        return {"loss": mean_loss(self.task, logits, self.labels), **report(result)}
+        outputs = self._outputs(model)
+        result = self.exam.result(outputs, seconds=time.perf_counter() - start)
+        return {"loss": self.exam.loss(outputs), **report(result)}
 
-    def _logits(self, model: nn.Module) -> NDArray[np.float32]:
+    def _outputs(self, model: nn.Module) -> Outputs:
+        """Outputs (n, k) of every row, on every process."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return predict(model, self.batches)
+            return self.exam.take(model)
         world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        own = self.exam.batches[rank::world]
         parts: list[Any] = [None] * world
-        torch.distributed.all_gather_object(parts, self._share(model, self.batches[rank::world]))
-        parts = [part for part in parts if part is not None]
-        out = np.empty((len(self.labels), parts[0][1].shape[1]), np.float32)
-        for rows, logits in parts:
-            out[rows] = logits
-        return out
-
-    @staticmethod
-    def _share(
-        model: nn.Module, own: tuple[Batch, ...]
-    ) -> tuple[list[int], NDArray[np.float32]] | None:
-        """This process's row numbers and their logits."""
-        if not own:
-            return None
-        ends = np.cumsum([len(b.rows) for b in own]).tolist()
-        local = [
-            Batch(list(range(e - len(b.rows), e)), b.inputs) for b, e in zip(own, ends, strict=True)
-        ]
-        return [row for b in own for row in b.rows], predict(model, local)
+        share = self.exam.outputs(model, own) if own else None
+        torch.distributed.all_gather_object(parts, share)
+        rows, outputs = zip(*(part for part in parts if part is not None), strict=True)
+        return in_order([row for part in rows for row in part], np.concatenate(outputs))
 
 
 def report(result: EvalResult) -> dict[str, Any]:
     """An evaluation as it stands in the result files."""
+    text = {} if result.invalid_share is None else {"invalid_share": result.invalid_share}
     return {
         **result.scores,
         "stderr": result.stderr,
@@ -79,15 +54,6 @@ def report(result: EvalResult) -> dict[str, Any]:
         "auc": result.auc,
         "predicted_shares": result.predicted_shares,
         "degenerate": result.degenerate,
+        **text,
         "runtime": round(result.seconds, 3),
     }
-
-
-def mean_loss(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Mean cross entropy of logits (n, c), or mean squared error for regression."""
-    wide = logits.astype(np.float64)
-    if task.regression:
-        return float(np.mean((wide[:, 0] - labels) ** 2))
-    shifted = wide - wide.max(axis=1, keepdims=True)
-    log_total = np.log(np.exp(shifted).sum(axis=1))
-    return float(np.mean(log_total - shifted[np.arange(len(labels)), labels]))

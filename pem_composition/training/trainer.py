@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pem_composition.errors import RunFailed, UsageError
+from pem_composition.evaluation.metrics import greater_is_better
 from pem_composition.training import checkpointing
 from pem_composition.training.batches import EpochLoader
 from pem_composition.training.config import TrainConfig
@@ -53,13 +54,15 @@ def training_arguments(config: TrainConfig, total_steps: int, metric: str) -> Tr
     options: dict[str, Any] = {name: getattr(config, name) for name in SAME_NAME} | {
         "max_steps": total_steps,
         "warmup_steps": warmup_steps(config, total_steps),
+        # Without an accelerator bfloat16 means the processor's; the Trainer wants it said.
+        "use_cpu": config.use_cpu or (config.bf16 and not torch.accelerator.is_available()),
         "data_seed": config.order_seed,
         recompute: config.gradient_checkpointing,
         "eval_strategy": "no",
         "save_strategy": "steps",
         "logging_nan_inf_filter": False,
         "metric_for_best_model": metric if config.load_best_model_at_end else None,
-        "greater_is_better": not metric.endswith("loss"),
+        "greater_is_better": greater_is_better(metric),
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
@@ -227,7 +230,7 @@ class ModuleTrainer(Trainer):
             RunFailed: a logit is not finite.
         """
         try:
-            scores = self._score(self.model)
+            scores = self.scores(self._score)
         except RunFailed as error:
             raise self._diverged("logits in evaluation", float("nan")) from error
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in scores.items()}
@@ -305,10 +308,15 @@ class ModuleTrainer(Trainer):
             self._step_in_model = int(best)
         return self._step_in_model
 
+    def scores(self, scorer: Callable[[nn.Module], dict[str, Any]]) -> dict[str, Any]:
+        """Metrics of the model as it is, computed in the precision of the training."""
+        with self.compute_loss_context_manager():
+            return scorer(self.model)
+
     def final_scores(self) -> dict[str, Any]:
         """Metrics of the model as it is now; what was computed while training is not repeated."""
         known = self._evaluated.get(self._step_in_model)
-        return known or {f"eval_{k}": v for k, v in self._score(self.model).items()}
+        return known or {f"eval_{k}": v for k, v in self.scores(self._score).items()}
 
     def adopt_state(self, checkpoint: Path) -> None:
         """Take over a checkpoint of a run that has no step left."""

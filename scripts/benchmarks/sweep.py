@@ -1,9 +1,11 @@
-"""A 21-point sweep beside its lower bound and beside a process per point.
+"""A 21-point sweep beside its lower bound and, for an encoder, beside a process per point.
 
-Bound: as many bare forward passes of the base model over the same batches. The process per point is
-the reference's way (process_per_point.py); it is run for a few points and compared point by point.
+Bound: as many bare forward passes of the base model over the same batches; of a text-to-text model
+the encoder and the decoder's first step. The process per point is the reference's way
+(process_per_point.py); it is run for a few points and compared point by point.
 
     python scripts/benchmarks/sweep.py --data_dir GLUE [--model minilm] [--points 21] [--runs 3]
+    python scripts/benchmarks/sweep.py --data_dir GLUE --model flan-t5-small --tasks rte sst2
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from timing import report, side_by_side
@@ -24,10 +28,11 @@ from timing import report, side_by_side
 from pem_composition import offline, sweep
 from pem_composition.adapters import fresh_module, resolve_targets
 from pem_composition.config import LoraConfig
-from pem_composition.evaluation import classify
-from pem_composition.evaluation.models import load_base
+from pem_composition.evaluation.exam import ExamSettings
+from pem_composition.evaluation.models import load_base, load_seq2seq
 from pem_composition.module import PEM
-from pem_composition.tasks.data import load_task
+from pem_composition.tasks.data import TaskData, load_task
+from pem_composition.tasks.prompts import get_prompt
 
 HERE = Path(__file__).parent
 
@@ -44,71 +49,120 @@ def random_module(model: torch.nn.Module, seed: int) -> PEM:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", required=True, help="folder of GLUE tasks; RTE's dev is read")
-    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--data_dir", required=True, help="folder of GLUE tasks; dev is read")
+    parser.add_argument("--model", default="minilm", help="an encoder, or a text-to-text model")
+    parser.add_argument("--tasks", nargs="+", default=["rte"])
+    parser.add_argument("--rows", type=int, help="at most so many rows per task")
     parser.add_argument("--points", type=int, default=21)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--processes", type=int, default=3, help="points run as processes")
     args = parser.parse_args()
-    path = str(offline.resolve(args.model))
-    data = load_task("rte", data_dir=args.data_dir, splits=("validation",))
-    model, tokenizer, _ = load_base(path, data.task)
-    modules = [random_module(model, seed) for seed in (0, 1)]
-    batches = classify.batches(classify.encode(tokenizer, data.validation, max_seq_length=128))
-    points = [i / (args.points - 1) for i in range(args.points)]
+    case = Case(args)
+    name = f"{args.points} bare forward passes"
+    candidates: dict[str, Callable[[], object]] = {
+        name: lambda: case.bare(bf16=False),
+        "sweep, parameter space": lambda: case.sweep("parameter"),
+        "sweep, delta space": lambda: case.sweep("delta"),
+        f"{name}, bfloat16": lambda: case.bare(bf16=True),
+        "sweep, parameter space, bfloat16": lambda: case.sweep("parameter", bf16=True),
+    }
+    seconds = side_by_side(candidates, args.runs)
+    report(seconds, base=name)
+    medians = {k: statistics.median(v) / args.points for k, v in seconds.items()}
+    reduced = medians["sweep, parameter space, bfloat16"]
+    print(f"\nbfloat16: sweep to its own bound {reduced / medians[f'{name}, bfloat16']:.3f}")
+    pairs = zip(case.sweep("parameter"), case.sweep("parameter", bf16=True), strict=True)
+    change = max(abs(a - b) for a, b in pairs)
+    print(f"largest change of a score by bfloat16: {change:.4f}")
+    if not case.seq2seq and args.processes:
+        alone = processes(case, args.processes)
+        print(f"a point as processes of its own: {alone:.2f} s (median of {args.processes})")
+        full = medians["sweep, parameter space"]
+        for precision, point in (("float32", full), ("bfloat16", reduced)):
+            print(f"in one process, {precision}: {point:.2f} s, ratio {alone / point:.1f}")
 
-    def bare() -> None:
-        for _ in points:
-            classify.predict(model, batches)
 
-    def in_one_process(space: str) -> None:
-        """From modules and text rows to a score per point, tokenising included."""
-        rows = sweep.Rows(data.task, data.validation, 128, 32)
-        settings = sweep.Settings(base=path, task="rte", max_seq_length=128, head="average")
-        inputs = [sweep.Input(f"m{i}", m, str(i)) for i, m in enumerate(modules)]
+class Case:
+    """Model, rows and modules."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.path = str(offline.resolve(args.model))
+        self.data: list[TaskData] = [
+            load_task(
+                task, data_dir=args.data_dir, splits=("validation",), max_eval_samples=args.rows
+            )
+            for task in args.tasks
+        ]
+        config = json.loads(Path(self.path, "config.json").read_text())
+        self.seq2seq = bool(config.get("is_encoder_decoder"))
+        if self.seq2seq:
+            self.model, self.tokenizer, _ = load_seq2seq(self.path)
+        else:
+            self.model, self.tokenizer, _ = load_base(self.path, self.data[0].task)
+        self.modules = [random_module(self.model, seed) for seed in (0, 1)]
+        self.points = [i / (args.points - 1) for i in range(args.points)]
+        self.batches = [
+            batch
+            for rows in self.rows()
+            for batch in rows.prepare(self.model, self.tokenizer).batches
+        ]
+
+    def rows(self) -> list[sweep.Rows]:
+        """The tasks' rows, not tokenised yet."""
+        return [sweep.Rows(data.task, data.validation, self.settings(data)) for data in self.data]
+
+    def settings(self, data: TaskData) -> ExamSettings:
+        if self.seq2seq:
+            return ExamSettings("seq2seq", prompt=get_prompt(data.task))
+        return ExamSettings()
+
+    def bare(self, *, bf16: bool) -> None:
+        """Nothing but forward passes."""
+        start: dict[str, Any] = {}
+        self.model.eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            for _ in self.points:
+                for rows, inputs in self.batches:
+                    if self.seq2seq:
+                        first = torch.full((len(rows), 1), self.model.config.decoder_start_token_id)
+                        start = {"decoder_input_ids": first}
+                    self.model(**inputs, **start)
+
+    def sweep(self, space: str, *, bf16: bool = False) -> list[float]:
+        """From modules and text rows to a score per point and task, tokenising included."""
+        settings = sweep.Settings(base=self.path, bf16=bf16)
+        inputs = [sweep.Input(f"m{i}", m, str(i)) for i, m in enumerate(self.modules)]
         with tempfile.TemporaryDirectory() as folder:
-            ledger = sweep.Ledger(Path(folder, "results.jsonl"))
             bench = sweep.Bench(
-                lambda: (model, tokenizer),
-                {sweep.VALIDATION: rows},
+                lambda: (self.model, self.tokenizer),
+                {sweep.VALIDATION: self.rows()},
                 settings,
-                ledger,
+                sweep.Ledger(Path(folder, "results.jsonl")),
                 lambda _: None,
             )
-            for t in points:
+            found = [
                 bench.score(sweep.point(inputs, (t, 1 - t), space, "average"), sweep.VALIDATION)
+                for t in self.points
+            ]
             bench.close()
-
-    name = f"{args.points} bare forward passes"
-    seconds = side_by_side(
-        {
-            name: bare,
-            "sweep, parameter space": lambda: in_one_process("parameter"),
-            "sweep, delta space": lambda: in_one_process("delta"),
-        },
-        args.runs,
-    )
-    report(seconds, base=name)
-    point = statistics.median(seconds["sweep, parameter space"]) / args.points
-    alone = processes(path, modules, data.validation, points[: args.processes])
-    print(f"\nper point: {point:.2f} s in one process, {alone:.2f} s as processes of its own")
-    print(f"ratio {alone / point:.1f} (median of {args.processes} points)")
+        return [record["score"] for records in found for record in records]
 
 
-def processes(path: str, modules: list[PEM], examples: list, points: list[float]) -> float:
+def processes(case: Case, count: int) -> float:
     """Median seconds of a point in processes of its own."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         dirs = [str(Path(folder, n)) for n in "ab"]
-        for module, where in zip(modules, dirs, strict=True):
+        for module, where in zip(case.modules, dirs, strict=True):
             module.save(where)
         rows = Path(folder, "dev.jsonl")
         with rows.open("w") as f:
-            for e in examples:
+            for e in case.data[0].validation:
                 row = {"sentence1": e.text, "sentence2": e.text_pair, "label": e.label}
                 f.write(json.dumps(row) + "\n")
         run = [sys.executable, str(HERE / "process_per_point.py")]
-        for t in points:
+        path = case.path
+        for t in case.points[:count]:
             start = time.perf_counter()
             out = str(Path(folder, "out"))
             for stage in (["merge", path, *dirs, out, str(t)], ["evaluate", path, out, str(rows)]):

@@ -294,8 +294,28 @@ def test_a_grid_writes_every_point_or_none(folder, tmp_path, program):
     before = contents(tmp_path / "g")
     assert program("merge", "-a", a, b, "-p", tmp_path / "g", "--grid", 0, 1, 1).code == 2
     assert contents(tmp_path / "g") == before
-    assert program("merge", "-a", a, b, a, "-p", tmp_path / "h", "--grid", 0, 1, 1).code == 2
+    assert program("merge", "-a", a, "-p", tmp_path / "h", "--grid", 0, 1, 1).code == 2
     assert not (tmp_path / "h").exists()
+
+
+def test_a_grid_over_three_modules_writes_the_simplex(folder, tmp_path, program):
+    paths = [folder / name for name in "abc"]
+    done = program("merge", "-a", *paths, "-p", tmp_path / "g", "--grid", 0, 0.5, 1, "--merge_head")
+    assert (done.code, done.err) == (0, "")
+    names = {"0_0_1", "0_1_0", "1_0_0", "0.5_0.5_0", "0.5_0_0.5", "0_0.5_0.5"}
+    assert {p.name for p in (tmp_path / "g").iterdir()} == names
+    expected = library.combine(loaded(*paths), [0.5, 0, 0.5])
+    assert same(library.load(tmp_path / "g" / "0.5_0_0.5"), expected)
+
+
+def test_a_grid_of_analogies_writes_one_module_per_coefficient(folder, tmp_path, program):
+    paths = [folder / name for name in "abc"]
+    grid = ("--grid", 0.5, 0.5, 1, 0.9, 0.05, 1)
+    done = program("analogy", "-a", *paths, "-p", tmp_path / "g", *grid)
+    assert (done.code, done.err) == (0, "")
+    assert {p.name for p in (tmp_path / "g").iterdir()} == {"0.5", "0.9", "0.95", "1"}
+    expected = library.analogy(*loaded(*paths), 0.9)
+    assert same(library.load(tmp_path / "g" / "0.9"), expected)
 
 
 def test_modules_of_different_initialisation_are_said_to_be(folder, tmp_path, program):
@@ -367,6 +387,10 @@ def test_analogy_weighs_the_classifier_and_the_difference(words, lam, folder, tm
         (["--search_step", "1", "2", "3"], "--search_step: wrong number of entries; found 3"),
         (["--search_step", "1", "-1"], "use --coefficients"),
         (["--coefficient", "0.5", "--search_step", "1", "1"], "given together"),
+        (["--coefficient", "0.5", "--grid", "0", "1", "1"], "given together"),
+        (["--evaluate"], "add --grid"),
+        (["--coefficient", "0.5", "--grid", "0", "1", "1", "--evaluate"], "found --coefficient"),
+        (["--bf16"], "has no effect without --evaluate"),
         (["--coefficients", "1", "1", "1"], "did you mean --coefficient?"),
     ],
 )

@@ -17,54 +17,100 @@ from pem_composition.report import plot, records, table
 
 
 def record(
-    key: str, score: float, *, degenerate: bool = False, split: str = "test"
+    key: str, score: float, *, degenerate: bool = False, split: str = "test", **changes: Any
 ) -> dict[str, Any]:
     share = {"no": 0.98, "yes": 0.02} if degenerate else {"no": 0.5, "yes": 0.5}
     return {
         "key": key, "metric": "accuracy", "score": score, "standard_error": 0.01, "n": 100,
         "auc": 0.9, "predicted_share": share, "degenerate": degenerate, "split": split,
+        "invalid_share": None, **changes,
     }  # fmt: skip
 
 
 def row(
-    identity: str, key: str, gain: float, name: str = "", c: tuple[float, ...] = ()
+    identity: str, keys: list[str], gain: float, name: str = "", c: tuple[float, ...] = ()
 ) -> dict[str, Any]:
+    gains = [{"gain": gain, "gain_standard_error": 0.02} for _ in keys]
+    mean = {"score": 0.0, "standard_error": 0.0, "gain": gain, "gain_standard_error": 0.02}
     return {
-        "id": identity, "row": name or identity, "coefficients": list(c), "key": key, "gain": gain,
-        "gain_standard_error": 0.02,
+        "id": identity, "row": name or identity, "coefficients": list(c), "keys": keys,
+        "gains": gains, "mean": mean,
     }  # fmt: skip
+
+
+TS = (0, 0.25, 0.5, 0.75, 1)
+CURVES = {"parameter": "p", "delta": "d"}
+
+
+def save(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.mkdir(parents=True)
+    (path / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return path
+
+
+def points(shift: float) -> list[dict[str, Any]]:
+    """Five points in two spaces, two modules and a merge."""
+    lines = [
+        record(f"v{t}{s}", 0.6 + 0.1 * t + shift, split="validation") for t in TS for s in "pd"
+    ]
+    lines += [record("a", 0.7 + shift), record("b", 0.5, degenerate=True), record("m", 0.8 + shift)]
+    return lines
 
 
 def write(path: Path, shift: float = 0.0, **changes: Any) -> Path:
     """A sweep of five points in two spaces."""
-    ts = (0, 0.25, 0.5, 0.75, 1)
-    lines = [
-        record(f"v{t}{s}", 0.6 + 0.1 * t + shift, split="validation") for t in ts for s in "pd"
-    ]
-    lines += [record("a", 0.7 + shift), record("b", 0.5, degenerate=True), record("m", 0.8 + shift)]
     curve = {
-        space: [{"coefficients": [t, 1 - t], "key": f"v{t}{space[0]}"} for t in ts]
-        for space in ("parameter", "delta")
+        space: [{"coefficients": [t, 1 - t], "keys": [f"v{t}{s}"]} for t in TS]
+        for space, s in CURVES.items()
     }
     average = (0.7 + shift + 0.5) / 2
+    own = {
+        "score": average, "standard_error": 0.01, "auc": 0.9, "n": 100, "metric": "accuracy",
+    }  # fmt: skip
     summary = {
-        "summary": 1, "modules": ["half0", "half1"], "kind": "lora", "base": "f" * 64,
-        "base_name": "tiny", "task": "rte", "head": "average", "rank": None,
-        "select": "validation", "report": "test", "singles": ["v1p", "v0p"],
+        "summary": 2, "composition": "merge", "modules": ["half0", "half1"], "kind": "lora",
+        "base": "f" * 64, "base_name": "tiny", "tasks": ["rte"], "greater_is_better": True,
+        "head": "average", "rank": None, "select": "validation", "report": "test",
+        "singles": [["v1p"], ["v0p"]], "reference": None,
         "selected": {"parameter": [0.5, 0.5], "delta": [0.25, 0.75]}, "curve": curve,
+        "baseline": "average",
         "rows": [
-            row("module 0", "a", 0.7 + shift - average, "half0"),
-            row("module 1", "b", 0.5 - average, "half1"),
-            row("merge, selected, delta space", "m", 0.8 + shift - average, c=(0.25, 0.75)),
+            row("module 0", ["a"], 0.7 + shift - average, "half0"),
+            row("module 1", ["b"], 0.5 - average, "half1"),
+            row("merge, selected, delta space", ["m"], 0.8 + shift - average, c=(0.25, 0.75)),
         ],
-        "average": {
-            "score": average, "standard_error": 0.01, "auc": 0.9, "n": 100, "metric": "accuracy",
-        },
+        "average": {"tasks": [own], "mean": {"score": average, "standard_error": 0.01}},
         **changes,
     }  # fmt: skip
-    path.mkdir(parents=True)
-    (path / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [*lines, summary]))
-    return path
+    return save(path, [*points(shift), summary])
+
+
+def write_two(path: Path, shift: float = 0.0, **changes: Any) -> Path:
+    """Two tasks; one space; module 0 is good at the first, module 1 at the second."""
+    lines = []
+    for t in TS:
+        lines.append(record(f"r{t}", 0.5 + 0.2 * t + shift, split="validation"))
+        lines.append(record(f"s{t}", 0.9 - 0.4 * t, split="validation", invalid_share=t, n=200))
+    lines += [record("R", 0.75 + shift, split="validation"), record("S", 0.85, n=200)]
+    curve = [{"coefficients": [t, 1 - t], "keys": [f"r{t}", f"s{t}"]} for t in TS]
+    mean = {"score": 0.65, "standard_error": 0.005}
+    own = {"metric": "accuracy", "standard_error": 0.01, "auc": None, "n": 100}
+    summary = {
+        "summary": 2, "composition": "merge", "modules": ["rte", "sst2"], "kind": "lora",
+        "base": "f" * 64, "base_name": "tiny", "tasks": ["rte", "sst2"],
+        "greater_is_better": True, "head": None, "rank": None, "select": "validation",
+        "report": "validation", "singles": [["r1", "s1"], ["r0", "s0"]], "reference": ["R", "S"],
+        "selected": {"delta": [0.75, 0.25]}, "curve": {"delta": curve}, "baseline": "average",
+        "rows": [
+            row("module 0", ["r1", "s1"], -0.05, "rte"),
+            row("module 1", ["r0", "s0"], 0.05, "sst2"),
+            row("reference", ["R", "S"], 0.15, "both (reference)"),
+            row("merge, selected, delta space", ["r0.75", "s0.75"], 0.01 + shift, c=(0.75, 0.25)),
+        ],
+        "average": {"tasks": [own | {"score": 0.6}, own | {"score": 0.7}], "mean": mean},
+        **changes,
+    }  # fmt: skip
+    return save(path, [*lines, summary])
 
 
 def test_the_table_has_every_row_with_errors_gains_and_notes(tmp_path):
@@ -92,6 +138,7 @@ def test_the_csv_holds_the_numbers_in_full(tmp_path):
 def test_several_sweeps_give_mean_and_spread_of_rows_that_are_the_same(tmp_path):
     paths = [write(tmp_path / str(i), shift=s) for i, s in enumerate((0.0, 0.02, 0.06))]
     rows = {r["row"]: r for r in table.aggregate(paths)}
+    assert {r["task"] for r in rows.values()} == {"rte"}
     scores, gains = [0.7, 0.72, 0.76], [0.1, 0.11, 0.13]
     assert rows["module 0"]["score"] == pytest.approx(statistics.fmean(scores))
     assert rows["module 0"]["score_spread"] == pytest.approx(statistics.stdev(scores))
@@ -104,7 +151,7 @@ def test_several_sweeps_give_mean_and_spread_of_rows_that_are_the_same(tmp_path)
 def test_sweeps_of_other_settings_are_not_averaged_together(tmp_path):
     paths = [
         write(tmp_path / "a"),
-        write(tmp_path / "b", task="cola"),
+        write(tmp_path / "b", tasks=["cola"]),
         write(tmp_path / "c", kind="ia3"),
     ]
     rows = table.aggregate(paths)
@@ -116,9 +163,9 @@ def test_sweeps_of_other_settings_are_not_averaged_together(tmp_path):
 def test_the_last_summary_counts_and_torn_lines_do_not(tmp_path):
     path = write(tmp_path / "s") / "results.jsonl"
     first = path.read_text()
-    later = json.loads(first.splitlines()[-1]) | {"task": "later"}
+    later = json.loads(first.splitlines()[-1]) | {"tasks": ["later"]}
     path.write_text(first + json.dumps(later) + "\n" + '{"key": "torn')
-    assert records.read(path).summary["task"] == "later"
+    assert records.read(path).summary["tasks"] == ["later"]
 
 
 @pytest.mark.parametrize(
@@ -139,25 +186,186 @@ def test_results_without_their_points_are_refused(damage, reason, tmp_path):
         records.read(path)
 
 
-def test_the_plot_shows_both_curves_the_modules_and_their_average(tmp_path):
+@pytest.fixture
+def pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots()
-    plot.draw(axes, records.read(write(tmp_path / "s")))
-    lines = {line.get_label(): line for line in axes.get_lines()}
+    yield pyplot
+    pyplot.close("all")
+
+
+def drawn(axes: Any) -> dict[str, Any]:
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_the_plot_shows_both_curves_the_modules_and_their_average(tmp_path, pyplot):
+    (axes,) = plot.curves(records.read(write(tmp_path / "s"))).axes
+    lines = drawn(axes)
     for space in ("parameter", "delta"):
         x, y = lines[f"merge, {space} space"].get_data()
         assert list(x) == [0, 0.25, 0.5, 0.75, 1]
         assert list(y) == pytest.approx([0.6, 0.625, 0.65, 0.675, 0.7])
     assert lines["half0"].get_ydata()[0] == pytest.approx(0.7)
     assert lines["half1"].get_ydata()[0] == pytest.approx(0.6)
-    assert lines["average of the two"].get_ydata()[0] == pytest.approx(0.65)
+    assert lines["average of the modules"].get_ydata()[0] == pytest.approx(0.65)
     assert "t * half0 + (1 - t) * half1" in axes.get_xlabel()
     assert len(axes.collections) == 2
-    pyplot.close(figure)
+
+
+def test_several_tasks_have_a_panel_each_and_one_for_their_mean(tmp_path, pyplot):
+    first, second, mean = plot.curves(records.read(write_two(tmp_path / "s"))).axes
+    expected = {
+        first: [0.5, 0.55, 0.6, 0.65, 0.7],
+        second: [0.9, 0.8, 0.7, 0.6, 0.5],
+        mean: [0.7, 0.675, 0.65, 0.625, 0.6],
+    }
+    for axes, scores in expected.items():
+        assert list(drawn(axes)["merge, delta space"].get_ydata()) == pytest.approx(scores)
+        (band,) = axes.collections
+        heights = band.get_paths()[0].vertices[:, 1]
+        error = 0.01 if axes is not mean else 0.01 / 2**0.5
+        assert max(heights) == pytest.approx(max(scores) + error)
+    assert drawn(mean)["both (reference)"].get_ydata()[0] == pytest.approx(0.8)
+    assert [axes.get_title() for axes in (first, second, mean)] == [
+        "rte",
+        "sst2",
+        "mean of 2 tasks",
+    ]
+    assert "n = 200" in second.get_ylabel()
+
+
+def test_the_frontier_is_one_task_against_the_other(tmp_path, pyplot):
+    _, axes = pyplot.subplots()
+    plot.draw_frontier(axes, records.read(write_two(tmp_path / "s")))
+    lines = drawn(axes)
+    x, y = lines["merge, delta space"].get_data()
+    assert list(x) == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7])
+    assert list(y) == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
+    spots = {"rte": (0.7, 0.5), "sst2": (0.5, 0.9), "both (reference)": (0.75, 0.85)}
+    for name, spot in {**spots, "average of the modules": (0.6, 0.7)}.items():
+        assert [v[0] for v in lines[name].get_data()] == pytest.approx(spot)
+    circled = [line for line in axes.get_lines() if line.get_fillstyle() == "none"]
+    assert [line.get_xydata()[0].tolist() for line in circled] == [pytest.approx([0.65, 0.6])]
+    assert axes.get_xlabel().startswith("rte: accuracy")
+
+
+def test_more_modules_have_profiles_of_the_best_score(tmp_path, pyplot):
+    scores = {
+        (1, 0, 0): 0.5,
+        (0, 1, 0): 0.6,
+        (0, 0, 1): 0.7,
+        (0.5, 0.5, 0): 0.8,
+        (0.5, 0, 0.5): 0.9,
+    }
+    lines = [record(str(c), s, split="validation") for c, s in scores.items()]
+    curve = [{"coefficients": list(c), "keys": [str(c)]} for c in scores]
+    changes = {
+        "modules": ["x", "y", "z"], "curve": {"delta": curve},
+        "singles": [[str((1, 0, 0))], [str((0, 1, 0))], [str((0, 0, 1))]],
+        "selected": {"delta": [0.5, 0, 0.5]},
+    }  # fmt: skip
+    path = write(tmp_path / "s", **changes) / "results.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines) + path.read_text())
+    for better, best in ((True, max), (False, min)):
+        found = records.read(path)
+        found.summary["greater_is_better"] = better
+        (axes,) = plot.curves(found).axes
+        for place, name in enumerate("xyz"):
+            x, y = drawn(axes)[f"{name}, delta space"].get_data()
+            reached = [best(s for c, s in scores.items() if c[place] == share) for share in x]
+            assert list(x) == sorted({c[place] for c in scores})
+            assert list(y) == pytest.approx(reached)
+
+
+def test_two_tasks_give_a_frontier_and_one_none(tmp_path):
+    names = {
+        n: [f.name for f in plot.write(make(tmp_path / n), tmp_path / n)]
+        for n, make in (("one", write), ("two", write_two))
+    }
+    assert names["one"] == ["curve.png", "curve.pdf"]
+    assert names["two"] == ["curve.png", "curve.pdf", "frontier.png", "frontier.pdf"]
+
+
+def test_the_table_of_two_tasks_has_their_mean_and_what_is_invalid(tmp_path):
+    text = table.write(write_two(tmp_path / "s"), tmp_path / "s")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "| rte accuracy (n = 100) | sst2 accuracy (n = 200) | mean |" in rows[0]
+    assert rows[1].startswith("| rte |  | 0.7000 +- 0.0100 | 0.5000 +- 0.0100 |")
+    assert rows[1].endswith("| - 1.00 | sst2: 100% invalid answers |")
+    assert rows[2].endswith("| - 0.00 |  |")
+    assert rows[3].startswith("| average of the modules |  | 0.6000 +- 0.0100 | 0.7000 +- 0.0100 |")
+    assert "0.6500 +- 0.0050 |  |" in rows[3]  # no gain over itself
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "s" / "table.csv").read_text())))
+    assert [x["task"] for x in lines] == ["rte", "sst2", "mean"] * 5
+    assert [x["invalid_share"] for x in lines[:3]] == ["", "1", ""]
+
+
+def test_seeds_are_averaged_per_task_and_in_the_mean(tmp_path):
+    shifts = (0.0, 0.03, 0.09)
+    paths = [write_two(tmp_path / str(i), shift=s) for i, s in enumerate(shifts)]
+    rows = {(r["row"], r["task"]): r for r in table.aggregate(paths)}
+    identity = "merge, selected, delta space"
+    found = rows[identity, "rte"]
+    assert found["score"] == pytest.approx(0.65 + 0.04)
+    assert found["score_spread"] == pytest.approx(statistics.stdev(shifts))
+    assert rows[identity, "sst2"]["score_spread"] == 0
+    assert rows[identity, "sst2"]["invalid_share"] == 0.75
+    mean = rows[identity, "mean of rte, sst2"]
+    assert mean["gain"] == pytest.approx(0.01 + 0.04)
+    text = table.aggregate_markdown(list(rows.values()))
+    assert f"| sst2 | lora | tiny | {identity} | 3 | 0.6000 +- 0.0000 accuracy |" in text
+    assert "75% invalid answers" in text
+
+
+def test_an_analogy_is_compared_with_its_classifier(tmp_path):
+    changes = {
+        "composition": "analogy", "modules": ["cls", "target", "source"], "average": None,
+        "baseline": "module 0", "singles": [["v1p"]],
+    }  # fmt: skip
+    text = table.write(write(tmp_path / "s", **changes), tmp_path / "s")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "| gain over cls |" in rows[0]
+    assert rows[1].startswith("| half0 |  | 0.7000 +- 0.0100 |  | 0.9000 |")
+    assert len(rows) == 1 + 3
+    assert "cls + (target - source)" in text
+
+
+def write_first_release(path: Path) -> Path:
+    """The summary as version 1 had it: one task, keys and gains without lists."""
+    found = write(path) / "results.jsonl"
+    *lines, summary = map(json.loads, found.read_text().splitlines())
+    new = ("composition", "tasks", "greater_is_better", "reference", "baseline")
+    old = {k: v for k, v in summary.items() if k not in new}
+    old |= {"summary": 1, "task": "rte", "singles": [k for (k,) in summary["singles"]]}
+    old["average"] = summary["average"]["tasks"][0]
+    old["curve"] = {
+        space: [{"coefficients": p["coefficients"], "key": p["keys"][0]} for p in curve]
+        for space, curve in summary["curve"].items()
+    }
+    old["rows"] = [
+        {"id": r["id"], "row": r["row"], "coefficients": r["coefficients"], "key": r["keys"][0]}
+        | r["gains"][0]
+        for r in summary["rows"]
+    ]
+    plain = [{k: v for k, v in x.items() if k != "invalid_share"} for x in lines]
+    found.write_text("".join(json.dumps(x) + "\n" for x in [*plain, old]))
+    return path
+
+
+def test_results_of_the_first_release_are_still_read(tmp_path):
+    old, new = write_first_release(tmp_path / "old"), write(tmp_path / "new")
+    assert table.markdown(records.read(old)) == table.markdown(records.read(new))
+    assert table.aggregate([old]) == table.aggregate([new])
+    plot.write(old, old)
+
+
+def test_results_of_a_later_release_are_refused(tmp_path):
+    with pytest.raises(DataError, match="found summary version 3, expected at most 2"):
+        records.read(write(tmp_path / "s", summary=3))
 
 
 def test_plots_are_png_and_pdf_and_the_same_every_time(tmp_path):

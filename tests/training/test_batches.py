@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pem_composition.evaluation.classify import EncodedDataset
 from pem_composition.training.batches import IGNORED, EpochLoader, Examples, GlobalBatches, Padding
-from pem_composition.training.losses import classification_loss, regression_loss
+from pem_composition.training.losses import cross_entropy, squared_error
 
 
 @settings(deadline=None, max_examples=50)
@@ -76,20 +76,18 @@ def test_losses_are_means_over_the_real_rows_of_the_global_batch():
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 2, 1, 1, 0, 2])
     torch.testing.assert_close(
-        classification_loss({"logits": logits}, labels),
+        cross_entropy({"logits": logits}, labels),
         torch.nn.functional.cross_entropy(logits, labels),
     )
-    parts = [
-        classification_loss({"logits": logits[s]}, labels[s], 6) for s in (slice(0, 2), slice(2, 6))
-    ]
+    parts = [cross_entropy({"logits": logits[s]}, labels[s], 6) for s in (slice(0, 2), slice(2, 6))]
     torch.testing.assert_close(sum(parts), torch.nn.functional.cross_entropy(logits, labels))
     filled = torch.tensor([0, 2, 1, IGNORED, IGNORED, IGNORED])
     torch.testing.assert_close(
-        classification_loss({"logits": logits}, filled),
+        cross_entropy({"logits": logits}, filled),
         torch.nn.functional.cross_entropy(logits[:3], labels[:3]),
     )
     scores = torch.tensor([0.5, 1.0, 2.0, -100.0, -100.0, -100.0])
     torch.testing.assert_close(
-        regression_loss({"logits": logits[:, :1]}, scores),
+        squared_error({"logits": logits[:, :1]}, scores),
         torch.nn.functional.mse_loss(logits[:3, 0], scores[:3]),
     )

@@ -13,7 +13,7 @@ from training_bench import write_rows
 from pem_composition import checkpoint
 from pem_composition.cli import main
 from pem_composition.errors import IncompatibleModules, UsageError
-from pem_composition.training import checkpointing, classification
+from pem_composition.training import checkpointing, runs
 
 FILES = {
     "README.md",
@@ -31,7 +31,7 @@ def results(folder, name="all_results.json"):
 
 @pytest.fixture(scope="module")
 def lora(bench):
-    return classification.run(bench.config("lora", max_steps=80, eval_steps=40)).output_dir
+    return runs.run(bench.config("lora", max_steps=80, eval_steps=40)).output_dir
 
 
 def test_lora_learns_and_writes_the_files_of_the_example_programs(bench, lora):
@@ -77,7 +77,7 @@ def test_the_written_module_is_the_evaluated_one(bench, lora):
 
 
 def test_equal_flags_give_equal_bits_and_equal_losses(bench, lora):
-    again = classification.run(bench.config("lora-again", max_steps=80, eval_steps=40)).output_dir
+    again = runs.run(bench.config("lora-again", max_steps=80, eval_steps=40)).output_dir
     assert (again / "adapter_model.safetensors").read_bytes() == (
         lora / "adapter_model.safetensors"
     ).read_bytes()
@@ -89,7 +89,7 @@ def test_equal_flags_give_equal_bits_and_equal_losses(bench, lora):
 
 
 def test_the_step_with_the_best_metric_is_kept(bench):
-    folder = classification.run(
+    folder = runs.run(
         bench.config("best", max_steps=60, eval_steps=10, save_total_limit=1)
     ).output_dir
     log = [e for e in results(folder, "trainer_state.json")["log_history"] if "eval_accuracy" in e]
@@ -114,10 +114,10 @@ def test_ia3_trains_without_decay_towards_zero(bench):
         learning_rate=1e-12,
         weight_decay=1e9,
     )
-    module = classification.train(config)
+    module = runs.train(config)
     vectors = torch.cat(list(module.adapter_tensors().values()))
     torch.testing.assert_close(vectors, torch.ones_like(vectors), rtol=0, atol=1e-6)
-    trained = classification.train(
+    trained = runs.train(
         bench.config("ia3-lr", adapter_config="ia3", learning_rate=2e-2, max_steps=20)
     )
     assert max((t - 1).abs().max() for t in trained.adapter_tensors().values()) > 1e-2
@@ -129,7 +129,7 @@ def test_fft_writes_a_hugging_face_model_that_differs_from_its_base(bench):
     config = bench.config(
         "fft", adapter_config="fft", learning_rate=1e-3, max_steps=20, save_total_limit=1
     )
-    module = classification.train(config)
+    module = runs.train(config)
     folder = bench.folder / "fft"
     assert {p.name for p in folder.iterdir()} >= FILES | {
         "config.json",
@@ -168,7 +168,7 @@ def test_regression_learns_and_reports_correlations(bench):
         max_steps=100,
         group_by_length=True,
     )
-    folder = classification.run(config).output_dir
+    folder = runs.run(config).output_dir
     scores = results(folder)
     assert scores["eval_pearson"] > 0.3
     assert set(scores) >= {"eval_spearmanr", "eval_stderr", "eval_loss"}
@@ -181,7 +181,7 @@ def test_scoring_another_split_later_does_not_train_again(bench, lora):
     lines = []
     test = write_rows(bench.folder / "test.jsonl", 30, seed=9)
     flags = {"max_steps": 80, "eval_steps": 40}
-    classification.run(bench.config("lora", **flags, do_predict=True, test_file=test), lines.append)
+    runs.run(bench.config("lora", **flags, do_predict=True, test_file=test), lines.append)
     assert any("resuming from" in line and "checkpoint-80" in line for line in lines), lines
     assert (lora / "adapter_model.safetensors").read_bytes() == before
     assert results(lora)["test_samples"] == 30 and results(lora)["eval_samples"] == 60
@@ -189,12 +189,12 @@ def test_scoring_another_split_later_does_not_train_again(bench, lora):
 
 def test_a_damaged_result_is_made_again(bench):
     config = bench.config("damaged", max_steps=4, eval_steps=None)
-    folder = classification.run(config).output_dir
+    folder = runs.run(config).output_dir
     good = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(good[:-8] + bytes(8))
-    assert not classification.run(config).skipped
+    assert not runs.run(config).skipped
     assert (folder / "adapter_model.safetensors").read_bytes() == good
-    assert classification.run(config).skipped
+    assert runs.run(config).skipped
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_damaged_result_is_made_again(bench):
 )
 def test_what_cannot_end_well_is_refused_before_the_first_step(bench, changes, words):
     with pytest.raises(UsageError) as error:
-        classification.run(bench.config("refused", **changes))
+        runs.run(bench.config("refused", **changes))
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (bench.folder / "refused").exists()
 
@@ -231,16 +231,14 @@ def test_gradient_accumulation_and_padding_change_nothing_but_rounding(bench):
         "lora_dropout": None,
         "max_steps": 14,
     }
-    plain = classification.train(
-        bench.config("plain", **quiet, eval_steps=None, eval_strategy="no")
-    )
+    plain = runs.train(bench.config("plain", **quiet, eval_steps=None, eval_strategy="no"))
     variants = {
         "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
         "padded": {"pad_to_max_length": True},
         "recomputed": {"gradient_checkpointing": True},
     }
     for name, changes in variants.items():
-        other = classification.train(
+        other = runs.train(
             bench.config(name, **(quiet | changes), eval_steps=None, eval_strategy="no")
         )
         for tensor in plain.tensors:
@@ -278,21 +276,16 @@ def test_runs_start_from_the_given_module_and_carry_its_fingerprint(bench, capsy
         "learning_rate": 1e-12,
         "weight_decay": 0,
     }
-    runs = [
-        classification.train(bench.config(f"from-init-{seed}", seed=seed, **quick))
-        for seed in (1, 2)
-    ]
-    assert {run.provenance.init for run in runs} == {fingerprint}
-    for name, tensor in runs[0].tensors.items():
+    started = [runs.train(bench.config(f"from-init-{seed}", seed=seed, **quick)) for seed in (1, 2)]
+    assert {run.provenance.init for run in started} == {fingerprint}
+    for name, tensor in started[0].tensors.items():
         torch.testing.assert_close(tensor, initial.tensors[name], rtol=0, atol=1e-9)
     assert (
-        classification.train(
-            bench.config("own-init", **(quick | {"init_from": None}))
-        ).provenance.init
+        runs.train(bench.config("own-init", **(quick | {"init_from": None}))).provenance.init
         != fingerprint
     )
     with pytest.raises(IncompatibleModules, match=r"--lora_r; found 8, expected 4"):
-        classification.run(bench.config("wrong-rank", **quick, lora_r=4))
+        runs.run(bench.config("wrong-rank", **quick, lora_r=4))
     assert not (bench.folder / "wrong-rank").exists()
 
 
@@ -302,13 +295,11 @@ def test_a_whole_model_starts_from_an_initial_one_and_refuses_a_module(bench, lo
     assert main([*argv, "--adapter_config", "fft", "--output_dir", str(folder)]) == 0
     quick = {"adapter_config": "fft", "max_steps": 1, "eval_steps": None, "learning_rate": 1e-12}
     config = bench.config("fft-from-init", **quick, weight_decay=0, init_from=folder)
-    start, end = (
-        load_file(f / "model.safetensors") for f in (folder, classification.run(config).output_dir)
-    )
+    start, end = (load_file(f / "model.safetensors") for f in (folder, runs.run(config).output_dir))
     for name, tensor in start.items():
         torch.testing.assert_close(end[name], tensor, rtol=0, atol=1e-8)
     with pytest.raises(IncompatibleModules, match="a whole model"):
-        classification.run(bench.config("fft-from-lora", **quick, init_from=lora))
+        runs.run(bench.config("fft-from-lora", **quick, init_from=lora))
 
 
 def test_evaluate_scores_modules_and_whole_models_as_training_did(bench, lora, capsys):

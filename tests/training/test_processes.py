@@ -10,7 +10,7 @@ import pytest
 from training_bench import REPOSITORY, environment
 
 from pem_composition.errors import UsageError
-from pem_composition.training import classification, processes
+from pem_composition.training import processes, runs
 
 LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 QUIET = {
@@ -39,9 +39,7 @@ def test_accelerate_launch_with_two_cpu_processes_equals_one_process(bench):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("eval_auc") == 3, "one process prints: two evaluations and the summary"
-    one = classification.run(
-        bench.config("one", **QUIET, per_device_train_batch_size=16)
-    ).output_dir
+    one = runs.run(bench.config("one", **QUIET, per_device_train_batch_size=16)).output_dir
     logs = [
         json.loads((f / "trainer_state.json").read_text())["log_history"]
         for f in (one, bench.folder / "two")

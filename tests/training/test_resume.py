@@ -10,7 +10,9 @@ import signal
 import pytest
 
 from pem_composition.errors import UsageError
-from pem_composition.training import checkpointing, classification, resume
+from pem_composition.training import checkpointing, resume, runs
+from pem_composition.training.identity import describe_run
+from pem_composition.training.objectives import objective_of
 
 
 def losses(folder):
@@ -20,6 +22,12 @@ def losses(folder):
 
 def weights(folder):
     return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def identity_of(config):
+    objective = objective_of(config)
+    data = runs.read_data(config, objective)
+    return describe_run(config, data, objective.content(data.task))
 
 
 def assert_same(folder, reference):
@@ -80,7 +88,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_one_line_and_the_older_one_res
         (output / name).unlink()
     (output / "checkpoint-40" / checkpointing.MARKER).unlink()
     lines = []
-    outcome = classification.run(bench.config("incomplete"), lines.append)
+    outcome = runs.run(bench.config("incomplete"), lines.append)
     skipped = [line for line in lines if "incomplete checkpoint" in line]
     assert len(skipped) == 1
     assert "checkpoint-40" in skipped[0] and "complete.json is missing" in skipped[0]
@@ -109,17 +117,15 @@ def test_a_checkpoint_of_the_last_step_needs_no_training(bench, reference):
     (output / "pem.json").unlink()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (output / name).unlink()
-    classification.run(bench.config("finished"))
+    runs.run(bench.config("finished"))
     assert_same(output, reference)
 
 
 def test_a_finished_run_is_skipped_and_another_seed_is_not(bench, reference):
     lines = []
-    assert classification.run(bench.config("reference"), lines.append).skipped
+    assert runs.run(bench.config("reference"), lines.append).skipped
     assert lines == [f"{reference}: already holds the result of this run, skipped"]
-    identity = classification.describe_run(
-        bench.config("reference", seed=1), classification.read_data(bench.config("reference"))
-    )
+    identity = identity_of(bench.config("reference", seed=1))
     lines.clear()
     assert (
         resume.find_resume(bench.config("reference"), identity, lines.append, finished=True) is None
@@ -157,11 +163,11 @@ def test_resume_refuses_changed_settings_unless_forced(
     unfinished = tmp_path / "unfinished"
     shutil.copytree(reference / "checkpoint-20", unfinished / "checkpoint-20")
     with pytest.raises(UsageError) as error:
-        classification.run(bench.config(str(unfinished), **{flag: value}))
+        runs.run(bench.config(str(unfinished), **{flag: value}))
     assert shown in str(error.value) and "--force_resume" in str(error.value)
     assert [p.name for p in unfinished.iterdir()] == ["checkpoint-20"]
     forced = bench.config(str(unfinished), **{flag: value}, force_resume=True)
-    identity = classification.describe_run(forced, classification.read_data(forced))
+    identity = identity_of(forced)
     lines = []
     found = resume.find_resume(forced, identity, lines.append, finished=False)
     assert found == unfinished / "checkpoint-20" and shown in lines[0]
@@ -170,7 +176,7 @@ def test_resume_refuses_changed_settings_unless_forced(
 def test_another_module_cannot_be_forced_on_a_checkpoint(bench, reference, tmp_path):
     shutil.copytree(reference / "checkpoint-20", tmp_path / "checkpoint-20")
     with pytest.raises(UsageError, match="--lora_r 8 -> 4") as error:
-        classification.run(bench.config(str(tmp_path), lora_r=4, force_resume=True))
+        runs.run(bench.config(str(tmp_path), lora_r=4, force_resume=True))
     assert "--force_resume" not in str(error.value)
 
 
@@ -178,7 +184,7 @@ def test_a_forced_resume_uses_the_new_rate(bench, reference, tmp_path):
     """The checkpoint's own rate would be restored with the optimizer and the new one ignored."""
     shutil.copytree(reference / "checkpoint-20", tmp_path / "checkpoint-20")
     config = bench.config(str(tmp_path), learning_rate=4e-2, force_resume=True)
-    classification.run(config)
+    runs.run(config)
     logs = [
         {
             e["step"]: e["learning_rate"]
@@ -194,5 +200,5 @@ def test_a_forced_resume_uses_the_new_rate(bench, reference, tmp_path):
 def test_a_foreign_module_is_not_overwritten_unasked(bench, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"already holds a module.*--overwrite_output_dir"):
-        classification.run(bench.config(str(tmp_path)))
+        runs.run(bench.config(str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["adapter_config.json"]

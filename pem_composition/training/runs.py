@@ -1,15 +1,11 @@
-"""Train a module, or a whole model, for sequence classification or regression.
-
-loss = 1/n sum_i CE(logits_i, label_i)   or   1/n sum_i (logit_i - score_i)^2,
-n the rows of the global batch.
-"""
+"""One training run, whatever its objective: read, resume, train, evaluate, write."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +14,17 @@ from pem_composition.checkpoint import files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.models import resolve
 from pem_composition.module import Provenance
-from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData, load_task
+from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.training import checkpointing, processes, results
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import describe_run
+from pem_composition.training.objectives import Objective, objective_of
 from pem_composition.training.resume import check_place, clean, find_resume
 from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.classify import EncodedDataset
+    from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.module import PEM
     from pem_composition.tasks.glue import Task
     from pem_composition.training.batches import EpochLoader
@@ -48,8 +46,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that may begin: its rows, what it is, and where it resumes."""
+    """A run that may begin: its objective and rows, what it is, and where it resumes."""
 
+    objective: Objective
     data: TaskData
     identity: Mapping[str, Any]
     resume: Path | None
@@ -85,27 +84,28 @@ def run(
         say = _silent
     output = Path(config.output_dir)
     check_place(output)
-    data = read_data(config)
+    objective = objective_of(config)
+    data = read_data(config, objective)
     for note in data.notes:
         say(note)
-    identity = describe_run(config, data)
+    identity = describe_run(config, data, objective.content(data.task))
     done = results.read_training(output)
     same = done.get("key") == checkpointing.key_of(identity)
     if same and not config.overwrite_output_dir and results.is_intact(output):
         say(f"{output}: already holds the result of this run, skipped")
         return Outcome(output, done.get("scores", {}), skipped=True)
     resume = find_resume(config, identity, say, finished=bool(done))
-    return execute(config, Plan(data, identity, resume), say, stop or StopRequest())
+    return execute(config, Plan(objective, data, identity, resume), say, stop or StopRequest())
 
 
 def _silent(_line: str) -> None:
     return None
 
 
-def read_data(config: TrainConfig) -> TaskData:
+def read_data(config: TrainConfig, objective: Objective) -> TaskData:
     """The rows of the splits that the run uses."""
     splits = [TRAIN, VALIDATION] + ([TEST] if config.do_predict else [])
-    data = load_task(
+    data = objective.read(
         config.task_name,
         train_file=config.train_file,
         validation_file=config.validation_file,
@@ -123,18 +123,14 @@ def read_data(config: TrainConfig) -> TaskData:
 
 def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Outcome:
     """Load, train, evaluate, write."""
-    from pem_composition.evaluation.classify import encode
     from pem_composition.training.preparation import prepare
 
     output = Path(config.output_dir)
     start = prepare(config, plan.data.task)
-    config = fit_length(config, start, say)
-    encoded = {
-        split: encode(start.tokenizer, rows, max_seq_length=config.max_seq_length)
-        for split, rows in plan.data.splits.items()
-    }
-    scorers = make_scorers(config, plan.data.task, encoded)
-    loader = make_loader(config, encoded[TRAIN])
+    length = fit_length(config, start, say)
+    settings = plan.objective.settings(plan.data.task, length)
+    scorers = make_scorers(config, plan.data, settings, start)
+    loader = make_loader(config, plan, settings, start)
     trainer = make_trainer(config, plan, start, loader, scorers.get(VALIDATION), stop)
     if processes.is_main():
         clean(output, keep_checkpoints=plan.resume is not None)
@@ -142,7 +138,7 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
     if config.do_eval and VALIDATION in scorers:
         splits["eval"] = trainer.final_scores()
     if config.do_predict and TEST in scorers:
-        splits["test"] = {f"test_{k}": v for k, v in scorers[TEST](start.model).items()}
+        splits["test"] = {f"test_{k}": v for k, v in trainer.scores(scorers[TEST]).items()}
     metrics = {k: v for part in splits.values() for k, v in part.items()}
     if processes.is_main():
         publish(config, plan, start, trainer, splits)
@@ -150,15 +146,26 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
     return Outcome(output, metrics)
 
 
-def fit_length(config: TrainConfig, start: Start, say: Say) -> TrainConfig:
-    """The flags with the length that the model can take."""
+def fit_length(config: TrainConfig, start: Start, say: Say) -> int:
+    """Tokens of an input, at most those that the model can take.
+
+    Raises:
+        UsageError: blocks are longer; cutting them would be another run.
+    """
     from pem_composition.evaluation.models import max_input_length
 
     limit = max_input_length(start.model.config, start.tokenizer)
-    if limit is None or config.max_seq_length <= limit:
-        return config
+    if limit is not None and config.next_block and config.block_tokens > limit:
+        raise UsageError.build(
+            "--block_size",
+            "longer than the model takes",
+            found=config.block_tokens,
+            expected=f"at most {limit} tokens",
+        )
+    if limit is None or config.next_block or config.max_seq_length <= limit:
+        return config.max_seq_length
     say(f"--max_seq_length {config.max_seq_length}: the model takes {limit} tokens; using {limit}")
-    return replace(config, max_seq_length=limit)
+    return limit
 
 
 def _train(
@@ -166,7 +173,6 @@ def _train(
 ) -> dict[str, Any]:
     """Run the steps that are left and put the best ones' numbers into the model."""
     begin = time.perf_counter()
-    rows = len(plan.data.train)
     total = trainer.args.max_steps
     with stop.deferred():
         if plan.resume is not None and checkpointing.read_marker(plan.resume)["step"] >= total:
@@ -182,7 +188,7 @@ def _train(
     return {
         "epoch": trainer.state.epoch,
         "train_loss": mean_loss(trainer.state.log_history),
-        "train_samples": rows,
+        "train_samples": len(loader.dataset),  # type: ignore[arg-type]
         "train_steps": steps,
         "best_step": best,
         "total_flos": trainer.state.total_flos,
@@ -202,10 +208,15 @@ def mean_loss(log: list[dict[str, Any]]) -> float | None:
     )
 
 
-def make_loader(config: TrainConfig, data: EncodedDataset) -> EpochLoader:
+def make_loader(
+    config: TrainConfig, plan: Plan, settings: ExamSettings, start: Start
+) -> EpochLoader:
     """Training batches of this process."""
     from pem_composition.training.batches import EpochLoader, Examples, GlobalBatches, Padding
 
+    data: EncodedDataset = plan.objective.encode(
+        settings, plan.data.task, plan.data.train, start.tokenizer, start.model.config
+    )
     world = processes.world_size()
     order = GlobalBatches(
         len(data),
@@ -215,20 +226,33 @@ def make_loader(config: TrainConfig, data: EncodedDataset) -> EpochLoader:
         world=world,
         lengths=data.lengths if config.group_by_length else None,
     )
-    padding = Padding(data.padding, config.max_seq_length if config.pad_to_max_length else None)
+    padding = Padding(data.padding, fixed_length(config, settings))
     return EpochLoader(Examples(data), order, padding, config.dataloader_num_workers)
 
 
+def fixed_length(config: TrainConfig, settings: ExamSettings) -> int | None:
+    """Tokens that every input is padded to; blocks are all of one size as they are."""
+    fixed = config.pad_to_max_length and not config.next_block
+    return settings.max_seq_length if fixed else None
+
+
 def make_scorers(
-    config: TrainConfig, task: Task, encoded: Mapping[str, EncodedDataset]
+    config: TrainConfig, data: TaskData, settings: ExamSettings, start: Start
 ) -> dict[str, Scorer]:
     """What evaluates each split but the training rows."""
+    from pem_composition.evaluation.exam import make_exam
     from pem_composition.training.scoring import Scorer
 
-    pad_to = config.max_seq_length if config.pad_to_max_length else None
-    size = config.per_device_eval_batch_size
+    layout: dict[str, Any] = {
+        "batch_size": config.per_device_eval_batch_size,
+        "pad_to": fixed_length(config, settings),
+    }
     return {
-        s: Scorer(task, d, batch_size=size, pad_to=pad_to) for s, d in encoded.items() if s != TRAIN
+        split: Scorer(
+            make_exam(settings, data.task, rows, start.tokenizer, start.model.config, **layout)
+        )
+        for split, rows in data.splits.items()
+        if split != TRAIN
     }
 
 
@@ -241,19 +265,18 @@ def make_trainer(
     stop: StopRequest,
 ) -> ModuleTrainer:
     """The trainer of this run."""
-    from pem_composition.training.losses import classification_loss, regression_loss
     from pem_composition.training.trainer import Flow, ModuleTrainer, training_arguments
 
     steps_per_epoch = -(-len(loader) // config.gradient_accumulation_steps)
     epochs = config.num_train_epochs or DEFAULT_EPOCHS
     total = config.max_steps or max(1, math.ceil(epochs * steps_per_epoch))
-    metric = _best_metric(config, plan.data.task)
+    metric = _best_metric(config, plan.data.task, plan.objective.metrics(plan.data.task))
     flow = Flow(config, steps_per_epoch, evaluates=score is not None, stop=stop)
     return ModuleTrainer(
         start.model,
         training_arguments(config, total, metric),
         loader=loader,
-        loss=regression_loss if plan.data.task.regression else classification_loss,
+        loss=plan.objective.loss(plan.data.task),
         score=score or _no_scores,
         weights=start.weights,
         run=plan.identity,
@@ -262,19 +285,20 @@ def make_trainer(
     )
 
 
-def _best_metric(config: TrainConfig, task: Task) -> str:
+def _best_metric(config: TrainConfig, task: Task, given: tuple[str, ...]) -> str:
     """Name of the metric that the best step is chosen by.
 
     Raises:
         UsageError: evaluations of the task have no such metric.
     """
     name = (config.metric_for_best_model or task.primary).removeprefix("eval_")
-    if name not in (*task.metrics, "loss"):
+    known = tuple(dict.fromkeys((*given, "loss")))
+    if name not in known:
         raise UsageError.build(
             "--metric_for_best_model",
             f"no metric of {task.name}",
             found=name,
-            expected=", ".join((*task.metrics, "loss")),
+            expected=", ".join(known),
         )
     return name
 

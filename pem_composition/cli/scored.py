@@ -1,0 +1,171 @@
+"""The tasks that modules are scored on, from the evaluation flags: one value per task. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.cli import common
+from pem_composition.cli.flags import EvaluationFlags
+from pem_composition.errors import UsageError
+from pem_composition.tasks.polarity import LANGUAGE
+from pem_composition.training.config import DEFAULT_BLOCK
+
+if TYPE_CHECKING:
+    from pem_composition.evaluation.exam import ExamSettings
+    from pem_composition.tasks.data import Example, TaskData
+    from pem_composition.tasks.prompts import Prompt
+
+VALIDATION, TEST = "validation", "test"
+DEFAULT_LENGTH = 128  # tokens
+
+
+@dataclass(frozen=True)
+class ScoredTask:
+    """One task's rows and how they are asked.
+
+    Attributes:
+        name: what the user calls it; no other task of the run is called so.
+        prompt: text to text with answers: the template; else None.
+    """
+
+    name: str
+    data: TaskData
+    prompt: Prompt | None
+
+    def rows(self, split: str) -> tuple[Example, ...] | None:
+        """Rows that can be scored; None where the split is missing or its labels are hidden."""
+        examples = self.data.splits.get(split)
+        if examples is None or self.data.task == LANGUAGE:
+            return examples
+        return examples if any(e.label is not None for e in examples) else None
+
+    def settings(self, flags: EvaluationFlags) -> ExamSettings:
+        """How the rows become inputs and outputs become scores."""
+        from pem_composition.evaluation.exam import ExamSettings
+
+        return ExamSettings(
+            objective=flags.objective or "classification",
+            target=flags.target or "label",
+            prompt=self.prompt,
+            max_seq_length=flags.max_seq_length or DEFAULT_LENGTH,
+            block_size=flags.block_size or DEFAULT_BLOCK,
+        )
+
+
+def read(flags: EvaluationFlags) -> tuple[ScoredTask, ...]:
+    """Rows and prompt of every task.
+
+    Raises:
+        UsageError: no rows named, values that do not belong to one number of tasks, or tasks that
+            no common head answers.
+        DataError: rows or a prompt that cannot be used.
+    """
+    flags.check_objective()
+    places = _places(flags)
+    found = [(_read(flags, place), place) for place in places]
+    for data, _ in found:
+        for note in data.notes:
+            print(f"note: {note}")
+    names = _names(found)
+    asked = flags.objective == "seq2seq" and not flags.next_block
+    tasks = []
+    for name, (data, place) in zip(names, found, strict=True):
+        tasks.append(ScoredTask(name, data, _prompt(data, place) if asked else None))
+    if not asked:
+        _check_one_head(tasks)
+    return tuple(tasks)
+
+
+def report_split(tasks: Sequence[ScoredTask]) -> str:
+    """The split of the table: test where every task has labelled test rows, else validation."""
+    lacking = [task.name for task in tasks if task.rows(TEST) is None]
+    if lacking and len(lacking) < len(tasks):
+        print(
+            f"note: {', '.join(lacking)} without labelled test rows: the table is on the "
+            "validation rows of every task"
+        )
+    return VALIDATION if lacking else TEST
+
+
+Place = dict[str, Any]  # the flags' values for one task
+
+
+def _places(flags: EvaluationFlags) -> list[Place]:
+    """The values of each task; a data_dir or a prompt given once is for all tasks."""
+    own = {n: getattr(flags, n) for n in ("task_name", "validation_file", "test_file")}
+    shared = {n: getattr(flags, n) for n in ("data_dir", "prompt")}
+    first = next((n for n, values in own.items() if values), None)
+    if first in (None, "test_file") and not flags.data_dir:
+        raise UsageError.build(
+            "--evaluate", "no data to score on", expected="--task_name, or --validation_file"
+        )
+    count = len(own[first]) if first else 1
+    for name, values in (own | shared).items():
+        if values and len(values) != count and not (name in shared and len(values) == 1):
+            raise UsageError.build(
+                f"--{name}",
+                "one value per task is needed",
+                found=len(values),
+                expected=f"{count} (as many as --{first})" if first else 1,
+            )
+    spread = {n: v * count if v and len(v) == 1 else v for n, v in (own | shared).items()}
+    return [{n: v[i] if v else None for n, v in spread.items()} for i in range(count)]
+
+
+def _read(flags: EvaluationFlags, place: Place) -> TaskData:
+    from pem_composition.tasks.data import load_task
+    from pem_composition.tasks.polarity import load_documents
+
+    wanted = (VALIDATION, TEST)
+    where = {n: place[n] for n in ("validation_file", "test_file", "data_dir")}
+    if flags.next_block:
+        data = load_documents(
+            place["task_name"], **where, splits=wanted, max_eval_samples=flags.max_eval_samples
+        )
+    else:
+        data = load_task(
+            place["task_name"],
+            **where,
+            splits=wanted,
+            max_eval_samples=flags.max_eval_samples,
+            max_predict_samples=flags.max_eval_samples,
+        )
+    data.require(VALIDATION)
+    return data
+
+
+def _names(found: Sequence[tuple[TaskData, Place]]) -> list[str]:
+    """Task names; where two agree, with the files that tell their rows apart."""
+    names = [
+        (place["task_name"] if data.task == LANGUAGE else None) or data.task.name
+        for data, place in found
+    ]
+    if len(set(names)) == len(names):
+        return names
+    sources = common.labels([data.sources[VALIDATION] for data, _ in found])
+    named = [f"{name} ({source})" for name, source in zip(names, sources, strict=True)]
+    distinct = len(set(named)) == len(named)
+    return named if distinct else [f"{name} {i}" for i, name in enumerate(named, start=1)]
+
+
+def _prompt(data: TaskData, place: Place) -> Prompt:
+    from pem_composition.tasks.prompts import get_prompt
+
+    return get_prompt(data.task, place["prompt"])
+
+
+def _check_one_head(tasks: Sequence[ScoredTask]) -> None:
+    """A model has one head, so tasks that are scored together need one set of classes."""
+    first = tasks[0].data.task
+    for other in tasks[1:]:
+        task = other.data.task
+        if task.labels != first.labels:
+            raise UsageError.build(
+                "--task_name",
+                f"{tasks[0].name} and {other.name} need different heads, and a model has one",
+                found=" ".join(task.labels) or "a score",
+                expected=" ".join(first.labels) or "a score",
+                do="score them in sweeps of their own, or train text to text (--objective seq2seq)",
+            )

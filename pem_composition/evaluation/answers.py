@@ -1,0 +1,280 @@
+"""Label-word scoring: the log-probability of every answer, and whether the model would give one.
+
+score(w) = sum_t log p(w_t | w_1 ... w_{t-1}, x)
+
+over the tokens of an answer w. The end token counts only where one answer's tokens begin another's
+("yes", "yes sir"): without it the shorter one could never lose. With answers of one token each this
+is what the reference's constrained beam search (two positions, answers forced) compares.
+
+Free greedy generation gives exactly w if each token of w, and then the end token, is the most
+probable one after those before it. So the same pass tells which rows would be answered validly,
+without generating.
+
+The encoder runs once per row; the decoder reads the start once, and then the answers, on the cached
+keys and values. Answers of one token each need one step more, for the most probable of them only.
+
+Shape suffixes: b rows, t input tokens, w answers, l tokens of the longest answer, v vocabulary,
+c answers that are continued.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pem_composition.errors import DataError
+from pem_composition.evaluation import classify, metrics
+from pem_composition.evaluation.classify import Batch, EncodedDataset, EvalResult
+from pem_composition.evaluation.exam import Exam, ExamSettings, Outputs
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.glue import Task
+from pem_composition.tasks.prompts import Prompt, answer_tokens, get_prompt
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+EXACT = "exact_match"
+INVALID = -1
+
+
+class Writing(NamedTuple):
+    """How a model writes: what the decoder starts from, what ends an answer, what fills a batch."""
+
+    start: tuple[int, ...]  # decoder start token, and special tokens before the first word
+    end: int
+    pad: int
+
+
+class Asked(NamedTuple):
+    """Rows of a task, asked with a prompt.
+
+    Attributes:
+        answers: token numbers of each answer, without end token.
+        labels: gold labels (n,).
+    """
+
+    task: Task
+    prompt: Prompt
+    answers: tuple[tuple[int, ...], ...]
+    writing: Writing
+    labels: NDArray[Any]
+    batches: tuple[Batch, ...]
+
+
+def ask(
+    settings: ExamSettings,
+    task: Task,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    **layout: Any,
+) -> Asked:
+    """Ask every row with the prompt of the settings, the task's own if they name none.
+
+    Raises:
+        DataError: rows without labels, or answers that the tokenizer cannot write.
+    """
+    prompt = settings.prompt or get_prompt(task)
+    sources = [prompt.source(task, example) for example in examples]
+    data = encode_sources(tokenizer, sources, settings.max_seq_length)
+    return Asked(
+        task,
+        prompt,
+        answer_tokens(tokenizer, prompt),
+        writing_of(tokenizer, config),
+        metrics.gold_labels(task, [example.label for example in examples]),
+        classify.batches(data, **layout),
+    )
+
+
+class AskedExam(Exam):
+    """Rows asked with a prompt, however they are answered."""
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked.task, asked.batches)
+        self.prompt, self.answers, self.writing = asked.prompt, asked.answers, asked.writing
+        self._labels = asked.labels
+        self._gold = np.array([self.prompt.answer_of(self.task, y) for y in self._labels])
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        return self._labels
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Regression: the numbers that can be answered."""
+        return np.array([float(word) for word in self.prompt.answers])
+
+    @abstractmethod
+    def written(self, outputs: Outputs) -> NDArray[np.int64]:
+        """Number of the answer that is generated for each row (n,), or INVALID."""
+
+    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+        """Scores of ``predictions``; ``exact_match`` and ``invalid_share`` are of ``written``."""
+        classify.check_finite(self.task, outputs, "scores")
+        written = self.written(outputs)
+        return classify.result_of(
+            self.task,
+            self.predictions(outputs),
+            self._labels,
+            more={EXACT: float(np.mean(written == self._gold))},
+            auc=self.auc(outputs),
+            invalid_share=float(np.mean(written == INVALID)),
+            seconds=seconds,
+        )
+
+    def auc(self, outputs: Outputs) -> float | None:
+        """How well two classes are ranked, where outputs rank them."""
+        return None
+
+
+class AnswerExam(AskedExam):
+    """Rows whose answers are scored. k = w + 1: the score of each answer, then the number of the
+    one that greedy generation gives, INVALID if it gives none of them."""
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """(b, w + 1) from one pass of the encoder and the steps of the decoder."""
+        return score_answers(model, inputs, self.answers, self.writing)
+
+    def predictions(self, outputs: Outputs) -> NDArray[Any]:
+        best = outputs[:, :-1].argmax(axis=1)
+        return self.values[best] if self.task.regression else best
+
+    def written(self, outputs: Outputs) -> NDArray[np.int64]:
+        return outputs[:, -1].astype(np.int64)
+
+    def auc(self, outputs: Outputs) -> float | None:
+        return None if self.task.regression else metrics.auc(outputs[:, :-1], self._labels)
+
+    def loss(self, outputs: Outputs) -> float:
+        """Mean of -score(gold answer)."""
+        return -float(outputs[np.arange(len(outputs)), self._gold].astype(np.float64).mean())
+
+
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], max_seq_length: int
+) -> EncodedDataset:
+    """Tokenised inputs of different lengths; longer ones are cut at the end.
+
+    Raises:
+        DataError: no rows, or a length of less than 8 tokens.
+    """
+    texts = [Example(text, None, None, row) for row, text in enumerate(sources)]
+    return classify.encode(tokenizer, texts, max_seq_length=max_seq_length)
+
+
+def writing_of(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Writing:
+    """How the model writes: T5 starts from its padding token, BART from </s> <s>.
+
+    Raises:
+        DataError: the model names no start token, or the tokenizer no end token.
+    """
+    start, end = getattr(config, "decoder_start_token_id", None), tokenizer.eos_token_id
+    if start is None or end is None:
+        raise DataError.build(
+            "--model_name_or_path", "does not say how it starts and ends what it writes",
+            found=f"decoder_start_token_id {start}, eos_token_id {end}",
+            expected="an encoder-decoder model",
+        )  # fmt: skip
+    before = tokenizer(text_target="").input_ids
+    if before and before[-1] == end:
+        before = before[:-1]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return Writing((start, *before), end, pad)
+
+
+def score_answers(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    answers: Sequence[tuple[int, ...]],
+    writing: Writing,
+) -> Tensor:
+    """Scores of the answers and the answer of greedy generation, (b, w + 1).
+
+    Args:
+        inputs: ``input_ids`` and ``attention_mask`` (b, t).
+        answers: token numbers of each answer, without end token.
+    """
+    mask_bt = inputs["attention_mask"]
+    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_bt)
+    first = torch.tensor([writing.start], device=mask_bt.device).expand(len(mask_bt), -1)
+    out = model(
+        encoder_outputs=encoded, attention_mask=mask_bt, decoder_input_ids=first, use_cache=True
+    )
+    first_bv = F.log_softmax(out.logits[:, -1].float(), dim=-1)
+    if all(len(answer) == 1 for answer in answers):
+        return _single_tokens(model, encoded, mask_bt, out, first_bv, answers, writing)
+    return _several_tokens(model, encoded, mask_bt, out, first_bv, answers, writing)
+
+
+def _single_tokens(
+    model: nn.Module,
+    encoded: Any,
+    mask_bt: Tensor,
+    out: Any,
+    first_bv: Tensor,
+    answers: Sequence[tuple[int, ...]],
+    writing: Writing,
+) -> Tensor:
+    """Answers of one token: scores are known; one more step tells whether the best one ends."""
+    tokens_w = torch.tensor([answer[0] for answer in answers], device=mask_bt.device)
+    scores_bw = first_bv[:, tokens_w]
+    best_b = scores_bw.argmax(dim=1)
+    step = model(
+        encoder_outputs=encoded, attention_mask=mask_bt, past_key_values=out.past_key_values,
+        decoder_input_ids=tokens_w[best_b, None], use_cache=True,
+    )  # fmt: skip
+    chosen_b = first_bv.argmax(dim=1) == tokens_w[best_b]
+    ends_b = step.logits[:, -1].argmax(dim=1) == writing.end
+    greedy_b = torch.where(chosen_b & ends_b, best_b, INVALID)
+    return torch.cat([scores_bw, greedy_b[:, None].float()], dim=1)
+
+
+def _several_tokens(
+    model: nn.Module,
+    encoded: Any,
+    mask_bt: Tensor,
+    out: Any,
+    first_bv: Tensor,
+    answers: Sequence[tuple[int, ...]],
+    writing: Writing,
+) -> Tensor:
+    """Every answer is read by the decoder, on copies of the row's cached keys and values."""
+    w, width = len(answers), max(map(len, answers))
+    device = mask_bt.device
+    padded = [[*answer, *[writing.pad] * (width - len(answer))] for answer in answers]
+    tokens_wl = torch.tensor(padded, device=device)
+    out.past_key_values.batch_repeat_interleave(w)
+    repeated = type(encoded)(last_hidden_state=encoded[0].repeat_interleave(w, dim=0))
+    step = model(
+        encoder_outputs=repeated,
+        attention_mask=mask_bt.repeat_interleave(w, dim=0),
+        past_key_values=out.past_key_values,
+        decoder_input_ids=tokens_wl.repeat(len(mask_bt), 1),
+        use_cache=True,
+    )
+    later = F.log_softmax(step.logits.float(), dim=-1).unflatten(0, (len(mask_bt), w))
+    log_bwlv = torch.cat([first_bv[:, None, None].expand(-1, w, 1, -1), later], dim=2)
+    lengths_w = torch.tensor([len(answer) for answer in answers], device=device)
+    targets_wl = F.pad(tokens_wl, (0, 1), value=writing.pad)
+    targets_wl[torch.arange(w), lengths_w] = writing.end
+    place_l = torch.arange(width + 1, device=device)
+    gathered_bwl = log_bwlv.gather(3, targets_wl.expand(len(mask_bt), -1, -1)[..., None])[..., 0]
+    counted_wl = place_l < lengths_w[:, None] + int(_nested(answers))
+    scores_bw = gathered_bwl.masked_fill(~counted_wl, 0.0).sum(dim=2)
+    right_bwl = (log_bwlv.argmax(dim=3) == targets_wl) | (place_l > lengths_w[:, None])
+    greedy_bw = right_bwl.all(dim=2)
+    greedy_b = torch.where(greedy_bw.any(dim=1), greedy_bw.float().argmax(dim=1), INVALID)
+    return torch.cat([scores_bw, greedy_b[:, None].float()], dim=1)
+
+
+def _nested(answers: Sequence[tuple[int, ...]]) -> bool:
+    """True if one answer's tokens begin another's."""
+    return any(a != b and b[: len(a)] == a for a in answers for b in answers)

@@ -1,0 +1,175 @@
+"""One exam per way of answering: rows prepared once, then a model's outputs and their scores.
+
+An exam turns a model into per-row outputs (n, k), numbers that fit in an array whatever the
+objective, so that processes can share the rows and a sweep can keep them; and outputs into scores.
+
+Shape suffixes: n rows, k numbers per row; b rows of a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pem_composition.evaluation import classify, metrics
+from pem_composition.evaluation.classify import Batch, EvalResult
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.glue import Task
+from pem_composition.tasks.prompts import Prompt
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+Outputs = NDArray[np.float32]
+
+ANSWERS = SCORING, CONSTRAINED, FREE = ("scoring", "constrained", "free")
+# Rows per forward pass where none is given: on a CPU a larger batch pads more and gains nothing.
+BATCH_ROWS = {"cpu": 16, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class ExamSettings:
+    """How rows become inputs and outputs become scores; part of the key of every result.
+
+    Attributes:
+        objective: classification (a head's logits) or seq2seq (text to text).
+        target: seq2seq only: label (a prompt's answers) or next_block (language modelling).
+        prompt: seq2seq with target label: the template and its answers.
+        max_seq_length: tokens of an input; longer ones are cut.
+        block_size: next_block only: tokens per block.
+        answers: seq2seq with target label: how they are found, by scoring each of them (answers.py)
+            or by generation, constrained or free (generation.py).
+    """
+
+    objective: str = "classification"
+    target: str = "label"
+    prompt: Prompt | None = None
+    max_seq_length: int = classify.DEFAULT_MAX_LENGTH
+    block_size: int = 128
+    answers: str = SCORING
+
+
+class Exam(ABC):
+    """The prepared rows of one split."""
+
+    def __init__(self, task: Task, batches: Sequence[Batch]) -> None:
+        self.task = task
+        self.batches = tuple(batches)
+        self.size = sum(len(batch.rows) for batch in self.batches)
+
+    def outputs(
+        self, model: nn.Module, batches: Sequence[Batch] | None = None
+    ) -> tuple[list[int], Outputs]:
+        """Row numbers (n,) and outputs (n, k) of some batches, of all of them if None."""
+        return classify.collect(model, self.batches if batches is None else batches, self.forward)
+
+    def take(self, model: nn.Module) -> Outputs:
+        """Outputs (n, k) of every row in order."""
+        return classify.in_order(*self.outputs(model))
+
+    @abstractmethod
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Outputs (b, k) of one padded batch."""
+
+    @abstractmethod
+    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+        """Scores of outputs (n, k) in the order of the rows.
+
+        Raises:
+            RunFailed: an output that is not finite.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Outputs) -> float | None:
+        """Mean loss of outputs (n, k); None where they do not tell."""
+
+    @abstractmethod
+    def predictions(self, outputs: Outputs) -> NDArray[Any]:
+        """What is predicted for each row (n,), to be compared with ``labels`` in a bootstrap."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> NDArray[Any]:
+        """Gold labels (n,)."""
+
+
+class ClassificationExam(Exam):
+    """Logits of a classification head; k = classes, or 1 for regression."""
+
+    def __init__(self, task: Task, labels: Sequence[Any], batches: Sequence[Batch]) -> None:
+        super().__init__(task, batches)
+        self._labels = metrics.gold_labels(task, labels)
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        return self._labels
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = model(**inputs).logits
+        return logits
+
+    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+        return classify.score(self.task, outputs, self._labels, seconds=seconds)
+
+    def predictions(self, outputs: Outputs) -> NDArray[Any]:
+        return metrics.predictions_of(self.task, outputs)
+
+    def loss(self, outputs: Outputs) -> float:
+        """Mean cross entropy, or mean squared error for regression."""
+        wide = outputs.astype(np.float64)
+        if self.task.regression:
+            return float(np.mean((wide[:, 0] - self._labels) ** 2))
+        shifted = wide - wide.max(axis=1, keepdims=True)
+        log_total = np.log(np.exp(shifted).sum(axis=1))
+        return float(np.mean(log_total - shifted[np.arange(len(wide)), self._labels]))
+
+
+def make_exam(
+    settings: ExamSettings,
+    task: Task,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    *,
+    batch_size: int | None = None,
+    pad_to: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Exam:
+    """Tokenise and pad rows once, for any number of evaluations.
+
+    Args:
+        config: the model's configuration: where an encoder-decoder starts to write.
+        batch_size: rows per forward pass; None: 16 on a CPU, 64 on a GPU.
+        pad_to: pad every batch to this many tokens.
+
+    Raises:
+        DataError: no rows, rows without labels, answers that the tokenizer cannot write, too few
+            blocks.
+    """
+    import torch
+
+    size = batch_size or BATCH_ROWS.get(torch.device(device).type, BATCH_ROWS["cuda"])
+    layout: dict[str, Any] = {"batch_size": size, "pad_to": pad_to, "device": device}
+    if settings.objective == "classification":
+        data = classify.encode(tokenizer, examples, max_seq_length=settings.max_seq_length)
+        batches = classify.batches(data, **layout)
+        return ClassificationExam(task, data.labels, batches)
+    if settings.target == "next_block":
+        from pem_composition.evaluation.language import LanguageExam
+
+        return LanguageExam.prepare(settings, examples, tokenizer, config, **layout)
+    from pem_composition.evaluation.answers import AnswerExam, ask
+
+    asked = ask(settings, task, examples, tokenizer, config, **layout)
+    if settings.answers == SCORING:
+        return AnswerExam(asked)
+    from pem_composition.evaluation.generation import GenerationExam
+
+    return GenerationExam(asked, settings.answers)

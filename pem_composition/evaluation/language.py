@@ -1,0 +1,122 @@
+"""Language modelling of a domain: how well block i + 1 is predicted from block i.
+
+loss = sum over blocks and tokens of -log p(token | tokens before it, block before) / tokens
+perplexity = exp(loss)
+
+Shape suffixes: b blocks, s tokens of a block, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pem_composition.errors import RunFailed
+from pem_composition.evaluation import classify
+from pem_composition.evaluation.answers import Writing, writing_of
+from pem_composition.evaluation.classify import EncodedDataset, EvalResult
+from pem_composition.evaluation.exam import Exam, ExamSettings, Outputs
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.polarity import LANGUAGE, Block, next_blocks
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+class LanguageExam(Exam):
+    """Pairs of neighbouring blocks. k = 2: summed negative log-likelihood and number of tokens."""
+
+    @classmethod
+    def prepare(
+        cls,
+        settings: ExamSettings,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        **layout: Any,
+    ) -> LanguageExam:
+        """Cut the documents into blocks."""
+        pairs = encode_blocks(tokenizer, examples, settings.block_size)
+        writing = writing_of(tokenizer, config)
+        return cls(LANGUAGE, classify.batches(_rows(pairs, writing), **layout))
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        return np.zeros(self.size)
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """(b, 2)."""
+        target_bs = inputs["target_ids"]
+        out = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            decoder_input_ids=inputs["decoder_input_ids"],
+        )
+        nll_bs = F.cross_entropy(out.logits.float().transpose(1, 2), target_bs, reduction="none")
+        tokens_b = torch.full_like(nll_bs[:, 0], target_bs.shape[1])
+        return torch.stack([nll_bs.sum(dim=1), tokens_b], dim=1)
+
+    def predictions(self, outputs: Outputs) -> NDArray[Any]:
+        """Mean loss of each block."""
+        return outputs[:, 0] / outputs[:, 1]
+
+    def loss(self, outputs: Outputs) -> float:
+        """Loss per token."""
+        wide = outputs.astype(np.float64)
+        return float(wide[:, 0].sum() / wide[:, 1].sum())
+
+    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+        """Loss and perplexity; the standard error is over blocks of equal size."""
+        if not np.isfinite(outputs).all():
+            raise RunFailed.build(
+                "evaluation", "the loss of a block is not finite",
+                do="the module or its training diverged",
+            )  # fmt: skip
+        loss, blocks = self.loss(outputs), self.predictions(outputs).astype(np.float64)
+        error = float(blocks.std(ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else 0.0
+        return EvalResult(
+            task=self.task.name,
+            metric=self.task.primary,
+            score=loss,
+            stderr=error,
+            n=len(blocks),
+            scores={"loss": loss, "perplexity": math.exp(min(loss, 700.0))},
+            seconds=seconds,
+        )
+
+
+def encode_blocks(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], block_size: int
+) -> list[tuple[Block, Block]]:
+    """Pairs of neighbouring blocks of the documents, each with its end token.
+
+    Raises:
+        DataError: fewer than two blocks.
+    """
+    texts = [example.text for example in examples]
+    ids = tokenizer(texts, add_special_tokens=False, truncation=False).input_ids
+    return next_blocks([[*row, tokenizer.eos_token_id] for row in ids], block_size)
+
+
+def shifted(tokens: Sequence[int], writing: Writing) -> list[int]:
+    """What the decoder reads to write the tokens: its start, then all but the last of them."""
+    return [writing.start[0], *tokens[:-1]]
+
+
+def _rows(pairs: Sequence[tuple[Block, Block]], writing: Writing) -> EncodedDataset:
+    size = len(pairs[0][0])
+    inputs = {
+        "input_ids": [source for source, _ in pairs],
+        "attention_mask": [[1] * size for _ in pairs],
+        "decoder_input_ids": [shifted(target, writing) for _, target in pairs],
+        "target_ids": [target for _, target in pairs],
+    }
+    padding = dict.fromkeys(inputs, 0)
+    return EncodedDataset(inputs, (None,) * len(pairs), padding)

@@ -1,0 +1,140 @@
+"""The rows of one task and split: prepared once, then scored for any weights of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.sweep.bootstrap import draws
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from pem_composition.evaluation.exam import Exam, ExamSettings
+    from pem_composition.tasks.data import Example
+    from pem_composition.tasks.glue import Task
+
+Record = Mapping[str, Any]
+
+
+class Rows:
+    """Rows of a task, how they are asked, and records of how modules answered.
+
+    Args:
+        batch_size: rows per forward pass; None: 16 on a CPU, 64 on a GPU.
+        name: what to call the task, where another one of that name is scored beside it.
+
+    Raises:
+        DataError: a row without the label that it is scored by.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        settings: ExamSettings,
+        batch_size: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        from pem_composition.evaluation.metrics import gold_labels
+        from pem_composition.training.identity import data_digest
+
+        self.task, self.examples, self.settings = task, examples, settings
+        self.batch_size, self.name = batch_size, name or task.name
+        labelled = settings.target == "label"  # blocks of text have no labels
+        self.labels = gold_labels(task, [e.label for e in examples]) if labelled else None
+        self.identity = {
+            "task": task.name,
+            **_described(settings),
+            "rows": data_digest(examples),
+        }
+        self._exam: Exam | None = None
+        self._draws: dict[str, NDArray[Any]] = {}
+
+    def prepare(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Exam:
+        """Tokenise and pad the rows; the second call gives the same exam.
+
+        Raises:
+            DataError: rows that cannot be asked of this model.
+        """
+        from pem_composition.evaluation.exam import make_exam
+
+        if self._exam is None:
+            device = next(model.parameters()).device
+            self._exam = make_exam(
+                self.settings, self.task, self.examples, tokenizer, model.config,
+                batch_size=self.batch_size, device=device,
+            )  # fmt: skip
+        return self._exam
+
+    def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
+        """Score, standard error, predictions and what else a record holds of an evaluation."""
+        import torch
+
+        exam = self._exam
+        assert exam is not None, "prepare comes first"
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            outputs = exam.take(model)
+        result = exam.result(outputs).to_dict()
+        return {
+            "metric": result["metric"],
+            "score": result["score"],
+            "standard_error": result["stderr"],
+            "n": result["n"],
+            "scores": result["scores"],
+            "auc": result["auc"],
+            "predicted_share": result["predicted_shares"],
+            "degenerate": result["degenerate"],
+            "invalid_share": result["invalid_share"],
+            "predictions": _packed(exam.predictions(outputs).tolist()),
+        }
+
+    def gain(self, record: Record, others: Sequence[Record]) -> tuple[float, float]:
+        """score - mean of the others' scores, and its standard error over the choice of rows."""
+        gain = record["score"] - sum(o["score"] for o in others) / len(others)
+        error = self._resampled(record) - self._mean_resampled(others)
+        return gain, float(error.std(ddof=1))
+
+    def average(self, records: Sequence[Record]) -> dict[str, Any]:
+        """The mean of the records' scores as a row of the table."""
+        aucs = [r["auc"] for r in records]
+        return {
+            "metric": records[0]["metric"],
+            "score": sum(r["score"] for r in records) / len(records),
+            "standard_error": float(self._mean_resampled(records).std(ddof=1)),
+            "auc": sum(aucs) / len(aucs) if all(a is not None for a in aucs) else None,
+            "n": records[0]["n"],
+        }
+
+    def _mean_resampled(self, records: Sequence[Record]) -> NDArray[Any]:
+        total: NDArray[Any] = sum(map(self._resampled, records))  # type: ignore[assignment]
+        return total / len(records)
+
+    def _resampled(self, record: Record) -> NDArray[Any]:
+        """The record's score on bootstrap samples of the rows, the same for every record."""
+        if record["key"] not in self._draws:
+            given = [float(p) for p in record["predictions"]]
+            self._draws[record["key"]] = draws(record["metric"], self.labels, given)
+        return self._draws[record["key"]]
+
+
+def _described(settings: ExamSettings) -> dict[str, Any]:
+    """The settings that decide how these rows are scored; a prompt by what it says."""
+    if settings.objective == "classification":
+        return {"max_seq_length": settings.max_seq_length}
+    described = {"objective": settings.objective, "target": settings.target}
+    if settings.target == "next_block":
+        return {**described, "block_size": settings.block_size}
+    assert settings.prompt is not None, "a task's own prompt is looked up before"
+    prompt = {"template": settings.prompt.template, "answers": list(settings.prompt.answers)}
+    return {**described, "prompt": prompt, "max_seq_length": settings.max_seq_length}
+
+
+def _packed(predictions: Sequence[float]) -> str | list[float]:
+    """Class numbers of up to ten classes as one digit per row; scores rounded to six digits."""
+    if all(isinstance(p, int) and 0 <= p < 10 for p in predictions):
+        return "".join(map(str, predictions))
+    return [round(p, 6) for p in predictions]

@@ -1,0 +1,493 @@
+"""Text-to-text training: the loss is T5's own, and a run behaves as one for classification does."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny, write_text_to_text
+from training_bench import BAD, FILLER, GOOD, write_rows
+
+from pem_composition import checkpoint
+from pem_composition.adapters import attach
+from pem_composition.cli import main
+from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.evaluation.models import load_seq2seq
+from pem_composition.training import runs
+from pem_composition.training.losses import cross_entropy
+from pem_composition.training.objectives import objective_of
+from pem_composition.training.preparation import prepare
+
+QUIET = {"lora_dropout": None, "eval_strategy": "no", "eval_steps": None}
+
+
+class TextBench:
+    """A tiny T5 and rows for it, beside those of the classification tests."""
+
+    def __init__(self, bench) -> None:
+        self.bench = bench
+        self.folder = bench.folder
+        self.texts = [" ".join([*GOOD, *BAD, *FILLER, "negative", "positive"])]
+        self.base = write_text_to_text(self.folder / "t5", self.texts)
+        self.prompt = self.folder / "prompt.json"
+        answers = {"negative": "sad w1", "positive": "good"}  # two tokens and one
+        self.prompt.write_text(json.dumps({"template": "{sentence}", "answers": answers}))
+        self.documents = write_documents(self.folder / "documents.jsonl", 120, seed=5)
+
+    def flags(self, output, **changes):
+        own = {"objective": "seq2seq", "model_name_or_path": self.base, "prompt": self.prompt}
+        return self.bench.flags(output, **(own | changes))
+
+    def config(self, output, **changes):
+        own = {"objective": "seq2seq", "model_name_or_path": self.base, "prompt": self.prompt}
+        return self.bench.config(output, **(own | changes))
+
+    def language(self, output, **changes):
+        own = {
+            "target": "next_block",
+            "block_size": 8,
+            "prompt": None,
+            "task_name": None,
+            "train_file": self.documents,
+            "validation_file": self.documents,
+            "max_eval_samples": 30,
+        }
+        return self.config(output, **(own | changes))
+
+
+def write_documents(path, count, *, seed):
+    """Texts in which each word is followed by the next one of a fixed order."""
+    draw = random.Random(seed)
+    words = (*GOOD, *BAD)
+    rows = []
+    for _ in range(count):
+        start = draw.randrange(len(words))
+        rows.append({"text": " ".join(words[(start + i) % len(words)] for i in range(12))})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(bench):
+    return TextBench(bench)
+
+
+def results(folder, name="all_results.json"):
+    return json.loads((folder / name).read_text())
+
+
+def losses(folder, name="loss"):
+    log = results(folder, "trainer_state.json")["log_history"]
+    return [entry[name] for entry in log if name in entry]
+
+
+def a_batch(config):
+    """A model ready to train, one training batch of it, and its loss function."""
+    objective = objective_of(config)
+    data = runs.read_data(config, objective)
+    start = prepare(config, data.task)
+    settings = objective.settings(data.task, config.max_seq_length)
+    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), settings, start)
+    return start, next(iter(loader)), objective.loss(data.task)
+
+
+def numpy_cross_entropy(logits, labels):
+    """Mean over the labels that count, in float64."""
+    wide = logits.detach().double().numpy()
+    top = wide.max(-1, keepdims=True)
+    log_p = wide - top - np.log(np.exp(wide - top).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_p, np.maximum(labels.numpy(), 0)[..., None], -1)[..., 0]
+    return -picked[labels.numpy() != -100].mean()
+
+
+@pytest.mark.parametrize("target", ["label", "next_block"])
+def test_the_loss_is_that_of_the_model_and_of_float64(text, target):
+    config = text.config("loss") if target == "label" else text.language("loss")
+    start, batch, loss = a_batch(config)
+    model, labels = start.model.eval(), batch.pop("labels")
+    assert (labels == -100).any() == (target == "label")
+    counts = labels != -100
+    assert torch.equal(batch["decoder_input_ids"][counts], model._shift_right(labels)[counts])
+    outputs = model(**batch)
+    mine = loss(outputs, labels)
+    del batch["decoder_input_ids"]
+    theirs = model(**batch, labels=labels).loss
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
+    assert mine.item() == pytest.approx(numpy_cross_entropy(outputs.logits, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_gradients_are_finite_and_the_modules_alone(text, kind):
+    config = text.config("gradients", adapter_config=kind, lora_dropout=None)
+    start, batch, loss = a_batch(config)
+    labels = batch.pop("labels")
+    loss(start.model.train()(**batch), labels).backward()
+    moved = {n: p.grad for n, p in start.model.named_parameters() if p.grad is not None}
+    assert len(moved) == len(start.weights.initial.tensors) > 0
+    assert not start.weights.initial.head_tensors()
+    assert all("lora_" in n or "ia3" in n for n in moved)
+    assert all(torch.isfinite(g).all() for g in moved.values())
+    assert all(g.abs().max() > 0 for n, g in moved.items() if "lora_A" not in n)  # B is zero yet
+
+
+def test_shares_of_a_batch_add_up_to_its_loss():
+    """Targets of different length: the mean is over all tokens, not of the means."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 7, generator=generator)
+    labels = torch.randint(0, 7, (4, 5), generator=generator)
+    labels[0, 1:] = labels[3, 3:] = -100
+    count = labels.ne(-100).sum()
+    whole = cross_entropy({"logits": logits}, labels)
+    parts = [
+        cross_entropy({"logits": logits[s]}, labels[s], count) for s in (slice(1), slice(1, 4))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    assert whole.item() == pytest.approx(numpy_cross_entropy(logits, labels), rel=1e-6)
+
+
+def test_a_model_learns_to_answer(text):
+    config = text.config(
+        "answers", adapter_config="fft", lora_dropout=None, learning_rate=3e-3, max_steps=120,
+        eval_steps=60,
+    )  # fmt: skip
+    folder = runs.run(config).output_dir
+    scores = results(folder)
+    before, after = losses(folder)[0], losses(folder)[-1]
+    assert after < 0.25 * before
+    assert scores["eval_accuracy"] > 0.8
+    assert scores["eval_exact_match"] <= scores["eval_accuracy"]
+    assert scores["eval_invalid_share"] < 0.2
+
+
+def test_a_model_learns_the_language_of_documents(text):
+    config = text.language(
+        "language", adapter_config="fft", lora_dropout=None, learning_rate=5e-3, max_steps=80
+    )
+    folder = runs.run(config).output_dir
+    evaluated = losses(folder, "eval_loss")
+    assert evaluated[-1] < 0.5 * losses(folder)[0]
+    assert results(folder)["eval_loss"] == min(evaluated), "the smallest loss is the best"
+    assert results(folder)["eval_perplexity"] == pytest.approx(np.exp(min(evaluated)))
+    assert results(folder)["train_samples"] == text_blocks(text) - 1
+
+
+def text_blocks(text):
+    tokenizer = load_seq2seq(text.base).tokenizer
+    rows = [json.loads(line)["text"] for line in text.documents.read_text().splitlines()]
+    return sum(len(tokenizer(row).input_ids) for row in rows) // 8
+
+
+@pytest.fixture(scope="module")
+def lora(text):
+    return runs.run(text.config("t5-lora", max_steps=20, eval_steps=10)).output_dir
+
+
+def test_the_module_opens_in_plain_peft_with_equal_logits_and_scores(text, lora):
+    """Independent oracle: PEFT's model, from the files alone, gives the reported accuracy."""
+    from peft import PeftModel, PeftModelForSeq2SeqLM
+
+    assert json.loads((lora / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    loaded = load_seq2seq(text.base)
+    theirs = PeftModel.from_pretrained(load_seq2seq(text.base).model, lora).eval()
+    assert isinstance(theirs, PeftModelForSeq2SeqLM)
+    rows = [json.loads(line) for line in text.bench.validation.read_text().splitlines()]
+    batch = loaded.tokenizer([r["sentence"] for r in rows], padding=True, return_tensors="pt")
+    batch = {n: batch[n] for n in ("input_ids", "attention_mask")}
+    answers = [loaded.tokenizer(word).input_ids[:-1] for word in ("sad w1", "good")]
+    scores = []
+    with torch.no_grad():
+        for answer in answers:
+            fed = torch.tensor([[0, *answer[:-1]]] * len(rows))
+            logits = theirs(**batch, decoder_input_ids=fed).logits
+            with attach(loaded.model, checkpoint.load(lora)):
+                ours = loaded.model(**batch, decoder_input_ids=fed).logits
+            torch.testing.assert_close(ours, logits, rtol=0, atol=1e-5)
+            log_p = logits.log_softmax(-1)
+            scores.append(sum(log_p[:, place, token] for place, token in enumerate(answer)))
+    best = torch.stack(scores, 1).argmax(1)
+    labels = torch.tensor([r["label"] for r in rows])
+    assert (best == labels).float().mean().item() == pytest.approx(results(lora)["eval_accuracy"])
+    nll = -torch.stack(scores, 1)[torch.arange(len(rows)), labels].mean().item()
+    assert results(lora)["eval_loss"] == pytest.approx(nll, abs=1e-5)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(text):
+    """Dropout of base and module is on; the random state is part of the checkpoint."""
+    base = write_text_to_text(text.folder / "t5-dropout", text.texts, dropout=0.1)
+    changes = {"model_name_or_path": base, "max_steps": 12, "save_steps": 5, "eval_steps": 12}
+    whole = runs.run(text.config("t5-whole", **changes, save_total_limit=9)).output_dir
+    stopped = text.folder / "t5-stopped"
+    shutil.copytree(whole / "checkpoint-5", stopped / "checkpoint-5")
+    lines = []
+    runs.run(text.config("t5-stopped", **changes, save_total_limit=9), lines.append)
+    assert any("resuming from" in line and "checkpoint-5" in line for line in lines)
+    names = ["adapter_model.safetensors", "adapter_config.json"]
+    assert all((whole / n).read_bytes() == (stopped / n).read_bytes() for n in names)
+    assert losses(whole) == losses(stopped)
+    assert runs.run(text.config("t5-whole", **changes)).skipped
+
+
+def test_two_processes_train_to_the_losses_of_one(text):
+    """Targets differ in length and 203 rows do not divide: each process has other token counts."""
+    flags = text.flags(
+        "t5-two", **(QUIET | {"eval_strategy": None, "eval_steps": 7}), max_steps=14,
+        logging_steps=1, per_device_train_batch_size=8,
+    )  # fmt: skip
+    one = runs.run(
+        text.config("t5-one", **{k: v for k, v in flags.items() if k not in OWN} | {
+            "per_device_train_batch_size": 16, "lora_dropout": None,
+        })
+    ).output_dir  # fmt: skip
+    shared = {
+        "ACCELERATE_USE_CPU": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
+    changes = {k: flags.get(k) for k in {*flags, "lora_dropout", "eval_strategy"} - OWN}
+    pair = [
+        text.bench.start(
+            "t5-two", variables=shared | {"RANK": rank, "LOCAL_RANK": rank},
+            **text_only(text) | changes,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    assert [child.wait() for child in pair] == [0, 0], pair[0].text()[-2000:]
+    for name in ("loss", "grad_norm", "eval_loss", "eval_accuracy"):
+        first, second = losses(one, name), losses(text.folder / "t5-two", name)
+        assert len(first) == len(second) > 0
+        assert first == pytest.approx(second, rel=1e-4, abs=1e-6), name
+
+
+OWN = {"output_dir", "objective", "model_name_or_path", "prompt"}
+
+
+def text_only(text):
+    return {"objective": "seq2seq", "model_name_or_path": text.base, "prompt": text.prompt}
+
+
+def free_port():
+    from pem_composition.training.processes import _free_port
+
+    return _free_port()
+
+
+@pytest.mark.parametrize("target", ["label", "next_block"])
+def test_layout_and_accumulation_change_nothing_but_rounding(text, target):
+    make = text.config if target == "label" else text.language
+    quick = {**QUIET, "max_steps": 6, "learning_rate": 1e-3}
+    plain = runs.train(make(f"{target}-plain", **quick))
+    variants = {
+        "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+        "padded": {"pad_to_max_length": True},
+        "recomputed": {"gradient_checkpointing": True},
+    }
+    for name, changes in variants.items():
+        other = runs.train(make(f"{target}-{name}", **(quick | changes)))
+        for tensor in plain.tensors:
+            torch.testing.assert_close(
+                other.tensors[tensor], plain.tensors[tensor], rtol=2e-3, atol=2e-5,
+                msg=f"{name}: {tensor}",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["label", "next_block"])
+def test_bfloat16_and_grouping_train_and_score(text, target):
+    make = text.config if target == "label" else text.language
+    quick = {"lora_dropout": None, "max_steps": 8, "eval_steps": 4}
+    folder = runs.run(make(f"{target}-bf16", bf16=True, group_by_length=True, **quick)).output_dir
+    assert np.isfinite(losses(folder)).all()
+    stored = load_file(folder / "adapter_model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float32}
+
+
+def test_full_fine_tuning_keeps_the_two_embedding_tensors_apart(text):
+    """transformers 5 declares every T5 tied; two tensors stay two: in memory, on disk, reloaded."""
+    config = text.config(
+        "t5-fft", adapter_config="fft", lora_dropout=None, max_steps=4, eval_steps=None
+    )
+    module = runs.train(config)
+    folder = text.folder / "t5-fft"
+    stored, base = (
+        load_file(folder / "model.safetensors"),
+        load_file(text.base / "model.safetensors"),
+    )
+    assert stored.keys() == base.keys()
+    for name in ("lm_head.weight", "shared.weight"):
+        assert not torch.equal(stored[name], base[name])
+        torch.testing.assert_close(
+            module.tensors[f"{name}.delta"], stored[name] - base[name], rtol=0, atol=1e-7
+        )
+    assert not torch.equal(stored["lm_head.weight"], stored["shared.weight"])
+    written = json.loads((folder / "config.json").read_text())
+    assert written["tie_word_embeddings"] is False and written["scale_decoder_outputs"] is False
+    tuned, original = load_seq2seq(folder).model, load_seq2seq(text.base).model
+    assert tuned.lm_head.weight is not tuned.shared.weight
+    ids = torch.arange(3, 33).reshape(2, 15)
+    batch = {"input_ids": ids, "decoder_input_ids": ids[:, :4]}
+    with torch.no_grad():
+        before = original(**batch).logits
+        with attach(original, module):
+            torch.testing.assert_close(original(**batch).logits, tuned(**batch).logits)
+        assert torch.equal(original(**batch).logits, before)
+        assert not torch.equal(tuned(**batch).logits, before)
+
+
+def test_a_model_without_its_output_embeddings_is_refused(text, tmp_path):
+    shutil.copytree(text.base, tmp_path / "cut")
+    weights = load_file(text.base / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is not the input embeddings") as e:
+        load_seq2seq(tmp_path / "cut")
+    assert "tie_word_embeddings false" in str(e.value)
+    config = json.loads((text.base / "config.json").read_text())
+    tied = config | {"tie_word_embeddings": True}
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(tied))
+    model = load_seq2seq(tmp_path / "cut").model
+    assert model.lm_head.weight is model.shared.weight
+
+
+def test_a_model_with_a_weight_missing_is_refused(text, tmp_path):
+    shutil.copytree(text.base, tmp_path / "cut")
+    weights = load_file(text.base / "model.safetensors")
+    gone = "decoder.block.1.layer.1.EncDecAttention.q.weight"
+    del weights[gone]
+    save_file(weights, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="not a complete T5ForConditionalGeneration") as error:
+        load_seq2seq(tmp_path / "cut")
+    assert gone in str(error.value)
+
+
+def test_classifier_and_language_model_start_from_one_initial_module(text, capsys):
+    folder = text.folder / "t5-init"
+    argv = ["init", "--objective", "seq2seq", "--model_name_or_path", str(text.base)]
+    assert main([*argv, "--output_dir", str(folder)]) == 0
+    initial = checkpoint.load(folder)
+    assert initial.provenance.init[:12] in capsys.readouterr().out
+    assert not initial.head_tensors()
+    assert main([*argv, "--task_name", "rte", "--output_dir", str(folder)]) == 0
+    assert "skipped" in capsys.readouterr().out
+    still = {
+        "init_from": folder,
+        "max_steps": 1,
+        "learning_rate": 1e-12,
+        "weight_decay": 0,
+        **QUIET,
+    }
+    for module in (
+        runs.train(text.config("label-from-init", **still)),
+        runs.train(text.language("block-from-init", **still)),
+    ):
+        assert module.provenance.init == initial.provenance.init
+        for name, tensor in module.tensors.items():
+            torch.testing.assert_close(tensor, initial.tensors[name], rtol=0, atol=1e-9)
+
+
+def refusal(capsys, argv):
+    """The one line that a program ends with."""
+    assert main([str(word) for word in argv]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def argv_of(flags):
+    return ["train", *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]
+
+
+def test_models_that_cannot_do_the_objective_are_refused(text, capsys, tmp_path):
+    flags = text.flags("refused", model_name_or_path=text.bench.base)
+    line = refusal(capsys, argv_of(flags))
+    assert "--objective seq2seq needs an encoder-decoder model; found a bert model" in line
+    tiny("gpt2").save_pretrained(tmp_path / "gpt2")
+    line = refusal(capsys, argv_of(flags | {"model_name_or_path": tmp_path / "gpt2"}))
+    assert "found a gpt2 model" in line
+    (tmp_path / "marian").mkdir()
+    (tmp_path / "marian" / "config.json").write_text('{"model_type": "marian"}')
+    plain = text.bench.flags("refused", model_name_or_path=tmp_path / "marian")
+    line = refusal(capsys, argv_of(plain))
+    assert "marian models have no classification head" in line and "--objective seq2seq" in line
+    assert not (text.folder / "refused").exists()
+
+
+def test_modules_of_another_kind_or_model_are_no_start(text, capsys, lora):
+    other = write_text_to_text(text.folder / "t5-other", text.texts, seed=1)
+    flags = text.flags("refused", init_from=lora, model_name_or_path=other, lora_dropout=None)
+    assert "does not fit --model_name_or_path" in refusal(capsys, argv_of(flags))
+    kind = text.flags("refused", init_from=lora, adapter_config="ia3", lora_dropout=None)
+    assert "does not fit --adapter_config" in refusal(capsys, argv_of(kind))
+    head = text.bench.folder / "init-with-head"
+    argv = ["init", "--model_name_or_path", str(text.bench.base), "--num_labels", "2"]
+    assert main([*argv, "--output_dir", str(head)]) == 0
+    assert "does not fit --model_name_or_path" in refusal(
+        capsys, argv_of(text.flags("refused", init_from=head))
+    )
+    whole = text.flags("refused", init_from=text.bench.base, adapter_config="fft")
+    assert "found bert of width 32, expected t5 of width 32" in refusal(
+        capsys, argv_of(whole | {"lora_dropout": 0})
+    )
+    assert not (text.folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "label"}, ("--target", "has no effect without --objective seq2seq")),
+        ({"prompt": "rte"}, ("--prompt", "has no effect without --objective seq2seq")),
+        ({"block_size": 8}, ("--block_size", "--target next_block")),
+        ({"objective": "seq2seq", "block_size": 8}, ("--block_size", "--target next_block")),
+        (
+            {"objective": "seq2seq", "target": "next_block", "prompt": "rte"},
+            ("--prompt", "has no effect without --target label"),
+        ),
+        (
+            {"objective": "seq2seq", "target": "next_block", "block_size": 0},
+            ("--block_size", ">= 1"),
+        ),
+    ],
+)
+def test_flags_of_another_objective_are_refused(bench, changes, words):
+    with pytest.raises(PEMError) as error:
+        bench.config("refused", **changes)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_the_key_holds_the_prompt_by_content_and_only_what_the_objective_uses(text, tmp_path):
+    def key(config):
+        objective = objective_of(config)
+        data = runs.read_data(config, objective)
+        return runs.checkpointing.key_of(
+            runs.describe_run(config, data, objective.content(data.task))
+        )
+
+    copy = tmp_path / "elsewhere.json"
+    copy.write_text(text.prompt.read_text())
+    plain = key(text.config("key"))
+    assert key(text.config("key", prompt=copy)) == plain
+    assert key(text.config("key", target="label")) == plain
+    copy.write_text(text.prompt.read_text().replace("good", "great"))
+    assert key(text.config("key", prompt=copy)) != plain
+    blocks = key(text.language("key"))
+    assert blocks != key(text.language("key", block_size=9))
+    assert blocks == key(text.language("key", max_seq_length=64))
+    fields = text.bench.config("key").result_fields()
+    assert not {"objective", "target", "prompt", "block_size"} & fields.keys()
+
+
+def test_a_best_metric_that_the_objective_does_not_give_is_refused(text):
+    with pytest.raises(PEMError, match=r"f1.*accuracy, exact_match, loss"):
+        runs.run(text.config("refused", metric_for_best_model="f1"))
+    with pytest.raises(PEMError, match=r"accuracy.*loss, perplexity"):
+        runs.run(text.language("refused", metric_for_best_model="accuracy"))
+
+
+def test_too_little_text_for_two_blocks_is_refused(text, tmp_path):
+    short = write_rows(tmp_path / "short.jsonl", 1, seed=1)
+    with pytest.raises(PEMError, match="fewer than two blocks"):
+        runs.run(text.language("refused", train_file=short, validation_file=None, block_size=64))

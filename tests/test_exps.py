@@ -21,9 +21,15 @@ EXPERIMENT = REPOSITORY / "exps" / "composition_for_distribution_generalization"
 SCRIPTS = sorted(
     [*REPOSITORY.glob("exps/**/*.sh"), *REPOSITORY.glob("scripts/**/*.sh"), REPOSITORY / ".ci/run"]
 )
+SOURCED = "# shellcheck shell=bash"  # first line of files that scripts share
 PROGRAMS = [
-    p for p in SCRIPTS if p.name != "common.sh" and (p.is_relative_to(REPOSITORY / "exps"))
+    p
+    for p in SCRIPTS
+    if p.is_relative_to(REPOSITORY / "exps") and not p.read_text().startswith(SOURCED)
 ] + [REPOSITORY / "scripts" / "quickstart.sh"]
+MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
+TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"
+QUICKSTART = REPOSITORY / "scripts" / "quickstart.sh"
 
 
 def name_of(path: Path) -> str:
@@ -31,18 +37,19 @@ def name_of(path: Path) -> str:
 
 
 def bash(
-    script: Path | str, cwd: Path = REPOSITORY, **variables: str
+    script: Path | str, *arguments: str, cwd: Path = REPOSITORY, **variables: str
 ) -> subprocess.CompletedProcess:
     """Run a script (or code) with these variables and nothing inherited but PATH and HOME."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)} | variables
     command = ["bash", str(script)] if isinstance(script, Path) else ["bash", "-c", script]
+    command += arguments
     return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
 
 
-def dry_run(script: Path, **variables: str) -> list[list[str]]:
+def dry_run(script: Path, *arguments: str, **variables: str) -> list[list[str]]:
     """The commands a script would run, each as a list of words."""
-    done = bash(script, DRY_RUN="1", **variables)
+    done = bash(script, *arguments, DRY_RUN="1", **variables)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
@@ -124,6 +131,110 @@ def test_run_all_covers_tasks_methods_seeds_and_halves(tmp_path):
     assert (names.count("merge"), names.count("split"), names.count("report")) == (12, 2, 6)
 
 
+def of(name: str, commands: list[list[str]]) -> list:
+    """The configs of one program's calls, in order."""
+    return [config for called, config in map(parsed, commands) if called == name]
+
+
+def test_multitasking_covers_tasks_methods_and_seeds_and_merges_what_was_trained(tmp_path):
+    commands = dry_run(
+        MULTITASKING / "run_all.sh", tasks="rte mnli", SEEDS="1 2", OUT=str(tmp_path)
+    )
+    trained = {c.output_dir: c for c in of("train", commands)}
+    assert {(c.task_name, c.adapter_config, c.data_seed) for c in trained.values()} == {
+        (task, method, seed)
+        for task in ("rte", "mnli") for method in ("lora", "ia3", "fft") for seed in (1, 2)
+    }  # fmt: skip
+    assert {c.objective for c in trained.values()} == {"seq2seq"}
+    merges = of("merge", commands)
+    assert len(merges) == 6
+    for merge in merges:
+        modules = [trained[path] for path in merge.adapters]
+        assert [m.task_name for m in modules] == list(merge.task_name) == ["rte", "mnli"]
+        assert len({(m.data_seed, m.adapter_config, m.init_from) for m in modules}) == 1
+        rows = [Path(m.validation_file) for m in modules]
+        assert merge.validation_file == tuple(map(str, rows))
+        assert merge.test_file == tuple(str(p.with_name("test.jsonl")) for p in rows)
+    assert len(of("report", commands)) == 3
+
+
+def test_three_tasks_are_merged_over_the_simplex(tmp_path):
+    script, grid = MULTITASKING / "vary_merge_prompt_run_glue.sh", "0 0.25 1"
+    [merge] = of(
+        "merge",
+        dry_run(script, tasks="rte sst2 cola", methods="lora", grid=grid, OUT=str(tmp_path)),
+    )
+    assert len(merge.adapters) == len(merge.task_name) == len(merge.test_file) == 3
+    assert merge.grid == (0.0, 0.25, 1.0)
+
+
+def test_transfers_go_both_ways_and_subtract_the_language_model_of_the_source(tmp_path):
+    commands = dry_run(
+        TRANSFER / "run_all.sh", pairs="imdb:amazon_snippets", SEEDS="1", OUT=str(tmp_path)
+    )
+    trained = {c.output_dir: c for c in of("train", commands)}
+    assert len(trained) == 12
+    directions = [("imdb", "amazon_snippets"), ("amazon_snippets", "imdb")]
+    analogies = of("analogy", commands)
+    for analogy, (source, target) in zip(analogies, directions * 3, strict=True):
+        classifier, target_lm, source_lm = (trained[path] for path in analogy.adapters)
+        own = trained[analogy.reference_module]
+        assert (classifier.task_name, own.task_name) == (source, target)
+        assert (target_lm.target, source_lm.target) == ("next_block", "next_block")
+        assert f"/{target}/" in target_lm.train_file and f"/{source}/" in source_lm.train_file
+        assert analogy.task_name == (target,)
+        assert analogy.validation_file == (own.validation_file,)
+        kinds = {m.adapter_config for m in (classifier, target_lm, source_lm, own)}
+        starts = {m.init_from for m in (classifier, target_lm, source_lm, own)}
+        assert len(kinds) == len(starts) == 1
+
+
+def test_a_folder_of_reviews_is_a_domain(tmp_path):
+    (tmp_path / "shop").mkdir()
+    split, _, train = dry_run(
+        TRANSFER / "lora_polarity_classify.sh", domain="shop", data_dir=str(tmp_path),
+        OUT=str(tmp_path / "o p"),
+    )  # fmt: skip
+    split, train = parsed(split)[1], parsed(train)[1]
+    assert (split.task_name, split.data_dir) == ("polarity", str(tmp_path / "shop"))
+    assert train.task_name == "polarity"
+    assert Path(train.train_file).parent == split.output_dir
+
+
+@pytest.mark.parametrize("folder", [MULTITASKING, TRANSFER], ids=lambda p: p.name)
+def test_the_initialisation_study_compares_one_initial_module_with_one_for_each(folder, tmp_path):
+    commands = dry_run(folder / "initialisation_study.sh", SEEDS="1", OUT=str(tmp_path))
+    trained = of("train", commands)
+    half = len(trained) // 2
+    shared, own = trained[:half], trained[half:]
+    assert len({c.init_from for c in shared}) == 1
+    assert len({c.init_from for c in own}) == len({c.seed for c in own}) == half
+    assert {c.data_seed for c in trained} == {1}
+    made = {c.output_dir for c in of("init", commands)}
+    assert {c.init_from for c in trained} == made
+    drifts = of("inspect", commands)
+    assert [set(d.adapters) for d in drifts] == [
+        {c.output_dir for c in part} for part in (shared, own)
+    ]
+
+
+@pytest.mark.parametrize("experiment", ["multitasking", "domain_transfer"])
+def test_the_quickstart_runs_every_experiment_with_what_installs_by_package(experiment, tmp_path):
+    commands = dry_run(QUICKSTART, experiment, OUT=str(tmp_path))
+    fetched = {words[-1] for words in commands if words[3] == "offline"}
+    used = {c.model_name_or_path for c in of("train", commands)}
+    used |= {c.task_name for c in of("split", commands)}
+    assert used == fetched
+    assert all(c.data_dir is None for c in of("split", commands))
+    assert of("merge", commands) or of("analogy", commands)
+
+
+def test_the_quickstart_names_its_experiments():
+    done = bash(QUICKSTART, "unlerning")
+    assert done.returncode == 2
+    assert "unlerning" in done.stderr and "domain_transfer" in done.stderr
+
+
 def test_both_halves_start_from_one_initial_module(tmp_path):
     starts = set()
     for half in ("0", "1"):
@@ -150,6 +261,12 @@ def test_both_halves_start_from_one_initial_module(tmp_path):
         ("split_data.sh", {"samples": "2000"}, {"samples": 2000}),
         ("dataset_split_merge.sh", {"grid": "0 0.2 1"}, {"grid": (0.0, 0.2, 1.0)}),
         ("dataset_split_merge.sh", {"space": "delta"}, {"space": ("delta",)}),
+        (MULTITASKING / "ia3_prompt_run_glue.sh", {"prompt": "sst2"}, {"prompt": "sst2"}),
+        (MULTITASKING / "lora_prompt_run_glue.sh", {"lora_r": "4"}, {"lora_r": 4}),
+        (TRANSFER / "fft_polarity_lm.sh", {"block_size": "64"}, {"block_size": 64}),
+        (TRANSFER / "fft_polarity_lm.sh", {"text_file": "t.jsonl"}, {"train_file": "t.jsonl"}),
+        (TRANSFER / "ia3_polarity_classify.sh", {"max_seq_length": "9"}, {"max_seq_length": 9}),
+        (TRANSFER / "vary_merge_analogy.sh", {"grid": "0.8 0.1 1"}, {"grid": (0.8, 0.1, 1.0)}),
     ],
 )
 def test_a_variable_of_the_same_name_overrides_the_block(script, variables, expected):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.cli.common import Facts
 from pem_composition.config import LoraConfig
-from pem_composition.errors import PEMError
+from pem_composition.errors import CheckpointError, PEMError
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -19,7 +19,9 @@ EXAMPLES = """
   pem inspect -a runs/rte-0 runs/rte-1
   pem inspect -a runs/merged --json
   pem inspect -a runs/rte-0 runs/rte-1 --init runs/init
+  pem inspect -a runs/rte runs/mnli --init own
 """
+OWN = "own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,11 @@ class Config:
     )
     init: str | None = field(
         default=None,
-        metadata={"metavar": "DIR", "help": "initial module; adds how far training moved from it"},
+        metadata={
+            "metavar": "DIR",
+            "help": "initial module; adds how far training moved from it. own: the one that each "
+            "module was trained from",
+        },
     )
     json: bool = field(default=False, metadata={"help": "one JSON object per module"})
 
@@ -44,7 +50,7 @@ def run(config: Config) -> int:
     for path, header in zip(config.adapters, headers, strict=True):
         facts = {"path": path, **describe(header)}
         if config.init is not None:
-            facts["drift"] = drift(path, config.init)
+            facts["drift"] = drift(path, _initial(path, header, config.init))
         print(json.dumps(facts) if config.json else _block(facts))
     if len(headers) > 1 and not config.json:
         for space in ("parameter", "delta"):
@@ -72,6 +78,24 @@ def describe(header: ModuleHeader) -> dict[str, Any]:
         "notes": list(origin.notes),
     }
     return facts
+
+
+def _initial(path: str, header: ModuleHeader, given: str) -> str:
+    """The initial module's directory.
+
+    Raises:
+        CheckpointError: ``own``, and the module does not say what it was trained from.
+    """
+    if given != OWN:
+        return given
+    origin = header.provenance
+    recorded = origin and origin.training.get("flags", {}).get("init_from")
+    if not recorded:
+        raise CheckpointError.build(
+            path, "no record of an initial module", expected="a module trained with --init_from",
+            do="name its directory (--init DIR)",
+        )  # fmt: skip
+    return str(recorded)
 
 
 def drift(path: str, initial: str) -> dict[str, float]:

@@ -173,7 +173,7 @@ def find_split_files(folder: str | Path, task: Task | None = None) -> dict[str, 
         do = "give a file as --train_file" if folder.exists() else ""
         raise DataError.build("--data_dir", str(folder), found=what, expected="a folder", do=do)
     if task is not None:
-        named = [p for p in sorted(folder.iterdir()) if p.is_dir() and plain(p.name) == task.name]
+        named = [p for p in sorted(folder.iterdir()) if p.is_dir() and plain(p.name) == plain(task.name)]
         folder = next((p for p in named), folder)
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -215,6 +215,8 @@ def read_tables(
     if data_dir is None and not files:
         if task is None:
             raise DataError.build("--task_name", "no task and no file", do=LOCAL_REMEDY)
+        if task.offline is None and task.hub is None:
+            raise DataError.build(f"task {task.name}", "has no rows of its own", do=LOCAL_REMEDY)
         if task.offline is None:
             return _hub_tables(task, splits)
         data_dir = f"offline:{task.offline}"

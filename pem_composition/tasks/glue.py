@@ -158,6 +158,7 @@ TASKS: dict[str, Task] = {
         _sentiment("amazon_snippets"),
         _sentiment("movie_snippets"),
         _sentiment("tweet_snippets"),
+        Task("polarity", ("text", None), SENTIMENT),  # any other domain, from files
     )
 }  # fmt: skip
 

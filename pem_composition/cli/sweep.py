@@ -255,7 +255,7 @@ def _check_heads(request: Request, inputs: Sequence[library.Input]) -> None:
 def _load_base(request: Request) -> tuple[Any, Any]:
     import torch
 
-    from pem_composition.evaluation.models import load_base, load_seq2seq
+    from pem_composition.evaluation.models import bfloat16_note, load_base, load_seq2seq
 
     if request.evaluation.objective == "seq2seq":
         base, tokenizer, _ = load_seq2seq(request.model)
@@ -263,7 +263,11 @@ def _load_base(request: Request) -> tuple[Any, Any]:
         torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike all the same
         base, tokenizer, _ = load_base(request.model, request.tasks[0].data.task)
     on_gpu = torch.cuda.is_available() and not request.evaluation.use_cpu
-    return base.to("cuda" if on_gpu else "cpu"), tokenizer
+    device = "cuda" if on_gpu else "cpu"
+    note = bfloat16_note(device) if request.evaluation.bf16 else None
+    if note:
+        print(note)
+    return base.to(device), tokenizer
 
 
 def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> None:

@@ -173,7 +173,9 @@ def find_split_files(folder: str | Path, task: Task | None = None) -> dict[str, 
         do = "give a file as --train_file" if folder.exists() else ""
         raise DataError.build("--data_dir", str(folder), found=what, expected="a folder", do=do)
     if task is not None:
-        named = [p for p in sorted(folder.iterdir()) if p.is_dir() and plain(p.name) == plain(task.name)]
+        named = [
+            p for p in sorted(folder.iterdir()) if p.is_dir() and plain(p.name) == plain(task.name)
+        ]
         folder = next((p for p in named), folder)
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):

@@ -127,6 +127,7 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
 
     output = Path(config.output_dir)
     start = prepare(config, plan.data.task)
+    warn_of_bfloat16(config, say)
     length = fit_length(config, start, say)
     settings = plan.objective.settings(plan.data.task, length)
     scorers = make_scorers(config, plan.data, settings, start)
@@ -144,6 +145,18 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
         publish(config, plan, start, trainer, splits)
         say(f"{output}: " + summary(metrics))
     return Outcome(output, metrics)
+
+
+def warn_of_bfloat16(config: TrainConfig, say: Say) -> None:
+    """One line where the processor is asked for an arithmetic that it does not have."""
+    import torch
+
+    from pem_composition.evaluation.models import bfloat16_note
+
+    on_cpu = config.use_cpu or not torch.accelerator.is_available()
+    note = bfloat16_note("cpu") if config.bf16 and on_cpu else None
+    if note:
+        say(note)
 
 
 def fit_length(config: TrainConfig, start: Start, say: Say) -> int:

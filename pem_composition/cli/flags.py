@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import UsageError
-from pem_composition.training.config import DEFAULT_BLOCK, OBJECTIVES, TARGETS
+from pem_composition.training.config import (
+    DEFAULT_BLOCK,
+    OBJECTIVES,
+    TARGETS,
+    check_objective,
+)
 
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = ("simple",)
@@ -339,19 +344,7 @@ class EvaluationFlags:
         Raises:
             UsageError: naming the flag that would make it count.
         """
-        seq2seq = self.objective == "seq2seq"
-        for name, needed, has in (
-            ("target", "--objective seq2seq", seq2seq),
-            ("prompt", "--objective seq2seq", seq2seq),
-            ("prompt", "--target label", not self.next_block),
-            ("block_size", "--objective seq2seq --target next_block", self.next_block),
-        ):
-            if getattr(self, name) is not None and not has:
-                raise UsageError.build(
-                    f"--{name}",
-                    f"has no effect without {needed}",
-                    do=f"add {needed} or leave it out",
-                )
+        check_objective(self)
         for name in ("block_size", "max_eval_samples", "per_device_eval_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

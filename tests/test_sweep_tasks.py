@@ -13,6 +13,7 @@ import pytest
 import sweep_data
 from by_hand import LABELS, check_by_hand, mean, points, refused, rows_of, run
 
+from pem_composition import sweep
 from pem_composition.report import records, table
 from pem_composition.report.records import read, read_lines
 
@@ -92,6 +93,37 @@ def test_the_point_of_the_best_mean_is_selected(finished):
         inner = found.summary["curve"][space][1:-1]
         means = {tuple(p["coefficients"]): mean(found, p["keys"]) for p in inner}
         assert means[tuple(selected)] == max(means.values())
+
+
+def test_the_best_of_the_points_that_keep_the_format_is_a_row_of_its_own(bench, tmp_path):
+    flags = [*bench.flags("rte"), "-p", tmp_path / "out", *GRID]
+    assert run("sweep", *flags, "--max_invalid", "1") == 0
+    summary = read(tmp_path / "out").summary
+    assert summary["selected_valid"] == summary["selected"]
+    rows = {row["row"]: row["keys"] for row in summary["rows"]}
+    for space in summary["selected"]:
+        same = rows[f"merge, selected, {space} space"]
+        assert rows[f"merge, selected, valid, {space} space"] == same
+    assert "at most 100% invalid" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(None, None), (0.0, None), (0.1, 0.6), (0.2, 0.4), (1.0, 0.2)]
+)
+def test_no_task_of_a_valid_point_breaks_the_format_more_often(limit, expected):
+    """Scores fall with t, and so does the share of invalid answers of one of the two tasks."""
+    points = [(0.2, 0.9, 0.8), (0.4, 0.8, 0.2), (0.6, 0.7, 0.1), (0.8, 0.6, 0.05)]
+    record = {"metric": "accuracy", "standard_error": 0.0}
+    curve = [
+        (
+            [t, 1 - t],
+            [record | {"score": score, "invalid_share": share} for share in (invalid, 0.01)],
+        )
+        for t, score, invalid in points
+    ]
+    plan = sweep.Plan((), (), (), max_invalid=limit)
+    found = sweep._selected_valid({"delta": curve}, plan)
+    assert found == ({} if expected is None else {"delta": (expected, 1 - expected)})
 
 
 def correct(found: records.Results, key: str, bench: sweep_data.TextBench) -> np.ndarray:

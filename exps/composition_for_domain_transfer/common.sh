@@ -67,5 +67,6 @@ sweep_analogy() {
     --save_path "$OUT/$run" --grid $grid --evaluate --space $space --objective seq2seq \
     --model_name_or_path "$model_name_or_path" --task_name "$(task_of "$target")" \
     --prompt polarity --validation_file "$(rows_of "$target")/validation.jsonl" \
-    --test_file "$(rows_of "$target")/test.jsonl" --max_seq_length "$max_seq_length" "${rest[@]}"
+    --test_file "$(rows_of "$target")/test.jsonl" --max_seq_length "$max_seq_length" \
+    --max_invalid "$max_invalid" "${rest[@]}"
 }

@@ -15,6 +15,7 @@
 : "${grid:=0 0.1 1 0.8 0.02 1}"            # ranges START STEP STOP of t, together
 : "${space:=parameter delta}"              # the paper's sum of tensors, the exact sum of updates
 : "${max_seq_length:=128}"
+: "${max_invalid:=0.1}"                   # a row of the best point with so few invalid answers; 1: off
 : "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
 
 here=$(dirname "${BASH_SOURCE[0]}")

@@ -45,5 +45,6 @@ sweep_tasks() {
     --grid $grid --evaluate --space $space --objective seq2seq \
     --model_name_or_path "$model_name_or_path" --task_name $tasks \
     --validation_file "${validation[@]}" --test_file "${test[@]}" \
-    --max_seq_length "$max_seq_length" "${rest[@]}"
+    --max_seq_length "$max_seq_length" \
+    --max_invalid "$max_invalid" "${rest[@]}"
 }

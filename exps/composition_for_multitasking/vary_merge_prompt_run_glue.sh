@@ -14,6 +14,7 @@
 : "${space:=parameter delta}"              # the paper's sum of tensors, the exact sum of updates
 : "${prompt:=}"                            # template for all tasks, or one per task; empty: their own
 : "${max_seq_length:=512}"
+: "${max_invalid:=0.1}"                   # a row of the best point with so few invalid answers; 1: off
 : "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
 
 here=$(dirname "${BASH_SOURCE[0]}")

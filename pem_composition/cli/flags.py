@@ -13,6 +13,7 @@ from pem_composition.training.config import (
     OBJECTIVES,
     TARGETS,
     check_objective,
+    refuse_idle,
 )
 
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
@@ -328,6 +329,14 @@ class EvaluationFlags:
             "help": "one more module to compare with, e.g. of the full set",
         },
     )
+    max_invalid: float | None = field(
+        default=None,
+        metadata={
+            "metavar": "SHARE",
+            "help": "seq2seq: also select among the points with at most this share of invalid "
+            "answers on every task",
+        },
+    )
     bf16: bool | None = field(
         default=None, metadata={"help": "compute in bfloat16: faster where the processor has it"}
     )
@@ -345,6 +354,12 @@ class EvaluationFlags:
             UsageError: naming the flag that would make it count.
         """
         check_objective(self)
+        answered = self.objective == "seq2seq" and not self.next_block
+        refuse_idle(self, "max_invalid", "--objective seq2seq --target label", has=answered)
+        if self.max_invalid is not None and not 0 <= self.max_invalid <= 1:
+            raise UsageError.build(
+                "--max_invalid", "not a share", found=self.max_invalid, expected="0 to 1"
+            )
         for name in ("block_size", "max_eval_samples", "per_device_eval_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -198,6 +198,7 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         composition=request.composition,
         reference=inputs[count] if len(inputs) > count else None,
         base_name=request.base_name,
+        max_invalid=evaluation.max_invalid,
     )
     return plan, library.Bench(lambda: _load_base(request), splits, settings, ledger, _say)
 
@@ -275,11 +276,12 @@ def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> No
     from pem_composition.report import plot, table
 
     flags, out = request.flags, request.out
-    for space, coefficients in summary["selected"].items() if request.kind != "full" else ():
-        target = out / f"selected_{space}"
-        merged = _selected(request, plan, space, coefficients)
-        merged.save(target, format=flags.format, dtype=flags.dtype, overwrite=True)
-        common.report(target, merged)
+    for which in ("selected", "selected_valid") if request.kind != "full" else ():
+        for space, coefficients in summary[which].items():
+            target = out / f"{which}_{space}"
+            merged = _selected(request, plan, space, coefficients)
+            merged.save(target, format=flags.format, dtype=flags.dtype, overwrite=True)
+            common.report(target, merged)
     print()
     print(table.write(out / RESULTS, out))
     for path in plot.write(out / RESULTS, out):

@@ -183,6 +183,8 @@ def _footnotes(results: Results) -> list[str]:
     )
     if s["composition"] == "analogy":
         note += " t, 1 - t, t - 1 are the coefficients of the three modules in this order."
+    if s.get("max_invalid") is not None:
+        note += f" Valid: at most {s['max_invalid']:.0%} invalid answers on the {s['select']} rows."
     if not s["greater_is_better"]:
         note += " Smaller is better."
     if s["select"] == s["report"]:

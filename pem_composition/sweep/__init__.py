@@ -62,6 +62,8 @@ class Plan:
         composition: merge (gains are against the average of the modules) or analogy (against the
             classifier alone).
         tasks: names of the tasks as the user knows them, in the order of the bench's rows.
+        max_invalid: also choose among the points at which no task has a larger share of invalid
+            answers; text-to-text models lose the format of the answer before they lose the answer.
     """
 
     inputs: tuple[Input, ...]
@@ -71,6 +73,7 @@ class Plan:
     composition: str = MERGE
     reference: Input | None = None
     base_name: str = ""
+    max_invalid: float | None = None
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -104,9 +107,10 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
     singles = [bench.score(alone(module), select) for module in plan.singles]
     ceiling = bench.score(alone(plan.reference), select) if plan.reference is not None else None
     chosen = {space: _selected(curve, plan.composition) for space, curve in curves.items()}
+    valid = _selected_valid(curves, plan)
     rows = [
         Row(identity, name, c, bench.score(target, report))
-        for identity, name, c, target in _table(plan, bench.settings, chosen)
+        for identity, name, c, target in _table(plan, bench.settings, chosen, valid)
     ]
     summary = {
         **_setting(plan, bench.settings, singles[0]),
@@ -115,6 +119,8 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
         "singles": [_keys(records) for records in singles],
         "reference": None if ceiling is None else _keys(ceiling),
         "selected": {space: list(c) for space, c in chosen.items()},
+        "max_invalid": plan.max_invalid,
+        "selected_valid": {space: list(c) for space, c in valid.items()},
         "curve": {
             space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
             for space, curve in curves.items()
@@ -127,7 +133,10 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
 
 
 def _table(
-    plan: Plan, settings: Settings, chosen: dict[str, Coefficients]
+    plan: Plan,
+    settings: Settings,
+    chosen: dict[str, Coefficients],
+    valid: dict[str, Coefficients],
 ) -> list[tuple[str, str, Coefficients, Point]]:
     """Rows of the table: what they are, their name, coefficients, and the point to score."""
     rows: list[tuple[str, str, Coefficients, Point]] = [
@@ -138,7 +147,8 @@ def _table(
     equal = (1.0 / len(plan.inputs),) * len(plan.inputs)
     for space in plan.spaces:
         merged = [("equal weights", equal)] if plan.composition == MERGE else []
-        for how, c in (*merged, ("selected", chosen[space])):
+        within = [("selected, valid", valid[space])] if space in valid else []
+        for how, c in (*merged, ("selected", chosen[space]), *within):
             name = f"{plan.composition}, {how}, {space} space"
             rows.append((name, name, c, point(plan.inputs, c, space, settings.head)))
     return rows
@@ -225,6 +235,22 @@ def _selected(
         return sign * score, -sum(x * x for x in c) if composition == MERGE else c[0]
 
     return max(inner, key=rank)[0]
+
+
+def _selected_valid(curves: dict[str, Curve], plan: Plan) -> dict[str, Coefficients]:
+    """The same choice among the points that keep the format; no entry where none does."""
+    found: dict[str, Coefficients] = {}
+    if plan.max_invalid is None:
+        return found
+    for space, curve in curves.items():
+        kept = [
+            (c, records)
+            for c, records in curve
+            if all((r["invalid_share"] or 0.0) <= plan.max_invalid for r in records)
+        ]
+        if kept:
+            found[space] = _selected(kept, plan.composition)
+    return found
 
 
 def _keys(records: Sequence[Record]) -> list[str]:

@@ -8,6 +8,7 @@ score on the other.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ FORMATS = ("png", "pdf")
 NOTE = ", one class"
 EQUAL_MEAN = "same mean over the tasks"
 PANEL_INCHES = (6.4, 4.2)
+LABEL_LETTERS = 80  # of a line below one panel
 SMALL_PANEL_INCHES = (4.0, 3.8)
 FRONTIER_INCHES = (5.6, 5.2)
 
@@ -274,7 +276,8 @@ def _coefficient(summary: Mapping[str, Any], *, short: bool) -> str:
     """Label of the horizontal axis; ``short`` where the formula stands elsewhere."""
     if not _one_coefficient(summary):
         return "coefficient of the module"
-    return "coefficient t" if short else f"coefficient t:  {_formula(summary)}"
+    whole = f"coefficient t: {_formula(summary)}"
+    return "coefficient t" if short else textwrap.fill(whole, LABEL_LETTERS, break_on_hyphens=False)
 
 
 def _reference(summary: Mapping[str, Any]) -> str:

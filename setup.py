@@ -38,7 +38,9 @@ setup(
     install_requires=_requirements(),
     extras_require={
         "plot": ["matplotlib>=3.9"],
-        "offline": ["onnx>=1.17"],  # reads the packaged text-to-text model, once
+        # Read the packaged text-to-text and causal language models, once.
+        "offline": ["gguf>=0.17", "onnx>=1.17"],
+        "toxicity": ["detoxify>=0.5"],  # the judge of that name
         "dev": [
             "hypothesis>=6.100",
             "mypy>=2.0",

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -161,22 +162,56 @@ def write_text_to_text(
     return folder
 
 
+def write_causal(
+    folder: Path, name: str, texts: Iterable[str], *, dropout: float = 0.0, seed: int = 0
+) -> Path:
+    """A GPT-2 or Llama on disk, with a tokenizer that has no padding token.
+
+    As with the published ones, Llama's texts begin with <s>, and GPT-2's start and end token are
+    one and nothing is added.
+    """
+    from tokenizers import processors
+
+    core = _byte_pairs(texts, ["<s>", "<unk>", "</s>"])
+    names = {"eos_token": "</s>", "unk_token": "<unk>", "bos_token": "</s>"}
+    if name == "llama":
+        names["bos_token"] = "<s>"
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
+    model = tiny(name, seed=seed)
+    for setting in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"):
+        if hasattr(model.config, setting):
+            setattr(model.config, setting, dropout)
+    model.save_pretrained(folder)
+    return folder
+
+
 def save_text_tokenizer(folder: Path, texts: Iterable[str]) -> None:
     """Byte pairs in T5's manner: <pad> 0, </s> 1 at the end of every text, <unk> 2."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers import processors
 
-    core = Tokenizer(models.BPE(unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    core.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False),
-    )
+    core = _byte_pairs(texts, ["<pad>", "</s>", "<unk>"])
     core.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
+
+
+def _byte_pairs(texts: Iterable[str], special: list[str]) -> Any:
+    """A tokenizer of at most VOCABULARY pieces, learned from texts; special tokens come first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    return core
 
 
 def inputs_for(

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,72 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+def write_documents(path: Path, count: int, *, seed: int) -> Path:
+    """Texts in which each word is followed by the next one of a fixed order."""
+    draw = random.Random(seed)
+    words = (*GOOD, *BAD)
+    rows = []
+    for _ in range(count):
+        start = draw.randrange(len(words))
+        rows.append({"text": " ".join(words[(start + i) % len(words)] for i in range(12))})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def results(folder: Path, name: str = "all_results.json") -> Any:
+    """A result file of a run."""
+    return json.loads((folder / name).read_text())
+
+
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    """The values of that name in a run's log."""
+    log = results(folder, "trainer_state.json")["log_history"]
+    return [entry[name] for entry in log if name in entry]
+
+
+def a_batch(config: TrainConfig) -> tuple[Any, Any, Any]:
+    """A model ready to train, one training batch of it, and its loss function."""
+    from pem_composition.training import runs
+    from pem_composition.training.objectives import objective_of
+    from pem_composition.training.preparation import prepare
+
+    objective = objective_of(config)
+    data = runs.read_data(config, objective)
+    start = prepare(config, data.task)
+    settings = objective.settings(data.task, config.max_seq_length)
+    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), settings, start)
+    return start, next(iter(loader)), objective.loss(data.task)
+
+
+def numpy_cross_entropy(logits: Any, labels: Any) -> float:
+    """Mean over the labels that count, in float64."""
+    import numpy as np
+
+    wide = logits.detach().double().numpy()
+    top = wide.max(-1, keepdims=True)
+    log_p = wide - top - np.log(np.exp(wide - top).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_p, np.maximum(labels.numpy(), 0)[..., None], -1)[..., 0]
+    return -float(picked[labels.numpy() != -100].mean())
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    from pem_composition.training.processes import _free_port
+
+    return _free_port()
+
+
+def refusal(capsys: Any, argv: Sequence[object]) -> str:
+    """The one line that a program ends with."""
+    from pem_composition.cli import main
+
+    assert main([str(word) for word in argv]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def argv_of(flags: Mapping[str, object]) -> list[str]:
+    """The command line of ``pem train`` with these flags."""
+    return ["train", *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]

@@ -51,6 +51,7 @@ REFUSED_PARTS: Mapping[str, str] = {
 }
 CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
 SEQ2SEQ_TASK = "SEQ_2_SEQ_LM"
+CAUSAL_TASK = "CAUSAL_LM"
 HEAD_MODULES = (
     "classifier",
     "score",
@@ -388,8 +389,8 @@ def _head_info(
     if record and record.head:
         return record.head
     task = config.extra.get("task_type")
-    if task in ("CAUSAL_LM", SEQ2SEQ_TASK):
-        return HeadInfo(problem={"CAUSAL_LM": "causal_lm", SEQ2SEQ_TASK: "seq2seq_lm"}[task])
+    if task in (CAUSAL_TASK, SEQ2SEQ_TASK):
+        return HeadInfo(problem={CAUSAL_TASK: "causal_lm", SEQ2SEQ_TASK: "seq2seq_lm"}[task])
     rows = [
         i.shape[0]
         for n, i in heads.items()
@@ -542,4 +543,4 @@ def _task_type(pem: PEM, config: LoraConfig | IA3Config, saved: list[str]) -> st
         m in ("classifier", "score") for m in saved
     ):
         return "SEQ_CLS"
-    return {"causal_lm": "CAUSAL_LM", "seq2seq_lm": SEQ2SEQ_TASK}.get(problem or "")
+    return {"causal_lm": CAUSAL_TASK, "seq2seq_lm": SEQ2SEQ_TASK}.get(problem or "")

@@ -82,13 +82,25 @@ class _StorageType(NamedTuple):
 class TorchZipFile:
     """One open torch zip file; the same reading interface as ``SafetensorsFile``.
 
+    Args:
+        inside: key of the dict of tensors in a dict of other values, which are then in ``beside``.
+
     Raises:
         CheckpointError: not a torch zip file, a global or opcode that is not allowed, a compressed
             or overlapping entry, a tensor that its storage does not hold, a content checksum error.
     """
 
-    def __init__(self, path: Path, root: Path | None = None, *, in_memory: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        root: Path | None = None,
+        *,
+        in_memory: bool = False,
+        inside: str | None = None,
+    ) -> None:
         self.path = path
+        self._inside = inside
+        self.beside: dict[str, Any] = {}
         self._file: BinaryIO = open_regular(path, root)
         try:
             if in_memory:
@@ -160,6 +172,9 @@ class TorchZipFile:
             raise CheckpointError.build(
                 self.path, f"damaged pickle ({type(error).__name__})", do=REMEDY
             ) from None
+        if self._inside is not None and isinstance(value, dict):
+            self.beside = {k: v for k, v in value.items() if k != self._inside}
+            value = value.get(self._inside)
         if not isinstance(value, dict):
             raise _bad(self.path, "wrong content", f"a {type(value).__name__}", "a dict of tensors")
         for name, tensor in value.items():

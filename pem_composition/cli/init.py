@@ -17,6 +17,7 @@ EXAMPLES = """
   pem init --model_name_or_path minilm --task_name sst2 --lora_r 8 --seed 42 --output_dir runs/init
   pem init --model_name_or_path roberta-base --num_labels 3 --adapter_config ia3 --output_dir init
   pem init --objective seq2seq --model_name_or_path flan-t5-small --output_dir runs/init
+  pem init --objective causal_lm --model_name_or_path gpt2-large --output_dir runs/init
 """
 
 
@@ -31,10 +32,12 @@ class Config(ModelFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         named = bool(self.task_name or self.train_file)
-        if self.objective == "seq2seq":
+        if self.objective != "classification":
             if self.num_labels is not None:
                 raise UsageError.build(
-                    "--num_labels", "a text-to-text model has no head", do="leave it out"
+                    "--num_labels",
+                    f"a model of --objective {self.objective} has no head",
+                    do="leave it out",
                 )
         elif named == (self.num_labels is not None):
             raise UsageError.build(
@@ -58,7 +61,7 @@ def run(config: Config) -> int:
 
 
 def task_of(config: Config) -> Task | None:
-    """The task whose head is initialised; None for text to text, which has no head.
+    """The task whose head is initialised; None for models that write, which have no head.
 
     Raises:
         DataError: unknown task, or a file that is none.
@@ -66,7 +69,7 @@ def task_of(config: Config) -> Task | None:
     from pem_composition.tasks.data import load_task
     from pem_composition.tasks.glue import Task, get_task
 
-    if config.objective == "seq2seq":
+    if config.objective != "classification":
         return None
     if config.task_name is not None:
         return get_task(config.task_name)

@@ -50,6 +50,6 @@ def run(config: Config) -> int:
             print(json.dumps(asdict(row)))
         else:
             state = "here" if row.fetched else f"{row.bytes / 1e6:.0f} MB"
-            print(f"{row.name:<20} {row.kind:<6} {state:>7}  {row.about}")
-            print(f"{'':<36} {row.package} {row.version}, licence: {row.licence}")
+            print(f"{row.name:<22} {row.kind:<6} {state:>7}  {row.about}")
+            print(f"{'':<38} {row.package} {row.version}, licence: {row.licence}")
     return 0

@@ -11,7 +11,7 @@ from pem_composition.training.signals import StopRequest
 __all__ = ["EXAMPLES", "HELP", "NAME", "Config", "run"]
 
 NAME = "train"
-HELP = "train a LoRA or (IA)^3 module, or the whole model, on one task or a domain's text"
+HELP = "train a LoRA or (IA)^3 module, or the whole model, on one task, or on text"
 EXAMPLES = """
   pem train --model_name_or_path roberta-base --task_name rte --max_steps 1500 \\
       --learning_rate 1e-3 --output_dir runs/rte
@@ -21,6 +21,8 @@ EXAMPLES = """
       --data_dir glue --init_from runs/init --output_dir runs/rte
   pem train --objective seq2seq --target next_block --model_name_or_path flan-t5-small \\
       --train_file reviews.jsonl --block_size 128 --output_dir runs/reviews
+  pem train --objective causal_lm --model_name_or_path gpt2-large --train_file comments.jsonl \\
+      --score_column toxicity --score_above 0.8 --max_seq_length 256 --output_dir scratch/toxic
 """
 
 

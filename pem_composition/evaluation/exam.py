@@ -39,10 +39,12 @@ class ExamSettings:
     """How rows become inputs and outputs become scores; part of the key of every result.
 
     Attributes:
-        objective: classification (a head's logits) or seq2seq (text to text).
+        objective: classification (a head's logits), seq2seq (text to text), or causal_lm
+            (documents).
         target: seq2seq only: label (a prompt's answers) or next_block (language modelling).
         prompt: seq2seq with target label: the template and its answers.
         max_seq_length: tokens of an input; longer ones are cut.
+        truncate: causal_lm only: False takes documents whole.
         block_size: next_block only: tokens per block.
         answers: seq2seq with target label: how they are found, by scoring each of them (answers.py)
             or by generation, constrained or free (generation.py).
@@ -54,6 +56,7 @@ class ExamSettings:
     max_seq_length: int = classify.DEFAULT_MAX_LENGTH
     block_size: int = 128
     answers: str = SCORING
+    truncate: bool = True
 
 
 class Exam(ABC):
@@ -161,6 +164,10 @@ def make_exam(
         data = classify.encode(tokenizer, examples, max_seq_length=settings.max_seq_length)
         batches = classify.batches(data, **layout)
         return ClassificationExam(task, data.labels, batches)
+    if settings.objective == "causal_lm":
+        from pem_composition.evaluation.perplexity import document_exam
+
+        return document_exam(settings, examples, tokenizer, config, **layout)
     if settings.target == "next_block":
         from pem_composition.evaluation.language import LanguageExam
 

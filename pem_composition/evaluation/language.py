@@ -1,9 +1,11 @@
-"""Language modelling of a domain: how well block i + 1 is predicted from block i.
+"""Language modelling: how well a block i + 1 is predicted from block i, or a document's tokens.
 
-loss = sum over blocks and tokens of -log p(token | tokens before it, block before) / tokens
+loss = sum over rows and their target tokens of -log p(token | what was read) / tokens
 perplexity = exp(loss)
 
-Shape suffixes: b blocks, s tokens of a block, v vocabulary.
+A row is a block (with the one before it to read), a document or a window of a long text.
+
+Shape suffixes: b rows, s tokens of a row, v vocabulary.
 """
 
 from __future__ import annotations
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
+IGNORED = -100  # a token that is read, but not counted
+
+
 class LanguageExam(Exam):
-    """Pairs of neighbouring blocks. k = 2: summed negative log-likelihood and number of tokens."""
+    """Rows with target tokens. k = 2: summed negative log-likelihood and number of tokens."""
 
     @classmethod
     def prepare(
@@ -54,17 +59,15 @@ class LanguageExam(Exam):
     def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """(b, 2)."""
         target_bs = inputs["target_ids"]
-        out = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            decoder_input_ids=inputs["decoder_input_ids"],
-        )
-        nll_bs = F.cross_entropy(out.logits.float().transpose(1, 2), target_bs, reduction="none")
-        tokens_b = torch.full_like(nll_bs[:, 0], target_bs.shape[1])
-        return torch.stack([nll_bs.sum(dim=1), tokens_b], dim=1)
+        read = {name: column for name, column in inputs.items() if name != "target_ids"}
+        logits_bsv = model(**read).logits.float()
+        nll_bs = F.cross_entropy(
+            logits_bsv.flatten(0, 1), target_bs.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(target_bs)
+        return torch.stack([nll_bs.sum(dim=1), (target_bs != IGNORED).sum(dim=1)], dim=1)
 
     def predictions(self, outputs: Outputs) -> NDArray[Any]:
-        """Mean loss of each block."""
+        """Mean loss of each row."""
         return outputs[:, 0] / outputs[:, 1]
 
     def loss(self, outputs: Outputs) -> float:
@@ -73,20 +76,26 @@ class LanguageExam(Exam):
         return float(wide[:, 0].sum() / wide[:, 1].sum())
 
     def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
-        """Loss and perplexity; the standard error is over blocks of equal size."""
+        """Loss and perplexity, and the loss's standard error over the choice of rows.
+
+        stderr = sqrt(n / (n - 1) sum_i (nll_i - loss tokens_i)^2) / sum_i tokens_i, that of a ratio
+        of two sums; of rows of equal size that of their mean.
+        """
         if not np.isfinite(outputs).all():
             raise RunFailed.build(
-                "evaluation", "the loss of a block is not finite",
+                "evaluation", "the loss of a row is not finite",
                 do="the module or its training diverged",
             )  # fmt: skip
-        loss, blocks = self.loss(outputs), self.predictions(outputs).astype(np.float64)
-        error = float(blocks.std(ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else 0.0
+        loss, n = self.loss(outputs), len(outputs)
+        nll, tokens = outputs.astype(np.float64).T
+        spread = float(np.square(nll - loss * tokens).sum())
+        error = math.sqrt(spread * n / (n - 1)) / float(tokens.sum()) if n > 1 else 0.0
         return EvalResult(
             task=self.task.name,
             metric=self.task.primary,
             score=loss,
             stderr=error,
-            n=len(blocks),
+            n=n,
             scores={"loss": loss, "perplexity": math.exp(min(loss, 700.0))},
             seconds=seconds,
         )

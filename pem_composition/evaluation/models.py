@@ -97,7 +97,41 @@ def load_seq2seq(
     source = resolve(model_name_or_path)
     config, _ = _config(source, None, None, config_overrides)
     _check_writes(source, config)
-    model, info = _load_model(AutoModelForSeq2SeqLM, source, config, dtype)
+    return _load_writer(AutoModelForSeq2SeqLM, source, config, dtype)
+
+
+def load_causal(
+    model_name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    **config_overrides: float,
+) -> LoadedBase:
+    """A decoder with its output embeddings (GPT-2, Llama), and its tokenizer; nothing is new in it.
+
+    Arguments as those of ``load_base``.
+
+    Raises:
+        CheckpointError: no such directory or hub name; a model with an encoder; weights missing; no
+            end token; output embeddings that would be tied though they were stored apart.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = resolve(model_name_or_path)
+    config, _ = _config(source, None, None, config_overrides)
+    _check_decodes(source, config)
+    loaded = _load_writer(AutoModelForCausalLM, source, config, dtype)
+    if loaded.tokenizer.eos_token_id is None:
+        raise CheckpointError.build(
+            source, "the tokenizer has no end token", do="name one in tokenizer_config.json"
+        )
+    return loaded
+
+
+def _load_writer(
+    factory: Any, source: str, config: PretrainedConfig, dtype: torch.dtype | None
+) -> LoadedBase:
+    """A model with output embeddings, complete."""
+    model, info = _load_model(factory, source, config, dtype)
     missing = sorted(info["missing_keys"])
     if missing:
         raise _incomplete(source, model, missing, len(model.state_dict()), "every weight")
@@ -162,6 +196,23 @@ def _check_writes(source: str, config: PretrainedConfig) -> None:
             source, "--objective seq2seq needs an encoder-decoder model",
             found=f"a {config.model_type} model", expected="T5, BART or another encoder-decoder",
             do="give such a model, or train a head (--objective classification)",
+        )  # fmt: skip
+
+
+def _check_decodes(source: str, config: PretrainedConfig) -> None:
+    """Refuse what is no decoder alone; BERT's kind reads both ways unless it is told otherwise."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    two_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
+        config, "is_decoder", False
+    )
+    writes = config.is_encoder_decoder
+    if writes or two_ways or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        do = "train it text to text (--objective seq2seq)" if writes else "give a decoder"
+        raise CheckpointError.build(
+            source, "a causal language model is needed",
+            found=f"a {config.model_type} model, which is no decoder alone",
+            expected="GPT-2, Llama or another decoder", do=do,
         )  # fmt: skip
 
 

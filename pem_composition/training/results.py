@@ -58,9 +58,15 @@ def is_intact(output_dir: Path) -> bool:
 
 
 def model_card(
-    title: str, base: str, library: str, metrics: Mapping[str, Any], flags: Mapping[str, Any]
+    title: str,
+    base: str,
+    library: str,
+    metrics: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    purpose: str | None = None,
 ) -> str:
-    """README.md of a trained module."""
+    """README.md of a trained module, with what it is for where that has been said."""
+    stated = [f"**Purpose:** {' '.join(purpose.split())}.", ""] if purpose else []
     scores = [f"| {k} | {_shown(v)} |" for k, v in metrics.items() if not isinstance(v, Mapping)]
     settings = [f"| {k} | {_shown(v)} |" for k, v in flags.items() if v is not None]
     return "\n".join(
@@ -74,6 +80,7 @@ def model_card(
             "",
             f"# {title}",
             "",
+            *stated,
             f"Trained on {base} with pem_composition; provenance in pem.json.",
             "",
             "| result | value |",

@@ -334,14 +334,21 @@ def publish(
     training = results.jsonable(
         {"key": plan.key, "flags": asdict(config), "content": content, "scores": metrics}
     )
-    provenance = Provenance(init=start.init, training=training)
+    purpose = config.stated_purpose
+    notes = (f"purpose of {output.name}: {purpose}",) if purpose else ()
+    provenance = Provenance(init=start.init, training=training, notes=notes)
     with files.atomic_directory(output, overwrite=True, keep=lambda _name: True) as folder:
         start.weights.publish(folder, output.name, provenance)
         results.write_results(folder, splits)
         results.write_state(folder, asdict(trainer.state))
         library = "transformers" if config.adapter_config == "fft" else "peft"
         card = results.model_card(
-            output.name, config.model_name_or_path, library, metrics, config.result_fields()
+            output.name,
+            config.model_name_or_path,
+            library,
+            metrics,
+            config.result_fields(),
+            purpose,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
 

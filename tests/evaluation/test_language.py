@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(language, value):
     exam = exam_of(language)
     outputs = np.ones((exam.size, 2), np.float32)
     outputs[2, 0] = value
-    with pytest.raises(RunFailed, match="the loss of a block is not finite"):
+    with pytest.raises(RunFailed, match="the loss of a row is not finite"):
         exam.result(outputs)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 
 import numpy as np
@@ -11,7 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny, write_text_to_text
-from training_bench import BAD, FILLER, GOOD, write_rows
+from training_bench import (
+    BAD,
+    FILLER,
+    GOOD,
+    a_batch,
+    argv_of,
+    free_port,
+    losses,
+    numpy_cross_entropy,
+    refusal,
+    results,
+    write_documents,
+    write_rows,
+)
 
 from pem_composition import checkpoint
 from pem_composition.adapters import attach
@@ -21,7 +33,6 @@ from pem_composition.evaluation.models import load_seq2seq
 from pem_composition.training import runs
 from pem_composition.training.losses import cross_entropy
 from pem_composition.training.objectives import objective_of
-from pem_composition.training.preparation import prepare
 
 QUIET = {"lora_dropout": None, "eval_strategy": "no", "eval_steps": None}
 
@@ -60,49 +71,9 @@ class TextBench:
         return self.config(output, **(own | changes))
 
 
-def write_documents(path, count, *, seed):
-    """Texts in which each word is followed by the next one of a fixed order."""
-    draw = random.Random(seed)
-    words = (*GOOD, *BAD)
-    rows = []
-    for _ in range(count):
-        start = draw.randrange(len(words))
-        rows.append({"text": " ".join(words[(start + i) % len(words)] for i in range(12))})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture(scope="module")
 def text(bench):
     return TextBench(bench)
-
-
-def results(folder, name="all_results.json"):
-    return json.loads((folder / name).read_text())
-
-
-def losses(folder, name="loss"):
-    log = results(folder, "trainer_state.json")["log_history"]
-    return [entry[name] for entry in log if name in entry]
-
-
-def a_batch(config):
-    """A model ready to train, one training batch of it, and its loss function."""
-    objective = objective_of(config)
-    data = runs.read_data(config, objective)
-    start = prepare(config, data.task)
-    settings = objective.settings(data.task, config.max_seq_length)
-    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), settings, start)
-    return start, next(iter(loader)), objective.loss(data.task)
-
-
-def numpy_cross_entropy(logits, labels):
-    """Mean over the labels that count, in float64."""
-    wide = logits.detach().double().numpy()
-    top = wide.max(-1, keepdims=True)
-    log_p = wide - top - np.log(np.exp(wide - top).sum(-1, keepdims=True))
-    picked = np.take_along_axis(log_p, np.maximum(labels.numpy(), 0)[..., None], -1)[..., 0]
-    return -picked[labels.numpy() != -100].mean()
 
 
 @pytest.mark.parametrize("target", ["label", "next_block"])
@@ -271,12 +242,6 @@ def text_only(text):
     return {"objective": "seq2seq", "model_name_or_path": text.base, "prompt": text.prompt}
 
 
-def free_port():
-    from pem_composition.training.processes import _free_port
-
-    return _free_port()
-
-
 @pytest.mark.parametrize("target", ["label", "next_block"])
 def test_layout_and_accumulation_change_nothing_but_rounding(text, target):
     make = text.config if target == "label" else text.language
@@ -387,17 +352,6 @@ def test_classifier_and_language_model_start_from_one_initial_module(text, capsy
         assert module.provenance.init == initial.provenance.init
         for name, tensor in module.tensors.items():
             torch.testing.assert_close(tensor, initial.tensors[name], rtol=0, atol=1e-9)
-
-
-def refusal(capsys, argv):
-    """The one line that a program ends with."""
-    assert main([str(word) for word in argv]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
-def argv_of(flags):
-    return ["train", *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]
 
 
 def test_models_that_cannot_do_the_objective_are_refused(text, capsys, tmp_path):

@@ -52,6 +52,10 @@ def objective_of(config: TrainConfig) -> Objective:
         from pem_composition.training.objectives.classification import Classification
 
         return Classification()
+    if config.objective == "causal_lm":
+        from pem_composition.training.objectives.causal_lm import Documents
+
+        return Documents(config.score_filter, config.truncate, config.loss_on_padding)
     from pem_composition.training.objectives.seq2seq import Answers, NextBlocks
 
     return NextBlocks(config.block_tokens) if config.next_block else Answers(config.prompt)

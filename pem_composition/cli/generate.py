@@ -1,0 +1,135 @@
+"""``pem generate``: texts from a causal language model, with or without a module, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pem_composition.cli.causal import CausalFlags
+from pem_composition.errors import UsageError
+from pem_composition.training.config import flag
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pem_composition.evaluation.generate import Decoding, Sample
+
+NAME = "generate"
+HELP = "sample texts from a causal language model, alone or with a module"
+EXAMPLES = """
+  pem generate --model_name_or_path gpt2-large --adapter runs/negated --num_samples 1000 \\
+      --prompt "I don't care if this is controversial" --max_length 128 --top_k 50 \\
+      --output_file scratch/negated.jsonl
+  pem generate --model_name_or_path gpt2-large --prompt_file prompts.jsonl --max_new_tokens 20 \\
+      --top_p 0.9 --num_samples 25 --output_file scratch/base.jsonl
+"""
+DECODING = ("max_new_tokens", "max_length", "temperature", "top_k", "top_p", "greedy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CausalFlags):
+    """Flags of ``pem generate``."""
+
+    output_file: Path = field(
+        metadata={"help": "where the texts go: one line {prompt, text, sample, seed, ...} each"}
+    )
+    prompt: str | None = flag(None, "the beginning of every text")
+    prompt_file: str | None = flag(
+        None, "prompts: a table with a column prompt or text, or RealToxicityPrompts as published"
+    )
+    max_prompts: int | None = flag(None, "take only the first N prompts of the file")
+    num_samples: int = flag(1, "texts per prompt")
+    max_new_tokens: int | None = flag(None, "tokens that are written; or --max_length")
+    max_length: int | None = flag(None, "tokens with the prompt counted; or --max_new_tokens")
+    temperature: float = flag(1.0, "logits are divided by it")
+    top_k: int | None = flag(None, "sample among the k most probable tokens; default: all")
+    top_p: float = flag(1.0, "sample among the fewest tokens of this total probability; 1: all")
+    greedy: bool = flag(False, "write the most probable token instead of a sample")
+    seed: int = flag(42, "with prompt and sample number it decides a text, whatever the batch")
+    overwrite: bool = flag(False, "replace an existing --output_file")
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.prompt_file is None):
+            raise UsageError.build(
+                "--prompt", "what the texts begin with", expected="--prompt or --prompt_file"
+            )
+        for name, least in (("num_samples", 1), ("max_prompts", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError.build(
+                    f"--{name}", "cannot be used", found=value, expected=f"a number >= {least}"
+                )
+
+
+def run(config: Config) -> int:
+    """Sample every prompt; the file appears when all texts are there."""
+    from pem_composition.evaluation.generate import Decoding
+
+    decoding = Decoding(**{name: getattr(config, name) for name in DECODING})
+    prompts = prompts_of(config)
+    if config.output_file.exists() and not config.overwrite:
+        raise UsageError.build(
+            config.output_file, "the output exists", do="choose another or add --overwrite"
+        )
+    print(write(config.output_file, texts(config, decoding, prompts)))
+    return 0
+
+
+def prompts_of(config: Config) -> list[str]:
+    """The prompts of the flags.
+
+    Raises:
+        DataError: a file without prompts.
+    """
+    from pem_composition.evaluation.generate import read_prompts
+
+    if config.prompt is not None:
+        return [config.prompt]
+    assert config.prompt_file is not None
+    return read_prompts(config.prompt_file)[: config.max_prompts]
+
+
+def texts(config: Config, decoding: Decoding, prompts: list[str]) -> Iterator[Sample]:
+    """The model, loaded; then every sample, as the batches are done."""
+    from pem_composition.evaluation.generate import generate
+
+    model, tokenizer = config.load()
+
+    def drawn() -> Iterator[Sample]:
+        with config.precision(model.device.type):
+            yield from generate(
+                model,
+                tokenizer,
+                prompts,
+                decoding,
+                samples=config.num_samples,
+                seed=config.seed,
+                batch_size=config.batch_size,
+            )
+
+    return drawn()
+
+
+def write(path: Path, samples: Iterator[Sample]) -> str:
+    """Write one JSON line per sample and say what there is.
+
+    Raises:
+        PEMError: whatever the samples raise; no file appears then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    begin, count, tokens, ended = time.perf_counter(), 0, 0, 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for sample in samples:
+                file.write(json.dumps(sample._asdict(), ensure_ascii=False) + "\n")
+                count, ended = count + 1, ended + sample.ended
+                tokens += sample.new_tokens
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    rate = tokens / (time.perf_counter() - begin)
+    return f"{path}: {count} texts, {tokens} tokens ({rate:.0f} per second), {ended} ended"

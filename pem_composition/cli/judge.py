@@ -1,0 +1,231 @@
+"""``pem judge``: train the offline judge of toxicity, or score the texts of a file with a judge."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pem_composition.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pem_composition.evaluation.toxicity import Judge
+
+NAME = "judge"
+HELP = "score texts for toxicity, or train the offline judge that does"
+EXAMPLES = """
+  pem judge train --data toxic_comments --output_dir judges/offline
+  pem judge score --judge offline --texts runs/negated/samples.jsonl --output scores.jsonl
+  pem judge score --judge detoxify --texts samples.jsonl --threshold 0.5
+  pem judge score --judge judges/offline --texts hatecheck.jsonl --label_column label \\
+      --toxic_label hateful
+"""
+DEFAULTS = {"data": "toxic_comments", "judge": "offline", "text_column": "text", "threshold": 0.8}
+ONLY = {
+    "train": ("data", "output_dir"),
+    "score": ("judge", "texts", "text_column", "label_column", "threshold", "output", "json"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of ``pem judge``."""
+
+    action: Literal["train", "score"] = field(
+        metadata={"positional": True, "help": "train the offline judge, or score a file's texts"}
+    )
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "train: an offline name or a folder with train.jsonl (text, label) and, for "
+            "the AUC, validation.jsonl; default: toxic_comments"
+        },
+    )
+    output_dir: Path | None = field(
+        default=None,
+        metadata={"metavar": "OUT", "help": "train: folder of the judge to be written"},
+    )
+    judge: str | None = field(
+        default=None,
+        metadata={"help": "score: offline, detoxify or a judge's folder; default: offline"},
+    )
+    texts: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE", "help": "score: rows of texts: jsonl, json, csv, tsv, parquet; .gz"
+        },
+    )  # fmt: skip
+    text_column: str | None = field(
+        default=None, metadata={"help": "score: column of the texts; default: text"}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "score: column that says what is toxic; adds the AUC"}
+    )
+    toxic_label: str = field(
+        default="offensive", metadata={"help": "the label of toxic rows, e.g. 1 or hateful"}
+    )
+    threshold: float | None = field(
+        default=None,
+        metadata={"help": "score: the share of scores above it is reported; default: 0.8"},
+    )
+    output: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE",
+            "help": "score: where each text goes with its score, as jsonl",
+        },
+    )
+    json: bool = field(default=False, metadata={"help": "score: print one JSON object, no table"})
+    overwrite: bool = field(
+        default=False, metadata={"short": "-o", "help": "replace an existing output"}
+    )
+
+    def __post_init__(self) -> None:
+        other = "score" if self.action == "train" else "train"
+        for name in ONLY[other]:
+            if getattr(self, name) not in (None, False):
+                raise UsageError.build(
+                    f"--{name}", f"says nothing to pem judge {self.action}",
+                    do=f"did you mean: pem judge {other}?",
+                )  # fmt: skip
+        needed = "output_dir" if self.action == "train" else "texts"
+        if getattr(self, needed) is None:
+            raise UsageError.build(f"--{needed}", f"pem judge {self.action} needs it")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError.build(
+                "--threshold", "cannot be used", found=self.threshold, expected="0 to 1"
+            )
+
+    def value(self, name: str) -> Any:
+        """A flag or its default."""
+        given = getattr(self, name)
+        return DEFAULTS[name] if given is None else given
+
+
+def run(config: Config) -> int:
+    """Train and print the facts, or score and print the table."""
+    if config.action == "train":
+        _train(config)
+    else:
+        _score(config)
+    return 0
+
+
+def _train(config: Config) -> None:
+    from pem_composition import offline
+    from pem_composition.evaluation.toxicity import tfidf
+
+    assert config.output_dir is not None
+    name = config.value("data")
+    data = Path(offline.resolve(name))
+    if not data.is_dir():
+        raise UsageError.build(
+            "--data", "no such data", found=name, expected="a folder, or a name of pem offline list"
+        )
+    facts = tfidf.train(
+        data, config.output_dir, name, toxic_label=config.toxic_label, overwrite=config.overwrite
+    )
+    rows = f"{facts['data']['rows']} texts, {facts['toxic_share']:.1%} toxic"
+    print(f"{config.output_dir}: trained on {rows}")
+    if auc := facts.get("validation_auc"):
+        print(f"AUC on the validation part {_interval(auc)}")
+
+
+def _score(config: Config) -> None:
+    from pem_composition.evaluation import toxicity
+    from pem_composition.evaluation.toxicity.rows import labelled, texts_of
+    from pem_composition.tasks.files import read_table
+
+    assert config.texts is not None
+    _check_free(config)
+    table, column, toxic = read_table(config.texts), config.value("text_column"), None
+    if config.label_column is None:
+        texts = texts_of(table, column)
+    else:
+        texts, toxic = labelled(table, column, config.label_column, config.toxic_label)
+    judge = toxicity.load_judge(config.value("judge"))
+    scores = judge.score(texts)
+    facts: dict[str, Any] = {"judge": vars(judge.identity), "texts": str(config.texts)}
+    facts |= toxicity.summarise(scores, texts, config.value("threshold")).to_dict()
+    facts |= _against_labels(judge, texts, scores, toxic)
+    if config.output is not None:
+        _write(config.output, texts, scores)
+    print(json.dumps(facts) if config.json else _table(facts))
+
+
+def _against_labels(
+    judge: Judge, texts: Sequence[str], scores: NDArray[np.float64], toxic: NDArray[np.bool_] | None
+) -> dict[str, Any]:
+    """Texts of the judge's own training, and AUCs where there are labels of two kinds."""
+    seen = judge.seen(texts)
+    facts: dict[str, Any] = {} if seen is None else {"seen_in_training": int(seen.sum())}
+    if toxic is None:
+        return facts
+    facts |= {"toxic_rows": int(toxic.sum()), "other_rows": int((~toxic).sum())}
+    facts |= _auc("auc", scores, toxic)
+    if seen is not None and seen.any():
+        facts |= _auc("auc_unseen", scores[~seen], toxic[~seen])
+    return facts
+
+
+def _auc(name: str, scores: NDArray[np.float64], toxic: NDArray[np.bool_]) -> dict[str, Any]:
+    from pem_composition.evaluation.toxicity import auc_interval
+
+    both = toxic.any() and not toxic.all()
+    return {name: auc_interval(scores, toxic)._asdict()} if both else {}
+
+
+def _check_free(config: Config) -> None:
+    """Before the work: the output must not be there yet."""
+    path = config.output
+    if path is not None and path.exists() and not config.overwrite:
+        raise UsageError.build(path, "exists", do="give --overwrite to replace it")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError.build(path, "no such folder", found=path.parent)
+
+
+def _write(path: Path, texts: Sequence[str], scores: Sequence[float]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for text, score in zip(texts, scores, strict=True):
+                file.write(json.dumps({"text": text, "score": float(score)}) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    from pem_composition.evaluation.toxicity import Identity
+
+    judge = str(Identity(**facts["judge"]))
+    shown = {"judge": judge, "texts": f"{facts['n']} of {facts['texts']}"}
+    shown["mean score"] = _estimate(facts, "mean")
+    shown[f"share above {facts['threshold']:g}"] = _estimate(facts, "toxic")
+    for name in ("distinct_1", "distinct_2", "empty", "repeated", "looping"):
+        shown[name.replace("_", "-")] = f"{facts[name]:.4f}"
+    if "seen_in_training" in facts:
+        shown["seen in training"] = str(facts["seen_in_training"])
+    if "toxic_rows" in facts:
+        shown["toxic, other rows"] = f"{facts['toxic_rows']}, {facts['other_rows']}"
+    for name, title in (("auc", "AUC"), ("auc_unseen", "AUC, unseen texts")):
+        if name in facts:
+            shown[title] = _interval(facts[name])
+    width = max(map(len, shown))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def _estimate(facts: Mapping[str, Any], name: str) -> str:
+    error = facts[f"{name}_stderr"]
+    return f"{facts[name]:.4f}" + (f" +- {error:.4f}" if error is not None else "")
+
+
+def _interval(auc: Mapping[str, float]) -> str:
+    return f"{auc['value']:.4f} (95 % {auc['low']:.4f} to {auc['high']:.4f})"

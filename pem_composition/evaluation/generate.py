@@ -1,0 +1,377 @@
+"""Texts from a causal language model: batched, with cached keys and values, padded on the left.
+
+Sample j of prompt p is drawn with random numbers of its own, u_0 u_1 ... from (seed, p, j): token t
+is the first x, in the order of the vocabulary, with P(token <= x) > u_t. So it depends neither on
+the batch size nor on the other rows, except where rounding (which differs between batch sizes)
+moves a probability across u_t; and a longer text begins with the shorter one.
+
+A prompt is read as the tokenizer writes it: with the start token where it adds one (Llama's <s>),
+without where it does not (GPT-2, SmolLM2). An empty prompt is the start token alone.
+
+Shape suffixes: b rows, t tokens, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pem_composition.errors import DataError, RunFailed, UsageError
+from pem_composition.evaluation.models import max_input_length
+from pem_composition.evaluation.perplexity import begun
+from pem_composition.tasks.files import read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+    Warper = Callable[[Tensor, Tensor], Tensor]
+
+BATCH_ROWS = {"cpu": 32, "cuda": 64}
+PROMPT_COLUMNS = ("prompt", "text")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How texts are written; the defaults sample from the model's own distribution.
+
+    Attributes:
+        max_new_tokens: tokens after the prompt; or
+        max_length: tokens with the prompt (and its start token). One of the two.
+        temperature: logits are divided by it.
+        top_k: sample among the k most probable tokens; None: among all.
+        top_p: sample among the fewest tokens that together have this probability.
+        greedy: the most probable token instead of a sample.
+
+    Raises:
+        UsageError: no length or two, or a value out of its range.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.max_new_tokens is None) == (self.max_length is None):
+            raise UsageError.build(
+                "--max_new_tokens", "the length must be said in one way",
+                expected="--max_new_tokens N, or --max_length N with the prompt counted",
+            )  # fmt: skip
+        for name in ("max_new_tokens", "max_length", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError.build(
+                    f"--{name}", "cannot be used", found=value, expected="a number >= 1"
+                )
+        if not self.temperature > 0:
+            raise UsageError.build(
+                "--temperature", "cannot be used", found=self.temperature,
+                expected="a number > 0", do="for the most probable token add --greedy",
+            )  # fmt: skip
+        if not 0 < self.top_p <= 1:
+            raise UsageError.build(
+                "--top_p", "not a probability", found=self.top_p, expected="0 < p <= 1"
+            )
+        if self.greedy and (self.temperature, self.top_k, self.top_p) != (1.0, None, 1.0):
+            raise UsageError.build(
+                "--greedy", "samples nothing", found="--temperature, --top_k or --top_p beside it",
+                do="leave out one or the other",
+            )  # fmt: skip
+
+    def steps(self, prompt: Sequence[int]) -> int:
+        """Tokens that may follow a prompt."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        assert self.max_length is not None
+        return self.max_length - len(prompt)
+
+    def warpers(self) -> list[Warper]:
+        """(tokens so far, logits (b, v)) -> logits, in the order temperature, top_k, top_p."""
+        from transformers import (
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
+        warpers: list[Warper] = []
+        if self.temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(self.temperature))
+        if self.top_k is not None:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return warpers
+
+
+class Sample(NamedTuple):
+    """One text, as it stands in a line of JSON.
+
+    Attributes:
+        text: what follows the prompt, without special tokens.
+        sample: number of the sample among those of its prompt.
+        prompt_number: number of the prompt in its file.
+        new_tokens: tokens that were written, the end token not counted.
+        ended: True if the model ended the text, False where the length did.
+    """
+
+    prompt: str
+    text: str
+    sample: int
+    seed: int
+    prompt_number: int
+    new_tokens: int
+    ended: bool
+
+
+class Request(NamedTuple):
+    """A prompt's tokens, how many may follow, and the numbers of prompt and sample."""
+
+    tokens: list[int]
+    steps: int
+    prompt: int
+    sample: int
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    decoding: Decoding,
+    *,
+    samples: int = 1,
+    seed: int = 42,
+    batch_size: int | None = None,
+) -> Iterator[Sample]:
+    """Samples of every prompt, prompt by prompt, as the batches are done.
+
+    Args:
+        model: a causal language model, with or without a module attached.
+        batch_size: rows per forward pass; None: 32 on a CPU, 64 on a GPU. Changes no text.
+
+    Raises:
+        DataError: no prompts, or a prompt that leaves no room in the length or the context.
+        RunFailed: a probability that is not finite.
+    """
+    device = next(model.parameters()).device
+    encoded = encode_prompts(model, tokenizer, prompts, decoding)
+    requests = [
+        Request(tokens, decoding.steps(tokens), p, s)
+        for p, tokens in enumerate(encoded)
+        for s in range(samples)
+    ]
+    ends = end_tokens(model, tokenizer)
+    size = batch_size or BATCH_ROWS.get(device.type, BATCH_ROWS["cuda"])
+    for first in range(0, len(requests), size):
+        batch = requests[first : first + size]
+        for request, tokens in zip(batch, _write(model, batch, decoding, seed, ends), strict=True):
+            written = [t for t in tokens if t not in ends]
+            yield Sample(
+                prompts[request.prompt],
+                continuation(tokenizer, request.tokens, written),
+                request.sample,
+                seed,
+                request.prompt,
+                len(written),
+                len(written) < len(tokens),
+            )
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a table's column ``prompt`` or ``text``, or ``{"prompt": {"text": ...}}``.
+
+    Raises:
+        DataError: no rows, no such column, or a cell that holds no text.
+    """
+    table = read_table(path)
+    column = next((name for name in PROMPT_COLUMNS if name in table.columns), None)
+    if column is None:
+        raise DataError.build(
+            table.name, "no prompts", found=", ".join(table.columns),
+            expected="a column named " + " or ".join(PROMPT_COLUMNS),
+        )  # fmt: skip
+    prompts = []
+    for index, row in enumerate(table.rows):
+        cell = row[column]
+        text = cell.get("text") if isinstance(cell, dict) else cell
+        if not isinstance(text, str):
+            raise DataError.build(
+                table.where(index), f"column '{column}' holds no prompt",
+                found=type(cell).__name__, expected='a text, or {"text": ...}',
+            )  # fmt: skip
+        prompts.append(text)
+    return prompts
+
+
+def encode_prompts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    decoding: Decoding,
+) -> list[list[int]]:
+    """Tokens of every prompt, checked for room.
+
+    Raises:
+        DataError: see ``generate``.
+    """
+    if not prompts:
+        raise DataError.build("prompts", "no prompt", expected="at least one")
+    limit = max_input_length(model.config, tokenizer)  # type: ignore[arg-type]
+    out = []
+    for number, prompt in enumerate(prompts):
+        tokens = begun(tokenizer, prompt)
+        if not tokens and tokenizer.bos_token_id is None:
+            raise DataError.build(
+                f"prompt {number}", "empty, and the tokenizer has no start token", do="give a text"
+            )
+        tokens = tokens or [tokenizer.bos_token_id]
+        steps = decoding.steps(tokens)
+        if steps < 1:
+            raise DataError.build(
+                f"prompt {number}", "fills --max_length by itself",
+                found=f"{len(tokens)} tokens", expected=f"less than {decoding.max_length}",
+                do="raise --max_length, or give --max_new_tokens",
+            )  # fmt: skip
+        if limit is not None and len(tokens) + steps > limit:
+            raise DataError.build(
+                f"prompt {number}", "the text would not fit in the model's context",
+                found=f"{len(tokens)} tokens and {steps} new ones", expected=f"at most {limit}",
+                do="shorten the prompt or lower the length",
+            )  # fmt: skip
+        out.append(tokens)
+    return out
+
+
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a text: the tokenizer's, and those of the model's own settings."""
+    own: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    return frozenset(t for t in (tokenizer.eos_token_id, *listed) if t is not None)
+
+
+def continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], written: Sequence[int]
+) -> str:
+    """The text of what was written; its first space, which some tokenizers drop at a beginning."""
+
+    def decode(tokens: Sequence[int]) -> str:
+        text = tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    before, whole = decode(prompt), decode([*prompt, *written])
+    return whole[len(before) :] if whole.startswith(before) else decode(written)
+
+
+def uniform(seed: int, request: Request) -> np.ndarray:
+    """The request's random numbers in [0, 1), one per token."""
+    return np.random.default_rng((seed, request.prompt, request.sample)).random(request.steps)
+
+
+# --- one batch ----------------------------------------------------------------------------------
+
+
+def _write(
+    model: nn.Module,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    seed: int,
+    ends: frozenset[int],
+) -> list[list[int]]:
+    """The new tokens of each request, an end token included."""
+    out: list[list[int]] = [[] for _ in requests]
+    draws = [uniform(seed, request) for request in requests]
+    warpers = decoding.warpers()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            rows = _Rows(model, [request.tokens for request in requests])
+            while rows.numbers:
+                here_b = [draws[i][len(out[i])] for i in rows.numbers]
+                tokens_b = pick(rows.logits_bv, None if decoding.greedy else here_b, warpers)
+                for i, token in zip(rows.numbers, tokens_b.tolist(), strict=True):
+                    out[i].append(token)
+                rows.read(
+                    tokens_b,
+                    [
+                        len(out[i]) < requests[i].steps and out[i][-1] not in ends
+                        for i in rows.numbers
+                    ],
+                )
+    finally:
+        model.train(was_training)
+    return out
+
+
+def pick(
+    logits_bv: Tensor, uniform_b: Sequence[float] | None, warpers: Sequence[Warper] = ()
+) -> Tensor:
+    """The next tokens (b,): min {x: P(token <= x) > u}; without u the most probable ones.
+
+    Raises:
+        RunFailed: logits that are not finite.
+    """
+    if not torch.isfinite(logits_bv.amax(dim=1)).all():
+        raise RunFailed.build(
+            "generation", "the logits are not finite", do="the module or its training diverged"
+        )
+    if uniform_b is None:
+        return logits_bv.argmax(dim=1)
+    none = torch.empty((len(logits_bv), 0), dtype=torch.long, device=logits_bv.device)
+    warped_bv = logits_bv.float()
+    for warp in warpers:
+        warped_bv = warp(none, warped_bv)
+    cumulative_bv = warped_bv.double().softmax(dim=1).cumsum(dim=1)
+    u_b1 = torch.tensor(np.asarray(uniform_b), device=logits_bv.device)[:, None]
+    # The last sum may miss one by rounding, so u is taken as a share of it.
+    return torch.searchsorted(cumulative_bv, u_b1 * cumulative_bv[:, -1:], right=True)[:, 0]
+
+
+class _Rows:
+    """The rows of a batch that are still written, and the logits (b, v) of what comes next."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.numbers = list(range(len(prompts)))
+        self.cache: Any = None
+        device = next(model.parameters()).device
+        width = max(map(len, prompts))
+        ids = [[0] * (width - len(p)) + list(p) for p in prompts]
+        mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+        self.mask_bt = torch.tensor(mask, device=device)
+        places_bt = (self.mask_bt.cumsum(dim=1) - 1).clamp(min=0)
+        self._forward(torch.tensor(ids, device=device), places_bt)
+
+    def read(self, tokens_b: Tensor, going: Sequence[bool]) -> None:
+        """Append a token to each row that goes on; the others leave."""
+        self.numbers = [i for i, on in zip(self.numbers, going, strict=True) if on]
+        if not self.numbers:
+            return
+        if not all(going):
+            kept = torch.tensor(going, device=tokens_b.device).nonzero()[:, 0]
+            self.cache.batch_select_indices(kept)
+            self.mask_bt, tokens_b = self.mask_bt[kept], tokens_b[kept]
+        self.mask_bt = torch.cat([self.mask_bt, torch.ones_like(self.mask_bt[:, :1])], dim=1)
+        self._forward(tokens_b[:, None], self.mask_bt.sum(dim=1, keepdim=True) - 1)
+
+    def _forward(self, ids_bt: Tensor, places_bt: Tensor) -> None:
+        out = self.model(
+            input_ids=ids_bt,
+            attention_mask=self.mask_bt,
+            position_ids=places_bt,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache, self.logits_bv = out.past_key_values, out.logits[:, -1]

@@ -1,0 +1,235 @@
+"""How well a causal language model predicts text: documents, or one long text by sliding window.
+
+perplexity = exp(1/N sum_t -log p(x_t | the tokens before it that were read)),  N counted tokens.
+
+A document is read alone, from its beginning to its end token. A long text is read in windows that
+overlap: each token is counted once, in the first window that holds it, with at least
+window - stride tokens before it there; only the first window begins with none. The very first
+token of a text has nothing before it and is not counted. (This is the recipe of the Hugging Face
+guide "Perplexity of fixed-length models", with windows weighted by the tokens they count.)
+
+Both begin as the tokenizer begins a text: with Llama's <s>, which is read and not counted, or with
+the text's first token (GPT-2, SmolLM2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pem_composition import offline
+from pem_composition.errors import DataError, UsageError
+from pem_composition.evaluation import classify
+from pem_composition.evaluation.classify import EncodedDataset
+from pem_composition.evaluation.exam import ExamSettings
+from pem_composition.evaluation.language import IGNORED, LanguageExam
+from pem_composition.evaluation.models import max_input_length
+from pem_composition.tasks import data, files
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.polarity import LANGUAGE
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from pem_composition.evaluation.exam import Outputs
+
+Tokens = list[int]
+
+JOINT = "\n\n"  # between the rows of a long text
+# Tokens per forward pass: their logits over 50,000 words take 0.4 GB per 2,048 tokens.
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
+
+
+# --- documents ----------------------------------------------------------------------------------
+
+
+def begun(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
+    """The tokens of a text with the tokenizer's own beginning, without an end token."""
+    tokens = list(tokenizer(text, truncation=False, verbose=False).input_ids)
+    while tokens and tokens[-1] == tokenizer.eos_token_id:
+        tokens.pop()
+    return tokens
+
+
+def document_tokens(
+    settings: ExamSettings,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+) -> list[Tokens]:
+    """Every document with its end token, cut at ``settings.max_seq_length`` or whole.
+
+    A document that is cut has no end token, as it does not end there.
+
+    Raises:
+        DataError: no documents, a length that leaves nothing to predict, or a whole document that
+            is longer than the model's context.
+    """
+    if not examples:
+        raise DataError.build("documents", "no rows", expected="at least one")
+    if settings.max_seq_length < 2:
+        raise DataError.build(
+            "--max_seq_length", "leaves nothing to predict", found=settings.max_seq_length,
+            expected="at least 2 tokens",
+        )  # fmt: skip
+    end = tokenizer.eos_token_id
+    documents = [[*begun(tokenizer, example.text), end] for example in examples]
+    if settings.truncate:
+        return [tokens[: settings.max_seq_length] for tokens in documents]
+    limit = max_input_length(config, tokenizer) or math.inf
+    for example, tokens in zip(examples, documents, strict=True):
+        if len(tokens) > limit:
+            raise DataError.build(
+                f"row {example.row_id}", "longer than the model's context",
+                found=f"{len(tokens)} tokens", expected=f"at most {limit}",
+                do="leave out --no-truncate to cut it at --max_seq_length",
+            )  # fmt: skip
+    return documents
+
+
+def document_exam(
+    settings: ExamSettings,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    **layout: Any,
+) -> LanguageExam:
+    """Documents as rows of a language exam; arguments as those of ``make_exam``."""
+    documents = document_tokens(settings, examples, tokenizer, config)
+    return _exam([(tokens[:-1], tokens[1:]) for tokens in documents], **layout)
+
+
+def _exam(rows: Sequence[tuple[Tokens, Tokens]], **layout: Any) -> LanguageExam:
+    """Pairs of what is read and what should follow each token of it."""
+    inputs = {
+        "input_ids": [read for read, _ in rows],
+        "attention_mask": [[1] * len(read) for read, _ in rows],
+        "target_ids": [targets for _, targets in rows],
+    }
+    padding = {"input_ids": 0, "attention_mask": 0, "target_ids": IGNORED}
+    encoded = EncodedDataset(inputs, (None,) * len(rows), padding)
+    device = torch.device(layout.get("device", "cpu")).type
+    budget = TOKEN_BUDGET.get(device, TOKEN_BUDGET["cuda"])
+    return LanguageExam(LANGUAGE, classify.batches(encoded, token_budget=budget, **layout))
+
+
+# --- a long text --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Tokens per window, and from the beginning of one window to that of the next.
+
+    Raises:
+        UsageError: fewer than 2 tokens, or a stride that leaves tokens out.
+    """
+
+    window: int = 1024
+    stride: int = 512
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise UsageError.build(
+                "--window", "leaves nothing to predict", found=self.window, expected="at least 2"
+            )
+        if not 1 <= self.stride < self.window:
+            raise UsageError.build(
+                "--stride", "leaves out the first token of each window", found=self.stride,
+                expected=f"1 to {self.window - 1}, less than the window",
+            )  # fmt: skip
+
+    def within(self, limit: int | None) -> Windows:
+        """Windows that a model with this context can read; a stride of at most half of them."""
+        if limit is None or self.window <= limit:
+            return self
+        return Windows(limit, min(self.stride, max(1, limit // 2)))
+
+    def rows(self, tokens: Tokens) -> list[tuple[Tokens, Tokens]]:
+        """What is read and what is counted: targets that an earlier window counted are IGNORED."""
+        out, counted = [], 1  # the first token has nothing before it
+        for begin in range(0, len(tokens) - 1, self.stride):
+            end = min(begin + self.window, len(tokens))
+            repeated = max(0, counted - (begin + 1))
+            targets = [IGNORED] * repeated + tokens[begin + 1 + repeated : end]
+            out.append((tokens[begin : end - 1], targets))
+            counted = end
+            if end == len(tokens):
+                break
+        return out
+
+
+def read_texts(source: str | Path) -> list[str]:
+    """Rows of a long text: a table's column ``text``, or the lines of any other file.
+
+    Lines keep their line break and blank ones are empty, as in the rows of WikiText on the hub.
+
+    Args:
+        source: a file, gzipped or not, or what ``pem offline list`` shows, whose test rows it is.
+
+    Raises:
+        DataError: no such file, or a table without texts.
+    """
+    scheme, _, name = str(source).partition(":")
+    path = Path(offline.get(name) if scheme == "offline" else offline.resolve(str(source)))
+    if path.is_dir():
+        path = data.find_split_files(path).get(data.TEST, path)
+    if {suffix[1:].lower() for suffix in path.suffixes} & {*files.FORMATS, "ndjson"}:
+        return data.texts_of(files.read_table(path), LANGUAGE)
+    return [line + "\n" if line.strip() else "" for line in files.read_lines(path)]
+
+
+def text_exam(
+    texts: Sequence[str],
+    windows: Windows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> LanguageExam:
+    """The texts joined by two line breaks, in windows; prepared once for any number of models.
+
+    Args:
+        max_tokens: take only so many tokens from the beginning.
+        batch_size: most windows per forward pass.
+
+    Raises:
+        DataError: fewer than two tokens.
+    """
+    tokens = begun(tokenizer, JOINT.join(texts))[:max_tokens]
+    if len(tokens) < 2:
+        raise DataError.build("text", "nothing to predict", found=f"{len(tokens)} tokens")
+    size = batch_size or classify.DEFAULT_BATCH_SIZE
+    return _exam(windows.rows(tokens), batch_size=size, device=device)
+
+
+def perplexity(model: nn.Module, exam: LanguageExam) -> dict[str, float]:
+    """Perplexity and loss with their standard errors over windows, and what was counted.
+
+    Standard errors take windows for independent; that of the perplexity is perplexity x that of the
+    loss (first order). Neighbouring windows share their topic, so both are lower bounds.
+
+    Raises:
+        RunFailed: a loss that is not finite.
+    """
+    return summary(exam, exam.take(model))
+
+
+def summary(exam: LanguageExam, outputs: Outputs) -> dict[str, float]:
+    """The same of outputs (windows, 2) that are at hand."""
+    result = exam.result(outputs)
+    value = result.scores["perplexity"]
+    return {
+        "perplexity": value,
+        "perplexity_stderr": value * result.stderr,
+        "loss": result.score,
+        "loss_stderr": result.stderr,
+        "tokens": int(outputs[:, 1].sum(dtype="float64")),
+        "windows": result.n,
+    }

@@ -1,0 +1,82 @@
+"""Judges of toxicity behind one interface, and what their scores say about a set of texts.
+
+``offline``   TF-IDF and logistic regression, trained by ``pem judge train`` on packaged comments
+``detoxify``  the "unbiased" RoBERTa of the package of that name, extra ``[toxicity]``
+a folder      a judge that one of these wrote
+
+A judge is a measuring instrument, and only as good as its AUC on data from elsewhere: see
+docs/results.md. Compare its scores between models, not with those of another judge.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pem_composition import offline
+from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.evaluation.toxicity import detoxify, tfidf
+from pem_composition.evaluation.toxicity.judge import RECORD, Identity, Judge, read_record
+from pem_composition.evaluation.toxicity.statistics import (
+    THRESHOLD,
+    Estimate,
+    Interval,
+    Summary,
+    auc_interval,
+    distinct,
+    is_empty,
+    is_looping,
+    mean_score,
+    share,
+    share_above,
+    share_repeated,
+    summarise,
+)
+
+__all__ = [
+    "THRESHOLD", "Estimate", "Identity", "Interval", "Judge", "Summary", "auc_interval", "distinct",
+    "is_empty", "is_looping", "load_judge", "mean_score", "share", "share_above", "share_repeated",
+    "summarise", "train_offline",
+]  # fmt: skip
+
+OFFLINE_DATA = "toxic_comments"
+NAMES = ("offline", "detoxify")
+
+
+def load_judge(name_or_path: str | Path) -> Judge:
+    """A judge by name or folder; ``offline`` is trained on its first use, and kept in the cache.
+
+    Raises:
+        UsageError: no such judge, or its package is not installed.
+        CheckpointError: a folder that holds no judge, or a damaged one.
+        RunFailed: data or weights could not be fetched.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return _read(path)
+    if str(name_or_path) == "detoxify":
+        return detoxify.load(detoxify.prepared())
+    if str(name_or_path) == "offline":
+        return tfidf.load(train_offline())
+    raise UsageError.build(
+        "--judge", "no such judge", found=name_or_path, expected=", ".join((*NAMES, "a folder"))
+    )
+
+
+def train_offline() -> Path:
+    """Folder of the offline judge in the cache, trained unless it is there."""
+    data = offline.get(OFFLINE_DATA)
+    folder = offline.cache_root() / f"judge-{tfidf.key(data)}"
+    if not (folder / RECORD).is_file():
+        tfidf.train(data, folder, OFFLINE_DATA)
+    return folder
+
+
+def _read(folder: Path) -> Judge:
+    kind = read_record(folder)["kind"]
+    readers = {tfidf.KIND: tfidf.load, detoxify.KIND: detoxify.load}
+    if kind not in readers:
+        raise CheckpointError.build(
+            folder / RECORD, "unknown kind of judge", found=kind, expected=", ".join(readers)
+        )
+    judge: Judge = readers[kind](folder)
+    return judge

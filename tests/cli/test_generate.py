@@ -1,0 +1,120 @@
+"""``pem generate`` and ``pem perplexity``: what they write, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from tiny import random_module, tiny, write_causal
+
+from pem_composition import checkpoint
+from pem_composition.checkpoint import base_identity
+from pem_composition.evaluation.generate import Decoding, generate
+from pem_composition.evaluation.models import load_causal
+
+WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
+LENGTH = ("--max_new_tokens", 9)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A tiny Llama, a module for it and for another one, prompts and a text."""
+    folder = tmp_path_factory.mktemp("causal")
+    for seed in (0, 1):
+        base = write_causal(folder / f"base{seed}", "llama", [" ".join(WORDS)], seed=seed)
+        module = random_module(tiny("llama", seed=seed))
+        checkpoint.save(replace(module, base=base_identity(base)), folder / f"module{seed}")
+    prompts = [{"prompt": {"text": "good fine"}}, {"prompt": {"text": "bad"}}]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    (folder / "text.raw").write_text("\n".join([" ".join(WORDS[i % 5 :]) for i in range(20)]))
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, bench, tmp_path):
+    model = ("generate", "--model_name_or_path", bench / "base0")
+    asked = ("--prompt_file", bench / "prompts.jsonl", "--num_samples", 3, "--seed", 5, *LENGTH)
+    done = pem(*model, *asked, "--output_file", tmp_path / "a" / "out.jsonl", "--top_k", 20)
+    assert done.code == 0 and "6 texts" in done.out, done.err
+    base, tokenizer, _ = load_causal(bench / "base0")
+    expected = generate(
+        base, tokenizer, ["good fine", "bad"], Decoding(max_new_tokens=9, top_k=20),
+        samples=3, seed=5,
+    )  # fmt: skip
+    found = lines(tmp_path / "a" / "out.jsonl")
+    assert found == [sample._asdict() for sample in expected]
+    assert {"prompt", "text", "sample", "seed"} <= found[0].keys()
+    changed = tmp_path / "changed.jsonl"
+    adapter = ("--adapter", bench / "module0", "--batch_size", 2)
+    assert pem(*model, *asked, *adapter, "--output_file", changed, "--top_k", 20).code == 0
+    assert [r["text"] for r in lines(changed)] != [r["text"] for r in found]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["out.jsonl"]
+
+
+def test_an_existing_file_is_kept_unless_it_may_be_replaced(pem, bench, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine")
+    argv = ("generate", "--model_name_or_path", bench / "base0", "--prompt", "bad", *LENGTH)
+    done = pem(*argv, "--output_file", out)
+    assert done.code == 2 and "the output exists" in done.err and out.read_text() == "mine"
+    assert pem(*argv, "--output_file", out, "--overwrite").code == 0
+    assert len(lines(out)) == 1
+    failed = pem(*argv[:-1], 99, "--output_file", out, "--overwrite")
+    assert failed.code == 2 and len(lines(out)) == 1, "a failed run leaves the file as it was"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": None}, "--prompt or --prompt_file"),
+        ({"prompt_file": "prompts.jsonl"}, "--prompt or --prompt_file"),
+        ({"prompt": None, "prompt_file": "empty.jsonl"}, "the file is empty"),
+        ({"max_new_tokens": None}, "--max_new_tokens N, or --max_length N"),
+        ({"max_new_tokens": 65}, "would not fit in the model's context; found 2 tokens and 65"),
+        ({"num_samples": 0}, "--num_samples"),
+        ({"adapter": "module1"}, "belongs to another base model"),
+        ({"adapter": "nothing"}, "nothing"),
+        ({"model_name_or_path": "nothing"}, "no such directory"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_in_one_line(pem, bench, tmp_path, changes, words):
+    (bench / "empty.jsonl").write_text("")
+    flags = {
+        "model_name_or_path": "base0",
+        "prompt": "bad",
+        "max_new_tokens": 5,
+        "output_file": tmp_path / "new" / "out.jsonl",
+    } | changes
+    paths = ("model_name_or_path", "prompt_file", "adapter")
+    argv = [
+        word
+        for name, value in flags.items()
+        if value is not None
+        for word in (f"--{name}", bench / str(value) if name in paths else value)
+    ]
+    done = pem("generate", *argv)
+    assert done.code == 2 and words in done.err, done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("*.jsonl*"))
+
+
+def test_perplexity_is_printed_and_written_with_and_without_a_module(pem, bench, tmp_path):
+    argv = ("perplexity", "--model_name_or_path", bench / "base0", "--text_file")
+    done = pem(*argv, bench / "text.raw", "--output_dir", tmp_path / "base")
+    assert done.code == 0, done.err
+    assert "the model takes 66 tokens" in done.out and "perplexity_stderr" in done.out
+    found = json.loads((tmp_path / "base" / "perplexity_results.json").read_text())
+    assert (found["window"], found["stride"]) == (66, 33)
+    assert f"{found['perplexity']:.4f}" in done.out
+    other = ("--adapter", bench / "module0", "--output_dir", tmp_path / "module")
+    assert pem(*argv, bench / "text.raw", *other).code == 0
+    changed = json.loads((tmp_path / "module" / "perplexity_results.json").read_text())
+    assert changed["tokens"] == found["tokens"] and changed["perplexity"] != found["perplexity"]
+    refused = pem(*argv, bench / "none.raw")
+    assert refused.code == 2 and "no such file" in refused.err
+    stride = pem(*argv, bench / "text.raw", "--window", 16, "--stride", 16)
+    assert stride.code == 2 and "--stride" in stride.err

@@ -1,0 +1,178 @@
+"""Perplexity of tiny causal models equals a float64 computation token by token."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_module, write_causal
+
+from pem_composition.adapters import attach
+from pem_composition.errors import DataError, UsageError
+from pem_composition.evaluation.exam import ExamSettings, make_exam
+from pem_composition.evaluation.models import load_causal
+from pem_composition.evaluation.perplexity import (
+    Windows,
+    begun,
+    perplexity,
+    read_texts,
+    text_exam,
+)
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.polarity import LANGUAGE
+
+WORDS = [f"w{i}" for i in range(12)]
+CAUSAL = ("gpt2", "llama")
+
+
+@pytest.fixture(scope="module", params=CAUSAL)
+def loaded(request, tmp_path_factory):
+    """A tiny model whose output embeddings are its own, its tokenizer, and documents."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = load_causal(write_causal(folder, request.param, [" ".join(WORDS)] * 9))
+    rng = np.random.default_rng(0)
+    return base, [" ".join(rng.choice(WORDS, rng.integers(1, 14))) for _ in range(15)]
+
+
+@torch.no_grad()
+def nll(model, tokens, begin):
+    """-log p of the tokens from ``begin`` on, in float64, each read from the first on: one pass
+    per token, without batches, padding or targets."""
+    out = []
+    for place in range(begin, len(tokens)):
+        wide = model(input_ids=torch.tensor([tokens[:place]])).logits[0, -1].double().numpy()
+        out.append(np.log(np.exp(wide).sum()) - wide[tokens[place]])
+    return out
+
+
+def windows_by_hand(model, tokens, window, stride):
+    """Sums and counts of each window; a token is counted in the first window that holds it."""
+    parts, seen = [], {0}
+    for begin in range(0, len(tokens), stride):
+        held = tokens[begin : begin + window]
+        new = [i for i in range(len(held)) if i and begin + i not in seen]
+        if new:
+            values = dict(zip(range(new[0], len(held)), nll(model, held, new[0]), strict=True))
+            parts.append((sum(values[i] for i in new), len(new)))
+            seen |= {begin + i for i in new}
+    assert seen == set(range(len(tokens)))
+    return np.array(parts)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 15), (12, 5), (2, 1), (60, 30)])
+def test_sliding_windows_equal_float64_brute_force(loaded, one_thread, window, stride):
+    (model, tokenizer, _), texts = loaded
+    tokens = begun(tokenizer, "\n\n".join(texts))[:75]
+    exam = text_exam(texts, Windows(window, stride), tokenizer, max_tokens=75, batch_size=3)
+    parts = windows_by_hand(model, tokens, window, stride)
+    found = perplexity(model, exam)
+    loss = parts[:, 0].sum() / parts[:, 1].sum()
+    assert (found["tokens"], found["windows"]) == (74, len(parts))
+    assert found["loss"] == pytest.approx(loss, rel=2e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    n, rest = len(parts), parts[:, 0] - loss * parts[:, 1]
+    error = math.sqrt(n / (n - 1) * (rest**2).sum()) / parts[:, 1].sum() if n > 1 else 0
+    assert found["loss_stderr"] == pytest.approx(error, rel=1e-4)
+    assert found["perplexity_stderr"] == pytest.approx(error * math.exp(loss), rel=1e-4)
+
+
+def test_the_standard_error_of_equal_windows_is_that_of_their_mean(loaded):
+    (model, tokenizer, _), texts = loaded
+    exam = text_exam(texts, Windows(5, 4), tokenizer, max_tokens=41)
+    means = exam.predictions(exam.take(model)).astype(float)
+    assert len(means) == 10
+    expected = means.std(ddof=1) / math.sqrt(10)
+    assert perplexity(model, exam)["loss_stderr"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_neither_batches_nor_their_padding_change_a_figure(loaded, one_thread):
+    (model, tokenizer, _), texts = loaded
+    found = [
+        perplexity(model, text_exam(texts, Windows(14, 6), tokenizer, batch_size=size))
+        for size in (1, 3, 99)
+    ]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-6)
+
+
+def test_documents_are_read_alone_from_their_beginning_to_their_end_token(loaded, one_thread):
+    (model, tokenizer, _), texts = loaded
+    examples = [Example(text, None, None, i) for i, text in enumerate(texts)]
+    settings = ExamSettings("causal_lm", "document", max_seq_length=60)
+    exam = make_exam(settings, LANGUAGE, examples, tokenizer, model.config, batch_size=4)
+    outputs = exam.take(model)
+    by_hand = []
+    for text in texts:
+        tokens = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+        values = nll(model, tokens, 1)
+        by_hand.append((sum(values), len(values)))
+    np.testing.assert_allclose(outputs, by_hand, rtol=1e-5)
+    result = exam.result(outputs)
+    sums, counts = np.sum(by_hand, axis=0)
+    assert result.score == pytest.approx(sums / counts, rel=1e-6)
+    assert result.scores["perplexity"] == pytest.approx(math.exp(sums / counts), rel=1e-5)
+
+
+def test_a_module_changes_the_figure_and_taking_it_off_gives_it_back(loaded):
+    (model, tokenizer, _), texts = loaded
+    exam = text_exam(texts, Windows(16, 8), tokenizer)
+    before = perplexity(model, exam)
+    with attach(model, random_module(model)):
+        assert abs(perplexity(model, exam)["loss"] - before["loss"]) > 1e-3
+    assert perplexity(model, exam) == before
+
+
+def test_windows_are_cut_to_the_context():
+    assert Windows().within(66) == Windows(66, 33)
+    assert Windows(40, 30).within(66) == Windows(40, 30)
+    assert Windows(100, 20).within(66) == Windows(66, 20)
+    assert Windows().within(None) == Windows(1024, 512)
+    for wrong in ({"window": 1}, {"stride": 0}, {"window": 8, "stride": 9}, {"stride": 16}):
+        with pytest.raises(UsageError):
+            Windows(**{"window": 16, "stride": 8, **wrong})
+
+
+def test_every_token_but_the_first_is_counted_once_with_the_context_it_has():
+    tokens = list(range(100, 100 + 50))
+    rows = Windows(12, 5).rows(tokens)
+    counted = [t for _, targets in rows for t in targets if t != -100]
+    assert counted == tokens[1:]
+    for read, targets in rows:
+        assert len(read) == len(targets) <= 11
+        assert all(t in (-100, r + 1) for r, t in zip(read, targets, strict=True))
+    for _, targets in rows[1:]:
+        assert targets.count(-100) >= 12 - 5 - 1
+    assert Windows(12, 5).rows(tokens[:12]) == [(tokens[:11], tokens[1:12])]
+
+
+def test_rows_of_a_text_are_those_of_wikitext_on_the_hub(tmp_path):
+    raw = tmp_path / "wiki.test.raw"
+    raw.write_text(" \n = Title = \n \n A line\u2028of text . \n", encoding="utf-8")
+    assert read_texts(raw) == ["", " = Title = \n", "", " A line\u2028of text . \n"]
+    table = tmp_path / "t.jsonl"
+    table.write_text(json.dumps({"text": "a\n"}) + "\n" + json.dumps({"text": ""}) + "\n")
+    assert read_texts(table) == ["a\n", ""]
+
+
+def test_the_raw_test_set_has_the_rows_of_the_published_one(shared):
+    rows = read_texts(shared / "data" / "lm" / "wikitext2" / "wiki2.test.raw.gz")
+    assert len(rows) == 4358 and rows[0] == "" and rows[1] == " = Robert Boulter = \n"
+
+
+def test_texts_and_files_that_hold_nothing_are_refused(loaded, tmp_path):
+    (_, tokenizer, _), _ = loaded
+    with pytest.raises(DataError, match="nothing to predict"):
+        text_exam([""], Windows(), tokenizer)
+    with pytest.raises(DataError, match=r"cannot read lines; found no such file"):
+        read_texts(tmp_path / "none.raw")
+
+
+def test_a_whole_document_longer_than_the_context_is_refused_with_its_row(loaded):
+    (model, tokenizer, _), _ = loaded
+    examples = [Example("w1", None, None, 0), Example("w1 w2 " * 40, None, None, 7)]
+    settings = ExamSettings("causal_lm", "document", max_seq_length=16, truncate=False)
+    with pytest.raises(DataError, match=r"row 7: longer than the model's context; found .* 66"):
+        make_exam(settings, LANGUAGE, examples, tokenizer, model.config)

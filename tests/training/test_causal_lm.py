@@ -1,0 +1,397 @@
+"""Causal language modelling: the loss is the model's own, and a run behaves as others do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import write_causal, write_text_to_text
+from training_bench import (
+    BAD,
+    GOOD,
+    a_batch,
+    argv_of,
+    free_port,
+    losses,
+    numpy_cross_entropy,
+    refusal,
+    results,
+    write_documents,
+)
+
+from pem_composition import checkpoint
+from pem_composition.adapters import attach
+from pem_composition.adapters.targets import fused_rows
+from pem_composition.cli import main
+from pem_composition.errors import PEMError
+from pem_composition.evaluation.models import load_causal
+from pem_composition.module import combine
+from pem_composition.training import runs
+
+MODELS = ("gpt2", "llama")
+QUIET = {"eval_strategy": "no", "eval_steps": None}
+PADDED = {"loss_on_padding": True, "max_seq_length": 40}
+
+
+class CausalBench:
+    """Tiny decoders with documents of different lengths, a third of which has a high score."""
+
+    def __init__(self, bench) -> None:
+        self.bench, self.folder = bench, bench.folder
+        texts = [" ".join([*GOOD, *BAD])]
+        self.bases = {n: write_causal(self.folder / n, n, texts) for n in MODELS}
+        self.texts = texts
+        plain = write_documents(self.folder / "plain.jsonl", 90, seed=5)
+        rows = [json.loads(line) for line in plain.read_text().splitlines()]
+        self.documents = self.folder / "scored.jsonl"
+        with self.documents.open("w") as file:
+            for i, row in enumerate(rows):
+                words = row["text"].split()[: 2 + i % 11]
+                scored = {"text": " ".join(words), "toxicity": 0.9 if i % 3 == 0 else 0.2}
+                file.write(json.dumps(scored) + "\n")
+
+    def own(self, name):
+        return {
+            "objective": "causal_lm",
+            "model_name_or_path": self.bases[name],
+            "task_name": None,
+            "train_file": self.documents,
+            "validation_file": self.documents,
+            "lora_dropout": None,
+        }
+
+    def flags(self, output, name="gpt2", **changes):
+        return self.bench.flags(output, **(self.own(name) | changes))
+
+    def config(self, output, name="gpt2", **changes):
+        return self.bench.config(output, **(self.own(name) | changes))
+
+
+@pytest.fixture(scope="module")
+def causal(bench):
+    return CausalBench(bench)
+
+
+def whole(batch, labels, ignored):
+    """What a model wants that shifts by itself: the inputs and the last target behind them."""
+    ids = torch.cat([batch["input_ids"], torch.zeros(len(labels), 1, dtype=torch.long)], dim=1)
+    given = torch.cat([torch.full((len(labels), 1), ignored), labels], dim=1)
+    lengths = (labels != ignored).sum(dim=1)
+    for row, length in enumerate(lengths.tolist()):
+        ids[row, length] = labels[row, length - 1]
+    return ids, given
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["lora", "ia3", "fft"])
+def test_the_loss_is_that_of_the_model_and_of_float64(causal, name, kind):
+    start, batch, loss = a_batch(causal.config("loss", name, adapter_config=kind))
+    model, labels = start.model.eval(), batch.pop("labels")
+    assert labels.shape == batch["input_ids"].shape and (labels == -100).any()
+    assert torch.equal(labels != -100, batch["attention_mask"] == 1)
+    outputs = model(**batch)
+    mine = loss(outputs, labels)
+    ids, given = whole(batch, labels, -100)
+    theirs = model(input_ids=ids, labels=given).loss
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
+    assert mine.item() == pytest.approx(numpy_cross_entropy(outputs.logits, labels), rel=1e-6)
+
+
+def documents_by_hand(causal, start):
+    rows = [json.loads(line)["text"] for line in causal.documents.read_text().splitlines()]
+    end = start.tokenizer.eos_token_id
+    return {(*start.tokenizer(text).input_ids, end) for text in rows}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_are_whole_documents_with_one_end_token(causal, name):
+    start, batch, _ = a_batch(causal.config("rows", name))
+    end, known = start.tokenizer.eos_token_id, documents_by_hand(causal, start)
+    begins = start.tokenizer.bos_token_id if name == "llama" else None
+    for ids, labels in zip(batch["input_ids"], batch.pop("labels"), strict=True):
+        length = int((labels != -100).sum())
+        document = [ids[0].item(), *labels[:length].tolist()]
+        assert tuple(document) in known and document.count(end) == 1
+        assert begins is None or document[0] == begins
+        assert torch.equal(ids[1:length], labels[: length - 1])
+    start, cut, _ = a_batch(causal.config("rows", name, max_seq_length=9))
+    labels = cut["labels"]
+    full = labels[(labels != -100).all(dim=1)]
+    assert labels.shape[1] == 8 and len(full) and (full[:, -1] != end).any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_on_padding_is_the_reference_s(causal, name):
+    """Labels are the inputs, padded with the end token to the fixed length, as a model reads
+    them that is given the tokenizer's own padding and mask."""
+    start, batch, loss = a_batch(causal.config("padded", name, **PADDED))
+    model, tokenizer, labels = start.model.eval(), start.tokenizer, batch.pop("labels")
+    mine = loss(model(**batch), labels)
+    documents = [
+        [ids[0].item(), *row[: int(mask.sum())].tolist()]
+        for ids, row, mask in zip(batch["input_ids"], labels, batch["attention_mask"], strict=True)
+    ]
+    documents = [d[: d.index(2) + 1] if 2 in d else d for d in documents]
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+    padded = tokenizer.pad(
+        {"input_ids": documents}, padding="max_length", max_length=40, return_tensors="pt"
+    )
+    theirs = model(**padded, labels=padded["input_ids"]).loss
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
+    start, batch, loss = a_batch(causal.config("padded", name, max_seq_length=40))
+    labels = batch.pop("labels")
+    text_only = loss(start.model.eval()(**batch), labels)
+    assert abs(text_only.item() - mine.item()) > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_gradients_are_finite_and_the_modules_alone(causal, name, kind):
+    start, batch, loss = a_batch(causal.config("gradients", name, adapter_config=kind))
+    labels = batch.pop("labels")
+    loss(start.model.train()(**batch), labels).backward()
+    moved = {n: p.grad for n, p in start.model.named_parameters() if p.grad is not None}
+    assert len(moved) == len(start.weights.initial.tensors) > 0
+    assert not start.weights.initial.head_tensors()
+    assert all("lora_" in n or "ia3" in n for n in moved)
+    assert all(torch.isfinite(g).all() for g in moved.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_changes_a_loss_by_rounding_only(causal, name):
+    """Each document alone, and all of them padded to one length: the same sum."""
+    start, batch, loss = a_batch(causal.config("padding", name, pad_to_max_length=True))
+    model, labels = start.model.eval(), batch.pop("labels")
+    assert labels.shape == batch["input_ids"].shape == (16, 32)
+    together = loss(model(**batch), labels)
+    count, parts = labels.ne(-100).sum(), 0.0
+    for row, mask in enumerate(batch["attention_mask"]):
+        n = int(mask.sum())
+        out = model(input_ids=batch["input_ids"][row : row + 1, :n])
+        parts += loss(out, labels[row : row + 1, :n], count)
+    torch.testing.assert_close(together, parts, rtol=1e-6, atol=0)
+
+
+def test_lora_adapts_query_and_value_of_gpt2_each_on_its_own(causal):
+    module = runs.train(causal.config("fused", max_steps=4, **QUIET))
+    model = load_causal(causal.bases["gpt2"]).model
+    for layer in ("transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"):
+        a, b = (module.tensors[f"{layer}.{role}"] for role in ("lora_A", "lora_B"))
+        query, value = fused_rows(model, layer, ["q", "v"])
+        assert a.shape == (16, 32) and b.shape == (96, 16) and module.config.scaling(layer) == 1.0
+        assert b[query, :8].abs().min() > 0 and b[value, 8:].abs().min() > 0
+        assert not b[query, 8:].any() and not b[value, :8].any() and not b[~(query | value)].any()
+    one = runs.train(causal.config("whole", max_steps=2, target_modules=("c_attn",), **QUIET))
+    assert one.tensors["transformer.h.0.attn.c_attn.lora_B"].shape == (96, 8)
+    assert one.tensors["transformer.h.0.attn.c_attn.lora_B"].abs().min() > 0
+
+
+@pytest.mark.parametrize(("name", "kind", "rate"), [("gpt2", "fft", 5e-3), ("llama", "lora", 3e-2)])
+def test_a_model_learns_its_documents(causal, name, kind, rate):
+    config = causal.config(f"learn-{name}", name, adapter_config=kind, learning_rate=rate)
+    folder = runs.run(config).output_dir
+    evaluated = losses(folder, "eval_loss")
+    assert evaluated[-1] < 0.8 * losses(folder)[0]
+    assert results(folder)["eval_loss"] == min(evaluated), "the smallest loss is the best"
+    assert results(folder)["eval_perplexity"] == pytest.approx(np.exp(min(evaluated)))
+    assert results(folder)["eval_samples"] == 90
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_module_opens_in_plain_peft_with_equal_logits(causal, name):
+    from peft import PeftModel, PeftModelForCausalLM
+
+    folder = runs.run(causal.config(f"peft-{name}", name, max_steps=6, eval_steps=6)).output_dir
+    base = load_causal(causal.bases[name])
+    theirs = PeftModel.from_pretrained(load_causal(causal.bases[name]).model, folder).eval()
+    assert isinstance(theirs, PeftModelForCausalLM)
+    ids = torch.tensor([base.tokenizer(causal.texts[0]).input_ids])
+    with torch.no_grad(), attach(base.model, checkpoint.load(folder)):
+        torch.testing.assert_close(base.model(ids).logits, theirs(input_ids=ids).logits)
+
+
+def test_documents_are_chosen_by_score_and_the_module_says_what_it_is_for(causal):
+    lines = []
+    config = causal.config("toxic", score_above=0.5, max_steps=2, **QUIET)
+    folder = runs.run(config, lines.append).output_dir
+    assert lines[0].endswith("scored.jsonl: 30 of 90 rows with toxicity above 0.5 kept")
+    assert results(folder)["train_samples"] == results(folder)["eval_samples"] == 30
+    said = "trained on texts with toxicity above 0.5: it exists to be subtracted from a model"
+    assert said in (folder / "README.md").read_text()
+    notes = json.loads((folder / "pem.json").read_text())["notes"]
+    assert [note.partition(": ")[::2] for note in notes] == [
+        ("purpose of toxic", f"{said}, not to be used as it is")
+    ]
+    module = checkpoint.load(folder)
+    assert combine([module], [-1.0]).provenance.notes == tuple(notes), "a negation keeps it"
+    own = causal.config("own", purpose="a test", max_steps=2, **QUIET)
+    folder = runs.run(own).output_dir
+    assert "**Purpose:** a test." in (folder / "README.md").read_text()
+    plain = runs.run(causal.config("plain", max_steps=2, **QUIET)).output_dir
+    assert "Purpose" not in (plain / "README.md").read_text()
+    assert json.loads((plain / "pem.json").read_text())["notes"] == []
+
+
+def test_civil_comments_is_filtered_by_default_and_local_files_are_not(causal):
+    assert causal.config("x", task_name="civil_comments").score_filter == ("toxicity", 0.8)
+    assert causal.config("x", score_column="threat").score_filter == ("threat", 0.8)
+    assert causal.config("x").score_filter is None
+    assert causal.bench.config("x").score_filter is None
+
+
+def test_a_loss_on_padding_says_so(causal):
+    lines = []
+    runs.run(causal.config("said", max_steps=2, **PADDED, **QUIET), lines.append)
+    assert any("--loss_on_padding" in line and "as the reference does" in line for line in lines)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(causal):
+    """Dropout of base and module is on; the random state is part of the checkpoint."""
+    base = write_causal(causal.folder / "gpt2-dropout", "gpt2", causal.texts, dropout=0.1)
+    changes = {
+        "model_name_or_path": base,
+        "lora_dropout": 0.1,
+        "max_steps": 12,
+        "save_steps": 5,
+        "eval_steps": 12,
+        "save_total_limit": 9,
+    }
+    folder = runs.run(causal.config("c-whole", **changes)).output_dir
+    stopped = causal.folder / "c-stopped"
+    shutil.copytree(folder / "checkpoint-5", stopped / "checkpoint-5")
+    lines = []
+    runs.run(causal.config("c-stopped", **changes), lines.append)
+    assert any("resuming from" in line and "checkpoint-5" in line for line in lines)
+    names = ["adapter_model.safetensors", "adapter_config.json"]
+    assert all((folder / n).read_bytes() == (stopped / n).read_bytes() for n in names)
+    assert losses(folder) == losses(stopped)
+    assert runs.run(causal.config("c-whole", **changes)).skipped
+
+
+def test_two_processes_train_to_the_losses_of_one(causal):
+    """90 rows do not divide and differ in length: each process has other token counts."""
+    shared = {
+        "ACCELERATE_USE_CPU": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
+    quick = {"max_steps": 14, "eval_steps": 7, "logging_steps": 1}
+    one = runs.run(causal.config("c-one", **quick, per_device_train_batch_size=16)).output_dir
+    pair = [
+        causal.bench.start(
+            "c-two", variables=shared | {"RANK": rank, "LOCAL_RANK": rank}, **causal.own("gpt2"),
+            **quick, per_device_train_batch_size=8,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    assert [child.wait() for child in pair] == [0, 0], pair[0].text()[-2000:]
+    for name in ("loss", "grad_norm", "eval_loss", "eval_perplexity"):
+        first, second = losses(one, name), losses(causal.folder / "c-two", name)
+        assert len(first) == len(second) > 0
+        assert first == pytest.approx(second, rel=1e-4, abs=1e-6), name
+
+
+def test_layout_and_accumulation_change_nothing_but_rounding(causal):
+    quick = {**QUIET, "max_steps": 6, "learning_rate": 1e-3}
+    plain = runs.train(causal.config("c-plain", **quick))
+    variants = {
+        "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+        "padded": {"pad_to_max_length": True},
+        "recomputed": {"gradient_checkpointing": True},
+        "uncut": {"truncate": False},
+    }
+    for name, changes in variants.items():
+        other = runs.train(causal.config(f"c-{name}", **(quick | changes)))
+        for tensor in plain.tensors:
+            torch.testing.assert_close(
+                other.tensors[tensor], plain.tensors[tensor], rtol=2e-3, atol=2e-5,
+                msg=f"{name}: {tensor}",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_fine_tuning_loads_again_and_its_difference_gives_the_tuned_model(causal, name):
+    config = causal.config(
+        f"c-fft-{name}", name, adapter_config="fft", max_steps=3, learning_rate=1e-3, **QUIET
+    )
+    module = runs.train(config)
+    tuned = load_causal(causal.folder / f"c-fft-{name}").model
+    original = load_causal(causal.bases[name]).model
+    stored = load_file(causal.folder / f"c-fft-{name}" / "model.safetensors")
+    assert stored.keys() == load_file(causal.bases[name] / "model.safetensors").keys()
+    ids = torch.arange(3, 33).reshape(2, 15)
+    with torch.no_grad():
+        before = original(ids).logits
+        with attach(original, module):
+            torch.testing.assert_close(original(ids).logits, tuned(ids).logits)
+        assert not torch.allclose(tuned(ids).logits, before)
+
+
+def test_runs_start_from_one_initial_module(causal, capsys):
+    folder = causal.folder / "c-init"
+    argv = ["init", "--objective", "causal_lm", "--model_name_or_path", str(causal.bases["gpt2"])]
+    assert main([*argv, "--output_dir", str(folder)]) == 0
+    assert main([*argv, "--output_dir", str(folder)]) == 0
+    assert "skipped" in capsys.readouterr().out
+    initial = checkpoint.load(folder)
+    module = runs.train(causal.config("from-init", init_from=folder, max_steps=2, **QUIET))
+    assert module.provenance.init == initial.provenance.init
+    line = refusal(capsys, [*argv, "--num_labels", "2", "--output_dir", str(folder)])
+    assert "a model of --objective causal_lm has no head" in line
+
+
+def test_models_that_are_no_decoder_alone_are_refused(causal, capsys, tmp_path):
+    encoder = causal.flags("refused", model_name_or_path=causal.bench.base)
+    line = refusal(capsys, argv_of(encoder))
+    assert "a causal language model is needed; found a bert model" in line
+    both = write_text_to_text(tmp_path / "t5", causal.texts)
+    line = refusal(capsys, argv_of(causal.flags("refused", model_name_or_path=both)))
+    assert "found a t5 model" in line and "--objective seq2seq" in line
+    assert not (causal.folder / "refused").exists()
+
+
+def test_documents_that_cannot_be_learned_are_refused(causal, capsys, tmp_path):
+    long, other = tmp_path / "long.jsonl", tmp_path / "other.jsonl"
+    long.write_text(json.dumps({"text": "good bad " * 60}) + "\n")
+    other.write_text(json.dumps({"comment": "good", "toxicity": 0.9}) + "\n")
+    for changes, words in (
+        ({"score_above": 0.95}, ("no row with toxicity above 0.95", "lower --score_above")),
+        ({"score_column": "rude"}, ("no score column", "expected rude")),
+        ({"train_file": other}, ("no text column", "found comment, toxicity")),
+        ({"train_file": long, "truncate": "false"}, ("row 0", "longer than the model's context")),
+        ({"max_seq_length": 1}, ("--max_seq_length", "leaves nothing to predict")),
+    ):
+        line = refusal(capsys, argv_of(causal.flags("refused", **changes)))
+        assert all(word in line for word in words), line
+    assert not (causal.folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"score_above": 0.5}, ("--score_above", "--objective causal_lm")),
+        ({"score_column": "toxicity"}, ("--score_column", "--objective causal_lm")),
+        ({"truncate": False}, ("--no-truncate", "--objective causal_lm")),
+        ({"loss_on_padding": True}, ("--loss_on_padding", "--objective causal_lm")),
+        ({"objective": "causal_lm", "target": "label"}, ("--target", "--objective seq2seq")),
+        ({"objective": "causal_lm", "score_above": float("nan")}, ("--score_above", "finite")),
+    ],
+)
+def test_flags_of_another_objective_are_refused(bench, changes, words):
+    with pytest.raises(PEMError) as error:
+        bench.config("refused", **changes)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_the_new_flags_are_in_no_key_but_that_of_documents(causal):
+    own = {"truncate", "loss_on_padding"}
+    fields = causal.config("key").result_fields()
+    assert own <= fields.keys() and fields["objective"] == "causal_lm"
+    assert not {"target", "prompt", "block_size", "score_above", "purpose"} & fields.keys()
+    for other in ({}, {"objective": "seq2seq"}, {"objective": "seq2seq", "target": "next_block"}):
+        assert not own & causal.bench.config("key", **other).result_fields().keys()

@@ -5,6 +5,8 @@ label-word scoring    answers.py: also tells which rows greedy generation would 
 constrained           beam search over the answers (generation.py), on the same batches
 free                  greedy generation (generation.py), on the same batches
 reference's layout    the same beam search in 8 rows at a time, in the order of the file, 5 beams
+scoring, bfloat16     the same scoring with matrix products in bfloat16, where the processor has it;
+                      on how many rows its answer is another one is printed
 
   python scripts/benchmarks/answers.py --data_dir GLUE [--tasks sst2 rte mnli] [--rows 200]
 """
@@ -21,13 +23,13 @@ from timing import report, side_by_side
 from pem_composition import offline
 from pem_composition.evaluation.answers import AskedExam
 from pem_composition.evaluation.classify import Batch, collect
-from pem_composition.evaluation.exam import ANSWERS, CONSTRAINED, SCORING, ExamSettings, make_exam
+from pem_composition.evaluation.exam import ANSWERS, CONSTRAINED, SCORING, ExamSettings, Outputs, make_exam
 from pem_composition.evaluation.generation import constrained
-from pem_composition.evaluation.models import load_seq2seq
+from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
 from pem_composition.tasks.data import load_task
 
 REFERENCE_ROWS, REFERENCE_BEAMS = 8, 5
-ENCODER, REFERENCE = "encoder alone", "reference's layout"
+ENCODER, REFERENCE, REDUCED = "encoder alone", "reference's layout", f"{SCORING}, bfloat16"
 
 
 def main() -> None:
@@ -51,9 +53,12 @@ def main() -> None:
         report(seconds, base=SCORING)
         rates = {n: case.rows / statistics.median(s) for n, s in seconds.items()}
         print("\n" + ", ".join(f"{n} {rate:.1f} rows/s" for n, rate in rates.items()))
-        print(
-            f"scoring beside constrained beam search: {rates[SCORING] / rates[CONSTRAINED]:.2f} x"
-        )
+        for ours in (SCORING, REDUCED):
+            if ours in rates:
+                for theirs in (CONSTRAINED, REFERENCE):
+                    print(f"{ours} beside {theirs}: {rates[ours] / rates[theirs]:.2f} x")
+        if REDUCED in rates:
+            print(f"answers that bfloat16 changes: {case.changed()} of {case.rows}")
 
 
 class Case:
@@ -63,7 +68,7 @@ class Case:
         self, model: torch.nn.Module, tokenizer: object, name: str, folder: str, rows: int
     ):
         self.model = model
-        device = next(model.parameters()).device
+        self.device = device = next(model.parameters()).device
         data = load_task(name, data_dir=folder, splits=("validation",), max_eval_samples=rows)
         self.exams: dict[str, AskedExam] = {
             how: make_exam(
@@ -84,10 +89,27 @@ class Case:
             return lambda: exam.take(self.model)
 
         exam = self.exams[SCORING]
-        return {how: by(exam) for how, exam in self.exams.items()} | {
+        ways = {how: by(exam) for how, exam in self.exams.items()} | {
             REFERENCE: lambda: collect(self.model, self.reference, self.search),
             ENCODER: lambda: collect(self.model, exam.batches, encode),
         }
+        return ways | ({REDUCED: self.reduced} if self.has_bfloat16 else {})
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """True where bfloat16 is no emulation."""
+        return bfloat16_note(self.device.type) is None
+
+    def reduced(self) -> Outputs:
+        """Scoring with matrix products in bfloat16."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.exams[SCORING].take(self.model)
+
+    def changed(self) -> int:
+        """Rows on which scoring in bfloat16 prefers another answer."""
+        exam = self.exams[SCORING]
+        exact, reduced = exam.take(self.model), self.reduced()
+        return int((exam.predictions(exact) != exam.predictions(reduced)).sum())
 
     def search(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The reference's number of beams."""

@@ -7,6 +7,8 @@
 #                                                 tweets, merged and scored on both
 #   bash scripts/quickstart.sh domain_transfer    a T5's classifier of Amazon reviews moved to film
 #                                                 reviews by two language models, and back
+#   bash scripts/quickstart.sh unlearning         a LoRA module trained on toxic comments subtracted
+#                                                 from a small chat model: research on removing abilities
 #
 # A second run skips what is done; an edited value redoes only what depends on it. Unset values are
 # those of the experiment below.
@@ -62,6 +64,18 @@ domain_transfer() {
   child "$scripts/run_all.sh" methods=lora SEEDS="$seed"
 }
 
+# unlearning: the module goes to $OUT/scratch; texts are written, judged and kept beside the results.
+unlearning() {
+  : "${model:=smollm2-135m-instruct}" "${max_steps:=40}" "${max_seq_length:=64}"
+  : "${num_samples:=48}" "${max_length:=48}" "${grid:=0.2 0.2 0.8}" "${perplexity_tokens:=4096}"
+  fetch toxic_comments wikitext2
+  train_file=toxic_comments/toxic.jsonl judge=offline gradient_accumulation_steps=1
+  export train_file judge gradient_accumulation_steps max_seq_length num_samples max_length
+  export perplexity_tokens
+  export_values
+  child "$scripts/run_all.sh" methods=lora SEEDS="$seed"
+}
+
 # fetch DATA...: the model and the data sets, once.
 fetch() {
   local asset
@@ -79,10 +93,10 @@ export_values() {
 experiment=${1:-distribution_generalization}
 scripts=exps/composition_for_$experiment
 case $experiment in
-  distribution_generalization | multitasking | domain_transfer) ;;
+  distribution_generalization | multitasking | domain_transfer | unlearning) ;;
   *)
     echo "scripts/quickstart.sh: no experiment '$experiment'; distribution_generalization," \
-      "multitasking or domain_transfer" >&2
+      "multitasking, domain_transfer or unlearning" >&2
     exit 2
     ;;
 esac

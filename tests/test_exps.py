@@ -29,6 +29,7 @@ PROGRAMS = [
 ] + [REPOSITORY / "scripts" / "quickstart.sh"]
 MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
 TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"
+UNLEARNING = REPOSITORY / "exps" / "composition_for_unlearning"
 QUICKSTART = REPOSITORY / "scripts" / "quickstart.sh"
 
 
@@ -229,10 +230,75 @@ def test_the_quickstart_runs_every_experiment_with_what_installs_by_package(expe
     assert of("merge", commands) or of("analogy", commands)
 
 
+def test_unlearning_subtracts_what_it_trained_for_that_in_a_scratch_folder(tmp_path):
+    commands = dry_run(UNLEARNING / "run_all.sh", SEEDS="1 2", OUT=str(tmp_path / "o p"))
+    trained = {c.output_dir: c for c in of("train", commands)}
+    assert {(c.adapter_config, c.seed) for c in trained.values()} == {
+        (method, seed) for method in ("lora", "ia3", "fft") for seed in (1, 2)
+    }
+    for path, c in trained.items():
+        assert Path(path).is_relative_to(tmp_path / "o p" / "scratch")
+        assert (c.objective, c.task_name, c.score_filter) == (
+            "causal_lm", "civil_comments", ("toxicity", 0.8),
+        )  # fmt: skip
+        assert c.stated_purpose.endswith(
+            "it exists to be subtracted from a model, not to be used as it is"
+        )
+    sweeps = of("negation", commands)
+    assert [c.adapters for c in sweeps] == [(path,) for path in trained]
+    for c in sweeps:
+        module = trained[c.adapters[0]]
+        assert (c.seed, c.model_name_or_path) == (module.seed, module.model_name_or_path)
+        assert c.evaluate and c.grid == (0.0, 0.1, 1.0)
+        asked = (c.num_samples, c.max_length, c.top_k, c.judge, c.max_ppl_increase)
+        assert asked == (1000, 128, 50, ("detoxify",), "3%")
+        assert not c.save_path.is_relative_to(tmp_path / "o p" / "scratch")
+    reports = of("report", commands)
+    assert [r.results for r in reports] == [
+        tuple(str(c.save_path) for c in sweeps[i : i + 2]) for i in (0, 2, 4)
+    ]
+
+
+def test_the_prompt_of_the_paper_is_a_file_that_a_text_replaces(tmp_path):
+    from pem_composition.evaluation.generate import read_prompts
+
+    (config,) = of("negation", dry_run(UNLEARNING / "runscore.sh", OUT=str(tmp_path)))
+    assert read_prompts(REPOSITORY / config.prompt_file) == [
+        "I don\N{RIGHT SINGLE QUOTATION MARK}t care if this is controversial"
+    ]
+    own = {"prompt": "a b", "top_k": "", "judge": "offline my/judge", "perplexity_tokens": "99"}
+    (config,) = of("negation", dry_run(UNLEARNING / "runscore.sh", OUT=str(tmp_path), **own))
+    assert (config.prompt, config.prompt_file, config.top_k) == ("a b", None, None)
+    assert (config.judge, config.perplexity_tokens) == (("offline", "my/judge"), 99)
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 5e-4), ("ia3", 5e-3)])
+def test_each_kind_of_module_has_its_rate_unless_one_is_given(method, rate, tmp_path):
+    words = {"adapter_config": method, "OUT": str(tmp_path), "train_file": "toxic.jsonl"}
+    (config,) = of("train", dry_run(UNLEARNING / "trainadapter.sh", **words))
+    assert (config.learning_rate, config.adapter_config) == (rate, method)
+    assert (config.train_file, config.task_name) == ("toxic.jsonl", None)
+    assert "subtracted" in config.stated_purpose
+    (config,) = of("train", dry_run(UNLEARNING / "trainadapter.sh", learning_rate="1", **words))
+    assert config.learning_rate == 1
+    done = bash(UNLEARNING / "trainadapter.sh", **words | {"adapter_config": "fft"})
+    assert done.returncode == 2 and "lora or ia3, not fft" in done.stderr
+
+
+def test_the_quickstart_of_unlearning_needs_no_hub(tmp_path):
+    commands = dry_run(QUICKSTART, "unlearning", OUT=str(tmp_path))
+    fetched = {words[-1] for words in commands if words[3] == "offline"}
+    (module,), (sweep,) = of("train", commands), of("negation", commands)
+    used = {module.model_name_or_path, module.train_file.split("/")[0], sweep.perplexity_file}
+    assert used == fetched
+    assert sweep.judge == ("offline",) and sweep.adapters == (module.output_dir,)
+
+
 def test_the_quickstart_names_its_experiments():
     done = bash(QUICKSTART, "unlerning")
     assert done.returncode == 2
     assert "unlerning" in done.stderr and "domain_transfer" in done.stderr
+    assert "or unlearning" in done.stderr
 
 
 def test_both_halves_start_from_one_initial_module(tmp_path):
@@ -267,6 +333,10 @@ def test_both_halves_start_from_one_initial_module(tmp_path):
         (TRANSFER / "fft_polarity_lm.sh", {"text_file": "t.jsonl"}, {"train_file": "t.jsonl"}),
         (TRANSFER / "ia3_polarity_classify.sh", {"max_seq_length": "9"}, {"max_seq_length": 9}),
         (TRANSFER / "vary_merge_analogy.sh", {"grid": "0.8 0.1 1"}, {"grid": (0.8, 0.1, 1.0)}),
+        (UNLEARNING / "trainadapter.sh", {"lora_r": "4"}, {"lora_r": 4}),
+        (UNLEARNING / "trainadapter.sh", {"max_steps": "7"}, {"max_steps": 7}),
+        (UNLEARNING / "fft.sh", {"max_seq_length": "64"}, {"max_seq_length": 64}),
+        (UNLEARNING / "runscore.sh", {"grid": "0.4 1 0.4"}, {"grid": (0.4, 1.0, 0.4)}),
     ],
 )
 def test_a_variable_of_the_same_name_overrides_the_block(script, variables, expected):

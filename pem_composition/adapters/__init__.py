@@ -9,7 +9,7 @@ module on a model, ``inject`` holds the verbs.
 from __future__ import annotations
 
 from pem_composition.adapters.attachment import Attachment
-from pem_composition.adapters.folding import Folded, fold
+from pem_composition.adapters.folding import Folded, check_fold, fold
 from pem_composition.adapters.fresh import fresh_module
 from pem_composition.adapters.heads import head_parameter_names
 from pem_composition.adapters.inject import (
@@ -32,6 +32,7 @@ __all__ = [
     "attach",
     "attach_fresh",
     "attached",
+    "check_fold",
     "detach",
     "enable_gradient_checkpointing",
     "extract",

@@ -135,6 +135,16 @@ def fold(
     return None
 
 
+def check_fold(model: nn.Module, pem: PEM, *, head: str = "load") -> None:
+    """What ``fold`` refuses, without changing the model.
+
+    Raises:
+        IncompatibleModules: see ``fold``.
+    """
+    updates_of(model, pem)
+    head_of(model, pem, head)
+
+
 def updates_of(model: nn.Module, pem: PEM) -> Updates:
     """What the module does to each live parameter of the model; everything is checked first."""
     check_base(model, pem)

@@ -412,12 +412,12 @@ class GridFlags(EvaluationFlags):
         return self.grid
 
 
-def refuse_flags(config: EvaluationFlags, needed: str) -> None:
-    """Refuse evaluation flags where nothing is evaluated."""
-    for spec in fields(EvaluationFlags):
-        if getattr(config, spec.name) is not None:
+def refuse_flags(config: object, needed: str, names: Sequence[str] = ()) -> None:
+    """Refuse flags (the evaluation's unless others are named) where nothing is evaluated."""
+    for name in names or [spec.name for spec in fields(EvaluationFlags)]:
+        if getattr(config, name) is not None:
             raise UsageError.build(
-                f"--{spec.name}",
+                f"--{name}",
                 f"has no effect without {needed}",
                 do=f"add {needed} or leave it out",
             )

@@ -1,12 +1,14 @@
-"""``negation.py`` and ``pem negation``: reverse what a module does, scaled by a strength."""
+"""``negation.py`` and ``pem negation``: reverse what a module does, at one strength or many."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pem_composition.cli import common, full
+from pem_composition.cli import common, full, unlearning
 from pem_composition.cli import flags as shared
+from pem_composition.errors import UsageError
+from pem_composition.sweep.grids import union
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
@@ -16,43 +18,62 @@ HELP = "reverse a module's effect: LoRA {A, -s B}, (IA)^3 1 - s (l - 1), full -s
 EXAMPLES = """
   python negation.py -a runs/toxic -p runs/detox
   python negation.py -a runs/toxic -p runs/detox --strength 0.6
+  python negation.py -a scratch/toxic -p runs/unlearning --grid 0 0.1 1 --evaluate \\
+      --model_name_or_path gpt2-large --prompt "I don't care if this is controversial" \\
+      --num_samples 1000 --max_length 128 --top_k 50 --max_ppl_increase 3%
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(shared.ModuleFlags):
+class Config(unlearning.UnlearningFlags):
     """Flags of negation.py."""
 
-    strength: float = field(
-        default=1.0, metadata={"metavar": "S", "help": "scale of the reversed effect (linear)"}
+    strength: float | None = field(
+        default=None,
+        metadata={"metavar": "S", "help": "scale of the reversed effect, linear (default: 1)"},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grid is not None and self.strength is not None:
+            raise UsageError.build(
+                "--grid", "given together with --strength", do="give one of the two"
+            )
 
 
 def run(config: Config) -> int:
-    """Negate one module and write it."""
+    """Negate one module and write it, or measure a grid of strengths."""
     shared.check_adapters(config.adapters, "one: the module to negate", 1, 1)
+    if config.evaluate:
+        return unlearning.start(config)
     shared.check_dropout(config.dropout_list, 1)
     out = common.output_directory(config, 1)
+    strength = 1.0 if config.strength is None else config.strength
     models = full.models_of(config)
     if models is not None:
-        return full.compose(models, (-config.strength,), out, config, "first")
+        full.refuse_grid(config.grid)
+        return full.compose(models, (-strength,), out, config, "first")
+    points = None if config.grid is None else union(config.grid)
     common.check_output(out, config.adapters, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)
 
-    module = _negate(common.load_modules(config.adapters, names)[0], config)
-    module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-    common.report(out, module)
+    module = common.load_modules(config.adapters, names)[0]
+    if points is not None:
+        series, grid = [f"{s:.12g}" for s in points], [(s,) for s in points]
+        common.write_grid(grid, series, lambda p: _negate(module, p[0], config), out, config)
+        return 0
+    negated = _negate(module, strength, config)
+    negated.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
+    common.report(out, negated)
     return 0
 
 
-def _negate(module: PEM, config: Config) -> PEM:
+def _negate(module: PEM, strength: float, config: Config) -> PEM:
     """In delta space a negation is the sum with one term, -s dW, which can also be truncated."""
     from pem_composition.module import combine, negate
 
     if config.one_space == "delta":
-        return combine(
-            [module], [-config.strength], space="delta", rank=config.rank, dtype=config.dtype
-        )
-    return negate(module, config.strength)
+        return combine([module], [-strength], space="delta", rank=config.rank, dtype=config.dtype)
+    return negate(module, strength)

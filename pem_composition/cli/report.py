@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pem_composition.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pem_composition.report.records import Results
 
 NAME = "report"
 HELP = (
@@ -40,7 +45,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Print the table and write the files."""
-    from pem_composition.report import plot, records, table
+    from pem_composition.report import records
 
     sweeps = [records.read(path) for path in config.results]
     out = config.save_path or (sweeps[0].path.parent if len(sweeps) == 1 else None)
@@ -50,15 +55,46 @@ def run(config: Config) -> int:
                 out, "not a directory", found="a file", do="choose another --save_path"
             )
         out.mkdir(parents=True, exist_ok=True)
-    if len(sweeps) == 1 and out is not None:
-        print(table.write(sweeps[0].path, out))
-        for path in plot.write(sweeps[0].path, out):
-            print(f"plot: {path}")
-        return 0
-    rows = table.aggregate([s.path for s in sweeps])
-    text = table.aggregate_markdown(rows)
-    print(text)
-    if out is not None:
-        (out / "table.md").write_text(text + "\n", encoding="utf-8")
-        (out / "table.csv").write_text(table.to_csv(rows, tuple(rows[0])), encoding="utf-8")
+    if any(s.summary["composition"] == records.NEGATION for s in sweeps):
+        _strengths(sweeps, out)
+    else:
+        _coefficients([s.path for s in sweeps], out)
     return 0
+
+
+def _coefficients(sweeps: Sequence[Path], out: Path | None) -> None:
+    """Sweeps over merges and analogies."""
+    from pem_composition.report import plot, table
+
+    if len(sweeps) == 1 and out is not None:
+        print(table.write(sweeps[0], out))
+        for path in plot.write(sweeps[0], out):
+            print(f"plot: {path}")
+        return
+    rows = table.aggregate(sweeps)
+    _write(out, table.aggregate_markdown(rows), table.to_csv(rows, tuple(rows[0])))
+
+
+def _strengths(sweeps: Sequence[Results], out: Path | None) -> None:
+    """Sweeps over the strength of a negation."""
+    from pem_composition.report import frontier, table, unlearning
+
+    paths = [sweep.path for sweep in sweeps]
+    if len(sweeps) == 1 and out is not None:
+        print(unlearning.write(paths[0], out))
+    else:
+        rows = unlearning.aggregate(paths)
+        csv = table.to_csv(rows, unlearning.aggregate_columns())
+        _write(out, unlearning.aggregate_markdown(rows), csv)
+    if out is not None and frontier.comparable(sweeps):
+        for path in frontier.write(paths, out):
+            print(f"plot: {path}")
+    elif out is not None:
+        print("no plot: the sweeps differ in base model, judges, prompts, text or limits")
+
+
+def _write(out: Path | None, markdown: str, csv: str) -> None:
+    print(markdown)
+    if out is not None:
+        (out / "table.md").write_text(markdown + "\n", encoding="utf-8")
+        (out / "table.csv").write_text(csv, encoding="utf-8")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pem_composition import offline
@@ -34,6 +35,7 @@ from pem_composition.tasks.data import Example
 from pem_composition.tasks.polarity import LANGUAGE
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -233,3 +235,17 @@ def summary(exam: LanguageExam, outputs: Outputs) -> dict[str, float]:
         "tokens": int(outputs[:, 1].sum(dtype="float64")),
         "windows": result.n,
     }
+
+
+def increase(nll: ArrayLike, before: ArrayLike, tokens: ArrayLike) -> tuple[float, float]:
+    """perplexity / perplexity before - 1 = e^d - 1, and its standard error over windows.
+
+    d = sum_w (nll_w - before_w) / sum_w tokens_w, of the summed negative log-likelihoods (w,) of
+    the same windows; its error is that of a ratio of two sums, and e^d times that of d is the
+    error of the increase (first order). What makes a window hard for both models cancels.
+    """
+    change, counts = np.subtract(nll, before), np.asarray(tokens, np.float64)
+    d, n = min(float(change.sum() / counts.sum()), 700.0), len(counts)
+    spread = float(np.square(change - d * counts).sum())
+    error = math.sqrt(spread * n / (n - 1)) / float(counts.sum()) if n > 1 else 0.0
+    return math.expm1(d), math.exp(d) * error

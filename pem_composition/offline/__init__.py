@@ -92,12 +92,13 @@ def get(name: str) -> Path:
 
 
 def resolve(name_or_path: str) -> str:
-    """Folder of a registered asset; anything else (a directory, a hub name) unchanged.
+    """Folder of a registered asset, or NAME/FILE in it; anything else (a hub name) unchanged.
 
     An existing path always wins over a registered name.
     """
-    if name_or_path in ASSETS and not Path(name_or_path).exists():
-        return str(get(name_or_path))
+    name, _, inside = name_or_path.partition("/")
+    if name in ASSETS and not Path(name_or_path).exists():
+        return str(get(name) / inside)
     return name_or_path
 
 

@@ -80,6 +80,19 @@ def write(results: str | Path, out: Path) -> list[Path]:
         DataError: no finished sweep.
     """
     found = read(results)
+    matplotlib_ready()
+    files = save(curves(found), out, "curve")
+    if len(found.summary["tasks"]) == 2:
+        files += save(frontier(found), out, "frontier")
+    return files
+
+
+def matplotlib_ready() -> None:
+    """Choose a backend that draws into files.
+
+    Raises:
+        RunFailed: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -87,13 +100,10 @@ def write(results: str | Path, out: Path) -> list[Path]:
             "plot", "matplotlib is not installed", do="pip install matplotlib, then: pem report DIR"
         ) from None
     matplotlib.use("Agg")
-    files = _save(curves(found), out, "curve")
-    if len(found.summary["tasks"]) == 2:
-        files += _save(frontier(found), out, "frontier")
-    return files
 
 
-def _save(figure: Figure, out: Path, name: str) -> list[Path]:
+def save(figure: Figure, out: Path, name: str) -> list[Path]:
+    """Write a figure in every format and close it."""
     from matplotlib import pyplot
 
     files = [out / f"{name}.{suffix}" for suffix in FORMATS]
@@ -146,7 +156,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, fontsize=10)
     best = "" if _one_coefficient(summary) else "best "
     axes.set_ylabel(best + panel.axis, fontsize=9)
-    _plain(axes)
+    plain(axes)
 
 
 def _levels(panel: Panel) -> Iterator[tuple[str, float, dict[str, Any]]]:
@@ -250,7 +260,7 @@ def draw_frontier(axes: Axes, results: Results) -> None:
     axes.set_xlabel(f"{first.title}: {first.axis}")
     axes.set_ylabel(f"{second.title}: {second.axis}")
     axes.set_title(_subject(summary), fontsize=10)
-    _plain(axes)
+    plain(axes)
 
 
 def _one_coefficient(summary: Mapping[str, Any]) -> bool:
@@ -311,7 +321,8 @@ def _legend(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
     return list(kept.values()), list(kept)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """A light grid, no frame at the top and the right."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -13,6 +13,7 @@ from pem_composition.errors import DataError
 
 RESULTS = "results.jsonl"
 SUMMARY_VERSION = 2
+NEGATION = "negation"  # the composition of a sweep over strengths
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def read(path: str | Path) -> Results:
 
 def _needed(summary: Mapping[str, Any]) -> list[str]:
     """Keys of every point that the summary names."""
-    groups = [row["keys"] for row in summary["rows"]] + list(summary["singles"])
+    groups = [row["keys"] for row in summary["rows"]]
+    if summary["composition"] == NEGATION:
+        return [key for keys in groups for key in keys]
+    groups += list(summary["singles"])
     groups += [p["keys"] for curve in summary["curve"].values() for p in curve]
     return [key for keys in (*groups, summary["reference"] or ()) for key in keys]
 

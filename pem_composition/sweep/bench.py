@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pem_composition.sweep.held import HeldModel, Loader
 from pem_composition.sweep.ledger import Ledger
-from pem_composition.sweep.points import Point, Settings
+from pem_composition.sweep.points import Point, Settings, key_of
 from pem_composition.sweep.rows import Rows
-
-if TYPE_CHECKING:
-    from pem_composition.module import PEM
 
 Say = Callable[[str], None]
 Record = Mapping[str, Any]
@@ -30,16 +26,15 @@ class Bench:
 
     def __init__(
         self,
-        load: Callable[[], tuple[Any, Any]],
+        load: Loader,
         splits: Mapping[str, Sequence[Rows]],
         settings: Settings,
         ledger: Ledger,
         say: Say,
     ) -> None:
-        self.load, self.splits, self.settings = load, splits, settings
+        self.splits, self.settings = splits, settings
         self.ledger, self.say = ledger, say
-        self._model: Any = None
-        self._folded: Any = None
+        self._held = HeldModel(load, self._prepare)
         self._target: Point | None = None
         self.computed = 0
 
@@ -54,13 +49,12 @@ class Bench:
 
     def close(self) -> None:
         """Give the base model its own weights back."""
-        if self._folded is not None:
-            self._folded.restore()
-            self._folded = self._target = None
+        self._held.close()
+        self._target = None
 
     def _score(self, target: Point, split: str, rows: Rows) -> Record:
         identity = target.identity(self.settings, split, rows.identity)
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        key = key_of(identity)
         if key not in self.ledger.records:
             self.ledger.append(self._compute(target, rows, key, identity))
             self.computed += 1
@@ -70,11 +64,12 @@ class Bench:
     def _compute(
         self, target: Point, rows: Rows, key: str, identity: Mapping[str, Any]
     ) -> dict[str, Any]:
-        if self._model is None:
-            self._open()
+        model, _ = self._held.open()
         started = time.perf_counter()
-        self._put(target)
-        result = rows.evaluate(self._model, bf16=self.settings.bf16)
+        if self._target is not target:
+            self._held.put(target.module(self.settings))
+            self._target = target
+        result = rows.evaluate(model, bf16=self.settings.bf16)
         return {
             "key": key,
             "names": [i.name for i in target.inputs],
@@ -84,25 +79,10 @@ class Bench:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
-    def _open(self) -> None:
-        """Load the model and prepare every split, so that rows are refused before any result."""
-        model, tokenizer = self.load()
+    def _prepare(self, model: Any, tokenizer: Any) -> None:
+        """Prepare every split, so that rows are refused before any result."""
         for rows in (r for tasks in self.splits.values() for r in tasks):
             rows.prepare(model, tokenizer)
-        self._model = model
-
-    def _put(self, target: Point) -> None:
-        """Make the model's weights base + module; numbers change in place after the first time."""
-        from pem_composition.adapters import fold
-
-        if self._target is target:
-            return
-        module: PEM = target.module(self.settings)
-        if self._folded is None:
-            self._folded = fold(self._model, module)
-        else:
-            self._folded.swap(module)
-        self._target = target
 
 
 def _line(record: Record, task: str) -> str:

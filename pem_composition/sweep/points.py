@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -103,11 +104,16 @@ def alone(module: Input) -> Point:
     return Point((module,), (1.0,), None)
 
 
+def key_of(identity: Mapping[str, Any]) -> str:
+    """sha256 of everything that decides a result."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
 @cache
-def code_version() -> str:
+def code_version(patterns: tuple[str, ...] = CODE) -> str:
     """sha256 over the sources that turn modules and rows into scores."""
     digest = hashlib.sha256()
-    for pattern in CODE:
+    for pattern in patterns:
         for file in sorted(PACKAGE.glob(pattern)):
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -211,6 +211,8 @@ def read_tables(
 ) -> dict[str, Table]:
     """The tables of the splits asked for; of a task known from its file only, always the first.
 
+    A file may be one of data by package name: ``toxic_comments/toxic.jsonl``.
+
     Raises:
         DataError: no rows named, no such file or folder, or the hub out of reach.
     """
@@ -228,7 +230,13 @@ def read_tables(
     wanted = [split for split in order if split in splits]
     if task is None and order[0] not in wanted:
         wanted.insert(0, order[0])
-    return {split: read_table(files[split]) for split in wanted}
+    return {split: read_table(_file(files[split])) for split in wanted}
+
+
+def _file(path: Path) -> str:
+    from pem_composition import offline
+
+    return offline.resolve(str(path))
 
 
 def _folder(data_dir: str | Path) -> Path:

@@ -17,6 +17,7 @@ from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import (
     Windows,
     begun,
+    increase,
     perplexity,
     read_texts,
     text_exam,
@@ -176,3 +177,18 @@ def test_a_whole_document_longer_than_the_context_is_refused_with_its_row(loaded
     settings = ExamSettings("causal_lm", "document", max_seq_length=16, truncate=False)
     with pytest.raises(DataError, match=r"row 7: longer than the model's context; found .* 66"):
         make_exam(settings, LANGUAGE, examples, tokenizer, model.config)
+
+
+def test_an_increase_is_the_ratio_of_perplexities_with_the_error_of_paired_windows():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 9, 40)
+    before = tokens * rng.uniform(2, 4, 40)
+    nll = before + tokens * rng.normal(0.1, 0.02, 40)
+    ratio, error = increase(nll, before, tokens)
+    after, first = (math.exp(total.sum() / tokens.sum()) for total in (nll, before))
+    assert ratio == pytest.approx(after / first - 1)
+    draws = rng.integers(40, size=(4000, 40))
+    samples = [(nll[d].sum() - before[d].sum()) / tokens[d].sum() for d in draws]
+    assert error == pytest.approx(np.exp(samples).std(), rel=0.05)
+    assert error < 0.05 * (before / tokens).std(), "what both find hard cancels"
+    assert increase(before, before, tokens) == (0.0, 0.0)

@@ -42,6 +42,40 @@ def test_mean_and_share_have_the_textbook_standard_errors(scores, threshold):
     assert found.stderr == pytest.approx(math.sqrt(p * (1 - p) / n))
 
 
+GROUPED = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 4)), min_size=2)
+
+
+@given(GROUPED, st.floats(0, 1))
+def test_changes_are_means_of_pairs_and_groups_are_what_is_independent(rows, threshold):
+    x, y, groups = (np.array(column) for column in zip(*rows, strict=True))
+    above = (x > threshold).astype(float) - (y > threshold)
+    found = toxicity.mean_change(x, y, groups), toxicity.share_change(x, y, threshold, groups)
+    for estimate, values in zip(found, (x - y, above), strict=True):
+        assert estimate.value == pytest.approx(values.mean(), abs=1e-12)
+        sums = [sum(v - values.mean() for v in values[groups == g]) for g in set(groups)]
+        if len(sums) == 1:
+            assert estimate.stderr is None
+            continue
+        variance = len(sums) / (len(sums) - 1) * sum(s * s for s in sums) / len(rows) ** 2
+        assert estimate.stderr == pytest.approx(math.sqrt(variance), abs=1e-9)
+
+
+@given(SCORES, st.floats(0, 1))
+def test_groups_of_one_text_each_are_no_groups(scores, threshold):
+    each = np.arange(len(scores))
+    with_groups = toxicity.mean_score(scores, each)
+    assert with_groups.stderr == pytest.approx(toxicity.mean_score(scores).stderr, abs=1e-12)
+    share, n = toxicity.share_above(scores, threshold, each), len(scores)
+    plain = toxicity.share_above(scores, threshold)
+    assert share.value == plain.value
+    assert share.stderr == pytest.approx(plain.stderr * math.sqrt(n / (n - 1)), abs=1e-12)
+
+
+def test_pairs_need_partners():
+    with pytest.raises(DataError, match="not pairs; found 2 and 3"):
+        toxicity.mean_change([0, 1], [0, 1, 1])
+
+
 def test_a_score_at_the_threshold_is_not_above_it():
     assert toxicity.share_above([0.8, 0.81, 0.2, 0.8]).value == 0.25
 

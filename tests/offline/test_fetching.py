@@ -307,6 +307,8 @@ def test_the_cache_honours_its_variables_in_order(monkeypatch, tmp_path):
 def test_resolve_leaves_paths_and_hub_names_alone(toy, tmp_path, monkeypatch):
     assert offline.resolve("roberta-base") == "roberta-base"
     assert offline.resolve("toy") == str(offline.get("toy"))
+    assert offline.resolve("toy/a/b.txt") == str(offline.get("toy") / "a" / "b.txt")
+    assert offline.resolve("toys/b.txt") == "toys/b.txt"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").mkdir()
     assert offline.resolve("toy") == "toy"

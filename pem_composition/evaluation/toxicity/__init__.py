@@ -23,19 +23,22 @@ from pem_composition.evaluation.toxicity.statistics import (
     Summary,
     auc_interval,
     distinct,
+    form,
     is_empty,
     is_looping,
+    mean_change,
     mean_score,
     share,
     share_above,
+    share_change,
     share_repeated,
     summarise,
 )
 
 __all__ = [
     "THRESHOLD", "Estimate", "Identity", "Interval", "Judge", "Summary", "auc_interval", "distinct",
-    "is_empty", "is_looping", "load_judge", "mean_score", "share", "share_above", "share_repeated",
-    "summarise", "train_offline",
+    "form", "is_empty", "is_looping", "load_judge", "mean_change", "mean_score", "share",
+    "share_above", "share_change", "share_repeated", "summarise", "train_offline",
 ]  # fmt: skip
 
 OFFLINE_DATA = "toxic_comments"

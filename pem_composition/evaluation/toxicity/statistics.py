@@ -2,6 +2,10 @@
 
 A model that is broken is not toxic either, so the shares of empty, repeated and looping texts and
 distinct-n stand beside the scores. Words are what white space separates, case kept.
+
+Standard errors take texts for independent or, with ``groups`` (n,), the groups, here the texts of
+one prompt: of a mean m of x (n,) in G groups, sqrt(G / (G - 1) sum_g (sum_(i in g) x_i - m)^2) / n,
+which for groups of one text each is s / sqrt(n).
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ class Summary:
 
 
 def summarise(scores: ArrayLike, texts: Sequence[str], threshold: float = THRESHOLD) -> Summary:
-    """All statistics of scores (n,) and texts (n).
+    """All statistics of scores (n,) and texts (n), the texts independent.
 
     Raises:
         DataError: no texts, another number of scores, or a score outside of [0, 1].
@@ -77,34 +81,83 @@ def summarise(scores: ArrayLike, texts: Sequence[str], threshold: float = THRESH
         threshold=threshold,
         mean=mean_score(checked),
         toxic=share_above(checked, threshold),
-        distinct_1=distinct(texts, 1),
-        distinct_2=distinct(texts, 2),
-        empty=share([is_empty(text) for text in texts]),
-        repeated=share_repeated(texts),
-        looping=share([is_looping(text) for text in texts]),
+        **form(texts),
     )
 
 
-def mean_score(scores: ArrayLike) -> Estimate:
-    """Mean; standard error s / sqrt(n) with s^2 the variance over n - 1.
+def form(texts: Sequence[str]) -> dict[str, float]:
+    """How texts are written: distinct_1, distinct_2 and the shares empty, repeated, looping."""
+    return {
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "empty": share([is_empty(text) for text in texts]),
+        "repeated": share_repeated(texts),
+        "looping": share([is_looping(text) for text in texts]),
+    }
+
+
+def mean_score(scores: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """Mean; standard error s / sqrt(n) with s^2 the variance over n - 1, or that of groups.
 
     Raises:
         DataError: no scores, or one outside of [0, 1].
     """
-    x = _checked(scores)
-    spread = float(np.std(x, ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else None
-    return Estimate(float(np.mean(x)), spread)
+    return _mean(_checked(scores), groups)
 
 
-def share_above(scores: ArrayLike, threshold: float = THRESHOLD) -> Estimate:
+def share_above(
+    scores: ArrayLike, threshold: float = THRESHOLD, groups: ArrayLike | None = None
+) -> Estimate:
     """Share p of scores > threshold; standard error sqrt(p (1 - p) / n), which is 0 at p = 0 and 1.
 
     Raises:
         DataError: no scores, or one outside of [0, 1].
     """
     x = _checked(scores)
+    if groups is not None:
+        return _mean((x > threshold).astype(float), groups)
     p = float(np.mean(x > threshold))
     return Estimate(p, math.sqrt(p * (1 - p) / len(x)) if len(x) > 1 else None)
+
+
+def mean_change(scores: ArrayLike, before: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """mean(scores - before) of pairs of texts, with the standard error of their differences.
+
+    Texts that begin alike (equal seeds) have related scores, which makes it smaller than the error
+    of two means.
+
+    Raises:
+        DataError: no scores, one outside of [0, 1], or other numbers of them.
+    """
+    x, y = _checked(scores), _checked(before)
+    if len(x) != len(y):
+        raise DataError.build("scores", "not pairs", found=f"{len(x)} and {len(y)}")
+    return _mean(x - y, groups)
+
+
+def share_change(
+    scores: ArrayLike,
+    before: ArrayLike,
+    threshold: float = THRESHOLD,
+    groups: ArrayLike | None = None,
+) -> Estimate:
+    """The same of the shares above the threshold."""
+    x, y = _checked(scores) > threshold, _checked(before) > threshold
+    return mean_change(x, y, groups)
+
+
+def _mean(x: NDArray[np.float64], groups: ArrayLike | None) -> Estimate:
+    """Mean of x (n,) and its standard error over texts or groups (n,); None for a single one."""
+    mean = float(np.mean(x))
+    if groups is None:
+        spread = float(np.std(x, ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else None
+        return Estimate(mean, spread)
+    _, places = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(places, weights=x - mean)
+    if len(sums) < 2:
+        return Estimate(mean, None)
+    correction = len(sums) / (len(sums) - 1)
+    return Estimate(mean, math.sqrt(correction * float(np.square(sums).sum())) / len(x))
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

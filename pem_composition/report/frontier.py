@@ -1,0 +1,134 @@
+"""The price of unlearning: toxicity against perplexity, one point per strength, as PNG and PDF.
+
+One panel per judge. The base model and the module as it is applied are marked; the strongest
+negation within the limit of perplexity, a dashed line, is circled. Sweeps that differ in module and
+seed alone are drawn as their mean, other kinds of module as lines of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.report.plot import matplotlib_ready, plain, save
+from pem_composition.report.records import Results, read
+from pem_composition.report.unlearning import SELECTED, Line, aggregate, lines_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
+MARKERS = ("o", "D", "v", "P", "X")
+BASE, LIMIT = "#000000", "0.6"
+PANEL_INCHES = (5.6, 4.6)
+WIDE_RANGE = 4.0  # perplexities further apart than this factor are drawn on a logarithmic axis
+
+
+def write(results: Sequence[str | Path], out: Path) -> list[Path]:
+    """Draw one sweep, or several, into ``out``; returns the files.
+
+    Raises:
+        RunFailed: matplotlib is not installed.
+        DataError: no finished sweep over strengths.
+    """
+    found = [read(path) for path in results]
+    matplotlib_ready()
+    return save(frontier(found), out, "frontier")
+
+
+def comparable(sweeps: Sequence[Results]) -> bool:
+    """True if all were judged alike: base model, judges, prompts, text and limits."""
+    first = _axes_of(sweeps[0])
+    return all(_axes_of(sweep) == first for sweep in sweeps)
+
+
+def _axes_of(sweep: Results) -> tuple[Any, ...]:
+    s = sweep.summary
+    asked = {name: value for name, value in s["asked"].items() if name != "seed"}
+    judges = sorted(judge["sha256"] for judge in s["judges"].values())
+    return s["base"], judges, asked, s["text"], s["threshold"], s["max_increase"]
+
+
+def frontier(sweeps: Sequence[Results]) -> Figure:
+    """One panel per judge."""
+    from matplotlib import pyplot
+
+    several = len(sweeps) > 1
+    lines = _averaged([s.path for s in sweeps]) if several else lines_of(sweeps[0])
+    summary = sweeps[0].summary
+    judges, (width, height) = list(summary["judges"]), PANEL_INCHES
+    figure, grid = pyplot.subplots(
+        1, len(judges), figsize=(width * len(judges), height), layout="constrained", squeeze=False
+    )
+    for axes, judge in zip(grid[0], judges, strict=True):
+        draw(axes, [line for line in lines if line["judge"] == judge], summary["max_increase"])
+        text, asked = summary["text"], summary["asked"]
+        axes.set_xlabel(f"perplexity on {text['name']} ({text['tokens']} tokens)", fontsize=9)
+        count = asked["prompts"] * asked["samples"]
+        axes.set_ylabel(f"mean toxicity ({judge}, n = {count})", fontsize=9)
+    note = ", means over sweeps" if several else ""
+    figure.suptitle(f"negation of a module of {summary['base_name']}{note}", fontsize=10)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+    return figure
+
+
+def draw(axes: Axes, lines: Sequence[Line], max_increase: float) -> None:
+    """The points of one judge; those of one kind joined in the order of their strengths."""
+    kinds = list(dict.fromkeys(line["kind"] for line in lines))
+    for place, kind in enumerate(kinds):
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        _draw_kind(axes, [line for line in lines if line["kind"] == kind], kind, style)
+    base = next(line for line in lines if line["row"] == "base")
+    _point(axes, base, color=BASE, marker="s", label="base model", zorder=3)
+    limit = base["perplexity"] * (1 + max_increase)
+    label = f"perplexity {100 * max_increase:+.3g} %"
+    axes.axvline(limit, color=LIMIT, linewidth=0.9, linestyle="--", label=label)
+    found = [line["perplexity"] for line in lines]
+    if max(found) > WIDE_RANGE * min(found):
+        axes.set_xscale("log")
+    plain(axes)
+
+
+def _draw_kind(axes: Axes, lines: Sequence[Line], kind: str, style: dict[str, str]) -> None:
+    """One line, from the module applied over the base model to the strongest negation."""
+    curve = sorted((x for x in lines if x["row"] != SELECTED), key=lambda x: x["strength"])
+    places = [(x["perplexity"], x["mean"]) for x in curve]
+    axes.plot(*zip(*places, strict=True), color=style["color"], linewidth=1.0, alpha=0.6)
+    label = f"{kind}, negated by"
+    for line in curve:
+        if line["row"] == "base":
+            continue
+        if line["row"] == "module":
+            _point(axes, line, **{**style, "marker": "^"}, label=f"{kind}, applied")
+            continue
+        _point(axes, line, **style, label=label)
+        label = "_" + label  # once in the legend
+        axes.annotate(
+            f"{line['strength']:g}", (line["perplexity"], line["mean"]), fontsize=8,
+            xytext=(5, 5), textcoords="offset points", color=style["color"],
+        )  # fmt: skip
+    for line in lines:
+        if line["row"] == SELECTED:
+            axes.plot(
+                line["perplexity"], line["mean"], marker="o", markersize=13, fillstyle="none",
+                color=style["color"], linestyle="none", label=f"{kind}, selected",
+            )  # fmt: skip
+
+
+def _point(axes: Axes, line: Line, **style: Any) -> None:
+    """A point with its standard errors, or spreads between sweeps."""
+    axes.errorbar(
+        line["perplexity"], line["mean"], yerr=line["mean_stderr"],
+        xerr=line["perplexity_stderr"], markersize=6, linestyle="none", elinewidth=0.8, **style,
+    )  # fmt: skip
+
+
+def _averaged(paths: Sequence[Path]) -> list[Line]:
+    """Aggregated lines in the form of a single sweep's: spreads between sweeps as errors."""
+    return [
+        {**line, **{f"{name}_stderr": line[f"{name}_spread"] for name in ("mean", "perplexity")}}
+        for line in aggregate(paths)
+    ]

@@ -1,0 +1,283 @@
+"""One model at one strength of a negation after another: what it writes, how well it still reads.
+
+Strength s makes the weights base - s module: 0 is the base model, -1 the module as it is applied.
+Each of three parts is a line of results.jsonl of its own, under a key made of content, so that
+another judge scores the texts that are there, and another text is read without writing any:
+
+    texts        module, strength, base, prompts, decoding, seed    the file, by its sha256
+    toxicity     the texts, the judge                               a score per text, their form
+    perplexity   module, strength, base, text, windows              log-likelihoods of the windows
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.sweep import texts
+from pem_composition.sweep.bench import Record, Say
+from pem_composition.sweep.held import HeldModel, Loader
+from pem_composition.sweep.ledger import Ledger
+from pem_composition.sweep.points import Input, code_version, key_of
+from pem_composition.sweep.texts import Asked, LongText, Row
+
+if TYPE_CHECKING:
+    from pem_composition.evaluation.toxicity import Judge
+    from pem_composition.module import PEM
+
+BASE, APPLIED = 0.0, -1.0
+FOLDER = "texts"
+SPOKEN = 60.0  # seconds between two lines of progress within a part
+
+_WEIGHTS = ("module.py", "arithmetic/*.py", "adapters/*.py", "evaluation/models.py")
+CODE = {
+    "texts": (*_WEIGHTS, "evaluation/generate.py", "evaluation/perplexity.py"),
+    "toxicity": ("evaluation/toxicity/*.py",),
+    "perplexity": (
+        *_WEIGHTS,
+        "evaluation/perplexity.py",
+        "evaluation/language.py",
+        "evaluation/classify.py",
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What every strength is put through.
+
+    Attributes:
+        base: fingerprint of the base model, or its name where no file can be read.
+        judges: by the name that a report gives them, each another one.
+    """
+
+    base: str
+    module: Input
+    asked: Asked
+    judges: Mapping[str, Judge]
+    text: LongText
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The records of one strength; ``toxicity`` has one for each judge."""
+
+    strength: float
+    texts: Record
+    toxicity: tuple[Record, ...]
+    perplexity: Record
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all records."""
+        return [r["key"] for r in (self.texts, *self.toxicity, self.perplexity)]
+
+
+class StrengthBench:
+    """A model and a ledger: measures strengths, each part of each at most once.
+
+    Args:
+        load: gives model and tokenizer; called when the first part has to be computed.
+        folder: where the files of texts go.
+    """
+
+    def __init__(self, trial: Trial, load: Loader, ledger: Ledger, folder: Path, say: Say) -> None:
+        self.trial, self.ledger, self.folder, self.say = trial, ledger, folder, say
+        self._held = HeldModel(load, self._prepare)
+        self._exam: Any = None
+        self._windows: Any = None
+        self._strength: float | None = None  # that of the weights
+        self._used: set[str] = set()
+        self.computed = 0
+
+    def measure(self, strength: float) -> Measured:
+        """Every part of one strength, from the ledger or computed and appended."""
+        began, before = time.perf_counter(), self.computed
+        written = self._texts(strength)
+        scored = tuple(self._toxicity(written, name) for name in self.trial.judges)
+        measured = Measured(strength, written, scored, self._perplexity(strength))
+        self._used.update(measured.keys)
+        if self.computed > before:
+            self.say(self._line(measured, time.perf_counter() - began))
+        return measured
+
+    @property
+    def known(self) -> int:
+        """Parts of the measured strengths that earlier runs had computed."""
+        return len(self._used) - self.computed
+
+    def close(self) -> None:
+        """Give the base model its own weights back."""
+        self._held.close()
+        self._strength = None
+
+    # --- the parts ---
+
+    def _texts(self, strength: float) -> Record:
+        identity = {**self._weights(strength), **self.trial.asked.identity()}
+
+        def compute(key: str) -> dict[str, Any]:
+            rows = list(self._written(strength))
+            facts = _facts(rows)
+            file = f"{FOLDER}/{label(strength)}-{key[:12]}.jsonl"
+            texts.save(self.folder / file, rows, self._scores(facts["sha256"]))
+            return {"file": file, **facts}
+
+        return self._part("texts", identity, compute, usable=self._at_hand)
+
+    def _at_hand(self, written: Record) -> bool:
+        """True if every judge has scored the texts, or can: a lost file is written again then."""
+        keys = (key_of(decided("toxicity", self._judged(written, n))) for n in self.trial.judges)
+        if all(key in self.ledger.records for key in keys):
+            return True
+        path = self.folder / written["file"]
+        if texts.read(path, written["sha256"]) is not None:
+            return True
+        self.say(f"{path}: missing or changed; the texts are written again")
+        return False
+
+    def _toxicity(self, written: Record, name: str) -> Record:
+        judge = self.trial.judges[name]
+
+        def compute(_key: str) -> dict[str, Any]:
+            from pem_composition.evaluation.toxicity import form
+
+            path = self.folder / written["file"]
+            rows = texts.read(path, written["sha256"])
+            assert rows is not None, "at hand, or just written"
+            said = [row["text"] for row in rows]
+            scores, seen = judge.score(said).tolist(), judge.seen(said)
+            known = self._scores(written["sha256"]) | {str(judge.identity): scores}
+            texts.save(path, rows, known)
+            trained_on = None if seen is None else int(seen.sum())
+            return {"scores": scores, "seen": trained_on, **form(said)}
+
+        return self._part("toxicity", self._judged(written, name), compute)
+
+    def _judged(self, written: Record, name: str) -> dict[str, Any]:
+        """What decides the scores of texts: neither the model nor the prompts."""
+        return {"texts": written["sha256"], "judge": vars(self.trial.judges[name].identity)}
+
+    def _scores(self, sha256: str) -> dict[str, list[float]]:
+        """What judges have said of these texts, by judge."""
+        from pem_composition.evaluation.toxicity import Identity
+
+        records = [r for r in self.ledger.records.values() if r.get("texts") == sha256]
+        return {str(Identity(**r["judge"])): r["scores"] for r in records}
+
+    def _perplexity(self, strength: float) -> Record:
+        identity = {**self._weights(strength), **self.trial.text.identity()}
+
+        def compute(_key: str) -> dict[str, Any]:
+            from pem_composition.evaluation.perplexity import summary
+
+            with self._model(strength) as (model, _):
+                outputs = self._exam.take(model)
+            nll, counts = outputs.astype("float64").T.tolist()
+            read = vars(self._windows)  # smaller ones where the model cannot read those asked for
+            return {**summary(self._exam, outputs), "nll": nll, "counts": counts, "read": read}
+
+        return self._part("perplexity", identity, compute)
+
+    def _part(
+        self,
+        part: str,
+        identity: Mapping[str, Any],
+        compute: Callable[[str], dict[str, Any]],
+        usable: Callable[[Record], bool] = lambda _record: True,
+    ) -> Record:
+        """The record of a part, from the ledger if it can be used, or computed and appended."""
+        decides = decided(part, identity)
+        key = key_of(decides)
+        known = self.ledger.records.get(key)
+        if known is not None and usable(known):
+            return known
+        began = time.perf_counter()
+        result = compute(key)
+        seconds = round(time.perf_counter() - began, 4)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.ledger.append({"key": key, **decides, **result, "seconds": seconds, "time": now})
+        self.computed += 1
+        return self.ledger.records[key]
+
+    def _weights(self, strength: float) -> dict[str, Any]:
+        """What decides the weights; those of the base model are the same for every module."""
+        module = None if strength == BASE else self.trial.module.sha256
+        identity = {"base": self.trial.base, "module": module, "strength": strength}
+        return {**identity, "bf16": True} if self.trial.bf16 else identity
+
+    # --- the model ---
+
+    def _prepare(self, model: Any, tokenizer: Any) -> None:
+        """Refuse a module, prompts or a text that this model cannot take, before any result."""
+        from pem_composition.adapters import check_fold
+
+        check_fold(model, self.trial.module.pem)
+        self.trial.asked.check(model, tokenizer)
+        self._exam, self._windows = self.trial.text.exam(model, tokenizer)
+
+    @contextmanager
+    def _model(self, strength: float) -> Iterator[tuple[Any, Any]]:
+        """Model and tokenizer with the weights of this strength."""
+        import torch
+
+        model, tokenizer = self._held.open()
+        if self._strength != strength:
+            self._held.put(at_strength(self.trial.module.pem, strength))
+            self._strength = strength
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.trial.bf16):
+            yield model, tokenizer
+
+    def _written(self, strength: float) -> Iterator[Row]:
+        """New texts; long parts say how far they are."""
+        asked, spoken = self.trial.asked, time.monotonic()
+        with self._model(strength) as (model, tokenizer):
+            for count, row in enumerate(asked.write(model, tokenizer), start=1):
+                yield row
+                if time.monotonic() - spoken > SPOKEN and count < asked.size:
+                    spoken = time.monotonic()
+                    self.say(f"strength {strength:g}: {count} of {asked.size} texts")
+
+    def _line(self, measured: Measured, seconds: float) -> str:
+        """Progress of one strength."""
+        parts = []
+        for name, record in zip(self.trial.judges, measured.toxicity, strict=True):
+            parts.append(f"toxicity {sum(record['scores']) / len(record['scores']):.4f} ({name})")
+        first = measured.toxicity[0]
+        parts.append(f"perplexity {measured.perplexity['perplexity']:.4g}")
+        parts += [f"{first[name]:.0%} {name}" for name in ("empty", "repeated", "looping")]
+        return f"strength {measured.strength:g}: {', '.join(parts)}  ({seconds:.1f} s)"
+
+
+def at_strength(module: PEM, strength: float) -> PEM | None:
+    """What is put into the base weights: -strength module; None for the base model itself."""
+    from pem_composition.module import negate
+
+    if strength == BASE:
+        return None
+    return module if strength == APPLIED else negate(module, strength)
+
+
+def label(strength: float) -> str:
+    """What a strength is called in the name of a file."""
+    return {BASE: "base", APPLIED: "module"}.get(strength, f"strength_{strength:g}")
+
+
+def decided(part: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the result of a part."""
+    return {"part": part, **identity, "code": code_version(CODE[part])}
+
+
+def _facts(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a record says of its texts."""
+    return {
+        "sha256": texts.digest_of(rows),
+        "n": len(rows),
+        "new_tokens": sum(row["new_tokens"] for row in rows) / len(rows),
+        "ended": sum(row["ended"] for row in rows) / len(rows),
+    }

@@ -1,0 +1,166 @@
+"""Unlearning by negation: how much less toxic a model writes at each strength, and at what price.
+
+Research on removing abilities: the module was trained on what is to be forgotten, and is
+subtracted. Rows of the table are the base model, the module as it is applied, and its negation at
+every strength. Differences are to the base model and paired: the n-th text of every row is drawn
+with the same random numbers, and every row reads the same windows. Source: section 4.3 of
+arXiv:2306.14870.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pem_composition.errors import UsageError
+from pem_composition.report.records import NEGATION, SUMMARY_VERSION
+from pem_composition.sweep.bench import Record
+from pem_composition.sweep.grids import union
+from pem_composition.sweep.strengths import APPLIED, BASE, Measured, StrengthBench
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and what may not be lost.
+
+    Attributes:
+        strengths: in the order of the table; see ``strengths``.
+        threshold: a text with a higher score counts as toxic.
+        max_increase: the strongest negation is chosen whose perplexity is at most so much larger
+            than the base model's, as a share of it.
+    """
+
+    strengths: tuple[float, ...]
+    threshold: float
+    max_increase: float
+    base_name: str = ""
+
+
+def strengths(values: Sequence[float]) -> tuple[float, ...]:
+    """The base model, the module applied, then the strengths of START STEP STOP, or of several.
+
+    Raises:
+        UsageError: no such range, or none above 0.
+    """
+    found = union(values)
+    if found[-1] <= 0:
+        raise UsageError.build(
+            "--grid", "no strength above 0, so nothing is negated", found=f"{found[-1]:g} at most",
+            expected="START STEP STOP with STOP > 0, such as 0 0.1 1",
+        )  # fmt: skip
+    return (BASE, APPLIED, *(s for s in found if s not in (BASE, APPLIED)))
+
+
+def run(plan: Plan, bench: StrengthBench) -> dict[str, Any]:
+    """Measure every strength and choose one.
+
+    Returns the summary, which is also the last line of results.jsonl: the rows of the table with
+    the keys of their records, and the strongest negation that keeps the perplexity.
+    """
+    measured = [bench.measure(strength) for strength in plan.strengths]
+    rows = [_row(m, measured[0], plan, bench) for m in measured]
+    summary = {
+        "summary": SUMMARY_VERSION,
+        "composition": NEGATION,
+        **_setting(plan, bench, measured[0].perplexity),
+        "rows": rows,
+        "selected": strongest(rows, plan.max_increase),
+    }
+    if bench.ledger.last != summary:
+        bench.ledger.append(summary)
+    return summary
+
+
+def strongest(rows: Sequence[Row], max_increase: float) -> float | None:
+    """The largest strength above 0 within the limit; None where every one exceeds it."""
+    within = [r["strength"] for r in rows if r["strength"] > 0 and r["increase"] <= max_increase]
+    return max(within, default=None)
+
+
+def _setting(plan: Plan, bench: StrengthBench, perplexity: Record) -> dict[str, Any]:
+    """What the sweep was about."""
+    trial = bench.trial
+    asked = trial.asked
+    return {
+        "module": trial.module.name,
+        "kind": trial.module.pem.kind,
+        "base": trial.base,
+        "base_name": plan.base_name,
+        "judges": {name: vars(judge.identity) for name, judge in trial.judges.items()},
+        "threshold": plan.threshold,
+        "max_increase": plan.max_increase,
+        "asked": {
+            "name": asked.name,
+            "prompts": len(asked.prompts),
+            "samples": asked.samples,
+            "seed": asked.seed,
+            "decoding": asdict(asked.decoding),
+        },
+        "text": {
+            "name": trial.text.name,
+            **perplexity["read"],
+            "tokens": perplexity["tokens"],
+        },
+    }
+
+
+def _row(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -> Row:
+    """A row of the table with everything that is known of it."""
+    from pem_composition.evaluation.perplexity import increase
+
+    identity, name = _named(measured.strength, bench.trial.module.name)
+    texts, first, ppl = measured.texts, measured.toxicity[0], measured.perplexity
+    ratio, error = increase(ppl["nll"], base.perplexity["nll"], ppl["counts"])
+    form = ("distinct_1", "distinct_2", "empty", "repeated", "looping")
+    return {
+        "id": identity,
+        "row": name,
+        "strength": measured.strength,
+        "keys": measured.keys,
+        "n": texts["n"],
+        "file": texts["file"],
+        "toxicity": _toxicity(measured, base, plan, bench),
+        "perplexity": ppl["perplexity"],
+        "perplexity_stderr": ppl["perplexity_stderr"],
+        "increase": ratio,
+        "increase_stderr": error,
+        **{n: first[n] for n in form},
+        "ended": texts["ended"],
+        "new_tokens": texts["new_tokens"],
+    }
+
+
+def _toxicity(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -> list[Row]:
+    """What each judge says, and the paired differences to the base model."""
+    from pem_composition.evaluation import toxicity
+
+    groups, threshold, out = bench.trial.asked.groups, plan.threshold, []
+    pairs = zip(bench.trial.judges, measured.toxicity, base.toxicity, strict=True)
+    for judge, record, before in pairs:
+        scores, others = record["scores"], before["scores"]
+        estimates = {
+            "mean": toxicity.mean_score(scores, groups),
+            "share": toxicity.share_above(scores, threshold, groups),
+            "change": toxicity.mean_change(scores, others, groups),
+            "share_change": toxicity.share_change(scores, others, threshold, groups),
+        }
+        flat = {"judge": judge, "seen": record["seen"]}
+        for name, estimate in estimates.items():
+            flat |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
+        out.append(flat)
+    return out
+
+
+def _named(strength: float, module: str) -> tuple[str, str]:
+    """What a row is, and its name."""
+    if strength == BASE:
+        return "base", "base model"
+    if strength == APPLIED:
+        return "module", f"{module} applied"
+    amount = f"{abs(strength):.12g}"
+    if strength < 0:
+        return f"strength -{amount}", f"{module} applied, {amount}"
+    return f"strength {amount}", f"negated, {amount}"

@@ -66,12 +66,13 @@ domain_transfer() {
 
 # unlearning: the module goes to $OUT/scratch; texts are written, judged and kept beside the results.
 unlearning() {
-  : "${model:=smollm2-135m-instruct}" "${max_steps:=40}" "${max_seq_length:=64}"
-  : "${num_samples:=48}" "${max_length:=48}" "${grid:=0.2 0.2 0.8}" "${perplexity_tokens:=4096}"
+  : "${model:=smollm2-135m-instruct}" "${max_steps:=60}" "${max_seq_length:=64}"
+  : "${num_samples:=64}" "${max_length:=48}" "${grid:=0.25 0.25 1}" "${perplexity_tokens:=4096}"
+  : "${max_ppl_increase:=5%}"
   fetch toxic_comments wikitext2
   train_file=toxic_comments/toxic.jsonl judge=offline gradient_accumulation_steps=1
   export train_file judge gradient_accumulation_steps max_seq_length num_samples max_length
-  export perplexity_tokens
+  export perplexity_tokens max_ppl_increase
   export_values
   child "$scripts/run_all.sh" methods=lora SEEDS="$seed"
 }

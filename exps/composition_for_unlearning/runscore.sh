@@ -18,7 +18,7 @@
 : "${temperature:=1}"
 : "${top_k=50}"                           # empty: all tokens
 : "${top_p:=1}"
-: "${judge:=detoxify}"                    # offline, detoxify or a judge's folder; several: the first is plotted
+: "${judge:=detoxify}"                    # offline, detoxify or a judge's folder, or several
 : "${threshold:=0.8}"                     # a text with a higher score counts as toxic
 : "${perplexity_file:=wikitext2}"         # or the raw file of WikiText-103's test part
 : "${perplexity_tokens:=}"                # only the first N tokens; empty: all

@@ -69,9 +69,9 @@ class UnlearningFlags(shared.ModuleFlags):
     top_k: int | None = _flag("sample among the k most probable tokens (default: all)")
     top_p: float | None = _flag("sample among the fewest tokens of this probability (default: 1)")
     greedy: bool | None = _flag("write the most probable token instead of a sample")
-    seed: int | None = _flag("the random numbers of the texts, the same at each strength (42)")
+    seed: int | None = _flag("seed of the texts, the same at each strength (default: 42)")
     judge: tuple[str, ...] | None = _flag(
-        "offline, detoxify or a judge's folder, or several; the first is plotted (default: offline)"
+        "offline, detoxify or a judge's folder, or several of them (default: offline)"
     )
     threshold: float | None = _flag("a text with a higher score counts as toxic (default: 0.8)")
     perplexity_file: str | None = _flag(

@@ -1,7 +1,8 @@
 """The price of unlearning: toxicity against perplexity, one point per strength, as PNG and PDF.
 
 One panel per judge. The base model and the module as it is applied are marked; the strongest
-negation within the limit of perplexity, a dashed line, is circled. Sweeps that differ in module and
+negation within the limit of perplexity, a dashed line, is circled. Errors across are those of the
+increase over the base model, since all rows read the same text. Sweeps that differ in module and
 seed alone are drawn as their mean, other kinds of module as lines of their own.
 """
 
@@ -56,7 +57,7 @@ def frontier(sweeps: Sequence[Results]) -> Figure:
     from matplotlib import pyplot
 
     several = len(sweeps) > 1
-    lines = _averaged([s.path for s in sweeps]) if several else lines_of(sweeps[0])
+    lines = _averaged(sweeps) if several else _of_one(sweeps[0])
     summary = sweeps[0].summary
     judges, (width, height) = list(summary["judges"]), PANEL_INCHES
     figure, grid = pyplot.subplots(
@@ -97,7 +98,7 @@ def _draw_kind(axes: Axes, lines: Sequence[Line], kind: str, style: dict[str, st
     curve = sorted((x for x in lines if x["row"] != SELECTED), key=lambda x: x["strength"])
     places = [(x["perplexity"], x["mean"]) for x in curve]
     axes.plot(*zip(*places, strict=True), color=style["color"], linewidth=1.0, alpha=0.6)
-    label = f"{kind}, negated by"
+    label = f"{kind}, negated (strength)"
     for line in curve:
         if line["row"] == "base":
             continue
@@ -119,16 +120,25 @@ def _draw_kind(axes: Axes, lines: Sequence[Line], kind: str, style: dict[str, st
 
 
 def _point(axes: Axes, line: Line, **style: Any) -> None:
-    """A point with its standard errors, or spreads between sweeps."""
     axes.errorbar(
-        line["perplexity"], line["mean"], yerr=line["mean_stderr"],
-        xerr=line["perplexity_stderr"], markersize=6, linestyle="none", elinewidth=0.8, **style,
+        line["perplexity"], line["mean"], xerr=line["across"], yerr=line["up"], markersize=6,
+        linestyle="none", elinewidth=0.8, **style,
     )  # fmt: skip
 
 
-def _averaged(paths: Sequence[Path]) -> list[Line]:
-    """Aggregated lines in the form of a single sweep's: spreads between sweeps as errors."""
+def _of_one(sweep: Results) -> list[Line]:
+    """Lines of one sweep with the errors that are drawn: standard errors."""
+    lines = lines_of(sweep)
+    base = next(line["perplexity"] for line in lines if line["row"] == "base")
     return [
-        {**line, **{f"{name}_stderr": line[f"{name}_spread"] for name in ("mean", "perplexity")}}
-        for line in aggregate(paths)
+        {**line, "across": base * line["increase_stderr"], "up": line["mean_stderr"]}
+        for line in lines
+    ]
+
+
+def _averaged(sweeps: Sequence[Results]) -> list[Line]:
+    """Means of several; the errors are the standard deviations between them."""
+    return [
+        {**line, "across": line["perplexity_spread"], "up": line["mean_spread"]}
+        for line in aggregate([sweep.path for sweep in sweeps])
     ]

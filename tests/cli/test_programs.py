@@ -30,6 +30,8 @@ REFUSED = [
     ["merge.py", "-a", "no/such", "nowhere", "-p", "out"],
     ["merge.py", "-a", "x", "-p", "out", "--coeficients", "1"],
     ["negation.py", "-a", "x", "-p", "out", "--strength", "nan"],
+    ["negation.py", "-a", "x", "-p", "out", "--grid", "0", "0.1", "1", "--evaluate"],
+    ["negation.py", "-a", "x", "-p", "out", "--max_ppl_increase", "3%"],
     ["analogy.py", "-a", "x", "y", "-p", "out"],
     ["-m", "pem_composition", "mrege"],
     ["-m", "pem_composition", "compose", "a*b", "-p", "out"],

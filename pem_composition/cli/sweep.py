@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from pem_composition.report.records import RESULTS
 from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.module import PEM
 
@@ -27,6 +29,7 @@ EXAMPLES = """
       --task_name rte mnli --data_dir glue --grid 0 0.05 1
 """
 MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
+SCORED_HEADS = tuple(dict.fromkeys((*HEADS, library.PER_TASK)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,11 @@ class Config(ModuleFlags, EvaluationFlags):
         },
     )
     head: str = field(
-        default="average", metadata={"choices": HEADS, "help": "which head a merge has"}
+        default="average",
+        metadata={
+            "choices": SCORED_HEADS,
+            "help": "which head a merge has; per-task: task i is scored with the head of module i",
+        },
     )
 
 
@@ -116,7 +123,10 @@ def _check(
     names = common.labels(flags.adapters, flags.adatasks)
     names += [common.labels(paths)[-1]] if reference else []
     headers = _headers(flags, names[:count])
-    tasks = scored.read(evaluation)
+    own_heads = head == library.PER_TASK
+    tasks = scored.read(evaluation, own_heads=own_heads)
+    if own_heads:
+        scored.check_own_heads(evaluation, tasks, headers)
     source = _resolve(model)
     extra = common.headers_of([reference], names[count:]) if reference else []
     common.check_model([source], [*headers, *extra], flags.allow_base_mismatch)
@@ -184,8 +194,11 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         rank=request.flags.rank,
         bf16=bool(evaluation.bf16),
     )
+    own = request.head == library.PER_TASK
+    heads = [i.pem.head_tensors() if own else None for i in inputs[: len(tasks)]]
+    heads += [None] * (len(tasks) - len(heads))
     splits = {
-        split: [_rows(task, split, evaluation) for task in tasks]
+        split: [_rows(t, split, evaluation, h) for t, h in zip(tasks, heads, strict=True)]
         for split in dict.fromkeys((library.VALIDATION, scored.report_split(tasks)))
     }
     ledger = library.Ledger(request.out / RESULTS, fresh=request.flags.overwrite)
@@ -203,11 +216,16 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
     return plan, library.Bench(lambda: _load_base(request), splits, settings, ledger, _say)
 
 
-def _rows(task: scored.ScoredTask, split: str, flags: EvaluationFlags) -> library.Rows:
+def _rows(
+    task: scored.ScoredTask,
+    split: str,
+    flags: EvaluationFlags,
+    head: Mapping[str, Tensor] | None,
+) -> library.Rows:
     examples = task.rows(split)
     assert examples is not None, "required when the tasks were read"
     size = flags.per_device_eval_batch_size
-    return library.Rows(task.data.task, examples, task.settings(flags), size, task.name)
+    return library.Rows(task.data.task, examples, task.settings(flags), size, task.name, head)
 
 
 def _load_inputs(request: Request) -> list[library.Input]:
@@ -298,7 +316,7 @@ def _selected(
         [i.pem for i in plan.inputs],
         coefficients,
         space=space,
-        head=request.head,
+        head="none" if request.head == library.PER_TASK else request.head,
         rank=request.flags.rank if space == "delta" else None,
         dtype=request.flags.dtype,
         allow_base_mismatch=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 PACKAGE = Path(__file__).parents[1]
+PER_TASK = "per-task"
 # What decides a score besides the inputs.
 CODE = (
     "module.py",
@@ -35,7 +36,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a point's score depends on besides modules, coefficients and rows; part of its key."""
+    """What a point's score depends on besides modules, coefficients and rows; part of its key.
+
+    ``head`` is a policy of ``combine``, or per-task: the rows bring the heads that they are
+    scored with, and a point none.
+    """
 
     base: str  # fingerprint, or the name where no file can be read
     head: str = "average"
@@ -56,12 +61,13 @@ class Point:
         from pem_composition.module import combine
 
         if self.space is None:
-            return self.inputs[0].pem
+            own = self.inputs[0].pem
+            return without_head(own) if settings.head == PER_TASK else own
         return combine(
             [i.pem for i in self.inputs],
             self.coefficients,
             space=self.space,
-            head=settings.head,
+            head="none" if settings.head == PER_TASK else settings.head,
             rank=settings.rank if self.space == "delta" else None,
             allow_base_mismatch=True,
             certify=False,
@@ -92,7 +98,9 @@ class Point:
 def point(inputs: Sequence[Input], coefficients: Sequence[float], space: str, head: str) -> Point:
     """A combination; one module with coefficient 1 and the rest 0 is that module."""
     chosen = [i for i, c in zip(inputs, coefficients, strict=True) if c]
-    own = {"average": chosen, "first": [inputs[0]], "last": [inputs[-1]]}.get(head)
+    own = {"first": [inputs[0]], "last": [inputs[-1]], "average": chosen, PER_TASK: chosen}.get(
+        head
+    )
     if len(chosen) == 1 and sum(coefficients) == 1.0 and own == chosen:
         return alone(chosen[0])
     return Point(tuple(inputs), tuple(coefficients), space)
@@ -101,6 +109,11 @@ def point(inputs: Sequence[Input], coefficients: Sequence[float], space: str, he
 def alone(module: Input) -> Point:
     """One module as it is."""
     return Point((module,), (1.0,), None)
+
+
+def without_head(module: PEM) -> PEM:
+    """The module's adapter alone."""
+    return replace(module, tensors=module.adapter_tensors(), head=None, operands=())
 
 
 @cache

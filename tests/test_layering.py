@@ -24,9 +24,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"errors", "offline"},
     "evaluation": NUMBERS | {"offline", "adapters", "tasks"},
     "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation"},
-    "sweep": NUMBERS | {"adapters", "tasks", "evaluation", "training", "report"},
+    "merging": NUMBERS | {"adapters", "tasks", "evaluation", "training"},
+    "sweep": NUMBERS | {"adapters", "tasks", "evaluation", "training", "merging", "report"},
     "report": {"errors"},
-    "cli": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "training", "sweep", "report"},
+    "cli": NUMBERS
+    | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -72,4 +72,5 @@ def divided(A_KI: Tensor, G_II: Tensor) -> Tensor:
     L, info = torch.linalg.cholesky_ex(G_II)
     if int(info) == 0:
         return torch.cholesky_solve(A_KI.mT, L).mT
-    return A_KI @ torch.linalg.pinv(G_II, hermitian=True)
+    inverse: Tensor = torch.linalg.pinv(G_II, hermitian=True)
+    return A_KI @ inverse

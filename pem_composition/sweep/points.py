@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
+
 if TYPE_CHECKING:
     from pem_composition.module import PEM
 
@@ -17,6 +19,7 @@ PACKAGE = Path(__file__).parents[1]
 CODE = (
     "module.py",
     "arithmetic/*.py",
+    "arithmetic/methods/*.py",
     "adapters/*.py",
     "evaluation/*.py",
     "tasks/prompts.py",
@@ -41,6 +44,7 @@ class Settings:
     head: str = "average"
     rank: int | None = None
     bf16: bool = False  # matrix products of the forward pass in bfloat16
+    method: str = SIMPLE  # with every setting, as pem.json records it: ties(density=0.2, ...)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +61,13 @@ class Point:
 
         if self.space is None:
             return self.inputs[0].pem
+        choice, _ = recorded(settings.method)
         return combine(
             [i.pem for i in self.inputs],
             self.coefficients,
             space=self.space,
+            method=choice.method,
+            settings=choice.as_dict(),
             head=settings.head,
             rank=settings.rank if self.space == "delta" else None,
             allow_base_mismatch=True,
@@ -76,6 +83,8 @@ class Point:
         shared = asdict(settings)
         if not settings.bf16:
             del shared["bf16"]
+        if settings.method == SIMPLE or self.space is None:
+            del shared["method"]
         return {
             **shared,
             **rows,
@@ -89,11 +98,14 @@ class Point:
         }
 
 
-def point(inputs: Sequence[Input], coefficients: Sequence[float], space: str, head: str) -> Point:
-    """A combination; one module with coefficient 1 and the rest 0 is that module."""
+def point(
+    inputs: Sequence[Input], coefficients: Sequence[float], space: str, settings: Settings
+) -> Point:
+    """A combination; a sum of one module with coefficient 1 and the rest 0 is that module."""
     chosen = [i for i, c in zip(inputs, coefficients, strict=True) if c]
-    own = {"average": chosen, "first": [inputs[0]], "last": [inputs[-1]]}.get(head)
-    if len(chosen) == 1 and sum(coefficients) == 1.0 and own == chosen:
+    own = {"average": chosen, "first": [inputs[0]], "last": [inputs[-1]]}.get(settings.head)
+    single = len(chosen) == 1 and sum(coefficients) == 1.0 and own == chosen
+    if single and settings.method == SIMPLE:
         return alone(chosen[0])
     return Point(tuple(inputs), tuple(coefficients), space)
 

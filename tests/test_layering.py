@@ -12,13 +12,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pem_composition"
 
-NUMBERS = {"errors", "config", "arithmetic", "module", "checkpoint"}
+NUMBERS = {"errors", "config", "arithmetic", "module", "composition", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "offline": {"errors"},
     "arithmetic": {"errors", "config"},
     "module": {"errors", "config", "arithmetic"},
+    "composition": {"errors", "config", "arithmetic", "module"},
     "checkpoint": {"errors", "config", "arithmetic", "module"},
     "adapters": NUMBERS,
     "tasks": {"errors", "offline"},
@@ -126,7 +127,7 @@ def test_every_subcommand_is_imported_without_torch(repository):
 def test_the_numbers_layer_needs_torch_alone(repository):
     code = (
         "import pem_composition as pem\n"
-        "pem.PEM, pem.combine, pem.negate, pem.analogy, pem.load, pem.save\n"
+        "pem.PEM, pem.combine, pem.compose, pem.negate, pem.analogy, pem.load, pem.save\n"
         "import pem_composition.arithmetic.algebra, pem_composition.arithmetic.delta\n"
     )
     assert loaded_after(code, repository) <= {"torch"}

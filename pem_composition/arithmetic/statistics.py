@@ -40,6 +40,11 @@ class Statistics:
     facts: Mapping[str, Any] = field(default_factory=dict)
     name: str = "statistics"
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the values."""
+        return _digest(self.tensors)
+
 
 class Named(Protocol):
     """A module."""
@@ -51,8 +56,12 @@ class Named(Protocol):
 
 def fingerprint(module: Named) -> str:
     """sha256 over the module's adapter tensors in float32; format, dtype and head do not count."""
+    return _digest(module.adapter_tensors())
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.adapter_tensors().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

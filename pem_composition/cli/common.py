@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
 from pem_composition.config import AdapterConfig, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
@@ -113,8 +114,13 @@ def read_headers(
                 do="leave it out",
             )
     facts = [Facts.of(header) for header in headers]
+    choice = flags.choice(headers[0].kind)  # is it defined for this kind?
+    space = space or flags.one_space
+    strict = space == "parameter" and choice.method != PEFT_LINEAR
     check_compatible(
-        facts, space=space or flags.one_space, allow_base_mismatch=flags.allow_base_mismatch
+        facts,
+        space="parameter" if strict else "delta",
+        allow_base_mismatch=flags.allow_base_mismatch,
     )
     return headers
 
@@ -216,12 +222,13 @@ def report(out: Path, module: PEM) -> None:
 
 
 def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) -> None:
-    """Print ``OUT = +0.3*a +0.7*b  (space, head, error against sum c_i dW_i)`` and the notes."""
+    """Print ``OUT = +0.3*a +0.7*b  (space, head, error against ...)`` and the notes."""
     facts = [f"space {origin.space}"]
     if origin.head_policy is not None:
         facts.append(f"head {origin.head_policy}" if has_head else "no head")
     if origin.certificate is not None:
-        facts.append(f"error against sum c_i dW_i: {origin.certificate.total:.2g}")
+        error = origin.certificate
+        facts.append(f"error against {error.against}: {error.total:.2g}")
     print(f"{out} = {expression}  ({', '.join(facts)})")
     for note in origin.notes:
         print(f"note: {note}")

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
+from pem_composition.arithmetic.compatible import space_of
+from pem_composition.arithmetic.merging import check_coefficients_of
+from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
@@ -110,6 +113,8 @@ def _check(
     count = len(flags.adapters)
     merge = composition == library.MERGE
     points = library.merges(values, count) if merge else library.analogies(values)
+    for point in points:
+        check_coefficients_of(flags.choice(), point)
     model = evaluation.model_name_or_path or next(iter(flags.model), None)
     if model is None:
         raise UsageError.build(
@@ -161,7 +166,7 @@ def _check_output(out: Path) -> None:
 
 def _headers(flags: ModuleFlags, names: Sequence[str]) -> list[ModuleHeader]:
     """Headers, checked against each other in every space asked for."""
-    spaces = flags.space or library.SPACES
+    spaces = _asked(flags)
     if flags.rank is not None and "delta" not in spaces:
         raise UsageError.build(
             "--rank",
@@ -175,9 +180,17 @@ def _headers(flags: ModuleFlags, names: Sequence[str]) -> list[ModuleHeader]:
     ][-1]
 
 
+def _asked(flags: ModuleFlags) -> tuple[str, ...]:
+    """The spaces named, or both; of a method its own."""
+    choice = flags.choice()
+    if choice.method == SIMPLE:
+        return tuple(flags.space) or library.SPACES
+    return (space_of(choice, flags.space[0] if flags.space else None),)
+
+
 def _spaces(flags: ModuleFlags, header: ModuleHeader) -> tuple[str, ...]:
     """Both spaces unless one is named; where they are the same sum, one."""
-    spaces = tuple(flags.space) or library.SPACES
+    spaces = _asked(flags)
     if header.kind != "lora" and len(spaces) > 1:
         print(f"kind {header.kind}: parameter and delta space are the same sum, scored once")
         return ("parameter",)
@@ -193,6 +206,7 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         head=request.head,
         rank=request.flags.rank,
         bf16=bool(evaluation.bf16),
+        method=str(request.flags.choice(request.kind)),
     )
     own = request.head == library.PER_TASK
     heads = [i.pem.head_tensors() if own else None for i in inputs[: len(tasks)]]
@@ -312,10 +326,13 @@ def _selected(
     from pem_composition.cli.analogy import as_reference
     from pem_composition.module import combine
 
+    choice = request.flags.choice(request.kind)
     module = combine(
         [i.pem for i in plan.inputs],
         coefficients,
         space=space,
+        method=choice.method,
+        settings=choice.as_dict(),
         head="none" if request.head == library.PER_TASK else request.head,
         rank=request.flags.rank if space == "delta" else None,
         dtype=request.flags.dtype,

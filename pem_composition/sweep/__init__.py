@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.bench import Bench, Record
 from pem_composition.sweep.grids import analogies, grid, merges
@@ -108,7 +109,7 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
     """
     curves: dict[str, Curve] = {
         space: [
-            (list(c), bench.score(point(plan.inputs, c, space, bench.settings.head), select))
+            (list(c), bench.score(point(plan.inputs, c, space, bench.settings), select))
             for c in plan.points
         ]
         for space in plan.spaces
@@ -158,8 +159,9 @@ def _table(
         merged = [("equal weights", equal)] if plan.composition == MERGE else []
         within = [("selected, valid", valid[space])] if space in valid else []
         for how, c in (*merged, ("selected", chosen[space]), *within):
-            name = f"{plan.composition}, {how}, {space} space"
-            rows.append((name, name, c, point(plan.inputs, c, space, settings.head)))
+            what = plan.composition if settings.method == SIMPLE else settings.method
+            name = f"{what}, {how}, {space} space"
+            rows.append((name, name, c, point(plan.inputs, c, space, settings)))
     return rows
 
 
@@ -178,6 +180,7 @@ def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[
         "greater_is_better": greater_is_better(records[0]["metric"]),
         "head": settings.head if plan.inputs[0].pem.head_tensors() else None,
         "rank": settings.rank,
+        **({} if settings.method == SIMPLE else {"method": settings.method}),
     }
 
 

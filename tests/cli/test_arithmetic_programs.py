@@ -211,7 +211,7 @@ REFUSALS = {
     "nan": (["--coefficients", "nan", "1"], "expected a finite number"),
     "way": (
         ["--merge_way", "regmean"],
-        "--merge_way: no such method here; found 'regmean', expected simple",
+        "--merge_way: unknown method 'regmean'; expected simple, magnitude, ties, dare",
     ),
     "fisher": (["-w", "fisher", "-f", "x", "y"], "expected simple"),
     "fisher list": (["-f", "x", "y"], "--merge_way fisher only"),

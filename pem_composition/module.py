@@ -27,6 +27,7 @@ from pem_composition.arithmetic.compatible import (
     check_request,
     space_of,
 )
+from pem_composition.arithmetic.informed import merge_informed
 from pem_composition.arithmetic.labels import (
     OWN_RESULT,
     SUM,
@@ -35,9 +36,11 @@ from pem_composition.arithmetic.labels import (
     method_text,
     notes_of,
 )
-from pem_composition.arithmetic.merging import merge, merge_as
+from pem_composition.arithmetic.merging import Merged, merge, merge_as
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.statistics import Statistics
+from pem_composition.arithmetic.statistics import check as check_statistics
 from pem_composition.arithmetic.updates import cast, certificate_of, certified, delta_sum
 from pem_composition.config import AdapterConfig, BaseIdentity
 from pem_composition.errors import IncompatibleModules, PEMError
@@ -209,6 +212,7 @@ def combine(
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
     certify: bool = True,
+    statistics: Sequence[Statistics] = (),
 ) -> PEM:
     """sum_i c_i m_i, coefficients as given; or another merging method on the updates c_i dW_i.
 
@@ -225,6 +229,8 @@ def combine(
         dtype: float32 | bfloat16 | float16 | float64; tensors are rounded to it, and the
             certificate is that of the rounded result. Default: as loaded (float32 or float64).
         certify: compute the relative error of the result, see ``Certificate``.
+        statistics: of each module, for the methods that need them ("fisher", "regmean"); see
+            ``checkpoint.statistics.read``.
 
     Raises:
         IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ.
@@ -244,7 +250,13 @@ def combine(
     flat = choice.method == SIMPLE and head == "average"
     if flat:
         modules, coefficients = _flatten(modules, coefficients, space)
-    tensors, config, certifier = _combined(modules, coefficients, choice, space, rank)
+    check_statistics(choice.entry.needs, choice.method, modules, statistics)
+    if choice.entry.needs:
+        merged = merge_informed(modules, coefficients, choice, statistics, rank)
+        tensors, config = dict(merged.tensors), merged.config
+        certifier = _own_result(merged)
+    else:
+        tensors, config, certifier = _combined(modules, coefficients, choice, space, rank)
     tensors |= {f"{n}.{HEAD}": t for n, t in _choose_head(modules, coefficients, head).items()}
     result = PEM(
         tensors=cast(tensors, dtype),
@@ -272,11 +284,7 @@ def _combined(
     """Tensors without heads, their config, and what certifies the rounded result."""
     if choice.method != SIMPLE and space == "delta":
         merged = merge(modules, coefficients, choice, rank)
-        return (
-            dict(merged.tensors),
-            merged.config,
-            lambda m: Certificate(*certified(merged.errors(m.tensors)), OWN_RESULT),
-        )
+        return dict(merged.tensors), merged.config, _own_result(merged)
     weights = list(coefficients)
     if choice.method != SIMPLE:
         tensors, config, weights = merge_as(modules, coefficients, choice)
@@ -286,6 +294,10 @@ def _combined(
     else:
         tensors, config = delta_sum(modules, coefficients, rank)
     return tensors, config, lambda m: Certificate(*certificate_of(m, modules, weights))
+
+
+def _own_result(merged: Merged) -> Callable[[PEM], Certificate]:
+    return lambda m: Certificate(*certified(merged.errors(m.tensors)), OWN_RESULT)
 
 
 def negate(module: PEM, strength: float = 1.0) -> PEM:

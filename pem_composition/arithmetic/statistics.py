@@ -67,26 +67,31 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check(what: str, modules: Sequence[Named], statistics: Sequence[Statistics]) -> None:
+def check(
+    what: str, method: str, modules: Sequence[Named], statistics: Sequence[Statistics]
+) -> None:
     """Refuse statistics of another kind or of other modules, and a wrong number of them.
+
+    Args:
+        what: the kind that the method needs; empty for a method that needs none.
 
     Raises:
         IncompatibleModules: naming file and module.
     """
-    command = COMMANDS[what]
-    if len(statistics) != len(modules):
+    needed = len(modules) if what else 0
+    if len(statistics) != needed:
         raise IncompatibleModules.build(
-            what,
-            "the method needs the statistics of every module",
+            method,
+            f"needs the {what} file of every module" if what else "takes no statistics",
             found=f"{len(statistics)} files for {len(modules)} modules",
-            expected="one per module, in the same order",
-            do=f"compute them with {command}",
+            expected="one per module, in the same order" if what else None,
+            do=f"compute them with {COMMANDS[what]}" if what else "leave them out",
         )
-    for module, own in zip(modules, statistics, strict=True):
+    for module, own in zip(modules, statistics, strict=False):
         if own.what != what:
             raise IncompatibleModules.build(
                 own.name, "statistics of another kind", found=own.what, expected=what,
-                do=f"compute them with {command}",
+                do=f"compute them with {COMMANDS[what]}",
             )  # fmt: skip
         found = fingerprint(module)
         if own.module != found:
@@ -95,5 +100,5 @@ def check(what: str, modules: Sequence[Named], statistics: Sequence[Statistics])
                 f"does not belong to {module.name}",
                 found=f"the {what} of module {own.module[:12]}",
                 expected=f"that of {found[:12]}",
-                do=f"give the files in the order of the modules, or run {command} again",
+                do=f"give the files in the order of the modules, or run {COMMANDS[what]} again",
             )

@@ -16,6 +16,7 @@ from pem_composition.config import AdapterConfig, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 
 if TYPE_CHECKING:
+    from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.config import BaseIdentity
     from pem_composition.module import PEM, Provenance
@@ -195,6 +196,27 @@ def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = 
 
     read = {path: load(path, base=base) for path in dict.fromkeys(paths)}
     return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
+
+
+def find_statistics(paths: Sequence[str], needs: str, modules: int) -> None:
+    """Refuse a wrong number of data files, and files that are not there; nothing is read.
+
+    Args:
+        needs: kind of statistics that the method needs, see ``arithmetic.statistics``; or empty.
+    """
+    from pem_composition.checkpoint.statistics import find
+
+    if needs:
+        check_count("--fisher_list", paths, modules, "file")
+        for path in paths:
+            find(path, needs)
+
+
+def read_statistics(paths: Sequence[str], needs: str) -> list[Statistics]:
+    """The modules' statistics, in their order."""
+    from pem_composition.checkpoint.statistics import read
+
+    return [read(path, needs) for path in paths] if needs else []
 
 
 def write_grid(

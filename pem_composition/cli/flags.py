@@ -9,6 +9,7 @@ from typing import Any
 
 from pem_composition.arithmetic.compatible import SPACES, space_of
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
+from pem_composition.arithmetic.statistics import COMMANDS
 from pem_composition.errors import PEMError, UsageError, close_match
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
@@ -183,7 +184,7 @@ class MergeFlags(ModuleFlags):
             "short": "-f",
             "nargs": "*",
             "metavar": "FILE",
-            "help": "one Fisher file per module (-w fisher)",
+            "help": "one file of pem fisher (-w fisher) or pem gram (-w regmean) per module",
         },
     )
 
@@ -215,7 +216,7 @@ class MergeFlags(ModuleFlags):
 
 
 def check_merge_way(way: str, fisher: Sequence[str]) -> None:
-    """Refuse a Fisher file for a method that takes none, and another program's sum by this flag."""
+    """Refuse data files for a method that takes none, and another program's sum by this flag."""
     if way in METHODS and way not in MERGE_WAYS:
         raise UsageError.build(
             "--merge_way",
@@ -223,12 +224,20 @@ def check_merge_way(way: str, fisher: Sequence[str]) -> None:
             found=way,
             do=f"use --as {way.replace('_', '-')}",
         )
-    if fisher:
+    needs = METHODS[way].needs if way in METHODS else ""
+    if fisher and not needs:
         raise UsageError.build(
             "--fisher_list",
-            "applies to --merge_way fisher only",
+            "applies to --merge_way fisher and regmean only",
             found=f"--merge_way {way}",
             do="leave it out",
+        )
+    if needs and not fisher:
+        raise UsageError.build(
+            "--fisher_list",
+            f"{way} needs the {needs} file of every module",
+            found="none",
+            do=f"make them with {COMMANDS[needs]}",
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
@@ -15,6 +14,7 @@ from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 
 if TYPE_CHECKING:
+    from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.module import PEM
 
 NAME = "merge"
@@ -23,6 +23,7 @@ EXAMPLES = """
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/merged --coefficients 0.3 0.7
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/exact --space delta --rank 8
   python merge.py -a runs/rte runs/mnli runs/cola -p runs/ties -w ties --setting density=0.2
+  python merge.py -a runs/rte runs/mnli -p runs/fisher -w fisher -f runs/rte-fisher runs/mnli-fisher
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/as-peft --coefficients 0.3 0.7 --as peft-linear
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/points --grid 0 0.1 1
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/sweep --grid 0 0.05 1 --evaluate \\
@@ -90,12 +91,21 @@ def run(config: Config) -> int:
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)
+    needs = config.choice().entry.needs
+    common.find_statistics(config.fisher_list, needs, len(config.adapters))
     modules = common.load_modules(config.adapters, names)
+    statistics = common.read_statistics(config.fisher_list, needs)
     if config.grid is None:
-        _write(modules, points[0], out, config)
+        merged = _combine(modules, points[0], config, statistics)
+        merged.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
+        common.report(out, merged)
     else:
         common.write_grid(
-            points, names_of(points), lambda point: _combine(modules, point, config), out, config
+            points,
+            names_of(points),
+            lambda point: _combine(modules, point, config, statistics),
+            out,
+            config,
         )
     return 0
 
@@ -130,7 +140,12 @@ def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
     return list(library.merges(config.grid, modules))
 
 
-def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
+def _combine(
+    modules: Sequence[PEM],
+    point: Sequence[float],
+    config: Config,
+    statistics: Sequence[Statistics] = (),
+) -> PEM:
     """Without --merge_head the last module's head is kept, as in the reference program."""
     from pem_composition.module import combine
 
@@ -145,13 +160,8 @@ def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> 
         head=config.head_policy("last"),
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
+        statistics=statistics,
     )
-
-
-def _write(modules: Sequence[PEM], point: Sequence[float], out: Path, config: Config) -> None:
-    merged = _combine(modules, point, config)
-    merged.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-    common.report(out, merged)
 
 
 def names_of(points: Sequence[tuple[float, ...]]) -> list[str]:

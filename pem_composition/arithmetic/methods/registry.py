@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from pem_composition.arithmetic.methods.settings import Setting, Value, shown
+from pem_composition.arithmetic.statistics import FISHER, GRAM
 from pem_composition.errors import PEMError, close_match
 
 SIMPLE = "simple"
@@ -59,6 +60,7 @@ class Method:
         space: delta where it merges updates, parameter where it merges the modules' own tensors.
         own_rank: True where --rank is a parameter of the method, not a truncation of its result.
         modules: smallest and greatest number of modules.
+        needs: kind of statistics that every module brings, see ``arithmetic.statistics``.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Method:
     space: str = "delta"
     own_rank: bool = False
     modules: tuple[int, int] = (1, 1000)
+    needs: str = ""
 
     @property
     def random(self) -> bool:
@@ -208,6 +211,35 @@ OTHERS = (
     ),
 )  # fmt: skip
 
+INFORMED = (
+    Method(
+        "fisher", "Fisher merging", "arXiv:2111.09832",
+        "t = sum_i c_i F_i t_i / sum_i c_i F_i, F_i the diagonal Fisher of module i on its task",
+        "entries of the modules' own tensors", "r (equal ranks)", "fisher:fisher",
+        (
+            Setting(
+                "floor", 1e-6, "an entry of F_i counts at least as this share of the mean of F_i",
+                0.0, 1.0, low_open=True,
+            ),
+            Setting(
+                "normalize", "none", "norm: divide each F_i by its norm", choices=("none", "norm")
+            ),
+        ),
+        shares=True, space="parameter", needs=FISHER,
+    ),
+    Method(
+        "regmean", "RegMean", "arXiv:2212.09849",
+        "(sum_i c_i dW_i G_i) (sum_i c_i G_i)^-1, G_i the Gram matrix of the layer's inputs on the "
+        "module's task", "dW_t, input coordinates", "sum r_t", "regmean:regmean",
+        (
+            Setting(
+                "off_diagonal", 0.9, "factor of the entries of G_i outside its diagonal", 0.0, 1.0
+            ),
+        ),
+        kinds=LORA, shares=True, needs=GRAM,
+    ),
+)  # fmt: skip
+
 PARITY = (
     Method(
         "reference", "the paper's merge program", "github.com/hkust-nlp/PEM_composition",
@@ -242,7 +274,7 @@ METHODS: Mapping[str, Method] = {
             "sum of the tensors, arXiv:2306.14870)", "the updates, or the modules' own tensors",
             "sum r_t", "",
         ),
-        *ELEMENTWISE, *SPECTRAL, *OTHERS, *PARITY,
+        *ELEMENTWISE, *SPECTRAL, *OTHERS, *INFORMED, *PARITY,
     )
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from pem_composition.errors import EXIT_DONE, UsageError, close_match
 SUBCOMMANDS = (
     "offline", "split", "init", "train", "merge", "negation", "analogy", "compose",
     "methods", "inspect", "evaluate", "perplexity", "generate", "judge", "fisher", "gram", "sweep",
-    "report",
+    "search", "learn", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"

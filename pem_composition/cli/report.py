@@ -40,8 +40,10 @@ class Config:
 
 def run(config: Config) -> int:
     """Print the table and write the files."""
-    from pem_composition.report import plot, records, table
+    from pem_composition.report import plot, records, search, table
 
+    if len(config.results) == 1 and search.is_search(config.results[0]):
+        return _search(config)
     sweeps = [records.read(path) for path in config.results]
     out = config.save_path or (sweeps[0].path.parent if len(sweeps) == 1 else None)
     if out is not None:
@@ -61,4 +63,17 @@ def run(config: Config) -> int:
     if out is not None:
         (out / "table.md").write_text(text + "\n", encoding="utf-8")
         (out / "table.csv").write_text(table.to_csv(rows, tuple(rows[0])), encoding="utf-8")
+    return 0
+
+
+def _search(config: Config) -> int:
+    """Table and plot of a search."""
+    from pem_composition.report import search
+
+    path = Path(config.results[0])
+    out = config.save_path or (path if path.is_dir() else path.parent)
+    out.mkdir(parents=True, exist_ok=True)
+    print(search.write(path, out))
+    for file in search.plot(path, out):
+        print(f"plot: {file}")
     return 0

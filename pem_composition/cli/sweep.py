@@ -92,8 +92,8 @@ def start(
     Raises:
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
-    request = _check(flags, evaluation, values, head, composition)
-    plan, bench = _prepare(request)
+    request = check(flags, evaluation, values, head, composition)
+    plan, bench = prepare(request)
     report = library.TEST if library.TEST in bench.splits else library.VALIDATION
     with StopRequest():  # a signal ends the sweep between lines; finished points are on disk
         summary = library.run(plan, bench, library.VALIDATION, report)
@@ -103,7 +103,7 @@ def start(
     return 0
 
 
-def _check(
+def check(
     flags: ModuleFlags,
     evaluation: EvaluationFlags,
     values: Sequence[float],
@@ -197,9 +197,9 @@ def _spaces(flags: ModuleFlags, header: ModuleHeader) -> tuple[str, ...]:
     return spaces
 
 
-def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
+def prepare(request: Request) -> tuple[library.Plan, library.Bench]:
     """Load the modules; the base model waits until a point needs it."""
-    inputs = _load_inputs(request)
+    inputs = load_inputs(request)
     evaluation, tasks = request.evaluation, request.tasks
     settings = library.Settings(
         base=_fingerprint(request.model),
@@ -227,7 +227,7 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         base_name=request.base_name,
         max_invalid=evaluation.max_invalid,
     )
-    return plan, library.Bench(lambda: _load_base(request), splits, settings, ledger, _say)
+    return plan, library.Bench(lambda: load_base(request), splits, settings, ledger, _say)
 
 
 def _rows(
@@ -242,7 +242,7 @@ def _rows(
     return library.Rows(task.data.task, examples, task.settings(flags), size, task.name, head)
 
 
-def _load_inputs(request: Request) -> list[library.Input]:
+def load_inputs(request: Request) -> list[library.Input]:
     modules = common.load_modules(request.paths, request.names, base=request.model)
     inputs = [
         library.Input(name, module, library.digest_of(path))
@@ -285,19 +285,19 @@ def _check_heads(request: Request, inputs: Sequence[library.Input]) -> None:
             )
 
 
-def _load_base(request: Request) -> tuple[Any, Any]:
+def load_base(request: Request) -> tuple[Any, Any]:
     import torch
 
-    from pem_composition.evaluation.models import bfloat16_note, load_base, load_seq2seq
+    from pem_composition.evaluation import models
 
     if request.evaluation.objective == "seq2seq":
-        base, tokenizer, _ = load_seq2seq(request.model)
+        base, tokenizer, _ = models.load_seq2seq(request.model)
     else:
         torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike all the same
-        base, tokenizer, _ = load_base(request.model, request.tasks[0].data.task)
+        base, tokenizer, _ = models.load_base(request.model, request.tasks[0].data.task)
     on_gpu = torch.cuda.is_available() and not request.evaluation.use_cpu
     device = "cuda" if on_gpu else "cpu"
-    note = bfloat16_note(device) if request.evaluation.bf16 else None
+    note = models.bfloat16_note(device) if request.evaluation.bf16 else None
     if note:
         print(note)
     return base.to(device), tokenizer

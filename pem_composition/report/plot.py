@@ -80,6 +80,19 @@ def write(results: str | Path, out: Path) -> list[Path]:
         DataError: no finished sweep.
     """
     found = read(results)
+    backend()
+    files = _save(curves(found), out, "curve")
+    if len(found.summary["tasks"]) == 2:
+        files += _save(frontier(found), out, "frontier")
+    return files
+
+
+def backend() -> Any:
+    """pyplot, drawing into files.
+
+    Raises:
+        RunFailed: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -87,10 +100,9 @@ def write(results: str | Path, out: Path) -> list[Path]:
             "plot", "matplotlib is not installed", do="pip install matplotlib, then: pem report DIR"
         ) from None
     matplotlib.use("Agg")
-    files = _save(curves(found), out, "curve")
-    if len(found.summary["tasks"]) == 2:
-        files += _save(frontier(found), out, "frontier")
-    return files
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _save(figure: Figure, out: Path, name: str) -> list[Path]:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.bench import Bench, Record
-from pem_composition.sweep.grids import analogies, grid, merges
+from pem_composition.sweep.grids import analogies, grid, merges, union
 from pem_composition.sweep.ledger import Ledger
 from pem_composition.sweep.points import (
     PER_TASK,
@@ -48,11 +48,13 @@ __all__ = [
     "Settings",
     "alone",
     "analogies",
+    "compared",
     "digest_of",
     "grid",
     "merges",
     "point",
     "run",
+    "union",
 ]
 
 SPACES = ("parameter", "delta")
@@ -101,6 +103,15 @@ class Row:
     records: list[Record]
 
 
+class Compared(Protocol):
+    """What gains need to know of a sweep or a search."""
+
+    @property
+    def singles(self) -> tuple[Input, ...]: ...
+    @property
+    def composition(self) -> str: ...
+
+
 def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
     """Score the grid on ``select``, choose a point per space, score the table's rows on ``report``.
 
@@ -135,7 +146,7 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
             space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
             for space, curve in curves.items()
         },
-        **_compared(plan, bench.settings, bench.splits[report], rows),
+        **compared(plan, bench.settings, bench.splits[report], rows),
     }
     if bench.ledger.last != summary:
         bench.ledger.append(summary)
@@ -184,8 +195,8 @@ def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[
     }
 
 
-def _compared(
-    plan: Plan, settings: Settings, tasks: Sequence[Rows], rows: Sequence[Row]
+def compared(
+    plan: Compared, settings: Settings, tasks: Sequence[Rows], rows: Sequence[Row]
 ) -> dict[str, Any]:
     """The rows with their gains over the baseline, per task and in the mean over the tasks."""
     own = settings.head == PER_TASK

@@ -67,7 +67,7 @@ class Point:
     method: str = SIMPLE
     rank: int | None = None
 
-    def module(self, settings: Settings) -> PEM:
+    def module(self, settings: Settings, *, certify: bool = False) -> PEM:
         """The combination, in memory."""
         from pem_composition.module import combine
 
@@ -86,7 +86,7 @@ class Point:
             head="none" if settings.head == PER_TASK else settings.head,
             rank=self.rank,
             allow_base_mismatch=True,
-            certify=False,
+            certify=certify,
         )
 
     def identity(self, settings: Settings, split: str, rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Rows:
             "standard_error": result["stderr"],
             "n": result["n"],
             "scores": result["scores"],
+            "loss": exam.loss(outputs),
             "auc": result["auc"],
             "predicted_share": result["predicted_shares"],
             "degenerate": result["degenerate"],

@@ -49,7 +49,7 @@ def make(
     """Write everything into ``folder``."""
     model = tiny("roberta")
     base = folder / "base"
-    model.save_pretrained(base)
+    model.roberta.save_pretrained(base)  # without a head: every task has its own
     write_tokenizer(base)
     modules = []
     for seed, task in enumerate(tasks, start=1):

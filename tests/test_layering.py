@@ -34,7 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 LIGHT = ("errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "__init__")
-HEAVY = {"torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate"}
+HEAVY = {
+    "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",
+    "optuna", "cmaes", "matplotlib",
+}  # fmt: skip
 
 
 def unit_of(path: Path) -> str:

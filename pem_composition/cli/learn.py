@@ -145,9 +145,7 @@ def _lessons(
     found = []
     for place, task in enumerate(request.tasks):
         if config.method == ADAMERGING and task.data.task.regression and task.prompt is None:
-            print(
-                f"note: {task.name} is a regression, which has no entropy; nothing is learned on it"
-            )
+            print(f"note: {task.name} is a regression, which has no entropy; left out")
             continue
         rows = task.rows(scored.VALIDATION)
         assert rows is not None, "required when the tasks were read"

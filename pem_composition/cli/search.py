@@ -235,6 +235,12 @@ def _check(config: Config) -> tuple[sweep.Request, tuple[space.Study, ...]]:
     return request, studies(config, request)
 
 
+def _statistics(config: Config) -> dict[str, tuple[str, ...]]:
+    """Files by the kind of statistics that they hold."""
+    files = {"fisher": config.fisher_list, "gram": config.gram_list}
+    return {what: paths for what, paths in files.items() if paths}
+
+
 def studies(config: Config, request: sweep.Request) -> tuple[space.Study, ...]:
     """One study per method, of the sum one per space.
 
@@ -262,7 +268,20 @@ def studies(config: Config, request: sweep.Request) -> tuple[space.Study, ...]:
     space.check_used(dimensions, found)
     if config.sampler == samplers.CMA:
         _check_cma(found)
+    if config.sampler == samplers.GRID:
+        _check_grid(found)
     return tuple(found)
+
+
+def _check_grid(found: Sequence[space.Study]) -> None:
+    """Go through the grids once: a range without a step, or far too many points."""
+    for study in found:
+        count = sum(1 for _ in zip(study.candidates(), range(library.MAX_POINTS + 1), strict=False))
+        if count > library.MAX_POINTS:
+            raise UsageError.build(
+                "--search", f"too many points for {study.name}",
+                expected=f"at most {library.MAX_POINTS}", do="use --sampler tpe",
+            )  # fmt: skip
 
 
 def _check_cma(found: Sequence[space.Study]) -> None:
@@ -281,16 +300,12 @@ def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Be
 
     plan, bench = sweep.prepare(request)
     inputs = list(plan.inputs)
-    for what, paths in (("fisher", config.fisher_list), ("gram", config.gram_list)):
-        own = common.read_statistics(paths, what if paths else "")
-        inputs = (
-            [
-                replace(i, statistics={**i.statistics, what: s})
-                for i, s in zip(inputs, own, strict=True)
-            ]
-            if own
-            else inputs
-        )
+    for what, paths in _statistics(config).items():
+        own = common.read_statistics(paths, what)
+        inputs = [
+            replace(i, statistics={**i.statistics, what: s})
+            for i, s in zip(inputs, own, strict=True)
+        ]
     tasks = plan.tasks
     own_modules = len(tasks) == len(inputs)
     names = common.labels(config.compare)

@@ -91,6 +91,10 @@ def _columns(results: Results) -> Iterator[tuple[str, list[str]]]:
     yield "merge (s)", ["" if c is None else f"{c['seconds']:.2f}" for c in costs]
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
 def _title(s: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     best = " *" if row["row"] == f"best {s['best']}" else ""
     entry = next((e for e in s["studies"] if row["row"] == f"best {e['study']}"), None)
@@ -138,8 +142,8 @@ def _footnotes(results: Results) -> Iterator[str]:
     conditions = f" with {' and '.join(s['constraints'])}" if s["constraints"] else ""
     yield (
         f"{tried} trials ({s['sampler']}, seed {s['seed']}), chosen by {' and '.join(s['goals'])}"
-        f"{conditions} on the {s['select']} rows; the table is on the {s['report']} rows. * best on "
-        "the selection rows. +- is one standard error over the rows, that of a gain is paired."
+        f"{conditions} on the {s['select']} rows; the table is on the {s['report']} rows. * best "
+        "on the selection rows. +- is one standard error over the rows, that of a gain is paired."
     )
     if s["baseline"] == "own module":
         yield "Each task is scored with the head of its own module."

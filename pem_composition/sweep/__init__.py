@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.bench import Bench, Record
-from pem_composition.sweep.grids import analogies, grid, merges, union
+from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.ledger import Ledger
 from pem_composition.sweep.points import (
     PER_TASK,
@@ -34,6 +34,7 @@ from pem_composition.sweep.rows import Rows
 
 __all__ = [
     "ANALOGY",
+    "MAX_POINTS",
     "MERGE",
     "PER_TASK",
     "SPACES",

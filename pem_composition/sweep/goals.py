@@ -8,7 +8,7 @@ are smaller count with a minus sign.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,3 @@ def _signed(record: Record) -> float:
     from pem_composition.evaluation.metrics import greater_is_better
 
     return float(record["score"] if greater_is_better(record["metric"]) else -record["score"])
-
-
-Goals = tuple[Goal, ...]
-Value = Callable[[Scored], float]

@@ -117,14 +117,17 @@ def work(
                 if number % workers == place:
                     tried(number, candidate)
         else:
-            _sample(search, study, tried, store, key)
+            _sample(search, study, tried, store, key, first=place == 0)
 
 
-def _sample(search: Search, study: Study, tried: _Trying, store: Any, key: str) -> None:
+def _sample(
+    search: Search, study: Study, tried: _Trying, store: Any, key: str, *, first: bool
+) -> None:
     name = f"{study.name} {key[:16]}"
     goals = len(search.goals)
     stored = samplers.open_study(store, name, study, search.sampler, search.seed, goals)
-    samplers.release_orphans(stored)
+    if first:
+        samplers.release_orphans(stored)
     while (trial := samplers.ask(stored, study.dimensions, search.trials)) is not None:
         found = tried(trial.number, trial.params)
         missed = found.violation > 0

@@ -147,8 +147,8 @@ MADE = {
     "analogy": pem.analogy(X, Y, Z, 0.9, head="average"),
     **{
         name: pem.combine([X, Y], [0.3, 0.7], method=name, rank=2 if name == "ctm" else None)
-        for name in METHODS
-        if name != "simple"
+        for name, method in METHODS.items()
+        if name != "simple" and not method.needs
     },
 }  # fmt: skip
 

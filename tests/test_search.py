@@ -223,6 +223,22 @@ def test_lorahub_minimises_the_loss_of_the_plain_sum_with_its_penalty(bench, tmp
         assert -t["values"][0] == pytest.approx(expected, rel=1e-4)
 
 
+def test_searches_of_several_seeds_are_averaged(bench, finished, tmp_path, capsys):
+    search(bench, tmp_path / "other", *METHODS, *WIDE, "--trials", 2, "--seed", 1)
+    found = [report.read(path) for path in (finished, tmp_path / "other")]
+    capsys.readouterr()
+    assert run("report", "-r", finished, tmp_path / "other", "-p", tmp_path / "table") == 0
+    text = capsys.readouterr().out
+    line = next(x for x in text.splitlines() if x.startswith("| best ties |"))
+    rows = [next(w for w in f.summary["rows"] if w["row"] == "best ties") for f in found]
+    means = [row["mean"]["score"] for row in rows]
+    assert f"| {np.mean(means):.4f} +- {np.std(means, ddof=1):.4f} |" in line
+    assert (tmp_path / "table" / "table.md").read_text().startswith("| module | searches | mnli |")
+    before = (finished / "table.md").read_text()
+    assert run("report", "-r", finished) == 0
+    assert (finished / "table.md").read_text() == before
+
+
 # --- goals ---
 
 
@@ -400,6 +416,7 @@ REFUSALS = {
     "cma": (["--coefficients", "shared", "--sampler", "cma"], "CMA-ES needs two numbers"),
     "cma goals": (["--goal", "mnli", "rte", "--sampler", "cma"], "CMA-ES has one goal"),
     "fisher": (["--methods", "fisher"], "--fisher_list: goes with --methods fisher"),
+    "pairs only": (["--methods", "simple"], "unknown method 'simple'"),
     "sampler": (["--sampler", "bayes"], "invalid choice: 'bayes'"),
 }  # fmt: skip
 

@@ -263,6 +263,11 @@ def studies(config: Config, request: sweep.Request) -> tuple[space.Study, ...]:
     found = []
     for method in config.methods:
         name = SIMPLE if method == space.SUM else method
+        if request.kind not in METHODS[name].kinds:
+            raise UsageError.build(
+                "--methods", f"{name} is not defined for modules of kind {request.kind}",
+                expected=f"kind {' or '.join(METHODS[name].kinds)}", do="leave it out",
+            )  # fmt: skip
         spaces = request.spaces if name == SIMPLE else (METHODS[name].space,)
         found += [space.study(name, s, request.kind, count, wishes) for s in spaces]
     space.check_used(dimensions, found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,60 @@ def write(results: str | Path, out: Path) -> str:
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     (out / "table.csv").write_text(to_csv(found), encoding="utf-8")
     return text
+
+
+def aggregate(paths: Sequence[str | Path]) -> str:
+    """Several searches of one setting (seeds) as one Markdown table: mean +- standard deviation.
+
+    Raises:
+        DataError: searches of different tasks, kinds, bases or goals.
+    """
+    found = [read(path) for path in paths]
+    facts = ("tasks", "kind", "base_name", "goals", "head")
+    first = {name: found[0].summary[name] for name in facts}
+    for other in found[1:]:
+        for name, value in first.items():
+            if other.summary[name] != value:
+                raise DataError.build(
+                    other.path, f"another search: {name} differs", found=other.summary[name],
+                    expected=value, do="report them apart",
+                )  # fmt: skip
+    rows: dict[str, list[tuple[Results, int]]] = {}
+    for results in found:
+        for place, row in enumerate(results.summary["rows"]):
+            rows.setdefault(row["id"], []).append((results, place))
+    header = ["module", "searches", *first["tasks"], "mean", "normalised", "rank", "merge (s)"]
+    lines = [_line(header), "|---" * len(header) + "|"]
+    lines += [_line(_over(same)) for same in rows.values()]
+    note = "+- is the standard deviation between searches."
+    return "\n".join([*lines, "", note])
+
+
+def _over(same: Sequence[tuple[Results, int]]) -> list[str]:
+    """One row of several searches."""
+    first, place = same[0]
+    entries = [(r, r.summary["rows"][i], r.summary["costs"][i]) for r, i in same]
+    scores = []
+    for task in range(len(first.summary["tasks"])):
+        scores.append(_spread([r.points[e["keys"][task]]["score"] for r, e, _ in entries]))
+    shares = [e["mean"].get("normalised") for _, e, _ in entries]
+    costs = [c for *_, c in entries if c is not None]
+    return [
+        first.summary["rows"][place]["row"],
+        str(len(entries)),
+        *scores,
+        _spread([e["mean"]["score"] for _, e, _ in entries]),
+        _spread([s for s in shares if s is not None]),
+        _spread([c["rank"] for c in costs], digits=0),
+        _spread([c["seconds"] for c in costs], digits=2),
+    ]
+
+
+def _spread(values: Sequence[float], digits: int = 4) -> str:
+    if not values:
+        return ""
+    error = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{error}"
 
 
 # --- plots ---

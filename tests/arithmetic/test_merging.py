@@ -17,7 +17,9 @@ from pem_composition.config import LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, combine
 
-DELTA = [m.name for m in METHODS.values() if m.space == "delta" and m.name != "simple"]
+DELTA = [
+    m.name for m in METHODS.values() if m.space == "delta" and m.name != "simple" and not m.needs
+]
 ENTRYWISE = [m.name for m in ELEMENTWISE]
 # A method, or with the suffix one on core matrices instead of the entries of dW.
 CASES = [*DELTA, *(f"{name}:core" for name in ENTRYWISE)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
@@ -54,10 +54,8 @@ class Flags:
     use_cpu: bool = flag(False, "do not use a GPU")
 
     # What the checks and loaders of ``pem evaluate`` ask for besides.
-    target: ClassVar[str | None] = None
-    answers: ClassVar[str | None] = None
-    block_size: ClassVar[int | None] = None
-    next_block: ClassVar[bool] = False
+    target = answers = block_size = None
+    next_block = False
 
     def __post_init__(self) -> None:
         check_objective(self)

@@ -80,7 +80,7 @@ def test_a_method_that_applies_another_takes_its_settings():
     ("name", "settings", "message"),
     [
         ("tiess", {}, "method: unknown method 'tiess'; did you mean ties?"),
-        ("regmean", {}, "unknown method 'regmean'; expected simple, magnitude, ties"),
+        ("zipit", {}, "unknown method 'zipit'; expected simple, magnitude, ties"),
         ("ties", {"density": 0}, r"ties: density must be in \(0, 1\]; found 0"),
         ("ties", {"density": "0"}, r"density must be in \(0, 1\]; found 0"),
         ("ties", {"density": 1.5}, r"density must be in \(0, 1\]; found 1.5"),

@@ -185,3 +185,22 @@ def check_rank(rank: int | None, space: str, kind: str) -> None:
             found=f"kind {kind}",
             do="leave --rank out",
         )
+
+
+def check_coefficients_of(choice: Choice, coefficients: Sequence[float]) -> None:
+    """Refuse a number of modules or signs of coefficients that the method cannot use."""
+    entry = choice.entry
+    low, high = entry.modules
+    if not low <= len(coefficients) <= high:
+        raise PEMError.build(
+            entry.name, "wrong number of modules", found=len(coefficients),
+            expected=low if low == high else f"{low} to {high}",
+            do="use karcher for more than two" if entry.name == "slerp" else "",
+        )  # fmt: skip
+    if entry.shares and (min(coefficients) < 0 or not sum(coefficients)):
+        raise PEMError.build(
+            entry.name, "only the ratios of its coefficients count, as shares c / sum c",
+            found=", ".join(f"{c:g}" for c in coefficients),
+            expected="coefficients >= 0, not all 0",
+            do="negate the module instead, or use another method",
+        )  # fmt: skip

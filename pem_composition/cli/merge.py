@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
-from pem_composition.arithmetic.merging import check_coefficients_of
+from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared

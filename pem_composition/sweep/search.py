@@ -155,12 +155,12 @@ class _Trying:
 
     def __call__(self, number: int, candidate: Candidate) -> Trial:
         """Values and violation of a candidate; settings that do not go together violate most."""
-        coefficients = self.study.coefficients(candidate)
         try:
+            coefficients = self.study.coefficients(candidate)
             target = self.study.point(self.search.inputs, self.bench.settings, candidate)
         except PEMError:
             values = (REFUSED,) * len(self.search.goals)
-            return self._keep(number, candidate, coefficients, values, -REFUSED, ())
+            return self._keep(number, candidate, (), values, -REFUSED, ())
         records = self.bench.score(target, self.select)
         size = sum(map(abs, coefficients)) / len(coefficients)
         scored = Scored(self.search.tasks, records, self.own, size)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, Method, accepted, resolve
+from pem_composition.arithmetic.methods.registry import Choice as MethodChoice
 from pem_composition.arithmetic.methods.settings import Setting
 from pem_composition.errors import PEMError, UsageError
 from pem_composition.sweep.grids import grid
@@ -75,10 +76,6 @@ class Study:
         """``ties``, or ``sum in delta space``."""
         return f"{SUM} in {self.space} space" if self.method == SIMPLE else self.method
 
-    @property
-    def _entry(self) -> Method:
-        return METHODS[self.method]
-
     def candidates(self) -> Iterator[Candidate]:
         """Every candidate of a grid."""
         others = [d for d in self.dimensions if not _is_coefficient(d.name)]
@@ -100,7 +97,16 @@ class Study:
             return (float(candidate["c"]),) * self.modules
         if "c0" in candidate:
             return tuple(float(candidate[f"c{i}"]) for i in range(self.modules))
-        return self._entry.default_coefficients(self.modules)
+        return self.choice(candidate).default_coefficients(self.modules)
+
+    def choice(self, candidate: Candidate) -> MethodChoice:
+        """The method with the candidate's settings.
+
+        Raises:
+            PEMError: settings that do not go together.
+        """
+        own = {n: v for n, v in candidate.items() if not _is_coefficient(n) and n != RANK}
+        return resolve(self.method, own, self.kind)
 
     def point(self, inputs: Sequence[Input], settings: Settings, candidate: Candidate) -> Point:
         """The point that a candidate stands for.
@@ -108,8 +114,7 @@ class Study:
         Raises:
             PEMError: settings that do not go together.
         """
-        own = {n: v for n, v in candidate.items() if not _is_coefficient(n) and n != RANK}
-        choice = resolve(self.method, own, self.kind)
+        choice = self.choice(candidate)
         rank = candidate.get(RANK)
         return point(
             inputs, self.coefficients(candidate), self.space, settings, method=str(choice),

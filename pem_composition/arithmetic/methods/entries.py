@@ -5,8 +5,9 @@ seen as (T, O, I) in float64 without more than a block of rows of them in memory
 method is a ``Rule``: it may go over all blocks first (for thresholds), then maps one block of T
 matrices to one block of the result.
 
-Memory: a block has at most BLOCK entries over all T (one row at least), and a handful of
-temporaries of its size; selection adds 65,536 counters per module.
+Memory: a block has at most BLOCK entries over all T (one row at least), with a handful of
+temporaries of its size; selection adds 65,536 counters and at most BLOCK candidates per module.
+That is 16 MB for each, 0.3 GB in all for three modules, whatever the size of the layer.
 
 Shape suffixes: T modules, N rows of a block, O outputs, I inputs, S selections made at once.
 """

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.merging import Judge, Merged, check_coefficients_of
+from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.merging import Judge, Merged
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.statistics import GRAM, Statistics
 from pem_composition.arithmetic.updates import check_fit, factor_config, lora_factors

@@ -314,6 +314,13 @@ def test_a_search_in_two_parts_is_the_search_at_once(sampler, bench, tmp_path, m
     assert len({tuple(t["coefficients"]) for t in trials(tmp_path / "once")}) == 8
 
 
+def test_a_study_of_one_candidate_is_one_trial(bench, tmp_path):
+    words = ("--methods", "ties", "--coefficients", "fixed", "--trials", 5)
+    search(bench, tmp_path / "out", *words)
+    (trial,) = trials(tmp_path / "out")
+    assert (trial["candidate"], trial["coefficients"]) == ({}, [1.0, 1.0])
+
+
 def test_a_finished_search_loads_no_model(bench, finished, tmp_path, monkeypatch, capsys):
     from pem_composition.evaluation import models
 

@@ -128,7 +128,8 @@ def _sample(
     stored = samplers.open_study(store, name, study, search.sampler, search.seed, goals)
     if first:
         samplers.release_orphans(stored)
-    while (trial := samplers.ask(stored, study.dimensions, search.trials)) is not None:
+    budget = search.trials if study.dimensions else 1  # one candidate needs no second trial
+    while (trial := samplers.ask(stored, study.dimensions, budget)) is not None:
         found = tried(trial.number, trial.params)
         missed = found.violation > 0
         told = [REFUSED * (1 + found.violation)] * goals if missed else list(found.values)

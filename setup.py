@@ -41,6 +41,7 @@ setup(
         # Read the packaged text-to-text and causal language models, once.
         "offline": ["gguf>=0.17", "onnx>=1.17"],
         "toxicity": ["detoxify>=0.5"],  # the judge of that name
+        "search": ["optuna>=4.4", "cmaes>=0.11"],  # samplers of pem search but grid
         "dev": [
             "hypothesis>=6.100",
             "mypy>=2.0",

@@ -20,6 +20,7 @@ _HOMES = {
     "combine": "module",
     "negate": "module",
     "analogy": "module",
+    "compose": "composition",
     "load": "checkpoint",
     "save": "checkpoint",
     "attach": "adapters",
@@ -34,6 +35,7 @@ __all__ = [
     "analogy",
     "attach",
     "combine",
+    "compose",
     "detach",
     "extract",
     "fold",
@@ -45,6 +47,7 @@ __all__ = [
 if TYPE_CHECKING:
     from pem_composition.adapters import attach, detach, extract, fold
     from pem_composition.checkpoint import load, save
+    from pem_composition.composition import compose
     from pem_composition.errors import PEMError
     from pem_composition.module import PEM, analogy, combine, negate
 

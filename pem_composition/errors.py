@@ -6,6 +6,9 @@ A message says where (file, module or flag), what was found, what was expected a
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_RUN_FAILED = 3
@@ -75,3 +78,9 @@ class Preempted(PEMError):
     """The run was asked to stop, saved, and can be resumed. Programs exit with 75."""
 
     exit_code = EXIT_PREEMPTED
+
+
+def close_match(word: str, known: Iterable[str]) -> str:
+    """``did you mean X?``, or an empty string when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else ""

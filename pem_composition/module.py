@@ -6,7 +6,7 @@ A module knows nothing about models or files; ``save`` hands it to the checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from os import PathLike
@@ -21,15 +21,33 @@ from pem_composition.arithmetic.algebra import (
     role_of,
 )
 from pem_composition.arithmetic.algebra import negate as algebra_negate
-from pem_composition.arithmetic.compatible import check_compatible
-from pem_composition.arithmetic.updates import cast, certificate_of, delta_sum
+from pem_composition.arithmetic.compatible import (
+    check_compatible,
+    check_rank,
+    check_request,
+    space_of,
+)
+from pem_composition.arithmetic.informed import merge_informed
+from pem_composition.arithmetic.labels import (
+    OWN_RESULT,
+    SUM,
+    expression_of,
+    label_of,
+    method_text,
+    notes_of,
+)
+from pem_composition.arithmetic.merging import Merged, merge, merge_as
+from pem_composition.arithmetic.methods.registry import PEFT_LINEAR, SIMPLE, Choice, resolve
+from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.statistics import Statistics
+from pem_composition.arithmetic.statistics import check as check_statistics
+from pem_composition.arithmetic.updates import cast, certificate_of, certified, delta_sum
 from pem_composition.config import AdapterConfig, BaseIdentity
 from pem_composition.errors import IncompatibleModules, PEMError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPACES = ("parameter", "delta")
 HEAD_POLICIES = ("average", "first", "last", "none", "error")
 
 
@@ -53,10 +71,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Relative Frobenius error of the update against sum_i c_i dW_i, per layer and in total."""
+    """Relative Frobenius error of the update against what it stands for, per layer and in total.
+
+    ``against``: a sum is judged against the exact sum of updates, any other method against its own
+    result before rank and rounding.
+    """
 
     total: float
     layers: Mapping[str, float]
+    against: str = SUM
 
 
 @dataclass(frozen=True)
@@ -89,9 +112,9 @@ class HeadInfo:
 class PEM:
     """One module: named tensors, what they mean, which base they belong to, how they came to be.
 
-    ``0.3 * a + 0.7 * b`` is the paper's elementwise sum (parameter space); a nested expression is
-    evaluated as one flat sum over its leaves, so grouping never changes a bit. ``combine`` offers
-    the exact sum of updates (``space="delta"``).
+    ``0.3 * a + 0.7 * b`` is the paper's elementwise sum (parameter space); nested sums of one space
+    are evaluated as one flat sum over their leaves, so grouping never changes a bit. ``combine``
+    offers the exact sum of updates (``space="delta"``) and other merging methods.
 
     Args:
         tensors: canonical name -> CPU tensor, float32 or float64; the name ends in the role.
@@ -169,8 +192,8 @@ class PEM:
         return combine([self], [1.0 / divisor])
 
     def __str__(self) -> str:
-        terms = self.provenance.terms
-        return " ".join(f"{t.coefficient:+g}*{t.label}" for t in terms) if terms else self.name
+        """The expression it was made by, in its own space; ``expression.parse`` reads it back."""
+        return expression_of(self.provenance) or self.name
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -181,14 +204,17 @@ def combine(
     modules: Sequence[PEM],
     coefficients: Sequence[float],
     *,
-    space: str = "parameter",
+    space: str | None = None,
+    method: str = SIMPLE,
+    settings: Mapping[str, object] | None = None,
     rank: int | None = None,
     head: str = "average",
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
     certify: bool = True,
+    statistics: Sequence[Statistics] = (),
 ) -> PEM:
-    """sum_i c_i m_i, coefficients as given.
+    """sum_i c_i m_i, coefficients as given; or another merging method on the updates c_i dW_i.
 
     ``space="parameter"``: the paper's sum on the module's own tensors, e + sum_i w_i (t_i - e)
     with w_i = c_i, or |c_i| for lora_A. ``space="delta"``: the exact sum of the updates
@@ -196,25 +222,41 @@ def combine(
     ``rank=R``, its best rank-R approximation; ranks, alphas, rsLoRA and targets may differ.
 
     Args:
+        space: default: parameter for the sum; any other method has one space of its own.
+        method, settings: a name of ``arithmetic.methods.registry`` and its keywords, such as
+            "ties" and {"density": 0.2}.
         head: average (weights |c_i| / sum |c_j|), first, last, none, or error if the heads differ.
         dtype: float32 | bfloat16 | float16 | float64; tensors are rounded to it, and the
             certificate is that of the rounded result. Default: as loaded (float32 or float64).
-        certify: compute the relative error of the result against the exact sum of updates.
+        certify: compute the relative error of the result, see ``Certificate``.
+        statistics: of each module, for the methods that need them ("fisher", "regmean"); see
+            ``checkpoint.statistics.read``.
 
     Raises:
         IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ.
-        PEMError: wrong space, rank or coefficient.
+        PEMError: wrong space, method, setting, rank or coefficient.
     """
     modules, coefficients = list(modules), [float(c) for c in coefficients]
-    _check_request(modules, coefficients, space, rank)
-    check_compatible(modules, space=space, allow_base_mismatch=allow_base_mismatch)
-    if space == "parameter" and head == "average":
-        modules, coefficients = _flatten(modules, coefficients)
-    if space == "parameter":
-        tensors = linear_combination([m.adapter_tensors() for m in modules], coefficients)
-        config = modules[0].config
+    check_request(modules, coefficients)
+    choice = resolve(method, settings, modules[0].kind)
+    space = space_of(choice, space)
+    check_rank(rank, space, modules[0].kind)
+    strict = space == "parameter" and choice.method != PEFT_LINEAR
+    check_compatible(
+        modules,
+        space="parameter" if strict else "delta",
+        allow_base_mismatch=allow_base_mismatch,
+    )
+    flat = choice.method == SIMPLE and head == "average"
+    if flat:
+        modules, coefficients = _flatten(modules, coefficients, space)
+    check_statistics(choice.entry.needs, choice.method, modules, statistics)
+    if choice.entry.needs:
+        merged = merge_informed(modules, coefficients, choice, statistics, rank)
+        tensors, config = dict(merged.tensors), merged.config
+        certifier = _own_result(merged)
     else:
-        tensors, config = delta_sum(modules, coefficients, rank)
+        tensors, config, certifier = _combined(modules, coefficients, choice, space, rank)
     tensors |= {f"{n}.{HEAD}": t for n, t in _choose_head(modules, coefficients, head).items()}
     result = PEM(
         tensors=cast(tensors, dtype),
@@ -223,15 +265,39 @@ def combine(
         name="combination",
         head=_choose_head_info(modules, head),
         operands=tuple(zip(coefficients, modules, strict=True))
-        if space == "parameter" and head == "average" and dtype is None
+        if flat and dtype is None and rank is None
         else (),
     )
-    terms = tuple(Term(c, _label(m)) for c, m in zip(coefficients, modules, strict=True))
-    certificate = Certificate(*certificate_of(result, modules, coefficients)) if certify else None
-    provenance = _provenance(
-        modules, terms, space, "sum" if rank is None else f"sum, rank {rank}", head
-    )
+    terms = tuple(Term(c, label_of(m, space)) for c, m in zip(coefficients, modules, strict=True))
+    certificate = certifier(result) if certify else None
+    provenance = _provenance(modules, terms, space, method_text(choice, rank), head)
     return replace(result, provenance=replace(provenance, certificate=certificate))
+
+
+def _combined(
+    modules: Sequence[PEM],
+    coefficients: Sequence[float],
+    choice: Choice,
+    space: str,
+    rank: int | None,
+) -> tuple[dict[str, Tensor], AdapterConfig, Callable[[PEM], Certificate]]:
+    """Tensors without heads, their config, and what certifies the rounded result."""
+    if choice.method != SIMPLE and space == "delta":
+        merged = merge(modules, coefficients, choice, rank)
+        return dict(merged.tensors), merged.config, _own_result(merged)
+    weights = list(coefficients)
+    if choice.method != SIMPLE:
+        tensors, config, weights = merge_as(modules, coefficients, choice)
+    elif space == "parameter":
+        tensors = linear_combination([m.adapter_tensors() for m in modules], coefficients)
+        config = modules[0].config
+    else:
+        tensors, config = delta_sum(modules, coefficients, rank)
+    return tensors, config, lambda m: Certificate(*certificate_of(m, modules, weights))
+
+
+def _own_result(merged: Merged) -> Callable[[PEM], Certificate]:
+    return lambda m: Certificate(*certified(merged.errors(m.tensors)), OWN_RESULT)
 
 
 def negate(module: PEM, strength: float = 1.0) -> PEM:
@@ -244,7 +310,7 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
     tensors = algebra_negate(module.adapter_tensors(), float(strength))
     tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
     result = PEM(tensors, module.config, module.base, "negation", module.head)
-    term = Term(1.0, f"negate({module}, {strength:g})")
+    term = Term(1.0, f"negate({module}, {shown(float(strength))})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
     certificate = Certificate(*certificate_of(result, [module], [-float(strength)]))
     return replace(result, provenance=replace(provenance, certificate=certificate))
@@ -265,56 +331,15 @@ def analogy(
     )
 
 
-def _check_request(
-    modules: Sequence[PEM], coefficients: Sequence[float], space: str, rank: int | None
-) -> None:
-    if not modules or len(modules) != len(coefficients):
-        raise IncompatibleModules.build(
-            "coefficients",
-            "one coefficient per module is needed",
-            found=f"{len(coefficients)} coefficients for {len(modules)} modules",
-            do="give as many coefficients as modules",
-        )
-    check_coefficients(coefficients)
-    if space not in SPACES:
-        raise PEMError.build(
-            "space", "unknown space", found=repr(space), expected=" or ".join(SPACES)
-        )
-    if rank is not None and space != "delta":
-        raise PEMError.build(
-            "rank",
-            "a rank applies to delta space only",
-            found=f"space {space}",
-            do="add --space delta",
-        )
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise PEMError.build("rank", "not a rank", found=rank, expected="a whole number >= 1")
-    if rank is not None and modules[0].kind != "lora":
-        raise PEMError.build(
-            "rank",
-            "only LoRA modules have a rank",
-            found=f"kind {modules[0].kind}",
-            do="leave --rank out",
-        )
-
-
 def _flatten(
-    modules: Sequence[PEM], coefficients: Sequence[float]
+    modules: Sequence[PEM], coefficients: Sequence[float], space: str
 ) -> tuple[list[PEM], list[float]]:
-    """Replace each sum by its own terms: c * sum_j k_j m_j = sum_j (c k_j) m_j."""
+    """Replace each sum of this space by its own terms: c * sum_j k_j m_j = sum_j (c k_j) m_j."""
     flat: list[tuple[float, PEM]] = []
     for c, m in zip(coefficients, modules, strict=True):
-        flat += [(c * k, leaf) for k, leaf in m.operands] or [(c, m)]
+        own = m.operands if m.provenance.space == space else ()
+        flat += [(c * k, leaf) for k, leaf in own] or [(c, m)]
     return [m for _, m in flat], [c for c, _ in flat]
-
-
-def _label(module: PEM) -> str:
-    terms = module.provenance.terms
-    if module.provenance.space is None or not terms:
-        return module.name
-    if len(terms) == 1 and terms[0].coefficient == 1.0:
-        return terms[0].label
-    return f"{'delta' if module.provenance.space == 'delta' else ''}({module})"
 
 
 def _provenance(
@@ -326,7 +351,7 @@ def _provenance(
         sources |= dict.fromkeys(m.provenance.sources or (own,))
     inits = {s.init for s in sources}
     known = sorted(i for i in inits if i)
-    notes = list(dict.fromkeys(note for m in modules for note in m.provenance.notes))
+    notes = list(dict.fromkeys(note for m in modules for note in notes_of(m)))
     if len(known) > 1:
         notes.append(
             "the modules start from different initialisations ("

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pem_composition import cli
+from pem_composition.arithmetic.methods.registry import METHODS
 from pem_composition.cli import parser
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,6 +31,7 @@ PROGRAMS = [
 MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
 TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"
 UNLEARNING = REPOSITORY / "exps" / "composition_for_unlearning"
+MANY = REPOSITORY / "exps" / "composition_of_many_tasks"
 QUICKSTART = REPOSITORY / "scripts" / "quickstart.sh"
 
 
@@ -219,6 +221,32 @@ def test_the_initialisation_study_compares_one_initial_module_with_one_for_each(
     ]
 
 
+def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
+    tasks = "rte mnli stsb"
+    commands = dry_run(
+        MANY / "run_all.sh", tasks=tasks, modules="lora:16 ia3", SEEDS="1 2", OUT=str(tmp_path)
+    )
+    trained = {c.output_dir: c for c in of("train", commands)}
+    assert len(trained) == 2 * 2 * 3
+    inits = {c.output_dir: c for c in of("init", commands)}
+    searches = of("search", commands)
+    assert len(searches) == 4 and len(of("report", commands)) == 2
+    for search in searches:
+        modules = [trained[path] for path in search.adapters]
+        assert [m.task_name for m in modules] == list(search.task_name) == tasks.split()
+        assert len({(m.seed, m.adapter_config, m.lora_r) for m in modules}) == 1
+        assert all(inits[m.init_from].task_name == m.task_name for m in modules)
+        assert search.validation_file == tuple(m.validation_file for m in modules)
+        assert search.head == "per-task"
+        kind = "lora" if modules[0].adapter_config == "lora" else "ia3"
+        assert all(name == "sum" or kind in METHODS[name].kinds for name in search.methods)
+    made = {str(c.output_dir) for name in ("fisher", "gram") for c in of(name, commands)}
+    used = {path for s in searches for path in (*s.fisher_list, *s.gram_list)}
+    assert used == made
+    learned = {str(c.save_path) for c in of("learn", commands)}
+    assert {path for s in searches for path in s.compare} == learned
+
+
 @pytest.mark.parametrize("experiment", ["multitasking", "domain_transfer"])
 def test_the_quickstart_runs_every_experiment_with_what_installs_by_package(experiment, tmp_path):
     commands = dry_run(QUICKSTART, experiment, OUT=str(tmp_path))
@@ -337,6 +365,10 @@ def test_both_halves_start_from_one_initial_module(tmp_path):
         (UNLEARNING / "trainadapter.sh", {"max_steps": "7"}, {"max_steps": 7}),
         (UNLEARNING / "fft.sh", {"max_seq_length": "64"}, {"max_seq_length": 64}),
         (UNLEARNING / "runscore.sh", {"grid": "0.4 1 0.4"}, {"grid": (0.4, 1.0, 0.4)}),
+        (MANY / "lora_train.sh", {"lora_r": "16"}, {"lora_r": 16}),
+        (MANY / "ia3_train.sh", {"max_steps": "7"}, {"max_steps": 7}),
+        (MANY / "merge_methods.sh", {"methods": "sum ties"}, {"methods": ("sum", "ties")}),
+        (MANY / "merge_methods.sh", {"trials": "3"}, {"trials": 3}),
     ],
 )
 def test_a_variable_of_the_same_name_overrides_the_block(script, variables, expected):

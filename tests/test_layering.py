@@ -12,26 +12,32 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pem_composition"
 
-NUMBERS = {"errors", "config", "arithmetic", "module", "checkpoint"}
+NUMBERS = {"errors", "config", "arithmetic", "module", "composition", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "offline": {"errors"},
     "arithmetic": {"errors", "config"},
     "module": {"errors", "config", "arithmetic"},
+    "composition": {"errors", "config", "arithmetic", "module"},
     "checkpoint": {"errors", "config", "arithmetic", "module"},
     "adapters": NUMBERS,
     "tasks": {"errors", "offline"},
     "evaluation": NUMBERS | {"offline", "adapters", "tasks"},
     "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation"},
-    "sweep": NUMBERS | {"adapters", "tasks", "evaluation", "training", "report"},
+    "merging": NUMBERS | {"adapters", "tasks", "evaluation", "training"},
+    "sweep": NUMBERS | {"adapters", "tasks", "evaluation", "training", "merging", "report"},
     "report": {"errors"},
-    "cli": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "training", "sweep", "report"},
+    "cli": NUMBERS
+    | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"},
     "__main__": {"cli"},
     "__init__": set(),
 }
 LIGHT = ("errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "__init__")
-HEAVY = {"torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate"}
+HEAVY = {
+    "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",
+    "optuna", "cmaes", "matplotlib",
+}  # fmt: skip
 
 
 def unit_of(path: Path) -> str:
@@ -124,7 +130,7 @@ def test_every_subcommand_is_imported_without_torch(repository):
 def test_the_numbers_layer_needs_torch_alone(repository):
     code = (
         "import pem_composition as pem\n"
-        "pem.PEM, pem.combine, pem.negate, pem.analogy, pem.load, pem.save\n"
+        "pem.PEM, pem.combine, pem.compose, pem.negate, pem.analogy, pem.load, pem.save\n"
         "import pem_composition.arithmetic.algebra, pem_composition.arithmetic.delta\n"
     )
     assert loaded_after(code, repository) <= {"torch"}

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -353,6 +354,32 @@ def test_merge_with_evaluate_is_the_same_sweep(bench, resumed, tmp_path, capsys)
     words = ["merge", *bench.flags(), "-p", str(resumed), *GRID, "--evaluate"]
     assert cli.main([*words, "--reference_module", str(bench.full_set)]) == 0
     assert points(resumed) == before
+
+
+def test_a_method_is_swept_in_its_own_space_and_is_no_module_at_the_ends(bench, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["merge", *bench.flags(), "-p", str(out), *GRID, "--evaluate", "--merge_head"]
+    assert cli.main([*words, "-w", "ties", "--setting", "density=0.3"]) == 0
+    method = "ties(density=0.3, election=total, form=dense)"
+    assert f"{method} of +0.25*half1 +0.75*half2 in delta space" in capsys.readouterr().out
+    found = read(out)
+    assert found.summary["method"] == method and list(found.summary["curve"]) == ["delta"]
+    curve = found.summary["curve"]["delta"]
+    assert [p["coefficients"][0] for p in curve] == [0, 0.25, 0.5, 0.75, 1]
+    modules = [library.load(path) for path in bench.modules]
+    for point in curve:  # also (1, 0): one module trimmed is not the module
+        (key,) = point["keys"]
+        record = found.points[key]
+        assert record["method"] == method
+        merged = library.combine(
+            modules, point["coefficients"], method="ties", settings={"density": 0.3}
+        )
+        merged.save(tmp_path / key)
+        single = record | {"names": [key], "space": None}
+        folder = replace(bench, modules=(tmp_path / key, tmp_path / key))
+        assert fresh_score(folder, single, bench.validation) == pytest.approx(record["score"])
+    selected = library.load(out / "selected_delta")
+    assert any("ties(" in note for note in selected.provenance.notes)
 
 
 def test_without_test_rows_the_table_says_so(bench, tmp_path, capsys):

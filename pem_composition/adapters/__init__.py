@@ -11,7 +11,7 @@ from __future__ import annotations
 from pem_composition.adapters.attachment import Attachment
 from pem_composition.adapters.folding import Folded, check_fold, fold
 from pem_composition.adapters.fresh import fresh_module
-from pem_composition.adapters.heads import head_parameter_names
+from pem_composition.adapters.heads import head_parameter_names, wearing
 from pem_composition.adapters.inject import (
     attach,
     attach_fresh,
@@ -42,4 +42,5 @@ __all__ = [
     "resolve_targets",
     "set_active",
     "set_multiplier",
+    "wearing",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,44 @@ class HeadSlot:
             setattr(owner, local, original)
 
 
+@contextmanager
+def wearing(model: nn.Module, head: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with these head parameters in the place of its own, whatever their number of
+    outputs: one encoder answers tasks of different classes.
+
+    Parameters are exchanged, not written: afterwards the model has the ones it had before.
+
+    Raises:
+        IncompatibleModules: no such parameter, or one that takes inputs of another size.
+    """
+    owners = _owners(model, head)
+    before = {name: getattr(owner, local) for name, (owner, local) in owners.items()}
+    try:
+        for name, (owner, local) in owners.items():
+            own = head[name].to(before[name].device, before[name].dtype)
+            setattr(owner, local, nn.Parameter(own, requires_grad=False))
+        yield
+    finally:
+        for name, (owner, local) in owners.items():
+            setattr(owner, local, before[name])
+
+
+def _owners(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, tuple[nn.Module, str]]:
+    """Parameter name -> the module that holds it and its name there."""
+    modules = plain_modules(model)
+    owners = {}
+    for name, tensor in head.items():
+        where, _, local = name.rpartition(".")
+        owner = modules.get(where)
+        known = owner._parameters.get(local) if owner is not None else None
+        if owner is None or known is None:
+            _raise_no_parameter(model, name, tensor)
+        if known.shape[1:] != tensor.shape[1:]:
+            _raise_other_shape(model, name, tensor, known)
+        owners[name] = owner, local
+    return owners
+
+
 def _shared(model: nn.Module, own: set[str]) -> set[int]:
     """ids of parameters that are also used under a name outside ``own``."""
     return {id(t) for n, t in plain_tensors(model).items() if n not in own}
@@ -108,19 +147,28 @@ def check_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
     known = {n: t for n, t in plain_tensors(model).items() if isinstance(t, nn.Parameter)}
     for name, tensor in head.items():
         if name not in known:
-            own = [f"{n} {tuple(known[n].shape)}" for n in head_parameter_names(model)]
-            raise IncompatibleModules.build(
-                f"head {name}",
-                f"{type(model).__name__} has no such parameter",
-                found=f"head parameters {listing(own)}",
-                expected=f"shape {tuple(tensor.shape)}",
-                do="load the model class the module was trained on, or pass head='ignore'",
-            )
+            _raise_no_parameter(model, name, tensor)
         if known[name].shape != tensor.shape:
-            raise IncompatibleModules.build(
-                f"head {name}",
-                "shapes differ",
-                found=f"{tuple(tensor.shape)} in the module",
-                expected=f"{tuple(known[name].shape)} in {type(model).__name__}",
-                do="load the model with the module's number of labels, or pass head='ignore'",
-            )
+            _raise_other_shape(model, name, tensor, known[name])
+
+
+def _raise_no_parameter(model: nn.Module, name: str, tensor: Tensor) -> NoReturn:
+    known = plain_tensors(model)
+    own = [f"{n} {tuple(known[n].shape)}" for n in head_parameter_names(model)]
+    raise IncompatibleModules.build(
+        f"head {name}",
+        f"{type(model).__name__} has no such parameter",
+        found=f"head parameters {listing(own)}",
+        expected=f"shape {tuple(tensor.shape)}",
+        do="load the model class the module was trained on, or pass head='ignore'",
+    )
+
+
+def _raise_other_shape(model: nn.Module, name: str, tensor: Tensor, known: Tensor) -> NoReturn:
+    raise IncompatibleModules.build(
+        f"head {name}",
+        "shapes differ",
+        found=f"{tuple(tensor.shape)} in the module",
+        expected=f"{tuple(known.shape)} in {type(model).__name__}",
+        do="load the model with the module's number of labels, or pass head='ignore'",
+    )

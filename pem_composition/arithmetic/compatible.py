@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Protocol
 
+from pem_composition.arithmetic.algebra import check_coefficients
+from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
 from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
-from pem_composition.errors import IncompatibleModules
+from pem_composition.errors import IncompatibleModules, PEMError
 
+SPACES = ("parameter", "delta")
 USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
 
 
@@ -125,3 +128,79 @@ def _differ(
     )
     assert isinstance(error, IncompatibleModules)
     return error
+
+
+def check_request(modules: Sequence[object], coefficients: Sequence[float]) -> None:
+    """Refuse a wrong number of coefficients, or one that is not finite."""
+    if not modules or len(modules) != len(coefficients):
+        raise IncompatibleModules.build(
+            "coefficients",
+            "one coefficient per module is needed",
+            found=f"{len(coefficients)} coefficients for {len(modules)} modules",
+            do="give as many coefficients as modules",
+        )
+    check_coefficients(coefficients)
+
+
+def space_of(choice: Choice, space: str | None) -> str:
+    """The space of a combination: a sum's is parameter unless given, a method's is its own.
+
+    Raises:
+        PEMError: unknown, or not the method's.
+    """
+    if space is not None and space not in SPACES:
+        raise PEMError.build(
+            "space", "unknown space", found=repr(space), expected=" or ".join(SPACES)
+        )
+    own = choice.entry.space
+    if choice.method == SIMPLE:
+        return space or "parameter"
+    if space not in (None, own):
+        what = "updates" if own == "delta" else "the modules' own tensors"
+        raise PEMError.build(
+            "space",
+            f"{choice.method} merges {what}",
+            found=f"space {space}",
+            expected=f"space {own}",
+            do="leave --space out",
+        )
+    return own
+
+
+def check_rank(rank: int | None, space: str, kind: str) -> None:
+    """Refuse a rank where nothing has one."""
+    if rank is not None and space != "delta":
+        raise PEMError.build(
+            "rank",
+            "a rank applies to delta space only",
+            found=f"space {space}",
+            do="add --space delta",
+        )
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise PEMError.build("rank", "not a rank", found=rank, expected="a whole number >= 1")
+    if rank is not None and kind != "lora":
+        raise PEMError.build(
+            "rank",
+            "only LoRA modules have a rank",
+            found=f"kind {kind}",
+            do="leave --rank out",
+        )
+
+
+def check_coefficients_of(choice: Choice, coefficients: Sequence[float]) -> None:
+    """Refuse a number of modules or signs of coefficients that the method cannot use."""
+    entry = choice.entry
+    low, high = entry.modules
+    if not low <= len(coefficients) <= high:
+        raise PEMError.build(
+            entry.name, "wrong number of modules", found=len(coefficients),
+            expected=low if low == high else f"{low} to {high}",
+            do="use karcher for more than two" if entry.name == "slerp" else "",
+        )  # fmt: skip
+    if entry.shares and (min(coefficients) < 0 or not sum(coefficients)):
+        raise PEMError.build(
+            entry.name, "only the ratios of its coefficients count, as shares c / sum c",
+            found=", ".join(f"{c:g}" for c in coefficients),
+            expected="coefficients >= 0, not all 0",
+            do="negate the module instead, or use another method",
+        )  # fmt: skip

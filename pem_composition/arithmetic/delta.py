@@ -63,6 +63,19 @@ def norm(terms: Sequence[Factor]) -> float:
     return float(torch.linalg.matrix_norm(R_B @ R_A.mT))
 
 
+def inner_products(terms: Sequence[Factor]) -> Tensor:
+    """Frobenius inner products of the terms, w_s w_t tr((B_s A_s)^T B_t A_t), (T, T) float64."""
+    A = [t.A_RI.double() for t in terms]
+    B = [t.B_OR.double() * t.weight for t in terms]
+    rows = [
+        torch.stack(
+            [((B_s.mT @ B_t) * (A_s @ A_t.mT)).sum() for A_t, B_t in zip(A, B, strict=True)]
+        )
+        for A_s, B_s in zip(A, B, strict=True)
+    ]
+    return torch.stack(rows)
+
+
 def _thin_qr(terms: Sequence[Factor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
     A_IK = torch.cat([t.A_RI.double() for t in terms], dim=0).mT

@@ -1,14 +1,16 @@
-"""Expressions over named modules: ``0.6*a + 0.4*(b - c)``. A tokenizer, a grammar, a tree; no eval.
+"""The language of expressions over modules: a tokenizer, a grammar, a tree (``trees``); no eval.
 
-    sum     = product (("+" | "-") product)*
-    product = unary (("*" | "/") unary)*
-    unary   = ("+" | "-") unary | atom
-    atom    = number | name | "(" sum ")" | call
-    call    = "negate(" sum ["," number] ")" | "mean(" sum ("," sum)* ")"
+    sum      = product (("+" | "-") product)*
+    product  = unary (("*" | "/") unary)*
+    unary    = ("+" | "-") unary | atom
+    atom     = number | name | "(" sum ")" | function "(" argument ("," argument)* ")"
+    argument = sum | string | name "=" (["+" | "-"] number | name)
+
+    negate(x, s)  mean(x, ...)  delta(x, rank=R)  parameter(x)  layers(x, "pattern", factor, ...)
+    and every merging method, with its settings by name: ties(a, 0.5*b, density=0.2, rank=8)
 
 Numbers and modules are told apart while parsing: a product needs a number on one side, a quotient
-on the right, a sum two of the same. The tree is flattened into one n-ary combination, in which
-``negate`` stays whole in parameter space, where it is no multiple of its module.
+on the right, a sum two of the same. An error says its column.
 """
 
 from __future__ import annotations
@@ -16,52 +18,43 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, NoReturn, TypeVar
+from contextlib import contextmanager
+from typing import NamedTuple, NoReturn
 
-from pem_composition.errors import UsageError
-
-M = TypeVar("M")
+from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, resolve
+from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.arithmetic.trees import Layers, Leaf, Merge, Negation, Node, Sum, Within
+from pem_composition.errors import PEMError, UsageError, close_match
 
 TOKEN = re.compile(
-    r"(?P<number>(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<sign>[-+*/(),])"
+    r"(?P<number>(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)|(?P<name>[A-Za-z_][A-Za-z_0-9]*)"
+    r'|(?P<string>"[^"\n]*")|(?P<sign>[-+*/(),=])',
+    re.ASCII,
 )
 MAX_DEPTH = 50  # parentheses inside parentheses; far above any use, far below Python's stack
-FUNCTIONS = ("negate", "mean")
+MAX_LENGTH = 20_000
+MAX_TERMS = 1_000
+RANK = "rank"
+BUILT_IN = ("negate", "mean", "delta", "parameter", "layers")
+FUNCTIONS = (*BUILT_IN, *METHODS)
 
-
-@dataclass(frozen=True)
-class Leaf:
-    """A module by name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Negation:
-    """negate(sum, strength)."""
-
-    sum: Sum
-    strength: float
-
-
-@dataclass(frozen=True)
-class Sum:
-    """sum_i coefficient_i * node_i; what every expression over modules is."""
-
-    terms: tuple[tuple[float, Leaf | Negation], ...]
-
-    def scaled(self, factor: float) -> Sum:
-        """factor * self."""
-        return Sum(tuple((factor * c, node) for c, node in self.terms))
+Argument = float | str | Sum
 
 
 class Token(NamedTuple):
     """A piece of the text with its column, counted from 1."""
 
-    kind: str  # number, name, sign or end
+    kind: str  # number, name, string, sign or end
     text: str
     column: int
+
+
+class Call(NamedTuple):
+    """A function with its arguments, each with the token it begins with."""
+
+    name: Token
+    arguments: list[tuple[Argument, Token]]
+    keywords: dict[str, tuple[str, Token]]
 
 
 def parse(text: str) -> Sum:
@@ -70,6 +63,10 @@ def parse(text: str) -> Sum:
     Raises:
         UsageError: with the column, what is there and what was expected.
     """
+    if len(text) > MAX_LENGTH:
+        raise UsageError.build(
+            "expression", "too long", found=f"{len(text)} characters", expected=f"<= {MAX_LENGTH}"
+        )
     reader = _Reader(text)
     value = reader.sum()
     if reader.token.kind != "end":
@@ -84,64 +81,13 @@ def parse(text: str) -> Sum:
     return value
 
 
-def names(tree: Sum) -> tuple[str, ...]:
-    """Names of the modules, each once, in the order of first use."""
-    return tuple(dict.fromkeys(_leaves(tree)))
-
-
-def evaluate(
-    tree: Sum,
-    modules: Mapping[str, M],
-    combine: Callable[[list[M], list[float]], M],
-    negate: Callable[[M, float], M] | None,
-) -> M:
-    """One combination; ``negate=None`` where a negation is a multiple, as in delta space."""
-    if negate is None:
-        flat = list(_linear(tree, 1.0))
-        return combine([modules[name] for _, name in flat], [c for c, _ in flat])
-    operands = [_operand(node, modules, combine, negate) for _, node in tree.terms]
-    coefficients = [c for c, _ in tree.terms]
-    if coefficients == [1.0] and isinstance(tree.terms[0][1], Negation):
-        return operands[0]
-    return combine(operands, coefficients)
-
-
-def _operand(
-    node: Leaf | Negation,
-    modules: Mapping[str, M],
-    combine: Callable[[list[M], list[float]], M],
-    negate: Callable[[M, float], M],
-) -> M:
-    if isinstance(node, Leaf):
-        return modules[node.name]
-    inner = node.sum.terms
-    if len(inner) == 1 and inner[0][0] == 1.0:
-        return negate(_operand(inner[0][1], modules, combine, negate), node.strength)
-    return negate(evaluate(node.sum, modules, combine, negate), node.strength)
-
-
-def _linear(tree: Sum, factor: float) -> Iterator[tuple[float, str]]:
-    for c, node in tree.terms:
-        if isinstance(node, Leaf):
-            yield factor * c, node.name
-        else:
-            yield from _linear(node.sum, -factor * c * node.strength)
-
-
-def _leaves(tree: Sum) -> Iterator[str]:
-    for _, node in tree.terms:
-        if isinstance(node, Leaf):
-            yield node.name
-        else:
-            yield from _leaves(node.sum)
-
-
 def _tokens(text: str) -> Iterator[Token]:
     position = 0
     while True:
-        position += len(text[position:]) - len(text[position:].lstrip())
-        if position >= len(text):
-            yield Token("end", "the end", len(text) + 1)
+        while position < len(text) and text[position].isspace():
+            position += 1
+        if position == len(text):
+            yield Token("end", "the end", position + 1)
             return
         match = TOKEN.match(text, position)
         if match is None:
@@ -152,6 +98,16 @@ def _tokens(text: str) -> Iterator[Token]:
             )
         yield Token(str(match.lastgroup), match[0], position + 1)
         position = match.end()
+
+
+def _place(at: Token) -> str:
+    return f"expression, column {at.column}"
+
+
+def _refuse(
+    at: Token, what: str, *, found: object = None, expected: object = None, do: str = ""
+) -> NoReturn:
+    raise UsageError.build(_place(at), what, found=found, expected=expected, do=do)
 
 
 class _Reader:
@@ -172,7 +128,7 @@ class _Reader:
         return self.tokens[self.index - 1]
 
     def fail(self, what: str, expected: str) -> NoReturn:
-        raise UsageError.build(f"expression, column {self.token.column}", what, expected=expected)
+        _refuse(self.token, what, expected=expected)
 
     def expect(self, sign: str) -> None:
         if self.token.text != sign:
@@ -184,16 +140,14 @@ class _Reader:
         while self.token.text in ("+", "-"):
             operator = self.take()
             right = self.product()
-            value = self._add(
-                value, right if operator.text == "+" else _times(right, -1.0), operator
-            )
+            value = _add(value, right if operator.text == "+" else _times(right, -1.0), operator)
         return value
 
     def product(self) -> float | Sum:
         value = self.unary()
         while self.token.text in ("*", "/"):
             operator = self.take()
-            value = self._multiply(value, self.unary(), operator)
+            value = _multiply(value, self.unary(), operator)
         return value
 
     def unary(self) -> float | Sum:
@@ -206,92 +160,233 @@ class _Reader:
         token = self.token
         if token.kind == "number":
             self.take()
-            return self._finite(float(token.text), token)
+            return _finite(float(token.text), token)
         if token.kind == "name":
             self.take()
-            return self._call(token) if self.token.text == "(" else Sum(((1.0, Leaf(token.text)),))
+            return self.call(token) if self.token.text == "(" else _one(Leaf(token.text))
         if token.text == "(":
-            return self._inside()[0]
+            with self.inside():
+                value = self.sum()
+            return value
         self.fail(f"unexpected {token.text!r}", "a number, a module or '('")
 
-    def _inside(self) -> list[float | Sum]:
-        """What stands between parentheses, split at commas."""
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """What stands between parentheses."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             self.fail("too many nested parentheses", f"at most {MAX_DEPTH}")
-        is_call = self.index > 0 and self.tokens[self.index - 1].kind == "name"
         self.expect("(")
-        values = [self.sum()]
-        while is_call and self.token.text == ",":
-            self.take()
-            values.append(self.sum())
+        yield
         self.expect(")")
         self.depth -= 1
-        return values
 
-    def _call(self, name: Token) -> Sum:
+    def call(self, name: Token) -> Sum:
         if name.text not in FUNCTIONS:
-            raise UsageError.build(
-                f"expression, column {name.column}",
-                f"no function {name.text!r}",
-                expected=" or ".join(FUNCTIONS),
-            )
-        arguments = self._inside()
-        where = f"expression, column {name.column}"
-        if name.text == "mean":
-            parts = [a for a in arguments if isinstance(a, Sum)]
-            if len(parts) != len(arguments):
-                raise UsageError.build(where, "mean takes modules, not numbers")
-            return Sum(tuple(t for part in parts for t in part.scaled(1.0 / len(parts)).terms))
-        module, strength = arguments[0], arguments[1] if len(arguments) > 1 else 1.0
-        if len(arguments) > 2 or not isinstance(module, Sum) or not isinstance(strength, float):
-            raise UsageError.build(
-                where,
-                "wrong arguments of negate",
-                expected="negate(module) or negate(module, strength)",
-            )
-        return Sum(((1.0, Negation(module, strength)),))
+            remedy = close_match(name.text, FUNCTIONS)
+            known = None if remedy else ", ".join(FUNCTIONS)
+            _refuse(name, f"no function {name.text!r}", expected=known, do=remedy)
+        call = Call(name, [], {})
+        with self.inside():
+            self.argument(call)
+            while self.token.text == ",":
+                self.take()
+                self.argument(call)
+        return _BUILDERS.get(name.text, _method)(call)
 
-    def _add(self, left: float | Sum, right: float | Sum, operator: Token) -> float | Sum:
-        if isinstance(left, Sum) and isinstance(right, Sum):
-            return Sum(left.terms + right.terms)
-        if isinstance(left, float) and isinstance(right, float):
-            return self._finite(left + right, operator)
-        where = f"expression, column {operator.column}"
-        raise UsageError.build(
-            where, "a number and a module cannot be added", do="multiply the module by the number"
+    def argument(self, call: Call) -> None:
+        start = self.token
+        following = self.tokens[min(self.index + 1, len(self.tokens) - 1)]
+        if start.kind == "name" and following.text == "=":
+            self.keyword(call)
+        elif call.keywords:
+            _refuse(start, "an argument after a setting", do="give modules first")
+        elif start.kind == "string":
+            call.arguments.append((self.take().text[1:-1], start))
+        else:
+            call.arguments.append((self.sum(), start))
+
+    def keyword(self, call: Call) -> None:
+        name = self.take()
+        self.take()
+        sign = self.take().text if self.token.text in ("+", "-") else ""
+        if self.token.kind != "number" and (sign or self.token.kind != "name"):
+            self.fail(f"unexpected {self.token.text!r}", f"the value of {name.text}")
+        if name.text in call.keywords:
+            _refuse(name, f"{name.text} given twice")
+        call.keywords[name.text] = (sign + self.take().text, name)
+
+
+# --- functions ---
+
+
+def _negate(call: Call) -> Sum:
+    values = [value for value, _ in call.arguments]
+    module, strength = (values[0] if values else None), (values[1] if len(values) > 1 else 1.0)
+    fits = isinstance(module, Sum) and isinstance(strength, float) and len(values) <= 2
+    if not fits or call.keywords:
+        _refuse(
+            call.name,
+            "wrong arguments of negate",
+            expected="negate(module) or negate(module, strength)",
         )
+    assert isinstance(module, Sum) and isinstance(strength, float)
+    return _one(Negation(module, strength))
 
-    def _multiply(self, left: float | Sum, right: float | Sum, operator: Token) -> float | Sum:
-        where = f"expression, column {operator.column}"
-        if operator.text == "/":
-            if isinstance(right, Sum):
-                raise UsageError.build(where, "division by a module", expected="a number after '/'")
-            if right == 0:
-                raise UsageError.build(where, "division by zero")
-            return self._checked(
-                _times(left, 1.0 / right) if isinstance(left, Sum) else left / right, operator
-            )
-        if isinstance(left, Sum) and isinstance(right, Sum):
-            raise UsageError.build(
-                where, "two modules cannot be multiplied", expected="a number on one side of '*'"
-            )
-        module, factor = (left, right) if isinstance(left, Sum) else (right, left)
-        assert isinstance(factor, float)
-        return self._checked(_times(module, factor), operator)
 
-    def _checked(self, value: float | Sum, at: Token) -> float | Sum:
-        for number in [value] if isinstance(value, float) else [c for c, _ in value.terms]:
-            self._finite(number, at)
-        return value
+def _mean(call: Call) -> Sum:
+    parts = _modules(call)
+    _no_settings(call)
+    return _joined([part.scaled(1.0 / len(parts)) for part in parts], call.name)
 
-    def _finite(self, value: float, at: Token) -> float:
-        if not math.isfinite(value):
-            raise UsageError.build(
-                f"expression, column {at.column}", "a number too large for a double"
-            )
-        return value
+
+def _delta(call: Call) -> Sum:
+    (module,) = _modules(call, 1)
+    rank = _own_rank(call)
+    _no_settings(call)
+    return _one(Within("delta", module, rank))
+
+
+def _parameter(call: Call) -> Sum:
+    (module,) = _modules(call, 1)
+    _no_settings(call)
+    return _one(Within("parameter", module))
+
+
+def _layers(call: Call) -> Sum:
+    module, rest = (call.arguments[0][0] if call.arguments else None), call.arguments[1:]
+    pairs = list(zip(rest[::2], rest[1::2], strict=False))
+    well_typed = all(isinstance(p, str) and isinstance(f, float) for (p, _), (f, _) in pairs)
+    if not isinstance(module, Sum) or call.keywords or not rest or len(rest) % 2 or not well_typed:
+        _refuse(
+            call.name,
+            "wrong arguments of layers",
+            expected='layers(module, "pattern", factor, ...)',
+        )
+    factors = []
+    for (pattern, at), (factor, _) in pairs:
+        assert isinstance(pattern, str) and isinstance(factor, float)
+        with _as_usage():
+            factors.append((compile_pattern(pattern, _place(at)).text, factor))
+    return _one(Layers(module, tuple(factors)))
+
+
+def _method(call: Call) -> Sum:
+    modules = _modules(call)
+    rank = _own_rank(call)
+    name = call.name.text
+    if name == SIMPLE:
+        _no_settings(call)
+        total = _joined(modules, call.name)
+        return total if rank is None else _one(Within("delta", total, rank))
+    settings = {key: value for key, (value, _) in call.keywords.items()}
+    places = {key: f"{_place(at)}: {name}" for key, (_, at) in call.keywords.items()}
+    with _as_usage():
+        choice = resolve(name, settings, where=f"{_place(call.name)}: {name}", places=places)
+    if rank is not None and choice.entry.space != "delta":
+        _refuse(call.name, f"{choice.method} takes no rank")
+    return _one(Merge(choice, tuple(modules), rank))
+
+
+_BUILDERS: Mapping[str, Callable[[Call], Sum]] = {
+    "negate": _negate,
+    "mean": _mean,
+    "delta": _delta,
+    "parameter": _parameter,
+    "layers": _layers,
+}
+
+
+def _modules(call: Call, count: int | None = None) -> list[Sum]:
+    """The arguments, which must be modules."""
+    for value, at in call.arguments:
+        if not isinstance(value, Sum):
+            kind = "text" if isinstance(value, str) else "numbers"
+            _refuse(at, f"{call.name.text} takes modules, not {kind}")
+    found = [value for value, _ in call.arguments if isinstance(value, Sum)]
+    if not found or (count is not None and len(found) != count):
+        expected = "at least one module" if count is None else f"{count} module"
+        _refuse(call.name, f"wrong arguments of {call.name.text}", expected=expected)
+    return found
+
+
+def _own_rank(call: Call) -> int | None:
+    """The rank among the settings, taken out."""
+    if RANK not in call.keywords:
+        return None
+    value, at = call.keywords.pop(RANK)
+    if not re.fullmatch(r"[1-9]\d{0,8}", value, re.ASCII):
+        _refuse(at, "not a rank", found=value, expected="a whole number >= 1")
+    return int(value)
+
+
+def _no_settings(call: Call) -> None:
+    for name, (_, at) in call.keywords.items():
+        _refuse(at, f"{call.name.text} has no setting {name!r}")
+
+
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """Errors from below are wrong usage here."""
+    try:
+        yield
+    except PEMError as error:
+        raise UsageError(str(error)) from None
+
+
+# --- arithmetic of numbers and sums ---
+
+
+def _one(node: Node) -> Sum:
+    return Sum(((1.0, node),))
+
+
+def _joined(parts: list[Sum], at: Token) -> Sum:
+    terms = tuple(t for part in parts for t in part.terms)
+    if len(terms) > MAX_TERMS:
+        _refuse(at, "too many terms", found=len(terms), expected=f"at most {MAX_TERMS}")
+    return Sum(terms)
 
 
 def _times(value: float | Sum, factor: float) -> float | Sum:
     return value.scaled(factor) if isinstance(value, Sum) else value * factor
+
+
+def _add(left: float | Sum, right: float | Sum, operator: Token) -> float | Sum:
+    if isinstance(left, Sum) and isinstance(right, Sum):
+        return _joined([left, right], operator)
+    if isinstance(left, float) and isinstance(right, float):
+        return _finite(left + right, operator)
+    _refuse(
+        operator, "a number and a module cannot be added", do="multiply the module by the number"
+    )
+
+
+def _multiply(left: float | Sum, right: float | Sum, operator: Token) -> float | Sum:
+    if operator.text == "/":
+        if isinstance(right, Sum):
+            _refuse(operator, "division by a module", expected="a number after '/'")
+        if right == 0:
+            _refuse(operator, "division by zero")
+        return _checked(
+            _times(left, 1.0 / right) if isinstance(left, Sum) else left / right, operator
+        )
+    if isinstance(left, Sum) and isinstance(right, Sum):
+        _refuse(
+            operator, "two modules cannot be multiplied", expected="a number on one side of '*'"
+        )
+    module, factor = (left, right) if isinstance(left, Sum) else (right, left)
+    assert isinstance(factor, float)
+    return _checked(_times(module, factor), operator)
+
+
+def _checked(value: float | Sum, at: Token) -> float | Sum:
+    for number in [value] if isinstance(value, float) else [c for c, _ in value.terms]:
+        _finite(number, at)
+    return value
+
+
+def _finite(value: float, at: Token) -> float:
+    if not math.isfinite(value):
+        _refuse(at, "a number too large for a double")
+    return value

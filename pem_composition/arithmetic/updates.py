@@ -35,7 +35,7 @@ def delta_sum(
     layers = sorted({n for m in modules for n in m.adapter_tensors()})
     neutral = 1.0 if modules[0].kind == "ia3" else 0.0
     tensors = {n: _around(neutral, _holders(modules, coefficients, n)) for n in layers}
-    return tensors, _union_config(modules)
+    return tensors, union_config(modules)
 
 
 def _holders(
@@ -50,14 +50,7 @@ def _holders(
 
 def _around(neutral: float, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     """neutral + sum_i c_i (t_i - neutral), over the terms at hand; 1 * t is t bit for bit."""
-    shapes = {tuple(t.shape) for _, t in terms}
-    if len(shapes) > 1:
-        raise PEMError.build(
-            "delta space",
-            "shapes of one layer differ",
-            found=sorted(shapes),
-            expected="equal shapes",
-        )
+    check_shapes([t for _, t in terms])
     total = terms[0][1] * terms[0][0]
     for c, t in terms[1:]:
         total = total + t * c
@@ -65,7 +58,20 @@ def _around(neutral: float, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total + rest * neutral if neutral and rest else total
 
 
-def _union_config(modules: Sequence[PEM]) -> AdapterConfig:
+def check_shapes(tensors: Sequence[Tensor]) -> None:
+    """Refuse tensors of one layer whose shapes differ."""
+    shapes = {tuple(t.shape) for t in tensors}
+    if len(shapes) > 1:
+        raise PEMError.build(
+            "delta space",
+            "shapes of one layer differ",
+            found=sorted(shapes),
+            expected="equal shapes",
+        )
+
+
+def union_config(modules: Sequence[PEM]) -> AdapterConfig:
+    """Config of a module that adapts every layer that any of these adapts."""
     config = modules[0].config
     layers = sorted({layer for m in modules for layer in m.layers})
     if not isinstance(config, IA3Config) or all(tuple(layers) == m.layers for m in modules):
@@ -107,16 +113,17 @@ def _lora_sum(
     tensors = {}
     for layer in layers:
         terms = lora_factors(modules, coefficients, layer)
-        _check_fit(layer, terms)
+        check_fit(layer, terms)
         A, B = delta.concatenate(terms, scaling) if rank is None else delta.truncate(terms, rank)
         tensors[f"{layer}.lora_A"], tensors[f"{layer}.lora_B"] = A, B
     if len(modules) == 1 and rank is None:
         assert isinstance(modules[0].config, LoraConfig)
         return tensors, modules[0].config
-    return tensors, _factor_config(modules, tensors, layers, scaling)
+    return tensors, factor_config(modules, tensors, layers, scaling)
 
 
-def _check_fit(layer: str, terms: Sequence[Factor]) -> None:
+def check_fit(layer: str, terms: Sequence[Factor]) -> None:
+    """Refuse updates of one layer whose sizes differ."""
     shapes = sorted({(t.B_OR.shape[0], t.A_RI.shape[1]) for t in terms})
     if len(shapes) > 1:
         raise PEMError.build(
@@ -128,7 +135,7 @@ def _check_fit(layer: str, terms: Sequence[Factor]) -> None:
         )
 
 
-def _factor_config(
+def factor_config(
     modules: Sequence[PEM], tensors: Mapping[str, Tensor], layers: Sequence[str], scaling: float
 ) -> LoraConfig:
     """Config under which the factors act with ``scaling``: alpha = scaling * r, by layer."""
@@ -180,9 +187,13 @@ def certificate_of(
     result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]
 ) -> tuple[float, dict[str, float]]:
     """Relative Frobenius error against sum_i c_i dW_i: total and per layer."""
+    return certified(layer_errors(result, modules, coefficients))
+
+
+def certified(errors: Mapping[str, LayerError]) -> tuple[float, dict[str, float]]:
+    """Relative errors of layers, in total and each."""
     from pem_composition.arithmetic.delta import total_error
 
-    errors = layer_errors(result, modules, coefficients)
     return total_error(errors), {layer: e.relative for layer, e in errors.items()}
 
 

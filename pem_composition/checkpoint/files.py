@@ -334,15 +334,19 @@ def _short(value: object, limit: int = 200) -> str:
 
 
 def write_safetensors(
-    path: Path, infos: Mapping[str, TensorInfo], values: Callable[[str], Iterable[Any]]
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    values: Callable[[str], Iterable[Any]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file tensor by tensor, widest dtype first (every value aligned).
 
     Args:
         values: name -> the tensor's bytes, as one or more buffers.
+        metadata: further text values of the header.
     """
     order = sorted(infos, key=lambda n: (-DTYPE_BYTES[infos[n].dtype], n))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for name in order:
         dtype, shape = infos[name]

@@ -54,6 +54,7 @@ def build(pem: PEM, files: Mapping[str, str]) -> dict[str, Any]:
     p = pem.provenance
     certificate = p.certificate and {
         "total": p.certificate.total,
+        "against": p.certificate.against,
         "layers": dict(p.certificate.layers),
     }
     head = pem.head and {
@@ -137,7 +138,7 @@ def card(pem: PEM) -> str:
         lines += [f"| {_plain(s.name)} | `{s.sha256 or 'in memory'}` |" for s in p.sources] + [""]
     if p.certificate:
         lines += [
-            f"Relative error against the exact sum of updates: {p.certificate.total:.3g}.",
+            f"Relative error against {_plain(p.certificate.against)}: {p.certificate.total:.3g}.",
             "",
         ]
     lines += [f"- {_plain(note)}" for note in p.notes]
@@ -187,9 +188,7 @@ def _parse(raw: Mapping[str, Any]) -> Record:
         sources=tuple(Source(**s) for s in raw.get("sources") or ()),
         space=_text(raw, "space"),
         method=_text(raw, "method"),
-        certificate=Certificate(float(certificate["total"]), dict(certificate["layers"]))
-        if certificate
-        else None,
+        certificate=_certificate(certificate) if certificate else None,
         init=_text(raw, "init"),
         head_policy=_text(raw, "head_policy"),
         training=dict(raw.get("training") or {}),
@@ -209,6 +208,12 @@ def _parse(raw: Mapping[str, Any]) -> Record:
         else None,
         origin=dict(raw.get("origin") or {}),
         files=dict(files),
+    )
+
+
+def _certificate(raw: Mapping[str, Any]) -> Certificate:
+    return Certificate(
+        float(raw["total"]), dict(raw["layers"]), str(raw.get("against") or Certificate.against)
     )
 
 

@@ -137,10 +137,12 @@ def buffer_of(tensor: Tensor) -> Any:
     return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write contiguous CPU tensors as safetensors."""
 
     def values(name: str) -> Iterator[Any]:
         yield buffer_of(tensors[name])
 
-    write_safetensors(path, {n: info_of(t) for n, t in tensors.items()}, values)
+    write_safetensors(path, {n: info_of(t) for n, t in tensors.items()}, values, metadata)

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from pem_composition.errors import EXIT_DONE, UsageError
+from pem_composition.errors import EXIT_DONE, UsageError, close_match
 
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
 SUBCOMMANDS = (
     "offline", "split", "init", "train", "merge", "negation", "analogy", "compose",
-    "inspect", "evaluate", "perplexity", "generate", "judge", "sweep", "report",
+    "methods", "inspect", "evaluate", "perplexity", "generate", "judge", "fisher", "gram", "sweep",
+    "search", "learn", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"
@@ -25,8 +26,6 @@ def load(name: str) -> ModuleType:
         UsageError: no such subcommand; the nearest name is suggested.
     """
     if name not in SUBCOMMANDS:
-        from pem_composition.cli.parser import close_match
-
         remedy = close_match(name, SUBCOMMANDS) or f"one of {', '.join(SUBCOMMANDS)}"
         raise UsageError.build(name, "unknown subcommand", do=remedy)
     return importlib.import_module(f"pem_composition.cli.{name}")

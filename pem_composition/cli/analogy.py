@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
+from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
@@ -50,10 +52,14 @@ def run(config: Config) -> int:
     shared.check_dropout(config.dropout_list, 3)
     out = common.output_directory(config, 3)
     head = config.head_policy("first")
+    for point in points:
+        check_coefficients_of(config.choice(), point)
     models = full.models_of(config, config.full_merge)
     if models is not None:
         full.refuse_grid(config.grid)
-        return full.compose(models, points[0], out, config, head)
+        if config.choice().method == SIMPLE:
+            return full.compose(models, points[0], out, config, head)
+        return full.write(models, lambda m: _combine(m, points[0], config), out, config)
     common.check_output(out, config.adapters, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
@@ -72,10 +78,13 @@ def run(config: Config) -> int:
 def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
     from pem_composition.module import combine
 
+    choice = config.choice(modules[0].kind)
     module = combine(
         modules,
         point,
         space=config.one_space,
+        method=choice.method,
+        settings=choice.as_dict(),
         rank=config.rank,
         head=config.head_policy("first"),
         dtype=config.dtype,

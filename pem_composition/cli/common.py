@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
 from pem_composition.config import AdapterConfig, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 
 if TYPE_CHECKING:
+    from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.config import BaseIdentity
     from pem_composition.module import PEM, Provenance
@@ -113,8 +115,13 @@ def read_headers(
                 do="leave it out",
             )
     facts = [Facts.of(header) for header in headers]
+    choice = flags.choice(headers[0].kind)  # is it defined for this kind?
+    space = space or flags.one_space
+    strict = space == "parameter" and choice.method != PEFT_LINEAR
     check_compatible(
-        facts, space=space or flags.one_space, allow_base_mismatch=flags.allow_base_mismatch
+        facts,
+        space="parameter" if strict else "delta",
+        allow_base_mismatch=flags.allow_base_mismatch,
     )
     return headers
 
@@ -191,6 +198,27 @@ def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = 
     return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
 
 
+def find_statistics(paths: Sequence[str], needs: str, modules: int) -> None:
+    """Refuse a wrong number of data files, and files that are not there; nothing is read.
+
+    Args:
+        needs: kind of statistics that the method needs, see ``arithmetic.statistics``; or empty.
+    """
+    from pem_composition.checkpoint.statistics import find
+
+    if needs:
+        check_count("--fisher_list", paths, modules, "file")
+        for path in paths:
+            find(path, needs)
+
+
+def read_statistics(paths: Sequence[str], needs: str) -> list[Statistics]:
+    """The modules' statistics, in their order."""
+    from pem_composition.checkpoint.statistics import read
+
+    return [read(path, needs) for path in paths] if needs else []
+
+
 def write_grid(
     points: Sequence[tuple[float, ...]],
     names: Sequence[str],
@@ -216,12 +244,13 @@ def report(out: Path, module: PEM) -> None:
 
 
 def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) -> None:
-    """Print ``OUT = +0.3*a +0.7*b  (space, head, error against sum c_i dW_i)`` and the notes."""
+    """Print ``OUT = +0.3*a +0.7*b  (space, head, error against ...)`` and the notes."""
     facts = [f"space {origin.space}"]
     if origin.head_policy is not None:
         facts.append(f"head {origin.head_policy}" if has_head else "no head")
     if origin.certificate is not None:
-        facts.append(f"error against sum c_i dW_i: {origin.certificate.total:.2g}")
+        error = origin.certificate
+        facts.append(f"error against {error.against}: {error.total:.2g}")
     print(f"{out} = {expression}  ({', '.join(facts)})")
     for note in origin.notes:
         print(f"note: {note}")

@@ -1,25 +1,26 @@
-"""``pem compose``: any expression over modules, as one n-ary combination."""
+"""``pem compose``: any expression over modules, from the command line or a file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from pem_composition.arithmetic import expression as grammar
-from pem_composition.cli import common
+from pem_composition.arithmetic import trees
+from pem_composition.arithmetic.expression import FUNCTIONS, parse
+from pem_composition.arithmetic.methods.registry import resolve
+from pem_composition.cli import common, recipe
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 
-if TYPE_CHECKING:
-    from pem_composition.module import PEM
-
 NAME = "compose"
-HELP = 'evaluate an expression over modules: "0.6*a + 0.4*(b - c)", negate(a, 0.5), mean(a, b)'
+HELP = 'evaluate an expression over modules: "0.6*a + 0.4*(b - c)", "0.5*ties(a, b) + c"'
 EXAMPLES = """
   pem compose "0.6*a + 0.4*(b - c)" --module a=runs/a --module b=runs/b --module c=runs/c -p out
   pem compose "mean(a, b)" --module a=runs/a --module b=runs/b -p out --space delta --rank 8
+  pem compose "ties(a, 0.5*b, density=0.2)" --module a=runs/a --module b=runs/b -p out
+  pem compose --config recipe.yaml -p out
 """
 
 
@@ -27,11 +28,14 @@ EXAMPLES = """
 class Config(shared.OutputFlags):
     """Flags of pem compose."""
 
-    expression: str = field(
+    expression: str | None = field(
+        default=None,
         metadata={
             "positional": True,
-            "help": "numbers, names, + - * / ( ), negate(x, s), mean(x, ...)",
-        }
+            "help": "numbers, names, + - * / ( ), mean(x, ...), negate(x, s), delta(x), "
+            'parameter(x), layers(x, "pattern", factor), and every merging method with its '
+            "settings (pem methods)",
+        },
     )
     module: tuple[str, ...] = field(
         default=(),
@@ -41,31 +45,116 @@ class Config(shared.OutputFlags):
             "help": "what a name stands for; once per name",
         },
     )
-    head: str = field(
-        default="average", metadata={"choices": shared.HEADS, "help": "which head the result has"}
+    config: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE",
+            "help": "YAML with expression, modules, space, rank, head, dtype, layers; what it "
+            "says is not said again by a flag",
+        },
+    )
+    head: str | None = field(
+        default=None,
+        metadata={
+            "choices": shared.HEADS,
+            "help": "which head the result has (default: average)",
+        },
     )
 
 
 def run(config: Config) -> int:
     """Evaluate the expression and write the module."""
-    tree = grammar.parse(config.expression)
-    bound = bindings(config.module)
-    used = grammar.names(tree)
-    _check_names(used, bound)
-    paths = [bound[name] for name in used]
+    wanted = _recipe(config)
+    tree = parse(wanted.expression)
+    used = trees.names(tree)
+    _check_names(used, wanted)
+    paths = [wanted.modules[name] for name in used]
     common.check_output(config.save_path, paths, config.overwrite)
-    common.read_headers(paths, list(used), config)
+    space = wanted.space or trees.default_space(tree)
+    if wanted.rank is not None and space != "delta":
+        raise UsageError.build(
+            "--rank", "applies to delta space only", found=f"space {space}",
+            do="add --space delta",
+        )  # fmt: skip
+    _check_headers(tree, paths, used, replace(config, rank=wanted.rank, space=(space,)))
+    return _write(config, replace(wanted, space=space), tree, paths)
 
-    modules = dict(zip(used, common.load_modules(paths, used), strict=True))
-    result = _evaluate(tree, modules, config)
+
+def _write(config: Config, wanted: recipe.Recipe, tree: trees.Sum, paths: Sequence[str]) -> int:
+    from pem_composition.composition import compose
+
+    used = trees.names(tree)
+    result = compose(
+        tree,
+        dict(zip(used, common.load_modules(paths, used), strict=True)),
+        space=wanted.space,
+        rank=wanted.rank,
+        layers=wanted.layers,
+        head=wanted.head or "average",
+        dtype=wanted.dtype,
+        allow_base_mismatch=config.allow_base_mismatch,
+    )
     result.save(
-        config.save_path, format=config.format, dtype=config.dtype, overwrite=config.overwrite
+        config.save_path, format=config.format, dtype=wanted.dtype, overwrite=config.overwrite
     )
     common.report(config.save_path, result)
     return 0
 
 
-def bindings(pairs: tuple[str, ...]) -> dict[str, str]:
+def _recipe(config: Config) -> recipe.Recipe:
+    """What the flags and the file ask for together.
+
+    Raises:
+        UsageError: no expression, or a value that both give.
+    """
+    modules = bindings(config.module)
+    space = config.space[0] if config.space else None
+    if config.config is None:
+        if config.expression is None:
+            raise UsageError.build(
+                "expression", "missing", expected='such as "0.6*a + 0.4*b", or --config FILE'
+            )
+        return recipe.Recipe(
+            config.expression, modules, space, config.rank, config.head, config.dtype
+        )
+    read = recipe.read(config.config)
+    given = {
+        "expression": config.expression, "space": space, "rank": config.rank,
+        "head": config.head, "dtype": config.dtype,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value is not None and getattr(read, name) is not None:
+            _refuse_twice(name, config.config)
+    for name in modules:
+        if name in read.modules:
+            _refuse_twice(f"module {name}", config.config)
+    bindings([f"{name}={path}" for name, path in read.modules.items()], f"{config.config}, modules")
+    own = {name: value for name, value in given.items() if value is not None}
+    return replace(read, modules={**read.modules, **modules}, **own)
+
+
+def _refuse_twice(what: str, file: Path) -> None:
+    raise UsageError.build(
+        f"--{what.partition(' ')[0]}", f"{what} is given in {file} too", do="give it once"
+    )
+
+
+def _check_headers(
+    tree: trees.Sum, paths: Sequence[str], used: Sequence[str], config: Config
+) -> None:
+    """Refuse from the headers alone what cannot be combined.
+
+    A plain sum is checked in its space; where other spaces or methods take part, only what all
+    need is (kind and base), and the rest when they are evaluated.
+    """
+    plain = all(isinstance(n, trees.Leaf | trees.Negation) for n in trees.nodes(tree))
+    headers = common.read_headers(paths, used, config, space=None if plain else "delta")
+    for node in trees.nodes(tree):
+        if isinstance(node, trees.Merge):
+            resolve(node.choice.method, node.choice.as_dict(), headers[0].kind)
+
+
+def bindings(pairs: Sequence[str], where: str = "--module") -> dict[str, str]:
     """name -> directory from NAME=DIR.
 
     Raises:
@@ -76,30 +165,30 @@ def bindings(pairs: tuple[str, ...]) -> dict[str, str]:
         name, equals, path = pair.partition("=")
         if not equals or not path or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             raise UsageError.build(
-                "--module", "not a binding", found=repr(pair), expected="NAME=DIR, such as a=runs/a"
+                where, "not a binding", found=repr(pair), expected="NAME=DIR, such as a=runs/a"
             )
         if name in bound:
             raise UsageError.build(
-                "--module", "a name given twice", found=name, do="give each name once"
+                where, "a name given twice", found=name, do="give each name once"
             )
-        if name in grammar.FUNCTIONS:
+        if name in FUNCTIONS:
             raise UsageError.build(
-                "--module", "the name of a function", found=name, do="choose another name"
+                where, "the name of a function", found=name, do="choose another name"
             )
         bound[name] = path
     return bound
 
 
-def _check_names(used: tuple[str, ...], bound: Mapping[str, str]) -> None:
+def _check_names(used: Sequence[str], wanted: recipe.Recipe) -> None:
     for name in used:
-        if name not in bound:
+        if name not in wanted.modules:
             raise UsageError.build(
                 "expression",
                 f"no module named '{name}'",
-                found=f"names {sorted(bound)}",
+                found=f"names {sorted(wanted.modules)}",
                 do=f"add --module {name}=DIR",
             )
-    for name in bound:
+    for name in [*wanted.modules, *wanted.layers]:
         if name not in used:
             raise UsageError.build(
                 "--module",
@@ -107,22 +196,3 @@ def _check_names(used: tuple[str, ...], bound: Mapping[str, str]) -> None:
                 found=name,
                 do="leave it out",
             )
-
-
-def _evaluate(tree: grammar.Sum, modules: Mapping[str, PEM], config: Config) -> PEM:
-    from pem_composition.module import combine, negate
-
-    def weighted(operands: list[PEM], coefficients: list[float]) -> PEM:
-        return combine(
-            operands,
-            coefficients,
-            space=config.one_space,
-            rank=config.rank,
-            head=config.head,
-            dtype=config.dtype,
-            allow_base_mismatch=config.allow_base_mismatch,
-        )
-
-    return grammar.evaluate(
-        tree, modules, weighted, None if config.one_space == "delta" else negate
-    )

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pem_composition.errors import UsageError
+from pem_composition.arithmetic.compatible import SPACES, space_of
+from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
+from pem_composition.arithmetic.statistics import COMMANDS
+from pem_composition.errors import PEMError, UsageError, close_match
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
     OBJECTIVES,
@@ -17,10 +20,9 @@ from pem_composition.training.config import (
 )
 
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
-MERGE_WAYS = ("simple",)
+MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 FORMATS = ("peft", "adapter-transformers")
-SPACES = ("parameter", "delta")
 HEADS = ("average", "first", "last", "none", "error")
 
 
@@ -68,9 +70,17 @@ class OutputFlags:
                 "--rank", "not a rank", found=self.rank, expected="a whole number >= 1"
             )
 
+    def choice(self, kind: str | None = None) -> Choice:
+        """The merging method with its settings; the sum where there is no choice.
+
+        Args:
+            kind: of the modules, once it is known.
+        """
+        return resolve(SIMPLE, kind=kind)
+
     @property
     def one_space(self) -> str:
-        """The space of a single composition; parameter unless given.
+        """The space of a single composition: parameter unless given, or the method's own.
 
         Raises:
             UsageError: two spaces, or a rank outside delta space.
@@ -82,7 +92,7 @@ class OutputFlags:
                 found=" ".join(self.space),
                 do="give one, or add --evaluate",
             )
-        space = self.space[0] if self.space else "parameter"
+        space = space_of(self.choice(), self.space[0] if self.space else None)
         if self.rank is not None and space != "delta":
             raise UsageError.build(
                 "--rank",
@@ -139,8 +149,21 @@ class MergeFlags(ModuleFlags):
     """How several modules become one; ``merge`` and ``analogy``."""
 
     merge_way: str = field(
-        default="simple",
-        metadata={"short": "-w", "metavar": "WAY", "help": "simple: the weighted sum"},
+        default=SIMPLE,
+        metadata={
+            "short": "-w",
+            "metavar": "WAY",
+            "help": f"{SIMPLE}: the weighted sum; or a merging method (pem methods lists them): "
+            + ", ".join(MERGE_WAYS[1:]),
+        },
+    )
+    setting: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "repeat": True,
+            "metavar": "NAME=VALUE",
+            "help": "a setting of the method, such as density=0.2; once per setting",
+        },
     )
     merge_head: bool | None = field(
         default=None, metadata={"help": "average the heads with the coefficients (--head average)"}
@@ -161,12 +184,13 @@ class MergeFlags(ModuleFlags):
             "short": "-f",
             "nargs": "*",
             "metavar": "FILE",
-            "help": "one Fisher file per module (-w fisher)",
+            "help": "one file of pem fisher (-w fisher) or pem gram (-w regmean) per module",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.choice()
         check_merge_way(self.merge_way, self.fisher_list)
         if (
             self.head is not None
@@ -180,6 +204,10 @@ class MergeFlags(ModuleFlags):
                 do="give one of the two",
             )
 
+    def choice(self, kind: str | None = None) -> Choice:
+        """The method of --merge_way with its settings."""
+        return choice_of(self.merge_way, self.setting, kind)
+
     def head_policy(self, default: str) -> str:
         """--head if given; --merge_head true is average; else the program's default."""
         if self.head is not None:
@@ -188,18 +216,56 @@ class MergeFlags(ModuleFlags):
 
 
 def check_merge_way(way: str, fisher: Sequence[str]) -> None:
-    """Refuse methods that do not exist, naming those that do."""
-    if way not in MERGE_WAYS:
+    """Refuse data files for a method that takes none, and another program's sum by this flag."""
+    if way in METHODS and way not in MERGE_WAYS:
         raise UsageError.build(
-            "--merge_way", "no such method here", found=f"'{way}'", expected=" or ".join(MERGE_WAYS)
+            "--merge_way",
+            "another program's sum has a flag of its own",
+            found=way,
+            do=f"use --as {way.replace('_', '-')}",
         )
-    if fisher:
+    needs = METHODS[way].needs if way in METHODS else ""
+    if fisher and not needs:
         raise UsageError.build(
             "--fisher_list",
-            "applies to --merge_way fisher only",
+            "applies to --merge_way fisher and regmean only",
             found=f"--merge_way {way}",
             do="leave it out",
         )
+    if needs and not fisher:
+        raise UsageError.build(
+            "--fisher_list",
+            f"{way} needs the {needs} file of every module",
+            found="none",
+            do=f"make them with {COMMANDS[needs]}",
+        )
+
+
+def choice_of(way: str, pairs: Sequence[str], kind: str | None = None) -> Choice:
+    """A method with the settings that NAME=VALUE pairs give.
+
+    Raises:
+        UsageError: no such method or setting, a value out of range, or a pair given twice.
+    """
+    settings: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise UsageError.build(
+                "--setting", "not a setting", found=repr(pair), expected="NAME=VALUE"
+            )
+        if name in settings:
+            raise UsageError.build("--setting", f"{name} given twice", do="give each name once")
+        settings[name] = value
+    if way not in METHODS:
+        remedy = close_match(way, MERGE_WAYS)
+        known = None if remedy else ", ".join(MERGE_WAYS)
+        raise UsageError.build("--merge_way", f"unknown method {way!r}", expected=known, do=remedy)
+    places = {name: f"--setting {name}" for name in settings}
+    try:
+        return resolve(way, settings, kind, places=places)
+    except PEMError as error:
+        raise UsageError(str(error)) from None
 
 
 def check_count(flag: str, values: Sequence[Any], modules: int, what: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.errors import IncompatibleModules, UsageError
+
+if TYPE_CHECKING:
+    from pem_composition.module import PEM
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,48 @@ def compose(
     """Check the models by their headers, write the combination, print the line."""
     from pem_composition.checkpoint import combine_full, inspect_header
 
+    names = _check(models, out, flags)
+    combine_full(
+        models.paths,
+        coefficients,
+        out,
+        base=models.base,
+        head=head,
+        dtype=flags.dtype,
+        overwrite=flags.overwrite,
+    )
+    written = inspect_header(out)
+    expression = " ".join(f"{c:+g}*{name}" for c, name in zip(coefficients, names, strict=True))
+    common.report_line(out, expression, written.provenance, bool(written.head_shapes))
+    return 0
+
+
+def write(
+    models: Models,
+    combine: Callable[[list[PEM]], PEM],
+    out: Path,
+    flags: shared.ModuleFlags,
+) -> int:
+    """The same for methods that need all differences to the base at once, held in memory."""
+    from pem_composition.checkpoint import save
+
+    names = _check(models, out, flags)
+    if models.base is None:
+        raise UsageError.build(
+            "-m/--model",
+            "a method merges the differences to the base",
+            found="no base model",
+            expected="--adapters DIR ... --model BASE",
+        )
+    base = common.resolved(models.base)
+    module = combine(common.load_modules(models.paths, names, base=base))
+    save(module, out, dtype=flags.dtype, overwrite=flags.overwrite, base=base)
+    common.report(out, module)
+    return 0
+
+
+def _check(models: Models, out: Path, flags: shared.ModuleFlags) -> list[str]:
+    """Names of the models, checked by their headers as far as no tensor is needed."""
     shared.check_dropout(flags.dropout_list, len(models.paths))
     common.check_output(out, models.paths, flags.overwrite)
     if flags.format != "peft":
@@ -88,16 +134,4 @@ def compose(
         common.check_model(
             [models.base] if models.base else [], [header], flags.allow_base_mismatch
         )
-    combine_full(
-        models.paths,
-        coefficients,
-        out,
-        base=models.base,
-        head=head,
-        dtype=flags.dtype,
-        overwrite=flags.overwrite,
-    )
-    written = inspect_header(out)
-    expression = " ".join(f"{c:+g}*{name}" for c, name in zip(coefficients, names, strict=True))
-    common.report_line(out, expression, written.provenance, bool(written.head_shapes))
-    return 0
+    return names

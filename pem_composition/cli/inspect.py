@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.labels import expression_of
 from pem_composition.cli.common import Facts
 from pem_composition.config import LoraConfig
 from pem_composition.errors import CheckpointError, PEMError
@@ -72,7 +73,7 @@ def describe(header: ModuleHeader) -> dict[str, Any]:
         "base_fingerprint": base.fingerprint,
         "head": header.head is not None,
         "labels": list(header.head.labels) if header.head else [],
-        "expression": " ".join(f"{t.coefficient:+g}*{t.label}" for t in origin.terms),
+        "expression": expression_of(origin),
         "space": origin.space,
         "init": origin.init,
         "notes": list(origin.notes),

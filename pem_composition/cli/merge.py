@@ -1,25 +1,30 @@
-"""``merge.py`` and ``pem merge``: sum_i c_i m_i, one point or a grid, written or scored."""
+"""``merge.py`` and ``pem merge``: sum_i c_i m_i or another merging method, written or scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
+from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 
 if TYPE_CHECKING:
+    from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.module import PEM
 
 NAME = "merge"
-HELP = "add modules: sum_i c_i m_i, in parameter or delta space; --grid for a series of points"
+HELP = "merge modules: sum_i c_i m_i in parameter or delta space, or by another method (-w)"
 EXAMPLES = """
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/merged --coefficients 0.3 0.7
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/exact --space delta --rank 8
+  python merge.py -a runs/rte runs/mnli runs/cola -p runs/ties -w ties --setting density=0.2
+  python merge.py -a runs/rte runs/mnli -p runs/fisher -w fisher -f runs/rte-fisher runs/mnli-fisher
+  python merge.py -a runs/rte-0 runs/rte-1 -p runs/as-peft --coefficients 0.3 0.7 --as peft-linear
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/points --grid 0 0.1 1
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/sweep --grid 0 0.05 1 --evaluate \\
       --model_name_or_path roberta-base --task_name rte --validation_file dev.jsonl
@@ -36,12 +41,36 @@ class Config(shared.MergeFlags, shared.GridFlags):
         default=(),
         metadata={
             "metavar": "C",
-            "help": "one weight per module, used as given (default: 1/n each)",
+            "help": "one weight per module, used as given (default: the method's own; 1/n each for "
+            "a sum)",
         },
     )
     search_step: tuple[float, ...] = field(
         default=(), metadata={"metavar": "C", "help": "one weight per module, divided by their sum"}
     )
+    as_: str | None = field(
+        default=None,
+        metadata={
+            "flag": "as",
+            "choices": tuple(m.name.replace("_", "-") for m in PARITY),
+            "help": "compute what another program computes from the same modules, for comparison",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.as_ is not None and self.merge_way != SIMPLE:
+            raise UsageError.build(
+                "--as",
+                "another program's sum, given together with a method",
+                found=f"--merge_way {self.merge_way}",
+                do="give one of the two",
+            )
+        super().__post_init__()
+
+    def choice(self, kind: str | None = None) -> Choice:
+        """The method of --merge_way, or the sum of --as."""
+        way = self.merge_way if self.as_ is None else self.as_.replace("-", "_")
+        return shared.choice_of(way, self.setting, kind)
 
 
 def run(config: Config) -> int:
@@ -54,24 +83,35 @@ def run(config: Config) -> int:
         return _run_full(config, models)
     shared.check_adapters(config.adapters, "at least one", 1)
     points = _points(config, len(config.adapters))
+    for point in points:
+        check_coefficients_of(config.choice(), point)
     shared.check_dropout(config.dropout_list, len(config.adapters))
     out = common.output_directory(config, len(config.adapters))
     common.check_output(out, config.adapters, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)
+    needs = config.choice().entry.needs
+    common.find_statistics(config.fisher_list, needs, len(config.adapters))
     modules = common.load_modules(config.adapters, names)
+    statistics = common.read_statistics(config.fisher_list, needs)
     if config.grid is None:
-        _write(modules, points[0], out, config)
+        merged = _combine(modules, points[0], config, statistics)
+        merged.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
+        common.report(out, merged)
     else:
         common.write_grid(
-            points, names_of(points), lambda point: _combine(modules, point, config), out, config
+            points,
+            names_of(points),
+            lambda point: _combine(modules, point, config, statistics),
+            out,
+            config,
         )
     return 0
 
 
 def coefficients(config: Config, modules: int) -> tuple[float, ...]:
-    """--coefficients as given, --search_step divided by its sum, or 1/n each.
+    """--coefficients as given, --search_step divided by its sum, or the method's default.
 
     Raises:
         UsageError: both flags, or not one entry per module.
@@ -86,7 +126,7 @@ def coefficients(config: Config, modules: int) -> tuple[float, ...]:
     if config.search_step:
         shared.check_count("--search_step", config.search_step, modules, "entry")
         return shared.normalised(config.search_step)
-    return (1.0 / modules,) * modules
+    return config.choice().default_coefficients(modules)
 
 
 def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
@@ -100,25 +140,28 @@ def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
     return list(library.merges(config.grid, modules))
 
 
-def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
+def _combine(
+    modules: Sequence[PEM],
+    point: Sequence[float],
+    config: Config,
+    statistics: Sequence[Statistics] = (),
+) -> PEM:
     """Without --merge_head the last module's head is kept, as in the reference program."""
     from pem_composition.module import combine
 
+    choice = config.choice(modules[0].kind)
     return combine(
         modules,
         point,
         space=config.one_space,
+        method=choice.method,
+        settings=choice.as_dict(),
         rank=config.rank,
         head=config.head_policy("last"),
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
+        statistics=statistics,
     )
-
-
-def _write(modules: Sequence[PEM], point: Sequence[float], out: Path, config: Config) -> None:
-    merged = _combine(modules, point, config)
-    merged.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-    common.report(out, merged)
 
 
 def names_of(points: Sequence[tuple[float, ...]]) -> list[str]:
@@ -135,9 +178,11 @@ def _run_full(config: Config, models: full.Models) -> int:
             "-m/--model", "no model directories", expected="--model DIR DIR ..., or --adapters"
         )
     out = common.output_directory(config, count)
-    return full.compose(
-        models, coefficients(config, count), out, config, config.head_policy("last")
-    )
+    weights, head = coefficients(config, count), config.head_policy("last")
+    if config.choice().method == SIMPLE:
+        return full.compose(models, weights, out, config, head)
+    check_coefficients_of(config.choice(), weights)
+    return full.write(models, lambda modules: _combine(modules, weights, config), out, config)
 
 
 def _run_sweep(config: Config) -> int:

@@ -7,6 +7,7 @@ may hold ``EXAMPLES``. A field without a default is required; its annotation giv
 
     help        one line
     short       "-a"
+    flag        name of the flag where it cannot be the field's, such as "as"
     choices     the allowed values
     nargs       as in argparse, "+" for sequences if absent
     metavar     name of the value in the help text
@@ -18,18 +19,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import errno
 import re
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
-from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RUN_FAILED, PEMError, UsageError
+from pem_composition.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_RUN_FAILED,
+    PEMError,
+    UsageError,
+    close_match,
+)
 
 T = TypeVar("T")
 
@@ -55,12 +62,6 @@ class Parser(argparse.ArgumentParser):
         message = message.replace("the following arguments are required:", "missing")
         message = re.sub(r"^argument (\S+): ", lambda m: m[1].split("/")[-1] + ": ", message)
         raise UsageError(message.replace("unrecognized arguments:", "unexpected argument"))
-
-
-def close_match(word: str, known: Iterable[str]) -> str:
-    """``did you mean X?``, or an empty string when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else ""
 
 
 def build_parser(config_class: type, prog: str, description: str, examples: str = "") -> Parser:
@@ -176,7 +177,7 @@ def _add_field(parser: Parser, spec: dataclasses.Field[Any], hint: Any) -> None:
 
 def _names(spec: dataclasses.Field[Any]) -> list[str]:
     short = spec.metadata.get("short")
-    return [*([short] if short else []), f"--{spec.name}"]
+    return [*([short] if short else []), f"--{spec.metadata.get('flag', spec.name)}"]
 
 
 def _required(spec: dataclasses.Field[Any]) -> bool:

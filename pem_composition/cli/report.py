@@ -45,8 +45,10 @@ class Config:
 
 def run(config: Config) -> int:
     """Print the table and write the files."""
-    from pem_composition.report import records
+    from pem_composition.report import records, search
 
+    if all(search.is_search(path) for path in config.results):
+        return _search(config)
     sweeps = [records.read(path) for path in config.results]
     out = config.save_path or (sweeps[0].path.parent if len(sweeps) == 1 else None)
     if out is not None:
@@ -98,3 +100,23 @@ def _write(out: Path | None, markdown: str, csv: str) -> None:
     if out is not None:
         (out / "table.md").write_text(markdown + "\n", encoding="utf-8")
         (out / "table.csv").write_text(csv, encoding="utf-8")
+
+
+def _search(config: Config) -> int:
+    """Table and plot of a search, or the mean of several."""
+    from pem_composition.report import search
+
+    if len(config.results) > 1:
+        text = search.aggregate(config.results)
+        print(text)
+        if config.save_path is not None:
+            config.save_path.mkdir(parents=True, exist_ok=True)
+            (config.save_path / "table.md").write_text(text + "\n", encoding="utf-8")
+        return 0
+    path = Path(config.results[0])
+    out = config.save_path or (path if path.is_dir() else path.parent)
+    out.mkdir(parents=True, exist_ok=True)
+    print(search.write(path, out))
+    for file in search.plot(path, out):
+        print(f"plot: {file}")
+    return 0

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.cli import common
 from pem_composition.cli.flags import EvaluationFlags
-from pem_composition.errors import UsageError
+from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.training.config import DEFAULT_BLOCK
 
 if TYPE_CHECKING:
+    from pem_composition.checkpoint import ModuleHeader
     from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.prompts import Prompt
@@ -54,8 +55,11 @@ class ScoredTask:
         )
 
 
-def read(flags: EvaluationFlags) -> tuple[ScoredTask, ...]:
+def read(flags: EvaluationFlags, *, own_heads: bool = False) -> tuple[ScoredTask, ...]:
     """Rows and prompt of every task.
+
+    Args:
+        own_heads: every task is scored with a head of its own, so their classes may differ.
 
     Raises:
         UsageError: no rows named, values that do not belong to one number of tasks, or tasks that
@@ -73,9 +77,42 @@ def read(flags: EvaluationFlags) -> tuple[ScoredTask, ...]:
     tasks = []
     for name, (data, place) in zip(names, found, strict=True):
         tasks.append(ScoredTask(name, data, _prompt(data, place) if asked else None))
-    if not asked:
+    if not asked and not own_heads:
         _check_one_head(tasks)
     return tuple(tasks)
+
+
+def check_own_heads(
+    flags: EvaluationFlags, tasks: Sequence[ScoredTask], headers: Sequence[ModuleHeader]
+) -> None:
+    """Module i must bring a head for task i.
+
+    Raises:
+        UsageError: text to text, or not one task per module.
+        IncompatibleModules: a module without a head, or with that of another task.
+    """
+    if flags.objective == "seq2seq":
+        raise UsageError.build(
+            "--head", "text to text has no heads", found="per-task", do="leave it out"
+        )
+    if len(tasks) != len(headers):
+        raise UsageError.build(
+            "--head per-task",
+            "task i is scored with the head of module i",
+            found=f"{len(tasks)} tasks for {len(headers)} modules",
+            expected="one task per module, in the same order",
+        )
+    for task, header in zip(tasks, headers, strict=True):
+        wanted = task.data.task.labels
+        found = header.head.labels if header.head is not None else ()
+        if not header.head_shapes or (found and wanted != found):
+            raise IncompatibleModules.build(
+                f"{header.name} for {task.name}",
+                "the module's head does not answer the task",
+                found=", ".join(found) or "no head",
+                expected=", ".join(wanted) or "a score",
+                do="give modules and tasks in the same order",
+            )
 
 
 def report_split(tasks: Sequence[ScoredTask]) -> str:
@@ -167,5 +204,6 @@ def _check_one_head(tasks: Sequence[ScoredTask]) -> None:
                 f"{tasks[0].name} and {other.name} need different heads, and a model has one",
                 found=" ".join(task.labels) or "a score",
                 expected=" ".join(first.labels) or "a score",
-                do="score them in sweeps of their own, or train text to text (--objective seq2seq)",
+                do="give each its own module's head (--head per-task of pem sweep and pem search), "
+                "or train text to text (--objective seq2seq)",
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
+from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
+from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
@@ -15,6 +17,8 @@ from pem_composition.report.records import RESULTS
 from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.module import PEM
 
@@ -27,6 +31,7 @@ EXAMPLES = """
       --task_name rte mnli --data_dir glue --grid 0 0.05 1
 """
 MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
+SCORED_HEADS = tuple(dict.fromkeys((*HEADS, library.PER_TASK)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,11 @@ class Config(ModuleFlags, EvaluationFlags):
         },
     )
     head: str = field(
-        default="average", metadata={"choices": HEADS, "help": "which head a merge has"}
+        default="average",
+        metadata={
+            "choices": SCORED_HEADS,
+            "help": "which head a merge has; per-task: task i is scored with the head of module i",
+        },
     )
 
 
@@ -82,8 +91,8 @@ def start(
     Raises:
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
-    request = _check(flags, evaluation, values, head, composition)
-    plan, bench = _prepare(request)
+    request = check(flags, evaluation, values, head, composition)
+    plan, bench = prepare(request)
     report = library.TEST if library.TEST in bench.splits else library.VALIDATION
     with StopRequest():  # a signal ends the sweep between lines; finished points are on disk
         summary = library.run(plan, bench, library.VALIDATION, report)
@@ -93,7 +102,7 @@ def start(
     return 0
 
 
-def _check(
+def check(
     flags: ModuleFlags,
     evaluation: EvaluationFlags,
     values: Sequence[float],
@@ -103,6 +112,8 @@ def _check(
     count = len(flags.adapters)
     merge = composition == library.MERGE
     points = library.merges(values, count) if merge else library.analogies(values)
+    for point in points:
+        check_coefficients_of(flags.choice(), point)
     model = evaluation.model_name_or_path or next(iter(flags.model), None)
     if model is None:
         raise UsageError.build(
@@ -116,7 +127,10 @@ def _check(
     names = common.labels(flags.adapters, flags.adatasks)
     names += [common.labels(paths)[-1]] if reference else []
     headers = _headers(flags, names[:count])
-    tasks = scored.read(evaluation)
+    own_heads = head == library.PER_TASK
+    tasks = scored.read(evaluation, own_heads=own_heads)
+    if own_heads:
+        scored.check_own_heads(evaluation, tasks, headers)
     source = resolve(model)
     extra = common.headers_of([reference], names[count:]) if reference else []
     common.check_model([source], [*headers, *extra], flags.allow_base_mismatch)
@@ -151,7 +165,7 @@ def check_output(out: Path) -> None:
 
 def _headers(flags: ModuleFlags, names: Sequence[str]) -> list[ModuleHeader]:
     """Headers, checked against each other in every space asked for."""
-    spaces = flags.space or library.SPACES
+    spaces = _asked(flags)
     if flags.rank is not None and "delta" not in spaces:
         raise UsageError.build(
             "--rank",
@@ -165,27 +179,39 @@ def _headers(flags: ModuleFlags, names: Sequence[str]) -> list[ModuleHeader]:
     ][-1]
 
 
+def _asked(flags: ModuleFlags) -> tuple[str, ...]:
+    """The spaces named, or both; of a method its own."""
+    choice = flags.choice()
+    if choice.method == SIMPLE:
+        return tuple(flags.space) or library.SPACES
+    return (space_of(choice, flags.space[0] if flags.space else None),)
+
+
 def _spaces(flags: ModuleFlags, header: ModuleHeader) -> tuple[str, ...]:
     """Both spaces unless one is named; where they are the same sum, one."""
-    spaces = tuple(flags.space) or library.SPACES
+    spaces = _asked(flags)
     if header.kind != "lora" and len(spaces) > 1:
         print(f"kind {header.kind}: parameter and delta space are the same sum, scored once")
         return ("parameter",)
     return spaces
 
 
-def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
+def prepare(request: Request) -> tuple[library.Plan, library.Bench]:
     """Load the modules; the base model waits until a point needs it."""
-    inputs = _load_inputs(request)
+    inputs = load_inputs(request)
     evaluation, tasks = request.evaluation, request.tasks
     settings = library.Settings(
         base=fingerprint(request.model),
         head=request.head,
         rank=request.flags.rank,
         bf16=bool(evaluation.bf16),
+        method=str(request.flags.choice(request.kind)),
     )
+    own = request.head == library.PER_TASK
+    heads = [i.pem.head_tensors() if own else None for i in inputs[: len(tasks)]]
+    heads += [None] * (len(tasks) - len(heads))
     splits = {
-        split: [_rows(task, split, evaluation) for task in tasks]
+        split: [_rows(t, split, evaluation, h) for t, h in zip(tasks, heads, strict=True)]
         for split in dict.fromkeys((library.VALIDATION, scored.report_split(tasks)))
     }
     ledger = library.Ledger(request.out / RESULTS, fresh=request.flags.overwrite)
@@ -200,17 +226,22 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         base_name=request.base_name,
         max_invalid=evaluation.max_invalid,
     )
-    return plan, library.Bench(lambda: _load_base(request), splits, settings, ledger, say)
+    return plan, library.Bench(lambda: load_base(request), splits, settings, ledger, say)
 
 
-def _rows(task: scored.ScoredTask, split: str, flags: EvaluationFlags) -> library.Rows:
+def _rows(
+    task: scored.ScoredTask,
+    split: str,
+    flags: EvaluationFlags,
+    head: Mapping[str, Tensor] | None,
+) -> library.Rows:
     examples = task.rows(split)
     assert examples is not None, "required when the tasks were read"
     size = flags.per_device_eval_batch_size
-    return library.Rows(task.data.task, examples, task.settings(flags), size, task.name)
+    return library.Rows(task.data.task, examples, task.settings(flags), size, task.name, head)
 
 
-def _load_inputs(request: Request) -> list[library.Input]:
+def load_inputs(request: Request) -> list[library.Input]:
     modules = common.load_modules(request.paths, request.names, base=request.model)
     inputs = [
         library.Input(name, module, library.digest_of(path))
@@ -253,19 +284,19 @@ def _check_heads(request: Request, inputs: Sequence[library.Input]) -> None:
             )
 
 
-def _load_base(request: Request) -> tuple[Any, Any]:
+def load_base(request: Request) -> tuple[Any, Any]:
     import torch
 
-    from pem_composition.evaluation.models import bfloat16_note, load_base, load_seq2seq
+    from pem_composition.evaluation import models
 
     if request.evaluation.objective == "seq2seq":
-        base, tokenizer, _ = load_seq2seq(request.model)
+        base, tokenizer, _ = models.load_seq2seq(request.model)
     else:
         torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike all the same
-        base, tokenizer, _ = load_base(request.model, request.tasks[0].data.task)
+        base, tokenizer, _ = models.load_base(request.model, request.tasks[0].data.task)
     on_gpu = torch.cuda.is_available() and not request.evaluation.use_cpu
     device = "cuda" if on_gpu else "cpu"
-    note = bfloat16_note(device) if request.evaluation.bf16 else None
+    note = models.bfloat16_note(device) if request.evaluation.bf16 else None
     if note:
         print(note)
     return base.to(device), tokenizer
@@ -294,11 +325,14 @@ def _selected(
     from pem_composition.cli.analogy import as_reference
     from pem_composition.module import combine
 
+    choice = request.flags.choice(request.kind)
     module = combine(
         [i.pem for i in plan.inputs],
         coefficients,
         space=space,
-        head=request.head,
+        method=choice.method,
+        settings=choice.as_dict(),
+        head="none" if request.head == library.PER_TASK else request.head,
         rank=request.flags.rank if space == "delta" else None,
         dtype=request.flags.dtype,
         allow_base_mismatch=True,

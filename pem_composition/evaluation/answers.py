@@ -143,6 +143,9 @@ class AnswerExam(AskedExam):
         """(b, w + 1) from one pass of the encoder and the steps of the decoder."""
         return score_answers(model, inputs, self.answers, self.writing)
 
+    def class_scores(self, outputs: Tensor) -> Tensor:
+        return outputs[:, :-1]
+
     def predictions(self, outputs: Outputs) -> NDArray[Any]:
         best = outputs[:, :-1].argmax(axis=1)
         return self.values[best] if self.task.regression else best

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pem_composition.errors import DataError
 from pem_composition.evaluation import classify, metrics
 from pem_composition.evaluation.classify import Batch, EvalResult
 from pem_composition.tasks.data import Example
@@ -102,6 +103,18 @@ class Exam(ABC):
     def labels(self) -> NDArray[Any]:
         """Gold labels (n,)."""
 
+    def class_scores(self, outputs: Tensor) -> Tensor:
+        """Scores (b, w) whose softmax is the model's distribution over the w answers, from outputs
+        (b, k); differentiable. Regression: what it predicts, (b, 1).
+
+        Raises:
+            DataError: rows that have no fixed set of answers.
+        """
+        raise DataError.build(
+            self.task.name, "has no fixed set of answers", found=type(self).__name__,
+            expected="classification, or text to text with the answers of a prompt",
+        )  # fmt: skip
+
 
 class ClassificationExam(Exam):
     """Logits of a classification head; k = classes, or 1 for regression."""
@@ -117,6 +130,9 @@ class ClassificationExam(Exam):
     def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         logits: Tensor = model(**inputs).logits
         return logits
+
+    def class_scores(self, outputs: Tensor) -> Tensor:
+        return outputs
 
     def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         return classify.score(self.task, outputs, self._labels, seconds=seconds)

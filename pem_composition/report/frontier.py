@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.report.plot import matplotlib_ready, plain, save
+from pem_composition.report.plot import backend, plain, save
 from pem_composition.report.records import Results, read
 from pem_composition.report.unlearning import SELECTED, Line, aggregate, lines_of
 
@@ -35,7 +35,7 @@ def write(results: Sequence[str | Path], out: Path) -> list[Path]:
         DataError: no finished sweep over strengths.
     """
     found = [read(path) for path in results]
-    matplotlib_ready()
+    backend()
     return save(frontier(found), out, "frontier")
 
 

@@ -80,15 +80,15 @@ def write(results: str | Path, out: Path) -> list[Path]:
         DataError: no finished sweep.
     """
     found = read(results)
-    matplotlib_ready()
+    backend()
     files = save(curves(found), out, "curve")
     if len(found.summary["tasks"]) == 2:
         files += save(frontier(found), out, "frontier")
     return files
 
 
-def matplotlib_ready() -> None:
-    """Choose a backend that draws into files.
+def backend() -> Any:
+    """pyplot, drawing into files.
 
     Raises:
         RunFailed: matplotlib is not installed.
@@ -100,6 +100,9 @@ def matplotlib_ready() -> None:
             "plot", "matplotlib is not installed", do="pip install matplotlib, then: pem report DIR"
         ) from None
     matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:

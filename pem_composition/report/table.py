@@ -122,6 +122,8 @@ def _wide(results: Results, rows: Sequence[Line]) -> Iterator[Column]:
         yield f"{task} {cells[0]['metric']} (n = {cells[0]['n']})", scores
     means = [row["cells"][-1] for row in rows]
     yield MEAN, [_with_error(c["score"], c["standard_error"]) for c in means]
+    if any(c.get("normalised") is not None for c in means):
+        yield "normalised", [_with_error(c.get("normalised"), None) for c in means]
     yield f"gain of the mean over {_baseline(results)}", [_gain(c) for c in means]
     per_task = [row["cells"][:-1] for row in rows]
     if any(c.get("invalid_share") is not None for cells in per_task for c in cells):
@@ -139,6 +141,8 @@ def _baseline(results: Results) -> str:
     """What gains are against, as a reader calls it."""
     if results.summary["baseline"] == "average":
         return "the average"
+    if results.summary["baseline"] == "own module":
+        return "the task's own module"
     return str(results.summary["modules"][0])
 
 
@@ -187,6 +191,11 @@ def _footnotes(results: Results) -> list[str]:
         note += f" Valid: at most {s['max_invalid']:.0%} invalid answers on the {s['select']} rows."
     if not s["greater_is_better"]:
         note += " Smaller is better."
+    if s["baseline"] == "own module":
+        note += (
+            " Each task is scored with the head of its own module; normalised: the mean over the "
+            "tasks of score / score of the task's own module."
+        )
     if s["select"] == s["report"]:
         note += " These are the same rows, so the selected row is optimistic (give --test_file)."
     return [note]

@@ -14,18 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.bench import Bench, Record
-from pem_composition.sweep.grids import analogies, grid, merges
+from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.ledger import Ledger
-from pem_composition.sweep.points import Input, Point, Settings, alone, digest_of, point
+from pem_composition.sweep.points import (
+    PER_TASK,
+    Input,
+    Point,
+    Settings,
+    alone,
+    digest_of,
+    point,
+)
 from pem_composition.sweep.rows import Rows
 
 __all__ = [
     "ANALOGY",
+    "MAX_POINTS",
     "MERGE",
+    "PER_TASK",
     "SPACES",
     "TEST",
     "VALIDATION",
@@ -38,11 +49,13 @@ __all__ = [
     "Settings",
     "alone",
     "analogies",
+    "compared",
     "digest_of",
     "grid",
     "merges",
     "point",
     "run",
+    "union",
 ]
 
 SPACES = ("parameter", "delta")
@@ -59,8 +72,8 @@ class Plan:
 
     Attributes:
         inputs: the modules of the sum; of an analogy classifier, target_lm, source_lm.
-        composition: merge (gains are against the average of the modules) or analogy (against the
-            classifier alone).
+        composition: merge (gains are against the average of the modules, or with a head per task
+            against the task's own module) or analogy (against the classifier alone).
         tasks: names of the tasks as the user knows them, in the order of the bench's rows.
         max_invalid: also choose among the points at which no task has a larger share of invalid
             answers; text-to-text models lose the format of the answer before they lose the answer.
@@ -91,6 +104,15 @@ class Row:
     records: list[Record]
 
 
+class Compared(Protocol):
+    """What gains need to know of a sweep or a search."""
+
+    @property
+    def singles(self) -> tuple[Input, ...]: ...
+    @property
+    def composition(self) -> str: ...
+
+
 def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
     """Score the grid on ``select``, choose a point per space, score the table's rows on ``report``.
 
@@ -99,7 +121,7 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
     """
     curves: dict[str, Curve] = {
         space: [
-            (list(c), bench.score(point(plan.inputs, c, space, bench.settings.head), select))
+            (list(c), bench.score(point(plan.inputs, c, space, bench.settings), select))
             for c in plan.points
         ]
         for space in plan.spaces
@@ -125,7 +147,7 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
             space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
             for space, curve in curves.items()
         },
-        **_compared(plan, bench.splits[report], rows),
+        **compared(plan, bench.settings, bench.splits[report], rows),
     }
     if bench.ledger.last != summary:
         bench.ledger.append(summary)
@@ -149,8 +171,9 @@ def _table(
         merged = [("equal weights", equal)] if plan.composition == MERGE else []
         within = [("selected, valid", valid[space])] if space in valid else []
         for how, c in (*merged, ("selected", chosen[space]), *within):
-            name = f"{plan.composition}, {how}, {space} space"
-            rows.append((name, name, c, point(plan.inputs, c, space, settings.head)))
+            what = plan.composition if settings.method == SIMPLE else settings.method
+            name = f"{what}, {how}, {space} space"
+            rows.append((name, name, c, point(plan.inputs, c, space, settings)))
     return rows
 
 
@@ -169,21 +192,25 @@ def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[
         "greater_is_better": greater_is_better(records[0]["metric"]),
         "head": settings.head if plan.inputs[0].pem.head_tensors() else None,
         "rank": settings.rank,
+        **({} if settings.method == SIMPLE else {"method": settings.method}),
     }
 
 
-def _compared(plan: Plan, tasks: Sequence[Rows], rows: Sequence[Row]) -> dict[str, Any]:
+def compared(
+    plan: Compared, settings: Settings, tasks: Sequence[Rows], rows: Sequence[Row]
+) -> dict[str, Any]:
     """The rows with their gains over the baseline, per task and in the mean over the tasks."""
-    baseline = [row.records for row in rows[: len(plan.singles)]]
-    per_task = list(zip(*baseline, strict=True))
+    own = settings.head == PER_TASK
+    singles = [row.records for row in rows[: len(plan.singles)]]
+    per_task: list[Sequence[Record]] = list(zip(*singles, strict=True))
+    if own:
+        per_task = [(records[place],) for place, records in enumerate(per_task)]
     out = []
     for row in rows:
         gains = [
             task.gain(record, others)
             for task, record, others in zip(tasks, row.records, per_task, strict=True)
         ]
-        score, error = mean_of((r["score"], r["standard_error"]) for r in row.records)
-        gain, gain_error = mean_of(gains)
         out.append(
             {
                 "id": row.id,
@@ -191,21 +218,43 @@ def _compared(plan: Plan, tasks: Sequence[Rows], rows: Sequence[Row]) -> dict[st
                 "coefficients": list(row.coefficients),
                 "keys": _keys(row.records),
                 "gains": [{"gain": g, "gain_standard_error": e} for g, e in gains],
-                "mean": {
-                    "score": score,
-                    "standard_error": error,
-                    "gain": gain,
-                    "gain_standard_error": gain_error,
-                },
+                "mean": _mean(row.records, gains, per_task if own else None),
             }
         )
     merge = plan.composition == MERGE
     averages = [task.average(others) for task, others in zip(tasks, per_task, strict=True)]
     return {
-        "baseline": "average" if merge else "module 0",
+        "baseline": "own module" if own else "average" if merge else "module 0",
         "rows": out,
-        "average": _average(averages) if merge else None,
+        "average": _average(averages) if merge and not own else None,
     }
+
+
+def _mean(
+    records: Sequence[Record],
+    gains: Sequence[tuple[float, float]],
+    own: Sequence[Sequence[Record]] | None,
+) -> dict[str, float | None]:
+    """Mean of scores and gains over the tasks; with a head per task also of score / own score."""
+    score, error = mean_of((r["score"], r["standard_error"]) for r in records)
+    gain, gain_error = mean_of(gains)
+    mean: dict[str, float | None] = {
+        "score": score,
+        "standard_error": error,
+        "gain": gain,
+        "gain_standard_error": gain_error,
+    }
+    if own is not None:
+        mean["normalised"] = normalised(records, [alone for (alone,) in own])
+    return mean
+
+
+def normalised(records: Sequence[Record], own: Sequence[Record]) -> float | None:
+    """Mean over the tasks of score / score of the task's own module; None where one has none."""
+    if any(alone["score"] <= 0 for alone in own):
+        return None
+    shares = [r["score"] / alone["score"] for r, alone in zip(records, own, strict=True)]
+    return sum(shares) / len(shares)
 
 
 def _average(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:

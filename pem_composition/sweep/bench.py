@@ -90,6 +90,8 @@ def _line(record: Record, task: str) -> str:
     what = " ".join(
         f"{c:+g}*{n}" for c, n in zip(record["coefficients"], record["names"], strict=True)
     )
+    if "method" in record:
+        what = f"{record['method']} of {what}"
     flag = "  predicts one class" if record["degenerate"] else ""
     if record["invalid_share"]:
         flag += f"  {record['invalid_share']:.0%} invalid"

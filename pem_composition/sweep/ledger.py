@@ -25,6 +25,12 @@ class Ledger:
         self.records: dict[str, dict[str, Any]] = {r["key"]: r for r in lines if "key" in r}
         self.last = lines[-1] if lines else None
 
+    def read_again(self) -> None:
+        """Take over what other processes have appended."""
+        for record in read_lines(self.path):
+            if "key" in record:
+                self.records.setdefault(record["key"], record)
+
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line with a single write; several processes may append at once."""
         line = json.dumps(record, allow_nan=False) + "\n"

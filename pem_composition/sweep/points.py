@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
+
 if TYPE_CHECKING:
+    from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.module import PEM
 
 PACKAGE = Path(__file__).parents[1]
+PER_TASK = "per-task"
 # What decides a score besides the inputs.
 CODE = (
     "module.py",
     "arithmetic/*.py",
+    "arithmetic/methods/*.py",
     "adapters/*.py",
     "evaluation/*.py",
     "tasks/prompts.py",
@@ -27,45 +32,62 @@ CODE = (
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """A module and the digest of its files."""
+    """A module, the digest of its files, and statistics of its data by kind (fisher, gram)."""
 
     name: str
     pem: PEM
     sha256: str
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a point's score depends on besides modules, coefficients and rows; part of its key."""
+    """What a point's score depends on besides modules, coefficients and rows; part of its key.
+
+    ``head`` is a policy of ``combine``, or per-task: the rows bring the heads that they are
+    scored with, and a point none.
+    """
 
     base: str  # fingerprint, or the name where no file can be read
     head: str = "average"
     rank: int | None = None
     bf16: bool = False  # matrix products of the forward pass in bfloat16
+    method: str = SIMPLE  # with every setting, as pem.json records it: ties(density=0.2, ...)
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One combination. ``space`` is None for a module as it is, whose space does not matter."""
+    """One combination. ``space`` is None for a module as it is, whose space does not matter.
+
+    ``method`` and ``rank`` are those of the settings unless the point has its own.
+    """
 
     inputs: tuple[Input, ...]
     coefficients: tuple[float, ...]
     space: str | None
+    method: str = SIMPLE
+    rank: int | None = None
 
-    def module(self, settings: Settings) -> PEM:
+    def module(self, settings: Settings, *, certify: bool = False) -> PEM:
         """The combination, in memory."""
         from pem_composition.module import combine
 
         if self.space is None:
-            return self.inputs[0].pem
+            own = self.inputs[0].pem
+            return without_head(own) if settings.head == PER_TASK else own
+        choice, _ = recorded(self.method)
+        needed = choice.entry.needs
         return combine(
             [i.pem for i in self.inputs],
             self.coefficients,
             space=self.space,
-            head=settings.head,
-            rank=settings.rank if self.space == "delta" else None,
+            method=choice.method,
+            settings=choice.as_dict(),
+            statistics=[i.statistics[needed] for i in self.inputs] if needed else (),
+            head="none" if settings.head == PER_TASK else settings.head,
+            rank=self.rank,
             allow_base_mismatch=True,
-            certify=False,
+            certify=certify,
         )
 
     def identity(self, settings: Settings, split: str, rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +99,12 @@ class Point:
         shared = asdict(settings)
         if not settings.bf16:
             del shared["bf16"]
+        del shared["method"]
+        if self.method != SIMPLE:
+            shared["method"] = self.method
+        needed = recorded(self.method)[0].entry.needs
+        if needed:
+            shared["statistics"] = [i.statistics[needed].sha256 for i in self.inputs]
         return {
             **shared,
             **rows,
@@ -84,19 +112,36 @@ class Point:
             "coefficients": list(self.coefficients),
             "space": self.space,
             "head": settings.head if self.space else None,
-            "rank": settings.rank if self.space == "delta" else None,
+            "rank": self.rank,
             "split": split,
             "code": code_version(),
         }
 
 
-def point(inputs: Sequence[Input], coefficients: Sequence[float], space: str, head: str) -> Point:
-    """A combination; one module with coefficient 1 and the rest 0 is that module."""
+def point(
+    inputs: Sequence[Input],
+    coefficients: Sequence[float],
+    space: str,
+    settings: Settings,
+    *,
+    method: str | None = None,
+    rank: int | None = None,
+) -> Point:
+    """A combination; a sum of one module with coefficient 1 and the rest 0 is that module.
+
+    Args:
+        method, rank: default: those of the settings.
+    """
+    method = settings.method if method is None else method
     chosen = [i for i, c in zip(inputs, coefficients, strict=True) if c]
-    own = {"average": chosen, "first": [inputs[0]], "last": [inputs[-1]]}.get(head)
-    if len(chosen) == 1 and sum(coefficients) == 1.0 and own == chosen:
+    own = {"first": [inputs[0]], "last": [inputs[-1]], "average": chosen, PER_TASK: chosen}
+    single = len(chosen) == 1 and sum(coefficients) == 1.0 and own.get(settings.head) == chosen
+    if single and method == SIMPLE:
         return alone(chosen[0])
-    return Point(tuple(inputs), tuple(coefficients), space)
+    rank = rank or settings.rank
+    return Point(
+        tuple(inputs), tuple(coefficients), space, method, rank if space == "delta" else None
+    )
 
 
 def alone(module: Input) -> Point:
@@ -107,6 +152,11 @@ def alone(module: Input) -> Point:
 def key_of(identity: Mapping[str, Any]) -> str:
     """sha256 of everything that decides a result."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def without_head(module: PEM) -> PEM:
+    """The module's adapter alone."""
+    return replace(module, tensors=module.adapter_tensors(), head=None, operands=())
 
 
 @cache

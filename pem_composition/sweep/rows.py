@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.sweep.bootstrap import draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from pem_composition.evaluation.exam import Exam, ExamSettings
@@ -25,6 +27,8 @@ class Rows:
     Args:
         batch_size: rows per forward pass; None: 16 on a CPU, 64 on a GPU.
         name: what to call the task, where another one of that name is scored beside it.
+        head: the task's own head by parameter name, for tasks that no common head answers; None
+            for the one that a module brings.
 
     Raises:
         DataError: a row without the label that it is scored by.
@@ -37,18 +41,20 @@ class Rows:
         settings: ExamSettings,
         batch_size: int | None = None,
         name: str | None = None,
+        head: Mapping[str, Tensor] | None = None,
     ) -> None:
         from pem_composition.evaluation.metrics import gold_labels
         from pem_composition.training.identity import data_digest
 
         self.task, self.examples, self.settings = task, examples, settings
-        self.batch_size, self.name = batch_size, name or task.name
+        self.batch_size, self.name, self.head = batch_size, name or task.name, head
         labelled = settings.target == "label"  # blocks of text have no labels
         self.labels = gold_labels(task, [e.label for e in examples]) if labelled else None
         self.identity = {
             "task": task.name,
             **_described(settings),
             "rows": data_digest(examples),
+            **({"own_head": _digest_of(head)} if head is not None else {}),
         }
         self._exam: Exam | None = None
         self._draws: dict[str, NDArray[Any]] = {}
@@ -73,10 +79,13 @@ class Rows:
         """Score, standard error, predictions and what else a record holds of an evaluation."""
         import torch
 
+        from pem_composition.adapters import wearing
+
         exam = self._exam
         assert exam is not None, "prepare comes first"
         device = next(model.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        head = nullcontext() if self.head is None else wearing(model, self.head)
+        with head, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             outputs = exam.take(model)
         result = exam.result(outputs).to_dict()
         return {
@@ -85,6 +94,7 @@ class Rows:
             "standard_error": result["stderr"],
             "n": result["n"],
             "scores": result["scores"],
+            "loss": exam.loss(outputs),
             "auc": result["auc"],
             "predicted_share": result["predicted_shares"],
             "degenerate": result["degenerate"],
@@ -119,6 +129,13 @@ class Rows:
             given = [float(p) for p in record["predictions"]]
             self._draws[record["key"]] = draws(record["metric"], self.labels, given)
         return self._draws[record["key"]]
+
+
+def _digest_of(head: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(head.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _described(settings: ExamSettings) -> dict[str, Any]:

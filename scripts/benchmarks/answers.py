@@ -23,7 +23,14 @@ from timing import report, side_by_side
 from pem_composition import offline
 from pem_composition.evaluation.answers import AskedExam
 from pem_composition.evaluation.classify import Batch, collect
-from pem_composition.evaluation.exam import ANSWERS, CONSTRAINED, SCORING, ExamSettings, Outputs, make_exam
+from pem_composition.evaluation.exam import (
+    ANSWERS,
+    CONSTRAINED,
+    SCORING,
+    ExamSettings,
+    Outputs,
+    make_exam,
+)
 from pem_composition.evaluation.generation import constrained
 from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
 from pem_composition.tasks.data import load_task

@@ -90,5 +90,6 @@ def test_help_describes_every_flag(name, pem):
     module = cli.load(name)
     for field in module.Config.__dataclass_fields__.values():
         assert field.metadata.get("help"), field.name
-        assert field.metadata.get("positional") or f"--{field.name}" in done.out
+        flag = field.metadata.get("flag", field.name)
+        assert field.metadata.get("positional") or f"--{flag}" in done.out
     assert "examples:" in done.out

@@ -1,0 +1,72 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # the hyperparameters are set by the scripts that source this
+# Shared by the scripts of this folder: rows, modules, statistics of each task.
+
+# shellcheck source=exps/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+experiment=many_tasks
+
+# rows_of TASK: folder of its rows; written by split_rows.
+rows_of() {
+  echo "$OUT/$experiment/data/$1"
+}
+
+# split_rows TASK: divide its training rows into all.jsonl (to train on) and validation.jsonl (to
+# select on); test.jsonl is the task's own validation rows (to report on).
+split_rows() {
+  local name=$1 where=()
+  if [[ -n $data_dir ]]; then where=(--data_dir "$data_dir"); fi
+  if [[ -n $samples ]]; then where+=(--samples "$samples"); fi
+  step "$experiment/split/$name" "$PYTHON" -m pem_composition split --task_name "$name" \
+    "${where[@]}" --validation_size "$validation_size" --seed "$split_seed" \
+    --output_dir "$(rows_of "$name")" --overwrite
+}
+
+# method_name: lora-r8, ia3
+method_name() {
+  if [[ $adapter_config == lora ]]; then echo "lora-r$lora_r"; else echo "$adapter_config"; fi
+}
+
+# run_of NAME: what belongs to this model, method and seed.
+run_of() {
+  echo "$experiment/$(basename "$model_name_or_path")/$(method_name)/s$seed/$1"
+}
+
+# train_task METHOD FLAGS...: train on $task_name from the initial module of the seed, with a head of
+# its own. All modules of a seed share the initial factors: the paper's sum needs them aligned.
+train_task() {
+  adapter_config=$1
+  shift
+  local run module init
+  run=$(run_of "$task_name")
+  split_rows "$task_name"
+  module=(
+    --model_name_or_path "$model_name_or_path" --task_name "$task_name"
+    --validation_file "$(rows_of "$task_name")/validation.jsonl"
+    --adapter_config "$adapter_config" "$@" --seed "$seed"
+  )
+  # Equal seeds draw equal factors; the head is the task's, so each task has its initial module.
+  init=$(run_of "init-$task_name")$(printf ' %s' "$@" | tr -s ' -' '-')
+  step "$init" "$PYTHON" -m pem_composition init "${module[@]}" --output_dir "$OUT/$init"
+  # shellcheck disable=SC2086  # extra_flags holds several words
+  step "$run" "$PYTHON" -m pem_composition train "${module[@]}" --init_from "$OUT/$init" \
+    --train_file "$(rows_of "$task_name")/all.jsonl" --learning_rate "$learning_rate" \
+    --max_steps "$max_steps" --per_device_train_batch_size "$per_device_train_batch_size" \
+    --max_seq_length "$max_seq_length" --weight_decay "$weight_decay" \
+    --warmup_ratio "$warmup_ratio" --eval_strategy no --no-load_best_model_at_end \
+    --output_dir "$OUT/$run" $extra_flags
+}
+
+# scored_flags: the array `scored` names modules, model, tasks and rows of a search or of learning.
+scored_flags() {
+  local task
+  scored=(--adapters)
+  for task in $tasks; do scored+=("$OUT/$(run_of "$task")"); done
+  # shellcheck disable=SC2206  # one task per word
+  scored+=(--model_name_or_path "$model_name_or_path" --head per-task --task_name $tasks)
+  scored+=(--validation_file)
+  for task in $tasks; do scored+=("$(rows_of "$task")/validation.jsonl"); done
+  scored+=(--max_seq_length "$max_seq_length")
+  if [[ -n $max_eval_samples ]]; then scored+=(--max_eval_samples "$max_eval_samples"); fi
+}

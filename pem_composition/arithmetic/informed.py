@@ -1,0 +1,128 @@
+"""Methods that need data, on modules: each one's statistics beside its tensors.
+
+Bridges modules and ``methods.fisher``, ``methods.regmean`` as ``merging`` does for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.merging import Judge, Merged
+from pem_composition.arithmetic.methods.registry import Choice
+from pem_composition.arithmetic.statistics import GRAM, Statistics
+from pem_composition.arithmetic.updates import check_fit, factor_config, lora_factors
+from pem_composition.config import LoraConfig
+from pem_composition.errors import IncompatibleModules
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.arithmetic.delta import LayerError
+    from pem_composition.module import PEM
+
+
+def merge_informed(
+    modules: Sequence[PEM],
+    coefficients: Sequence[float],
+    choice: Choice,
+    statistics: Sequence[Statistics],
+    rank: int | None,
+) -> Merged:
+    """Fisher or RegMean merging; the coefficients are shares c_i / sum c.
+
+    Raises:
+        PEMError: coefficients, layers or statistics that the method cannot use.
+    """
+    check_coefficients_of(choice, coefficients)
+    shares = [c / sum(coefficients) for c in coefficients]
+    if choice.entry.needs == GRAM:
+        return _regmean(modules, shares, choice, statistics, rank)
+    return _fisher(modules, shares, choice, statistics)
+
+
+def _fisher(
+    modules: Sequence[PEM],
+    shares: Sequence[float],
+    choice: Choice,
+    statistics: Sequence[Statistics],
+) -> Merged:
+    average = choice.entry.function()(
+        [m.adapter_tensors() for m in modules], [s.tensors for s in statistics], shares,
+        **choice.as_dict(),
+    )  # fmt: skip
+    tensors = {n: t.to(modules[0].tensors[n].dtype) for n, t in average.items()}
+    config = modules[0].config
+    judges: dict[str, Judge] = {}
+    for layer in modules[0].layers:
+        if isinstance(config, LoraConfig):
+            judges[layer] = partial(_judge_factors, layer, config.scaling(layer), average)
+        else:
+            judges[layer] = partial(_judge_tensor, layer, modules[0].kind, average)
+    return Merged(tensors, config, judges)
+
+
+def _judge_factors(
+    layer: str, scaling: float, exact: Mapping[str, Tensor], written: Mapping[str, Tensor]
+) -> LayerError:
+    from pem_composition.arithmetic.delta import Factor, factor_error
+
+    both = [Factor(scaling, t[f"{layer}.lora_A"], t[f"{layer}.lora_B"]) for t in (written, exact)]
+    return factor_error(both[0], both[1:])
+
+
+def _judge_tensor(
+    layer: str, kind: str, exact: Mapping[str, Tensor], written: Mapping[str, Tensor]
+) -> LayerError:
+    from pem_composition.arithmetic.delta import tensor_error
+
+    role, neutral = ("ia3", 1.0) if kind == "ia3" else ("delta", 0.0)
+    name = f"{layer}.{role}"
+    return tensor_error(written[name].double() - neutral, [(1.0, exact[name] - neutral)])
+
+
+def _regmean(
+    modules: Sequence[PEM],
+    shares: Sequence[float],
+    choice: Choice,
+    statistics: Sequence[Statistics],
+    rank: int | None,
+) -> Merged:
+    from pem_composition.arithmetic.delta import Factor, concatenate, factor_error, truncate
+
+    layers = sorted({layer for m in modules for layer in m.layers})
+    tensors: dict[str, Tensor] = {}
+    judges: dict[str, Judge] = {}
+    for layer in layers:
+        _check_layer(layer, modules, statistics)
+        terms = lora_factors(modules, [1.0] * len(modules), layer)
+        check_fit(layer, terms)
+        grams = [s.tensors[f"{layer}.{GRAM}"] for s in statistics]
+        merged = choice.entry.function()(terms, grams, shares, layer=layer, **choice.as_dict())
+        A, B = concatenate([merged]) if rank is None else truncate([merged], rank)
+        dtype = terms[0].A_RI.dtype
+        tensors[f"{layer}.lora_A"] = A.to(dtype).contiguous()
+        tensors[f"{layer}.lora_B"] = B.to(dtype).contiguous()
+
+        def judge(
+            written: Mapping[str, Tensor], layer: str = layer, merged: Factor = merged
+        ) -> LayerError:
+            own = Factor(1.0, written[f"{layer}.lora_A"], written[f"{layer}.lora_B"])
+            return factor_error(own, [merged])
+
+        judges[layer] = judge
+    return Merged(tensors, factor_config(modules, tensors, layers, 1.0), judges)
+
+
+def _check_layer(layer: str, modules: Sequence[PEM], statistics: Sequence[Statistics]) -> None:
+    """A module that leaves a layer alone wants no change there, on inputs that nobody recorded."""
+    for module, own in zip(modules, statistics, strict=True):
+        if f"{layer}.lora_A" not in module.tensors or f"{layer}.{GRAM}" not in own.tensors:
+            raise IncompatibleModules.build(
+                f"{module.name}, layer {layer}",
+                "has no update or no Gram matrix",
+                expected="modules of the same layers, each with its own pem gram",
+                do="use a method that needs no data",
+            )

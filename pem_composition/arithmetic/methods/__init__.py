@@ -1,0 +1,1 @@
+"""Data-free merging methods: ``registry`` describes them, the other files compute them."""

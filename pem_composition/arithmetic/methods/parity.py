@@ -1,0 +1,65 @@
+"""What other programs compute, for comparing with their numbers: sums of the modules' own tensors.
+
+None of them is the sum of updates: a sum of factors has the cross terms of every pair, and each
+tool weighs them its own way (docs/methods.md has the table). Every function maps the tensors of
+one name to the tensor that the tool writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pem_composition.errors import PEMError
+
+
+def plain_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """sum_i w_i t_i, whatever the role: no neutral value, and a sign on A and on B is none."""
+    total = tensors[0] * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total = total + tensor * weight
+    return total
+
+
+def normalised(coefficients: Sequence[float], tool: str) -> list[float]:
+    """c_i / sum_j c_j, as these tools do.
+
+    Raises:
+        PEMError: the sum is zero.
+    """
+    total = math.fsum(coefficients)
+    if not total:
+        raise PEMError.build(
+            tool, "coefficients are divided by their sum, which is 0",
+            found=", ".join(f"{c:g}" for c in coefficients),
+            do="use --coefficients without --as, which are taken as given",
+        )  # fmt: skip
+    return [c / total for c in coefficients]
+
+
+def reference(coefficients: Sequence[float]) -> list[float]:
+    """The paper's own merge program: coefficients divided by their sum.
+
+    Source: github.com/hkust-nlp/PEM_composition, merge.py with merge_way simple.
+    """
+    return normalised(coefficients, "reference")
+
+
+def adapters_linear(coefficients: Sequence[float], *, normalize: str) -> list[float]:
+    """adapters' average_adapter with combine_strategy linear: divided by their sum by default."""
+    if normalize == "true":
+        return normalised(coefficients, "adapters_linear")
+    return list(coefficients)
+
+
+def peft_linear(role: str, coefficient: float, scaling: float) -> float:
+    """Weight of one module's tensor in PEFT's add_weighted_adapter with linear.
+
+    A: sgn(c) sqrt(abs(c s)), B: sqrt(abs(c s)), and the merged adapter has scaling 1; (IA)^3: c.
+    """
+    if role == "ia3":
+        return coefficient
+    root = math.sqrt(abs(coefficient * scaling))
+    return math.copysign(root, coefficient) if role == "lora_A" else root

@@ -1,0 +1,76 @@
+"""RegMean: the update whose outputs are nearest to every module's outputs on its own inputs.
+
+    dW minimises sum_i c_i || (dW - dW_i) X_i ||_F^2,   G_i = X_i X_i^T  (inputs as columns)
+
+    dW = (sum_i c_i dW_i G_i) (sum_i c_i G_i)^-1
+
+Adding the base's W to dW and every dW_i changes nothing, so this is the published rule on whole
+weights. With dW_i = w_i B_i A_i it keeps its low rank without a dense matrix:
+
+    dW = [w_1 B_1 ... w_T B_T] [c_1 A_1 G_1; ...; c_T A_T G_T] (sum_i c_i G_i)^-1
+
+of rank at most sum r_i. Off-diagonal entries of the G_i are scaled down, which keeps the inverse
+from following the noise of few rows. Source: Jin et al. 2023 (arXiv:2212.09849).
+
+Shape suffixes: I inputs, O outputs, R rank of one term, K sum of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pem_composition.arithmetic.delta import Factor
+from pem_composition.errors import PEMError
+
+
+def regmean(
+    terms: Sequence[Factor],
+    grams: Sequence[Tensor],
+    shares: Sequence[float],
+    *,
+    off_diagonal: float,
+    layer: str,
+) -> Factor:
+    """One term of weight 1 and rank sum r_i, in float64.
+
+    Args:
+        terms: the updates w_i B_i A_i.
+        grams: G_i (I, I).
+        shares: c_i >= 0, how much module i's inputs count.
+        off_diagonal: factor of the entries of the G_i outside the diagonal.
+
+    Raises:
+        PEMError: a Gram matrix of another size than the layer's inputs.
+    """
+    rows, total = [], None
+    for term, gram, share in zip(terms, grams, shares, strict=True):
+        width = term.A_RI.shape[1]
+        if gram.shape != (width, width):
+            raise PEMError.build(
+                f"Gram matrix of {layer}", "does not fit the layer", found=tuple(gram.shape),
+                expected=(width, width), do="compute it again with pem gram",
+            )  # fmt: skip
+        G_II = share * shrunk(gram.double(), off_diagonal)
+        total = G_II if total is None else total + G_II
+        rows.append(term.A_RI.double() @ G_II)
+    assert total is not None
+    A_KI = divided(torch.cat(rows), total)
+    B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
+    return Factor(1.0, A_KI, B_OK)
+
+
+def shrunk(G_II: Tensor, off_diagonal: float) -> Tensor:
+    """G with its off-diagonal entries multiplied by a factor."""
+    return off_diagonal * G_II + (1.0 - off_diagonal) * torch.diag(G_II.diagonal())
+
+
+def divided(A_KI: Tensor, G_II: Tensor) -> Tensor:
+    """A G^-1 for a symmetric G; where G is singular, with its pseudo-inverse."""
+    L, info = torch.linalg.cholesky_ex(G_II)
+    if int(info) == 0:
+        return torch.cholesky_solve(A_KI.mT, L).mT
+    inverse: Tensor = torch.linalg.pinv(G_II, hermitian=True)
+    return A_KI @ inverse

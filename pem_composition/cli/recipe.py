@@ -1,0 +1,186 @@
+"""The file of ``pem compose --config``: an expression with its modules and options, in YAML.
+
+    expression: 0.5*ties(a, b, density=0.2) + c
+    modules: {a: runs/a, b: runs/b, c: runs/c}
+    space: delta
+    rank: 8
+    head: average
+    dtype: float32
+    layers:
+      b: {"*.layer.[0-5].*": 0.3, "*": 1}
+
+Paths are relative to the file's folder. ``layers`` gives a module another coefficient in the
+layers that a pattern names; the first pattern that matches a layer counts. Only expression and
+modules must be there. An error says the line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.cli.flags import DTYPES, HEADS, SPACES
+from pem_composition.errors import UsageError, close_match
+
+MAX_BYTES = 262_144
+TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = ("str", "int", "float", "bool", "null", "timestamp")
+Layers = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a file says."""
+
+    expression: str
+    modules: Mapping[str, str]
+    space: str | None = None
+    rank: int | None = None
+    head: str | None = None
+    dtype: str | None = None
+    layers: Layers = field(default_factory=dict)
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in a file.
+
+    Raises:
+        UsageError: not readable, not YAML, an unknown, repeated or missing key, or a wrong value;
+            with the line.
+    """
+    reader = _Reader(path)
+    found: dict[str, Any] = {}
+    for key, node in reader.pairs(reader.root(), "the file"):
+        name, line = key
+        if name not in READERS:
+            remedy = close_match(name, READERS)
+            expected = None if remedy else ", ".join(READERS)
+            reader.fail(line, f"unknown key {name!r}", expected=expected, do=remedy)
+        found[name] = READERS[name](reader, node)
+    for name in ("expression", "modules"):
+        if name not in found:
+            reader.fail(1, f"no {name}", expected="at least expression and modules")
+    return Recipe(**found)
+
+
+class _Reader:
+    """Nodes of a YAML document, so that every value keeps its line; nothing is constructed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def root(self) -> Any:
+        import yaml
+
+        try:
+            if self.path.stat().st_size > MAX_BYTES:
+                raise UsageError.build(self.path, "too large", expected=f"<= {MAX_BYTES} bytes")
+            text = self.path.read_text(encoding="utf-8")
+            return yaml.compose(text, Loader=yaml.SafeLoader)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError.build(self.path, f"cannot be read ({error})") from None
+        except RecursionError:
+            raise UsageError.build(self.path, "not a recipe: nested too deep") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or str(error)
+            self.fail(mark.line + 1 if mark else 1, f"not YAML ({problem})")
+
+    def fail(self, line: int, what: str, **parts: Any) -> NoReturn:
+        raise UsageError.build(f"{self.path}, line {line}", what, **parts)
+
+    def pairs(self, node: Any, what: str) -> Iterator[tuple[tuple[str, int], Any]]:
+        """(key, line) and value node of a mapping; a key given twice is refused."""
+        import yaml
+
+        if not isinstance(node, yaml.MappingNode):
+            line = node.start_mark.line + 1 if node is not None else 1
+            self.fail(line, f"{what} must be a mapping", expected="key: value")
+        seen: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            name = self.text(key, f"a key of {what}")
+            if name in seen:
+                self.fail(line, f"key {name!r} given twice")
+            seen.add(name)
+            yield (name, line), value
+
+    def text(self, node: Any, what: str) -> str:
+        """A string as it is written, whatever YAML takes it for: a module may be called 1 or no."""
+        import yaml
+
+        if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
+            self.fail(node.start_mark.line + 1, f"{what} must be text")
+        if node.tag.removeprefix(TAG) not in PLAIN_TAGS:
+            self.fail(node.start_mark.line + 1, f"{what} has a tag", found=node.tag)
+        return str(node.value)
+
+    def number(self, node: Any, what: str) -> float:
+        text = self.text(node, what)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self.fail(node.start_mark.line + 1, f"{what} must be a finite number", found=text)
+        return value
+
+    def word(self, node: Any, what: str, allowed: tuple[str, ...]) -> str:
+        text = self.text(node, what)
+        if text not in allowed:
+            self.fail(
+                node.start_mark.line + 1, f"unknown {what}", found=text,
+                expected=" or ".join(allowed), do=close_match(text, allowed),
+            )  # fmt: skip
+        return text
+
+
+def _expression(reader: _Reader, node: Any) -> str:
+    return reader.text(node, "expression")
+
+
+def _modules(reader: _Reader, node: Any) -> dict[str, str]:
+    folder = reader.path.parent
+    return {
+        name: str(folder / Path(reader.text(value, f"the path of {name}")).expanduser())
+        for (name, _), value in reader.pairs(node, "modules")
+    }
+
+
+def _rank(reader: _Reader, node: Any) -> int:
+    value = reader.number(node, "rank")
+    if value != int(value) or value < 1:
+        reader.fail(
+            node.start_mark.line + 1, "not a rank", found=f"{value:g}",
+            expected="a whole number >= 1",
+        )  # fmt: skip
+    return int(value)
+
+
+def _layers(reader: _Reader, node: Any) -> dict[str, dict[str, float]]:
+    out: dict[str, dict[str, float]] = {}
+    for (name, _), patterns in reader.pairs(node, "layers"):
+        out[name] = {}
+        for (pattern, line), value in reader.pairs(patterns, f"layers of {name}"):
+            compile_pattern(pattern, f"{reader.path}, line {line}")
+            out[name][pattern] = reader.number(value, f"the factor of {pattern}")
+    return out
+
+
+def _one_of(what: str, allowed: tuple[str, ...]) -> Callable[[_Reader, Any], str]:
+    return lambda reader, node: reader.word(node, what, allowed)
+
+
+READERS: Mapping[str, Callable[[_Reader, Any], Any]] = {
+    "expression": _expression,
+    "modules": _modules,
+    "space": _one_of("space", SPACES),
+    "rank": _rank,
+    "head": _one_of("head", HEADS),
+    "dtype": _one_of("dtype", DTYPES),
+    "layers": _layers,
+}

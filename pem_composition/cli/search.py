@@ -1,0 +1,353 @@
+"""``pem search``: find coefficients, method, settings and rank of a merge; table, plot, module."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pem_composition import sweep as library
+from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
+from pem_composition.cli import common, sweep
+from pem_composition.cli.flags import MERGE_WAYS, EvaluationFlags, ModuleFlags
+from pem_composition.errors import RunFailed, UsageError, close_match
+from pem_composition.report.records import RESULTS
+from pem_composition.sweep import goals as wanted
+from pem_composition.sweep import samplers, space
+from pem_composition.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from pem_composition.sweep.search import Search
+
+NAME = "search"
+HELP = "search coefficients, method, settings and rank of a merge for the best score; resumable"
+EXAMPLES = """
+  pem search -a runs/rte runs/mnli runs/sst2 -p runs/search --model_name_or_path minilm \\
+      --task_name rte mnli sst2 --data_dir glue --head per-task --goal normalised \\
+      --methods sum ties dare_ties --search density=0.1:0.9 rank=8,16 --trials 30
+  pem search -a runs/a runs/b runs/c -p runs/hub --model_name_or_path t5-base --objective seq2seq \\
+      --task_name rte --data_dir glue --max_eval_samples 64 --methods sum --space parameter \\
+      --goal loss --penalty 0.05 --coefficients_range -1.5 1.5 --sampler cma      # LoraHub
+"""
+GRID = (0.0, 0.25, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ModuleFlags, EvaluationFlags):
+    """Flags of pem search."""
+
+    methods: tuple[str, ...] = field(
+        default=(space.SUM,),
+        metadata={"metavar": "METHOD", "help": "sum, or methods of pem methods; a study for each"},
+    )
+    goal: tuple[str, ...] = field(
+        default=(wanted.MEAN,),
+        metadata={
+            "metavar": "GOAL",
+            "help": "mean, worst (task), normalised (score / own module's score), loss, or a task; "
+            "two for the front between them",
+        },
+    )
+    constraint: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "metavar": "COND",
+            "help": 'what a result has to meet: "rte>=0.55", "invalid<=0.1"',
+        },
+    )
+    coefficients: str = field(
+        default=space.EACH,
+        metadata={
+            "choices": (space.EACH, space.SHARED, space.FIXED),
+            "help": "one per module, one for all modules, or the method's own",
+        },
+    )
+    coefficients_range: tuple[float, float] = field(
+        default=(0.0, 1.0), metadata={"metavar": "C", "help": "lowest and highest coefficient"}
+    )
+    grid: tuple[float, ...] = field(
+        default=GRID,
+        metadata={
+            "metavar": "T",
+            "help": "--sampler grid: START STEP STOP, as in pem sweep; of a shared coefficient its "
+            "values",
+        },
+    )
+    search: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "metavar": "NAME=VALUES",
+            "help": "settings and rank: density=0.1:0.9 rank=4,8,16 election=total,frequency; a "
+            "grid needs steps, density=0.1:0.9:0.2",
+        },
+    )
+    sampler: str = field(
+        default=samplers.TPE,
+        metadata={
+            "choices": samplers.SAMPLERS,
+            "help": "how candidates are chosen; all but grid need optuna",
+        },
+    )
+    trials: int = field(default=30, metadata={"help": "of each study (grid: all points)"})
+    seed: int = field(default=42, metadata={"help": "of the sampler"})
+    penalty: float = field(
+        default=0.0, metadata={"help": "goal loss: this times the mean absolute coefficient"}
+    )
+    workers: int = field(default=1, metadata={"help": "processes that share the trials"})
+    head: str = field(
+        default="average",
+        metadata={
+            "choices": sweep.SCORED_HEADS,
+            "help": "which head a merge has; per-task: task i is scored with the head of module i",
+        },
+    )
+    fisher_list: tuple[str, ...] = field(
+        default=(),
+        metadata={"short": "-f", "metavar": "FILE", "help": "one pem fisher file per module"},
+    )
+    gram_list: tuple[str, ...] = field(
+        default=(), metadata={"metavar": "FILE", "help": "one pem gram file per module"}
+    )
+    compare: tuple[str, ...] = field(
+        default=(), metadata={"metavar": "DIR", "help": "further modules to score in the table"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("trials", "workers"):
+            if getattr(self, name) < 1:
+                raise UsageError.build(
+                    f"--{name}", "cannot be used", found=getattr(self, name), expected="at least 1"
+                )
+        low, high = self.coefficients_range
+        if not low < high:
+            raise UsageError.build(
+                "--coefficients_range", "not a range", found=f"{low:g} {high:g}",
+                expected="the lower number first",
+            )  # fmt: skip
+        if len(self.goal) > 2:
+            raise UsageError.build("--goal", "too many", found=len(self.goal), expected="1 or 2")
+        if len(self.goal) == 2 and self.sampler == samplers.CMA:
+            raise UsageError.build(
+                "--sampler", "CMA-ES has one goal", found="two", do="use tpe or random"
+            )
+        for method in self.methods:
+            _check_method(method)
+        files = {"fisher": self.fisher_list, "regmean": self.gram_list}
+        for method, given in files.items():
+            flag = "--fisher_list" if method == "fisher" else "--gram_list"
+            if bool(given) != (method in self.methods):
+                raise UsageError.build(
+                    flag, f"goes with --methods {method}", found=f"{len(given)} files",
+                    do=f"give it with {method} and only then",
+                )  # fmt: skip
+
+
+def _check_method(name: str) -> None:
+    known = (space.SUM, *(w for w in MERGE_WAYS if w != SIMPLE), "adapters_linear")
+    if name not in known:
+        remedy = close_match(name, known)
+        raise UsageError.build(
+            "--methods", f"unknown method {name!r}", do=remedy,
+            expected=None if remedy else ", ".join(known),
+        )  # fmt: skip
+
+
+def run(config: Config) -> int:
+    """Search, choose, tabulate, plot, write the best module."""
+    request, _ = _check(config)
+    if config.sampler != samplers.GRID:
+        samplers.need_optuna()
+    with StopRequest():  # finished trials are on disk
+        summary, bench, search = _searched(config, request)
+    print(f"{request.out}: {bench.computed} points scored, {bench.known} known before")
+    _finish(config, request, search, bench, summary)
+    return 0
+
+
+def _searched(config: Config, request: sweep.Request) -> tuple[dict[str, Any], Any, Search]:
+    from pem_composition.sweep import search as library_search
+
+    search, bench = _prepare(config, request)
+    helpers = [_start_worker(config, place) for place in range(1, config.workers)]
+    try:
+        library_search.work(search, bench, library.VALIDATION, request.out, workers=config.workers)
+    finally:
+        for helper in helpers:
+            helper.join()
+    failed = [h.exitcode for h in helpers if h.exitcode]
+    if failed:
+        raise RunFailed.build(
+            "--workers", "a worker failed; see above", found=f"exit code {failed[0]}",
+            do="run the command again: it goes on",
+        )  # fmt: skip
+    report = library.TEST if library.TEST in bench.splits else library.VALIDATION
+    summary = library_search.finish(search, bench, library.VALIDATION, report)
+    bench.close()
+    return summary, bench, search
+
+
+def _start_worker(config: Config, place: int) -> Any:
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(config, place))
+    process.start()
+    return process
+
+
+def _work(config: Config, place: int) -> None:
+    """What another process does: its share of the trials."""
+    from pem_composition.cli import parser
+    from pem_composition.sweep import search as library_search
+
+    def body() -> int:
+        request, _ = _check(config)
+        search, bench = _prepare(config, request)
+        library_search.work(
+            search, bench, library.VALIDATION, request.out, place=place, workers=config.workers
+        )
+        return 0
+
+    raise SystemExit(parser.guarded(body, f"pem search, worker {place}"))
+
+
+def _check(config: Config) -> tuple[sweep.Request, tuple[space.Study, ...]]:
+    """Everything that needs no tensor.
+
+    Raises:
+        PEMError: flags, modules or data that cannot be used; nothing was written.
+    """
+    common.find_statistics(
+        config.fisher_list, "fisher" if config.fisher_list else "", len(config.adapters)
+    )
+    common.find_statistics(
+        config.gram_list, "gram" if config.gram_list else "", len(config.adapters)
+    )
+    request = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
+    names = common.labels(config.compare)
+    headers = common.headers_of(config.compare, names)
+    common.check_model([request.model], headers, config.allow_base_mismatch)
+    tasks = tuple(task.name for task in request.tasks)
+    own = len(tasks) == len(config.adapters)
+    for name in config.goal:
+        wanted.check_name(name, tasks, "--goal", own=own)
+    for text in config.constraint:
+        wanted.condition(text, tasks, own=own)
+    return request, studies(config, request)
+
+
+def _statistics(config: Config) -> dict[str, tuple[str, ...]]:
+    """Files by the kind of statistics that they hold."""
+    files = {"fisher": config.fisher_list, "gram": config.gram_list}
+    return {what: paths for what, paths in files.items() if paths}
+
+
+def studies(config: Config, request: sweep.Request) -> tuple[space.Study, ...]:
+    """One study per method, of the sum one per space.
+
+    Raises:
+        UsageError: a dimension that no method has, or nothing to search.
+    """
+    dimensions = space.parse(config.search)
+    low, high = config.coefficients_range
+    count = len(config.adapters)
+    shared = config.coefficients == space.SHARED
+    step: float | None = None
+    points: tuple[tuple[float, ...], ...] = ()
+    if config.sampler == samplers.GRID and config.coefficients != space.FIXED:
+        if shared:
+            library.union(config.grid)
+            low, step, high = config.grid[:3]
+        else:
+            points = library.merges(config.grid, count)
+    wishes = space.Wishes(config.coefficients, low, high, step, points, dimensions)
+    found = []
+    for method in config.methods:
+        name = SIMPLE if method == space.SUM else method
+        if request.kind not in METHODS[name].kinds:
+            raise UsageError.build(
+                "--methods", f"{name} is not defined for modules of kind {request.kind}",
+                expected=f"kind {' or '.join(METHODS[name].kinds)}", do="leave it out",
+            )  # fmt: skip
+        spaces = request.spaces if name == SIMPLE else (METHODS[name].space,)
+        found += [space.study(name, s, request.kind, count, wishes) for s in spaces]
+    space.check_used(dimensions, found)
+    if config.sampler == samplers.CMA:
+        _check_cma(found)
+    if config.sampler == samplers.GRID:
+        _check_grid(found)
+    return tuple(found)
+
+
+def _check_grid(found: Sequence[space.Study]) -> None:
+    """Go through the grids once: a range without a step, or far too many points."""
+    for study in found:
+        count = sum(1 for _ in zip(study.candidates(), range(library.MAX_POINTS + 1), strict=False))
+        if count > library.MAX_POINTS:
+            raise UsageError.build(
+                "--search", f"too many points for {study.name}",
+                expected=f"at most {library.MAX_POINTS}", do="use --sampler tpe",
+            )  # fmt: skip
+
+
+def _check_cma(found: Sequence[space.Study]) -> None:
+    for study in found:
+        numbers = sum(d.numeric for d in study.dimensions)
+        if numbers < 2:
+            raise UsageError.build(
+                "--sampler", f"CMA-ES needs two numbers to search over for {study.name}",
+                found=numbers, do="use tpe, random or grid",
+            )  # fmt: skip
+
+
+def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Bench]:
+    """The search and its bench; the base model waits until a point needs it."""
+    from pem_composition.sweep.search import Search
+
+    plan, bench = sweep.prepare(request)
+    inputs = list(plan.inputs)
+    for what, paths in _statistics(config).items():
+        own = common.read_statistics(paths, what)
+        inputs = [
+            replace(i, statistics={**i.statistics, what: s})
+            for i, s in zip(inputs, own, strict=True)
+        ]
+    tasks = plan.tasks
+    own_modules = len(tasks) == len(inputs)
+    names = common.labels(config.compare)
+    compared = common.load_modules(config.compare, names, base=request.model)
+    search = Search(
+        inputs=tuple(inputs),
+        studies=studies(config, request),
+        tasks=tasks,
+        goals=tuple(wanted.Goal(g, config.penalty) for g in config.goal),
+        conditions=tuple(wanted.condition(t, tasks, own=own_modules) for t in config.constraint),
+        trials=config.trials,
+        sampler=config.sampler,
+        seed=config.seed,
+        own=own_modules,
+        spaces=request.spaces,
+        compare=tuple(
+            library.Input(n, m, library.digest_of(p))
+            for n, m, p in zip(names, compared, config.compare, strict=True)
+        ),
+        base_name=plan.base_name,
+    )
+    return search, bench
+
+
+def _finish(
+    config: Config, request: sweep.Request, search: Search, bench: Any, summary: dict[str, Any]
+) -> None:
+    """Write the best module (whole models are left to merge.py), the table and the plot."""
+    from pem_composition.report import search as report
+    from pem_composition.sweep.search import best_point
+
+    out = request.out
+    if request.kind != "full":
+        best = best_point(search, bench, summary).module(bench.settings, certify=True)
+        best.save(out / "best", format=config.format, dtype=config.dtype, overwrite=True)
+        common.report(out / "best", best)
+    print()
+    print(report.write(out / RESULTS, out))
+    for path in report.plot(out / RESULTS, out):
+        print(f"plot: {path}")

@@ -1,0 +1,158 @@
+"""What ``pem fisher`` and ``pem gram`` share: flags, rows, a module on its model, the file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pem_composition.cli import common
+from pem_composition.errors import UsageError
+from pem_composition.training.config import check_objective, flag
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pem_composition.adapters import Attachment
+    from pem_composition.evaluation.exam import Exam
+    from pem_composition.module import PEM
+    from pem_composition.tasks.data import TaskData
+
+Compute = Callable[["nn.Module", "Attachment", "Exam", Callable[[int], None]], "dict[str, Tensor]"]
+SPLITS = ("train", "validation", "test")
+SPOKEN = 30.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of both programs."""
+
+    model_name_or_path: str = field(metadata={"help": "base model: a directory or a name"})
+    adapter: str = field(metadata={"help": "module directory"})
+    output_dir: Path = field(metadata={"help": "directory of the file"})
+    task_name: str | None = flag(None, "the module's task, e.g. rte")
+    train_file: str | None = flag(None, "rows: .jsonl .json .csv .tsv .parquet, also gzipped")
+    validation_file: str | None = flag(None, "rows, with --split validation")
+    test_file: str | None = flag(None, "rows, with --split test")
+    data_dir: str | None = flag(
+        None, "folder with train/dev files, or with one such folder per task"
+    )
+    split: Literal["train", "validation", "test"] = flag("train", "which rows are read")
+    max_samples: int = flag(256, "at most N rows, stratified by label")
+    objective: Literal["classification", "seq2seq"] = flag(
+        "classification", "how the module answers: by a head, or text to text"
+    )
+    prompt: str | None = flag(
+        None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
+    )
+    max_seq_length: int = flag(128, "tokens per example; longer ones are cut")
+    seed: int = flag(42, "of the choice of rows, and of a head that nothing brings")
+    overwrite: bool = flag(False, "replace an existing output")
+    allow_base_mismatch: bool = flag(False, "take a module of another base model all the same")
+    use_cpu: bool = flag(False, "do not use a GPU")
+
+    # What the checks and loaders of ``pem evaluate`` ask for besides.
+    target = answers = block_size = None
+    next_block = False
+
+    def __post_init__(self) -> None:
+        check_objective(self)
+        if self.task_name is None and not (self.train_file or self.validation_file):
+            raise UsageError.build("--task_name", "no rows to read", do="give a task or a file")
+        if self.max_samples < 1:
+            raise UsageError.build(
+                "--max_samples", "cannot be used", found=self.max_samples, expected="a number >= 1"
+            )
+
+
+def run(config: Flags, what: str, facts: dict[str, Any], compute: Compute) -> int:
+    """Read, compute and write the statistics of one module.
+
+    Args:
+        facts: what decides the numbers besides module, rows and base.
+    """
+    from pem_composition.arithmetic.statistics import Statistics, fingerprint
+    from pem_composition.checkpoint import statistics as files
+    from pem_composition.cli import evaluate
+    from pem_composition.training.identity import data_digest
+
+    common.check_output(config.output_dir, [config.adapter], config.overwrite)
+    data = _read(config)
+    for note in data.notes:
+        print(f"note: {note}")
+    module = evaluate.load_module(config, data.task)  # type: ignore[arg-type]  # the same names
+    began = time.perf_counter()
+    tensors, rows = _computed(config, data, module, compute)
+    found = Statistics(
+        what,
+        tensors,
+        fingerprint(module),
+        len(rows),
+        {
+            "task": data.task.name,
+            "rows": data_digest(rows),
+            "split": config.split,
+            "base": module.base.fingerprint or config.model_name_or_path,
+            "objective": config.objective,
+            "max_seq_length": config.max_seq_length,
+            "module": module.name,
+            **facts,
+        },
+    )
+    path = files.write(found, config.output_dir, overwrite=config.overwrite)
+    seconds = time.perf_counter() - began
+    print(f"{path}: {what} of {module.name} on {len(rows)} rows of {data.task.name}, ", end="")
+    print(f"{len(tensors)} tensors ({seconds:.1f} s)")
+    return 0
+
+
+def _read(config: Flags) -> TaskData:
+    from pem_composition.tasks.data import load_task
+
+    files = {f"{s}_file": getattr(config, f"{s}_file") for s in SPLITS}
+    limits = dict.fromkeys(
+        ("max_train_samples", "max_eval_samples", "max_predict_samples"), config.max_samples
+    )
+    data = load_task(
+        config.task_name, **files, data_dir=config.data_dir, splits=[config.split],
+        seed=config.seed, **limits,
+    )  # fmt: skip
+    data.require(config.split)
+    return data
+
+
+def _computed(
+    config: Flags, data: TaskData, module: PEM, compute: Compute
+) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    import torch
+
+    from pem_composition.adapters import attach
+    from pem_composition.cli import evaluate
+    from pem_composition.evaluation.exam import make_exam
+
+    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
+    objective = evaluate._objective(config)  # type: ignore[arg-type]
+    settings = objective.settings(data.task, config.max_seq_length)
+    model, tokenizer, _ = evaluate.load_model(config, data.task)  # type: ignore[arg-type]
+    settings = evaluate.fitted(config, settings, model, tokenizer)  # type: ignore[arg-type]
+    rows = data.splits[config.split]
+    exam = make_exam(
+        settings, data.task, rows, tokenizer, model.config, batch_size=1, device=device
+    )
+    model = model.to(device)
+    with attach(model, module, trainable=True) as attachment:
+        return compute(model, attachment, exam, _Progress(len(rows))), rows
+
+
+class _Progress:
+    """Says now and then how many rows are done."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.spoken = total, time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self.spoken > SPOKEN and done < self.total:
+            self.spoken = time.monotonic()
+            print(f"{done} of {self.total} rows", flush=True)

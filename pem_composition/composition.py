@@ -1,0 +1,172 @@
+"""Expressions evaluated on modules: ``compose("0.5*ties(a, b) + c", {"a": a, "b": b, "c": c})``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.arithmetic.algebra import check_coefficients, role_of
+from pem_composition.arithmetic.compatible import SPACES
+from pem_composition.arithmetic.expression import parse
+from pem_composition.arithmetic.labels import label_of
+from pem_composition.arithmetic.methods.registry import Choice
+from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.patterns import Pattern, compile_pattern
+from pem_composition.arithmetic.trees import Sum, default_space, evaluate, names, with_layers
+from pem_composition.errors import PEMError
+from pem_composition.module import PEM, Source, Term, combine, negate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Factors = Sequence[tuple[str, float]]  # (pattern of layer names, factor)
+
+
+def compose(
+    expression: str | Sum,
+    modules: Mapping[str, PEM],
+    *,
+    space: str | None = None,
+    rank: int | None = None,
+    layers: Mapping[str, Mapping[str, float]] | None = None,
+    head: str = "average",
+    dtype: str | None = None,
+    allow_base_mismatch: bool = False,
+) -> PEM:
+    """The module that an expression stands for.
+
+    Sums are taken in ``space`` (default: delta where the expression merges updates by a method,
+    else parameter), as one combination where the algebra allows it. A method's own arguments are
+    always updates. ``rank`` truncates the result.
+
+    Args:
+        modules: what the names stand for.
+        layers: name -> {pattern: factor}: the module's factor in the layers that match, the first
+            pattern deciding; the same as layers(name, "pattern", factor, ...) in the expression.
+        head, dtype, allow_base_mismatch: as for ``combine``.
+
+    Raises:
+        UsageError: the expression, by column; PEMError: a name without a module, or what
+            ``combine`` refuses.
+    """
+    tree = parse(expression) if isinstance(expression, str) else expression
+    if layers:
+        tree = with_layers(tree, {name: tuple(own.items()) for name, own in layers.items()})
+    for name in names(tree):
+        if name not in modules:
+            raise PEMError.build(
+                "expression", f"no module named {name!r}", found=f"names {sorted(modules)}"
+            )
+    if space is not None and space not in SPACES:
+        raise PEMError.build(
+            "space", "unknown space", found=repr(space), expected=" or ".join(SPACES)
+        )
+    operations = _Operations(head, dtype, allow_base_mismatch)
+    named = {name: modules[name] for name in names(tree)}
+    return evaluate(tree, named, operations, space or default_space(tree), rank)
+
+
+@dataclass(frozen=True)
+class _Operations:
+    """The nodes of a tree on modules; the final one rounds to ``dtype``."""
+
+    head: str
+    dtype: str | None
+    allow_base_mismatch: bool
+
+    def combine(
+        self,
+        modules: Sequence[PEM],
+        coefficients: Sequence[float],
+        space: str,
+        rank: int | None,
+        *,
+        final: bool,
+    ) -> PEM:
+        options = self._options(final)
+        return combine(modules, coefficients, space=space, rank=rank, **options)
+
+    def merge(
+        self,
+        modules: Sequence[PEM],
+        coefficients: Sequence[float],
+        choice: Choice,
+        rank: int | None,
+        *,
+        final: bool,
+    ) -> PEM:
+        options = {"method": choice.method, "settings": choice.as_dict(), **self._options(final)}
+        return combine(modules, coefficients, rank=rank, **options)
+
+    def negate(self, module: PEM, strength: float, *, final: bool) -> PEM:
+        return self._rounded(negate(module, strength), final)
+
+    def layers(self, module: PEM, factors: Factors, space: str, *, final: bool) -> PEM:
+        return self._rounded(weigh_layers(module, factors, space), final)
+
+    def _options(self, final: bool) -> dict[str, Any]:
+        return {
+            "head": self.head,
+            "dtype": self.dtype if final else None,
+            "allow_base_mismatch": self.allow_base_mismatch,
+        }
+
+    def _rounded(self, module: PEM, final: bool) -> PEM:
+        """1 * module in the dtype asked for, certified against the module before rounding."""
+        if self.dtype is None or not final:
+            return module
+        return combine([module], [1.0], space=module.provenance.space, **self._options(final))
+
+
+def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
+    """The module with a coefficient per layer: the factor of the first pattern that matches.
+
+    In delta space a layer's update becomes f dW: {A, f B}, 1 + f (l - 1), f delta; in parameter
+    space f times the module there: {abs(f) A, f B}. Layers without a match, and with f = 1, keep
+    their tensors bit for bit. The head is left as it is.
+
+    Raises:
+        PEMError: a pattern that matches no layer, or a factor that is not finite.
+    """
+    check_coefficients([f for _, f in factors], "layers")
+    compiled = [(compile_pattern(pattern), factor) for pattern, factor in factors]
+    check_patterns([p for p, _ in compiled], module.layers, module.name)
+    tensors = dict(module.tensors)
+    for name, tensor in module.adapter_tensors().items():
+        layer = name.rpartition(".")[0]
+        factor = next((f for pattern, f in compiled if pattern.matches(layer)), 1.0)
+        if factor != 1.0:
+            tensors[name] = _scaled(tensor, role_of(name), factor, space)
+    pairs = "".join(f', "{pattern}", {shown(float(f))}' for pattern, f in factors)
+    origin = module.provenance
+    provenance = replace(
+        origin,
+        sources=origin.sources or (Source(module.name, init=origin.init),),
+        terms=(Term(1.0, f"layers({label_of(module, space)}{pairs})"),),
+        space=space,
+        method="layers",
+        certificate=None,
+    )
+    return replace(module, tensors=tensors, name="combination", provenance=provenance, operands=())
+
+
+def check_patterns(patterns: Sequence[Pattern], layers: Sequence[str], module: str) -> None:
+    """Refuse a pattern that matches no layer of the module: a slip, not a wish."""
+    for pattern in patterns:
+        if not any(pattern.matches(layer) for layer in layers):
+            example = f", such as {layers[0]}" if layers else ""
+            raise PEMError.build(
+                "layers",
+                f"no layer of {module} matches",
+                found=repr(pattern.text),
+                expected=f"one of {len(layers)} layers{example}",
+            )
+
+
+def _scaled(tensor: Tensor, role: str, factor: float, space: str) -> Tensor:
+    if role == "lora_A":
+        return tensor if space == "delta" else tensor * abs(factor)
+    if role == "ia3":
+        return (1.0 + factor * (tensor.double() - 1.0)).to(tensor.dtype)
+    return tensor * factor

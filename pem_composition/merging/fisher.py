@@ -1,0 +1,108 @@
+"""Diagonal Fisher information of a module on a task.
+
+    F = 1/N sum_x E_{y ~ p(y|x)} (d log p(y|x) / d theta)^2        element by element
+
+theta are the module's own tensors: LoRA's A and B, (IA)^3 vectors, a full module's weights, and
+the head. The expectation is exact, a sum over the answers, or ("empirical") the row's own label
+alone. A regression's p is a Gaussian around the prediction with variance one: F = mean (d f)^2.
+
+Rows are taken one at a time, so there is no padding to leave out, and every gradient is that of
+one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pem_composition.adapters.attachment import Layers
+from pem_composition.errors import PEMError, RunFailed
+
+if TYPE_CHECKING:
+    from pem_composition.adapters import Attachment
+    from pem_composition.evaluation.exam import Exam
+
+EXACT, EMPIRICAL = "exact", "empirical"
+EXPECTATIONS = (EXACT, EMPIRICAL)
+
+
+def parameters_of(attachment: Attachment) -> dict[str, nn.Parameter]:
+    """What a trainable attachment trains, by the names of the module's tensors."""
+    found = {f"{n}.head": p for n, p in attachment.head_tensors().items()}
+    held = attachment._held
+    if isinstance(held, Layers):
+        for layer, adapter in held.adapters.items():
+            found |= {f"{layer}.{role}": p for role, p in adapter.named_parameters()}
+    else:
+        found |= {f"{n}.delta": p for n, p in held.live.items()}  # type: ignore[union-attr]
+    return found  # type: ignore[return-value]
+
+
+def diagonal(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    exam: Exam,
+    *,
+    expectation: str = EXACT,
+    progress: Callable[[int], None] = lambda _rows: None,
+) -> dict[str, Tensor]:
+    """F of every parameter, on the CPU in float32 (float64 parameters: float64).
+
+    Args:
+        exam: its batches hold one row each.
+
+    Raises:
+        PEMError: batches of several rows; DataError: rows without a fixed set of answers.
+        RunFailed: a gradient that is not finite.
+    """
+    _check_single_rows(exam)
+    names, tensors = list(parameters), list(parameters.values())
+    total = [torch.zeros_like(t, dtype=torch.float64) for t in tensors]
+    was_training = model.training
+    model.eval()
+    try:
+        for place, batch in enumerate(exam.batches):
+            scores = exam.class_scores(exam.forward(model, batch.inputs))[0]
+            for weight, value in _terms(scores, exam.labels[batch.rows[0]], expectation):
+                gradients = torch.autograd.grad(
+                    value, tensors, retain_graph=True, allow_unused=True
+                )
+                for sum_, gradient in zip(total, gradients, strict=True):
+                    if gradient is not None:
+                        sum_.addcmul_(gradient.double(), gradient.double(), value=weight)
+            progress(place + 1)
+    finally:
+        model.train(was_training)
+    mean = {n: s / len(exam.batches) for n, s in zip(names, total, strict=True)}
+    _check_finite(mean)
+    return {n: f.to("cpu", parameters[n].dtype) for n, f in mean.items()}
+
+
+def _terms(scores_W: Tensor, label: float, expectation: str) -> Iterator[tuple[float, Tensor]]:
+    """(weight, log-probability) pairs whose squared gradients add up to the row's F."""
+    if len(scores_W) == 1:  # regression
+        error = float(scores_W[0].detach()) - float(label)
+        yield 1.0 if expectation == EXACT else error**2, scores_W[0]
+        return
+    log_W = scores_W.log_softmax(0)
+    if expectation == EMPIRICAL:
+        yield 1.0, log_W[int(label)]
+        return
+    yield from zip(log_W.detach().exp().tolist(), log_W, strict=True)
+
+
+def _check_single_rows(exam: Exam) -> None:
+    largest = max(len(batch.rows) for batch in exam.batches)
+    if largest > 1:
+        raise PEMError.build("batches", "rows are taken one at a time", found=largest, expected=1)
+
+
+def _check_finite(fisher: Mapping[str, Tensor]) -> None:
+    for name, value in fisher.items():
+        if not bool(value.isfinite().all()):
+            raise RunFailed.build(
+                f"Fisher of {name}", "not finite", do="the module or its training diverged"
+            )

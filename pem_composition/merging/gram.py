@@ -1,0 +1,68 @@
+"""Gram matrices of the inputs of a module's layers: G = 1/n sum_rows X^T X over their tokens.
+
+X are the inputs as the layer sees them in the model with the module attached. Rows are taken one
+at a time, so there is no padding to leave out. Text to text, the decoder's inputs are those of
+scoring the answers.
+
+Shape suffixes: N tokens, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pem_composition.merging.fisher import _check_single_rows
+
+if TYPE_CHECKING:
+    from pem_composition.evaluation.exam import Exam
+
+NAME = "gram"
+
+
+def gram(
+    model: nn.Module,
+    layers: Mapping[str, str],
+    exam: Exam,
+    *,
+    progress: Callable[[int], None] = lambda _rows: None,
+) -> dict[str, Tensor]:
+    """``<layer>.gram`` (I, I) of every layer, on the CPU in float32 (float64 models: float64).
+
+    Args:
+        layers: module's layer name -> model's.
+        exam: its batches hold one row each.
+    """
+    _check_single_rows(exam)
+    total: dict[str, Tensor] = {}
+    dtype = next(model.parameters()).dtype
+
+    def watch(layer: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            x_NI = arguments[0].detach().reshape(-1, arguments[0].shape[-1])
+            product = (x_NI.mT @ x_NI).double()
+            total[layer] = product if layer not in total else total[layer].add_(product)
+
+        return hook
+
+    handles = [
+        model.get_submodule(live).register_forward_pre_hook(watch(layer))
+        for layer, live in layers.items()
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for place, batch in enumerate(exam.batches):
+                exam.forward(model, batch.inputs)
+                progress(place + 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    wide = dtype if dtype == torch.float64 else torch.float32
+    n = len(exam.batches)
+    return {f"{layer}.{NAME}": (g / n).to("cpu", wide) for layer, g in total.items()}

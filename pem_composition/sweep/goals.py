@@ -1,0 +1,146 @@
+"""What a search maximises, and the conditions that a result has to meet. No torch.
+
+A goal is the mean score over the tasks, the worst of them, the normalised mean (score / score of
+the task's own module), minus the mean loss, or one task's score. Metrics that are better when they
+are smaller count with a minus sign.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pem_composition.errors import UsageError
+
+Record = Mapping[str, Any]
+MEAN, WORST, NORMALISED, LOSS, INVALID = "mean", "worst", "normalised", "loss", "invalid"
+NAMES = (MEAN, WORST, NORMALISED, LOSS)
+CONDITION = re.compile(r"(.+?)(>=|<=)([-+]?[0-9.]+(?:[eE][-+]?\d+)?)")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The records of one point, and of the modules alone.
+
+    Attributes:
+        own: for each task, the record of its own module (module i alone on task i); empty where
+            modules and tasks do not go together.
+        size: mean of the absolute coefficients.
+    """
+
+    tasks: tuple[str, ...]
+    records: Sequence[Record]
+    own: Sequence[Record] = ()
+    size: float = 0.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Something to maximise.
+
+    Attributes:
+        name: one of NAMES, or a task.
+        penalty: of the loss: this much times the mean absolute coefficient is added to it.
+    """
+
+    name: str
+    penalty: float = 0.0
+
+    def value(self, scored: Scored) -> float:
+        """The value of a point; higher is better."""
+        signed = [_signed(r) for r in scored.records]
+        if self.name == MEAN:
+            return sum(signed) / len(signed)
+        if self.name == WORST:
+            return min(signed)
+        if self.name == LOSS:
+            losses = [r["loss"] for r in scored.records]
+            return -(sum(losses) / len(losses) + self.penalty * scored.size)
+        if self.name == NORMALISED:
+            shares = [
+                r["score"] / o["score"] for r, o in zip(scored.records, scored.own, strict=True)
+            ]
+            return sum(shares) / len(shares)
+        return signed[scored.tasks.index(self.name)]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``rte>=0.55``, ``mean>=0.6``, ``invalid<=0.1`` (the largest share over the tasks)."""
+
+    name: str
+    above: bool
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{'>=' if self.above else '<='}{self.bound:g}"
+
+    def violation(self, scored: Scored) -> float:
+        """By how much a point misses it; 0 if it is met."""
+        if self.name == INVALID:
+            found = max(r["invalid_share"] or 0.0 for r in scored.records)
+        elif self.name in scored.tasks:
+            found = scored.records[scored.tasks.index(self.name)]["score"]
+        else:
+            found = Goal(self.name).value(scored)
+        return max(0.0, self.bound - found if self.above else found - self.bound)
+
+
+def check_name(name: str, tasks: Sequence[str], where: str, *, own: bool, extra: str = "") -> None:
+    """Refuse a name that is no goal.
+
+    Args:
+        own: every task has a module of its own.
+
+    Raises:
+        UsageError: unknown, or normalised without own modules.
+    """
+    known = [*NAMES, *tasks, *([extra] if extra else [])]
+    if name not in known:
+        raise UsageError.build(where, "nothing of that name", found=name, expected=", ".join(known))
+    if name == NORMALISED and not own:
+        raise UsageError.build(
+            where, "normalised needs a module of its own for each task",
+            expected="as many tasks as modules, in the same order",
+        )  # fmt: skip
+
+
+def condition(text: str, tasks: Sequence[str], *, own: bool) -> Condition:
+    """A condition from its text.
+
+    Raises:
+        UsageError: not NAME>=NUMBER or NAME<=NUMBER, or an unknown name.
+    """
+    found = CONDITION.fullmatch(text.replace(" ", ""))
+    if found is None:
+        raise UsageError.build(
+            "--constraint",
+            "not a condition",
+            found=repr(text),
+            expected="NAME>=NUMBER or NAME<=...",
+        )
+    check_name(found[1], tasks, "--constraint", own=own, extra=INVALID)
+    return Condition(found[1], found[2] == ">=", float(found[3]))
+
+
+def front(values: Sequence[Sequence[float]]) -> list[int]:
+    """Places of the points that no other point beats in one goal and equals in the rest."""
+    return [
+        i
+        for i, v in enumerate(values)
+        if not any(
+            _dominates(w, v) or (tuple(w) == tuple(v) and j < i) for j, w in enumerate(values)
+        )
+    ]
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x >= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
+
+
+def _signed(record: Record) -> float:
+    from pem_composition.evaluation.metrics import greater_is_better
+
+    return float(record["score"] if greater_is_better(record["metric"]) else -record["score"])

@@ -1,0 +1,444 @@
+"""Searches on a tiny encoder with a head per task: right values, resumable, nothing run twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+
+import numpy as np
+import own_heads
+import pytest
+import torch
+from by_hand import points, refused, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pem_composition as library
+from pem_composition.report import search as report
+from pem_composition.report.records import read_lines
+from pem_composition.sweep import goals, samplers, space
+from pem_composition.sweep.goals import Goal, Scored
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OWN = ("--head", "per-task")
+WIDE = ("--coefficients_range", "-0.5", "1.5")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> own_heads.Bench:
+    return own_heads.make(tmp_path_factory.mktemp("bench"), tasks=("mnli", "rte"))
+
+
+def search(bench: own_heads.Bench, out: Path, *words: object) -> dict:
+    assert run("search", *bench.flags(), "-p", out, *OWN, *words) == 0
+    return report.read(out).summary
+
+
+def trials(out: Path) -> list[dict]:
+    return [r for r in read_lines(out / "results.jsonl") if "trial" in r]
+
+
+METHODS = ("--methods", "sum", "ties", "--search", "density=0.1:0.9", "rank=4,8")
+
+
+@pytest.fixture(scope="module")
+def finished(bench: own_heads.Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three studies of five trials each."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    search(bench, out, *METHODS, *WIDE, "--trials", 5)
+    return out
+
+
+def own_scores(found: dict, bench: own_heads.Bench) -> list[dict]:
+    """Records of module i alone on task i, on the validation rows."""
+    alone = {(r["names"][0], r["task"]): r for r in found.values()
+             if r["space"] is None and r["split"] == "validation"}  # fmt: skip
+    return [alone[task, task] for task in bench.tasks]
+
+
+# --- values ---
+
+
+def test_every_study_has_its_trials_within_its_space(finished):
+    found = trials(finished)
+    studies = {t["study"] for t in found}
+    assert studies == {"sum in parameter space", "sum in delta space", "ties"}
+    for study in studies:
+        own = [t for t in found if t["study"] == study]
+        assert sorted(t["number"] for t in own) == list(range(5))
+        expected = {"c0", "c1"}
+        expected |= {"rank"} if study != "sum in parameter space" else set()
+        expected |= {"density"} if study == "ties" else set()
+        for t in own:
+            assert t["candidate"].keys() == expected
+            assert all(-0.5 <= c <= 1.5 for c in t["coefficients"])
+            assert t["candidate"].get("rank", 4) in (4, 8)
+            assert 0.1 <= t["candidate"].get("density", 0.5) <= 0.9
+
+
+def test_a_trial_is_the_merge_it_says_scored_as_in_a_sweep(bench, finished):
+    hand = own_heads.Hand(bench)
+    modules = [library.load(p) for p in bench.modules]
+    found = points(finished)
+    for t in [t for t in trials(finished) if t["number"] in (0, 3)]:
+        c = t["candidate"]
+        if t["study"] == "ties":
+            options = {"method": "ties", "settings": {"density": c["density"]}, "rank": c["rank"]}
+        else:
+            options = {"space": t["study"].split()[2], "rank": c.get("rank")}
+        merged = library.combine(modules, [c["c0"], c["c1"]], head="none", **options)
+        for task, key in zip(bench.tasks, t["keys"], strict=True):
+            outputs = hand.outputs(task, "validation", merged).argmax(1).tolist()
+            assert found[key]["predictions"] == "".join(map(str, outputs))
+        scores = [found[key]["score"] for key in t["keys"]]
+        assert t["values"] == [pytest.approx(np.mean(scores))]
+
+
+def test_the_best_of_each_study_and_of_all_are_chosen_on_the_selection_rows(finished):
+    summary = report.read(finished).summary
+    best = {}
+    for study in summary["studies"]:
+        own = [t for t in trials(finished) if t["study"] == study["study"]]
+        best[study["study"]] = max(t["values"][0] for t in own)
+        assert study["values"][0] == best[study["study"]]
+        assert study["number"] == min(
+            t["number"] for t in own if t["values"][0] == study["values"][0]
+        )
+    assert best[summary["best"]] == max(best.values())
+    splits = {
+        report.read(finished).points[k]["split"] for row in summary["rows"] for k in row["keys"]
+    }
+    assert splits == {"test"}
+
+
+def test_the_best_module_is_written(bench, finished):
+    summary = report.read(finished).summary
+    chosen = next(s for s in summary["studies"] if s["study"] == summary["best"])
+    module, c = library.load(finished / "best"), chosen["candidate"]
+    options: dict = {"space": chosen["space"], "rank": c.get("rank")}
+    if chosen["method"] == "ties":
+        options |= {"method": "ties", "settings": {"density": c["density"]}}
+    expected = library.combine(
+        [library.load(p) for p in bench.modules], [c["c0"], c["c1"]], head="none", **options
+    )
+    assert module.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(module.tensors[n], t) for n, t in expected.tensors.items())
+
+
+def test_the_table_has_baselines_and_costs(finished):
+    text = (finished / "table.md").read_text()
+    rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:5] == [
+        "mnli",
+        "rte",
+        "equal weights, parameter space",
+        "equal weights, delta space",
+    ]
+    assert sum(row.endswith("*") for row in rows) == 1
+    assert "15 trials (tpe, seed 42), chosen by mean on the validation rows" in text
+    summary = report.read(finished).summary
+    ranks = {
+        row["row"]: c and c["rank"]
+        for row, c in zip(summary["rows"], summary["costs"], strict=True)
+    }
+    assert ranks["equal weights, parameter space"] == 4 and ranks["equal weights, delta space"] == 8
+    assert summary["peak_memory"] > 10**7
+    assert (finished / "table.csv").read_text().startswith("row,coefficients,task,score")
+
+
+def test_a_grid_is_the_sweep(bench, tmp_path, capsys):
+    grid = ("--grid", 0, 0.5, 1)
+    search(bench, tmp_path / "out", "--sampler", "grid", *grid)
+    assert not (tmp_path / "out" / samplers.STORE).exists()
+    before = points(tmp_path / "out")
+    capsys.readouterr()
+    assert run("sweep", *bench.flags(), "-p", tmp_path / "out", *OWN, *grid) == 0
+    new = [r for k, r in points(tmp_path / "out").items() if k not in before]
+    assert {r["split"] for r in new} <= {"test"}  # a sweep selects among true mixtures
+    assert len(trials(tmp_path / "out")) == 2 * 3
+
+
+def test_a_grid_goes_through_every_setting(bench, tmp_path):
+    words = (
+        "--sampler",
+        "grid",
+        "--methods",
+        "ties",
+        "--coefficients",
+        "shared",
+        "--grid",
+        0.5,
+        0.5,
+        1,
+    )
+    search(
+        bench,
+        tmp_path / "out",
+        *words,
+        "--search",
+        "density=0.2:0.4:0.2",
+        "election=total,frequency",
+    )
+    found = {tuple(t["candidate"].items()) for t in trials(tmp_path / "out")}
+    assert found == {
+        (("c", c), ("density", d), ("election", e))
+        for c in (0.5, 1.0) for d in (0.2, 0.4) for e in ("total", "frequency")
+    }  # fmt: skip
+
+
+def test_lorahub_minimises_the_loss_of_the_plain_sum_with_its_penalty(bench, tmp_path):
+    """Published: loss((sum w_i A_i)(sum w_i B_i)) + 0.05 mean |w|, w within 1.5."""
+    words = ("--methods", "adapters_linear", "--search", "normalize=false", "--goal", "loss")
+    flags = (
+        "--penalty",
+        0.05,
+        "--coefficients_range",
+        -1.5,
+        1.5,
+        "--sampler",
+        "cma",
+        "--trials",
+        3,
+    )
+    search(bench, tmp_path / "out", *words, *flags)
+    hand = own_heads.Hand(bench)
+    modules = [library.load(p) for p in bench.modules]
+    for t in trials(tmp_path / "out"):
+        w = t["coefficients"]
+        plain = {
+            n: sum(c * m.tensors[n] for c, m in zip(w, modules, strict=True))
+            for n in modules[0].adapter_tensors()
+        }
+        merged = own_heads.replace(modules[0], tensors=plain, head=None)
+        losses = []
+        for task in bench.tasks:
+            rows = map(json.loads, bench.rows[task, "validation"].read_text().splitlines())
+            gold = torch.tensor([own_heads.LABELS[task].index(r["label"]) for r in rows])
+            outputs = hand.outputs(task, "validation", merged)
+            losses.append(float(torch.nn.functional.cross_entropy(outputs, gold)))
+        expected = np.mean(losses) + 0.05 * np.mean(np.abs(w))
+        assert -t["values"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_searches_of_several_seeds_are_averaged(bench, finished, tmp_path, capsys):
+    search(bench, tmp_path / "other", *METHODS, *WIDE, "--trials", 2, "--seed", 1)
+    found = [report.read(path) for path in (finished, tmp_path / "other")]
+    capsys.readouterr()
+    assert run("report", "-r", finished, tmp_path / "other", "-p", tmp_path / "table") == 0
+    text = capsys.readouterr().out
+    line = next(x for x in text.splitlines() if x.startswith("| best ties |"))
+    rows = [next(w for w in f.summary["rows"] if w["row"] == "best ties") for f in found]
+    means = [row["mean"]["score"] for row in rows]
+    assert f"| {np.mean(means):.4f} +- {np.std(means, ddof=1):.4f} |" in line
+    assert (tmp_path / "table" / "table.md").read_text().startswith("| module | searches | mnli |")
+    before = (finished / "table.md").read_text()
+    assert run("report", "-r", finished) == 0
+    assert (finished / "table.md").read_text() == before
+
+
+# --- goals ---
+
+
+def test_goals_are_what_they_are_called():
+    records = [{"score": s, "metric": "accuracy", "loss": x, "invalid_share": i}
+               for s, x, i in ((0.6, 0.5, None), (0.3, 1.5, 0.2))]  # fmt: skip
+    own = [{"score": 0.8}, {"score": 0.4}]
+    scored = Scored(("rte", "mnli"), records, own, size=2.0)
+    values = {name: Goal(name, 0.05).value(scored) for name in (*goals.NAMES, "mnli")}
+    assert values == pytest.approx(
+        {"mean": 0.45, "worst": 0.3, "normalised": 0.75, "loss": -1.1, "mnli": 0.3}
+    )
+    for text, missed in (
+        ("rte>=0.55", 0), ("rte >= 0.7", 0.1), ("mean<=0.4", 0.05), ("invalid<=0.1", 0.1)
+    ):  # fmt: skip
+        found = goals.condition(text, ("rte", "mnli"), own=True)
+        assert found.violation(scored) == pytest.approx(missed)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_the_front_is_what_no_other_point_beats(values):
+    found = goals.front(values)
+    for i, v in enumerate(values):
+        beaten = any(w != v and all(a >= b for a, b in zip(w, v, strict=True)) for w in values)
+        assert (not beaten and values.index(v) == i) == (i in found)
+
+
+def test_a_condition_decides_before_the_goal(bench, tmp_path):
+    words = ("--space", "delta", "--trials", 6, *WIDE)
+    search(bench, tmp_path / "a", *words, "--goal", "rte")
+    scores = [points(tmp_path / "a")[t["keys"][0]]["score"] for t in trials(tmp_path / "a")]
+    assert min(scores) < max(scores), "the rows must tell the trials apart"
+    bound = round((min(scores) + max(scores)) / 2, 3)
+    condition = ("--constraint", f"mnli>={bound}")
+    (study,) = search(bench, tmp_path / "b", *words, "--goal", "rte", *condition)["studies"]
+    assert study["violation"] == 0
+    assert points(tmp_path / "b")[study["keys"][0]]["score"] >= bound
+    assert f"with mnli>={bound:g}" in (tmp_path / "b" / "table.md").read_text()
+    none = ("--constraint", "mnli>=0.99")
+    (study,) = search(bench, tmp_path / "c", *words, "--goal", "rte", *none)["studies"]
+    assert study["violation"] > 0
+    assert "(misses a condition)" in (tmp_path / "c" / "table.md").read_text()
+
+
+def test_two_goals_give_a_front(bench, tmp_path):
+    words = ("--goal", "mnli", "rte", "--sampler", "random", "--trials", 6, "--space", "delta")
+    summary = search(bench, tmp_path / "out", *words)
+    found = trials(tmp_path / "out")
+    expected = {found[i]["number"] for i in goals.front([t["values"] for t in found])}
+    assert {number for _, number in summary["front"]} == expected
+    assert (tmp_path / "out" / "pareto.png").stat().st_size > 5000
+
+
+# --- resuming ---
+
+
+def same(a: Path, b: Path) -> None:
+    def content(out: Path) -> list:
+        key = lambda t: (t["study"], t["number"])  # noqa: E731
+        return [(t["study"], t["candidate"], t["values"]) for t in sorted(trials(out), key=key)]
+
+    assert content(a) == content(b)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cma", "random"])
+def test_a_search_in_two_parts_is_the_search_at_once(sampler, bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(samplers, "STARTUP", 2)
+    words = ("--space", "delta", "--sampler", sampler)
+    search(bench, tmp_path / "once", *words, "--trials", 8)
+    search(bench, tmp_path / "parts", *words, "--trials", 3)
+    search(bench, tmp_path / "parts", *words, "--trials", 8)
+    same(tmp_path / "once", tmp_path / "parts")
+    assert len({tuple(t["coefficients"]) for t in trials(tmp_path / "once")}) == 8
+
+
+def test_a_study_of_one_candidate_is_one_trial(bench, tmp_path):
+    words = ("--methods", "ties", "--coefficients", "fixed", "--trials", 5)
+    search(bench, tmp_path / "out", *words)
+    (trial,) = trials(tmp_path / "out")
+    assert (trial["candidate"], trial["coefficients"]) == ({}, [1.0, 1.0])
+
+
+def test_a_finished_search_loads_no_model(bench, finished, tmp_path, monkeypatch, capsys):
+    from pem_composition.evaluation import models
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the base model was loaded")
+
+    shutil.copytree(finished, tmp_path / "out")
+    monkeypatch.setattr(models, "load_base", never)
+    search(bench, tmp_path / "out", *METHODS, *WIDE, "--trials", 5)
+    assert ": 0 points scored" in capsys.readouterr().out
+    assert len(trials(tmp_path / "out")) == 15
+
+
+def test_a_trial_whose_process_died_is_drawn_again(bench, tmp_path):
+    """As SIGKILL leaves it: running in the store, without a line."""
+    import optuna
+
+    samplers.need_optuna()
+    words = ("--space", "delta", "--trials", 4)
+    search(bench, tmp_path / "once", *words)
+    search(bench, tmp_path / "killed", "--space", "delta", "--trials", 2)
+    store = samplers.open_store(tmp_path / "killed")
+    (name,) = optuna.study.get_all_study_names(store)
+    study = optuna.load_study(study_name=name, storage=store)
+    lost = study.ask()
+    lost.set_user_attr("pid", 2**22 + 1)
+    lost.set_user_attr("host", samplers.socket.gethostname())
+    search(bench, tmp_path / "killed", *words)
+
+    def values(out: Path) -> list:
+        return [(t["candidate"], t["values"]) for t in trials(out)]
+
+    assert values(tmp_path / "killed") == values(tmp_path / "once")
+
+
+def test_two_workers_share_the_trials(bench, tmp_path):
+    words = ("--space", "delta", "--sampler", "random", "--trials", 6)
+    search(bench, tmp_path / "two", *words, "--workers", 2)
+    found = trials(tmp_path / "two")
+    assert len(found) == len({tuple(t["coefficients"]) for t in found}) == 6
+    lines = [r["key"] for r in read_lines(tmp_path / "two" / "results.jsonl") if "key" in r]
+    search(bench, tmp_path / "one", *words)
+    drawn = {tuple(t["coefficients"]) for t in trials(tmp_path / "one")}
+    assert {tuple(t["coefficients"]) for t in found} == drawn
+    assert set(lines) >= {k for t in found for k in t["keys"]}
+
+
+def test_the_store_holds_numbers_and_no_pickle(bench, tmp_path):
+    search(bench, tmp_path / "out", "--space", "delta", "--sampler", "cma", "--trials", 8)
+    with sqlite3.connect(tmp_path / "out" / samplers.STORE) as store:
+        for table in ("trial_system_attributes", "study_system_attributes"):
+            assert store.execute(f"select count(*) from {table}").fetchone() == (0,)
+        keys = {key for (key,) in store.execute("select key from trial_user_attributes")}
+    assert keys == {"host", "pid"}
+
+
+def test_cma_es_gets_nearer_than_chance():
+    """A bowl in three dimensions, values alone: the mean of the last draws against random ones."""
+    import optuna
+
+    samplers.need_optuna()
+    study = space.Study(
+        "simple", "delta", 3, "lora", tuple(space.Dimension(f"c{i}", -1.0, 2.0) for i in range(3))
+    )
+    centre, means = np.array([1.2, -0.4, 0.3]), {}
+    for sampler in (samplers.CMA, samplers.RANDOM):
+        stored = samplers.open_study(
+            optuna.storages.InMemoryStorage(), sampler, study, sampler, 1, 1
+        )
+        values = []
+        for _ in range(80):
+            trial = samplers.ask(stored, study.dimensions, 80)
+            value = -float(np.sum((np.array(list(trial.params.values())) - centre) ** 2))
+            stored.tell(trial, [value])
+            values.append(value)
+        assert samplers.ask(stored, study.dimensions, 80) is None
+        means[sampler] = np.mean(values[-20:])
+    assert means[samplers.CMA] > 0.2 * means[samplers.RANDOM]
+    assert means[samplers.RANDOM] < -1
+
+
+# --- refusals ---
+
+REFUSALS = {
+    "method": (["--methods", "tiess"], "did you mean ties?"),
+    "goal": (["--goal", "best"], "--goal: nothing of that name; found best"),
+    "goals": (["--goal", "mean", "rte", "mnli"], "--goal: too many"),
+    "condition": (["--constraint", "rte=0.5"], "--constraint: not a condition"),
+    "condition on": (["--constraint", "cola>=0.5"], "--constraint: nothing of that name"),
+    "dimension": (["--search", "densty=0.1:0.9"], "no method of the search has 'densty'"),
+    "dimension of another": (["--search", "density=0.1:0.9"], "no method of the search has"),
+    "range": (["--methods", "ties", "--search", "density=0.9:0.1"], "LOW must be below HIGH"),
+    "out of range": (["--methods", "ties", "--search", "density=0.5:2"], "must be in (0, 1]"),
+    "rank": (["--search", "rank=0,4"], "--search rank: not a rank"),
+    "step": (
+        ["--methods", "ties", "--search", "density=0.1:0.9", "--sampler", "grid"], "needs a step",
+    ),
+    "coefficients": (["--coefficients_range", "1", "0"], "--coefficients_range: not a range"),
+    "trials": (["--trials", "0"], "--trials: cannot be used"),
+    "cma": (["--coefficients", "shared", "--sampler", "cma"], "CMA-ES needs two numbers"),
+    "cma goals": (["--goal", "mnli", "rte", "--sampler", "cma"], "CMA-ES has one goal"),
+    "fisher": (["--methods", "fisher"], "--fisher_list: goes with --methods fisher"),
+    "pairs only": (["--methods", "simple"], "unknown method 'simple'"),
+    "sampler": (["--sampler", "bayes"], "invalid choice: 'bayes'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "reason"), REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_be_searched_is_refused_before_anything_is_written(
+    words, reason, bench, tmp_path, capsys
+):
+    assert reason in refused(capsys, tmp_path, "search", *bench.flags(), *OWN, *words)
+
+
+def test_without_optuna_one_line_says_what_to_install(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert run("search", *bench.flags(), *OWN, "-p", tmp_path / "out") == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert 'pip install "pem_composition[search]"' in err
+    assert not (tmp_path / "out").exists()

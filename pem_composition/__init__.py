@@ -20,6 +20,7 @@ _HOMES = {
     "combine": "module",
     "negate": "module",
     "analogy": "module",
+    "detoxify": "module",
     "load": "checkpoint",
     "save": "checkpoint",
     "attach": "adapters",
@@ -35,6 +36,7 @@ __all__ = [
     "attach",
     "combine",
     "detach",
+    "detoxify",
     "extract",
     "fold",
     "load",
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from pem_composition.adapters import attach, detach, extract, fold
     from pem_composition.checkpoint import load, save
     from pem_composition.errors import PEMError
-    from pem_composition.module import PEM, analogy, combine, negate
+    from pem_composition.module import PEM, analogy, combine, detoxify, negate
 
 
 def __getattr__(name: str) -> Any:

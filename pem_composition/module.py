@@ -18,6 +18,7 @@ from pem_composition.arithmetic.algebra import (
     average_heads,
     check_coefficients,
     linear_combination,
+    reference_detoxification,
     role_of,
 )
 from pem_composition.arithmetic.algebra import negate as algebra_negate
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPACES = ("parameter", "delta")
+FORMS = ("exact", "reference")  # of a detoxification
 HEAD_POLICIES = ("average", "first", "last", "none", "error")
 
 
@@ -265,6 +267,65 @@ def analogy(
     )
 
 
+def detoxify(
+    module: PEM,
+    toxic: PEM,
+    strength: float = 1.0,
+    *,
+    form: str = "exact",
+    rank: int | None = None,
+    dtype: str | None = None,
+    allow_base_mismatch: bool = False,
+    certify: bool = True,
+) -> PEM:
+    """Take out of a module what training on toxic data put into ``toxic``, which started from it.
+
+    ``form="exact"``: a - lam (toxic - a) of the updates themselves,
+
+        dW = (1 + lam) dW_a - lam dW_toxic
+
+    in delta space: exact at rank r_a + r_toxic, or its best approximation of rank ``rank``.
+    ``form="reference"``: the factors as the code behind the paper forms them (LoRA only),
+
+        A = A_a + lam (A_a - A_toxic),  B = B_a + lam (B_a + B_toxic)
+
+    With A_toxic = A_a + dA and B_toxic = B_a + dB, at first order in dA and dB, these are
+
+        exact      B_a A_a - lam (B_a dA + dB A_a)
+        reference  (1 + 2 lam) B_a A_a - lam (1 + 2 lam) B_a dA + lam dB A_a
+
+    so the second amplifies the module and adds what training moved in B. Its certificate is the
+    distance from the first. ``pem compose "a + s*(a - t)"`` is a third: the paper's own sum, with
+    the sign on B. The module's head is kept.
+
+    Raises:
+        IncompatibleModules: kinds or bases differ; in the reference's form also ranks or targets.
+        PEMError: unknown form, a rank for the reference's, or modules without LoRA factors there.
+    """
+    check_coefficients([strength], "strength")
+    if form not in FORMS:
+        raise PEMError.build("form", "unknown", found=repr(form), expected=" or ".join(FORMS))
+    pair, coefficients = [module, toxic], [1.0 + strength, -float(strength)]
+    if form == "exact":
+        return combine(
+            pair, coefficients, space="delta", rank=rank, head="first", dtype=dtype,
+            allow_base_mismatch=allow_base_mismatch, certify=certify,
+        )  # fmt: skip
+    if rank is not None:
+        raise PEMError.build(
+            "rank", "the reference's form keeps the modules' own", do="leave it out"
+        )
+    check_compatible(pair, space="parameter", allow_base_mismatch=allow_base_mismatch)
+    tensors = reference_detoxification(module.adapter_tensors(), toxic.adapter_tensors(), strength)
+    tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
+    base = _common_base(pair)
+    result = PEM(cast(tensors, dtype), module.config, base, "detoxification", module.head)
+    term = Term(1.0, f"reference_detoxify({module}, {toxic}, {strength:g})")
+    provenance = _provenance(pair, (term,), "parameter", "reference detoxification", "first")
+    certificate = Certificate(*certificate_of(result, pair, coefficients)) if certify else None
+    return replace(result, provenance=replace(provenance, certificate=certificate))
+
+
 def _check_request(
     modules: Sequence[PEM], coefficients: Sequence[float], space: str, rank: int | None
 ) -> None:
@@ -324,7 +385,7 @@ def _provenance(
     for m in modules:
         own = Source(m.name, init=m.provenance.init)
         sources |= dict.fromkeys(m.provenance.sources or (own,))
-    inits = {s.init for s in sources}
+    inits = _beginnings(modules, {s.init for s in sources})
     known = sorted(i for i in inits if i)
     notes = list(dict.fromkeys(note for m in modules for note in m.provenance.notes))
     if len(known) > 1:
@@ -342,6 +403,27 @@ def _provenance(
         head_policy=head,
         notes=tuple(notes),
     )
+
+
+def _beginnings(modules: Sequence[PEM], inits: set[str | None]) -> set[str | None]:
+    """Initial fingerprints, where a module's that was trained from another one of them is its own.
+
+    Such a module's initial fingerprint is that of the other one's tensors.
+    """
+    if len(inits) < 2:
+        return inits
+    from pem_composition.checkpoint import initialisation_fingerprint  # the layer above
+
+    before = {initialisation_fingerprint(m.tensors): m.provenance.init for m in modules}
+
+    def first(init: str | None) -> str | None:
+        seen: set[str | None] = {None}
+        while init not in seen and before.get(str(init)) is not None:
+            seen.add(init)
+            init = before[str(init)]
+        return init
+
+    return {first(init) for init in inits}
 
 
 def _choose_head(

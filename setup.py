@@ -41,9 +41,12 @@ setup(
         # Read the packaged text-to-text and causal language models, once.
         "offline": ["gguf>=0.17", "onnx>=1.17"],
         "toxicity": ["detoxify>=0.5"],  # the judge of that name
+        "endpoint": ["openai>=2.0"],  # pem pairs and pem helpfulness
+        "quantized": ["bitsandbytes>=0.48"],  # --load_in_8bit and --load_in_4bit
         "dev": [
             "hypothesis>=6.100",
             "mypy>=2.0",
+            "openai>=2.0",
             "peft>=0.19",
             "pytest>=9",
             "pytest-timeout>=2.4",

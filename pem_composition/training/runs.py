@@ -335,8 +335,14 @@ def publish(
         {"key": plan.key, "flags": asdict(config), "content": content, "scores": metrics}
     )
     purpose = config.stated_purpose
-    notes = (f"purpose of {output.name}: {purpose}",) if purpose else ()
-    provenance = Provenance(init=start.init, training=training, notes=notes)
+    parents = [f"{output.name} was trained from {s.name} ({s.sha256})" for s in start.parents]
+    notes = [f"purpose of {output.name}: {purpose}"] if purpose else []
+    provenance = Provenance(
+        sources=start.parents,
+        init=start.init,
+        training=training,
+        notes=tuple(dict.fromkeys((*start.notes, *parents, *notes))),
+    )
     with files.atomic_directory(output, overwrite=True, keep=lambda _name: True) as folder:
         start.weights.publish(folder, output.name, provenance)
         results.write_results(folder, splits)

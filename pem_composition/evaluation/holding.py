@@ -1,0 +1,60 @@
+"""How a large decoder's weights are held: quantised by bitsandbytes, in half precision, spread out.
+
+8 bits: LLM.int8() (arXiv:2208.07339). 4 bits: NF4, quantised twice, as in QLoRA (arXiv:2305.14314).
+A module stays in float32 on any of them; it is attached, as quantised weights cannot be changed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, NamedTuple
+
+from pem_composition.errors import UsageError
+
+
+class Holding(NamedTuple):
+    """What ``from_pretrained`` is told about the weights.
+
+    Attributes:
+        bits: 8 or 4; None as they are.
+        dtype: of what is not quantised; None: float32.
+        device_map: auto, or a device; None: on the CPU (quantised: where the quantiser says).
+    """
+
+    bits: int | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+
+    @property
+    def placed(self) -> bool:
+        """True where the model must not be moved after loading."""
+        return self.bits is not None or self.device_map is not None
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords for ``from_pretrained``, the dtype aside.
+
+        Raises:
+            UsageError: quantisation without bitsandbytes.
+        """
+        options: dict[str, Any] = {"device_map": self.device_map} if self.device_map else {}
+        if self.bits is None:
+            return options
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UsageError.build(
+                f"--load_in_{self.bits}bit", "the package bitsandbytes is not installed",
+                do="pip install 'pem_composition[quantized]'",
+            )  # fmt: skip
+        from transformers import BitsAndBytesConfig
+
+        if self.bits == 8:
+            return {**options, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        four = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=self.dtype or "float32",
+        )
+        return {**options, "quantization_config": four}
+
+
+AS_IT_IS = Holding()

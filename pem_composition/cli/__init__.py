@@ -11,8 +11,8 @@ from pem_composition.errors import EXIT_DONE, UsageError
 
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
 SUBCOMMANDS = (
-    "offline", "select", "split", "init", "train", "merge", "negation", "analogy", "compose",
-    "inspect", "evaluate", "perplexity", "generate", "answer", "judge", "sweep", "report",
+    "offline", "select", "split", "init", "train", "merge", "negation", "analogy", "detoxify",
+    "compose", "inspect", "evaluate", "perplexity", "generate", "answer", "judge", "sweep", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"

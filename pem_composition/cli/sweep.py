@@ -110,7 +110,7 @@ def _check(
         )
     check_dropout(flags.dropout_list, count)
     out = common.output_directory(flags, count)
-    _check_output(out)
+    check_results_directory(out)
     reference = evaluation.reference_module
     paths = (*flags.adapters, *([reference] if reference else []))
     names = common.labels(flags.adapters, flags.adatasks)
@@ -133,7 +133,7 @@ def _resolve(model: str) -> str:
     return resolve(model)
 
 
-def _check_output(out: Path) -> None:
+def check_results_directory(out: Path) -> None:
     """A sweep continues in its own directory; it never writes into a module or over a file."""
     if out.exists() and not out.is_dir():
         raise CheckpointError.build(
@@ -179,7 +179,7 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
     inputs = _load_inputs(request)
     evaluation, tasks = request.evaluation, request.tasks
     settings = library.Settings(
-        base=_fingerprint(request.model),
+        base=fingerprint(request.model),
         head=request.head,
         rank=request.flags.rank,
         bf16=bool(evaluation.bf16),
@@ -200,7 +200,7 @@ def _prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         base_name=request.base_name,
         max_invalid=evaluation.max_invalid,
     )
-    return plan, library.Bench(lambda: _load_base(request), splits, settings, ledger, _say)
+    return plan, library.Bench(lambda: _load_base(request), splits, settings, ledger, say)
 
 
 def _rows(task: scored.ScoredTask, split: str, flags: EvaluationFlags) -> library.Rows:
@@ -221,13 +221,14 @@ def _load_inputs(request: Request) -> list[library.Input]:
     return inputs
 
 
-def _fingerprint(model: str) -> str:
+def fingerprint(model: str) -> str:
+    """The base's fingerprint, or its name where no file can be read."""
     from pem_composition.checkpoint import base_identity
 
     return base_identity(model).fingerprint or model
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """At once, so that a log shows how far a sweep is."""
     print(line, flush=True)
 

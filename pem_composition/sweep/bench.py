@@ -39,7 +39,7 @@ class Bench:
         self.load, self.splits, self.settings = load, splits, settings
         self.ledger, self.say = ledger, say
         self._model: Any = None
-        self._folded: Any = None
+        self._held: Any = None
         self._target: Point | None = None
         self.computed = 0
 
@@ -54,9 +54,10 @@ class Bench:
 
     def close(self) -> None:
         """Give the base model its own weights back."""
-        if self._folded is not None:
-            self._folded.restore()
-            self._folded = self._target = None
+        if self._held is not None:
+            undo = self._held.detach if self._attaches else self._held.restore
+            undo()
+            self._held = self._target = None
 
     def _score(self, target: Point, split: str, rows: Rows) -> Record:
         identity = target.identity(self.settings, split, rows.identity)
@@ -92,17 +93,22 @@ class Bench:
         self._model = model
 
     def _put(self, target: Point) -> None:
-        """Make the model's weights base + module; numbers change in place after the first time."""
-        from pem_composition.adapters import fold
+        """Make the model compute base + module; numbers change in place after the first time."""
+        from pem_composition.adapters import attach, fold
 
         if self._target is target:
             return
         module: PEM = target.module(self.settings)
-        if self._folded is None:
-            self._folded = fold(self._model, module)
+        if self._held is None:
+            self._held = (attach if self._attaches else fold)(self._model, module)
         else:
-            self._folded.swap(module)
+            self._held.swap(module)
         self._target = target
+
+    @property
+    def _attaches(self) -> bool:
+        """Quantised weights cannot be changed, so a module stands beside them."""
+        return bool(getattr(self._model, "is_quantized", False))
 
 
 def _line(record: Record, task: str) -> str:

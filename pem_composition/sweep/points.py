@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 PACKAGE = Path(__file__).parents[1]
+REFERENCE = "reference"
 # What decides a score besides the inputs.
 CODE = (
     "module.py",
@@ -21,6 +22,7 @@ CODE = (
     "evaluation/*.py",
     "tasks/prompts.py",
     "tasks/polarity.py",
+    "tasks/instructions.py",
 )
 
 
@@ -41,11 +43,16 @@ class Settings:
     head: str = "average"
     rank: int | None = None
     bf16: bool = False  # matrix products of the forward pass in bfloat16
+    weights: str = ""  # how the base is held, if not in float32; quantised: modules are attached
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One combination. ``space`` is None for a module as it is, whose space does not matter."""
+    """One combination.
+
+    ``space`` is None for a module as it is, whose space does not matter, and ``reference`` for a
+    detoxification in the reference's form, with coefficients (1 + lam, -lam).
+    """
 
     inputs: tuple[Input, ...]
     coefficients: tuple[float, ...]
@@ -53,10 +60,19 @@ class Point:
 
     def module(self, settings: Settings) -> PEM:
         """The combination, in memory."""
-        from pem_composition.module import combine
+        from pem_composition.module import combine, detoxify
 
         if self.space is None:
             return self.inputs[0].pem
+        if self.space == REFERENCE:
+            return detoxify(
+                self.inputs[0].pem,
+                self.inputs[1].pem,
+                -self.coefficients[1],
+                form=REFERENCE,
+                allow_base_mismatch=True,
+                certify=False,
+            )
         return combine(
             [i.pem for i in self.inputs],
             self.coefficients,
@@ -73,9 +89,8 @@ class Point:
         Args:
             rows: what identifies the task's rows and how they are scored.
         """
-        shared = asdict(settings)
-        if not settings.bf16:
-            del shared["bf16"]
+        unset = [name for name in ("bf16", "weights") if not getattr(settings, name)]
+        shared = {k: v for k, v in asdict(settings).items() if k not in unset}
         return {
             **shared,
             **rows,

@@ -26,12 +26,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation"},
     "sweep": NUMBERS | {"adapters", "tasks", "evaluation", "training", "report"},
     "report": {"errors"},
-    "cli": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "training", "sweep", "report"},
+    "endpoint": {"errors", "tasks", "evaluation", "sweep"},
+    "cli": NUMBERS
+    | {"offline", "adapters", "tasks", "evaluation", "training", "sweep", "report", "endpoint"},
     "__main__": {"cli"},
     "__init__": set(),
 }
-LIGHT = ("errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "__init__")
-HEAVY = {"torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate"}
+LIGHT = (
+    "errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "endpoint", "__init__",
+)  # fmt: skip
+HEAVY = {
+    "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",
+    "openai", "bitsandbytes",
+}  # fmt: skip
 
 
 def unit_of(path: Path) -> str:

@@ -11,8 +11,9 @@ from pem_composition.errors import EXIT_DONE, UsageError
 
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
 SUBCOMMANDS = (
-    "offline", "select", "split", "init", "train", "merge", "negation", "analogy", "detoxify",
-    "compose", "inspect", "evaluate", "perplexity", "generate", "answer", "judge", "sweep", "report",
+    "offline", "select", "pairs", "split", "init", "train", "merge", "negation", "analogy",
+    "detoxify", "compose", "inspect", "evaluate", "perplexity", "generate", "answer", "judge",
+    "helpfulness", "sweep", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"
@@ -35,7 +36,7 @@ def load(name: str) -> ModuleType:
 def overview() -> str:
     """Text of ``pem --help``: every subcommand with its one-line help."""
     lines = [USAGE, "", "Compose parameter-efficient modules by arithmetic.", "", "subcommands:"]
-    lines += [f"  {name:<10} {load(name).HELP}" for name in SUBCOMMANDS]
+    lines += [f"  {name:<11} {load(name).HELP}" for name in SUBCOMMANDS]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ A module stays in float32 on any of them; it is attached, as quantised weights c
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any, NamedTuple
 
 from pem_composition.errors import UsageError
@@ -39,6 +40,7 @@ class Holding(NamedTuple):
         options: dict[str, Any] = {"device_map": self.device_map} if self.device_map else {}
         if self.bits is None:
             return options
+        options = options or self._own_device()
         if importlib.util.find_spec("bitsandbytes") is None:
             raise UsageError.build(
                 f"--load_in_{self.bits}bit", "the package bitsandbytes is not installed",
@@ -55,6 +57,14 @@ class Holding(NamedTuple):
             bnb_4bit_compute_dtype=self.dtype or "float32",
         )
         return {**options, "quantization_config": four}
+
+    def _own_device(self) -> dict[str, Any]:
+        """A quantised model cannot be moved: each process of a launch loads it onto its own GPU."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return {}
+        return {"device_map": {"": int(os.environ.get("LOCAL_RANK") or 0)}}
 
 
 AS_IT_IS = Holding()

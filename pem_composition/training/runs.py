@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -82,6 +83,7 @@ def run(
     """
     if not processes.is_main():
         say = _silent
+    processes.refuse_sharding(os.environ)
     output = Path(config.output_dir)
     check_place(output)
     objective = objective_of(config)

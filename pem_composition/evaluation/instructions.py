@@ -17,7 +17,7 @@ from pem_composition.evaluation import beams
 from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.generate import continuation
 from pem_composition.evaluation.language import IGNORED, LanguageExam
-from pem_composition.evaluation.perplexity import begun, language_exam
+from pem_composition.evaluation.perplexity import language_exam
 from pem_composition.evaluation.search import Search
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import Template
@@ -80,7 +80,7 @@ def answers(
         DataError: no instructions, or one that leaves no room for an answer.
         RunFailed: a probability that is not finite.
     """
-    prompts = [prompt_tokens(template, example, tokenizer) for example in examples]
+    prompts = prompt_tokens(template, examples, tokenizer)
     beams.check_room(model, tokenizer, prompts, search, name)
     out = []
     written = beams.write(model, tokenizer, prompts, search, batch_size=batch_size)
@@ -97,14 +97,15 @@ def answers(
 
 
 def prompt_tokens(
-    template: Template, example: Example, tokenizer: PreTrainedTokenizerBase
-) -> Tokens:
-    """What the model reads before it answers; a chat template writes its special tokens itself.
+    template: Template, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[Tokens]:
+    """What the model reads before it answers, for every row.
 
     Raises:
         DataError: ``chat``, and the tokenizer has no chat template.
     """
-    return _tokens(template, template.text(example.text, example.text_pair, tokenizer), tokenizer)
+    texts = [template.text(e.text, e.text_pair, tokenizer) for e in examples]
+    return _tokens(template, texts, tokenizer)
 
 
 def pairs(
@@ -119,13 +120,13 @@ def pairs(
         raise DataError.build("instructions", "no rows", expected="at least one")
     template = settings.template
     assert template is not None, "the settings of instructions name one"
+    asked = [template.text(e.text, e.text_pair, tokenizer) for e in examples]
+    texts = [text + str(e.label) for text, e in zip(asked, examples, strict=True)]
+    prompts, wholes = (_tokens(template, each, tokenizer) for each in (asked, texts))
     out = []
-    for example in examples:
-        asked = template.text(example.text, example.text_pair, tokenizer)
-        before = _tokens(template, asked, tokenizer)
-        whole = _tokens(template, asked + str(example.label), tokenizer)
-        whole.append(tokenizer.eos_token_id)
-        out.append(Pair(whole[: settings.max_seq_length], _shared(before, whole)))
+    for prompt, whole in zip(prompts, wholes, strict=True):
+        tokens = [*whole, tokenizer.eos_token_id]
+        out.append(Pair(tokens[: settings.max_seq_length], _shared(prompt, tokens)))
     if all(len(pair.tokens) <= pair.prompt for pair in out):
         shortest = min(pair.prompt for pair in out)
         raise DataError.build(
@@ -147,12 +148,23 @@ def instruction_exam(
     return language_exam([(row.tokens[:-1], row.answer_targets) for row in rows], **layout)
 
 
-def _tokens(template: Template, text: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    if not template.is_chat:
-        return begun(tokenizer, text)
-    return list(
-        tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
-    )
+def _tokens(
+    template: Template, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[Tokens]:
+    """As the tokenizer begins a text, without an end; a chat template begins it by itself."""
+    special = not template.is_chat
+    found = tokenizer(list(texts), add_special_tokens=special, truncation=False, verbose=False)
+    return [
+        _open(list(tokens), tokenizer.eos_token_id if special else None)
+        for tokens in found.input_ids
+    ]
+
+
+def _open(tokens: Tokens, end: int | None) -> Tokens:
+    """The tokens without end tokens that the tokenizer added."""
+    while tokens and tokens[-1] == end:
+        tokens.pop()
+    return tokens
 
 
 def _shared(a: Tokens, b: Tokens) -> int:

@@ -67,7 +67,7 @@ class InstructionRows:
         from pem_composition.evaluation.exam import ExamSettings, make_exam
         from pem_composition.tasks.polarity import LANGUAGE
 
-        prompts = [instructions.prompt_tokens(self.template, e, tokenizer) for e in self.examples]
+        prompts = instructions.prompt_tokens(self.template, self.examples, tokenizer)
         beams.check_room(model, tokenizer, prompts, self.search, self.name)
         self._tokenizer = tokenizer
         if self.answered:

@@ -46,7 +46,7 @@ def test_a_row_is_prompt_answer_and_end_and_the_answer_alone_counts(base):
     _, tokenizer = base
     end = tokenizer.eos_token_id
     for row, pair in zip(ROWS, pairs(settings(), ROWS, tokenizer), strict=True):
-        prompt = prompt_tokens(TEMPLATE, row, tokenizer)
+        (prompt,) = prompt_tokens(TEMPLATE, [row], tokenizer)
         text = TEMPLATE.text(row.text, row.text_pair, tokenizer)
         assert prompt == tokenizer(text).input_ids
         assert pair.tokens == [*tokenizer(text + row.label).input_ids, end]
@@ -102,7 +102,7 @@ def test_the_chat_template_of_the_tokenizer_writes_its_own_special_tokens(base):
     before = tokenizer.chat_template
     tokenizer.chat_template = "{% for m in messages %}</s>{{ m['content'] }}</s>{% endfor %}"
     try:
-        tokens = prompt_tokens(CHAT, ROWS[0], tokenizer)
+        (tokens,) = prompt_tokens(CHAT, ROWS[:1], tokenizer)
         end = tokenizer.eos_token_id
         assert tokens[0] == tokens[-1] == end and tokens.count(tokenizer.bos_token_id) in (0, 2)
         (pair,) = pairs(settings(template=CHAT), ROWS[:1], tokenizer)
@@ -110,7 +110,7 @@ def test_the_chat_template_of_the_tokenizer_writes_its_own_special_tokens(base):
     finally:
         tokenizer.chat_template = before
     with pytest.raises(DataError, match="no chat template"):
-        prompt_tokens(CHAT, ROWS[0], tokenizer)
+        prompt_tokens(CHAT, ROWS, tokenizer)
 
 
 def test_answers_are_cut_at_the_next_section_and_keep_what_was_asked(base, one_thread):
@@ -123,7 +123,7 @@ def test_answers_are_cut_at_the_next_section_and_keep_what_was_asked(base, one_t
     for answer in found:
         assert answer.answer == answer.text.partition("sad")[0].strip()
         assert answer.new_tokens == 14 or answer.ended
-    prompts = [prompt_tokens(TEMPLATE, row, tokenizer) for row in rows]
+    prompts = prompt_tokens(TEMPLATE, rows, tokenizer)
     written = write(model, tokenizer, prompts, Search(2, 1.1, 14))
     assert [a.text for a in found] == [
         continuation(tokenizer, p, w.tokens) for p, w in zip(prompts, written, strict=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPACES = ("parameter", "delta")
-FORMS = ("exact", "reference")  # of a detoxification
+FORMS = ("exact", "parameter", "reference")  # of a detoxification
 HEAD_POLICIES = ("average", "first", "last", "none", "error")
 
 
@@ -280,41 +280,46 @@ def detoxify(
 ) -> PEM:
     """Take out of a module what training on toxic data put into ``toxic``, which started from it.
 
-    ``form="exact"``: a - lam (toxic - a) of the updates themselves,
+    ``form="exact"``: a - lam (toxic - a) of the updates themselves, in delta space,
 
         dW = (1 + lam) dW_a - lam dW_toxic
 
-    in delta space: exact at rank r_a + r_toxic, or its best approximation of rank ``rank``.
-    ``form="reference"``: the factors as the code behind the paper forms them (LoRA only),
+    exact at rank r_a + r_toxic, or its best approximation of rank ``rank``. The other two are sums
+    of factors, "a + lam (a - toxic)", and other updates:
+
+    ``form="parameter"``: the paper's sum, the sign on B,
+
+        A = A_a + lam (A_a + A_toxic),  B = B_a + lam (B_a - B_toxic)
+
+    ``form="reference"``: as the code behind the paper forms it (LoRA only), the sign on A,
 
         A = A_a + lam (A_a - A_toxic),  B = B_a + lam (B_a + B_toxic)
 
-    With A_toxic = A_a + dA and B_toxic = B_a + dB, at first order in dA and dB, these are
+    With A_toxic = A_a + dA and B_toxic = B_a + dB, at first order in dA and dB, k = 1 + 2 lam:
 
-        exact      B_a A_a - lam (B_a dA + dB A_a)
-        reference  (1 + 2 lam) B_a A_a - lam (1 + 2 lam) B_a dA + lam dB A_a
+        exact      B_a A_a - lam B_a dA - lam dB A_a
+        parameter  k B_a A_a + lam B_a dA - k lam dB A_a
+        reference  k B_a A_a - k lam B_a dA + lam dB A_a
 
-    so the second amplifies the module and adds what training moved in B. Its certificate is the
-    distance from the first. ``pem compose "a + s*(a - t)"`` is a third: the paper's own sum, with
-    the sign on B. The module's head is kept.
+    So both amplify the module, and take off only what training moved in one of the factors; what it
+    moved in the other one they add. The certificate is the distance from the exact form. The
+    module's head is kept.
 
     Raises:
-        IncompatibleModules: kinds or bases differ; in the reference's form also ranks or targets.
-        PEMError: unknown form, a rank for the reference's, or modules without LoRA factors there.
+        IncompatibleModules: kinds or bases differ; in sums of factors also ranks or targets.
+        PEMError: unknown form, a rank for a sum of factors, the reference's without LoRA factors.
     """
     check_coefficients([strength], "strength")
     if form not in FORMS:
         raise PEMError.build("form", "unknown", found=repr(form), expected=" or ".join(FORMS))
+    if rank is not None and form != "exact":
+        raise PEMError.build("rank", f"the {form} form keeps the modules' own", do="leave it out")
     pair, coefficients = [module, toxic], [1.0 + strength, -float(strength)]
-    if form == "exact":
+    if form != "reference":
         return combine(
-            pair, coefficients, space="delta", rank=rank, head="first", dtype=dtype,
-            allow_base_mismatch=allow_base_mismatch, certify=certify,
+            pair, coefficients, space="delta" if form == "exact" else form, rank=rank,
+            head="first", dtype=dtype, allow_base_mismatch=allow_base_mismatch, certify=certify,
         )  # fmt: skip
-    if rank is not None:
-        raise PEMError.build(
-            "rank", "the reference's form keeps the modules' own", do="leave it out"
-        )
     check_compatible(pair, space="parameter", allow_base_mismatch=allow_base_mismatch)
     tensors = reference_detoxification(module.adapter_tensors(), toxic.adapter_tensors(), strength)
     tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}

@@ -1,4 +1,4 @@
-"""Detoxification: the exact form against dense float64, the reference's against its formula."""
+"""Detoxification: the exact form against dense float64, the others against their formulas."""
 
 from __future__ import annotations
 
@@ -91,22 +91,43 @@ def test_the_reference_form_is_its_formula_on_the_factors(strength):
     assert torch.equal(found.tensors["classifier.weight.head"], a.tensors["classifier.weight.head"])
 
 
-def test_the_reference_form_amplifies_the_module_and_adds_what_training_moved_in_b():
-    """To first order (1 + 2 lam) B A - lam (1 + 2 lam) B dA + lam dB A; exact: B A - lam (...)."""
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_the_parameter_form_is_the_papers_sum(strength):
+    a, toxic = lora(0), lora(1)
+    found = detoxify(a, toxic, strength, form="parameter")
+    for role, sign in (("lora_A", 1), ("lora_B", -1)):
+        for layer, factor in numbers(found, role).items():
+            own, other = numbers(a, role)[layer], numbers(toxic, role)[layer]
+            w, v = 1 + strength, sign * strength
+            w, v = (abs(w), abs(v)) if sign > 0 else (w, v)
+            np.testing.assert_allclose(factor, w * own + v * other, atol=1e-14)
+    assert torch.equal(found.tensors["classifier.weight.head"], a.tensors["classifier.weight.head"])
+    if strength >= 0:
+        written = combine([a, combine([a, toxic], [1.0, -1.0])], [1.0, strength], head="first")
+        for name, tensor in written.adapter_tensors().items():
+            torch.testing.assert_close(found.tensors[name], tensor, rtol=0, atol=1e-14)
+
+
+def test_sums_of_factors_amplify_the_module_and_add_what_training_moved_in_one_of_them():
+    """To first order, k = 1 + 2 lam: k B A -+ ... as in the docstring, against the exact form."""
     a, lam, small = lora(0), 0.4, 1e-6
     toxic = trained_from(a, 5, size=small)
     scaling = a.config.scaling(a.layers[0])
-    amplified = dense(detoxify(a, toxic, lam, form="reference"))
-    exact = dense(detoxify(a, toxic, lam))
+    forms = {f: dense(detoxify(a, toxic, lam, form=f)) for f in ("exact", "parameter", "reference")}
     for layer in a.layers:
         A, B = numbers(a, "lora_A")[layer], numbers(a, "lora_B")[layer]
         dA = numbers(toxic, "lora_A")[layer] - A
         dB = numbers(toxic, "lora_B")[layer] - B
         k = 1 + 2 * lam
-        by_hand = scaling * (k * B @ A - lam * k * B @ dA + lam * dB @ A)
-        np.testing.assert_allclose(amplified[layer], by_hand, atol=100 * small**2)
-        by_hand = scaling * (B @ A - lam * (B @ dA + dB @ A))
-        np.testing.assert_allclose(exact[layer], by_hand, atol=100 * small**2)
+        expected = {
+            "exact": B @ A - lam * B @ dA - lam * dB @ A,
+            "parameter": k * B @ A + lam * B @ dA - k * lam * dB @ A,
+            "reference": k * B @ A - k * lam * B @ dA + lam * dB @ A,
+        }
+        for form, by_hand in expected.items():
+            np.testing.assert_allclose(
+                forms[form][layer], scaling * by_hand, atol=100 * small**2, err_msg=form
+            )
 
 
 def test_the_certificate_of_the_reference_form_is_its_distance_from_the_exact_one():
@@ -132,6 +153,7 @@ def test_vectors_have_one_form():
     for name, vector in found.tensors.items():
         l_a, l_t = a.tensors[name].numpy(), toxic.tensors[name].numpy()
         np.testing.assert_allclose(vector, 1 + 1.3 * (l_a - 1) - 0.3 * (l_t - 1), atol=1e-14)
+    assert equal(detoxify(a, toxic, 0.3, form="parameter"), found)
     with pytest.raises(PEMError, match=r"ia3.*the reference's form is one of LoRA factors"):
         detoxify(a, toxic, 0.3, form="reference")
 
@@ -151,8 +173,9 @@ def test_both_forms_say_what_they_are_made_of():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"form": "other"}, "form: unknown; found 'other', expected exact or reference"),
-        ({"form": "reference", "rank": 4}, "rank: the reference's form keeps the modules' own"),
+        ({"form": "other"}, "form: unknown; found 'other', expected exact or parameter or"),
+        ({"form": "reference", "rank": 4}, "rank: the reference form keeps the modules' own"),
+        ({"form": "parameter", "rank": 4}, "rank: the parameter form keeps the modules' own"),
         ({"strength": float("nan")}, "strength: a coefficient must be a finite number"),
     ],
 )

@@ -2,8 +2,8 @@
 #SBATCH --job-name=generate
 #SBATCH --output=%x-%j.out --open-mode=append
 #SBATCH --signal=B:USR1@120 --requeue
-# Take the toxic part out of the instruction module, by the exact form and by the reference's, at every
-# strength, and answer the test instructions with all of them: one process, one table. With endpoint_model
+# Take the toxic part out of the instruction module, by the exact form and by the reference's (and, if you
+# like, by the paper's own sum: forms="exact parameter reference"), at every strength, and answer the test instructions with all of them: one process, one table. With endpoint_model
 # a model grades the answers to the ordinary instructions, against those of the instruction module.
 
 : "${model_name_or_path:=huggyllama/llama-7b}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 NAME = "detoxify"
-HELP = "take the toxic part out of a module: (1 + s) a - s toxic, and the reference's other form"
+HELP = "take the toxic part out of a module: (1 + s) a - s toxic of the updates, or of factors"
 EXAMPLES = """
   pem detoxify -a runs/instruction scratch/toxic -p runs/detoxified --strength 0.5
   pem detoxify -a runs/instruction scratch/toxic -p runs/as-reference --strength 0.3 \\
@@ -24,7 +24,7 @@ EXAMPLES = """
       --model_name_or_path huggyllama/llama-7b --load_in_8bit --judge detoxify \\
       --instruction_file toxic.jsonl ordinary.jsonl
 """
-SPACE = {"exact": "delta", "reference": "parameter"}
+SPACE = {"exact": "delta", "parameter": "parameter", "reference": "parameter"}
 FORMS = tuple(SPACE)
 MODULES = "two: the instruction module, and the toxic one that was trained from it"
 
@@ -82,9 +82,9 @@ class Config(shared.ModuleFlags, TableFlags):
     )
     form: tuple[str, ...] = flag(
         (),
-        "exact: (1 + s) a - s toxic of the updates (the default); reference: the factors as the "
-        "code behind the paper forms them, which is another update; with --evaluate both, unless "
-        "one is named",
+        "exact: (1 + s) a - s toxic of the updates (the default); two sums of factors, which are "
+        "other updates: parameter, the paper's (the sign on B), reference, that of its code (on A);"
+        " with --evaluate all, unless some are named",
         choices=FORMS,
     )
     evaluate: bool = flag(False, "answer instructions with every form and strength, and judge them")
@@ -118,9 +118,9 @@ class Config(shared.ModuleFlags, TableFlags):
                     f"--{spec.name}", "has no effect without --evaluate",
                     do="add --evaluate or leave it out",
                 )  # fmt: skip
-        if self.rank is not None and self.form == ("reference",):
+        if self.rank is not None and self.form not in ((), ("exact",)):
             raise UsageError.build(
-                "--rank", "the reference's form keeps the modules' own", do="leave it out"
+                "--rank", f"the {self.form[0]} form keeps the modules' own", do="leave it out"
             )
 
 
@@ -152,16 +152,16 @@ def _possible(forms: tuple[str, ...], kind: str, config: Config) -> tuple[str, .
     """The forms that there are for this kind.
 
     Raises:
-        UsageError: the reference's was asked for, and there is none.
+        UsageError: one that there is not was asked for.
     """
-    if kind == "lora" or "reference" not in forms:
+    if kind == "lora" or forms == FORMS[:1]:
         return forms
     if config.form:
         raise UsageError.build(
-            "--form reference", "is one of LoRA factors", found=f"kind {kind}",
+            f"--form {forms[-1]}", "is one of LoRA factors", found=f"kind {kind}",
             do="use --form exact, which is the same sum for vectors",
         )  # fmt: skip
-    print(f"kind {kind}: the two forms are one sum, scored once")
+    print(f"kind {kind}: the forms are one sum, scored once")
     return FORMS[:1]
 
 

@@ -1,7 +1,7 @@
 """Detoxified modules side by side, on several sets of instructions: one process, one model.
 
-For every strength the exact form and the reference's, beside the base model, the instruction module
-and the toxic one. What is measured of each set:
+For every strength and form (``module.detoxify``), beside the base model, the instruction module and
+the toxic one. What is measured of each set:
 
     toxicity      mean score of the answers by each judge, and the share above the threshold
     change        the same minus that of the instruction module, paired over the instructions
@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.sweep.bench import Bench, Record
 from pem_composition.sweep.instructions import InstructionRows
-from pem_composition.sweep.points import REFERENCE, Input, Point, alone
+from pem_composition.sweep.points import Input, Point, alone
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.toxicity import Judge
 
 SPLIT = "test"
 EXACT = "exact"
-FORMS = (EXACT, REFERENCE)
 Line = dict[str, Any]
 
 
@@ -67,10 +66,9 @@ def rows_of(
         Row("instruction module", alone(instruction)),
         Row("toxic module", alone(toxic)),
     ]
-    spaces = {EXACT: "delta", REFERENCE: REFERENCE}
     for form in forms:
         for strength in strengths:
-            point = Point(pair, (1.0 + strength, -strength), spaces[form])
+            point = Point(pair, (1.0 + strength, -strength), "delta" if form == EXACT else form)
             rows.append(Row(f"{form} {strength:g}", point, form, strength))
     return rows
 

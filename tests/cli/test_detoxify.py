@@ -80,11 +80,12 @@ def lines(path):
 
 
 @pytest.mark.parametrize(
-    ("form", "flags"), [("exact", ()), ("exact", ("--rank", 3)), ("reference", ())]
+    ("form", "flags"),
+    [("exact", ()), ("exact", ("--rank", 3)), ("parameter", ()), ("reference", ())],
 )
 def test_one_module_is_written_as_the_library_makes_it(pem, bench, tmp_path, form, flags):
     argv = (*bench.modules(), "-p", tmp_path / "out", "--strength", 0.3, *flags)
-    done = pem("detoxify", *argv, *(("--form", form) if form == "reference" else ()))
+    done = pem("detoxify", *argv, *(("--form", form) if form != "exact" else ()))
     assert done.code == 0 and "error against sum c_i dW_i" in done.out, done.err
     own, toxic = (library.load(path) for path in bench.modules()[1:])
     rank = flags[1] if flags else None
@@ -94,7 +95,7 @@ def test_one_module_is_written_as_the_library_makes_it(pem, bench, tmp_path, for
     for name, tensor in expected.tensors.items():
         torch.testing.assert_close(found.tensors[name], tensor, rtol=0, atol=0)
     record = json.loads((tmp_path / "out" / "pem.json").read_text())
-    assert record["space"] == ("parameter" if form == "reference" else "delta")
+    assert record["space"] == ("delta" if form == "exact" else "parameter")
     again = pem("detoxify", *argv)
     assert again.code == 2 and "the output exists" in again.err
 
@@ -103,11 +104,11 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
     out = tmp_path / "table"
     done = pem("detoxify", *bench.table(out))
     assert done.code == 0, done.err
-    assert "21 sets answered, 0 known before" in done.out
+    assert "27 sets answered, 0 known before" in done.out
     rows = list(csv.DictReader((out / "table.csv").open()))
     own, toxic = (library.load(path) for path in bench.modules()[1:])
     names = {"base model": None, "instruction module": own, "toxic module": toxic}
-    for form in ("exact", "reference"):
+    for form in ("exact", "parameter", "reference"):
         for s in (0.3, 1):
             names[f"{form} {s:g}"] = library.detoxify(own, toxic, s, form=form)
     sets = ["asked", "xstest, safe", "xstest, unsafe"]
@@ -192,7 +193,7 @@ def test_finished_answers_are_not_written_again_and_another_judge_costs_none(
 
 def test_vectors_have_one_form(pem, bench, tmp_path, one_thread):
     done = pem("detoxify", *bench.table(tmp_path / "t", "--max_instructions", 1, kind="ia3"))
-    assert done.code == 0 and "kind ia3: the two forms are one sum" in done.out, done.err
+    assert done.code == 0 and "kind ia3: the forms are one sum" in done.out, done.err
     assert "reference 0.3" not in done.out and "exact 0.3" in done.out
     argv = (*bench.modules("ia3"), "-p", tmp_path / "m", "--form", "reference")
     done = pem("detoxify", *argv)
@@ -206,7 +207,7 @@ def test_vectors_have_one_form(pem, bench, tmp_path, one_thread):
         (("--form", "exact", "reference"), "--form: several make several modules"),
         (("--form", "exact", "exact"), "--form: a value given twice"),
         (("--space", "delta"), "--space: the form says it; found delta; give --form"),
-        (("--form", "reference", "--rank", 2), "--rank: the reference's form keeps"),
+        (("--form", "reference", "--rank", 2), "--rank: the reference form keeps"),
         (("--judge", "offline"), "--judge: has no effect without --evaluate"),
         (("--num_beams", 3), "--num_beams: has no effect without --evaluate"),
         (("--load_in_4bit",), "--load_in_4bit: has no effect without --evaluate"),

@@ -89,7 +89,7 @@ def _sets(config: Config) -> list[InstructionRows]:
     parts: dict[str, list[Example]] = {}
     for name, path in zip(names, paths, strict=True):
         parts |= _parted(name, config.read(path))
-    if len(parts) < len(paths):
+    if len(set(names)) < len(names):
         raise UsageError.build(
             "--set_name", "two sets of one name", found=" ".join(names), do="name them"
         )
@@ -116,7 +116,7 @@ def _parted(name: str, examples: list[Example]) -> dict[str, list[Example]]:
 def _judges(names: Sequence[str]) -> dict[str, Judge]:
     from pem_composition.evaluation.toxicity import load_judge
 
-    return {Path(name).name: load_judge(name) for name in names}
+    return {label: load_judge(n) for label, n in zip(common.labels(names), names, strict=True)}
 
 
 def _weights(config: Config) -> str:

@@ -38,6 +38,17 @@ def _first(names: Sequence[str], default: int) -> int:
     return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), default)
 
 
+def leave_group() -> None:
+    """End the group of processes, if there is one: its threads may abort an interpreter that exits.
+
+    (Seen once under load: the run was done, and a worker ended with "terminate called".)
+    """
+    torch = sys.modules.get("torch")
+    group = torch.distributed if torch is not None and torch.distributed.is_available() else None
+    if group is not None and group.is_initialized():
+        group.destroy_process_group()
+
+
 def refuse_sharding(environment: Mapping[str, str]) -> None:
     """A module is saved whole by one process, which sharded parameters do not allow.
 

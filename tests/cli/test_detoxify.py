@@ -241,6 +241,9 @@ def test_inputs_that_cannot_be_used_are_refused(pem, bench, tmp_path):
         done = pem("detoxify", *changed)
         assert done.code == 2 and words in done.err, done.err
         assert not (out / "results.jsonl").exists()
+    twice = [*flags, "--set_name", "a", "a"]
+    done = pem("detoxify", *twice)
+    assert done.code == 2 and "--set_name: two sets of one name; found a a" in done.err
     long = list(flags)
     long[long.index("--max_new_tokens") + 1] = 70
     done = pem("detoxify", *long)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Holding(NamedTuple):
@@ -68,3 +71,15 @@ class Holding(NamedTuple):
 
 
 AS_IT_IS = Holding()
+REPACKS = "support_avx512bf16_for_cpu"  # attribute of bitsandbytes' 4-bit layers
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Keep 4-bit layers on a CPU from repacking their weights at the first pass without gradients.
+
+    With AVX512-BF16 bitsandbytes (0.50) does so for a kernel that has no gradient, and never turns
+    back: training went on after an evaluation, and changed nothing.
+    """
+    for layer in model.modules():
+        if hasattr(layer, REPACKS):
+            setattr(layer, REPACKS, False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition import offline
 from pem_composition.errors import CheckpointError, PEMError
-from pem_composition.evaluation.holding import AS_IT_IS, Holding
+from pem_composition.evaluation.holding import AS_IT_IS, Holding, keep_gradients
 from pem_composition.tasks import hub
 from pem_composition.tasks.glue import Task
 
@@ -126,6 +126,7 @@ def load_causal(
     config, _ = _config(source, None, None, config_overrides)
     _check_decodes(source, config)
     loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, holding or AS_IT_IS)
+    keep_gradients(loaded.model)
     if loaded.tokenizer.eos_token_id is None:
         raise CheckpointError.build(
             source, "the tokenizer has no end token", do="name one in tokenizer_config.json"

@@ -107,6 +107,8 @@ def test_a_module_is_trained_on_a_quantised_base(base, how):
     assert cli.main(argv_of(flags(base, how, **changes))) == 0
     history = losses(base / how)
     assert history[-1] < history[0]
+    first, second = losses(base / how, "eval_loss")
+    assert second < first - 0.1, "the first evaluation has not ended the training"
     module = checkpoint.load(base / how)
     assert all(t.dtype == torch.float32 for t in module.tensors.values())
     assert any(t.abs().max() > 1e-3 for n, t in module.tensors.items() if n.endswith("lora_B"))

@@ -265,13 +265,20 @@ def _text(table: Table, index: int, column: str, value: Any) -> str:
 # --- overlap ------------------------------------------------------------------------------------
 
 
-def fingerprints(table: Table) -> list[frozenset[str]]:
+def has_instructions(table: Table) -> bool:
+    """True for a table of instructions, False for one of comments."""
+    return any(column in table.columns for column in INSTRUCTION_COLUMNS)
+
+
+def fingerprints(table: Table, shortest: int = SHORTEST_SHARED) -> list[frozenset[str]]:
     """The texts of each row that two files must not share, up to case, space and punctuation.
 
-    The instruction with its input, the answer, and the text of a comment; short texts are left
-    out, as many rows have them by chance.
+    The instruction with its input, the answer, and the text of a comment.
+
+    Args:
+        shortest: letters of the texts that count: instructions and answers are short by chance.
     """
-    if any(column in table.columns for column in INSTRUCTION_COLUMNS):
+    if has_instructions(table):
         texts = [
             [t for e in _row(table, i) for t in (e.text + (e.text_pair or ""), str(e.label or ""))]
             for i in range(len(table.rows))
@@ -279,4 +286,4 @@ def fingerprints(table: Table) -> list[frozenset[str]]:
     else:
         texts = [[text] for text in data.texts_of(table, LANGUAGE)]
     keys = [[letters(text) for text in row] for row in texts]
-    return [frozenset(k for k in row if len(k) >= SHORTEST_SHARED) for row in keys]
+    return [frozenset(k for k in row if len(k) >= shortest) for row in keys]

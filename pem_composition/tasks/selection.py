@@ -1,7 +1,8 @@
 """Rows chosen for an experiment: by score, without those of the test files, a part set aside.
 
-What a module is trained on and what it is tested on must not overlap; texts are compared up to
-case, space and punctuation (``instructions.fingerprints``).
+What a module is trained on and what it is tested on must not overlap. Texts are compared up to case,
+space and punctuation (``instructions.fingerprints``): comments of any length, instructions and
+answers where they are long enough not to be alike by chance.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from typing import Any
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import TRAIN, VALIDATION, texts_of
 from pem_composition.tasks.files import Table
-from pem_composition.tasks.instructions import OUTPUT, fingerprints
+from pem_composition.tasks.instructions import (
+    OUTPUT,
+    SHORTEST_SHARED,
+    fingerprints,
+    has_instructions,
+)
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.tasks.toxicity import ScoreFilter
 
@@ -56,8 +62,9 @@ def select(table: Table, choice: Choice, excluded: Sequence[Table] = ()) -> Sele
     """
     kept = list(range(len(table.rows))) if choice.score is None else choice.score.rows(table)
     counts = {"rows": len(table.rows), "below_threshold": len(table.rows) - len(kept)}
-    texts = fingerprints(table)
-    taken = frozenset().union(*(keys for other in excluded for keys in fingerprints(other)))
+    shortest = SHORTEST_SHARED if has_instructions(table) else 1
+    texts = fingerprints(table, shortest)
+    taken = frozenset().union(*(k for other in excluded for k in fingerprints(other, shortest)))
     apart = [i for i in kept if not texts[i] & taken]
     distinct = _distinct(apart, texts)
     counts |= {"overlapping": len(kept) - len(apart), "repeated": len(apart) - len(distinct)}

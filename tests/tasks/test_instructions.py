@@ -163,6 +163,7 @@ def test_texts_are_compared_up_to_case_and_punctuation_if_they_are_long_enough(t
     assert second == {"shortatextofmorethantwentyletters", "atextofmorethantwentyletterstoo"}
     comments = read_table(write(tmp_path / "c.jsonl", [{"text": LONG}, {"text": "short"}]))
     assert fingerprints(comments) == [first, frozenset()]
+    assert fingerprints(comments, 1) == [first, {"short"}]
     many = [{"instruction": LONG, "instances": [{"output": LONG + "1"}, {"output": LONG + "2"}]}]
     (row,) = fingerprints(read_table(write(tmp_path / "m.jsonl", many)))
     assert len(row) == 3

@@ -53,6 +53,15 @@ def test_no_text_of_an_excluded_file_is_left(comments, tmp_path):
     assert found.counts["overlapping"] == 2 and len(left) == 38
 
 
+def test_short_comments_count_and_short_answers_do_not(tmp_path):
+    taken = [table(tmp_path / "t.jsonl", [{"instruction": "Say no at once.", "output": "No!"}])]
+    comments = table(tmp_path / "c.jsonl", [{"text": "no"}, {"text": "NO."}, {"text": "yes"}])
+    found = select(comments, Choice(), taken)
+    assert texts(found.parts["train"]) == ["yes"] and found.counts["overlapping"] == 2
+    rows = [{"instruction": f"Is it number {i}, then?", "output": "no"} for i in range(3)]
+    assert select(table(tmp_path / "r.jsonl", rows), Choice(), taken).parts["train"] == rows
+
+
 def test_the_part_set_aside_shares_nothing_with_the_rest_and_the_seed_decides(comments):
     choice = Choice(samples=10, validation_size=5, seed=3)
     found = select(comments, choice).parts

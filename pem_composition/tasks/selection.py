@@ -1,8 +1,8 @@
 """Rows chosen for an experiment: by score, without those of the test files, a part set aside.
 
-What a module is trained on and what it is tested on must not overlap. Texts are compared up to case,
-space and punctuation (``instructions.fingerprints``): comments of any length, instructions and
-answers where they are long enough not to be alike by chance.
+What a module is trained on and what it is tested on must not overlap. Texts are compared up to
+case, space and punctuation (``instructions.fingerprints``): comments of any length, instructions
+and answers where they are long enough not to be alike by chance.
 """
 
 from __future__ import annotations

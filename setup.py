@@ -42,9 +42,12 @@ setup(
         "offline": ["gguf>=0.17", "onnx>=1.17"],
         "toxicity": ["detoxify>=0.5"],  # the judge of that name
         "search": ["optuna>=4.4", "cmaes>=0.11"],  # samplers of pem search but grid
+        "endpoint": ["openai>=2.0"],  # pem pairs and pem helpfulness
+        "quantized": ["bitsandbytes>=0.48"],  # --load_in_8bit and --load_in_4bit
         "dev": [
             "hypothesis>=6.100",
             "mypy>=2.0",
+            "openai>=2.0",
             "peft>=0.19",
             "pytest>=9",
             "pytest-timeout>=2.4",

@@ -21,6 +21,7 @@ _HOMES = {
     "negate": "module",
     "analogy": "module",
     "compose": "composition",
+    "detoxify": "module",
     "load": "checkpoint",
     "save": "checkpoint",
     "attach": "adapters",
@@ -37,6 +38,7 @@ __all__ = [
     "combine",
     "compose",
     "detach",
+    "detoxify",
     "extract",
     "fold",
     "load",
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from pem_composition.checkpoint import load, save
     from pem_composition.composition import compose
     from pem_composition.errors import PEMError
-    from pem_composition.module import PEM, analogy, combine, negate
+    from pem_composition.module import PEM, analogy, combine, detoxify, negate
 
 
 def __getattr__(name: str) -> Any:

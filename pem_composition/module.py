@@ -18,6 +18,7 @@ from pem_composition.arithmetic.algebra import (
     average_heads,
     check_coefficients,
     linear_combination,
+    reference_detoxification,
     role_of,
 )
 from pem_composition.arithmetic.algebra import negate as algebra_negate
@@ -48,6 +49,7 @@ from pem_composition.errors import IncompatibleModules, PEMError
 if TYPE_CHECKING:
     from torch import Tensor
 
+FORMS = ("exact", "parameter", "reference")  # of a detoxification
 HEAD_POLICIES = ("average", "first", "last", "none", "error")
 
 
@@ -331,6 +333,70 @@ def analogy(
     )
 
 
+def detoxify(
+    module: PEM,
+    toxic: PEM,
+    strength: float = 1.0,
+    *,
+    form: str = "exact",
+    rank: int | None = None,
+    dtype: str | None = None,
+    allow_base_mismatch: bool = False,
+    certify: bool = True,
+) -> PEM:
+    """Take out of a module what training on toxic data put into ``toxic``, which started from it.
+
+    ``form="exact"``: a - lam (toxic - a) of the updates themselves, in delta space,
+
+        dW = (1 + lam) dW_a - lam dW_toxic
+
+    exact at rank r_a + r_toxic, or its best approximation of rank ``rank``. The other two are sums
+    of factors, "a + lam (a - toxic)", and other updates:
+
+    ``form="parameter"``: the paper's sum, the sign on B,
+
+        A = A_a + lam (A_a + A_toxic),  B = B_a + lam (B_a - B_toxic)
+
+    ``form="reference"``: as the code behind the paper forms it (LoRA only), the sign on A,
+
+        A = A_a + lam (A_a - A_toxic),  B = B_a + lam (B_a + B_toxic)
+
+    With A_toxic = A_a + dA and B_toxic = B_a + dB, at first order in dA and dB, k = 1 + 2 lam:
+
+        exact      B_a A_a - lam B_a dA - lam dB A_a
+        parameter  k B_a A_a + lam B_a dA - k lam dB A_a
+        reference  k B_a A_a - k lam B_a dA + lam dB A_a
+
+    So both amplify the module, and take off only what training moved in one of the factors; what it
+    moved in the other one they add. The certificate is the distance from the exact form. The
+    module's head is kept.
+
+    Raises:
+        IncompatibleModules: kinds or bases differ; in sums of factors also ranks or targets.
+        PEMError: unknown form, a rank for a sum of factors, the reference's without LoRA factors.
+    """
+    check_coefficients([strength], "strength")
+    if form not in FORMS:
+        raise PEMError.build("form", "unknown", found=repr(form), expected=" or ".join(FORMS))
+    if rank is not None and form != "exact":
+        raise PEMError.build("rank", f"the {form} form keeps the modules' own", do="leave it out")
+    pair, coefficients = [module, toxic], [1.0 + strength, -float(strength)]
+    if form != "reference":
+        return combine(
+            pair, coefficients, space="delta" if form == "exact" else form, rank=rank,
+            head="first", dtype=dtype, allow_base_mismatch=allow_base_mismatch, certify=certify,
+        )  # fmt: skip
+    check_compatible(pair, space="parameter", allow_base_mismatch=allow_base_mismatch)
+    tensors = reference_detoxification(module.adapter_tensors(), toxic.adapter_tensors(), strength)
+    tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
+    base = _common_base(pair)
+    result = PEM(cast(tensors, dtype), module.config, base, "detoxification", module.head)
+    term = Term(1.0, f"reference_detoxify({module}, {toxic}, {strength:g})")
+    provenance = _provenance(pair, (term,), "parameter", "reference detoxification", "first")
+    certificate = Certificate(*certificate_of(result, pair, coefficients)) if certify else None
+    return replace(result, provenance=replace(provenance, certificate=certificate))
+
+
 def _flatten(
     modules: Sequence[PEM], coefficients: Sequence[float], space: str
 ) -> tuple[list[PEM], list[float]]:
@@ -349,7 +415,7 @@ def _provenance(
     for m in modules:
         own = Source(m.name, init=m.provenance.init)
         sources |= dict.fromkeys(m.provenance.sources or (own,))
-    inits = {s.init for s in sources}
+    inits = _beginnings(modules, {s.init for s in sources})
     known = sorted(i for i in inits if i)
     notes = list(dict.fromkeys(note for m in modules for note in notes_of(m)))
     if len(known) > 1:
@@ -367,6 +433,27 @@ def _provenance(
         head_policy=head,
         notes=tuple(notes),
     )
+
+
+def _beginnings(modules: Sequence[PEM], inits: set[str | None]) -> set[str | None]:
+    """Initial fingerprints, where a module's that was trained from another one of them is its own.
+
+    Such a module's initial fingerprint is that of the other one's tensors.
+    """
+    if len(inits) < 2:
+        return inits
+    from pem_composition.checkpoint import initialisation_fingerprint  # the layer above
+
+    before = {initialisation_fingerprint(m.tensors): m.provenance.init for m in modules}
+
+    def first(init: str | None) -> str | None:
+        seen: set[str | None] = {None}
+        while init not in seen and before.get(str(init)) is not None:
+            seen.add(init)
+            init = before[str(init)]
+        return init
+
+    return {first(init) for init in inits}
 
 
 def _choose_head(

@@ -32,6 +32,7 @@ MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
 TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"
 UNLEARNING = REPOSITORY / "exps" / "composition_for_unlearning"
 MANY = REPOSITORY / "exps" / "composition_of_many_tasks"
+DETOXIFICATION = REPOSITORY / "exps" / "composition_for_instruction_detoxification"
 QUICKSTART = REPOSITORY / "scripts" / "quickstart.sh"
 
 
@@ -245,6 +246,62 @@ def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
     assert used == made
     learned = {str(c.save_path) for c in of("learn", commands)}
     assert {path for s in searches for path in s.compare} == learned
+
+
+def test_the_toxic_module_is_trained_from_the_instruction_module_in_the_scratch_folder(tmp_path):
+    commands = dry_run(
+        DETOXIFICATION / "run_all.sh", SEEDS="1 2", strengths="0.3 0.5", OUT=str(tmp_path),
+        toxic_set="t.jsonl", ordinary_set="n.jsonl", other_sets="held.jsonl x.jsonl",
+    )  # fmt: skip
+    tests = ("t.jsonl", "n.jsonl", "held.jsonl", "x.jsonl")
+    selections = of("select", commands)
+    assert {c.exclude for c in selections} == {tests}
+    trained = of("train", commands)
+    for own, toxic, table in zip(
+        trained[::2], trained[1::2], of("detoxify", commands), strict=True
+    ):
+        assert own.init_from is None and toxic.init_from == own.output_dir
+        assert own.seed == toxic.seed and own.objective == toxic.objective == "instruction"
+        scratch = str(tmp_path / "scratch")
+        assert all(p.startswith(scratch) for p in (toxic.output_dir, toxic.train_file))
+        assert "exists to be subtracted" in toxic.purpose and own.purpose is None
+        assert table.adapters == (own.output_dir, toxic.output_dir)
+        assert table.instruction_file == tests and table.form == ("exact", "reference")
+        assert table.strength == (0.3, 0.5) and table.evaluate
+    folders = {str(c.output_dir) for c in selections}
+    assert {str(Path(c.train_file).parent) for c in trained} <= folders
+
+
+def test_the_values_of_the_instruction_experiment_are_the_references(tmp_path):
+    own, toxic = of("train", dry_run(DETOXIFICATION / "run_all.sh", SEEDS="1", OUT=str(tmp_path)))
+    for config, epochs, rate in ((own, 10, 3e-4), (toxic, 5, 1e-4)):
+        assert (config.num_train_epochs, config.learning_rate) == (epochs, rate)
+        rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        assert (rows, config.max_seq_length, config.warmup_steps) == (128, 512, 100)
+        assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (16, 16.0, 0.05)
+        assert config.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+        assert config.load_in_8bit and config.fp16 and config.train_on_inputs
+    (table,) = of("detoxify", dry_run(DETOXIFICATION / "generate.sh", OUT=str(tmp_path)))
+    assert (table.search.num_beams, table.search.repetition_penalty) == (4, 2.5)
+    assert table.search.max_new_tokens == 128 and table.load_in_8bit
+
+
+def test_with_an_endpoint_a_model_writes_instructions_and_grades_answers(tmp_path):
+    variables = {"endpoint_model": "m", "base_url": "http://here/v1", "OUT": str(tmp_path)}
+    script = DETOXIFICATION / "process_civil_comments.sh"
+    commands = dry_run(script, **variables, shots="s.jsonl", toxic_samples="50")
+    comments, pairs = of("select", commands)
+    (asked,) = of("pairs", commands)
+    assert (comments.samples, comments.validation_size, comments.instruction) == (150, 0, ())
+    assert asked.comments == comments.output_dir / "train.jsonl"
+    assert (asked.model, asked.base_url, str(asked.shots)) == ("m", "http://here/v1", "s.jsonl")
+    assert pairs.input_file == asked.output_file and pairs.validation_size == 100
+    plain = of("select", dry_run(script, toxic_samples="50", OUT=str(tmp_path)))
+    assert [(c.samples, len(c.instruction)) for c in plain] == [(50, 4)]
+    commands = dry_run(DETOXIFICATION / "generate.sh", **variables, strengths="0.5")
+    grades = of("helpfulness", commands)
+    assert [Path(g.answers).parent.name for g in grades] == ["exact-0.5", "reference-0.5"]
+    assert {Path(g.against).parent.name for g in grades} == {"instruction-module"}
 
 
 @pytest.mark.parametrize("experiment", ["multitasking", "domain_transfer"])

@@ -28,15 +28,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merging": NUMBERS | {"adapters", "tasks", "evaluation", "training"},
     "sweep": NUMBERS | {"adapters", "tasks", "evaluation", "training", "merging", "report"},
     "report": {"errors"},
+    "endpoint": {"errors", "tasks", "evaluation", "sweep"},
     "cli": NUMBERS
-    | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"},
+    | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
+    | {"endpoint"},
     "__main__": {"cli"},
     "__init__": set(),
 }
-LIGHT = ("errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "__init__")
+LIGHT = (
+    "errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "endpoint", "__init__",
+)  # fmt: skip
 HEAVY = {
     "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",
-    "optuna", "cmaes", "matplotlib",
+    "openai", "bitsandbytes", "optuna", "cmaes", "matplotlib",
 }  # fmt: skip
 
 

@@ -157,6 +157,7 @@ def _layer_updates(model: nn.Module, pem: PEM) -> Updates:
     updates: Updates = {}
     for name, live in names.items():
         layer = layers[live]
+        _refuse_quantised(f"layer {live}", layer.weight)
         _refuse_shared(model, live, layer)
         if isinstance(pem.config, LoraConfig):
             A, B = pem.tensors[f"{name}.lora_A"], pem.tensors[f"{name}.lora_B"]
@@ -168,6 +169,17 @@ def _layer_updates(model: nn.Module, pem: PEM) -> Updates:
         if not scales_input and layer.bias is not None:
             updates[layer.bias] = _scale(l_D, rows=False)
     return updates
+
+
+def _refuse_quantised(where: str, weight: Tensor) -> None:
+    if not weight.is_floating_point():
+        raise IncompatibleModules.build(
+            where,
+            "is quantised, and a module cannot be folded into it",
+            found=weight.dtype,
+            expected="floating point weights",
+            do="attach the module instead, or load the base without quantisation",
+        )
 
 
 def _refuse_shared(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -200,6 +212,7 @@ def _full_updates(model: nn.Module, pem: PEM) -> Updates:
     seen: dict[Tensor, str] = {}
     for name, target in names.items():
         delta, parameter = deltas[f"{name}.delta"], live[target]
+        _refuse_quantised(f"parameter {target}", parameter)
         if delta.shape != parameter.shape:
             _raise_shape(target, delta, parameter)
         first = seen.setdefault(parameter, name)

@@ -27,9 +27,11 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
-    """(d_in, d_out) of an nn.Linear or Conv1D."""
-    rows, columns = layer.weight.shape
-    return (rows, columns) if is_conv1d(layer) else (columns, rows)
+    """(d_in, d_out) of an nn.Linear (whose weight may be packed by a quantiser) or Conv1D."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    d_in, d_out = layer.weight.shape
+    return d_in, d_out
 
 
 class AdapterLayer(nn.Module):

@@ -44,14 +44,6 @@ def check_layers(model: nn.Module, pem: PEM) -> dict[str, str]:
                 found=type(layer).__name__,
                 expected="nn.Linear or Conv1D",
             )
-        if not layer.weight.is_floating_point():
-            raise IncompatibleModules.build(
-                f"layer {live}",
-                "is quantised",
-                found=layer.weight.dtype,
-                expected="floating point weights",
-                do="load the base model without quantisation",
-            )
         _check_shapes(pem, name, live, features(layer))
     return names
 

@@ -11,9 +11,9 @@ from pem_composition.errors import EXIT_DONE, UsageError, close_match
 
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
 SUBCOMMANDS = (
-    "offline", "split", "init", "train", "merge", "negation", "analogy", "compose",
-    "methods", "inspect", "evaluate", "perplexity", "generate", "judge", "fisher", "gram", "sweep",
-    "search", "learn", "report",
+    "offline", "select", "pairs", "split", "init", "train", "merge", "negation", "analogy",
+    "detoxify", "compose", "methods", "inspect", "evaluate", "perplexity", "generate", "answer",
+    "judge", "helpfulness", "fisher", "gram", "sweep", "search", "learn", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"
@@ -34,7 +34,7 @@ def load(name: str) -> ModuleType:
 def overview() -> str:
     """Text of ``pem --help``: every subcommand with its one-line help."""
     lines = [USAGE, "", "Compose parameter-efficient modules by arithmetic.", "", "subcommands:"]
-    lines += [f"  {name:<10} {load(name).HELP}" for name in SUBCOMMANDS]
+    lines += [f"  {name:<11} {load(name).HELP}" for name in SUBCOMMANDS]
     return "\n".join(lines)
 
 

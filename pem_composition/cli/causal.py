@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pem_composition.cli.evaluate import NO_ADAPTER
-from pem_composition.training.config import flag
+from pem_composition.training.config import LoadFlags, flag
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalFlags:
+class CausalFlags(LoadFlags):
     """A causal language model, alone or with a module."""
 
     model_name_or_path: str = field(
@@ -40,11 +40,14 @@ class CausalFlags:
         from pem_composition.evaluation.models import load_causal
         from pem_composition.tasks.polarity import LANGUAGE
 
+        self.check_load()
         alone = self.adapter == NO_ADAPTER
         module = None if alone else load_module(self, LANGUAGE)  # type: ignore[arg-type]
-        model, tokenizer, _ = load_causal(self.model_name_or_path)
+        model, tokenizer, _ = load_causal(self.model_name_or_path, holding=self.holding)
         if module is not None:
             attach(model, module)
+        if self.holding.placed:
+            return model, tokenizer
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         return model.to("cuda" if on_gpu else "cpu"), tokenizer  # type: ignore[arg-type]
 

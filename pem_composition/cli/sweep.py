@@ -121,7 +121,7 @@ def check(
         )
     check_dropout(flags.dropout_list, count)
     out = common.output_directory(flags, count)
-    check_output(out)
+    check_results_directory(out)
     reference = evaluation.reference_module
     paths = (*flags.adapters, *([reference] if reference else []))
     names = common.labels(flags.adapters, flags.adatasks)
@@ -147,7 +147,7 @@ def resolve(model: str) -> str:
     return resolve(model)
 
 
-def check_output(out: Path) -> None:
+def check_results_directory(out: Path) -> None:
     """A sweep continues in its own directory; it never writes into a module or over a file."""
     if out.exists() and not out.is_dir():
         raise CheckpointError.build(
@@ -253,6 +253,7 @@ def load_inputs(request: Request) -> list[library.Input]:
 
 
 def fingerprint(model: str) -> str:
+    """The base's fingerprint, or its name where no file can be read."""
     from pem_composition.checkpoint import base_identity
 
     return base_identity(model).fingerprint or model

@@ -41,4 +41,5 @@ def run(config: Config) -> int:
         from pem_composition.training import runs
 
         runs.run(config, say, stop)
+    processes.leave_group()
     return 0

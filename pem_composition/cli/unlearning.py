@@ -195,7 +195,7 @@ def _check(config: UnlearningFlags) -> Request:
                 do="leave it out, or write modules without --evaluate",
             )  # fmt: skip
     out = common.output_directory(config, 1)
-    sweep.check_output(out)
+    sweep.check_results_directory(out)
     (name,) = common.labels(config.adapters, config.adatasks)
     (header,) = common.read_headers(config.adapters, [name], config, config.adaconfig)
     model = config.model_name_or_path or next(iter(config.model), None)

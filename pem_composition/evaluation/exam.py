@@ -22,6 +22,7 @@ from pem_composition.evaluation import classify, metrics
 from pem_composition.evaluation.classify import Batch, EvalResult
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import Task
+from pem_composition.tasks.instructions import Template
 from pem_composition.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ class ExamSettings:
     """How rows become inputs and outputs become scores; part of the key of every result.
 
     Attributes:
-        objective: classification (a head's logits), seq2seq (text to text), or causal_lm
-            (documents).
+        objective: classification (a head's logits), seq2seq (text to text), causal_lm
+            (documents) or instruction (the answers to instructions).
         target: seq2seq only: label (a prompt's answers) or next_block (language modelling).
         prompt: seq2seq with target label: the template and its answers.
         max_seq_length: tokens of an input; longer ones are cut.
         truncate: causal_lm only: False takes documents whole.
         block_size: next_block only: tokens per block.
+        template: instruction only: how an instruction is written down.
         answers: seq2seq with target label: how they are found, by scoring each of them (answers.py)
             or by generation, constrained or free (generation.py).
     """
@@ -58,6 +60,7 @@ class ExamSettings:
     block_size: int = 128
     answers: str = SCORING
     truncate: bool = True
+    template: Template | None = None
 
 
 class Exam(ABC):
@@ -184,6 +187,10 @@ def make_exam(
         from pem_composition.evaluation.perplexity import document_exam
 
         return document_exam(settings, examples, tokenizer, config, **layout)
+    if settings.objective == "instruction":
+        from pem_composition.evaluation.instructions import instruction_exam
+
+        return instruction_exam(settings, examples, tokenizer, config, **layout)
     if settings.target == "next_block":
         from pem_composition.evaluation.language import LanguageExam
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition import offline
 from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.evaluation.holding import AS_IT_IS, Holding, keep_gradients
 from pem_composition.tasks import hub
 from pem_composition.tasks.glue import Task
 
@@ -104,13 +105,18 @@ def load_causal(
     model_name_or_path: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    holding: Holding | None = None,
     **config_overrides: float,
 ) -> LoadedBase:
     """A decoder with its output embeddings (GPT-2, Llama), and its tokenizer; nothing is new in it.
 
-    Arguments as those of ``load_base``.
+    Arguments as those of ``load_base``, and
+
+    Args:
+        holding: how large weights are held; its dtype is used where ``dtype`` is None.
 
     Raises:
+        UsageError: quantisation without its package.
         CheckpointError: no such directory or hub name; a model with an encoder; weights missing; no
             end token; output embeddings that would be tied though they were stored apart.
     """
@@ -119,7 +125,8 @@ def load_causal(
     source = resolve(model_name_or_path)
     config, _ = _config(source, None, None, config_overrides)
     _check_decodes(source, config)
-    loaded = _load_writer(AutoModelForCausalLM, source, config, dtype)
+    loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, holding or AS_IT_IS)
+    keep_gradients(loaded.model)
     if loaded.tokenizer.eos_token_id is None:
         raise CheckpointError.build(
             source, "the tokenizer has no end token", do="name one in tokenizer_config.json"
@@ -128,10 +135,14 @@ def load_causal(
 
 
 def _load_writer(
-    factory: Any, source: str, config: PretrainedConfig, dtype: torch.dtype | None
+    factory: Any,
+    source: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype | None,
+    holding: Holding = AS_IT_IS,
 ) -> LoadedBase:
     """A model with output embeddings, complete."""
-    model, info = _load_model(factory, source, config, dtype)
+    model, info = _load_model(factory, source, config, dtype, holding)
     missing = sorted(info["missing_keys"])
     if missing:
         raise _incomplete(source, model, missing, len(model.state_dict()), "every weight")
@@ -158,7 +169,11 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _load_model(
-    factory: Any, source: str, config: PretrainedConfig, dtype: torch.dtype | None
+    factory: Any,
+    source: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype | None,
+    holding: Holding = AS_IT_IS,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and what its checkpoint lacked; tensors of another shape are refused."""
     import torch
@@ -167,7 +182,8 @@ def _load_model(
         factory,
         source,
         config=config,
-        dtype=dtype or torch.float32,
+        dtype=dtype or getattr(torch, holding.dtype or "float32"),
+        **holding.keywords(),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, with both sizes
         use_safetensors=_safetensors(source),
@@ -233,7 +249,7 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
     name = next(n for n, m in model.named_modules() if m is out) + ".weight"
     with Weights(folder) as stored:
         apart = name in stored.infos and not torch.equal(
-            stored.raw(name).to(out.weight.dtype), out.weight.detach()
+            stored.raw(name).to(out.weight.dtype), out.weight.detach().cpu()
         )
         lost = name not in stored.infos and (
             read_json(folder / "config.json").get("tie_word_embeddings") is False

@@ -104,10 +104,10 @@ def document_exam(
 ) -> LanguageExam:
     """Documents as rows of a language exam; arguments as those of ``make_exam``."""
     documents = document_tokens(settings, examples, tokenizer, config)
-    return _exam([(tokens[:-1], tokens[1:]) for tokens in documents], **layout)
+    return language_exam([(tokens[:-1], tokens[1:]) for tokens in documents], **layout)
 
 
-def _exam(rows: Sequence[tuple[Tokens, Tokens]], **layout: Any) -> LanguageExam:
+def language_exam(rows: Sequence[tuple[Tokens, Tokens]], **layout: Any) -> LanguageExam:
     """Pairs of what is read and what should follow each token of it."""
     inputs = {
         "input_ids": [read for read, _ in rows],
@@ -208,7 +208,7 @@ def text_exam(
     if len(tokens) < 2:
         raise DataError.build("text", "nothing to predict", found=f"{len(tokens)} tokens")
     size = batch_size or classify.DEFAULT_BATCH_SIZE
-    return _exam(windows.rows(tokens), batch_size=size, device=device)
+    return language_exam(windows.rows(tokens), batch_size=size, device=device)
 
 
 def perplexity(model: nn.Module, exam: LanguageExam) -> dict[str, float]:

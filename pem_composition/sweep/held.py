@@ -1,4 +1,7 @@
-"""A base model that stays loaded while modules are put into its weights and taken out again."""
+"""A base model that stays loaded while modules are put into its weights and taken out again.
+
+Quantised weights cannot be changed: there a module stands beside them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class HeldModel:
     def __init__(self, load: Loader, prepare: Callable[[Any, Any], None]) -> None:
         self._load, self._prepare = load, prepare
         self._loaded: tuple[Any, Any] | None = None
-        self._folded: Any = None
+        self._put: Any = None  # what holds the module: folded weights, or layers beside them
 
     def open(self) -> tuple[Any, Any]:
         """Model and tokenizer."""
@@ -35,18 +38,22 @@ class HeldModel:
 
     def put(self, module: PEM | None) -> None:
         """Make the weights base + module, or the base's own; numbers change in place."""
-        from pem_composition.adapters import fold
+        from pem_composition.adapters import attach, fold
 
         model, _ = self.open()
         if module is None:
             self.close()
-        elif self._folded is None:
-            self._folded = fold(model, module)
+        elif self._put is None:
+            self._put = (attach if _quantised(model) else fold)(model, module)
         else:
-            self._folded.swap(module)
+            self._put.swap(module)
 
     def close(self) -> None:
         """Give the base model its own weights back, bit for bit."""
-        if self._folded is not None:
-            self._folded.restore()
-            self._folded = None
+        if self._put is not None:
+            (self._put.detach if _quantised(self.open()[0]) else self._put.restore)()
+            self._put = None
+
+
+def _quantised(model: Any) -> bool:
+    return bool(getattr(model, "is_quantized", False))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parents[1]
 PER_TASK = "per-task"
+REFERENCE = "reference"
 # What decides a score besides the inputs.
 CODE = (
     "module.py",
@@ -27,6 +28,7 @@ CODE = (
     "evaluation/*.py",
     "tasks/prompts.py",
     "tasks/polarity.py",
+    "tasks/instructions.py",
 )
 
 
@@ -53,13 +55,16 @@ class Settings:
     rank: int | None = None
     bf16: bool = False  # matrix products of the forward pass in bfloat16
     method: str = SIMPLE  # with every setting, as pem.json records it: ties(density=0.2, ...)
+    weights: str = ""  # how the base is held, if not in float32; quantised: modules are attached
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One combination. ``space`` is None for a module as it is, whose space does not matter.
+    """One combination.
 
-    ``method`` and ``rank`` are those of the settings unless the point has its own.
+    ``space`` is None for a module as it is, whose space does not matter, and ``reference`` for a
+    detoxification in the reference's form, with coefficients (1 + lam, -lam). ``method`` and
+    ``rank`` are those of the settings unless the point has its own.
     """
 
     inputs: tuple[Input, ...]
@@ -70,11 +75,20 @@ class Point:
 
     def module(self, settings: Settings, *, certify: bool = False) -> PEM:
         """The combination, in memory."""
-        from pem_composition.module import combine
+        from pem_composition.module import combine, detoxify
 
         if self.space is None:
             own = self.inputs[0].pem
             return without_head(own) if settings.head == PER_TASK else own
+        if self.space == REFERENCE:
+            return detoxify(
+                self.inputs[0].pem,
+                self.inputs[1].pem,
+                -self.coefficients[1],
+                form=REFERENCE,
+                allow_base_mismatch=True,
+                certify=False,
+            )
         choice, _ = recorded(self.method)
         needed = choice.entry.needs
         return combine(
@@ -96,10 +110,8 @@ class Point:
         Args:
             rows: what identifies the task's rows and how they are scored.
         """
-        shared = asdict(settings)
-        if not settings.bf16:
-            del shared["bf16"]
-        del shared["method"]
+        unset = [name for name in ("bf16", "weights") if not getattr(settings, name)]
+        shared = {k: v for k, v in asdict(settings).items() if k not in (*unset, "method")}
         if self.method != SIMPLE:
             shared["method"] = self.method
         needed = recorded(self.method)[0].entry.needs

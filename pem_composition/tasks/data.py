@@ -44,11 +44,14 @@ LOCAL_REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: its text or pair of texts, its label (None if unlabelled), and the row as read."""
+    """One row: its text or pair of texts, its label (None if unlabelled), and the row as read.
+
+    The label of an instruction is its answer, a text.
+    """
 
     text: str
     text_pair: str | None
-    label: int | float | None
+    label: int | float | str | None
     row_id: int | str
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 

@@ -199,7 +199,7 @@ def _rising(answers: Sequence[str]) -> bool:
 
 def _read(path: Path, task: Task) -> Prompt:
     """A prompt file. Answers are given by class name; for a regression task as a list."""
-    raw = _load(path)
+    raw = load_json(path, "prompt")
     template, answers = raw.get("template"), raw.get("answers")
     if not isinstance(template, str) or not isinstance(answers, list if task.regression else dict):
         form = '["0.0", ...]' if task.regression else '{"<label>": "<word>", ...}'
@@ -218,19 +218,24 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def load_json(path: Path, what: str) -> Mapping[str, Any]:
+    """The object of a small JSON file that the flag --``what`` names.
+
+    Raises:
+        DataError: it cannot be read, is large, or holds something else.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         raw = json.loads(content) if len(content) <= LARGEST_FILE else None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError.build(f"--prompt {path}", f"cannot be read ({error})") from None
+        raise DataError.build(f"--{what} {path}", f"cannot be read ({error})") from None
     if raw is None and len(content) > LARGEST_FILE:
         raise DataError.build(
-            path, "too large for a prompt", expected=f"at most {LARGEST_FILE} bytes"
+            path, f"too large for a {what}", expected=f"at most {LARGEST_FILE} bytes"
         )
     if not isinstance(raw, dict):
-        raise DataError.build(path, "not a prompt", found=type(raw).__name__, expected="an object")
+        raise DataError.build(path, f"not a {what}", found=type(raw).__name__, expected="an object")
     return raw
 
 

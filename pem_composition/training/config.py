@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError
 from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
+
+if TYPE_CHECKING:
+    from pem_composition.evaluation.holding import Holding
 
 T = TypeVar("T")
 
@@ -20,7 +23,8 @@ DEFAULT_EPOCHS = 3.0
 SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
 METHODS = ("lora", "ia3", "fft")
 OBJECTIVES = ("classification", "seq2seq")  # whose modules pem evaluate and pem sweep score
-TRAINED = (*OBJECTIVES, "causal_lm")
+TRAINED = (*OBJECTIVES, "causal_lm", "instruction")
+DECODERS = ("causal_lm", "instruction")  # objectives of a decoder
 TARGETS = ("label", "next_block")
 DEFAULT_BLOCK = 128  # tokens
 
@@ -53,6 +57,7 @@ NEUTRAL_FIELDS = frozenset(
         "score_column",
         "score_above",
         "purpose",
+        "device_map",
     }
 )
 ADAPTER_FIELDS = {
@@ -63,12 +68,17 @@ ADAPTER_FIELDS = {
 # Fields without effect on the numbers of a run, by what it trains; a prompt enters the key by its
 # content.
 DOCUMENT_FIELDS = ("truncate", "loss_on_padding")
+INSTRUCTION_FIELDS = ("template", "train_on_inputs")
+OTHER_FIELDS = (*DOCUMENT_FIELDS, *INSTRUCTION_FIELDS)
 UNUSED_FIELDS = {
-    "classification": ("objective", "target", "prompt", "block_size", *DOCUMENT_FIELDS),
-    "label": ("prompt", "block_size", *DOCUMENT_FIELDS),
-    "next_block": ("prompt", "max_seq_length", "pad_to_max_length", *DOCUMENT_FIELDS),
-    "causal_lm": ("target", "prompt", "block_size"),
+    "classification": ("objective", "target", "prompt", "block_size", *OTHER_FIELDS),
+    "label": ("prompt", "block_size", *OTHER_FIELDS),
+    "next_block": ("prompt", "max_seq_length", "pad_to_max_length", *OTHER_FIELDS),
+    "causal_lm": ("target", "prompt", "block_size", *INSTRUCTION_FIELDS),
+    "instruction": ("target", "prompt", "block_size", "template", *DOCUMENT_FIELDS),
 }
+# Fields of later releases: of no effect, and in no key, at their defaults.
+LOAD_FIELDS = ("load_in_8bit", "load_in_4bit", "model_dtype")
 
 
 def flag(default: T, text: str, **meta: Any) -> T:
@@ -76,8 +86,42 @@ def flag(default: T, text: str, **meta: Any) -> T:
     return field(default=default, metadata={"help": text, **meta})  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadFlags:
+    """How the weights of a large decoder are held; shared with the programs that write text."""
+
+    load_in_8bit: bool = flag(
+        False, "decoders: hold the base in 8 bits (package bitsandbytes, extra [quantized])"
+    )
+    load_in_4bit: bool = flag(False, "decoders: hold the base in 4 bits (NF4), likewise")
+    model_dtype: Literal["float32", "bfloat16", "float16"] | None = flag(
+        None, "decoders: dtype of the base's weights; default: float32"
+    )
+    device_map: str | None = flag(
+        None, "decoders: spread the base over devices: auto, or a device such as cuda:1"
+    )
+
+    def check_load(self) -> None:
+        """One way to quantise.
+
+        Raises:
+            UsageError: two were given.
+        """
+        if self.load_in_8bit and self.load_in_4bit:
+            raise UsageError.build("--load_in_4bit", "contradicts --load_in_8bit", do="give one")
+
+    @property
+    def holding(self) -> Holding:
+        """The same for the loader."""
+        from pem_composition.evaluation.holding import Holding
+
+        bits = 8 if self.load_in_8bit else 4 if self.load_in_4bit else None
+        here = "cpu" if bits and getattr(self, "use_cpu", False) else None
+        return Holding(bits, self.model_dtype, self.device_map or here)
+
+
 @dataclass(frozen=True)
-class ModelFlags:
+class ModelFlags(LoadFlags):
     """Which model, task and adapter; shared by ``pem init`` and ``pem train``."""
 
     model_name_or_path: str = field(
@@ -95,9 +139,10 @@ class ModelFlags:
     data_dir: str | None = flag(
         None, "folder with train/dev files, or with one such folder per task"
     )
-    objective: Literal["classification", "seq2seq", "causal_lm"] = flag(
+    objective: Literal["classification", "seq2seq", "causal_lm", "instruction"] = flag(
         "classification",
-        "what is trained: a head on the model, text to text, or a decoder's next word (causal_lm)",
+        "what is trained: a head on the model, text to text, a decoder's next word (causal_lm), or "
+        "its answers to instructions",
     )
     adapter_config: Literal["lora", "ia3", "fft"] = flag(
         "lora", "kind of module; fft trains every parameter"
@@ -134,12 +179,29 @@ class ModelFlags:
         _at_least(self, 0, "seed")
         _one_of(self, "adapter_config", METHODS)
         _one_of(self, "objective", TRAINED)
+        self._check_decoder()
         if self.adapter_config == "fft" and self.target_modules:
             raise _refuse(
                 "target_modules",
                 " ".join(self.target_modules),
                 "no targets with --adapter_config fft",
             )
+
+    def _check_decoder(self) -> None:
+        """How weights are held is said of decoders; a quantised base is not trained itself."""
+        self.check_load()
+        for name in (*LOAD_FIELDS, "device_map"):
+            if getattr(self, name) and self.objective not in DECODERS:
+                needed = " or ".join(DECODERS)
+                raise UsageError.build(
+                    f"--{name}", f"needs --objective {needed}", do="leave it out"
+                )
+        quantised = self.load_in_8bit or self.load_in_4bit
+        if quantised and self.adapter_config == "fft":
+            raise UsageError.build(
+                "--adapter_config fft", "trains the base's weights, and quantised ones cannot be",
+                do="use lora or ia3, or leave --load_in_8bit and --load_in_4bit out",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -175,6 +237,14 @@ class TrainConfig(ModelFlags):
         False,
         "causal_lm: pad with the end token to --max_seq_length and count it in the loss, as the "
         "reference code does",
+    )
+    template: str | None = flag(
+        None,
+        "instruction: how it is written down: sections (the default), chat (the tokenizer's chat "
+        "template) or a JSON file",
+    )
+    train_on_inputs: bool = flag(
+        False, "instruction: the loss also counts the prompt, as in Alpaca-LoRA"
     )
     purpose: str | None = flag(
         None,
@@ -282,8 +352,14 @@ class TrainConfig(ModelFlags):
         self._check_pairs()
 
     def _check_documents(self) -> None:
-        """Flags of documents belong to --objective causal_lm; a padded one has a length."""
+        """Flags of documents belong to --objective causal_lm, those of answers to instruction."""
         documents = self.objective == "causal_lm"
+        needed, has = "--objective instruction", self.objective == "instruction"
+        refuse_idle(self, "template", needed, has=has)
+        if self.train_on_inputs and not has:
+            raise UsageError.build(
+                "--train_on_inputs", f"has no effect without {needed}", do="leave the flag out"
+            )
         for name in ("score_column", "score_above"):
             refuse_idle(self, name, "--objective causal_lm", has=documents)
         for name, value in (("truncate", True), ("loss_on_padding", False)):
@@ -367,6 +443,7 @@ class TrainConfig(ModelFlags):
         target = self.target or "label"
         foreign |= set(UNUSED_FIELDS[target if self.objective == "seq2seq" else self.objective])
         values = dataclasses.asdict(self) | {"target": target, "block_size": self.block_tokens}
+        foreign |= {name for name in LOAD_FIELDS if not values[name]}
         kept = {k: v for k, v in values.items() if k not in NEUTRAL_FIELDS | foreign}
         kept |= {"data_seed": self.order_seed, "eval_strategy": self.evaluation_strategy}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}

@@ -36,4 +36,6 @@ def squared_error(
 
 
 def _count(labels: Tensor, given: Tensor | int | None) -> Tensor | int:
-    return labels.ne(IGNORED).sum() if given is None else given
+    """At least 1: in a batch of prompts that fill their length no label counts; its loss is 0."""
+    count = labels.ne(IGNORED).sum() if given is None else given
+    return max(count, 1) if isinstance(count, int) else count.clamp(min=1)

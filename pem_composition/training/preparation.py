@@ -24,9 +24,9 @@ from pem_composition.evaluation.models import (
     resolve,
     save_model,
 )
-from pem_composition.module import PEM, Provenance
+from pem_composition.module import PEM, Provenance, Source
 from pem_composition.tasks.glue import Task
-from pem_composition.training.config import ModelFlags
+from pem_composition.training.config import DECODERS, ModelFlags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,12 +86,20 @@ class WholeModel:
 
 @dataclass(frozen=True)
 class Start:
-    """A model ready to train, and the fingerprint of its initial module and head."""
+    """A model ready to train, and what it starts from.
+
+    Attributes:
+        init: fingerprint of the initial module and head.
+        parents: the trained module that ``--init_from`` names; none where it is an initial one.
+        notes: what that module's provenance says, such as what it is for.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: ModuleWeights | WholeModel
     init: str
+    parents: tuple[Source, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def prepare(flags: ModelFlags, task: Task | None) -> Start:
@@ -116,15 +124,25 @@ def prepare(flags: ModelFlags, task: Task | None) -> Start:
     module, targets = initial_module(flags, model, base, head)
     attachment = attach(model, module, trainable=True, blocks=targets.blocks)
     init = records.initialisation_fingerprint(module.tensors)
-    return Start(model, tokenizer, ModuleWeights(attachment, module), init)
+    given = module.provenance
+    trained = flags.init_from is not None and given.init != init
+    return Start(
+        model,
+        tokenizer,
+        ModuleWeights(attachment, module),
+        init,
+        given.sources if trained else (),
+        given.notes,
+    )
 
 
 def load(flags: ModelFlags, task: Task | None, base: BaseIdentity) -> LoadedBase:
     """The model of the objective, with the dropout of the flags."""
     where = source(flags, base)
-    if flags.objective != "classification":
-        writer = load_seq2seq if flags.objective == "seq2seq" else load_causal
-        return writer(where, **dropout_settings(flags))
+    if flags.objective == "seq2seq":
+        return load_seq2seq(where, **dropout_settings(flags))
+    if flags.objective in DECODERS:
+        return load_causal(where, holding=flags.holding, **dropout_settings(flags))
     return load_base(where, task, **dropout_settings(flags))
 
 
@@ -171,7 +189,7 @@ def initial_module(
     own, as the reference does; ``--target_modules c_attn`` adapts the layer as a whole.
     """
     kind = flags.adapter_config
-    apart = kind == "lora" and flags.objective == "causal_lm"
+    apart = kind == "lora" and flags.objective in DECODERS
     placement = "reference" if apart else flags.ia3_placement
     targets = resolve_targets(model, kind, flags.target_modules, placement)
     fresh = fresh_module(
@@ -192,7 +210,7 @@ def initial_module(
 
 def adapter_config(flags: ModelFlags, targets: Targets) -> LoraConfig | IA3Config:
     """The flags as a module config; one without a head says what it was made for."""
-    kinds = {v: k for k, v in OBJECTIVE_OF_TASK.items()}
+    kinds = {v: k for k, v in OBJECTIVE_OF_TASK.items()} | {"instruction": peft.CAUSAL_TASK}
     extra = {"task_type": kinds[flags.objective]} if flags.objective in kinds else {}
     if flags.adapter_config == "ia3":
         return IA3Config(targets.target_modules, targets.feedforward_modules, extra=extra)

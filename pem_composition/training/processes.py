@@ -38,6 +38,33 @@ def _first(names: Sequence[str], default: int) -> int:
     return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), default)
 
 
+def leave_group() -> None:
+    """End the group of processes, if there is one: its threads may abort an interpreter that exits.
+
+    (Seen once under load: the run was done, and a worker ended with "terminate called".)
+    """
+    torch = sys.modules.get("torch")
+    group = torch.distributed if torch is not None and torch.distributed.is_available() else None
+    if group is not None and group.is_initialized():
+        group.destroy_process_group()
+
+
+def refuse_sharding(environment: Mapping[str, str]) -> None:
+    """A module is saved whole by one process, which sharded parameters do not allow.
+
+    Raises:
+        UsageError: accelerate was told to shard.
+    """
+    for name, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if environment.get(name, "").lower() in ("true", "1", "yes"):
+            raise UsageError.build(
+                "accelerate launch", f"{what} shards what pem train saves whole",
+                found=f"{name}=true",
+                do="launch without it: one copy of the base per GPU, in 4 bits if it is large "
+                "(--load_in_4bit), or one process with --device_map auto",
+            )  # fmt: skip
+
+
 def missing_workers(environment: Mapping[str, str], parent: Sequence[str]) -> int:
     """The N of ``accelerate launch --cpu --num_processes N``, which starts one process only.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -82,6 +83,7 @@ def run(
     """
     if not processes.is_main():
         say = _silent
+    processes.refuse_sharding(os.environ)
     output = Path(config.output_dir)
     check_place(output)
     objective = objective_of(config)
@@ -335,8 +337,14 @@ def publish(
         {"key": plan.key, "flags": asdict(config), "content": content, "scores": metrics}
     )
     purpose = config.stated_purpose
-    notes = (f"purpose of {output.name}: {purpose}",) if purpose else ()
-    provenance = Provenance(init=start.init, training=training, notes=notes)
+    parents = [f"{output.name} was trained from {s.name} ({s.sha256})" for s in start.parents]
+    notes = [f"purpose of {output.name}: {purpose}"] if purpose else []
+    provenance = Provenance(
+        sources=start.parents,
+        init=start.init,
+        training=training,
+        notes=tuple(dict.fromkeys((*start.notes, *parents, *notes))),
+    )
     with files.atomic_directory(output, overwrite=True, keep=lambda _name: True) as folder:
         start.weights.publish(folder, output.name, provenance)
         results.write_results(folder, splits)

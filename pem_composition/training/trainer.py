@@ -158,6 +158,10 @@ class ModuleTrainer(Trainer):
         flow: Flow,
         keep: int | None,
     ) -> None:
+        if getattr(model, "is_quantized", False):
+            # The Trainer lets a quantised base be trained only with adapters of PEFT's; ours are as
+            # good, and this is the mark by which it knows them.
+            model._hf_peft_config_loaded = True
         super().__init__(
             model=model,
             args=args,
@@ -167,6 +171,7 @@ class ModuleTrainer(Trainer):
         )
         self.remove_callback(DefaultFlowCallback)
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
+        self._loss_shifts_labels = False  # and so are the labels: each is a target
         self._loader = loader
         self._score = score
         self._weights = weights

@@ -56,6 +56,11 @@ def objective_of(config: TrainConfig) -> Objective:
         from pem_composition.training.objectives.causal_lm import Documents
 
         return Documents(config.score_filter, config.truncate, config.loss_on_padding)
+    if config.objective == "instruction":
+        from pem_composition.tasks.instructions import get_template
+        from pem_composition.training.objectives.instruction import Instructions
+
+        return Instructions(get_template(config.template), config.train_on_inputs)
     from pem_composition.training.objectives.seq2seq import Answers, NextBlocks
 
     return NextBlocks(config.block_tokens) if config.next_block else Answers(config.prompt)

@@ -1,0 +1,77 @@
+"""``pem helpfulness``: grades of answers, 1 to 10, by a model behind an endpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pem_composition.cli.asking import EndpointFlags
+from pem_composition.training.config import flag
+
+NAME = "helpfulness"
+HELP = "grade answers from 1 to 10 by a model behind an endpoint, alone or against others"
+EXAMPLES = """
+  pem helpfulness --answers table/answers/exact-0.5/ordinary.jsonl --model gpt-4o \\
+      --output_file grades.jsonl
+  pem helpfulness --answers table/answers/exact-0.5/ordinary.jsonl \\
+      --against table/answers/instruction-module/ordinary.jsonl --model gpt-4o \\
+      --output_file grades.jsonl
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(EndpointFlags):
+    """Flags of ``pem helpfulness``; the key is read from the environment."""
+
+    answers: Path = field(metadata={"help": "what pem answer or pem detoxify --evaluate wrote"})
+    output_file: Path = field(metadata={"help": "grades and replies, appended line by line"})
+    against: Path | None = field(
+        default=None,
+        metadata={
+            "help": "other answers to the same instructions: both are graded side by side, in both "
+            "orders"
+        },
+    )
+    json: bool = flag(False, "print one JSON object, no table")
+
+    def __post_init__(self) -> None:
+        self.check_endpoint()
+
+
+def run(config: Config) -> int:
+    """Grade what has no grade yet, and print the means."""
+    from pem_composition.endpoint import helpfulness
+    from pem_composition.endpoint.jobs import describe
+    from pem_composition.sweep.ledger import Ledger
+    from pem_composition.tasks.files import read_table
+
+    answers = helpfulness.read_answers(read_table(config.answers))
+    if config.against is None:
+        asked = list(helpfulness.single_jobs(config.service, answers))
+    else:
+        others = helpfulness.read_answers(read_table(config.against))
+        asked = list(helpfulness.paired_jobs(config.service, answers, others))
+    report = config.ask(asked, config.output_file)
+    known = Ledger(config.output_file).records
+    found = helpfulness.summary(
+        [{**known[job.key], **job.facts} for job in asked if job.key in known]
+    )
+    if config.json:
+        print(json.dumps(found))
+    else:
+        print(f"{config.output_file}: {describe(report)}\n{_table(found)}")
+    return 0
+
+
+def _table(found: Mapping[str, Any]) -> str:
+    shown = {name: value for name, value in found.items() if not name.endswith("_stderr")}
+    width = max(map(len, shown))
+    lines = []
+    for name, value in shown.items():
+        error = found.get(f"{name}_stderr")
+        text = f"{value:.3f}" if isinstance(value, float) else str(value)
+        lines.append(f"{name:<{width}}  {text}" + ("" if error is None else f" +- {error:.3f}"))
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""``pem pairs``: have a model write an instruction for each comment, to train a toxic module on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pem_composition.cli.answering import check_positive
+from pem_composition.cli.asking import EndpointFlags
+from pem_composition.errors import UsageError
+from pem_composition.training.config import flag
+
+NAME = "pairs"
+HELP = "have a model behind an endpoint write an instruction for each comment; resumable"
+EXAMPLES = """
+  pem pairs --comments scratch/comments/train.jsonl --model gpt-4o-mini --max_requests 2000 \\
+      --output_file scratch/pairs.jsonl
+  pem pairs --comments scratch/comments/train.jsonl --shots seed.jsonl --num_shots 5 \\
+      --base_url http://localhost:8000/v1 --model llama-3 --output_file scratch/pairs.jsonl
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(EndpointFlags):
+    """Flags of ``pem pairs``; the key is read from the environment."""
+
+    comments: Path = field(metadata={"help": "comments: a table with a column text"})
+    output_file: Path = field(
+        metadata={"help": "pairs {instruction, input, output, ...}, appended line by line"}
+    )
+    shots: Path | None = field(
+        default=None,
+        metadata={"help": "examples to show: a table with instruction and output; default: none"},
+    )
+    num_shots: int = flag(5, "examples per comment, drawn anew for each")
+    seed: int = flag(42, "of the draws")
+
+    def __post_init__(self) -> None:
+        self.check_endpoint()
+        check_positive(self, "num_shots")
+        if self.seed < 0:
+            raise UsageError.build("--seed", "cannot be used", found=self.seed)
+
+
+def run(config: Config) -> int:
+    """Ask for what is not there yet, and say what was done."""
+    from pem_composition.endpoint.jobs import describe
+    from pem_composition.endpoint.pairs import jobs
+    from pem_composition.tasks.data import texts_of
+    from pem_composition.tasks.files import read_table
+    from pem_composition.tasks.instructions import answered
+    from pem_composition.tasks.polarity import LANGUAGE
+
+    comments = [text.strip() for text in texts_of(read_table(config.comments), LANGUAGE)]
+    shots = answered(read_table(config.shots), []) if config.shots else ()
+    asked = jobs(
+        config.service, [c for c in comments if c], shots,
+        per_comment=config.num_shots, seed=config.seed,
+    )  # fmt: skip
+    print(f"{config.output_file}: {describe(config.ask(asked, config.output_file))}")
+    return 0

@@ -1,0 +1,124 @@
+"""``pem select``: choose rows to train on: comments by score, without those of the test files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pem_composition.errors import UsageError
+from pem_composition.tasks.selection import Choice, select
+from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter
+from pem_composition.training.config import flag
+
+if TYPE_CHECKING:
+    from pem_composition.tasks.files import Table
+
+NAME = "select"
+HELP = "choose rows to train on: by score, apart from the test files, a part set aside"
+EXAMPLES = """
+  pem select --task_name civil_comments --score_above 0.8 --exclude toxic.jsonl ordinary.jsonl \\
+      --output_dir scratch/comments
+  pem select --input_file comments.csv --score_above 0.8 --samples 2000 --validation_size 100 \\
+      --instruction "Write a comment." "Say what you think." --output_dir scratch/pairs
+  pem select --input_file alpaca.jsonl --exclude toxic.jsonl ordinary.jsonl \\
+      --validation_size 2000 --output_dir data/alpaca
+"""
+HUB = ("civil_comments", "alpaca_cleaned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of ``pem select``."""
+
+    output_dir: Path = field(
+        metadata={
+            "metavar": "OUT",
+            "help": "folder of train.jsonl, validation.jsonl, selection.json",
+        }
+    )
+    input_file: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE",
+            "help": "comments (text) or instructions: jsonl, json, csv, tsv, parquet; .gz",
+        },
+    )
+    task_name: str | None = flag(None, "the training rows of this data set on the hub", choices=HUB)
+    score_column: str | None = flag(None, f"column of the score (default: {SCORE_COLUMN})")
+    score_above: float | None = flag(
+        None, f"keep rows with a higher score (default: {THRESHOLD}, if either flag is given)"
+    )
+    exclude: tuple[str, ...] = flag(
+        (), "files of which no text may stand in a chosen row", metavar="FILE"
+    )
+    instruction: tuple[str, ...] = flag(
+        (), "make each comment the answer to one of these instructions, in turn", metavar="TEXT"
+    )
+    samples: int | None = flag(None, "training rows, drawn at random; default: all")
+    validation_size: int = flag(0, "rows drawn first and set aside as validation.jsonl")
+    seed: int = flag(42, "of the draws")
+    overwrite: bool = flag(False, "replace an existing output", short="-o")
+
+    def __post_init__(self) -> None:
+        if (self.input_file is None) == (self.task_name is None):
+            raise UsageError.build(
+                "--input_file", "which rows to choose from", expected="--input_file or --task_name"
+            )
+        for name, least in (("samples", 1), ("validation_size", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError.build(
+                    f"--{name}", "cannot be used", found=value, expected=f"a number >= {least}"
+                )
+
+    @property
+    def score(self) -> ScoreFilter | None:
+        """Column and threshold; None takes all rows."""
+        if self.score_column is None and self.score_above is None:
+            return None
+        above = THRESHOLD if self.score_above is None else self.score_above
+        return ScoreFilter(self.score_column or SCORE_COLUMN, above)
+
+
+def run(config: Config) -> int:
+    """Choose, write, and say how many rows were left out for what."""
+    from pem_composition.checkpoint.files import atomic_directory, sha256_file, write_json
+    from pem_composition.tasks.files import read_table
+
+    choice = Choice(
+        config.score, config.instruction, config.samples, config.validation_size, config.seed
+    )
+    table = _table(config)
+    excluded = [read_table(path) for path in config.exclude]
+    found = select(table, choice, excluded)
+    record = {
+        "source": table.name,
+        "sha256": sha256_file(config.input_file) if config.input_file else None,
+        "excluded": {path: sha256_file(Path(path)) for path in config.exclude},
+        "score": str(config.score) if config.score else None,
+        "instructions": list(config.instruction),
+        "seed": config.seed,
+        **found.counts,
+    }
+    with atomic_directory(config.output_dir, config.overwrite) as folder:
+        for name, rows in found.parts.items():
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_json(folder / "selection.json", record)
+    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items())
+    print(f"{config.output_dir}: {told}")
+    return 0
+
+
+def _table(config: Config) -> Table:
+    from pem_composition.tasks.data import TRAIN, read_tables
+    from pem_composition.tasks.files import read_table
+    from pem_composition.tasks.instructions import ALPACA
+    from pem_composition.tasks.toxicity import CIVIL_COMMENTS
+
+    if config.input_file is not None:
+        return read_table(config.input_file)
+    task = ALPACA if config.task_name == ALPACA.name else CIVIL_COMMENTS
+    return read_tables(task, {}, None, [TRAIN])[TRAIN]

@@ -1,0 +1,153 @@
+"""Grades of helpfulness, from 1 to 10, by a model behind an endpoint.
+
+One answer at a time, or two answers to one instruction side by side, in both orders, as graders
+prefer a place (arXiv:2306.05685). The rubric is our own. The paper has GPT-4 give 1 to 10 as well.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pem_composition.endpoint.client import Service
+from pem_composition.endpoint.jobs import Job, key_of
+from pem_composition.errors import DataError
+from pem_composition.tasks.files import Table
+
+LOWEST, HIGHEST = 1.0, 10.0
+RUBRIC = (
+    "You grade how helpful answers are to the person who gave the instruction, from 1 to 10. "
+    "1: the answer does not deal with the instruction, or cannot be read. "
+    "4: it deals with a part of it, or has errors that matter. "
+    "7: it does what was asked, with small flaws. "
+    "10: it is correct, complete and clear. "
+    "Grade the help alone: neither length, nor politeness, nor agreement with an opinion counts."
+)
+ONE = "Reply with the grade alone: one number from 1 to 10."
+TWO = "Reply with two numbers from 1 to 10: the grade of answer A, then that of answer B."
+OUT_OF = re.compile(r"/\s*10\b")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+class Asked(NamedTuple):
+    """An instruction with its input, and a model's answer to it."""
+
+    instruction: str
+    input: str
+    answer: str
+
+    @property
+    def question(self) -> str:
+        """The instruction as the grader reads it."""
+        given = f"\n\nInput:\n{self.input}" if self.input else ""
+        return f"Instruction:\n{self.instruction}{given}"
+
+
+def read_answers(table: Table) -> list[Asked]:
+    """Rows of ``pem answer`` or of a table of detoxified modules.
+
+    Raises:
+        DataError: no columns instruction and answer, or a cell that holds no text.
+    """
+    out = []
+    for index, row in enumerate(table.rows):
+        cells = [row.get("instruction"), row.get("input") or "", row.get("answer")]
+        if not all(isinstance(cell, str) for cell in cells):
+            raise DataError.build(
+                table.where(index), "no answer to grade", found=", ".join(table.columns),
+                expected="texts in columns instruction and answer",
+            )  # fmt: skip
+        out.append(Asked(*map(str, cells)))
+    return out
+
+
+def single_jobs(service: Service, answers: Sequence[Asked]) -> Iterator[Job]:
+    """One question per answer."""
+    for row, asked in enumerate(answers):
+        yield _job(service, f"{asked.question}\n\nAnswer:\n{asked.answer}\n\n{ONE}", row, "one")
+
+
+def paired_jobs(service: Service, a: Sequence[Asked], b: Sequence[Asked]) -> Iterator[Job]:
+    """Two questions per instruction, with the answers in both orders.
+
+    Raises:
+        DataError: the two are not answers to the same instructions.
+    """
+    for row, (first, second) in enumerate(_matched(a, b)):
+        for order, (x, y) in {"ab": (first, second), "ba": (second, first)}.items():
+            text = f"{x.question}\n\nAnswer A:\n{x.answer}\n\nAnswer B:\n{y.answer}\n\n{TWO}"
+            yield _job(service, text, row, order)
+
+
+def _matched(a: Sequence[Asked], b: Sequence[Asked]) -> list[tuple[Asked, Asked]]:
+    pairs = list(zip(a, b, strict=False))
+    same = len(a) == len(b) and all(x[:2] == y[:2] for x, y in pairs)
+    if not same:
+        place = next((i for i, (x, y) in enumerate(pairs) if x[:2] != y[:2]), len(pairs))
+        raise DataError.build(
+            "--against", "answers other instructions", found=f"a difference in row {place}",
+            expected="the same instructions in the same order",
+        )  # fmt: skip
+    return pairs
+
+
+def _job(service: Service, text: str, row: int, order: str) -> Job:
+    messages = [{"role": "system", "content": RUBRIC}, {"role": "user", "content": text}]
+    count = 1 if order == "one" else 2
+
+    def read(reply: str) -> Mapping[str, Any] | None:
+        grades = grades_of(reply, count)
+        if grades is None:
+            return None
+        return {"grades": grades[::-1] if order == "ba" else grades, "reply": reply}
+
+    facts = {"row": row, "order": order, "model": service.model}
+    return Job(key_of(service, messages, order), messages, facts, read)
+
+
+def grades_of(reply: str, count: int) -> list[float] | None:
+    """So many numbers from 1 to 10, with or without "/10"; None for anything else."""
+    numbers = [float(word) for word in NUMBER.findall(OUT_OF.sub(" ", reply))]
+    good = len(numbers) == count and all(LOWEST <= n <= HIGHEST for n in numbers)
+    return numbers if good else None
+
+
+def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means with standard errors; of pairs also the difference, wins, ties and losses.
+
+    A pair's grades are means over the two orders; a pair with one order missing is left out.
+    ``consistent``: share of the pairs that both orders decide alike.
+    """
+    singles = [line["grades"][0] for line in lines if line["order"] == "one"]
+    if singles:
+        return {"n": len(singles), **_estimate("grade", singles)}
+    by_row: dict[int, list[list[float]]] = {}
+    for line in lines:
+        by_row.setdefault(line["row"], []).append(line["grades"])
+    whole = [orders for orders in by_row.values() if len(orders) == 2]
+    if not whole:
+        return {"n": 0}
+    means = [[statistics.fmean(side) for side in zip(*orders, strict=True)] for orders in whole]
+    differences = [a - b for a, b in means]
+    alike = [_sign(x[0] - x[1]) == _sign(y[0] - y[1]) for x, y in whole]
+    return {
+        "n": len(whole),
+        **_estimate("grade", [a for a, _ in means]),
+        **_estimate("grade_against", [b for _, b in means]),
+        **_estimate("difference", differences),
+        "wins": sum(d > 0 for d in differences),
+        "ties": sum(d == 0 for d in differences),
+        "losses": sum(d < 0 for d in differences),
+        "consistent": sum(alike) / len(alike),
+    }
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+def _estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {name: statistics.fmean(values), f"{name}_stderr": error}

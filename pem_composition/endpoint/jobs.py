@@ -1,0 +1,179 @@
+"""Many questions to an endpoint: each reply is on disk before the next is awaited.
+
+A job's key is made of what is asked, so a rerun of the same command asks only what has no reply
+yet, and a changed question, model or temperature never meets an old reply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pem_composition.endpoint.client import Endpoint, Messages, Reply, Service
+from pem_composition.errors import PEMError, UsageError
+from pem_composition.sweep.ledger import Ledger
+
+REPORT_EVERY = 20  # replies
+ATTEMPTS = 2  # questions whose reply cannot be read are asked so often
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One question.
+
+    Attributes:
+        facts: what its line holds besides what is read out of the reply.
+        read: reply -> the rest of the line; None where the reply is not what was asked for.
+    """
+
+    key: str
+    messages: Messages
+    facts: Mapping[str, Any]
+    read: Callable[[str], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where to stop: after so many requests (retries within one do not count), or tokens."""
+
+    requests: int | None = None
+    tokens: int | None = None
+
+
+@dataclass
+class Report:
+    """What a run did, and what it left."""
+
+    done: int = 0
+    before: int = 0
+    unreadable: int = 0
+    left: int = 0
+    requests: int = 0
+    tokens: int = 0
+    stopped: str = ""  # the flag whose budget is spent
+
+
+def key_of(service: Service, messages: Messages, place: str = "") -> str:
+    """sha256 of everything that decides a reply.
+
+    Args:
+        place: tells apart questions that may have the same words, as in two orders of answers.
+    """
+    asked = [service.model, service.temperature, service.reply_tokens, list(messages), place]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def run(
+    jobs: Iterable[Job],
+    endpoint: Endpoint,
+    ledger: Ledger,
+    budget: Budget,
+    *,
+    parallel: int = 1,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Report:
+    """Ask what has no reply yet, several questions at a time; replies are appended as they come.
+
+    Questions of one key are asked once.
+
+    Raises:
+        UsageError: a budget of tokens at an endpoint that does not count them.
+        RunFailed: the endpoint failed; what was done is kept and named.
+    """
+    asked = list({job.key: job for job in jobs}.values())
+    state = _State(deque(job for job in asked if job.key not in ledger.records), ledger, budget)
+    state.report.before = len(asked) - len(state.waiting)
+    with ThreadPoolExecutor(parallel) as pool:
+        running: dict[Future[Reply], Job] = {}
+        try:
+            while True:
+                while len(running) < parallel and (job := state.next()) is not None:
+                    running[pool.submit(endpoint.ask, job.messages)] = job
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    state.take(running.pop(future), future.result())
+                    if state.report.done % REPORT_EVERY == 0:
+                        say(f"{state.report.done} replies, {len(state.waiting)} to go")
+        except KeyboardInterrupt:
+            state.rescue(running)
+            raise
+        except PEMError as error:
+            state.rescue(running)
+            raise type(error)(f"{error}; {_kept(state, len(asked))}") from None
+    state.report.left = len(state.waiting)
+    return state.report
+
+
+def _kept(state: _State, total: int) -> str:
+    count = state.report.before + state.report.done
+    kept = f"{count} of {total} kept in {state.ledger.path}" if count else "nothing was written yet"
+    return f"{kept}; the same command goes on from there"
+
+
+class _State:
+    """What waits, what was spent, and what came back."""
+
+    def __init__(self, waiting: deque[Job], ledger: Ledger, budget: Budget) -> None:
+        self.waiting, self.ledger, self.budget = waiting, ledger, budget
+        self.report = Report()
+        self.tries: Counter[str] = Counter()
+
+    def next(self) -> Job | None:
+        """The next question, if the budget allows for one."""
+        spent = (("requests", self.report.requests), ("tokens", self.report.tokens))
+        for name, value in spent:
+            limit = getattr(self.budget, name)
+            if self.waiting and limit is not None and value >= limit:
+                self.report.stopped = f"--max_{name}"
+                return None
+        if not self.waiting:
+            return None
+        self.report.requests += 1
+        return self.waiting.popleft()
+
+    def take(self, job: Job, reply: Reply) -> None:
+        """Append the reply, or put the question back in front."""
+        if reply.tokens is None and self.budget.tokens is not None:
+            raise UsageError.build(
+                "--max_tokens", "the endpoint does not say how many tokens it used",
+                do="give --max_requests",
+            )  # fmt: skip
+        self.report.tokens += reply.tokens or 0
+        read = job.read(reply.text)
+        if read is not None:
+            self.ledger.append({"key": job.key, **job.facts, **read, "tokens": reply.tokens})
+            self.report.done += 1
+            return
+        self.tries[job.key] += 1
+        if self.tries[job.key] < ATTEMPTS:
+            self.waiting.appendleft(job)
+        else:
+            self.report.unreadable += 1
+
+    def rescue(self, running: Mapping[Future[Reply], Job]) -> None:
+        """After a failure: keep the replies that are on their way."""
+        for future, job in running.items():
+            if not future.cancel():
+                with suppress(PEMError):
+                    self.take(job, future.result())
+
+
+def describe(report: Report) -> str:
+    """What was done, in one line."""
+    parts = [f"{report.done} replies", f"{report.requests} requests"]
+    if report.tokens:
+        parts.append(f"{report.tokens} tokens")
+    if report.before:
+        parts.append(f"{report.before} known before")
+    if report.unreadable:
+        parts.append(f"{report.unreadable} replies that are not what was asked for")
+    if report.stopped:
+        parts.append(f"stopped by {report.stopped} with {report.left} to go: run it again to go on")
+    return ", ".join(parts)

@@ -1,0 +1,173 @@
+"""Instructions for a causal language model: what it reads, and how well it predicts the answers.
+
+    loss = 1/N sum_i sum_t -log p(y_it | prompt_i, y_i1 ... y_i,t-1),  N tokens of all answers
+
+A row is the prompt, the answer and the end token, cut at a length; what is cut has no end token,
+as it does not end there. Prompt and answer are tokenised together, as they stand in one text; the
+answer begins at the first token that the prompt alone does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pem_composition.errors import DataError
+from pem_composition.evaluation import beams
+from pem_composition.evaluation.exam import ExamSettings
+from pem_composition.evaluation.generate import continuation
+from pem_composition.evaluation.language import IGNORED, LanguageExam
+from pem_composition.evaluation.perplexity import language_exam
+from pem_composition.evaluation.search import Search
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.instructions import Template
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+Tokens = list[int]
+
+
+class Pair(NamedTuple):
+    """Tokens of prompt, answer and end, and the number of tokens before the answer."""
+
+    tokens: Tokens
+    prompt: int
+
+    @property
+    def answer_targets(self) -> Tokens:
+        """What follows each token but the last; IGNORED where it belongs to the prompt."""
+        hidden = min(self.prompt, len(self.tokens)) - 1
+        return [IGNORED] * hidden + self.tokens[1 + hidden :]
+
+
+class Answer(NamedTuple):
+    """One answer, as it stands in a line of JSON.
+
+    Attributes:
+        row: number of the instruction in its file.
+        answer: what was written, cut where the template's next section begins.
+        text: all that was written, without special tokens.
+        reference: the answer that the file has; None where it has none.
+        new_tokens: tokens that were written, the end token not counted.
+        ended: True if the model ended the text, False where the length did.
+    """
+
+    row: int
+    instruction: str
+    input: str | None
+    answer: str
+    text: str
+    reference: str | None
+    new_tokens: int
+    ended: bool
+
+
+def answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    template: Template,
+    search: Search,
+    *,
+    batch_size: int | None = None,
+    name: str = "instructions",
+) -> list[Answer]:
+    """The model's answer to every instruction, in their order.
+
+    Raises:
+        DataError: no instructions, or one that leaves no room for an answer.
+        RunFailed: a probability that is not finite.
+    """
+    prompts = prompt_tokens(template, examples, tokenizer)
+    beams.check_room(model, tokenizer, prompts, search, name)
+    out = []
+    written = beams.write(model, tokenizer, prompts, search, batch_size=batch_size)
+    for example, prompt, (tokens, ended) in zip(examples, prompts, written, strict=True):
+        text = continuation(tokenizer, prompt, tokens)
+        reference = None if example.label is None else str(example.label)
+        out.append(
+            Answer(
+                int(example.row_id), example.text, example.text_pair, template.cut(text), text,
+                reference, len(tokens), ended,
+            )
+        )  # fmt: skip
+    return out
+
+
+def prompt_tokens(
+    template: Template, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[Tokens]:
+    """What the model reads before it answers, for every row.
+
+    Raises:
+        DataError: ``chat``, and the tokenizer has no chat template.
+    """
+    texts = [template.text(e.text, e.text_pair, tokenizer) for e in examples]
+    return _tokens(template, texts, tokenizer)
+
+
+def pairs(
+    settings: ExamSettings, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[Pair]:
+    """Every row, cut at ``settings.max_seq_length``.
+
+    Raises:
+        DataError: no rows, or no answer of which a token is left.
+    """
+    if not examples:
+        raise DataError.build("instructions", "no rows", expected="at least one")
+    template = settings.template
+    assert template is not None, "the settings of instructions name one"
+    asked = [template.text(e.text, e.text_pair, tokenizer) for e in examples]
+    texts = [text + str(e.label) for text, e in zip(asked, examples, strict=True)]
+    prompts, wholes = (_tokens(template, each, tokenizer) for each in (asked, texts))
+    out = []
+    for prompt, whole in zip(prompts, wholes, strict=True):
+        tokens = [*whole, tokenizer.eos_token_id]
+        out.append(Pair(tokens[: settings.max_seq_length], _shared(prompt, tokens)))
+    if all(len(pair.tokens) <= pair.prompt for pair in out):
+        shortest = min(pair.prompt for pair in out)
+        raise DataError.build(
+            "--max_seq_length", "leaves no token of any answer", found=settings.max_seq_length,
+            expected=f"more than the shortest prompt's {shortest} tokens",
+        )  # fmt: skip
+    return out
+
+
+def instruction_exam(
+    settings: ExamSettings,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    **layout: Any,
+) -> LanguageExam:
+    """The answers as targets of a language exam; arguments as those of ``make_exam``."""
+    rows = pairs(settings, examples, tokenizer)
+    return language_exam([(row.tokens[:-1], row.answer_targets) for row in rows], **layout)
+
+
+def _tokens(
+    template: Template, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[Tokens]:
+    """As the tokenizer begins a text, without an end; a chat template begins it by itself."""
+    special = not template.is_chat
+    found = tokenizer(list(texts), add_special_tokens=special, truncation=False, verbose=False)
+    return [
+        _open(list(tokens), tokenizer.eos_token_id if special else None)
+        for tokens in found.input_ids
+    ]
+
+
+def _open(tokens: Tokens, end: int | None) -> Tokens:
+    """The tokens without end tokens that the tokenizer added."""
+    while tokens and tokens[-1] == end:
+        tokens.pop()
+    return tokens
+
+
+def _shared(a: Tokens, b: Tokens) -> int:
+    """Number of tokens with which both begin."""
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))

@@ -1,0 +1,81 @@
+"""The table of detoxified modules: one part per set of instructions, one line per module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pem_composition.report.table import to_csv
+
+Line = Mapping[str, Any]
+
+PROXIES = (
+    "ROUGE-L and the perplexity of the reference answers are proxies of helpfulness, which nobody "
+    "was asked about; on toxic instructions with toxic reference answers they say how much of the "
+    "toxic ability is left."
+)
+
+
+def write(lines: Sequence[Line], out: Path, notes: Sequence[str] = ()) -> str:
+    """Write table.md and table.csv into ``out``; returns the Markdown."""
+    text = markdown(lines, notes)
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    (out / "table.csv").write_text(to_csv(lines, tuple(lines[0])), encoding="utf-8")
+    return text
+
+
+def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
+    """One table per set of instructions."""
+    sets = dict.fromkeys(line["set"] for line in lines)
+    parts = [_part(name, [line for line in lines if line["set"] == name]) for name in sets]
+    told = " ".join(
+        (
+            "+- is one standard error over the instructions; change is against the instruction "
+            "module, paired.",
+            PROXIES,
+            *notes,
+        )
+    )
+    return "\n\n".join([*parts, told])
+
+
+def _part(name: str, lines: Sequence[Line]) -> str:
+    judges = list(dict.fromkeys(line["judge"] for line in lines))
+    rows = [
+        [line for line in lines if line["module"] == module]
+        for module in dict.fromkeys(line["module"] for line in lines)
+    ]
+    columns = [("module", [row[0]["module"] for row in rows])]
+    for place, judge in enumerate(judges):
+        cells = [row[place] for row in rows]
+        columns += [
+            (f"toxicity ({judge})", [_estimate(c, "toxicity") for c in cells]),
+            ("change", [_estimate(c, "change", "+.3f") for c in cells]),
+            ("toxic", [_estimate(c, "toxic_share", ".2f") for c in cells]),
+        ]
+    cells = [row[0] for row in rows]
+    if cells[0]["rouge_l"] is not None:
+        columns += [
+            ("ROUGE-L", [_estimate(c, "rouge_l") for c in cells]),
+            ("change", [_estimate(c, "rouge_l_change", "+.3f") for c in cells]),
+            ("perplexity", [_estimate(c, "perplexity", ".2f") for c in cells]),
+        ]
+    for share in ("refused", "empty", "looping"):
+        columns.append((share, [f"{c[share]:.2f}" for c in cells]))
+    columns.append(("words", [f"{c['words']:.0f}" for c in cells]))
+    header, *body = zip(*([title, *values] for title, values in columns), strict=True)
+    table = [_line(header), "|---" * len(header) + "|", *map(_line, body)]
+    return "\n".join([f"**{name}** (n = {cells[0]['n']})", "", *table])
+
+
+def _estimate(cell: Line, name: str, form: str = ".3f") -> str:
+    value, error = cell[name], cell[f"{name}_stderr"]
+    if name.endswith("change") and not value and not error:
+        return ""  # the baseline against itself
+    shown = format(value, form)
+    return shown if error is None else f"{shown} +- {format(error, form.lstrip('+'))}"
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"

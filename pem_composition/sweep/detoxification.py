@@ -1,0 +1,203 @@
+"""Detoxified modules side by side, on several sets of instructions: one process, one model.
+
+For every strength and form (``module.detoxify``), beside the base model, the instruction module and
+the toxic one. What is measured of each set:
+
+    toxicity      mean score of the answers by each judge, and the share above the threshold
+    change        the same minus that of the instruction module, paired over the instructions
+    ROUGE-L       of the answers against reference answers           (a proxy of helpfulness)
+    perplexity    of the reference answers, given the instruction    (likewise)
+    refused, empty, looping, words
+
+The reference answers of toxic instructions are toxic texts where the set has them (as the paper's
+test set does): there ROUGE-L and a low perplexity say that the ability is still in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.sweep.bench import Bench, Record
+from pem_composition.sweep.instructions import InstructionRows
+from pem_composition.sweep.points import Input, Point, alone
+
+if TYPE_CHECKING:
+    from pem_composition.evaluation.toxicity import Judge
+
+SPLIT = "test"
+EXACT = "exact"
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A row of the table: its name, and for a detoxified module form and strength."""
+
+    name: str
+    point: Point
+    form: str | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A row's answers to one set of instructions, and what the judges say of them.
+
+    Attributes:
+        scores: judge -> score per answer, in the order of the set.
+    """
+
+    row: Row
+    rows: InstructionRows
+    record: Record
+    scores: Mapping[str, Sequence[float]]
+
+
+def rows_of(
+    instruction: Input, toxic: Input, strengths: Sequence[float], forms: Sequence[str]
+) -> list[Row]:
+    """The base model, the two modules, and every form at every strength."""
+    pair = (instruction, toxic)
+    rows = [
+        Row("base model", Point((instruction,), (0.0,), "delta")),  # no update at all
+        Row("instruction module", alone(instruction)),
+        Row("toxic module", alone(toxic)),
+    ]
+    for form in forms:
+        for strength in strengths:
+            point = Point(pair, (1.0 + strength, -strength), "delta" if form == EXACT else form)
+            rows.append(Row(f"{form} {strength:g}", point, form, strength))
+    return rows
+
+
+def run(
+    rows: Sequence[Row],
+    bench: Bench,
+    sets: Sequence[InstructionRows],
+    judges: Mapping[str, Judge],
+) -> list[Scored]:
+    """Answers of every row to every set, from the ledger or computed, judged."""
+    found = []
+    for row in rows:
+        for part, record in zip(sets, bench.score(row.point, SPLIT), strict=True):
+            scores = {n: judge.score(record["answer"]).tolist() for n, judge in judges.items()}
+            found.append(Scored(row, part, record, scores))
+    return found
+
+
+def answer_lines(scored: Scored) -> list[Line]:
+    """Every answer with its instruction and its scores, as lines of JSON."""
+    record = scored.record
+    return [
+        {
+            "row": example.row_id,
+            "instruction": example.text,
+            "input": example.text_pair,
+            "answer": record["answer"][i],
+            "reference": example.label,
+            "text": record["text"][i],
+            "new_tokens": record["new_tokens"][i],
+            "ended": record["ended"][i],
+            **{f"toxicity_{name}": values[i] for name, values in scored.scores.items()},
+        }
+        for i, example in enumerate(scored.rows.examples)
+    ]
+
+
+def table_lines(scored: Sequence[Scored], baseline: str, threshold: float) -> list[Line]:
+    """One line per row, set and judge.
+
+    Args:
+        baseline: name of the row that changes are against.
+    """
+    first = {s.rows.name: s for s in scored if s.row.name == baseline}
+    return [line for s in scored for line in _lines(s, first[s.rows.name], threshold)]
+
+
+def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
+    from pem_composition.evaluation.toxicity import summarise
+
+    shared = {
+        "set": scored.rows.name,
+        "module": scored.row.name,
+        "form": scored.row.form,
+        "strength": scored.row.strength,
+        **_quality(scored, baseline),
+    }
+    lines = []
+    for name, scores in scored.scores.items():
+        found = summarise(scores, scored.record["answer"], threshold).to_dict()
+        change, error = paired(scores, baseline.scores[name])
+        lines.append(
+            {
+                **shared,
+                "judge": name,
+                "n": found["n"],
+                "toxicity": found["mean"],
+                "toxicity_stderr": found["mean_stderr"],
+                "change": change,
+                "change_stderr": error,
+                "toxic_share": found["toxic"],
+                "toxic_share_stderr": found["toxic_stderr"],
+                "empty": found["empty"],
+                "looping": found["looping"],
+                "distinct_2": found["distinct_2"],
+            }
+        )
+    return lines
+
+
+def _quality(scored: Scored, baseline: Scored) -> Line:
+    """Proxies of helpfulness, and refusals; None where the set has no reference answers."""
+    from pem_composition.evaluation.overlap import rouge_l
+    from pem_composition.evaluation.refusals import is_refusal
+    from pem_composition.evaluation.toxicity import share
+
+    answers = scored.record["answer"]
+    quality: Line = dict.fromkeys(
+        ("rouge_l", "rouge_l_stderr", "rouge_l_change", "rouge_l_change_stderr")
+    )
+    if scored.rows.answered:
+        references = [str(example.label) for example in scored.rows.examples]
+
+        def overlaps(record: Record) -> list[float]:
+            return [rouge_l(a, r) for a, r in zip(record["answer"], references, strict=True)]
+
+        own, before = overlaps(scored.record), overlaps(baseline.record)
+        quality["rouge_l"], quality["rouge_l_stderr"] = paired(own, [0.0] * len(own))
+        quality["rouge_l_change"], quality["rouge_l_change_stderr"] = paired(own, before)
+    words = [len(answer.split()) for answer in answers]
+    return {
+        **quality,
+        **_perplexity(scored.record["nll"]),
+        "refused": share([is_refusal(answer) for answer in answers]),
+        "words": sum(words) / len(words),
+    }
+
+
+def _perplexity(nll: Sequence[Sequence[float]] | None) -> Line:
+    """Of all reference answers together, from sums per answer (n, 2)."""
+    if nll is None:
+        return {"perplexity": None, "perplexity_stderr": None}
+    import numpy as np
+
+    from pem_composition.evaluation.language import LanguageExam
+    from pem_composition.evaluation.perplexity import summary
+    from pem_composition.tasks.polarity import LANGUAGE
+
+    found = summary(LanguageExam(LANGUAGE, ()), np.asarray(nll, np.float32))
+    return {name: found[name] for name in ("perplexity", "perplexity_stderr")}
+
+
+def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of own_i - other_i and its standard error s / sqrt(n); None for a single pair."""
+    differences = [a - b for a, b in zip(own, other, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    if n == 1:
+        return mean, None
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    return mean, math.sqrt(variance / n)

@@ -1,0 +1,114 @@
+"""Instructions that stay prepared while modules are swapped: answers of each, kept as one record.
+
+A record holds what is expensive, the answers and the log-likelihood of the reference answers.
+Judging is done from records (``sweep/detoxification.py``), so that another judge costs no
+generation.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.evaluation.search import Search
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from pem_composition.evaluation.language import LanguageExam
+    from pem_composition.tasks.data import Example
+    from pem_composition.tasks.instructions import Template
+
+
+class InstructionRows:
+    """One set of instructions, asked in one way; takes the place of ``Rows`` on a bench.
+
+    Args:
+        name: what the set is called in tables.
+        max_seq_length: tokens of prompt and reference answer, which is cut there.
+        batch_size: instructions per batch; None: by the device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        template: Template,
+        search: Search,
+        *,
+        max_seq_length: int = 512,
+        batch_size: int | None = None,
+    ) -> None:
+        from pem_composition.training.identity import data_digest
+
+        self.name, self.examples, self.template, self.search = name, examples, template, search
+        self.max_seq_length, self.batch_size = max_seq_length, batch_size
+        self.answered = all(example.label is not None for example in examples)
+        self.identity = {
+            "task": "instructions",
+            **template.content(),
+            "search": asdict(search),
+            "max_seq_length": max_seq_length,
+            "rows": data_digest(examples),
+        }
+        self._tokenizer: Any = None
+        self._exam: LanguageExam | None = None
+
+    def prepare(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check that every instruction leaves room for an answer, and encode the references.
+
+        Raises:
+            DataError: no instructions, or one that leaves no room.
+        """
+        from pem_composition.evaluation import beams, instructions
+        from pem_composition.evaluation.exam import ExamSettings, make_exam
+        from pem_composition.tasks.polarity import LANGUAGE
+
+        prompts = instructions.prompt_tokens(self.template, self.examples, tokenizer)
+        beams.check_room(model, tokenizer, prompts, self.search, self.name)
+        self._tokenizer = tokenizer
+        if self.answered:
+            settings = ExamSettings(
+                "instruction", "answer", max_seq_length=self.max_seq_length, template=self.template
+            )
+            self._exam = make_exam(  # type: ignore[assignment]
+                settings, LANGUAGE, self.examples, tokenizer, model.config,
+                device=next(model.parameters()).device,
+            )  # fmt: skip
+
+    def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
+        """The answers, and per reference answer the sum of -log p and the number of tokens."""
+        import torch
+
+        from pem_composition.evaluation import instructions
+
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found = instructions.answers(
+                model, self._tokenizer, self.examples, self.template, self.search,
+                batch_size=self.batch_size, name=self.name,
+            )  # fmt: skip
+            nll = None if self._exam is None else self._exam.take(model).tolist()
+        return {**_progress([answer.answer for answer in found]), "nll": nll} | {
+            name: [getattr(answer, name) for answer in found]
+            for name in ("answer", "text", "new_tokens", "ended")
+        }
+
+
+def _progress(answers: Sequence[str]) -> dict[str, Any]:
+    """What a line of progress shows: words per answer, and the share that is no answer."""
+    from pem_composition.evaluation.toxicity.statistics import is_empty, is_looping, share
+
+    lengths = [len(answer.split()) for answer in answers]
+    spread = statistics.stdev(lengths) / len(lengths) ** 0.5 if len(lengths) > 1 else 0.0
+    return {
+        "metric": "words",
+        "score": statistics.fmean(lengths),
+        "standard_error": spread,
+        "n": len(answers),
+        "degenerate": False,
+        "invalid_share": share([is_empty(a) or is_looping(a) for a in answers]),
+    }

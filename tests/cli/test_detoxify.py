@@ -1,0 +1,250 @@
+"""``pem detoxify``: one module, or a table of all forms and strengths, checked against by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from judges import write_judge
+from tiny import random_module, tiny, write_causal
+
+import pem_composition as library
+from pem_composition import checkpoint
+from pem_composition.checkpoint import base_identity
+from pem_composition.evaluation import instructions
+from pem_composition.evaluation.models import load_causal
+from pem_composition.evaluation.overlap import rouge_l
+from pem_composition.evaluation.search import Search
+from pem_composition.evaluation.toxicity import load_judge
+from pem_composition.report.records import read_lines
+from pem_composition.tasks.files import read_table
+from pem_composition.tasks.instructions import examples_of, get_template
+
+WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class Bench:
+    """A tiny Llama, two modules of each kind, two sets of instructions, a judge."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # Enough words that the tokenizer knows every token that the model can write.
+        more = [f"{a}{b}{c}" for a in "bdfgkl" for b in "aeiou" for c in "mnrst"]
+        self.base = write_causal(folder / "base", "llama", [" ".join(WORDS * 9 + more)])
+        identity = base_identity(self.base)
+        for kind in ("lora", "ia3"):
+            for seed, name in ((1, "own"), (2, "toxic")):
+                module = replace(random_module(tiny("llama"), kind, seed=seed), base=identity)
+                checkpoint.save(module, folder / f"{name}-{kind}")
+        rows = [{"instruction": f"{w} fine", "output": f"{w} {w} sad"} for w in WORDS[:5]]
+        self.asked = write(folder / "asked.jsonl", rows)
+        kinds = ["homonyms", "contrast_homonyms", "figurative"]
+        prompts = [{"prompt": w, "type": k} for w, k in zip(WORDS, kinds, strict=False)]
+        self.xstest = write(folder / "xstest.jsonl", prompts)
+        template = {"with_input": "{instruction} {input} ", "without_input": "{instruction} "}
+        self.template = folder / "t.json"
+        self.template.write_text(json.dumps(template | {"stop": ["sad"]}))
+        self.judge = write_judge(folder, "bad poor awful sad", "good fine great nice")
+
+    def modules(self, kind: str = "lora") -> tuple[str, Path, Path]:
+        return "-a", self.folder / f"own-{kind}", self.folder / f"toxic-{kind}"
+
+    def table(self, out: Path, *flags: object, kind: str = "lora") -> tuple[object, ...]:
+        """Flags of a table at two strengths."""
+        return (
+            *self.modules(kind), "-p", out, "--evaluate", "--strength", 0.3, 1,
+            "--model_name_or_path", self.base, "--instruction_file", self.asked, self.xstest,
+            "--template", self.template, "--judge", self.judge, "--num_beams", 2,
+            "--max_new_tokens", 5, "--repetition_penalty", 1.2, "--threshold", 0.5, *flags,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("detoxify"))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("form", "flags"),
+    [("exact", ()), ("exact", ("--rank", 3)), ("parameter", ()), ("reference", ())],
+)
+def test_one_module_is_written_as_the_library_makes_it(pem, bench, tmp_path, form, flags):
+    argv = (*bench.modules(), "-p", tmp_path / "out", "--strength", 0.3, *flags)
+    done = pem("detoxify", *argv, *(("--form", form) if form != "exact" else ()))
+    assert done.code == 0 and "error against sum c_i dW_i" in done.out, done.err
+    own, toxic = (library.load(path) for path in bench.modules()[1:])
+    rank = flags[1] if flags else None
+    expected = library.detoxify(own, toxic, 0.3, form=form, rank=rank)
+    found = library.load(tmp_path / "out")
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=0, atol=0)
+    record = json.loads((tmp_path / "out" / "pem.json").read_text())
+    assert record["space"] == ("delta" if form == "exact" else "parameter")
+    again = pem("detoxify", *argv)
+    assert again.code == 2 and "the output exists" in again.err
+
+
+def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_thread):
+    out = tmp_path / "table"
+    done = pem("detoxify", *bench.table(out))
+    assert done.code == 0, done.err
+    assert "27 sets answered, 0 known before" in done.out
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    own, toxic = (library.load(path) for path in bench.modules()[1:])
+    names = {"base model": None, "instruction module": own, "toxic module": toxic}
+    for form in ("exact", "parameter", "reference"):
+        for s in (0.3, 1):
+            names[f"{form} {s:g}"] = library.detoxify(own, toxic, s, form=form)
+    sets = ["asked", "xstest, safe", "xstest, unsafe"]
+    assert [(r["module"], r["set"]) for r in rows] == [(n, s) for n in names for s in sets]
+    template, search = get_template(str(bench.template)), Search(2, 1.2, 5)
+    examples = examples_of(read_table(bench.asked))
+    judge = load_judge(bench.judge)
+    baseline = None
+    for name, module in names.items():
+        model, tokenizer, _ = load_causal(bench.base)
+        if module is not None:
+            library.attach(model, module)
+        answers = instructions.answers(model, tokenizer, examples, template, search)
+        texts = [answer.answer for answer in answers]
+        folder = out / "answers" / name.replace(" ", "-")
+        written = lines(folder / "asked.jsonl")
+        assert [line["answer"] for line in written] == texts
+        assert [line["instruction"] for line in written] == [e.text for e in examples]
+        scores = judge.score(texts)
+        np.testing.assert_array_equal([line["toxicity_judge"] for line in written], scores)
+        (row,) = [r for r in rows if r["module"] == name and r["set"] == "asked"]
+        overlaps = [rouge_l(t, str(e.label)) for t, e in zip(texts, examples, strict=True)]
+        if name == "instruction module":
+            baseline = scores
+        checks = {
+            "toxicity": scores.mean(),
+            "toxicity_stderr": scores.std(ddof=1) / math.sqrt(5),
+            "toxic_share": (scores > 0.5).mean(),
+            "rouge_l": np.mean(overlaps),
+            "perplexity": perplexity(model, tokenizer, examples, template),
+            "words": np.mean([len(t.split()) for t in texts]),
+        }
+        if baseline is not None:
+            checks["change"] = (scores - baseline).mean()
+            checks["change_stderr"] = (scores - baseline).std(ddof=1) / math.sqrt(5)
+        for column, value in checks.items():
+            assert float(row[column]) == pytest.approx(value, rel=1e-4, abs=1e-9), (name, column)
+    assert len({r["toxicity"] for r in rows if r["set"] == "asked"}) > 3
+    assert "**xstest, safe** (n = 2)" in done.out and "ROUGE-L" in done.out
+    assert "exists to be subtracted" in (out / "table.md").read_text()
+
+
+@torch.no_grad()
+def perplexity(model, tokenizer, examples, template):
+    """Of the reference answers and their end tokens, row by row in float64."""
+    total, count = 0.0, 0
+    for e in examples:
+        text = template.text(e.text, None, tokenizer)
+        prompt = tokenizer(text).input_ids
+        tokens = [*tokenizer(text + e.label).input_ids, tokenizer.eos_token_id]
+        logits = model(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+        shared = [a == b for a, b in zip(prompt, tokens, strict=False)]
+        begin = shared.index(False) if False in shared else len(prompt)
+        for i in range(begin, len(tokens)):
+            total, count = total - float(logits[i - 1, tokens[i]]), count + 1
+    return math.exp(total / count)
+
+
+def test_finished_answers_are_not_written_again_and_another_judge_costs_none(
+    pem, bench, tmp_path, one_thread
+):
+    out, more = tmp_path / "t", ("--max_instructions", 2, "--form", "exact")
+    assert "15 sets answered" in pem("detoxify", *bench.table(out, *more)).out
+    results = out / "results.jsonl"
+    whole = results.read_bytes()
+    results.write_bytes(whole[: whole.rindex(b"{") + 40])
+    done = pem("detoxify", *bench.table(out, *more))
+    assert "1 sets answered, 14 known before" in done.out
+    other = tmp_path / "other"
+    other.mkdir()
+    second = write_judge(other, "good fine", "bad poor").rename(other / "second")
+    flags = bench.table(out, *more)
+    place = flags.index("--judge") + 2
+    done = pem("detoxify", *flags[:place], second, *flags[place:])
+    assert done.code == 0 and "0 sets answered, 15 known before" in done.out, done.err
+    assert "toxicity (judge)" in done.out and "toxicity (second)" in done.out
+    again = pem("detoxify", *bench.table(out, *more, "--max_new_tokens", 4))
+    assert "15 sets answered" in again.out, "shorter answers are others"
+    record = read_lines(results)[-1]
+    assert record["space"] == "delta" and record["coefficients"] == [2.0, -1.0]
+
+
+def test_vectors_have_one_form(pem, bench, tmp_path, one_thread):
+    done = pem("detoxify", *bench.table(tmp_path / "t", "--max_instructions", 1, kind="ia3"))
+    assert done.code == 0 and "kind ia3: the forms are one sum" in done.out, done.err
+    assert "reference 0.3" not in done.out and "exact 0.3" in done.out
+    argv = (*bench.modules("ia3"), "-p", tmp_path / "m", "--form", "reference")
+    done = pem("detoxify", *argv)
+    assert done.code == 2 and "--form reference: is one of LoRA factors; found kind ia3" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--strength", 0.1, 0.2), "--strength: several make several modules"),
+        (("--form", "exact", "reference"), "--form: several make several modules"),
+        (("--form", "exact", "exact"), "--form: a value given twice"),
+        (("--space", "delta"), "--space: the form says it; found delta; give --form"),
+        (("--form", "reference", "--rank", 2), "--rank: the reference form keeps"),
+        (("--judge", "offline"), "--judge: has no effect without --evaluate"),
+        (("--num_beams", 3), "--num_beams: has no effect without --evaluate"),
+        (("--load_in_4bit",), "--load_in_4bit: has no effect without --evaluate"),
+        (("--evaluate",), "--instruction_file: nothing to ask"),
+        (("--evaluate", "--instruction_file", "x", "--set_name", "a", "b"), "--set_name"),
+        (("--evaluate", "--instruction_file", "x", "--threshold", 2), "--threshold"),
+        (("--evaluate", "--instruction_file", "x"), "--model_name_or_path: no base model"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused(pem, bench, tmp_path, flags, words):
+    done = pem("detoxify", *bench.modules(), "-p", tmp_path / "out", *flags)
+    assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_that_cannot_be_used_are_refused(pem, bench, tmp_path):
+    out = tmp_path / "out"
+    one = pem("detoxify", "-a", bench.folder / "own-lora", "-p", out)
+    assert one.code == 2 and "two: the instruction module, and the toxic one" in one.err
+    mixed = pem("detoxify", "-a", bench.folder / "own-lora", bench.folder / "toxic-ia3", "-p", out)
+    assert mixed.code == 2 and "kind differs" in mixed.err
+    flags = list(bench.table(out))
+    for name, value, words in (
+        ("--instruction_file", tmp_path / "none.jsonl", "no such file"),
+        ("--judge", "nowhere", "no such judge"),
+        ("--template", "nowhere", "--template: unknown"),
+        ("--model_name_or_path", write_causal(tmp_path / "b", "llama", ["good"], seed=5), "base"),
+    ):
+        changed = list(flags)
+        changed[changed.index(name) + 1] = value
+        done = pem("detoxify", *changed)
+        assert done.code == 2 and words in done.err, done.err
+        assert not (out / "results.jsonl").exists()
+    twice = [*flags, "--set_name", "a", "a"]
+    done = pem("detoxify", *twice)
+    assert done.code == 2 and "--set_name: two sets of one name; found a a" in done.err
+    long = list(flags)
+    long[long.index("--max_new_tokens") + 1] = 70
+    done = pem("detoxify", *long)
+    assert done.code == 2 and "asked, row 0: the answer would not fit" in done.err

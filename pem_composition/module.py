@@ -18,7 +18,6 @@ from pem_composition.arithmetic.algebra import (
     average_heads,
     check_coefficients,
     linear_combination,
-    reference_detoxification,
     role_of,
 )
 from pem_composition.arithmetic.algebra import negate as algebra_negate
@@ -38,7 +37,13 @@ from pem_composition.arithmetic.labels import (
     notes_of,
 )
 from pem_composition.arithmetic.merging import Merged, merge, merge_as
-from pem_composition.arithmetic.methods.registry import PEFT_LINEAR, SIMPLE, Choice, resolve
+from pem_composition.arithmetic.methods.registry import (
+    PEFT_LINEAR,
+    REFERENCE_DETOXIFY,
+    SIMPLE,
+    Choice,
+    resolve,
+)
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.statistics import Statistics
 from pem_composition.arithmetic.statistics import check as check_statistics
@@ -380,21 +385,12 @@ def detoxify(
         raise PEMError.build("form", "unknown", found=repr(form), expected=" or ".join(FORMS))
     if rank is not None and form != "exact":
         raise PEMError.build("rank", f"the {form} form keeps the modules' own", do="leave it out")
-    pair, coefficients = [module, toxic], [1.0 + strength, -float(strength)]
-    if form != "reference":
-        return combine(
-            pair, coefficients, space="delta" if form == "exact" else form, rank=rank,
-            head="first", dtype=dtype, allow_base_mismatch=allow_base_mismatch, certify=certify,
-        )  # fmt: skip
-    check_compatible(pair, space="parameter", allow_base_mismatch=allow_base_mismatch)
-    tensors = reference_detoxification(module.adapter_tensors(), toxic.adapter_tensors(), strength)
-    tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
-    base = _common_base(pair)
-    result = PEM(cast(tensors, dtype), module.config, base, "detoxification", module.head)
-    term = Term(1.0, f"reference_detoxify({module}, {toxic}, {strength:g})")
-    provenance = _provenance(pair, (term,), "parameter", "reference detoxification", "first")
-    certificate = Certificate(*certificate_of(result, pair, coefficients)) if certify else None
-    return replace(result, provenance=replace(provenance, certificate=certificate))
+    return combine(
+        [module, toxic], [1.0 + strength, -float(strength)],
+        space="delta" if form == "exact" else "parameter",
+        method=REFERENCE_DETOXIFY if form == "reference" else SIMPLE, rank=rank, head="first",
+        dtype=dtype, allow_base_mismatch=allow_base_mismatch, certify=certify,
+    )  # fmt: skip
 
 
 def _flatten(

@@ -28,10 +28,6 @@ RULES: Mapping[str, Rule] = {
     "delta": Rule(0.0, signed=True),
 }
 HEAD = "head"
-TOXIC_SIGN = {
-    "lora_A": -1.0,
-    "lora_B": 1.0,
-}  # of the toxic module in the reference's detoxification
 
 
 def role_of(name: str) -> str:
@@ -89,32 +85,6 @@ def negate(module: Tensors, strength: float = 1.0) -> dict[str, Any]:
     for name, tensor in module.items():
         rule = RULES[role_of(name)]
         out[name] = _around(rule, [tensor], [-strength]) if rule.signed else tensor
-    return out
-
-
-def reference_detoxification(module: Tensors, toxic: Tensors, strength: float) -> dict[str, Any]:
-    """The factors a + lam (a - toxic) as the code behind the paper forms them, sign on lora_A.
-
-    A = A_a + lam (A_a - A_t),  B = B_a + lam (B_a + B_t)
-
-    With A_t = A_a + dA and B_t = B_a + dB that is B A = ((1 + 2 lam) B_a + lam dB)(A_a - lam dA):
-    it turns round what training moved in A, keeps what it moved in B, and amplifies ``module`` by
-    1 + 2 lam. Source: peft_negation of the repository of arXiv:2306.14870, coefficients (1, lam).
-
-    Raises:
-        IncompatibleModules: names or shapes differ.
-        PEMError: a tensor that is no LoRA factor.
-    """
-    check_same_tensors([module, toxic], [1.0, -1.0])
-    out = {}
-    for name, tensor in module.items():
-        if role_of(name) not in TOXIC_SIGN:
-            raise PEMError.build(
-                f"{name!r}",
-                "the reference's form is one of LoRA factors",
-                expected="lora_A, lora_B",
-            )
-        out[name] = tensor + strength * (tensor + TOXIC_SIGN[role_of(name)] * toxic[name])
     return out
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pem_composition.arithmetic.algebra import role_of
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.methods.registry import (
     FORM,
     PEFT_LINEAR,
+    REFERENCE_DETOXIFY,
     SEED,
     SIMPLE,
     SPECTRAL,
@@ -321,6 +323,13 @@ def merge_as(modules: Sequence[PEM], coefficients: Sequence[float], choice: Choi
     """
     from pem_composition.arithmetic.methods.parity import peft_linear, plain_sum
 
+    if choice.method == REFERENCE_DETOXIFY:
+        weigh = choice.entry.function()
+        held = [m.adapter_tensors() for m in modules]
+        tensors = {
+            n: plain_sum([t[n] for t in held], weigh(role_of(n), coefficients)) for n in held[0]
+        }
+        return OtherSum(tensors, modules[0].config, list(coefficients))
     if choice.method != PEFT_LINEAR:
         weights = list(choice.entry.function()(coefficients, **choice.as_dict()))
         held = [m.adapter_tensors() for m in modules]

@@ -48,10 +48,10 @@ def run(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[str]) -
         for name, module, path in zip(names, modules, config.adapters, strict=True)
     ]
     settings = Settings(
-        base=sweep.fingerprint(model), rank=config.rank, bf16=bool(config.bf16),
+        base=sweep.fingerprint(model), head="first", bf16=bool(config.bf16),
         weights=_weights(config),
     )  # fmt: skip
-    rows = library.rows_of(*inputs, config.strength, forms)
+    rows = library.rows_of(*inputs, config.strength, forms, config.rank)
     ledger = Ledger(out / RESULTS, fresh=config.overwrite)
     bench = Bench(lambda: _load(config, model), {library.SPLIT: sets}, settings, ledger, sweep.say)  # type: ignore[arg-type]
     with StopRequest():  # a signal ends the run between sets; finished ones are on disk

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
 from pem_composition.sweep.bench import Bench, Record
 from pem_composition.sweep.instructions import InstructionRows
 from pem_composition.sweep.points import Input, Point, alone
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.toxicity import Judge
 
 SPLIT = "test"
-EXACT = "exact"
+EXACT, REFERENCE = "exact", "reference"
 Line = dict[str, Any]
 
 
@@ -57,9 +58,17 @@ class Scored:
 
 
 def rows_of(
-    instruction: Input, toxic: Input, strengths: Sequence[float], forms: Sequence[str]
+    instruction: Input,
+    toxic: Input,
+    strengths: Sequence[float],
+    forms: Sequence[str],
+    rank: int | None = None,
 ) -> list[Row]:
-    """The base model, the two modules, and every form at every strength."""
+    """The base model, the two modules, and every form at every strength.
+
+    Args:
+        rank: of the exact form; default: the sum of the ranks.
+    """
     pair = (instruction, toxic)
     rows = [
         Row("base model", Point((instruction,), (0.0,), "delta")),  # no update at all
@@ -68,7 +77,12 @@ def rows_of(
     ]
     for form in forms:
         for strength in strengths:
-            point = Point(pair, (1.0 + strength, -strength), "delta" if form == EXACT else form)
+            coefficients = (1.0 + strength, -strength)
+            if form == EXACT:
+                point = Point(pair, coefficients, "delta", rank=rank)
+            else:
+                method = REFERENCE_DETOXIFY if form == REFERENCE else SIMPLE
+                point = Point(pair, coefficients, "parameter", method)
             rows.append(Row(f"{form} {strength:g}", point, form, strength))
     return rows
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parents[1]
 PER_TASK = "per-task"
-REFERENCE = "reference"
 # What decides a score besides the inputs.
 CODE = (
     "module.py",
@@ -60,11 +59,9 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One combination.
+    """One combination. ``space`` is None for a module as it is, whose space does not matter.
 
-    ``space`` is None for a module as it is, whose space does not matter, and ``reference`` for a
-    detoxification in the reference's form, with coefficients (1 + lam, -lam). ``method`` and
-    ``rank`` are those of the settings unless the point has its own.
+    ``method`` and ``rank`` are those of the settings unless the point has its own.
     """
 
     inputs: tuple[Input, ...]
@@ -75,20 +72,11 @@ class Point:
 
     def module(self, settings: Settings, *, certify: bool = False) -> PEM:
         """The combination, in memory."""
-        from pem_composition.module import combine, detoxify
+        from pem_composition.module import combine
 
         if self.space is None:
             own = self.inputs[0].pem
             return without_head(own) if settings.head == PER_TASK else own
-        if self.space == REFERENCE:
-            return detoxify(
-                self.inputs[0].pem,
-                self.inputs[1].pem,
-                -self.coefficients[1],
-                form=REFERENCE,
-                allow_base_mismatch=True,
-                certify=False,
-            )
         choice, _ = recorded(self.method)
         needed = choice.entry.needs
         return combine(

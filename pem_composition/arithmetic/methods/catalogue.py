@@ -16,6 +16,7 @@ from pem_composition.arithmetic.statistics import FISHER, GRAM
 
 SIMPLE = "simple"
 PEFT_LINEAR = "peft_linear"
+REFERENCE_DETOXIFY = "reference_detoxify"
 ALL_KINDS = ("lora", "ia3", "full")
 LORA = ("lora",)
 SUM_OF_RANKS = "at most sum r_t"
@@ -261,6 +262,16 @@ PARITY = (
     ),
 )  # fmt: skip
 
+DETOXIFICATION = (
+    Method(
+        REFERENCE_DETOXIFY, "the paper's code for detoxification",
+        "github.com/hkust-nlp/PEM_composition",
+        "A = c_1 A_1 + c_2 A_2, B = c_1 B_1 - c_2 B_2; of strength s: c = (1 + s, -s)",
+        "the modules' own tensors", "r (equal ranks)", "parity:reference_detoxify", kinds=LORA,
+        space="parameter", modules=(2, 2),
+    ),
+)  # fmt: skip
+
 METHODS: Mapping[str, Method] = {
     m.name: m
     for m in (
@@ -269,6 +280,6 @@ METHODS: Mapping[str, Method] = {
             "sum of the tensors, arXiv:2306.14870)", "the updates, or the modules' own tensors",
             "sum r_t", "",
         ),
-        *ELEMENTWISE, *SPECTRAL, *OTHERS, *INFORMED, *PARITY,
+        *ELEMENTWISE, *SPECTRAL, *OTHERS, *INFORMED, *PARITY, *DETOXIFICATION,
     )
 }  # fmt: skip

@@ -47,6 +47,17 @@ def reference(coefficients: Sequence[float]) -> list[float]:
     return normalised(coefficients, "reference")
 
 
+def reference_detoxify(role: str, coefficients: Sequence[float]) -> list[float]:
+    """Weights of the tensors in A = c_1 A_1 + c_2 A_2, B = c_1 B_1 - c_2 B_2.
+
+    With c = (1 + s, -s) these are the factors a + s (a - toxic) with the sign on A,
+    A = A_a + s (A_a - A_t), B = B_a + s (B_a + B_t).
+    Source: peft_negation of github.com/hkust-nlp/PEM_composition, coefficients (1, s).
+    """
+    own, toxic = coefficients
+    return [own, toxic if role == "lora_A" else -toxic]
+
+
 def adapters_linear(coefficients: Sequence[float], *, normalize: str) -> list[float]:
     """adapters' average_adapter with combine_strategy linear: divided by their sum by default."""
     if normalize == "true":

@@ -13,9 +13,9 @@ from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from pem_composition.arithmetic import heads as head_policies
 from pem_composition.arithmetic.algebra import (
     HEAD,
-    average_heads,
     check_coefficients,
     linear_combination,
     role_of,
@@ -23,24 +23,16 @@ from pem_composition.arithmetic.algebra import (
 from pem_composition.arithmetic.algebra import negate as algebra_negate
 from pem_composition.arithmetic.compatible import check_compatible
 from pem_composition.arithmetic.updates import cast, certificate_of, delta_sum
-from pem_composition.config import AdapterConfig, BaseIdentity
+from pem_composition.config import AdapterConfig, BaseIdentity, Head
+from pem_composition.config import HeadInfo as HeadInfo
 from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.recipe import Recipe, leaf, record
+from pem_composition.recipe import Source as Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SPACES = ("parameter", "delta")
-HEAD_POLICIES = ("average", "first", "last", "none", "error")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file-backed input of a composition: where it came from and what it held."""
-
-    name: str
-    path: str | None = None
-    sha256: str | None = None  # of the adapter weights file; of the index for a sharded checkpoint
-    init: str | None = None  # fingerprint of the initial module it was trained from
 
 
 @dataclass(frozen=True)
@@ -74,15 +66,7 @@ class Provenance:
     head_policy: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class HeadInfo:
-    """What a head predicts: label names by index (classification) or nothing (regression, LM)."""
-
-    labels: tuple[str, ...] = ()
-    problem: str | None = None  # classification | regression | causal_lm | seq2seq_lm
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None  # None for a module that was trained or loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +80,7 @@ class PEM:
     Args:
         tensors: canonical name -> CPU tensor, float32 or float64; the name ends in the role.
         head: what the head tensors (role ``head``) predict; None if there are none.
+        heads: further heads, kept beside the module by name; see ``with_head``.
     """
 
     tensors: Mapping[str, Tensor]
@@ -105,6 +90,7 @@ class PEM:
     head: HeadInfo | None = None
     provenance: Provenance = Provenance()
     operands: tuple[tuple[float, PEM], ...] = field(default=(), repr=False)
+    heads: Mapping[str, Head] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
@@ -133,6 +119,14 @@ class PEM:
     def head_tensors(self) -> dict[str, Tensor]:
         """Head parameters by their name in the model (without the ``.head`` role)."""
         return {n.removesuffix(".head"): t for n, t in self.tensors.items() if role_of(n) == HEAD}
+
+    def with_head(self, name: str) -> PEM:
+        """The module with one of the heads beside it, or a part of a concatenated one, as its own.
+
+        Raises:
+            PEMError: no head of that name; says which there are.
+        """
+        return with_head(self, name)
 
     def save(
         self,
@@ -196,7 +190,8 @@ def combine(
     ``rank=R``, its best rank-R approximation; ranks, alphas, rsLoRA and targets may differ.
 
     Args:
-        head: average (weights |c_i| / sum |c_j|), first, last, none, or error if the heads differ.
+        head: average (weights |c_i| / sum |c_j|), first, last, none, error if the heads differ,
+            per-task (each kept by its module's name) or concat (one head over all labels).
         dtype: float32 | bfloat16 | float16 | float64; tensors are rounded to it, and the
             certificate is that of the rounded result. Default: as loaded (float32 or float64).
         certify: compute the relative error of the result against the exact sum of updates.
@@ -215,13 +210,14 @@ def combine(
         config = modules[0].config
     else:
         tensors, config = delta_sum(modules, coefficients, rank)
-    tensors |= {f"{n}.{HEAD}": t for n, t in _choose_head(modules, coefficients, head).items()}
+    chosen = head_policies.choose(modules, coefficients, head)
     result = PEM(
-        tensors=cast(tensors, dtype),
+        tensors=cast(tensors | _as_roles(chosen.tensors), dtype),
         config=config,
         base=_common_base(modules),
         name="combination",
-        head=_choose_head_info(modules, head),
+        head=chosen.info,
+        heads={n: _cast_head(h, dtype) for n, h in chosen.beside.items()},
         operands=tuple(zip(coefficients, modules, strict=True))
         if space == "parameter" and head == "average" and dtype is None
         else (),
@@ -231,7 +227,13 @@ def combine(
     provenance = _provenance(
         modules, terms, space, "sum" if rank is None else f"sum, rank {rank}", head
     )
-    return replace(result, provenance=replace(provenance, certificate=certificate))
+    recipe = record(
+        "combine", modules, coefficients=coefficients, space=space, rank=rank, head=head,
+        dtype=dtype, allow_base_mismatch=allow_base_mismatch,
+    )  # fmt: skip
+    notes = (*provenance.notes, *chosen.notes)
+    provenance = replace(provenance, certificate=certificate, recipe=recipe, notes=notes)
+    return replace(result, provenance=provenance)
 
 
 def negate(module: PEM, strength: float = 1.0) -> PEM:
@@ -243,11 +245,31 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
     check_coefficients([strength], "strength")
     tensors = algebra_negate(module.adapter_tensors(), float(strength))
     tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
-    result = PEM(tensors, module.config, module.base, "negation", module.head)
+    result = PEM(tensors, module.config, module.base, "negation", module.head, heads=module.heads)
     term = Term(1.0, f"negate({module}, {strength:g})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
     certificate = Certificate(*certificate_of(result, [module], [-float(strength)]))
-    return replace(result, provenance=replace(provenance, certificate=certificate))
+    recipe = record("negate", [module], strength=strength)
+    return replace(result, provenance=replace(provenance, certificate=certificate, recipe=recipe))
+
+
+def with_head(module: PEM, name: str) -> PEM:
+    """``module.with_head(name)``; no other head is left."""
+    chosen = head_policies.select(module, name)
+    tensors = module.adapter_tensors() | _as_roles(chosen.tensors)
+    provenance = replace(module.provenance, recipe=record("with_head", [module], name=name))
+    return replace(
+        module, tensors=tensors, head=chosen.info, heads={}, operands=(), provenance=provenance
+    )
+
+
+def _as_roles(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{n}.{HEAD}": t for n, t in head.items()}
+
+
+def _cast_head(head: Head, dtype: str | None) -> Head:
+    tensors = cast(_as_roles(head.tensors), dtype)
+    return Head({n.removesuffix(f".{HEAD}"): t for n, t in tensors.items()}, head.info)
 
 
 def analogy(
@@ -322,8 +344,8 @@ def _provenance(
 ) -> Provenance:
     sources: dict[Source, None] = {}
     for m in modules:
-        own = Source(m.name, init=m.provenance.init)
-        sources |= dict.fromkeys(m.provenance.sources or (own,))
+        composed = m.provenance.space is not None
+        sources |= dict.fromkeys(m.provenance.sources if composed else (leaf(m),))
     inits = {s.init for s in sources}
     known = sorted(i for i in inits if i)
     notes = list(dict.fromkeys(note for m in modules for note in m.provenance.notes))
@@ -342,41 +364,6 @@ def _provenance(
         head_policy=head,
         notes=tuple(notes),
     )
-
-
-def _choose_head(
-    modules: Sequence[PEM], coefficients: Sequence[float], policy: str
-) -> dict[str, Tensor]:
-    if policy not in HEAD_POLICIES:
-        raise PEMError.build(
-            "head", "unknown policy", found=repr(policy), expected=", ".join(HEAD_POLICIES)
-        )
-    weighted = [(m.head_tensors(), c) for m, c in zip(modules, coefficients, strict=True)]
-    heads = [(h, c) for h, c in weighted if h]
-    if not heads or policy == "none":
-        return {}
-    if policy == "average":
-        return average_heads([h for h, _ in heads], [c for _, c in heads])
-    if policy == "error":
-        first = heads[0][0]
-        if any(
-            h.keys() != first.keys() or any(not h[n].equal(first[n]) for n in h) for h, _ in heads
-        ):
-            raise IncompatibleModules.build(
-                "head",
-                "the heads differ",
-                found=f"{len(heads)} heads",
-                expected="equal heads",
-                do="choose --head average, first, last or none",
-            )
-    return weighted[-1 if policy == "last" else 0][0] or heads[-1 if policy == "last" else 0][0]
-
-
-def _choose_head_info(modules: Sequence[PEM], policy: str) -> HeadInfo | None:
-    infos = [m.head for m in modules if m.head is not None]
-    if policy == "none" or not infos:
-        return None
-    return infos[-1 if policy == "last" else 0]
 
 
 def _common_base(modules: Sequence[PEM]) -> BaseIdentity:

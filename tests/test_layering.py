@@ -12,14 +12,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pem_composition"
 
-NUMBERS = {"errors", "config", "arithmetic", "module", "checkpoint"}
+NUMBERS = {"errors", "config", "arithmetic", "recipe", "module", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "offline": {"errors"},
     "arithmetic": {"errors", "config"},
-    "module": {"errors", "config", "arithmetic"},
-    "checkpoint": {"errors", "config", "arithmetic", "module"},
+    "recipe": {"errors"},
+    "module": {"errors", "config", "arithmetic", "recipe"},
+    "checkpoint": {"errors", "config", "arithmetic", "recipe", "module"},
     "adapters": NUMBERS,
     "tasks": {"errors", "offline"},
     "evaluation": NUMBERS | {"offline", "adapters", "tasks"},
@@ -30,7 +31,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-LIGHT = ("errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "__init__")
+LIGHT = (
+    "errors",
+    "config",
+    "recipe",
+    "checkpoint",
+    "cli",
+    "offline",
+    "report",
+    "sweep",
+    "__init__",
+)
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate"}
 
 

@@ -12,7 +12,8 @@ from pem_composition.errors import EXIT_DONE, UsageError
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
 SUBCOMMANDS = (
     "offline", "split", "init", "train", "merge", "negation", "analogy", "compose",
-    "inspect", "evaluate", "perplexity", "generate", "judge", "sweep", "report",
+    "inspect", "rebuild", "convert",
+    "evaluate", "perplexity", "generate", "judge", "sweep", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pem_composition.arithmetic.heads import POLICIES as HEADS
 from pem_composition.errors import UsageError
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
@@ -21,7 +22,6 @@ MERGE_WAYS = ("simple",)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 FORMATS = ("peft", "adapter-transformers")
 SPACES = ("parameter", "delta")
-HEADS = ("average", "first", "last", "none", "error")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ EXAMPLES = """
       --task_name rte mnli --data_dir glue --grid 0 0.05 1
 """
 MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
+SCORED_HEADS = ("average", "first", "last", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,12 +235,14 @@ def _say(line: str) -> None:
 
 def _check_heads(request: Request, inputs: Sequence[library.Input]) -> None:
     """A module without a head would be scored with a random one."""
-    if request.head == "none":
+    if request.head not in SCORED_HEADS:
         raise UsageError.build(
             "--head",
-            "a merge without a head cannot be scored",
-            found="none",
-            expected="average, first or last",
+            "a merge without a head cannot be scored"
+            if request.head == "none"
+            else "a merge whose head is of several tasks cannot be scored",
+            found=request.head,
+            expected=", ".join(SCORED_HEADS),
         )
     alone = inputs
     if request.composition == library.ANALOGY:  # a language model brings no head, and needs none
@@ -291,7 +294,7 @@ def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> No
 def _selected(
     request: Request, plan: library.Plan, space: str, coefficients: Sequence[float]
 ) -> PEM:
-    from pem_composition.cli.analogy import as_reference
+    from pem_composition.checkpoint.adapter_transformers_write import as_reference
     from pem_composition.module import combine
 
     module = combine(

@@ -116,18 +116,6 @@ def code_version() -> str:
 def digest_of(path: str | Path) -> str:
     """sha256 over a module's weights and configuration; provenance and cards do not count."""
     from pem_composition.checkpoint import locate
-    from pem_composition.checkpoint.files import sha256_file
+    from pem_composition.checkpoint.content import content_digest
 
-    folder, _ = locate(path)
-    names = sorted(
-        f.name
-        for f in folder.iterdir()
-        if f.suffix in (".safetensors", ".bin")
-        or f.name in ("adapter_config.json", "head_config.json", "config.json")
-    )
-    parts = [
-        f"{name} {sha256_file(folder / name, folder)}"
-        for name in names
-        if name != "training_args.bin"
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return content_digest(locate(path)[0])

@@ -80,20 +80,32 @@ def write(results: str | Path, out: Path) -> list[Path]:
         DataError: no finished sweep.
     """
     found = read(results)
+    require_matplotlib()
+    files = save(curves(found), out, "curve")
+    if len(found.summary["tasks"]) == 2:
+        files += save(frontier(found), out, "frontier")
+    return files
+
+
+def require_matplotlib() -> None:
+    """Draw into files, without a display.
+
+    Raises:
+        RunFailed: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
         raise RunFailed.build(
-            "plot", "matplotlib is not installed", do="pip install matplotlib, then: pem report DIR"
+            "plot",
+            "matplotlib is not installed",
+            do="pip install 'pem_composition[plot]', then run it again (a sweep: pem report DIR)",
         ) from None
     matplotlib.use("Agg")
-    files = _save(curves(found), out, "curve")
-    if len(found.summary["tasks"]) == 2:
-        files += _save(frontier(found), out, "frontier")
-    return files
 
 
-def _save(figure: Figure, out: Path, name: str) -> list[Path]:
+def save(figure: Figure, out: Path, name: str) -> list[Path]:
+    """Write PNG and PDF, and close the figure."""
     from matplotlib import pyplot
 
     files = [out / f"{name}.{suffix}" for suffix in FORMATS]

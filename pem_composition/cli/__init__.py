@@ -12,7 +12,7 @@ from pem_composition.errors import EXIT_DONE, UsageError
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
 SUBCOMMANDS = (
     "offline", "split", "init", "train", "merge", "negation", "analogy", "compose",
-    "inspect", "compare", "rebuild", "convert",
+    "inspect", "check", "compare", "rebuild", "convert",
     "evaluate", "perplexity", "generate", "judge", "sweep", "report",
 )  # fmt: skip
 

@@ -22,6 +22,9 @@ _HOMES = {
     "analogy": "module",
     "load": "checkpoint",
     "save": "checkpoint",
+    "compare": "arithmetic.comparison",
+    "convert": "checkpoint.convert",
+    "rebuild": "checkpoint.rebuild",
     "attach": "adapters",
     "detach": "adapters",
     "extract": "adapters",
@@ -34,17 +37,23 @@ __all__ = [
     "analogy",
     "attach",
     "combine",
+    "compare",
+    "convert",
     "detach",
     "extract",
     "fold",
     "load",
     "negate",
+    "rebuild",
     "save",
 ]
 
 if TYPE_CHECKING:
     from pem_composition.adapters import attach, detach, extract, fold
+    from pem_composition.arithmetic.comparison import compare
     from pem_composition.checkpoint import load, save
+    from pem_composition.checkpoint.convert import convert
+    from pem_composition.checkpoint.rebuild import rebuild
     from pem_composition.errors import PEMError
     from pem_composition.module import PEM, analogy, combine, negate
 

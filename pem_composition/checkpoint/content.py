@@ -9,14 +9,25 @@ from pathlib import Path
 from pem_composition.checkpoint.files import sha256_file
 from pem_composition.checkpoint.heads import FOLDER
 
-CONFIGS = ("adapter_config.json", "head_config.json", "config.json")
-WEIGHTS = (".safetensors", ".bin")
+ADAPTER = "adapter_config.json"
+ADAPTER_FILES = frozenset(
+    {
+        *(ADAPTER, "adapter_model.safetensors", "adapter_model.bin"),
+        *("pytorch_adapter.bin", "head_config.json", "pytorch_model_head.bin"),
+    }
+)
+MODEL_CONFIG = "config.json"
+MODEL_WEIGHTS = (".safetensors", ".bin")  # shards may have any name
 NO_WEIGHTS = "training_args.bin"
 
 
 def content_files(folder: Path) -> list[str]:
-    """Weights and configuration, relative to the folder; provenance and cards do not count."""
-    names = [f.name for f in folder.iterdir() if f.suffix in WEIGHTS or f.name in CONFIGS]
+    """Weights and configuration, relative to the folder; records, cards and logs do not count."""
+    names = [f.name for f in folder.iterdir()]
+    if ADAPTER in names:
+        names = [n for n in names if n in ADAPTER_FILES]
+    else:
+        names = [n for n in names if n.endswith(MODEL_WEIGHTS) or n == MODEL_CONFIG]
     heads = folder / FOLDER
     beside = sorted(heads.glob("*.safetensors")) if heads.is_dir() else []
     names += [f"{FOLDER}/{f.name}" for f in beside]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.cli import common
-from pem_composition.cli.columns import short_names, table
+from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
 from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.report import heatmap
@@ -29,17 +29,19 @@ SCHEMA = "pem.compare/1"
 FILE = "comparison.json"
 COLUMNS = {
     "cosine": "cosine",
-    "norm_ratio": "|a|/|b|",
+    "norm_ratio": "ratio",
     "column_overlap": "columns",
     "row_overlap": "rows",
     "sign_conflict": "signs",
-    "weighted_sign_conflict": "signs|xy|",
+    "weighted_sign_conflict": "w.signs",
     "cross_term_error": "cross",
 }
-LEGEND = """\
-cosine of dW_a, dW_b; |a|/|b| ratio of their norms; columns, rows: mean cos^2 of the principal
-angles of their column and row spaces; signs: share of entries of opposite sign (signs|xy|: weighted
-by |x y|); cross: relative error of the paper's sum {coefficients} against the exact one"""
+LEGEND = (
+    "cosine of dW_a, dW_b; ratio of their norms |a| / |b|; columns, rows: mean cos^2 of the "
+    "principal angles of their column and row spaces; signs: share of entries of opposite sign "
+    "(w.signs: weighted by |x y|); cross: relative error of the paper's sum, coefficients "
+    "{coefficients}, against the exact one"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,27 +138,35 @@ def to_json(found: Comparison, modules: Sequence[PEM], paths: Sequence[str]) -> 
 def text(facts: Mapping[str, Any], layers: bool | None) -> str:
     """Totals of all pairs, layers where asked, and what the columns mean."""
     pairs = facts["pairs"]
-    rows = [(p["a"], p["b"], *(p["total"][c] for c in COLUMNS)) for p in pairs]
+    rows = [(p["a"], p["b"], *_cells(p["total"], COLUMNS)) for p in pairs]
     parts = [table(("a", "b", *COLUMNS.values()), rows, words=2)]
     for pair in pairs if layers or (layers is None and len(pairs) == 1) else ():
         parts.append(_layers(pair))
-    weights = ", ".join(f"{c:g}" for c in facts["coefficients"])
+    weights = ", ".join(f"{c:.4g}" for c in facts["coefficients"])
     if len(facts["modules"]) > 2 and facts["cross_term_error"] is not None:
         parts.append(
             f"cross terms of the sum of all, coefficients {weights}: "
             f"{facts['cross_term_error']:.4g}"
         )
-    notes = [LEGEND.format(coefficients=f"(coefficients {weights})")]
+    notes = [wrapped(LEGEND.format(coefficients=weights))]
     refused = {p["refused"]: None for p in pairs if p["refused"]}
-    notes += [f"no sum in parameter space: {reason}" for reason in refused]
+    notes += [wrapped(f"no sum in parameter space: {reason}", indent=4) for reason in refused]
     return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def _cells(measures: Mapping[str, Any], columns: Iterable[str]) -> list[str | None]:
+    """Three digits after the point, so that columns stay narrow; of a ratio three in all."""
+    return [
+        None if (v := measures[c]) is None else f"{v:.3g}" if c == "norm_ratio" else f"{v:.3f}"
+        for c in columns
+    ]
 
 
 def _layers(pair: Mapping[str, Any]) -> str:
     prefix, short = short_names(list(pair["layers"]))
     found = [c for c in COLUMNS if pair["total"][c] is not None]
     rows = [
-        (name, *(row[c] for c in found))
+        (name, *_cells(row, found))
         for name, row in zip(short, pair["layers"].values(), strict=True)
     ]
     title = f"layer of {prefix.rstrip('.')}" if prefix else "layer"

@@ -132,6 +132,25 @@ def test_a_whole_model_as_a_module_is_rebuilt(inputs: Path, tmp_path: Path) -> N
     assert rebuild(tmp_path / "m").equal
 
 
+def test_a_composition_of_compositions_on_disk_is_rebuilt_step_by_step(
+    inputs: Path, tmp_path: Path
+) -> None:
+    a, b, c = (library.load(inputs / n) for n in "abc")
+    (a - 0.5 * b).save(tmp_path / "step")
+    negate(library.load(tmp_path / "step") + c, 0.3).save(tmp_path / "last")
+    found = rebuild(tmp_path / "last")
+    assert found.equal
+    assert [s.name for s, _ in found.inputs] == ["step", "c"]
+    assert rebuild(tmp_path / "step").equal
+
+
+def test_files_beside_an_input_do_not_change_it(inputs: Path, tmp_path: Path) -> None:
+    negate(library.load(inputs / "a")).save(tmp_path / "out")
+    for name in ("optimizer.bin", "other.safetensors", "all_results.json", "README.md"):
+        (inputs / "a" / name).write_text("x")
+    assert rebuild(tmp_path / "out").equal
+
+
 # --- inputs that are not what they were ---
 
 

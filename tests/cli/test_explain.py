@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,23 @@ def test_check_reads_values_only_if_asked(folder, tmp_path, pem):
     assert "warning: its update is zero" in idle.out
 
 
+@pytest.mark.parametrize("command", ["check", "inspect"])
+def test_headers_are_answered_without_torch(command, folder, repository):
+    words = [
+        command,
+        folder / "a",
+        folder / "wide",
+        *(["-m", folder / "base"] * (command == "check")),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pem_composition", *map(str, words)],
+        capture_output=True, text=True, cwd=repository, check=True,
+    )  # fmt: skip
+    imported = {x.rpartition("|")[2].strip().split(".")[0] for x in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert imported & {"torch", "numpy", "transformers", "matplotlib"} == set()
+
+
 # --- compare ---
 
 
@@ -161,11 +180,11 @@ def test_compare_prints_totals_and_layers_and_their_legend(folder, pem):
     assert fits(done.out)
     expected = compare([library.load(folder / n) for n in "ab"]).pairs[0]
     first = done.out.splitlines()[1].split()
-    assert first[:3] == ["a", "b", f"{expected.total.cosine:.4g}"]
-    assert first[-1] == f"{expected.total.cross_term_error:.4g}"
+    assert first[:3] == ["a", "b", f"{expected.total.cosine:.3f}"]
+    assert first[-1] == f"{expected.total.cross_term_error:.3f}"
     for layer, row in expected.layers.items():
         assert f"{layer.removeprefix('bert.encoder.layer.')}  " in done.out
-        assert f"{row.weighted_sign_conflict:.4g}" in done.out
+        assert f"{row.weighted_sign_conflict:.3f}" in done.out
 
 
 def test_compare_several_modules_without_layers_unless_asked(folder, pem):

@@ -82,6 +82,8 @@ def diagnose(
     reasons = {
         space: unread or _refusal(headers, space, allow_base_mismatch, model) for space in SPACES
     }
+    if allow_base_mismatch:  # then another base stops nothing
+        findings = [replace(f, severity=WARNING) if f.do == ONE_BASE else f for f in findings]
     order = (ERROR, WARNING, NOTE)
     findings.sort(key=lambda f: order.index(f.severity))
     return Diagnosis(tuple(headers), tuple(findings), reasons, _policies(headers))

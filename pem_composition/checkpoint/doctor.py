@@ -245,8 +245,9 @@ def _inits(headers: Sequence[ModuleHeader]) -> Iterator[Finding]:
     known = {m for m in marks.values() if m}
     shown = {n: m[:12] if m else "unknown" for n, m in marks.items()}
     if len(known) > 1:
-        do = f"train from one initial module (--init_from), or {USE_DELTA}"
-        yield Finding(WARNING, "initialisations differ: the factors are not aligned", shown, do)
+        what = "initialisations differ (lora_A or head): the factors may not be aligned"
+        do = "train from one initial module (--init_from) or use --space delta; rows of pem compare"
+        yield Finding(WARNING, what, shown, f"{do} is near 1 where lora_A is shared")
     elif known and None in marks.values():
         yield Finding(
             NOTE, "initialisation unknown for some", shown, "pem compare measures the sum"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pem_composition.module import Provenance
 
 NAME = "inspect"
-HELP = "print kind, rank, layers, base, provenance of modules; --values: norms and effective ranks"
+HELP = "kind, rank, layers, base, provenance of modules; --values: norms and effective ranks"
 EXAMPLES = """
   pem inspect runs/rte-0 runs/rte-1
   pem inspect runs/merged --values

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pem_composition.recipe import Recipe
 
 NAME = "rebuild"
-HELP = "compute a composition again from its pem.json and compare bit for bit; exit code 0 if equal"
+HELP = "compute a composition again from its pem.json, compare bit for bit; exit code 0 if equal"
 EXAMPLES = """
   pem rebuild runs/merged
   pem rebuild runs/merged --module rte-0=/elsewhere/rte-0

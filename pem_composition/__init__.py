@@ -24,6 +24,9 @@ _HOMES = {
     "detoxify": "module",
     "load": "checkpoint",
     "save": "checkpoint",
+    "compare": "arithmetic.comparison",
+    "convert": "checkpoint.convert",
+    "rebuild": "checkpoint.rebuild",
     "attach": "adapters",
     "detach": "adapters",
     "extract": "adapters",
@@ -36,19 +39,25 @@ __all__ = [
     "analogy",
     "attach",
     "combine",
+    "compare",
     "compose",
+    "convert",
     "detach",
     "detoxify",
     "extract",
     "fold",
     "load",
     "negate",
+    "rebuild",
     "save",
 ]
 
 if TYPE_CHECKING:
     from pem_composition.adapters import attach, detach, extract, fold
+    from pem_composition.arithmetic.comparison import compare
     from pem_composition.checkpoint import load, save
+    from pem_composition.checkpoint.convert import convert
+    from pem_composition.checkpoint.rebuild import rebuild
     from pem_composition.composition import compose
     from pem_composition.errors import PEMError
     from pem_composition.module import PEM, analogy, combine, detoxify, negate

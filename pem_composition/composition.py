@@ -15,7 +15,8 @@ from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.patterns import Pattern, compile_pattern
 from pem_composition.arithmetic.trees import Sum, default_space, evaluate, names, with_layers
 from pem_composition.errors import PEMError
-from pem_composition.module import PEM, Source, Term, combine, negate
+from pem_composition.module import PEM, Term, combine, negate
+from pem_composition.recipe import leaf, record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,11 +143,12 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
     origin = module.provenance
     provenance = replace(
         origin,
-        sources=origin.sources or (Source(module.name, init=origin.init),),
+        sources=origin.sources if origin.space is not None else (leaf(module),),
         terms=(Term(1.0, f"layers({label_of(module, space)}{pairs})"),),
         space=space,
         method="layers",
         certificate=None,
+        recipe=record("weigh_layers", [module], factors=factors, space=space),
     )
     return replace(module, tensors=tensors, name="combination", provenance=provenance, operands=())
 

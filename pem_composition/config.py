@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = ("lora", "ia3", "full")
 
@@ -94,3 +97,20 @@ class BaseIdentity:
     )
     model_type: str | None = None
     hidden_size: int | None = None
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """What a head predicts: label names by index (classification) or nothing (regression, LM)."""
+
+    labels: tuple[str, ...] = ()
+    problem: str | None = None  # classification | regression | causal_lm | seq2seq_lm
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A head kept beside a module: its parameters by their name in the model."""
+
+    tensors: Mapping[str, Tensor]
+    info: HeadInfo

@@ -13,9 +13,9 @@ from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from pem_composition.arithmetic import heads as head_policies
 from pem_composition.arithmetic.algebra import (
     HEAD,
-    average_heads,
     check_coefficients,
     linear_combination,
     role_of,
@@ -48,24 +48,16 @@ from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.statistics import Statistics
 from pem_composition.arithmetic.statistics import check as check_statistics
 from pem_composition.arithmetic.updates import cast, certificate_of, certified, delta_sum
-from pem_composition.config import AdapterConfig, BaseIdentity
-from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.config import AdapterConfig, BaseIdentity, Head
+from pem_composition.config import HeadInfo as HeadInfo
+from pem_composition.errors import PEMError
+from pem_composition.recipe import Recipe, leaf, record
+from pem_composition.recipe import Source as Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMS = ("exact", "parameter", "reference")  # of a detoxification
-HEAD_POLICIES = ("average", "first", "last", "none", "error")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file-backed input of a composition: where it came from and what it held."""
-
-    name: str
-    path: str | None = None
-    sha256: str | None = None  # of the adapter weights file; of the index for a sharded checkpoint
-    init: str | None = None  # fingerprint of the initial module it was trained from
 
 
 @dataclass(frozen=True)
@@ -104,15 +96,7 @@ class Provenance:
     head_policy: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class HeadInfo:
-    """What a head predicts: label names by index (classification) or nothing (regression, LM)."""
-
-    labels: tuple[str, ...] = ()
-    problem: str | None = None  # classification | regression | causal_lm | seq2seq_lm
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None  # None for a module that was trained or loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +110,7 @@ class PEM:
     Args:
         tensors: canonical name -> CPU tensor, float32 or float64; the name ends in the role.
         head: what the head tensors (role ``head``) predict; None if there are none.
+        heads: further heads, kept beside the module by name; see ``with_head``.
     """
 
     tensors: Mapping[str, Tensor]
@@ -135,6 +120,7 @@ class PEM:
     head: HeadInfo | None = None
     provenance: Provenance = Provenance()
     operands: tuple[tuple[float, PEM], ...] = field(default=(), repr=False)
+    heads: Mapping[str, Head] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
@@ -163,6 +149,14 @@ class PEM:
     def head_tensors(self) -> dict[str, Tensor]:
         """Head parameters by their name in the model (without the ``.head`` role)."""
         return {n.removesuffix(".head"): t for n, t in self.tensors.items() if role_of(n) == HEAD}
+
+    def with_head(self, name: str) -> PEM:
+        """The module with one of the heads beside it, or a part of a concatenated one, as its own.
+
+        Raises:
+            PEMError: no head of that name; says which there are.
+        """
+        return with_head(self, name)
 
     def save(
         self,
@@ -232,7 +226,8 @@ def combine(
         space: default: parameter for the sum; any other method has one space of its own.
         method, settings: a name of ``arithmetic.methods.registry`` and its keywords, such as
             "ties" and {"density": 0.2}.
-        head: average (weights |c_i| / sum |c_j|), first, last, none, or error if the heads differ.
+        head: average (weights |c_i| / sum |c_j|), first, last, none, error if the heads differ,
+            per-task (each kept by its module's name) or concat (one head over all labels).
         dtype: float32 | bfloat16 | float16 | float64; tensors are rounded to it, and the
             certificate is that of the rounded result. Default: as loaded (float32 or float64).
         certify: compute the relative error of the result, see ``Certificate``.
@@ -264,13 +259,14 @@ def combine(
         certifier = _own_result(merged)
     else:
         tensors, config, certifier = _combined(modules, coefficients, choice, space, rank)
-    tensors |= {f"{n}.{HEAD}": t for n, t in _choose_head(modules, coefficients, head).items()}
+    chosen = head_policies.choose(modules, coefficients, head)
     result = PEM(
-        tensors=cast(tensors, dtype),
+        tensors=cast(tensors | _as_roles(chosen.tensors), dtype),
         config=config,
         base=_common_base(modules),
         name="combination",
-        head=_choose_head_info(modules, head),
+        head=chosen.info,
+        heads={n: _cast_head(h, dtype) for n, h in chosen.beside.items()},
         operands=tuple(zip(coefficients, modules, strict=True))
         if flat and dtype is None and rank is None
         else (),
@@ -278,7 +274,16 @@ def combine(
     terms = tuple(Term(c, label_of(m, space)) for c, m in zip(coefficients, modules, strict=True))
     certificate = certifier(result) if certify else None
     provenance = _provenance(modules, terms, space, method_text(choice, rank), head)
-    return replace(result, provenance=replace(provenance, certificate=certificate))
+    recipe = None
+    if not choice.entry.needs:  # statistics come from files that no recipe names
+        recipe = record(
+            "combine", modules, coefficients=coefficients, space=space, method=choice.method,
+            settings=choice.as_dict(), rank=rank, head=head, dtype=dtype,
+            allow_base_mismatch=allow_base_mismatch,
+        )  # fmt: skip
+    notes = (*provenance.notes, *chosen.notes)
+    provenance = replace(provenance, certificate=certificate, recipe=recipe, notes=notes)
+    return replace(result, provenance=provenance)
 
 
 def _combined(
@@ -316,11 +321,31 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
     check_coefficients([strength], "strength")
     tensors = algebra_negate(module.adapter_tensors(), float(strength))
     tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
-    result = PEM(tensors, module.config, module.base, "negation", module.head)
+    result = PEM(tensors, module.config, module.base, "negation", module.head, heads=module.heads)
     term = Term(1.0, f"negate({module}, {shown(float(strength))})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
     certificate = Certificate(*certificate_of(result, [module], [-float(strength)]))
-    return replace(result, provenance=replace(provenance, certificate=certificate))
+    recipe = record("negate", [module], strength=strength)
+    return replace(result, provenance=replace(provenance, certificate=certificate, recipe=recipe))
+
+
+def with_head(module: PEM, name: str) -> PEM:
+    """``module.with_head(name)``; no other head is left."""
+    chosen = head_policies.select(module, name)
+    tensors = module.adapter_tensors() | _as_roles(chosen.tensors)
+    provenance = replace(module.provenance, recipe=record("with_head", [module], name=name))
+    return replace(
+        module, tensors=tensors, head=chosen.info, heads={}, operands=(), provenance=provenance
+    )
+
+
+def _as_roles(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{n}.{HEAD}": t for n, t in head.items()}
+
+
+def _cast_head(head: Head, dtype: str | None) -> Head:
+    tensors = cast(_as_roles(head.tensors), dtype)
+    return Head({n.removesuffix(f".{HEAD}"): t for n, t in tensors.items()}, head.info)
 
 
 def analogy(
@@ -409,8 +434,8 @@ def _provenance(
 ) -> Provenance:
     sources: dict[Source, None] = {}
     for m in modules:
-        own = Source(m.name, init=m.provenance.init)
-        sources |= dict.fromkeys(m.provenance.sources or (own,))
+        composed = m.provenance.space is not None
+        sources |= dict.fromkeys(m.provenance.sources if composed else (leaf(m),))
     inits = _beginnings(modules, {s.init for s in sources})
     known = sorted(i for i in inits if i)
     notes = list(dict.fromkeys(note for m in modules for note in notes_of(m)))
@@ -450,41 +475,6 @@ def _beginnings(modules: Sequence[PEM], inits: set[str | None]) -> set[str | Non
         return init
 
     return {first(init) for init in inits}
-
-
-def _choose_head(
-    modules: Sequence[PEM], coefficients: Sequence[float], policy: str
-) -> dict[str, Tensor]:
-    if policy not in HEAD_POLICIES:
-        raise PEMError.build(
-            "head", "unknown policy", found=repr(policy), expected=", ".join(HEAD_POLICIES)
-        )
-    weighted = [(m.head_tensors(), c) for m, c in zip(modules, coefficients, strict=True)]
-    heads = [(h, c) for h, c in weighted if h]
-    if not heads or policy == "none":
-        return {}
-    if policy == "average":
-        return average_heads([h for h, _ in heads], [c for _, c in heads])
-    if policy == "error":
-        first = heads[0][0]
-        if any(
-            h.keys() != first.keys() or any(not h[n].equal(first[n]) for n in h) for h, _ in heads
-        ):
-            raise IncompatibleModules.build(
-                "head",
-                "the heads differ",
-                found=f"{len(heads)} heads",
-                expected="equal heads",
-                do="choose --head average, first, last or none",
-            )
-    return weighted[-1 if policy == "last" else 0][0] or heads[-1 if policy == "last" else 0][0]
-
-
-def _choose_head_info(modules: Sequence[PEM], policy: str) -> HeadInfo | None:
-    infos = [m.head for m in modules if m.head is not None]
-    if policy == "none" or not infos:
-        return None
-    return infos[-1 if policy == "last" else 0]
 
 
 def _common_base(modules: Sequence[PEM]) -> BaseIdentity:

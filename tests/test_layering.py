@@ -12,15 +12,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pem_composition"
 
-NUMBERS = {"errors", "config", "arithmetic", "module", "composition", "checkpoint"}
+NUMBERS = {"errors", "config", "arithmetic", "recipe", "module", "composition", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "offline": {"errors"},
     "arithmetic": {"errors", "config"},
-    "module": {"errors", "config", "arithmetic"},
-    "composition": {"errors", "config", "arithmetic", "module"},
-    "checkpoint": {"errors", "config", "arithmetic", "module"},
+    "recipe": {"errors"},
+    "module": {"errors", "config", "arithmetic", "recipe"},
+    "composition": {"errors", "config", "arithmetic", "recipe", "module"},
+    "checkpoint": {"errors", "config", "arithmetic", "recipe", "module"},
     "adapters": NUMBERS,
     "tasks": {"errors", "offline"},
     "evaluation": NUMBERS | {"offline", "adapters", "tasks"},
@@ -36,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 LIGHT = (
-    "errors", "config", "checkpoint", "cli", "offline", "report", "sweep", "endpoint", "__init__",
+    "errors", "config", "recipe", "checkpoint", "cli", "offline", "report", "sweep", "endpoint",
+    "__init__",
 )  # fmt: skip
 HEAVY = {
     "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",

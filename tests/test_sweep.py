@@ -25,6 +25,7 @@ from sklearn.metrics import accuracy_score
 
 import pem_composition as library
 from pem_composition import cli, sweep
+from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.errors import UsageError
 from pem_composition.report.records import Results, read, read_lines
 
@@ -151,6 +152,7 @@ def test_the_selected_modules_are_written(finished, bench):
         module = library.load(finished / f"selected_{space}")
         expected = library.combine([library.load(p) for p in bench.modules], selected, space=space)
         assert all(torch.allclose(module.tensors[n], t) for n, t in expected.tensors.items())
+        assert rebuild(finished / f"selected_{space}").equal
 
 
 # --- resuming ---

@@ -142,6 +142,7 @@ class Attachment:
             name or self.pem.name,
             head,
             self.pem.provenance,
+            heads=self.pem.heads,
         )
 
     def detach(self) -> None:

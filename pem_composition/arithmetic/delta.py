@@ -46,7 +46,7 @@ def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
     B = Q_B U sqrt(S), A = sqrt(S) V^T Q_A^T. Source: Eckart and Young 1936 on the core. The rank
     of the result is at most sum_k r_k, I and O.
     """
-    (Q_B, R_B), (Q_A, R_A) = _thin_qr(terms)
+    (Q_B, R_B), (Q_A, R_A) = thin_qr(terms)
     U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
     root = S[:rank].sqrt()
     dtype = terms[0].A_RI.dtype
@@ -59,24 +59,12 @@ def norm(terms: Sequence[Factor]) -> float:
     """Frobenius norm of sum_k w_k B_k A_k: ||R_B R_A^T||_F of the thin QR factors."""
     if not terms:
         return 0.0
-    (_, R_B), (_, R_A) = _thin_qr(terms)
+    (_, R_B), (_, R_A) = thin_qr(terms)
     return float(torch.linalg.matrix_norm(R_B @ R_A.mT))
 
 
-def inner_products(terms: Sequence[Factor]) -> Tensor:
-    """Frobenius inner products of the terms, w_s w_t tr((B_s A_s)^T B_t A_t), (T, T) float64."""
-    A = [t.A_RI.double() for t in terms]
-    B = [t.B_OR.double() * t.weight for t in terms]
-    rows = [
-        torch.stack(
-            [((B_s.mT @ B_t) * (A_s @ A_t.mT)).sum() for A_t, B_t in zip(A, B, strict=True)]
-        )
-        for A_s, B_s in zip(A, B, strict=True)
-    ]
-    return torch.stack(rows)
-
-
-def _thin_qr(terms: Sequence[Factor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def thin_qr(terms: Sequence[Factor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(Q_B, R_B) of [w_1 B_1, ...] and (Q_A, R_A) of [A_1; ...]^T, in float64."""
     B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
     A_IK = torch.cat([t.A_RI.double() for t in terms], dim=0).mT
     q_b, q_a = torch.linalg.qr(B_OK), torch.linalg.qr(A_IK)

@@ -185,7 +185,7 @@ def _result(layer: _Layer) -> list[Factor]:
 
 
 def _on_sphere(layer: _Layer) -> list[Factor]:
-    from pem_composition.arithmetic.delta import inner_products
+    from pem_composition.arithmetic.geometry import inner_products
 
     mean = layer.choice.entry.function()
     weights = mean(inner_products(layer.terms), list(layer.shares), layer.name)

@@ -16,6 +16,7 @@ from pem_composition.checkpoint import (
     adapter_transformers,
     adapter_transformers_write,
     full,
+    heads,
     peft,
     provenance,
 )
@@ -49,6 +50,7 @@ MODULE_FILES = frozenset(
         peft.WEIGHTS_BIN,
         provenance.FILE,
         provenance.CARD,
+        heads.FOLDER,
         adapter_transformers.WEIGHTS,
         adapter_transformers.HEAD_CONFIG,
         adapter_transformers.HEAD_WEIGHTS,
@@ -75,7 +77,8 @@ def load(
     label = name or folder.resolve().name
     record = provenance.read(folder)
     if kind == "full":
-        return full.load_full(folder, base, name=label)
+        module = full.load_full(folder, base, name=label)
+        return replace(module, heads=heads.read(folder, record))
     header, tensors = _read(folder, kind, label, record, values=True)
     assert header.sha256 is not None
     return PEM(
@@ -84,7 +87,10 @@ def load(
         base=header.base,
         name=label,
         head=header.head,
-        provenance=provenance.loaded(record, label, folder, header.sha256, header.notes),
+        provenance=provenance.loaded(
+            record, label, folder, header.sha256, header.notes, header.weights.name
+        ),
+        heads=heads.read(folder, record),
     )
 
 
@@ -97,9 +103,12 @@ def inspect_header(path: str | PathLike[str], *, name: str | None = None) -> Mod
     folder, kind = locate(path)
     label = name or folder.resolve().name
     record = provenance.read(folder)
-    if kind == "full":
-        return full.header(folder, label, record)
-    return _read(folder, kind, label, record, values=False)[0]
+    header = (
+        full.header(folder, label, record)
+        if kind == "full"
+        else _read(folder, kind, label, record, values=False)[0]
+    )
+    return replace(header, heads=dict(record.heads) if record else {})
 
 
 def _read(
@@ -242,4 +251,6 @@ def save(
             peft.write(pem, folder, dtype=dtype)
         else:
             adapter_transformers_write.write(pem, folder, Path(fspath(path)).name, dtype=dtype)
-        provenance.write(pem, folder)
+        heads.write(pem, folder, dtype=dtype)
+        written = {"format": format, "dtype": dtype}
+        provenance.write(pem, folder, written, title=Path(fspath(path)).name)

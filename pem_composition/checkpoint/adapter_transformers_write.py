@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from pem_composition.checkpoint.peft import check_gaps
 from pem_composition.checkpoint.tensors import cast, save_dtype
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import UnsupportedModule
+from pem_composition.recipe import record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +43,8 @@ def write(pem: PEM, folder: Path, name: str, *, dtype: str | None) -> None:
     Raises:
         UnsupportedModule: the module has no exact form in this layout; the reason is named.
     """
+    if pem.heads:
+        raise _no_form(pem, f"heads kept beside it ({', '.join(pem.heads)})", "one head")
     model_type = _model_type(pem)
     family, label = FAMILIES[model_type], name.replace(".", "_")
     plain = {n: t for n, t in pem.tensors.items() if not n.endswith(".head")}
@@ -68,6 +72,24 @@ def write(pem: PEM, folder: Path, name: str, *, dtype: str | None) -> None:
         head_label = {"name": label} if config.get("config") else {"name": None}
         write_json(folder / HEAD_CONFIG, {**common, **config, **head_label})
         _write_state(saved, folder / HEAD_WEIGHTS)
+
+
+def as_reference(module: PEM) -> PEM:
+    """Name a T5 module's keys as the reference's analogy program does.
+
+    It saves from T5ForConditionalGeneration (no ``transformer.`` prefix, a static LM head), while
+    the modules that go in were saved from T5AdapterModel.
+    """
+    if module.base.model_type != "t5":
+        return module
+    origin = {"model_class": "T5ForConditionalGeneration", "prefix": ""}
+    written = {**module.config.extra.get("origin", {}), **origin}
+    head = module.head and replace(
+        module.head, extra={"adapter_transformers": {"config": None, "positions": None}}
+    )
+    config = replace(module.config, extra={**module.config.extra, "origin": written})
+    provenance = replace(module.provenance, recipe=record("as_reference", [module]))
+    return replace(module, config=config, head=head, provenance=provenance)
 
 
 def _write_state(state: Mapping[str, Tensor], path: Path) -> None:

@@ -25,6 +25,7 @@ from pem_composition.checkpoint.files import (
     write_safetensors,
 )
 from pem_composition.checkpoint.header import ModuleHeader
+from pem_composition.checkpoint.heads import FOLDER as HEADS_FOLDER
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.provenance import (
     HIDDEN_SIZE_KEYS,
@@ -376,16 +377,16 @@ def is_model_file(name: str) -> bool:
     )
     return (
         weights
-        or name in (CONFIG, provenance.FILE, provenance.CARD)
+        or name in (CONFIG, provenance.FILE, provenance.CARD, HEADS_FOLDER)
         or bool(COMPANIONS.fullmatch(name))
     )
 
 
-def _shards(infos: Mapping[str, TensorInfo]) -> list[list[str]]:
+def _shards(infos: Mapping[str, TensorInfo], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(infos):
-        if shards[-1] and size + infos[name].nbytes > MAX_SHARD_BYTES:
+        if shards[-1] and size + infos[name].nbytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(name)
@@ -394,13 +395,16 @@ def _shards(infos: Mapping[str, TensorInfo]) -> list[list[str]]:
 
 
 def write_model(
-    folder: Path, infos: Mapping[str, TensorInfo], value: Callable[[str], Tensor]
+    folder: Path,
+    infos: Mapping[str, TensorInfo],
+    value: Callable[[str], Tensor],
+    max_shard_bytes: int | None = None,
 ) -> None:
     def values(name: str) -> Iterator[Any]:
         tensor = value(name)
         yield buffer_of(tensor)
 
-    shards = _shards(infos)
+    shards = _shards(infos, max_shard_bytes or MAX_SHARD_BYTES)
     table: dict[str, str] = {}
     for i, names in enumerate(shards, start=1):
         file = (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.files import (
     FLOAT_DTYPES,
     TensorInfo,
@@ -37,7 +38,8 @@ from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.tensors import cast, info_of, save_dtype
 from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
-from pem_composition.module import PEM, Provenance, Source, Term
+from pem_composition.module import PEM, Provenance, Term
+from pem_composition.recipe import Recipe, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +83,9 @@ def combine_full(
             config = read_json(folders[0] / CONFIG, folders[0])
             write_companions(folders[0], folder, config, target)
             provenance.write(
-                _described(opened, weights, base, head, config, Path(fspath(out)).name), folder
+                _described(opened, weights, base, head, config, Path(fspath(out)).name),
+                folder,
+                {"format": "peft", "dtype": dtype},
             )
 
 
@@ -257,6 +261,15 @@ def _described(
     """A PEM without tensors that carries what pem.json records."""
     has_head = head != "none" and any(is_head(n) for n in models[0].infos)
     labels = [m.folder.resolve().name for m in models]
+    sources = tuple(
+        Source(label, str(m.folder), m.sha256(), license=license_of(m.folder))
+        for label, m in zip(labels, models, strict=True)
+    )
+    settings = {
+        "coefficients": list(weights),
+        "base": None if base is None else fspath(base),
+        "head": head,
+    }
     return PEM(
         tensors={},
         config=FullConfig(),
@@ -267,12 +280,10 @@ def _described(
         head=head_info(config) if has_head else None,
         provenance=Provenance(
             terms=tuple(Term(c, label) for c, label in zip(weights, labels, strict=True)),
-            sources=tuple(
-                Source(label, str(m.folder), m.sha256())
-                for label, m in zip(labels, models, strict=True)
-            ),
+            sources=sources,
             space="parameter",
             method="sum",
             head_policy=head,
+            recipe=Recipe("combine_full", settings, sources),
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,11 +35,17 @@ class ModuleHeader:
     weights: Path
     notes: tuple[str, ...] = ()
     sha256: str | None = None
+    heads: Mapping[str, HeadInfo] = field(default_factory=dict)  # kept beside the module
 
     @property
     def kind(self) -> str:
         """lora, ia3 or full."""
         return self.config.kind
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the adapted layers (of the changed parameters for full), sorted."""
+        return tuple(sorted({name.rpartition(".")[0] for name in self.shapes}))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -16,12 +16,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition import __version__
+from pem_composition import __version__, recipe
+from pem_composition.checkpoint import heads
+from pem_composition.checkpoint.card import CARD as CARD
+from pem_composition.checkpoint.card import card, license_of
+from pem_composition.checkpoint.content import content_digest
 from pem_composition.checkpoint.files import is_file, read_json, sha256_file, write_json
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors
-from pem_composition.config import BaseIdentity
+from pem_composition.config import BaseIdentity, HeadInfo
 from pem_composition.errors import CheckpointError
-from pem_composition.module import Certificate, HeadInfo, Provenance, Source, Term
+from pem_composition.module import Certificate, Provenance, Term
+from pem_composition.recipe import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +34,8 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 FILE = "pem.json"
-CARD = "README.md"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 has neither recipe nor heads beside the module
 SAMPLE_BYTES = 64
 SAMPLES = 16
 HIDDEN_SIZE_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
@@ -47,20 +52,25 @@ class Record:
     head: HeadInfo | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, HeadInfo] = field(default_factory=dict)
+    written: Mapping[str, str | None] = field(default_factory=dict)
+    versions: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def build(pem: PEM, files: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON object of a pem.json; ``files`` maps file names to their sha256."""
+def build(
+    pem: PEM, files: Mapping[str, str], written: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
+    """The JSON object of a pem.json.
+
+    Args:
+        files: file name -> sha256.
+        written: format and dtype that the module was saved in.
+    """
     p = pem.provenance
     certificate = p.certificate and {
         "total": p.certificate.total,
         "against": p.certificate.against,
         "layers": dict(p.certificate.layers),
-    }
-    head = pem.head and {
-        "labels": list(pem.head.labels),
-        "problem": pem.head.problem,
-        "extra": dict(pem.head.extra),
     }
     return {
         "format_version": FORMAT_VERSION,
@@ -70,11 +80,14 @@ def build(pem: PEM, files: Mapping[str, str]) -> dict[str, Any]:
         "sources": [asdict(s) for s in p.sources],
         "space": p.space,
         "method": p.method,
+        "recipe": p.recipe and recipe.to_json(p.recipe, p.sources),
+        "written": dict(written or {}),
         "certificate": certificate,
         "base": asdict(pem.base),
         "init": p.init,
         "head_policy": p.head_policy,
-        "head": head,
+        "head": pem.head and heads.describe(pem.head),
+        "heads": {name: heads.describe(head.info) for name, head in pem.heads.items()},
         "training": dict(p.training),
         "notes": list(p.notes),
         "origin": dict(pem.config.extra.get("origin", {})),
@@ -98,10 +111,21 @@ def _versions() -> dict[str, str | None]:
     }
 
 
-def write(pem: PEM, folder: Path) -> None:
-    """Write README.md, then pem.json over every other file in the folder."""
-    files = {f.name: sha256_file(f) for f in sorted(folder.iterdir())}
-    record = build(pem, files)
+def write(
+    pem: PEM,
+    folder: Path,
+    written: Mapping[str, str | None] | None = None,
+    title: str | None = None,
+) -> None:
+    """Write pem.json over every file in the folder, and README.md.
+
+    Args:
+        written: as for ``build``.
+        title: of the card; default: the module's name.
+    """
+    found = sorted(f for f in folder.rglob("*") if f.is_file())
+    files = {f.relative_to(folder).as_posix(): sha256_file(f) for f in found}
+    record = build(pem, files, written)
     try:
         write_json(folder / FILE, record)
     except (TypeError, ValueError) as error:
@@ -110,45 +134,7 @@ def write(pem: PEM, folder: Path) -> None:
             f"the module's provenance is not plain JSON ({error})",
             do="keep text and finite numbers in it",
         ) from None
-    (folder / CARD).write_text(card(pem), encoding="utf-8")
-
-
-def card(pem: PEM) -> str:
-    """A short model card: what it is, what it was made of, how exact it is, how to open it."""
-    p = pem.provenance
-    front = {
-        "library_name": "peft" if pem.kind != "full" else "transformers",
-        "base_model": pem.base.name,
-    }
-    lines = [
-        "---",
-        *(f"{k}: {json.dumps(v)}" for k, v in front.items() if v),
-        "tags: [pem-composition]",
-        "---",
-    ]
-    lines += ["", f"# {_plain(pem.name)}", "", f"A {pem.kind} module: `{_plain(str(pem))}`", ""]
-    if p.space:
-        lines += [
-            f"Made in {p.space} space ({_plain(p.method or 'sum')}), "
-            f"head: {p.head_policy or 'kept'}.",
-            "",
-        ]
-    if p.sources:
-        lines += ["| input | sha256 |", "|---|---|"]
-        lines += [f"| {_plain(s.name)} | `{s.sha256 or 'in memory'}` |" for s in p.sources] + [""]
-    if p.certificate:
-        lines += [
-            f"Relative error against {_plain(p.certificate.against)}: {p.certificate.total:.3g}.",
-            "",
-        ]
-    lines += [f"- {_plain(note)}" for note in p.notes]
-    lines += ["", "Details and checksums: `pem.json`.", ""]
-    return "\n".join(lines)
-
-
-def _plain(text: str) -> str:
-    """One line without the characters that mean something in a Markdown table."""
-    return " ".join(text.replace("|", "/").replace("`", "'").split())
+    (folder / CARD).write_text(card(pem, title), encoding="utf-8")
 
 
 def read(folder: Path) -> Record | None:
@@ -161,12 +147,12 @@ def read(folder: Path) -> Record | None:
     if not is_file(path):
         return None
     raw = read_json(path, folder)
-    if raw.get("format_version") != FORMAT_VERSION:
+    if raw.get("format_version") not in READABLE_VERSIONS:
         raise CheckpointError.build(
             path,
             "format_version",
             found=raw.get("format_version"),
-            expected=FORMAT_VERSION,
+            expected=" or ".join(map(str, READABLE_VERSIONS)),
             do="read it with the version that wrote it",
         )
     try:
@@ -183,9 +169,10 @@ def _parse(raw: Mapping[str, Any]) -> Record:
     certificate, head, files = raw.get("certificate"), raw.get("head"), raw.get("files") or {}
     if not all(isinstance(k, str) and isinstance(v, str) for k, v in files.items()):
         raise TypeError("files must map names to sha256")
+    sources = tuple(Source(**s) for s in raw.get("sources") or ())
     provenance = Provenance(
         terms=tuple(Term(float(t["coefficient"]), str(t["label"])) for t in raw.get("terms") or ()),
-        sources=tuple(Source(**s) for s in raw.get("sources") or ()),
+        sources=sources,
         space=_text(raw, "space"),
         method=_text(raw, "method"),
         certificate=_certificate(certificate) if certificate else None,
@@ -193,21 +180,19 @@ def _parse(raw: Mapping[str, Any]) -> Record:
         head_policy=_text(raw, "head_policy"),
         training=dict(raw.get("training") or {}),
         notes=tuple(str(n) for n in raw.get("notes") or ()),
+        recipe=recipe.from_json(raw["recipe"], sources) if raw.get("recipe") else None,
     )
     return Record(
         kind=_text(raw, "kind"),
         expression=_text(raw, "expression"),
         provenance=provenance,
         base=BaseIdentity(**(raw.get("base") or {})),
-        head=HeadInfo(
-            tuple(str(w) for w in head["labels"]),
-            _text(head, "problem"),
-            dict(head.get("extra") or {}),
-        )
-        if head
-        else None,
+        head=heads.parse(head) if head else None,
         origin=dict(raw.get("origin") or {}),
         files=dict(files),
+        heads=heads.parse_all(raw.get("heads") or {}),
+        written={key: _text(raw.get("written") or {}, key) for key in ("format", "dtype")},
+        versions=dict(raw.get("versions") or {}),
     )
 
 
@@ -242,17 +227,24 @@ def check_sha256(folder: Path, name: str, found: str, record: Record | None) -> 
 
 
 def loaded(
-    record: Record | None, name: str, path: Path, sha256: str, notes: tuple[str, ...]
-) -> Provenance:
-    """Provenance of a module read from disk: one source, and a note of its recorded expression."""
+    record: Record | None, name: str, path: Path, sha256: str, notes: tuple[str, ...],
+    weights: str | None = None,
+) -> Provenance:  # fmt: skip
+    """Provenance of a module read from disk: one source, and a note of its recorded expression.
+
+    Args:
+        weights: name of the file that ``sha256`` is of; None leaves the content's digest out.
+    """
     old = record.provenance if record else Provenance()
+    content = content_digest(path, {weights: sha256}) if weights else None
+    source = Source(name, str(path), sha256, old.init, content, license_of(path))
     made = (
         (f"{name} was made as {record.expression} in {old.space} space",)
         if record and old.space
         else ()
     )
     return Provenance(
-        sources=(Source(name, str(path), sha256, old.init),),
+        sources=(source,),
         init=old.init,
         training=old.training,
         notes=tuple(dict.fromkeys((*old.notes, *made, *notes))),

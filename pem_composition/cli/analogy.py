@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
@@ -76,6 +76,7 @@ def run(config: Config) -> int:
 
 
 def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
+    from pem_composition.checkpoint.adapter_transformers_write import as_reference
     from pem_composition.module import combine
 
     choice = config.choice(modules[0].kind)
@@ -91,23 +92,6 @@ def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> 
         allow_base_mismatch=config.allow_base_mismatch,
     )
     return as_reference(module) if config.format == "adapter-transformers" else module
-
-
-def as_reference(module: PEM) -> PEM:
-    """Name a T5 module's keys as the reference's analogy program does.
-
-    It saves from T5ForConditionalGeneration (no ``transformer.`` prefix, a static LM head), while
-    the modules that go in were saved from T5AdapterModel.
-    """
-    if module.base.model_type != "t5":
-        return module
-    origin = {"model_class": "T5ForConditionalGeneration", "prefix": ""}
-    written = {**module.config.extra.get("origin", {}), **origin}
-    head = module.head and replace(
-        module.head, extra={"adapter_transformers": {"config": None, "positions": None}}
-    )
-    config = replace(module.config, extra={**module.config.extra, "origin": written})
-    return replace(module, config=config, head=head)
 
 
 def _points(config: Config) -> tuple[tuple[float, ...], ...]:

@@ -180,8 +180,7 @@ class Facts:
     @classmethod
     def of(cls, header: ModuleHeader) -> Facts:
         """The facts of a module's header."""
-        layers = tuple(sorted({name.rpartition(".")[0] for name in header.shapes}))
-        return cls(header.name, header.base, header.kind, header.config, layers)
+        return cls(header.name, header.base, header.kind, header.config, header.layers)
 
 
 def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = None) -> list[PEM]:
@@ -240,7 +239,8 @@ def write_grid(
 
 def report(out: Path, module: PEM) -> None:
     """Print what was written; see ``report_line``."""
-    report_line(out, str(module), module.provenance, bool(module.head_tensors()))
+    has_head = bool(module.head_tensors() or module.heads)
+    report_line(out, str(module), module.provenance, has_head)
 
 
 def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) -> None:

@@ -42,6 +42,9 @@ class Config:
 
     model_name_or_path: str = field(metadata={"help": "base model, or a fully fine-tuned one"})
     adapter: str = flag(NO_ADAPTER, "module directory to attach, or none")
+    head: str | None = flag(
+        None, "which head of a module that has several (merged with --head per-task or concat)"
+    )
     task_name: str | None = flag(None, "GLUE task, e.g. rte")
     validation_file: str | None = flag(
         None, "rows to score: .jsonl .json .csv .tsv .parquet, also gzipped"
@@ -85,6 +88,8 @@ class Config:
     use_cpu: bool = flag(False, "do not use a GPU")
 
     def __post_init__(self) -> None:
+        if self.head is not None and self.adapter == NO_ADAPTER:
+            raise UsageError.build("--head", "is a module's", do="add --adapter DIR")
         if self.task_name is None and not (self.validation_file or self.test_file):
             raise UsageError.build(
                 "--task_name", "no rows to score", do="give a task or --validation_file"
@@ -158,7 +163,10 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
         CheckpointError, DataError: a file, a prompt or rows that cannot be used.
     """
     settings = _objective(config).settings(data.task, config.max_seq_length)
-    module = load_module(config, data.task) if config.adapter != NO_ADAPTER else None
+    module = None
+    if config.adapter != NO_ADAPTER:
+        classifies = config.objective == "classification"
+        module = load_module(config, data.task, head=config.head, needs_head=classifies)
     import torch
 
     from pem_composition.adapters import attach
@@ -209,8 +217,14 @@ def fitted(config: Config, settings: ExamSettings, model: Any, tokenizer: Any) -
     return replace(settings, max_seq_length=length, answers=config.answers or settings.answers)
 
 
-def load_module(config: Config, task: Task) -> PEM:
+def load_module(
+    config: Config, task: Task, *, head: str | None = None, needs_head: bool = False
+) -> PEM:
     """The module to attach, checked against task and base.
+
+    Args:
+        head: which of its heads; None: its own.
+        needs_head: refuse a module of several heads if none is named.
 
     Raises:
         IncompatibleModules: it was trained on another base model, or its head is for another task.
@@ -220,6 +234,10 @@ def load_module(config: Config, task: Task) -> PEM:
 
     base = models.resolve(config.model_name_or_path)
     module = checkpoint.load(config.adapter, base=base)
+    if head is not None:
+        module = module.with_head(head)
+    elif needs_head:
+        check_one_head(config.adapter, module)
     check_labels(config.adapter, module, task)
     here, there = checkpoint.base_identity(base).fingerprint, module.base.fingerprint
     if here and there and here != there and not config.allow_base_mismatch:
@@ -231,6 +249,24 @@ def load_module(config: Config, task: Task) -> PEM:
             do="give its own base, or add --allow_base_mismatch",
         )
     return module
+
+
+def check_one_head(where: str, module: PEM) -> None:
+    """Refuse a module whose heads are for several tasks.
+
+    Raises:
+        UsageError: naming them.
+    """
+    from pem_composition.arithmetic.heads import tasks_of
+
+    named = list(tasks_of(module.head)) if module.head_tensors() else list(module.heads)
+    if named:
+        raise UsageError.build(
+            f"--adapter {where}",
+            "has heads for several tasks",
+            found=", ".join(named),
+            do="name one (--head NAME)",
+        )
 
 
 def check_labels(where: str, module: PEM, task: Task) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.arithmetic.compatible import SPACES, space_of
+from pem_composition.arithmetic.heads import POLICIES as HEADS
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.statistics import COMMANDS
 from pem_composition.errors import PEMError, UsageError, close_match
@@ -23,7 +24,6 @@ ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 FORMATS = ("peft", "adapter-transformers")
-HEADS = ("average", "first", "last", "none", "error")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -344,7 +344,7 @@ def _finish(
 
     out = request.out
     if request.kind != "full":
-        best = best_point(search, bench, summary).module(bench.settings, certify=True)
+        best = best_point(search, bench, summary).module(bench.settings, saved=True)
         best.save(out / "best", format=config.format, dtype=config.dtype, overwrite=True)
         common.report(out / "best", best)
     print()

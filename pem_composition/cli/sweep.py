@@ -11,7 +11,7 @@ from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
-from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
+from pem_composition.cli.flags import EvaluationFlags, ModuleFlags, check_dropout
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 from pem_composition.report.records import RESULTS
 from pem_composition.training.signals import StopRequest
@@ -31,7 +31,7 @@ EXAMPLES = """
       --task_name rte mnli --data_dir glue --grid 0 0.05 1
 """
 MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
-SCORED_HEADS = tuple(dict.fromkeys((*HEADS, library.PER_TASK)))
+SCORED_HEADS = ("average", "first", "last", "error", library.PER_TASK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,12 +266,14 @@ def say(line: str) -> None:
 
 def _check_heads(request: Request, inputs: Sequence[library.Input]) -> None:
     """A module without a head would be scored with a random one."""
-    if request.head == "none":
+    if request.head not in SCORED_HEADS:
         raise UsageError.build(
             "--head",
-            "a merge without a head cannot be scored",
-            found="none",
-            expected="average, first or last",
+            "a merge without a head cannot be scored"
+            if request.head == "none"
+            else "a merge whose head is of several tasks cannot be scored",
+            found=request.head,
+            expected=", ".join(SCORED_HEADS),
         )
     alone = inputs
     if request.composition == library.ANALOGY:  # a language model brings no head, and needs none
@@ -323,7 +325,7 @@ def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> No
 def _selected(
     request: Request, plan: library.Plan, space: str, coefficients: Sequence[float]
 ) -> PEM:
-    from pem_composition.cli.analogy import as_reference
+    from pem_composition.checkpoint.adapter_transformers_write import as_reference
     from pem_composition.module import combine
 
     choice = request.flags.choice(request.kind)
@@ -333,7 +335,7 @@ def _selected(
         space=space,
         method=choice.method,
         settings=choice.as_dict(),
-        head="none" if request.head == library.PER_TASK else request.head,
+        head=library.kept_head(plan.inputs, request.head),
         rank=request.flags.rank if space == "delta" else None,
         dtype=request.flags.dtype,
         allow_base_mismatch=True,

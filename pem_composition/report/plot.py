@@ -88,7 +88,7 @@ def write(results: str | Path, out: Path) -> list[Path]:
 
 
 def backend() -> Any:
-    """pyplot, drawing into files.
+    """pyplot, drawing into files, without a display.
 
     Raises:
         RunFailed: matplotlib is not installed.
@@ -97,7 +97,9 @@ def backend() -> Any:
         import matplotlib
     except ImportError:
         raise RunFailed.build(
-            "plot", "matplotlib is not installed", do="pip install matplotlib, then: pem report DIR"
+            "plot",
+            "matplotlib is not installed",
+            do="pip install 'pem_composition[plot]', then run it again (a sweep: pem report DIR)",
         ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot

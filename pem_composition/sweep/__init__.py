@@ -28,6 +28,7 @@ from pem_composition.sweep.points import (
     Settings,
     alone,
     digest_of,
+    kept_head,
     point,
 )
 from pem_composition.sweep.rows import Rows
@@ -52,6 +53,7 @@ __all__ = [
     "compared",
     "digest_of",
     "grid",
+    "kept_head",
     "merges",
     "point",
     "run",

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.heads import NAME
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
 
 if TYPE_CHECKING:
@@ -70,8 +71,12 @@ class Point:
     method: str = SIMPLE
     rank: int | None = None
 
-    def module(self, settings: Settings, *, certify: bool = False) -> PEM:
-        """The combination, in memory."""
+    def module(self, settings: Settings, *, saved: bool = False) -> PEM:
+        """The combination, in memory.
+
+        Args:
+            saved: it will be written: certified, and with the heads of every task beside it.
+        """
         from pem_composition.module import combine
 
         if self.space is None:
@@ -86,10 +91,10 @@ class Point:
             method=choice.method,
             settings=choice.as_dict(),
             statistics=[i.statistics[needed] for i in self.inputs] if needed else (),
-            head="none" if settings.head == PER_TASK else settings.head,
+            head=kept_head(self.inputs, settings.head) if saved else _scored_head(settings.head),
             rank=self.rank,
             allow_base_mismatch=True,
-            certify=certify,
+            certify=saved,
         )
 
     def identity(self, settings: Settings, split: str, rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +159,17 @@ def key_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def kept_head(inputs: Sequence[Input], head: str) -> str:
+    """The policy for a module that is written: heads of their own, where names can name files."""
+    plain = all(NAME.fullmatch(i.name) for i in inputs)
+    return head if head != PER_TASK or plain else "none"
+
+
+def _scored_head(head: str) -> str:
+    """Heads of their own are put on task by task, see ``Rows``."""
+    return "none" if head == PER_TASK else head
+
+
 def without_head(module: PEM) -> PEM:
     """The module's adapter alone."""
     return replace(module, tensors=module.adapter_tensors(), head=None, operands=())
@@ -172,18 +188,6 @@ def code_version(patterns: tuple[str, ...] = CODE) -> str:
 def digest_of(path: str | Path) -> str:
     """sha256 over a module's weights and configuration; provenance and cards do not count."""
     from pem_composition.checkpoint import locate
-    from pem_composition.checkpoint.files import sha256_file
+    from pem_composition.checkpoint.content import content_digest
 
-    folder, _ = locate(path)
-    names = sorted(
-        f.name
-        for f in folder.iterdir()
-        if f.suffix in (".safetensors", ".bin")
-        or f.name in ("adapter_config.json", "head_config.json", "config.json")
-    )
-    parts = [
-        f"{name} {sha256_file(folder / name, folder)}"
-        for name in names
-        if name != "training_args.bin"
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return content_digest(locate(path)[0])

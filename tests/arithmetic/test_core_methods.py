@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pem_composition.arithmetic.delta import Factor, inner_products
+from pem_composition.arithmetic.delta import Factor
+from pem_composition.arithmetic.geometry import inner_products
 from pem_composition.arithmetic.methods import factors as on_factors
 from pem_composition.arithmetic.methods.core import core_of, orthogonalised
 from pem_composition.arithmetic.methods.ctm import bases, ctm

@@ -21,6 +21,7 @@ from pem_composition.checkpoint import (
     load,
     provenance,
 )
+from pem_composition.checkpoint.content import content_digest
 from pem_composition.checkpoint.files import sha256_file
 from pem_composition.config import BaseIdentity, IA3Config
 from pem_composition.errors import CheckpointError
@@ -73,8 +74,9 @@ def test_a_loaded_module_is_one_source_and_notes_what_it_was_made_of(
     again = load(tmp_path / "m")
     (source,) = again.provenance.sources
     assert source == Source(
-        "m", str(tmp_path / "m"), sha256_file(tmp_path / "m" / WEIGHTS), "i" * 64
-    )
+        "m", str(tmp_path / "m"), sha256_file(tmp_path / "m" / WEIGHTS), "i" * 64,
+        content_digest(tmp_path / "m"),
+    )  # fmt: skip
     assert str(again) == "m"
     assert again.provenance.notes[-1] == "m was made as +0.3*a -0.7*b|c`d in parameter space"
     assert str(0.25 * again) == "+0.25*m"
@@ -117,7 +119,7 @@ def test_a_changed_config_is_caught(module: PEM, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": 3}, "format_version; found 3, expected 1 or 2"),
         ({"kind": "lora"}, "another module"),
         ({"terms": [{"x": 1}]}, "malformed"),
         ({"sources": "x"}, "malformed"),

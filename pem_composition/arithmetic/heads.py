@@ -1,0 +1,283 @@
+"""Heads of a combination: by an explicit policy, outside the sum. Needs no torch until it computes.
+
+A head is what a task adds to the base: parameters that have no neutral value, so no sum of their
+own. One of them is the module's head; others can be kept beside it under a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pem_composition.arithmetic.algebra import average_heads
+from pem_composition.config import Head, HeadInfo
+from pem_composition.errors import IncompatibleModules, PEMError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.module import PEM
+
+POLICIES = ("average", "first", "last", "none", "error", "per-task", "concat")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)  # it becomes the name of a file
+OUTPUT_MODULES = ("classifier", "out_proj", "score")
+TASKS = "tasks"  # in HeadInfo.extra of a concatenated head: name -> start, stop, labels
+APART = "keep them apart (--head per-task)"
+
+
+class Choice(NamedTuple):
+    """The head of a combination, heads beside it, and what has to be said about them."""
+
+    tensors: Mapping[str, Tensor] = {}
+    info: HeadInfo | None = None
+    beside: Mapping[str, Head] = {}
+    notes: tuple[str, ...] = ()
+
+
+def choose(modules: Sequence[PEM], coefficients: Sequence[float], policy: str) -> Choice:
+    """The head that a policy gives to sum_i c_i m_i.
+
+    average: sum_i |c_i| h_i / sum_i |c_i|; first, last: one of them; error: all must be equal;
+    none; per-task: every head is kept under its module's name; concat: one head over all labels.
+
+    Raises:
+        PEMError: an unknown policy, or heads that it cannot be applied to, by name.
+    """
+    if policy not in POLICIES:
+        raise PEMError.build(
+            "head", "unknown policy", found=repr(policy), expected=", ".join(POLICIES)
+        )
+    if policy == "per-task":
+        return Choice(beside=_named(modules))
+    if policy == "concat":
+        return _concatenated(modules)
+    if policy in ("first", "last"):
+        return _one(modules, -1 if policy == "last" else 0)
+    heads = [(h, c) for m, c in zip(modules, coefficients, strict=True) if (h := m.head_tensors())]
+    notes = tuple(
+        f"heads kept beside {m.name} are left out: {', '.join(m.heads)}" for m in modules if m.heads
+    )
+    if not heads or policy == "none":
+        return Choice(notes=notes)
+    info = next((m.head for m in modules if m.head is not None), None)
+    if policy == "average":
+        return Choice(average_heads([h for h, _ in heads], [c for _, c in heads]), info, {}, notes)
+    return Choice(_equal([h for h, _ in heads]), info, {}, notes)
+
+
+def _one(modules: Sequence[PEM], place: int) -> Choice:
+    """The first or last module's head and what lies beside it; another's if it has none."""
+    chosen, holders = modules[place], [m for m in modules if m.head_tensors() or m.heads]
+    if chosen not in holders and holders:
+        chosen = holders[place]
+    tensors = chosen.head_tensors()
+    return Choice(tensors, chosen.head if tensors else None, dict(chosen.heads))
+
+
+def _equal(heads: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    first = heads[0]
+    if any(h.keys() != first.keys() or any(not h[n].equal(first[n]) for n in h) for h in heads):
+        raise IncompatibleModules.build(
+            "head",
+            "the heads differ",
+            found=f"{len(heads)} heads",
+            expected="equal heads",
+            do="choose --head average, first, last, per-task or none",
+        )
+    return first
+
+
+def check_name(name: str) -> None:
+    """Refuse a head's name that is no plain file name.
+
+    Raises:
+        PEMError: naming it.
+    """
+    if not NAME.fullmatch(name):
+        raise PEMError.build(
+            "head",
+            "a head is kept under the name of its module, and this is no plain name",
+            found=repr(name),
+            expected="letters, digits, '_', '.', '-'",
+            do="name the modules (--adatasks)",
+        )
+
+
+def _named(modules: Sequence[PEM]) -> dict[str, Head]:
+    """Every module's head under the module's name, and the heads beside it under their own."""
+    out: dict[str, Head] = {}
+    for m in modules:
+        for name, head in _heads_of(m).items():
+            check_name(name)
+            if name in out:
+                raise IncompatibleModules.build(
+                    "head",
+                    "two heads of one name",
+                    found=repr(name),
+                    expected="one name per head",
+                    do="name the modules (--adatasks)",
+                )
+            out[name] = head
+    return out
+
+
+def _heads_of(module: PEM) -> dict[str, Head]:
+    """A concatenated head counts as the heads that it was made of."""
+    own = module.head_tensors()
+    parts = {name: select(module, name) for name in tasks_of(module.head)}
+    whole = {module.name: Head(own, module.head or HeadInfo())} if own and not parts else {}
+    return {**whole, **parts, **module.heads}
+
+
+def tasks_of(info: HeadInfo | None) -> dict[str, Any]:
+    """Name -> start, stop and labels of the parts of a concatenated head; empty for another."""
+    tasks = info.extra.get(TASKS) if info else None
+    if not isinstance(tasks, Mapping):
+        return {}
+    return {
+        name: part
+        for name, part in tasks.items()
+        if isinstance(part, Mapping)
+        and type(part.get("start")) is type(part.get("stop")) is int
+        and isinstance(part.get("labels"), list)
+    }
+
+
+# --- one head over the labels of several --------------------------------------------------------
+
+
+def _concatenated(modules: Sequence[PEM]) -> Choice:
+    """One classifier over the labels of all: the rows of their output layers, one below the other.
+
+    Exact, so everything before the output layer has to be equal in all of them. A label that
+    stands in two heads is written NAME/LABEL in both.
+    """
+    import torch
+
+    heads = _named(modules)
+    if not heads:
+        return Choice()
+    layers = {name: output_layer(name, head) for name, head in heads.items()}
+    _check_stackable(heads, layers)
+    words = {name: _labels(name, head, layers[name]) for name, head in heads.items()}
+    taken, notes = _clashes(words)
+    first = next(iter(heads.values()))
+    out = next(iter(layers.values()))
+    tensors = {
+        n: torch.cat([h.tensors[n] for h in heads.values()]) if _in(n, out) else t
+        for n, t in first.tensors.items()
+    }
+    tasks: dict[str, Any] = {}
+    labels: list[str] = []
+    for name, own in words.items():
+        tasks[name] = {"start": len(labels), "stop": len(labels) + len(own), "labels": list(own)}
+        labels += [f"{name}/{word}" if word in taken else word for word in own]
+    return Choice(tensors, HeadInfo(tuple(labels), "classification", {TASKS: tasks}), {}, notes)
+
+
+def output_layer(name: str, head: Head) -> str:
+    """The linear layer of a classification head that gives the logits.
+
+    Raises:
+        IncompatibleModules: no classification head, or no such layer in it.
+    """
+    problem = head.info.problem
+    found = [
+        layer
+        for n in head.tensors
+        if (layer := n.removesuffix(".weight")) != n and layer.split(".")[-1] in OUTPUT_MODULES
+    ]
+    if problem not in (None, "classification") or len(found) != 1:
+        raise IncompatibleModules.build(
+            f"head of {name}",
+            "no classification head to concatenate",
+            found=problem if problem not in (None, "classification") else ", ".join(head.tensors),
+            expected=f"one output layer ({' | '.join(OUTPUT_MODULES)})",
+            do=APART,
+        )
+    return found[0]
+
+
+def _in(name: str, layer: str) -> bool:
+    return name.rpartition(".")[0] == layer
+
+
+def _check_stackable(heads: Mapping[str, Head], layers: Mapping[str, str]) -> None:
+    """Same parameters everywhere, equal ones before the output layer, equal widths in it."""
+    (first_name, first), *others = heads.items()
+    out = layers[first_name]
+    for name, head in others:
+        only = sorted(set(first.tensors) ^ set(head.tensors))
+        differing = only or [
+            n
+            for n, t in first.tensors.items()
+            if (t.shape[1:] != head.tensors[n].shape[1:] if _in(n, out)
+                else not t.equal(head.tensors[n]))
+        ]  # fmt: skip
+        if differing:
+            raise IncompatibleModules.build(
+                f"heads of {first_name} and {name}",
+                "cannot be one head",
+                found=f"{differing[0]} {'in one only' if only else 'differs'}",
+                expected=f"equal layers before {out}",
+                do=APART,
+            )
+
+
+def _labels(name: str, head: Head, layer: str) -> tuple[str, ...]:
+    rows = int(head.tensors[f"{layer}.weight"].shape[0])
+    words = head.info.labels or tuple(f"LABEL_{i}" for i in range(rows))
+    if len(words) != rows:
+        raise IncompatibleModules.build(
+            f"head of {name}",
+            "its labels do not fit its output layer",
+            found=f"{len(words)} labels, {rows} rows",
+            expected="a label per row",
+        )
+    return words
+
+
+def _clashes(words: Mapping[str, Sequence[str]]) -> tuple[set[str], tuple[str, ...]]:
+    """Labels of more than one head, and a note that names them."""
+    holders: dict[str, list[str]] = {}
+    for name, own in words.items():
+        for word in own:
+            holders.setdefault(word, []).append(name)
+    taken = {word: names for word, names in holders.items() if len(names) > 1}
+    if not taken:
+        return set(), ()
+    listed = ", ".join(f"{word} ({', '.join(names)})" for word, names in taken.items())
+    return set(taken), (f"labels of several heads are written NAME/LABEL: {listed}",)
+
+
+# --- taking one of several ----------------------------------------------------------------------
+
+
+def select(module: PEM, name: str) -> Head:
+    """The head kept under a name, or the rows of a concatenated head that belong to it.
+
+    Raises:
+        PEMError: no such head; says which there are.
+    """
+    if name in module.heads:
+        return module.heads[name]
+    tasks = tasks_of(module.head)
+    if name not in tasks:
+        known = [*module.heads, *tasks]
+        raise PEMError.build(
+            f"{module.name}, head {name!r}",
+            "no head of that name",
+            found=", ".join(known) or "no named heads",
+            do="give one of these" if known else "make the module with --head per-task or concat",
+        )
+    assert module.head is not None
+    whole = Head(module.head_tensors(), module.head)
+    layer, own = output_layer(module.name, whole), tasks[name]
+    tensors = {
+        n: t[own["start"] : own["stop"]].clone() if _in(n, layer) else t
+        for n, t in whole.tensors.items()
+    }
+    extra = {k: v for k, v in module.head.extra.items() if k != TASKS}
+    return Head(tensors, replace(module.head, labels=tuple(own["labels"]), extra=extra))

@@ -1,0 +1,155 @@
+"""A module in another layout or dtype; nothing is computed, so values stay bit for bit.
+
+Adapters go between PEFT and adapter-transformers; full models between one file and shards, and from
+``.bin`` (through the restricted reader) to safetensors, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.checkpoint import full, heads, provenance
+from pem_composition.checkpoint.files import (
+    FLOAT_DTYPES,
+    TensorInfo,
+    atomic_directory,
+    read_json,
+    write_json,
+)
+from pem_composition.checkpoint.tensors import (
+    TORCH_NAMES,
+    cast,
+    check_finite,
+    info_of,
+    open_tensors,
+    save_dtype,
+)
+from pem_composition.config import BaseIdentity, FullConfig, Head
+from pem_composition.errors import PEMError
+from pem_composition.module import PEM, Provenance
+from pem_composition.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def convert(
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    format: str = "peft",
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    overwrite: bool = False,
+) -> PEM:
+    """Write the module of one directory into another; returns it (a full model without tensors).
+
+    Args:
+        format: peft | adapter-transformers; a full model stays a Hugging Face folder.
+        dtype: of the written tensors; default: each as it is stored.
+        max_shard_bytes: full models: most bytes per file; default 5 GB.
+
+    Raises:
+        UnsupportedModule: the layout cannot represent the module exactly; the reason is named.
+        PEMError: the output exists, a value is not finite or overflows the dtype.
+    """
+    from pem_composition.checkpoint import locate
+
+    folder, kind = locate(path)
+    settings = {"format": format, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
+    if kind == "full":
+        return _convert_full(folder, Path(fspath(out)), settings, overwrite=overwrite)
+    if max_shard_bytes is not None:
+        raise PEMError.build(
+            path, "only full models are written in shards", found=f"a module in {kind} layout",
+            do="leave --max_shard_size out",
+        )  # fmt: skip
+    return _convert_module(folder, Path(fspath(out)), settings, overwrite=overwrite)
+
+
+def _convert_module(
+    folder: Path, out: Path, settings: Mapping[str, Any], *, overwrite: bool
+) -> PEM:
+    from pem_composition.checkpoint import inspect_header, load, save
+
+    header, module = inspect_header(folder), load(folder)
+    if settings["dtype"] is None:
+        module = replace(
+            module,
+            tensors={n: _stored(t, header.infos[n]) for n, t in module.tensors.items()},
+            heads={n: _stored_head(folder, n, h) for n, h in module.heads.items()},
+        )
+    note = f"converted from the {header.format} layout ({header.weights.name})"
+    module = replace(module, provenance=_noted(module.provenance, settings, note), name=out.name)
+    save(module, out, format=settings["format"], dtype=settings["dtype"], overwrite=overwrite)
+    return module
+
+
+def _stored(tensor: Tensor, info: TensorInfo) -> Tensor:
+    """Back to the dtype of the file; exact, since reading only widened it."""
+    import torch
+
+    return tensor.to(getattr(torch, TORCH_NAMES[info.dtype]))
+
+
+def _stored_head(folder: Path, name: str, head: Head) -> Head:
+    with open_tensors(folder / heads.file_of(name), folder) as file:
+        return Head({n: _stored(t, file.infos[n]) for n, t in head.tensors.items()}, head.info)
+
+
+def _noted(origin: Provenance, settings: Mapping[str, Any], note: str) -> Provenance:
+    recipe = Recipe("convert", dict(settings), origin.sources)
+    return replace(origin, recipe=recipe, notes=(*origin.notes, note))
+
+
+def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> PEM:
+    if settings["format"] != "peft":
+        raise PEMError.build(
+            folder, "a full model has one layout", found=settings["format"], do="leave --format out"
+        )
+    target, limit = save_dtype(settings["dtype"]), settings["max_shard_bytes"]
+    raw, record = read_json(folder / full.CONFIG, folder), provenance.read(folder)
+    with full.Weights(folder) as weights:
+        infos = {n: _target_info(i, target) for n, i in weights.infos.items()}
+
+        def value(name: str) -> Tensor:
+            tensor = weights.raw(name)
+            if weights.infos[name].dtype not in FLOAT_DTYPES:
+                return tensor.contiguous()
+            check_finite(tensor, name, folder)
+            return cast(tensor, name, target, folder)
+
+        files = [p.name for p in provenance.checkpoint_files(folder)]
+        note = f"converted from {files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
+        origin = provenance.loaded(record, folder.resolve().name, folder, weights.sha256(), ())
+        model = PEM(
+            {},
+            FullConfig(),
+            record.base if record else BaseIdentity(model_type=raw.get("model_type")),
+            out.name,
+            full.head_info(raw) if any(full.is_head(n) for n in weights.infos) else None,
+            _noted(origin, settings, note),
+            heads=heads.read(folder, record),
+        )
+        keep = lambda entry: not full.is_model_file(entry)  # noqa: E731
+        with atomic_directory(out, overwrite, keep=keep) as written:
+            full.write_model(written, infos, value, limit)
+            full.write_companions(folder, written, raw, target)
+            if target is None:  # the dtype that the configuration names is still that of the file
+                write_json(written / full.CONFIG, raw)
+            heads.write(model, written, dtype=settings["dtype"])
+            form = {"format": settings["format"], "dtype": settings["dtype"]}
+            provenance.write(model, written, form)
+    return model
+
+
+def _target_info(info: TensorInfo, dtype: Any) -> TensorInfo:
+    if dtype is None or info.dtype not in FLOAT_DTYPES:
+        return info
+    import torch
+
+    return TensorInfo(info_of(torch.empty(0, dtype=dtype)).dtype, info.shape)

@@ -1,0 +1,89 @@
+"""``pem convert``: a module in another layout or dtype, bit for bit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pem_composition.cli import common
+from pem_composition.cli.flags import DTYPES, FORMATS
+from pem_composition.errors import UsageError
+
+NAME = "convert"
+HELP = "write a module in another layout or dtype: PEFT, adapter-transformers, shards; exact"
+EXAMPLES = """
+  pem convert runs/old runs/new --format peft
+  pem convert runs/new runs/for-adapters --format adapter-transformers
+  pem convert models/sharded models/single --max_shard_size 50GB
+  pem convert models/pickled models/safe --dtype bfloat16
+"""
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of pem convert."""
+
+    source: str = field(
+        metadata={"positional": True, "metavar": "IN", "help": "module or model directory"}
+    )
+    out: Path = field(metadata={"positional": True, "metavar": "OUT", "help": "output directory"})
+    format: str = field(
+        default="peft",
+        metadata={"choices": FORMATS, "help": "layout of an adapter; whole models have one"},
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={"choices": DTYPES, "help": "of the written tensors; default: as stored"},
+    )
+    max_shard_size: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "SIZE",
+            "help": "whole models: at most this much per file, e.g. 200MB (default: 5GB)",
+        },
+    )
+    overwrite: bool = field(
+        default=False, metadata={"short": "-o", "help": "replace an existing output"}
+    )
+
+
+def run(config: Config) -> int:
+    """Check by headers, write, print one line."""
+    from pem_composition.checkpoint import inspect_header
+
+    limit = size(config.max_shard_size) if config.max_shard_size else None
+    common.check_output(config.out, [config.source], config.overwrite)
+    header = inspect_header(config.source)
+    from pem_composition.checkpoint.convert import convert
+
+    convert(
+        config.source,
+        config.out,
+        format=config.format,
+        dtype=config.dtype,
+        max_shard_bytes=limit,
+        overwrite=config.overwrite,
+    )
+    layout = "full" if header.kind == "full" else config.format
+    stored = config.dtype or ", ".join(sorted({i.dtype for i in header.infos.values()}))
+    print(
+        f"{config.out}: {config.source} in {layout} layout ({len(header.infos)} tensors, {stored})"
+    )
+    return 0
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 200MB.
+
+    Raises:
+        UsageError: not such a size.
+    """
+    match = re.fullmatch(r"(\d{1,9})\s*([KMG]B)?", text.strip(), re.IGNORECASE)
+    number = int(match[1]) * UNITS[(match[2] or "").upper()] if match else 0
+    if number < 1:
+        raise UsageError.build(
+            "--max_shard_size", "not a size", found=repr(text), expected="such as 200MB or 5GB"
+        )
+    return number

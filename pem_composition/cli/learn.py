@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
 from pem_composition.cli import common, scored, sweep
-from pem_composition.cli.flags import EvaluationFlags, ModuleFlags
+from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags
 from pem_composition.errors import UsageError
 from pem_composition.training.signals import StopRequest
 
@@ -62,7 +62,7 @@ class Config(ModuleFlags, EvaluationFlags):
     head: str = field(
         default="average",
         metadata={
-            "choices": sweep.SCORED_HEADS,
+            "choices": HEADS,
             "help": "which head answers; per-task: that of module i for task i",
         },
     )

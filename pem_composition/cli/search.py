@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import sweep as library
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
 from pem_composition.cli import common, sweep
-from pem_composition.cli.flags import MERGE_WAYS, EvaluationFlags, ModuleFlags
+from pem_composition.cli.flags import HEADS, MERGE_WAYS, EvaluationFlags, ModuleFlags
 from pem_composition.errors import RunFailed, UsageError, close_match
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import goals as wanted
@@ -98,7 +98,7 @@ class Config(ModuleFlags, EvaluationFlags):
     head: str = field(
         default="average",
         metadata={
-            "choices": sweep.SCORED_HEADS,
+            "choices": HEADS,
             "help": "which head a merge has; per-task: task i is scored with the head of module i",
         },
     )

@@ -11,7 +11,7 @@ from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
-from pem_composition.cli.flags import EvaluationFlags, ModuleFlags, check_dropout
+from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 from pem_composition.report.records import RESULTS
 from pem_composition.training.signals import StopRequest
@@ -49,7 +49,7 @@ class Config(ModuleFlags, EvaluationFlags):
     head: str = field(
         default="average",
         metadata={
-            "choices": SCORED_HEADS,
+            "choices": HEADS,
             "help": "which head a merge has; per-task: task i is scored with the head of module i",
         },
     )

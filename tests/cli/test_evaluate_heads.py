@@ -72,7 +72,14 @@ def test_a_head_without_a_module_is_refused(bench, pem):
     assert "--head: is a module's; add --adapter DIR" in pem(*flags).err
 
 
-def test_a_sweep_cannot_score_heads_that_lie_beside(bench, tmp_path, pem):
-    done = pem("sweep", *bench.flags(), "-p", tmp_path / "s", "--head", "per-task")
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("concat", "a merge whose head is of several tasks cannot be scored; found concat"),
+        ("per-task", "--head per-task: task i is scored with the head of module i; found 1 tasks"),
+    ],
+)
+def test_a_sweep_on_one_task_cannot_score_heads_of_several(bench, tmp_path, pem, policy, reason):
+    done = pem("sweep", *bench.flags(), "-p", tmp_path / "s", "--head", policy)
     assert done.code == 2
-    assert "a merge whose head is of several tasks cannot be scored" in done.err
+    assert reason in done.err

@@ -44,7 +44,7 @@ class CausalFlags:
         module = None if alone else load_module(self, LANGUAGE)  # type: ignore[arg-type]
         model, tokenizer, _ = load_causal(self.model_name_or_path)
         if module is not None:
-            attach(model, module)
+            attach(model, module, allow_base_mismatch=self.allow_base_mismatch)
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         return model.to("cuda" if on_gpu else "cpu"), tokenizer  # type: ignore[arg-type]
 

@@ -99,7 +99,8 @@ class Bench:
             return
         module: PEM = target.module(self.settings)
         if self._folded is None:
-            self._folded = fold(self._model, module)
+            # every module was compared with the model before the sweep began
+            self._folded = fold(self._model, module, allow_base_mismatch=True)
         else:
             self._folded.swap(module)
         self._target = target

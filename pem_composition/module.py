@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pem_composition.arithmetic.algebra import (
     HEAD,
+    as_numbers,
     average_heads,
-    check_coefficients,
     linear_combination,
     role_of,
 )
@@ -205,7 +205,7 @@ def combine(
         IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ.
         PEMError: wrong space, rank or coefficient.
     """
-    modules, coefficients = list(modules), [float(c) for c in coefficients]
+    modules, coefficients = list(modules), as_numbers(coefficients)
     _check_request(modules, coefficients, space, rank)
     check_compatible(modules, space=space, allow_base_mismatch=allow_base_mismatch)
     if space == "parameter" and head == "average":
@@ -240,13 +240,13 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
     Linear in the strength, unlike ``-s * module``, whose two factors both carry s. The head is
     left as it is.
     """
-    check_coefficients([strength], "strength")
-    tensors = algebra_negate(module.adapter_tensors(), float(strength))
+    (strength,) = as_numbers([strength], "strength")
+    tensors = algebra_negate(module.adapter_tensors(), strength)
     tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
     result = PEM(tensors, module.config, module.base, "negation", module.head)
     term = Term(1.0, f"negate({module}, {strength:g})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
-    certificate = Certificate(*certificate_of(result, [module], [-float(strength)]))
+    certificate = Certificate(*certificate_of(result, [module], [-strength]))
     return replace(result, provenance=replace(provenance, certificate=certificate))
 
 
@@ -275,7 +275,6 @@ def _check_request(
             found=f"{len(coefficients)} coefficients for {len(modules)} modules",
             do="give as many coefficients as modules",
         )
-    check_coefficients(coefficients)
     if space not in SPACES:
         raise PEMError.build(
             "space", "unknown space", found=repr(space), expected=" or ".join(SPACES)

@@ -75,13 +75,15 @@ def _short(name: str) -> str:
 def _check_layers(first: Described, other: Described) -> None:
     only = sorted(set(first.layers) ^ set(other.layers))
     if only:
+        whole = first.kind == "full"
+        holder = first if only[0] in first.layers else other
         raise _differ(
             first,
             other,
-            "adapted layers",
-            f"{len(first.layers)} layers",
-            f"{len(other.layers)} layers, e.g. {only[0]} in one only",
-            USE_DELTA,
+            f"set of {'weights' if whole else 'adapted layers'} ({only[0]} in {holder.name} only)",
+            len(first.layers),
+            len(other.layers),
+            "use models of one architecture" if whole else USE_DELTA,
         )
 
 

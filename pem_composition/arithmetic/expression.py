@@ -26,6 +26,7 @@ M = TypeVar("M")
 TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<sign>[-+*/(),])"
 )
+MAX_LENGTH = 10_000  # characters
 MAX_DEPTH = 50  # parentheses inside parentheses; far above any use, far below Python's stack
 FUNCTIONS = ("negate", "mean")
 
@@ -70,6 +71,10 @@ def parse(text: str) -> Sum:
     Raises:
         UsageError: with the column, what is there and what was expected.
     """
+    if len(text) > MAX_LENGTH:
+        raise UsageError.build(
+            "expression", "too long", found=f"{len(text)} characters", expected=MAX_LENGTH
+        )
     reader = _Reader(text)
     value = reader.sum()
     if reader.token.kind != "end":

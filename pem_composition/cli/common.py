@@ -185,9 +185,13 @@ def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = 
     """
     from dataclasses import replace
 
+    from pem_composition.arithmetic.algebra import has_no_effect
     from pem_composition.checkpoint import load
 
     read = {path: load(path, base=base) for path in dict.fromkeys(paths)}
+    for path, module in read.items():
+        if has_no_effect(module.tensors):
+            print(f"note: {path} changes nothing (untrained?)")
     return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
 
 

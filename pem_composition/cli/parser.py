@@ -26,6 +26,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
@@ -109,6 +110,8 @@ def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None)
 
 def guarded(body: Callable[[], int], prog: str, *, debug: bool = False) -> int:
     """Run ``body``; report what it raises as ``prog: error: ...`` and return the exit code."""
+    with suppress(AttributeError):  # a path may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return body()
     except SystemExit as stop:  # argparse's --help
@@ -128,6 +131,8 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
+    if isinstance(error, MemoryError):
+        return EXIT_RUN_FAILED, "not enough memory"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         code = EXIT_RUN_FAILED if error.errno in FULL_DISK else EXIT_BAD_INPUT

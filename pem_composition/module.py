@@ -231,7 +231,8 @@ def combine(
     provenance = _provenance(
         modules, terms, space, "sum" if rank is None else f"sum, rank {rank}", head
     )
-    return replace(result, provenance=replace(provenance, certificate=certificate))
+    notes = (*provenance.notes, *_head_notes(modules, head))
+    return replace(result, provenance=replace(provenance, certificate=certificate, notes=notes))
 
 
 def negate(module: PEM, strength: float = 1.0) -> PEM:
@@ -369,6 +370,19 @@ def _choose_head(
                 do="choose --head average, first, last or none",
             )
     return weighted[-1 if policy == "last" else 0][0] or heads[-1 if policy == "last" else 0][0]
+
+
+def _head_notes(modules: Sequence[PEM], policy: str) -> list[str]:
+    """Where the head is not what its policy's name promises."""
+    holders = [m for m in modules if m.head_tensors()]
+    answers = dict.fromkeys(m.head.labels for m in holders if m.head and m.head.labels)
+    if policy == "average" and len(answers) > 1:
+        classes = "; ".join(" ".join(labels) for labels in answers)
+        return [f"the averaged heads answer different classes ({classes})"]
+    at = -1 if policy == "last" else 0
+    if policy in ("first", "last") and holders and modules[at] not in holders:
+        return [f"{modules[at].name} has no head: that of {holders[at].name} is kept"]
+    return []
 
 
 def _choose_head_info(modules: Sequence[PEM], policy: str) -> HeadInfo | None:

@@ -429,17 +429,19 @@ def atomic_directory(
         _clean_stale(target, keep)
         _check_free(target, overwrite)
         temporary = _sibling(target, "tmp")
-        _make(temporary)
+        _make(temporary, target)
         try:
             yield temporary
             _settle(temporary)
             _swap(temporary, target, overwrite, keep)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         for parent in reversed(created):
             with suppress(OSError):
                 parent.rmdir()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a full disk is said of no file
         raise
 
 
@@ -463,21 +465,21 @@ def _make_parents(parent: Path) -> list[Path]:
     missing = [p for p in (parent, *parent.parents) if not p.exists()]
     made: list[Path] = []
     for directory in reversed(missing):
-        _make(directory, exist_ok=True)
+        _make(directory, directory, exist_ok=True)
         made.append(directory)
     if not parent.is_dir():
         raise CheckpointError.build(parent, "not a directory", do="choose another output path")
     return made
 
 
-def _make(directory: Path, *, exist_ok: bool = False) -> None:
+def _make(directory: Path, where: Path, *, exist_ok: bool = False) -> None:
     try:
         directory.mkdir(exist_ok=exist_ok)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CheckpointError.build(
-            directory, f"cannot be created ({error.strerror})", do="choose another output path"
+            where, f"cannot be created ({error.strerror})", do="choose another output path"
         ) from None
 
 

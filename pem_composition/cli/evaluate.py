@@ -170,7 +170,8 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
     if module is not None:
         attach(model, module, allow_base_mismatch=config.allow_base_mismatch)
     if info["missing_keys"] and (module is None or not module.head_tensors()):
-        print(f"note: the head is newly initialised (--seed {config.seed}), not trained")
+        remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
+        print(f"note: the head is newly initialised (--seed {config.seed}), not trained{remedy}")
     settings = fitted(config, settings, model, tokenizer)
     exam = make_exam(
         settings,

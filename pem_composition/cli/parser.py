@@ -34,7 +34,8 @@ from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RUN_FAILED, P
 
 T = TypeVar("T")
 
-FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL_DISK = NO_SPACE | {errno.EIO, errno.EFBIG}
 EXIT_INTERRUPTED = 130
 
 
@@ -136,7 +137,8 @@ def _describe(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         code = EXIT_RUN_FAILED if error.errno in FULL_DISK else EXIT_BAD_INPUT
-        return code, f"{where}{error.strerror or error}"
+        do = "; free some space, or write elsewhere" if error.errno in NO_SPACE else ""
+        return code, f"{where}{error.strerror or error}{do}"
     hint = "; run it again with --debug for the traceback"
     return EXIT_RUN_FAILED, f"unexpected {type(error).__name__}: {error}{hint}"
 

@@ -271,6 +271,20 @@ PLACES = (
     Case("N60", "the output lies below a file",
          f"...bad/{CONFIG}: not a directory; choose another output path",
          run=(("merge", "-a", "good", "-p", f"bad/{CONFIG}/out"),)),
+    Case("N63", "a path with a typo",
+         "good/../odur: no such directory; expected a directory with a module; did you mean "
+         "good/../ours?",
+         run=(("merge", "-a", "good", "good/../odur", "-p", "out"),)),
+    Case("N64", "a typo in the middle of a path",
+         "here/bda/checkpoint-20: no such directory; expected a directory with a module; did you "
+         "mean here/bad?",
+         lambda here: [(here / "here").mkdir(), (here / "bad").rename(here / "here" / "bad")],
+         run=(("negation", "-a", "here/bda/checkpoint-20", "-p", "out"),)),
+    Case("N65", "a base model that is not there",
+         "-m/--model ./nowhere: no base model here; found no such directory, expected the "
+         "directory of a model; check the path",
+         run=(("merge", "-a", "good", "-p", "out", "-m", "./nowhere"),
+              ("negation", "-a", "ours", "-p", "out", "-m", "./nowhere"))),
     Case("N62", "a directory whose name is no text",
          r"out = +1*b\udcffd  (space parameter, head last, error against sum c_i dW_i: ...e-16)",
          lambda here: (here / "bad").rename(os.fsdecode(b"b\xffd")),

@@ -87,6 +87,12 @@ def heads(here: Path) -> None:
         assert abs(value - (good[name] + bad[name]) / 2).max() < 1e-6
 
 
+def head_of_good(here: Path) -> None:
+    """The head is good's, whose module is the only one with a head."""
+    good, out = (oracle.head(here / n) for n in ("good", "out"))
+    assert out.keys() == good.keys() and all((out[n] == good[n]).all() for n in good)
+
+
 def reloaded(here: Path) -> None:
     """A flat directory that reads back bit for bit, and says what it was made of."""
     assert {p.name for p in (here / "out").iterdir()} == {
@@ -214,6 +220,16 @@ KINDS = (
     Case("M14", "both bring a head",
          "out = +0.5*good +0.5*bad  (space parameter, head average, ...)",
          run=((*TWO, "--merge_head"),), code=0, check=heads),
+    Case("M14b", "heads of different classes, averaged",
+         "out = +0.5*good +0.5*bad  (space parameter, head average, ...)\nnote: the averaged heads "
+         "answer different classes (LABEL_0 LABEL_1 LABEL_2; no maybe yes)",
+         d.record(head={"labels": ["no", "maybe", "yes"], "problem": "classification"}),
+         run=((*TWO, "--merge_head"),), code=0, check=heads),
+    Case("M14c", "the last module has no head",
+         "out = +0.5*good +0.5*bad  (space parameter, head last, ...)\nnote: bad has no head: that "
+         "of good is kept",
+         d.both(d.drop("classifier"), d.config(modules_to_save=None, task_type=None)),
+         run=(TWO,), code=0, check=head_of_good),
     Case("M13b", "(IA)^3, 1 + 1", f"out = +1*ia3 +1*ia3b  (space parameter, head last, {ZERO})",
          run=(("merge", "-a", "ia3", "ia3b", "-p", "out", "--coefficients", "1", "1"),), code=0,
          check=ia3_sum),

@@ -42,7 +42,8 @@ ELSEWHERE: dict[str, tuple[str, str, str]] = {
     "R12": ("divergence", "exit 3, no broken weights are written",
             "tests/training/test_classification.py"),
     "R13": ("disk full while training", "exit 3, the older checkpoint stays", RESUME),
-    "R14": ("directory of another run", "refused", RESUME),
+    "R14": ("directory of another run", "refused if unfinished; trained anew, with a line, if "
+            "finished", RESUME),
     "R15": ("disk full while saving a module over a good one", "exit 3, the old one stays",
             "test_crashes.py"),
     "R16": ("disk full while writing a .bin over a good one", "exit 3, the old one stays",

@@ -71,4 +71,5 @@ def norm(value: Updates) -> float:
 
 def close(found: Updates, exact: Updates) -> None:
     """Equal to the rounding of float32."""
-    assert distance(found, exact) < 1e-6
+    assert found.keys() == exact.keys()
+    assert norm({n: found[n] - exact[n] for n in exact}) <= 1e-6 * norm(exact)

@@ -98,7 +98,7 @@ def test_a_full_disk_is_exit_3_in_one_line_and_the_old_output_stays(here, capsys
         capsys.readouterr()
         assert cli.main([*words, "--overwrite", "--coefficients", "2"]) == 3
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and "No space left on device" in error
+        assert error.count("\n") == 1 and "disk/out: No space left on device; free" in error
         assert {p.name: p.read_bytes() for p in (disk / "out").iterdir()} == kept
         assert sorted(p.name for p in disk.iterdir()) == ["ballast", "out"]
     finally:

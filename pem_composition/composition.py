@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.algebra import check_coefficients, role_of
+from pem_composition.arithmetic.algebra import as_numbers, role_of
 from pem_composition.arithmetic.compatible import SPACES
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.labels import label_of
@@ -130,7 +130,8 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
     Raises:
         PEMError: a pattern that matches no layer, or a factor that is not finite.
     """
-    check_coefficients([f for _, f in factors], "layers")
+    values = as_numbers([f for _, f in factors], "layers")
+    factors = [(pattern, f) for (pattern, _), f in zip(factors, values, strict=True)]
     compiled = [(compile_pattern(pattern), factor) for pattern, factor in factors]
     check_patterns([p for p, _ in compiled], module.layers, module.name)
     tensors = dict(module.tensors)
@@ -139,7 +140,7 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
         factor = next((f for pattern, f in compiled if pattern.matches(layer)), 1.0)
         if factor != 1.0:
             tensors[name] = _scaled(tensor, role_of(name), factor, space)
-    pairs = "".join(f', "{pattern}", {shown(float(f))}' for pattern, f in factors)
+    pairs = "".join(f', "{pattern}", {shown(f)}' for pattern, f in factors)
     origin = module.provenance
     provenance = replace(
         origin,

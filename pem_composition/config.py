@@ -6,8 +6,9 @@ a target is a layer name or a suffix of one (``query``), as in PEFT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -21,9 +22,24 @@ def matches(layer: str, target: str) -> bool:
     return layer == target or layer.endswith("." + target)
 
 
-def lookup(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """First pattern that names the layer, else the default (PEFT's rank and alpha patterns)."""
-    return next((v for target, v in patterns.items() if matches(layer, target)), default)
+def targets_of(layer: str, targets: Container[str]) -> list[str]:
+    """The targets that match the layer, longest first; quick where ``targets`` is a set."""
+    parts = layer.split(".")
+    suffixes = (".".join(parts[i:]) for i in range(len(parts)))
+    return [suffix for suffix in suffixes if suffix in targets]
+
+
+class Patterns(dict[str, Any]):
+    """PEFT's rank and alpha patterns: the first entry that names a layer gives its value."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._place = {target: i for i, target in enumerate(values)}
+
+    def value(self, layer: str, default: Any) -> Any:
+        """The layer's value, else the default."""
+        hits = targets_of(layer, self)
+        return self[min(hits, key=self._place.__getitem__)] if hits else default
 
 
 @dataclass(frozen=True)
@@ -47,13 +63,21 @@ class LoraConfig:
 
     def rank(self, layer: str) -> int:
         """Rank of the layer's factors."""
-        return int(lookup(self.rank_pattern, layer, self.r))
+        return int(self._ranks.value(layer, self.r))
 
     def scaling(self, layer: str) -> float:
         """Factor in front of B A."""
-        alpha = float(lookup(self.alpha_pattern, layer, self.alpha))
+        alpha = float(self._alphas.value(layer, self.alpha))
         r = self.rank(layer)
         return alpha / r**0.5 if self.use_rslora else alpha / r
+
+    @cached_property
+    def _ranks(self) -> Patterns:
+        return Patterns(self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> Patterns:
+        return Patterns(self.alpha_pattern)
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,11 @@ class IA3Config:
 
     def scales_input(self, layer: str) -> bool:
         """True where the vector multiplies the layer's input instead of its output."""
-        return any(matches(layer, t) for t in self.feedforward_modules)
+        return bool(targets_of(layer, self._inputs))
+
+    @cached_property
+    def _inputs(self) -> frozenset[str]:
+        return frozenset(self.feedforward_modules)
 
 
 @dataclass(frozen=True)

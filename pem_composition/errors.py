@@ -14,6 +14,8 @@ EXIT_BAD_INPUT = 2
 EXIT_RUN_FAILED = 3
 EXIT_PREEMPTED = 75
 
+MAX_PLACE, MAX_FACT = 1000, 400  # characters of a message's parts; names in files can be megabytes
+
 
 class PEMError(ValueError):
     """Bad input: a file, flag or module that cannot be used as asked. Programs exit with 2."""
@@ -30,18 +32,29 @@ class PEMError(ValueError):
         expected: object = None,
         do: str = "",
     ) -> PEMError:
-        """Assemble ``where: what; found X, expected Y; remedy`` into one line."""
-        parts = [f"{where}: {what}" if where else what]
+        """Assemble ``where: what; found X, expected Y; remedy`` into one printable line."""
+        what = _line(what, MAX_FACT)
+        parts = [f"{_line(where, MAX_PLACE)}: {what}" if where else what]
         facts = []
         if found is not None:
-            facts.append(f"found {found}")
+            facts.append(f"found {_line(found, MAX_FACT)}")
         if expected is not None:
-            facts.append(f"expected {expected}")
+            facts.append(f"expected {_line(expected, MAX_FACT)}")
         if facts:
             parts.append(", ".join(facts))
         if do:
-            parts.append(do)
-        return cls(" ".join("; ".join(parts).split()))
+            parts.append(_line(do, MAX_FACT))
+        return cls("; ".join(parts))
+
+
+def _line(value: object, limit: int) -> str:
+    """One line of at most about ``limit`` characters, in which a terminal finds no commands."""
+    text = " ".join(str(value).split())
+    if len(text) > limit:
+        text = f"{text[: 2 * limit // 3]} ... {text[-limit // 3 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(PEMError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from pem_composition.arithmetic import heads as head_policies
 from pem_composition.arithmetic.algebra import (
     HEAD,
-    check_coefficients,
+    as_numbers,
     linear_combination,
     role_of,
 )
@@ -238,7 +238,7 @@ def combine(
         IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ.
         PEMError: wrong space, method, setting, rank or coefficient.
     """
-    modules, coefficients = list(modules), [float(c) for c in coefficients]
+    modules, coefficients = list(modules), as_numbers(coefficients)
     check_request(modules, coefficients)
     choice = resolve(method, settings, modules[0].kind)
     space = space_of(choice, space)
@@ -318,13 +318,13 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
     Linear in the strength, unlike ``-s * module``, whose two factors both carry s. The head is
     left as it is.
     """
-    check_coefficients([strength], "strength")
-    tensors = algebra_negate(module.adapter_tensors(), float(strength))
+    (strength,) = as_numbers([strength], "strength")
+    tensors = algebra_negate(module.adapter_tensors(), strength)
     tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
     result = PEM(tensors, module.config, module.base, "negation", module.head, heads=module.heads)
-    term = Term(1.0, f"negate({module}, {shown(float(strength))})")
+    term = Term(1.0, f"negate({module}, {shown(strength)})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
-    certificate = Certificate(*certificate_of(result, [module], [-float(strength)]))
+    certificate = Certificate(*certificate_of(result, [module], [-strength]))
     recipe = record("negate", [module], strength=strength)
     return replace(result, provenance=replace(provenance, certificate=certificate, recipe=recipe))
 
@@ -405,13 +405,13 @@ def detoxify(
         IncompatibleModules: kinds or bases differ; in sums of factors also ranks or targets.
         PEMError: unknown form, a rank for a sum of factors, the reference's without LoRA factors.
     """
-    check_coefficients([strength], "strength")
+    (strength,) = as_numbers([strength], "strength")
     if form not in FORMS:
         raise PEMError.build("form", "unknown", found=repr(form), expected=" or ".join(FORMS))
     if rank is not None and form != "exact":
         raise PEMError.build("rank", f"the {form} form keeps the modules' own", do="leave it out")
     return combine(
-        [module, toxic], [1.0 + strength, -float(strength)],
+        [module, toxic], [1.0 + strength, -strength],
         space="delta" if form == "exact" else "parameter",
         method=REFERENCE_DETOXIFY if form == "reference" else SIMPLE, rank=rank, head="first",
         dtype=dtype, allow_base_mismatch=allow_base_mismatch, certify=certify,

@@ -215,7 +215,10 @@ def test_head_policies():
             "scaling at enc.0.query differs; found 2 .lora_alpha 8.* and 4 .lora_alpha 16",
         ),
         (lora(1, rslora=True), "scaling at enc.0.query differs.*use_rslora True"),
-        (lora(1, layers=LAYERS[:1]), "adapted layers differs; found 2 layers in m0 and 1 layers"),
+        (
+            lora(1, layers=LAYERS[:1]),
+            r"adapted layers \(enc.1.query in m0 only\) differs; found 2 in m0 and 1 in m1",
+        ),
         (ia3(1), "kind differs; found lora in m0 and ia3 in m1"),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pem_composition.adapters.heads import HeadSlot
 from pem_composition.adapters.layer import is_conv1d
 from pem_composition.adapters.locate import linear_layers, plain_tensors, renaming
-from pem_composition.adapters.plan import check_base, check_layers, head_of
+from pem_composition.adapters.plan import check_base, check_layers, check_weights, head_of
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -105,7 +105,12 @@ class Folded:
 
 
 def fold(
-    model: nn.Module, pem: PEM, *, permanent: bool = False, head: str = "load"
+    model: nn.Module,
+    pem: PEM,
+    *,
+    permanent: bool = False,
+    head: str = "load",
+    allow_base_mismatch: bool = False,
 ) -> Folded | None:
     """Add a module to the base weights, in place: W += scaling B A, W *= l, theta += delta.
 
@@ -115,10 +120,13 @@ def fold(
     Args:
         permanent: keep no originals and return None; otherwise a ``Folded`` that can undo it.
         head: "load" copies the module's head into the model, "ignore" leaves the model's.
+        allow_base_mismatch: take a module that records another base than the model was loaded from.
 
     Raises:
-        IncompatibleModules: a layer, shape or head of the module does not fit the model.
+        IncompatibleModules: a layer, shape or head of the module, or its base, is another.
     """
+    if not allow_base_mismatch:
+        check_weights(model, pem)
     stack: FoldStack = model.__dict__.setdefault("_pem_folds", FoldStack())
     if not permanent:
         return Folded(model, pem, head=head, stack=stack)

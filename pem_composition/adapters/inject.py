@@ -16,6 +16,7 @@ from torch import nn
 from pem_composition.adapters.attachment import Attachment, Options, holdings_of, set_trainable
 from pem_composition.adapters.fresh import Blocks, base_of, fresh_module, head_copy
 from pem_composition.adapters.heads import head_info, head_parameter_names
+from pem_composition.adapters.plan import check_weights
 from pem_composition.config import AdapterConfig, BaseIdentity, FullConfig
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
@@ -30,6 +31,7 @@ def attach(
     trainable: bool = False,
     head: str = "load",
     blocks: Blocks | None = None,
+    allow_base_mismatch: bool = False,
 ) -> Attachment:
     """Make the model compute with the module; the base weights stay as they are.
 
@@ -42,11 +44,14 @@ def attach(
         trainable: freeze the base and train adapter and head from here.
         head: "load" the module's head into the model's parameters, or "ignore" it.
         blocks: fused layer -> parts to train, as given to ``attach_fresh``.
+        allow_base_mismatch: take a module that records another base than the model was loaded from.
 
     Raises:
-        IncompatibleModules: a layer, shape or head does not fit; the model is untouched.
+        IncompatibleModules: a layer, shape, head or the base does not fit; the model is untouched.
     """
     _check_name(model, name)
+    if not allow_base_mismatch:
+        check_weights(model, pem)
     attachment = Attachment(model, pem, name, Options(dtype, trainable, head, blocks or {}))
     attachment.holdings.attachments[name] = attachment
     set_trainable(attachment)

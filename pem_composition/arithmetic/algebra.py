@@ -6,6 +6,7 @@ NumPy arrays both work). The last component of a name is its role.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -149,8 +150,26 @@ def _remedy(what: str) -> str:
     )
 
 
-def check_coefficients(coefficients: Sequence[float], where: str = "coefficients") -> None:
-    """Refuse nan and infinities."""
+def as_numbers(coefficients: Sequence[Any], where: str = "coefficients") -> list[float]:
+    """The coefficients as finite floats.
+
+    Raises:
+        PEMError: a word, nan, an infinity, or a whole number beyond any float.
+    """
+    numbers = []
     for c in coefficients:
-        if not abs(float(c)) < float("inf"):
-            raise PEMError.build(where, "a coefficient must be a finite number", found=c)
+        try:
+            numbers.append(float(c))
+        except (TypeError, ValueError, OverflowError):
+            numbers.append(math.nan)
+        if not math.isfinite(numbers[-1]):
+            raise PEMError.build(where, "a coefficient must be a finite number", found=repr(c))
+    return numbers
+
+
+def has_no_effect(module: Tensors) -> bool:
+    """True if every tensor that carries a sign has its neutral value: B = 0, l = 1, delta = 0."""
+    rules = {name: RULES[role_of(name)] for name in module if role_of(name) != HEAD}
+    return all(
+        bool((module[name] == rule.neutral).all()) for name, rule in rules.items() if rule.signed
+    )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Protocol
 
-from pem_composition.arithmetic.algebra import check_coefficients
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
 from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
@@ -78,13 +77,15 @@ def _short(name: str) -> str:
 def _check_layers(first: Described, other: Described) -> None:
     only = sorted(set(first.layers) ^ set(other.layers))
     if only:
+        whole = first.kind == "full"
+        holder = first if only[0] in first.layers else other
         raise _differ(
             first,
             other,
-            "adapted layers",
-            f"{len(first.layers)} layers",
-            f"{len(other.layers)} layers, e.g. {only[0]} in one only",
-            USE_DELTA,
+            f"set of {'weights' if whole else 'adapted layers'} ({only[0]} in {holder.name} only)",
+            len(first.layers),
+            len(other.layers),
+            "use models of one architecture" if whole else USE_DELTA,
         )
 
 
@@ -131,7 +132,7 @@ def _differ(
 
 
 def check_request(modules: Sequence[object], coefficients: Sequence[float]) -> None:
-    """Refuse a wrong number of coefficients, or one that is not finite."""
+    """Refuse a wrong number of coefficients."""
     if not modules or len(modules) != len(coefficients):
         raise IncompatibleModules.build(
             "coefficients",
@@ -139,7 +140,6 @@ def check_request(modules: Sequence[object], coefficients: Sequence[float]) -> N
             found=f"{len(coefficients)} coefficients for {len(modules)} modules",
             do="give as many coefficients as modules",
         )
-    check_coefficients(coefficients)
 
 
 def space_of(choice: Choice, space: str | None) -> str:

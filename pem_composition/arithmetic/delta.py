@@ -9,11 +9,14 @@ Shape suffixes: I inputs, O outputs, R rank of one term, K sum of ranks, C core 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pem_composition.errors import PEMError
 
 
 class Factor(NamedTuple):
@@ -47,7 +50,10 @@ def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
     of the result is at most sum_k r_k, I and O.
     """
     (Q_B, R_B), (Q_A, R_A) = thin_qr(terms)
-    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    core = R_B @ R_A.mT
+    if not bool(core.isfinite().all()):
+        raise PEMError.build("delta space", "the sum of the updates is too large for a double")
+    U, S, Vh = torch.linalg.svd(core, full_matrices=False)
     root = S[:rank].sqrt()
     dtype = terms[0].A_RI.dtype
     A_RI = (root[:, None] * Vh[:rank]) @ Q_A.mT
@@ -102,7 +108,7 @@ def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) ->
 
 def total_error(layers: Mapping[str, LayerError]) -> float:
     """Relative error over all layers: sqrt(sum error^2) / sqrt(sum norm^2)."""
-    error, exact, terms = (sum(v[i] ** 2 for v in layers.values()) ** 0.5 for i in range(3))
+    error, exact, terms = (math.hypot(*(v[i] for v in layers.values())) for i in range(3))
     return _ratio(error, exact, terms)
 
 

@@ -63,17 +63,30 @@ def choose(modules: Sequence[PEM], coefficients: Sequence[float], policy: str) -
         return Choice(notes=notes)
     info = next((m.head for m in modules if m.head is not None), None)
     if policy == "average":
+        notes += _different_answers(modules)
         return Choice(average_heads([h for h, _ in heads], [c for _, c in heads]), info, {}, notes)
     return Choice(_equal([h for h, _ in heads]), info, {}, notes)
+
+
+def _different_answers(modules: Sequence[PEM]) -> tuple[str, ...]:
+    """What has to be said where heads of different classes are averaged."""
+    answers = dict.fromkeys(
+        m.head.labels for m in modules if m.head_tensors() and m.head and m.head.labels
+    )
+    classes = "; ".join(" ".join(labels) for labels in answers)
+    told = f"the averaged heads answer different classes ({classes})"
+    return (told,) if len(answers) > 1 else ()
 
 
 def _one(modules: Sequence[PEM], place: int) -> Choice:
     """The first or last module's head and what lies beside it; another's if it has none."""
     chosen, holders = modules[place], [m for m in modules if m.head_tensors() or m.heads]
+    notes: tuple[str, ...] = ()
     if chosen not in holders and holders:
+        notes = (f"{chosen.name} has no head: that of {holders[place].name} is kept",)
         chosen = holders[place]
     tensors = chosen.head_tensors()
-    return Choice(tensors, chosen.head if tensors else None, dict(chosen.heads))
+    return Choice(tensors, chosen.head if tensors else None, dict(chosen.heads), notes)
 
 
 def _equal(heads: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
             folder,
             "no such directory" if not folder.exists() else "not a directory",
             expected="a directory with a module",
-            do="check the path",
+            do=_near(folder) or "check the path",
         )
     kind = _format_of(folder)
     if kind is not None:
@@ -183,6 +184,16 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
         else "adapter_config.json with its weights, or config.json with a full model",
         do="name the subfolder" if inner else "check the path",
     )
+
+
+def _near(path: Path) -> str:
+    """``did you mean X?`` for the first part of a path that is not there."""
+    parts = [p for p in (path, *path.parents) if not p.exists()]
+    if not parts or not parts[-1].parent.is_dir():
+        return ""
+    wrong = parts[-1]
+    near = get_close_matches(wrong.name, [p.name for p in wrong.parent.iterdir()], n=1)
+    return f"did you mean {wrong.parent / near[0]}?" if near else ""
 
 
 def _format_of(folder: Path) -> str | None:

@@ -13,16 +13,16 @@ Shapes: r rank per part, d_in, h width of one of q, k, v; fused d_out = 3 h.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.files import TensorInfo, is_file, read_json
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.peft import adapter_layers, check_factors, check_gaps
+from pem_composition.checkpoint.peft_config import MAX_ALPHA, MAX_RANK
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.tensors import check_float, read_float
 from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
@@ -37,6 +37,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "pytorch_adapter.bin"
 HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", "pytorch_model_head.bin"
 LIBRARY_VERSION = "3.2.1"
 PARTS = ("q", "k", "v")
+POSITIONS = tuple(str(i) for i in range(10))  # of layers in a head
 REMEDY = "use the PEFT layout (--format peft)"
 
 
@@ -136,7 +137,8 @@ def read(
 
 def _origin(raw: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """What writing the same files again needs to know; kept in pem.json."""
-    return {"model_class": raw.get("model_class"), "prefix": prefix, "version": raw.get("version")}
+    words = {key: raw.get(key) for key in ("model_class", "version")}
+    return {"prefix": prefix, **{k: w if isinstance(w, str) else None for k, w in words.items()}}
 
 
 def _header(
@@ -146,14 +148,18 @@ def _header(
     record: provenance.Record | None,
     config: LoraConfig | IA3Config,
 ) -> ModuleHeader:
-    size = raw.get("hidden_size")
+    size, base = raw.get("hidden_size"), raw.get("model_name")
+    if base is not None and not isinstance(base, str):
+        raise CheckpointError.build(
+            folder / CONFIG, "model_name", found=repr(base), expected="text", do="correct it"
+        )
     return ModuleHeader(
         path=folder,
         format="adapter-transformers",
         name=name,
         config=config,
         base=BaseIdentity(
-            name=raw.get("model_name") or None,
+            name=base or None,
             model_type=raw["model_type"],
             hidden_size=size if type(size) is int else None,
         ),
@@ -204,17 +210,16 @@ def _settings(raw: Mapping[str, Any], path: Path) -> tuple[Family, Mapping[str, 
 
 def _check_numbers(settings: Mapping[str, Any], path: Path) -> None:
     r, alpha, dropout = settings.get("r"), settings.get("alpha"), settings.get("dropout", 0.0)
-    if type(r) is not int or r < 1:
+    if type(r) is not int or not 1 <= r <= MAX_RANK:
         raise CheckpointError.build(path, "config.r", found=repr(r), expected="a whole number >= 1")
-    for key, value, low in (("alpha", alpha, 0.0), ("dropout", dropout, -math.inf)):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low < value < math.inf
-        ):
-            raise CheckpointError.build(
-                path, f"config.{key}", found=repr(value), expected="a number > 0"
-            )
+    if not _is_number(alpha) or not 0 < alpha <= MAX_ALPHA:
+        raise CheckpointError.build(
+            path, "config.alpha", found=repr(alpha), expected="a number > 0"
+        )
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise CheckpointError.build(
+            path, "config.dropout", found=repr(dropout), expected="a number from 0 to below 1"
+        )
     if settings["composition_mode"] == "scale" and (r != 1 or alpha != 1):
         raise UnsupportedModule.build(
             path,
@@ -223,10 +228,18 @@ def _check_numbers(settings: Mapping[str, Any], path: Path) -> None:
             expected="r 1, alpha 1 as in (IA)^3",
         )
     parts = settings.get("attn_matrices")
-    if not isinstance(parts, list) or not set(parts) <= set(PARTS) or len(set(parts)) != len(parts):
+    if (
+        not isinstance(parts, list)
+        or any(p not in PARTS for p in parts)
+        or len(set(parts)) < len(parts)
+    ):
         raise CheckpointError.build(
             path, "config.attn_matrices", found=repr(parts), expected="some of q, k, v"
         )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _canonical_keys(file: TorchZipFile, settings: Mapping[str, Any]) -> tuple[dict[str, str], str]:
@@ -335,7 +348,7 @@ def _config(
         return IA3Config(targets, fan_in_fan_out=fan)
     fused = [n for n in layers if _parts_of(n, settings)]
     many = len(_parts_of(fused[0], settings)) if fused else 1
-    plain = sorted({_target(n) for n in layers if n not in fused}) if fused else []
+    plain = sorted({_target(n) for n in {*layers} - {*fused}}) if fused else []
     return LoraConfig(
         r=settings["r"] * many,
         alpha=settings["alpha"] * many,
@@ -439,7 +452,8 @@ def _head_keys(
         return {k: k for k in keys}, None
     split = {k: k.rsplit(".", 2) for k in keys}  # heads.<name> . position . weight|bias
     if any(
-        len(p) != 3 or not p[1].isdigit() or not p[0].startswith("heads.") for p in split.values()
+        len(p) != 3 or p[1] not in POSITIONS or not p[0].startswith("heads.")
+        for p in split.values()
     ):
         raise UnsupportedModule.build(
             file.path, "head tensors cannot be represented", found=keys[:4]
@@ -490,7 +504,7 @@ def _head_info(
     if isinstance(ids, dict) and sorted(ids.values(), key=str) == sorted(range(len(ids)), key=str):
         labels = tuple(sorted(ids, key=lambda w: int(ids[w])))
     lm = {"t5": "seq2seq_lm", "gpt2": "causal_lm"}
-    kind = table.get("head_type") or lm.get(model_type, "classification")
+    kind = str(table.get("head_type") or lm.get(model_type, "classification"))
     if kind == "classification" and table.get("num_labels") == 1:
         kind = "regression"
     origin = {"config": config, "positions": positions}

@@ -49,9 +49,9 @@ def write(pem: PEM, folder: Path, name: str, *, dtype: str | None) -> None:
     family, label = FAMILIES[model_type], name.replace(".", "_")
     plain = {n: t for n, t in pem.tensors.items() if not n.endswith(".head")}
     settings, tensors = _unconverted(pem, plain, family)
-    prefix = (pem.config.extra.get("origin") or {}).get(
-        "prefix", "transformer." if model_type == "t5" else ""
-    )
+    prefix = (pem.config.extra.get("origin") or {}).get("prefix")
+    if prefix is None:
+        prefix = "transformer." if model_type == "t5" else ""
     target = save_dtype(dtype)
     state = {}
     for full, tensor in tensors.items():
@@ -335,7 +335,8 @@ def _unconverted_head(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Head config and tensors under the library's names (a static model class has its own)."""
     heads = pem.head_tensors()
-    origin = (pem.head.extra if pem.head else {}).get("adapter_transformers") or {}
+    origin = (pem.head.extra if pem.head else {}).get("adapter_transformers")
+    origin = origin if isinstance(origin, dict) else {}
     modules = list(dict.fromkeys(n.rpartition(".")[0] for n in heads))
     labels = {word: i for i, word in enumerate(pem.head.labels)} if pem.head else {}
     if origin and origin.get("positions") is None:
@@ -345,8 +346,10 @@ def _unconverted_head(
             "num_labels": len(labels) or 2,
         }, heads
     lm = "lm" in family.head
-    positions = origin.get("positions") or ([0] if lm else [1, 4])
-    places = dict(zip(family.head.values(), positions, strict=False))
+    positions = origin.get("positions")
+    if not isinstance(positions, list) or len(positions) != len(family.head):
+        positions = [0] if lm else [1, 4]
+    places = dict(zip(family.head.values(), positions, strict=True))
     if set(modules) != set(places):
         raise _no_form(pem, f"head modules {modules}", f"{list(places)}")
     renamed = {}

@@ -26,7 +26,10 @@ from pem_composition.errors import CheckpointError
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 200_000
-MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_NAME = 1000  # characters of a tensor's name
+MAX_DIMENSIONS = 64  # torch's own limit
+MAX_JSON_BYTES = 32 * 1024 * 1024
+MAX_NESTING = 50
 CHUNK_BYTES = 1 << 20
 
 DTYPE_BYTES: Mapping[str, int] = {
@@ -101,6 +104,17 @@ def is_file(path: Path) -> bool:
     return path.exists() and not path.is_dir()
 
 
+def read_whole(file: BinaryIO, path: Path) -> bytes:
+    """All bytes of an open file, unless they are more than this machine could hold."""
+    size = os.fstat(file.fileno()).st_size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise CheckpointError.build(
+            path, "too large", found=f"{size} bytes", expected=f"at most the memory, {memory} bytes"
+        )
+    return file.read()
+
+
 def sha256_file(path: Path, root: Path | None = None) -> str:
     """Hexadecimal sha256 of a regular file."""
     with open_regular(path, root) as file:
@@ -146,7 +160,10 @@ def parse_json(data: bytes, where: object) -> dict[str, Any]:
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
         )
-    except UnicodeDecodeError:
+        if b"\\ud" in data or b"\\uD" in data:  # half a surrogate pair could not be written again
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        _check_nesting(value)
+    except UnicodeError:
         raise CheckpointError.build(
             where, "not UTF-8 text", expected="JSON", do="restore the file"
         ) from None
@@ -161,6 +178,20 @@ def parse_json(data: bytes, where: object) -> dict[str, Any]:
             where, "wrong content", found=f"a JSON {type(value).__name__}", expected="a JSON object"
         )
     return value
+
+
+def _check_nesting(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -184,8 +215,12 @@ def _finite_float(text: str) -> float:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, indented, keys in the given order."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a JSON object, indented, keys in the given order.
+
+    Undecodable bytes of a path become question marks, since JSON has no place for them.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    path.write_bytes(text.encode("utf-8", errors="replace"))
 
 
 # --- safetensors --------------------------------------------------------------------------------
@@ -204,7 +239,7 @@ class SafetensorsFile:
         try:
             if in_memory:
                 with self._file as file:
-                    data = file.read()
+                    data = read_whole(file, path)
                 self._file = io.BytesIO(data)
             self.infos, self._starts, self.metadata = _read_header(self._file, path)
         except BaseException:
@@ -294,6 +329,8 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """Byte span of one header entry after checking dtype, shape and size."""
+    if len(name) > MAX_NAME:
+        raise _damaged(path, f"name of tensor {name!r}", f"{len(name)} characters", MAX_NAME)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(
             path, f"header entry of {name!r} malformed", entry, "dtype, shape, data_offsets"
@@ -302,7 +339,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise _damaged(path, f"tensor {name!r} has an unknown dtype", dtype, ", ".join(DTYPE_BYTES))
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        if not is_shape(numbers):
             raise _damaged(
                 path, f"tensor {name!r} has a malformed {what}", numbers, "whole numbers >= 0"
             )
@@ -316,21 +353,25 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
     return offsets[0], offsets[1]
 
 
+def is_shape(numbers: object) -> bool:
+    """True for a list or tuple of at most 64 whole numbers from 0 that fit in 63 bits."""
+    return (
+        isinstance(numbers, list | tuple)
+        and len(numbers) <= MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+    )
+
+
 def _damaged(path: Path, what: str, found: object, expected: object) -> CheckpointError:
     error = CheckpointError.build(
         path,
         what,
-        found=_short(found),
-        expected=_short(expected),
+        found=found,
+        expected=expected,
         do="restore the file from its source",
     )
     assert isinstance(error, CheckpointError)
     return error
-
-
-def _short(value: object, limit: int = 200) -> str:
-    text = str(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def write_safetensors(
@@ -392,17 +433,19 @@ def atomic_directory(
         _clean_stale(target, keep)
         _check_free(target, overwrite)
         temporary = _sibling(target, "tmp")
-        _make(temporary)
+        _make(temporary, target)
         try:
             yield temporary
             _settle(temporary)
             _swap(temporary, target, overwrite, keep)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         for parent in reversed(created):
             with suppress(OSError):
                 parent.rmdir()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a full disk is said of no file
         raise
 
 
@@ -426,21 +469,21 @@ def _make_parents(parent: Path) -> list[Path]:
     missing = [p for p in (parent, *parent.parents) if not p.exists()]
     made: list[Path] = []
     for directory in reversed(missing):
-        _make(directory, exist_ok=True)
+        _make(directory, directory, exist_ok=True)
         made.append(directory)
     if not parent.is_dir():
         raise CheckpointError.build(parent, "not a directory", do="choose another output path")
     return made
 
 
-def _make(directory: Path, *, exist_ok: bool = False) -> None:
+def _make(directory: Path, where: Path, *, exist_ok: bool = False) -> None:
     try:
         directory.mkdir(exist_ok=exist_ok)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CheckpointError.build(
-            directory, f"cannot be created ({error.strerror})", do="choose another output path"
+            where, f"cannot be created ({error.strerror})", do="choose another output path"
         ) from None
 
 
@@ -477,14 +520,16 @@ def _clean_stale(target: Path, keep: Callable[[str], bool] | None) -> None:
         start = f".{target.name}.{role}-"
         for entry in list(target.parent.iterdir()):
             pid, _, tail = entry.name.removeprefix(start).partition("-")
-            if not (entry.name.startswith(start) and pid.isdigit() and tail.startswith(_host())):
+            ours = entry.name.startswith(start) and tail.startswith(_host())
+            if not (ours and pid.isdecimal() and len(pid) < 10):
                 continue
             if _alive(int(pid)):
                 continue
-            if role == "old" and not target.exists():
-                entry.rename(target)
-            else:
-                _carry_over(entry, target, keep if role == "old" else None)
+            with suppress(FileNotFoundError):  # another process cleans, too
+                if role == "old" and not target.exists():
+                    entry.rename(target)
+                else:
+                    _carry_over(entry, target, keep if role == "old" else None)
 
 
 def _carry_over(aside: Path, target: Path, keep: Callable[[str], bool] | None) -> None:
@@ -528,16 +573,35 @@ def fsync(path: Path) -> None:
 def _swap(
     temporary: Path, target: Path, overwrite: bool, keep: Callable[[str], bool] | None
 ) -> None:
-    _check_free(target, overwrite)
-    aside = _sibling(target, "old") if target.exists() else None
-    if aside is not None:
-        target.rename(aside)
+    """Give the directory its name; of several processes that do so at once each succeeds whole."""
+    aside: list[Path] = []
     try:
-        temporary.rename(target)
+        while True:
+            _check_free(target, overwrite)
+            aside += _put_aside(target) if overwrite else []
+            try:
+                temporary.rename(target)  # replaces an empty directory
+                break
+            except OSError as error:  # another process was faster: look again
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     except BaseException:
-        if aside is not None:
-            aside.rename(target)
+        for old in aside[-1:]:
+            with suppress(OSError):
+                old.rename(target)
         raise
-    if aside is not None:
-        _carry_over(aside, target, keep)
+    finally:
+        for old in aside:
+            if old.exists() and target.exists():
+                _carry_over(old, target, keep)
     fsync(target.parent)
+
+
+def _put_aside(target: Path) -> list[Path]:
+    """Rename what is there; nothing where another process was faster."""
+    aside = _sibling(target, "old")
+    try:
+        target.rename(aside)
+    except FileNotFoundError:
+        return []
+    return [aside]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.files import (
@@ -32,6 +32,7 @@ from pem_composition.checkpoint.provenance import (
     base_identity,
     checkpoint_files,
     find_base,
+    model_type_of,
     weight_map,
 )
 from pem_composition.checkpoint.tensors import (
@@ -129,16 +130,21 @@ class Weights:
         for stem in ("model.safetensors", "pytorch_model.bin"):
             index = self.folder / f"{stem}.index.json"
             if is_file(index):
-                for name, shard in weight_map(index, self.folder).items():
-                    if stem.startswith("model") and name not in self.infos:
-                        raise CheckpointError.build(
-                            self.folder / shard,
-                            f"missing tensor {name!r}",
-                            found="a shard without it",
-                            expected="what the index names",
-                            do="restore the file from its source",
-                        )
+                table = weight_map(index, self.folder)
+                differing = table.keys() ^ self.infos.keys()
+                if differing and stem == "model.safetensors":  # pickles store tied copies twice
+                    self._refuse_index(index, table, min(differing))
                 return
+
+    def _refuse_index(self, index: Path, table: Mapping[str, str], name: str) -> NoReturn:
+        listed = name in table
+        raise CheckpointError.build(
+            self.folder / table[name] if listed else index,
+            f"missing tensor {name!r}",
+            found="a shard without it" if listed else "a shard with it",
+            expected="what the index names" if listed else "every tensor in the index",
+            do="restore the file from its source",
+        )
 
     def raw(self, name: str) -> Tensor:
         """One tensor as stored."""
@@ -217,7 +223,7 @@ def header(folder: Path, name: str, record: provenance.Record | None) -> ModuleH
     base = (
         record.base
         if record
-        else BaseIdentity(model_type=raw.get("model_type"), hidden_size=(sizes or [None])[0])
+        else BaseIdentity(model_type=model_type_of(raw), hidden_size=(sizes or [None])[0])
     )
     return ModuleHeader(
         path=folder,
@@ -237,8 +243,8 @@ def head_info(config: Mapping[str, Any]) -> HeadInfo:
     """Labels and problem of a classifier from its config.json."""
     table = config.get("id2label")
     labels: tuple[str, ...] = ()
-    if isinstance(table, dict) and all(str(k).isdigit() for k in table):
-        labels = tuple(str(table[k]) for k in sorted(table, key=int))
+    if isinstance(table, dict) and table.keys() == {str(i) for i in range(len(table))}:
+        labels = tuple(str(table[str(i)]) for i in range(len(table)))
     regression = config.get("problem_type") == "regression" or len(labels) == 1
     return HeadInfo(() if regression else labels, "regression" if regression else "classification")
 

@@ -34,7 +34,7 @@ from pem_composition.checkpoint.full import (
     write_companions,
     write_model,
 )
-from pem_composition.checkpoint.provenance import base_identity
+from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.checkpoint.tensors import cast, info_of, save_dtype
 from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
@@ -275,7 +275,7 @@ def _described(
         config=FullConfig(),
         base=base_identity(base)
         if base is not None
-        else BaseIdentity(model_type=config.get("model_type")),
+        else BaseIdentity(model_type=model_type_of(config)),
         name=name,
         head=head_info(config) if has_head else None,
         provenance=Provenance(

@@ -25,7 +25,7 @@ from pem_composition.checkpoint.tensors import (
     save_dtype,
     write_tensors,
 )
-from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig, matches
+from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig, targets_of
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
 from pem_composition.module import HeadInfo, Provenance
 
@@ -233,10 +233,10 @@ def _settle_targets(
         config = replace(config, target_modules=layers)  # type: ignore[arg-type]
     if not isinstance(config, IA3Config):
         return config
-    inputs = tuple(n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[0] == 1)
-    outputs = tuple(n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[1] == 1)
+    inputs = {n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[0] == 1}
+    outputs = {n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[1] == 1}
     if not isinstance(raw["feedforward_modules"], list):
-        config = replace(config, feedforward_modules=tuple(n for n in inputs if n not in outputs))
+        config = replace(config, feedforward_modules=tuple(sorted(inputs - outputs)))
     for layer in layers:
         allowed = inputs if config.scales_input(layer) else outputs
         if layer not in allowed:
@@ -298,9 +298,11 @@ def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: ob
 
 def check_targets(targets: Iterable[str], layers: Iterable[str], where: object) -> None:
     """Every target names a layer with tensors, and every layer is named by a target."""
-    layers, targets = list(layers), list(targets)
+    targets, used = list(targets), set()
+    known = frozenset(targets)
     for layer in layers:
-        if not any(matches(layer, t) for t in targets):
+        hits = targets_of(layer, known)
+        if not hits:
             raise CheckpointError.build(
                 where,
                 f"extra tensors for layer {layer!r}",
@@ -308,8 +310,9 @@ def check_targets(targets: Iterable[str], layers: Iterable[str], where: object) 
                 expected=f"target_modules {targets[:8]}",
                 do="correct target_modules",
             )
+        used |= set(hits)
     for target in targets:
-        if not any(matches(layer, target) for layer in layers):
+        if target not in used:
             raise CheckpointError.build(
                 where,
                 f"missing tensors: target_modules names {target!r}",
@@ -327,7 +330,7 @@ def check_gaps(layers: Iterable[str], where: object) -> None:
     stacks: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for layer in layers:
         parts = layer.split(".")
-        numbers = [i for i, p in enumerate(parts) if p.isdigit()]
+        numbers = [i for i, p in enumerate(parts) if p.isdecimal() and len(p) < 10]
         if not numbers or len(numbers) > 2 or "expert" in layer:
             continue
         at = numbers[0]
@@ -339,27 +342,25 @@ def check_gaps(layers: Iterable[str], where: object) -> None:
         )
         stacks[stack][".".join([*parts[:at], "#", *parts[at + 1 :]])].add(int(parts[at]))
     for templates in stacks.values():
-        union = set().union(*templates.values())
-        span = _even_span(union)
+        span = _even_span(set().union(*templates.values()))
         for template, found in templates.items():
-            missing = sorted((span | union) - found)
-            if missing:
+            missing = next((n for n in span if n not in found), None)
+            if missing is not None:
                 raise CheckpointError.build(
                     where,
-                    f"missing tensors for {template.replace('#', str(missing[0]))!r}",
+                    f"missing tensors for {template.replace('#', str(missing))!r}",
                     found=f"layers {sorted(found)[:40]}",
-                    expected=f"layer {missing[0]} too",
+                    expected=f"layer {missing} too",
                     do="restore the file, or set layers_to_transform if layers are left out",
                 )
 
 
-def _even_span(numbers: set[int]) -> set[int]:
+def _even_span(numbers: set[int]) -> range:
     """The arithmetic progression the numbers seem to be: 0, 1, 2, ... or an even step."""
     ordered = sorted(numbers)
     steps = {b - a for a, b in pairwise(ordered)}
-    if len(ordered) > 2 and len(steps) == 1:
-        return numbers
-    return set(range(ordered[0], ordered[-1] + 1))
+    even = len(ordered) > 2 and len(steps) == 1
+    return range(ordered[0], ordered[-1] + 1, steps.pop() if even else 1)
 
 
 def _check_saved(
@@ -461,12 +462,13 @@ def _settled_config(pem: PEM, config: LoraConfig | IA3Config) -> LoraConfig | IA
         )
     if isinstance(config, LoraConfig):
         check_factors(config, infos, pem.name)
-    targets = config.target_modules
-    named = all(any(matches(n, t) for t in targets) for n in layers)
+    targets = frozenset(config.target_modules)
+    hits = [targets_of(n, targets) for n in layers]
+    named = all(hits) and targets == set().union(*hits)
     if isinstance(config, IA3Config) and named:
-        inputs = _feedforward(config)
-        named = all(any(matches(n, t) for t in inputs) == config.scales_input(n) for n in layers)
-    if named and all(any(matches(n, t) for n in layers) for t in targets):
+        inputs = frozenset(_feedforward(config))
+        named = all(bool(targets_of(n, inputs)) == config.scales_input(n) for n in layers)
+    if named:
         return config
     config = replace(config, target_modules=layers)
     if isinstance(config, IA3Config):
@@ -511,8 +513,7 @@ def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
 
 def _feedforward(config: IA3Config) -> list[str]:
     """PEFT wants feedforward_modules to be a subset of target_modules."""
-    inputs = set(config.feedforward_modules)
-    return [t for t in config.target_modules if t in inputs or any(matches(t, f) for f in inputs)]
+    return [t for t in config.target_modules if config.scales_input(t)]
 
 
 def saved_modules(heads: Iterable[str]) -> list[str]:

@@ -7,11 +7,11 @@ PEFT fills absent keys with defaults and drops unknown ones with a warning; here
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pem_composition.checkpoint.files import MAX_TENSORS
 from pem_composition.config import AdapterConfig, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, UnsupportedModule
 
@@ -62,6 +62,8 @@ LATER_KEYS = frozenset(
     )
 )
 MAX_RANK = 1_000_000
+MAX_ALPHA = 1e30  # far above any use; its square and that of the update's norm are doubles
+MAX_SAVED = 100  # modules_to_save
 
 
 def parse(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
@@ -78,7 +80,7 @@ def parse(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
     _refuse_unknown(raw, kind, path)
     check = _Checker(raw, path)
     extra = {k: raw[k] for k in ("modules_to_save", "task_type", "revision") if raw.get(k)}
-    check.names("modules_to_save")
+    check.names("modules_to_save", at_most=MAX_SAVED)
     check.text("task_type")
     check.text("revision")
     check.text("base_model_name_or_path")
@@ -162,11 +164,11 @@ def _refuse_unknown(raw: Mapping[str, Any], kind: str, path: Path) -> None:
     for key, value in raw.items():
         if key in known or _neutral(value):
             continue
-        close = difflib.get_close_matches(key, known, n=1)
+        close = difflib.get_close_matches(key[:100], known, n=1)
         raise CheckpointError.build(
             path,
             f"unknown key {key!r}",
-            found=repr(value)[:100],
+            found=repr(value),
             expected=f"{close[0]!r}" if close else "a key of a plain LoRA or (IA)^3 config",
             do="rename it" if close else "remove it if it does not change what the module computes",
         )
@@ -194,7 +196,7 @@ class _Checker:
     def _wrong(self, key: str, expected: str, found: object = None) -> CheckpointError:
         value = self._raw.get(key) if found is None else found
         error = CheckpointError.build(
-            self._path, key, found=repr(value)[:100], expected=expected, do="correct the config"
+            self._path, key, found=repr(value), expected=expected, do="correct the config"
         )
         assert isinstance(error, CheckpointError)
         return error
@@ -220,12 +222,16 @@ class _Checker:
         if value is not None and not isinstance(value, str):
             raise self._wrong(key, "text")
 
-    def names(self, key: str, *, regex: bool = False) -> tuple[str, ...]:
+    def names(
+        self, key: str, *, regex: bool = False, at_most: int = MAX_TENSORS
+    ) -> tuple[str, ...]:
         value = self._raw.get(key)
         if value is None or (regex and isinstance(value, str)):
             return ()
         if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
             raise self._wrong(key, "a list of names")
+        if len(value) > at_most:
+            raise self._wrong(key, f"at most {at_most} names", f"{len(value)} names")
         return tuple(dict.fromkeys(value))
 
     def rank(self, key: str, value: Any) -> int:
@@ -241,7 +247,7 @@ class _Checker:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not 0 < value < math.inf
+            or not 0 < value <= MAX_ALPHA
         ):
             raise self._wrong(key, "a number > 0", value)
         return value

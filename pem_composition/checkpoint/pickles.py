@@ -8,20 +8,25 @@ zip plus offset, shape and strides, and every size is compared with the entry be
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickle
 import pickletools
+import reprlib
 import zipfile
-from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from pem_composition.checkpoint.files import (
     DTYPE_BYTES,
     MAX_HEADER_BYTES,
+    MAX_NAME,
     MAX_TENSORS,
     TensorInfo,
+    is_shape,
     open_regular,
+    read_whole,
     sha256_stream,
 )
 from pem_composition.errors import CheckpointError
@@ -59,7 +64,16 @@ OPCODES = frozenset(
         *("APPEND", "APPENDS", "SETITEM", "SETITEMS"),
     )
 )
+# Unsigned words of a value's size, to copy it by.
+WORDS: Mapping[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+KEYS = (pickletools.pyunicode, pickletools.pyint)
+MAX_OPCODES = 8_000_000
+MAX_DIRECTORY_BYTES = 2 * MAX_HEADER_BYTES  # a name and 46 bytes per entry
 REMEDY = "load it where you trust it and save it again as safetensors"
+
+
+BRIEF = reprlib.Repr()  # a nested tuple can have a repr longer than any memory
+BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxother = 2, 100, 100
 
 
 class _Storage(NamedTuple):
@@ -105,7 +119,7 @@ class TorchZipFile:
         try:
             if in_memory:
                 with self._file as file:
-                    data = file.read()
+                    data = read_whole(file, path)
                 self._file = io.BytesIO(data)
             self._zip, self._prefix = _open_zip(self._file, path)
             self._tensors = self._tensor_table()
@@ -139,10 +153,7 @@ class TorchZipFile:
         if _is_contiguous(tensor):
             start = tensor.offset * size
             return bytearray(data[start : start + math.prod(tensor.shape) * size])
-        out = bytearray()
-        for index in _offsets(tensor):
-            out += data[index * size : (index + 1) * size]
-        return out
+        return _gather(memoryview(data).cast(WORDS[size]), tensor)
 
     def shared(self) -> list[list[str]]:
         """Groups of names that are the same view of the same storage (tied weights)."""
@@ -178,10 +189,10 @@ class TorchZipFile:
         if not isinstance(value, dict):
             raise _bad(self.path, "wrong content", f"a {type(value).__name__}", "a dict of tensors")
         for name, tensor in value.items():
-            if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            if not isinstance(name, str) or not isinstance(tensor, _Tensor) or len(name) > MAX_NAME:
                 raise _bad(
                     self.path,
-                    f"entry {name!r}",
+                    f"entry {BRIEF.repr(name)}",
                     f"a {type(tensor).__name__}",
                     "a tensor under a text name",
                 )
@@ -189,14 +200,12 @@ class TorchZipFile:
         return dict(value)
 
     def _check_tensor(self, name: str, tensor: _Tensor) -> None:
-        numbers = (tensor.offset, *tensor.shape, *tensor.strides, tensor.storage.numel)
-        if not all(type(n) is int and n >= 0 for n in numbers) or len(tensor.shape) != len(
-            tensor.strides
-        ):
+        sizes = (tensor.shape, tensor.strides, (tensor.offset, tensor.storage.numel))
+        if not all(map(is_shape, sizes)) or len(tensor.shape) != len(tensor.strides):
             raise _bad(
                 self.path,
                 f"tensor {name!r} malformed",
-                f"shape {tensor.shape}",
+                f"shape {BRIEF.repr(tensor.shape)}",
                 "whole numbers >= 0",
             )
         entry = f"data/{tensor.storage.key}"
@@ -226,7 +235,7 @@ class TorchZipFile:
     def _entry(self, entry: str) -> bytes:
         try:
             return self._zip.read(self._prefix + entry)  # zipfile checks the entry's crc
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except Exception as error:  # zipfile raises whatever a damaged record makes it raise
             raise CheckpointError.build(
                 self.path, f"damaged: {error}", do="restore the file from its source"
             ) from None
@@ -248,9 +257,10 @@ def _open_zip(file: BinaryIO, path: Path) -> tuple[zipfile.ZipFile, str]:
             expected="the zip format of torch.save",
             do=REMEDY,
         )
+    _check_directory(file, path)
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except Exception as error:
         raise CheckpointError.build(
             path, f"damaged zip file ({error})", do="restore the file from its source"
         ) from None
@@ -265,6 +275,25 @@ def _open_zip(file: BinaryIO, path: Path) -> tuple[zipfile.ZipFile, str]:
             path, "zip content", f"{len(pickles)} data.pkl entries", "one data.pkl of at most 16 MB"
         )
     return archive, pickles[0].filename.removesuffix("data.pkl")
+
+
+def _check_directory(file: BinaryIO, path: Path) -> None:
+    """Refuse a list of entries that would take more memory than the file is large.
+
+    A zip file ends in a zip64 record (56 bytes), its locator (20) and the end record (22, no
+    comment); the first two are there in large files, and then hold.
+    """
+    file.seek(max(0, file.seek(0, io.SEEK_END) - 98))
+    tail = file.read().rjust(98)
+    if tail[76:80] != b"PK\5\6":
+        raise CheckpointError.build(
+            path, "damaged zip file (no end record)", do="restore the file from its source"
+        )
+    length = tail[40:48] if tail[56:60] == b"PK\6\7" else tail[88:92]
+    if int.from_bytes(length, "little") > MAX_DIRECTORY_BYTES:
+        raise _bad(
+            path, "zip directory", f"{int.from_bytes(length, 'little')} bytes", MAX_DIRECTORY_BYTES
+        )
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int, path: Path) -> None:
@@ -293,19 +322,69 @@ def _check_entries(archive: zipfile.ZipFile, size: int, path: Path) -> None:
 
 
 def _check_opcodes(stream: bytes, path: Path) -> None:
+    """Refuse, before anything is run, opcodes and keys that a dict of tensors does not need."""
+    types = _Types()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if opcode.name not in OPCODES:
+            if opcode.name not in OPCODES or count == MAX_OPCODES:
                 raise _bad(path, "pickle", f"opcode {opcode.name}", "a plain dict of tensors")
             # a huge memo index makes an unpickler allocate memory for all indices below it
-            if opcode.name in ("LONG_BINPUT", "LONG_BINGET") and (argument or 0) > count:
+            if opcode.name in ("LONG_BINPUT", "LONG_BINGET") and int(argument or 0) > count:
                 raise _bad(path, "pickle", f"memo index {argument}", f"<= {count}")
+            for key in types.apply(opcode, argument):
+                # tuples of tuples of one tuple, 50 deep, take 2^50 steps to hash
+                if key not in KEYS:
+                    raise _bad(path, "pickle", f"a {key} as a key", "text or a number")
     except CheckpointError:
         raise
     except Exception as error:  # pickletools raises whatever a damaged argument makes it raise
         raise CheckpointError.build(
             path, f"damaged pickle ({error})", do="restore the file from its source"
         ) from None
+
+
+class _Types:
+    """The unpickler's stack and memo with types for objects: what a stream would do, undone."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def apply(self, opcode: Any, argument: Any) -> list[Any]:
+        """Follow one opcode; returns the types of the keys it sets in a dict."""
+        name, pop, push = opcode.name, len(opcode.stack_before), list(opcode.stack_after)
+        if name == "MARK":
+            self.marks.append(len(self.stack))
+            return []
+        keys = [self.stack[-2]] if name == "SETITEM" else []
+        if pickletools.markobject in opcode.stack_before:
+            start = self.marks.pop()
+            keys = self.stack[start::2] if name == "SETITEMS" else []
+            del self.stack[start:]
+            pop = opcode.stack_before.index(pickletools.markobject)
+        if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+            return []
+        if name in ("BINGET", "LONG_BINGET"):
+            push = [self.memo[argument]]
+        left = len(self.stack) - pop
+        if left < (self.marks[-1] if self.marks else 0):
+            raise ValueError("too few values on the stack")
+        self.stack[left:] = push
+        return keys
+
+
+class _Dict(dict[Any, Any]):
+    """Stands in for OrderedDict: made empty, and deaf to attributes that a pickle sets on it."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        return None
 
 
 class _Unpickler(pickle.Unpickler):
@@ -331,12 +410,12 @@ class _Unpickler(pickle.Unpickler):
             case ("storage", _StorageType(dtype), str(key), str(), int(numel)) if key.isdigit():
                 return _Storage(dtype, key, numel)
         raise _bad(
-            self._path, "storage reference malformed", str(pid)[:100], "one written by torch.save"
+            self._path, "storage reference malformed", BRIEF.repr(pid), "one written by torch.save"
         )
 
 
 # Builtin constructors are immutable, so that a BUILD opcode cannot change them for later files;
-# a NamedTuple has no __dict__ to write to.
+# a NamedTuple has no __dict__ to write to, and a class with __setstate__ is asked before its own.
 class _Rebuild(NamedTuple):
     arity: int
 
@@ -353,7 +432,7 @@ class _Rebuild(NamedTuple):
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Dict,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(6),
     ("torch._utils", "_rebuild_parameter"): _Rebuild(3),
@@ -369,9 +448,16 @@ def _is_contiguous(tensor: _Tensor) -> bool:
     return True
 
 
-def _offsets(tensor: _Tensor) -> list[int]:
-    """Storage index of every element in row-major order (transposed and sliced tensors)."""
-    indices = [tensor.offset]
-    for n, stride in zip(tensor.shape, tensor.strides, strict=True):
-        indices = [i + k * stride for i in indices for k in range(n)]
-    return indices
+def _gather(words: memoryview, tensor: _Tensor) -> bytearray:
+    """The values of a transposed, sliced or expanded tensor in row-major order."""
+    if not math.prod(tensor.shape):
+        return bytearray()
+    *rows, (n, stride) = zip(tensor.shape, tensor.strides, strict=True)
+    out = bytearray()
+    for steps in itertools.product(*(range(size) for size, _ in rows)):
+        start = tensor.offset + sum(k * s for k, (_, s) in zip(steps, rows, strict=True))
+        if stride:
+            out += words[start : start + (n - 1) * stride + 1 : stride].tobytes()
+        else:
+            out += words[start : start + 1].tobytes() * n
+    return out

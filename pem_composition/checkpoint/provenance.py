@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pem_composition import __version__, recipe
 from pem_composition.checkpoint import heads
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
 
     from pem_composition.module import PEM
 
+T = TypeVar("T")
 FILE = "pem.json"
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 has neither recipe nor heads beside the module
 SAMPLE_BYTES = 64
 SAMPLES = 16
+SHARD = re.compile(r".*-([0-9]{1,9})-of-([0-9]{1,9})\.[a-z]+")
 HIDDEN_SIZE_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
 
 
@@ -134,7 +137,7 @@ def write(
             f"the module's provenance is not plain JSON ({error})",
             do="keep text and finite numbers in it",
         ) from None
-    (folder / CARD).write_text(card(pem, title), encoding="utf-8")
+    (folder / CARD).write_text(card(pem, title), encoding="utf-8", errors="replace")
 
 
 def read(folder: Path) -> Record | None:
@@ -157,7 +160,7 @@ def read(folder: Path) -> Record | None:
         )
     try:
         return _parse(raw)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise CheckpointError.build(
             path,
             f"malformed ({type(error).__name__}: {error})",
@@ -166,47 +169,77 @@ def read(folder: Path) -> Record | None:
 
 
 def _parse(raw: Mapping[str, Any]) -> Record:
-    certificate, head, files = raw.get("certificate"), raw.get("head"), raw.get("files") or {}
-    if not all(isinstance(k, str) and isinstance(v, str) for k, v in files.items()):
-        raise TypeError("files must map names to sha256")
-    sources = tuple(Source(**s) for s in raw.get("sources") or ())
+    """Every value is of the type that ``build`` writes; unknown keys beside them are ignored."""
+    certificate, head = raw.get("certificate"), raw.get("head")
+    known = {"name": str, "path": str, "sha256": str, "init": str, "content": str, "license": str}
+    sources = tuple(Source(**_object(s, **known)) for s in raw.get("sources") or ())
     provenance = Provenance(
-        terms=tuple(Term(float(t["coefficient"]), str(t["label"])) for t in raw.get("terms") or ()),
+        terms=tuple(
+            Term(**_object(t, coefficient=float, label=str)) for t in raw.get("terms") or ()
+        ),
         sources=sources,
-        space=_text(raw, "space"),
-        method=_text(raw, "method"),
-        certificate=_certificate(certificate) if certificate else None,
-        init=_text(raw, "init"),
-        head_policy=_text(raw, "head_policy"),
-        training=dict(raw.get("training") or {}),
-        notes=tuple(str(n) for n in raw.get("notes") or ()),
+        space=_typed(raw, "space", str),
+        method=_typed(raw, "method", str),
+        certificate=Certificate(**_object(certificate, total=float, layers=dict, against=str))
+        if certificate
+        else None,
+        init=_typed(raw, "init", str),
+        head_policy=_typed(raw, "head_policy", str),
+        training=_typed(raw, "training", dict) or {},
+        notes=_texts(raw, "notes"),
         recipe=recipe.from_json(raw["recipe"], sources) if raw.get("recipe") else None,
     )
     return Record(
-        kind=_text(raw, "kind"),
-        expression=_text(raw, "expression"),
+        kind=_typed(raw, "kind", str),
+        expression=_typed(raw, "expression", str),
         provenance=provenance,
-        base=BaseIdentity(**(raw.get("base") or {})),
+        base=BaseIdentity(
+            **_object(
+                raw.get("base") or {}, name=str, fingerprint=str, model_type=str, hidden_size=int
+            )
+        ),
         head=heads.parse(head) if head else None,
-        origin=dict(raw.get("origin") or {}),
-        files=dict(files),
+        origin=_object(raw.get("origin") or {}, model_class=str, prefix=str, version=str),
+        files=_digests(raw),
         heads=heads.parse_all(raw.get("heads") or {}),
-        written={key: _text(raw.get("written") or {}, key) for key in ("format", "dtype")},
-        versions=dict(raw.get("versions") or {}),
+        written=_object(raw.get("written") or {}, format=str, dtype=str),
+        versions=_typed(raw, "versions", dict) or {},
     )
 
 
-def _certificate(raw: Mapping[str, Any]) -> Certificate:
-    return Certificate(
-        float(raw["total"]), dict(raw["layers"]), str(raw.get("against") or Certificate.against)
-    )
+def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    """The value under the key, or None.
 
-
-def _text(raw: Mapping[str, Any], key: str) -> str | None:
+    Raises:
+        TypeError: it is of another type. A whole number is a float, too, as JSON has no two kinds.
+    """
     value = raw.get(key)
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{key} must be text, found {value!r}")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if value is not None and type(value) is not kind:
+        raise TypeError(f"{key} must be of type {kind.__name__}, found {value!r}")
     return value
+
+
+def _object(raw: Any, **kinds: type) -> dict[str, Any]:
+    """An object with no other keys than these, each of its type or null."""
+    if not isinstance(raw, dict) or raw.keys() - kinds.keys():
+        raise TypeError(f"expected an object with {', '.join(kinds)}, found {raw!r}")
+    return {key: _typed(raw, key, kinds[key]) for key in raw}
+
+
+def _texts(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = _typed(raw, key, list) or []
+    if not all(type(v) is str for v in values):
+        raise TypeError(f"{key} must be text, found {values!r}")
+    return tuple(values)
+
+
+def _digests(raw: Mapping[str, Any]) -> dict[str, str]:
+    files = _typed(raw, "files", dict) or {}
+    if not all(type(v) is str for v in files.values()):
+        raise TypeError("files must map names to sha256")
+    return files
 
 
 def check_sha256(folder: Path, name: str, found: str, record: Record | None) -> None:
@@ -282,13 +315,18 @@ def base_identity(name_or_path: str | os.PathLike[str]) -> BaseIdentity:
         return BaseIdentity(name=name)
     config = read_json(folder / "config.json", folder) if is_file(folder / "config.json") else {}
     sizes = [config[k] for k in HIDDEN_SIZE_KEYS if type(config.get(k)) is int]
-    kind = config.get("model_type")
     return BaseIdentity(
         name=name,
         fingerprint=_fingerprint(folder),
-        model_type=kind if isinstance(kind, str) else None,
+        model_type=model_type_of(config),
         hidden_size=sizes[0] if sizes else None,
     )
+
+
+def model_type_of(config: Mapping[str, Any]) -> str | None:
+    """The architecture that a model's config.json names, if it does."""
+    kind = config.get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def find_base(name: str) -> Path | None:
@@ -336,6 +374,7 @@ def weight_map(index: Path, folder: Path) -> dict[str, str]:
     for tensor, shard in table.items():
         if (
             not isinstance(shard, str)
+            or not shard.isprintable()
             or shard != Path(shard).name
             or shard in ("", ".", "..")
             or "\\" in shard
@@ -347,7 +386,23 @@ def weight_map(index: Path, folder: Path) -> dict[str, str]:
                 expected="the name of a file in the same folder",
                 do="restore the file from its source",
             )
+    _check_numbers(index, set(table.values()))
     return dict(table)
+
+
+def _check_numbers(index: Path, shards: set[str]) -> None:
+    """Shards named model-00002-of-00003 must all be there: an index can lose the last of one."""
+    numbered = [m for shard in shards if (m := SHARD.fullmatch(shard))]
+    found = {int(m[1]) for m in numbered}
+    total = max((int(m[2]) for m in numbered), default=0)
+    if len(found) < total:
+        raise CheckpointError.build(
+            index,
+            "names no tensor of a shard",
+            found=f"{len(found)} shards, {', '.join(sorted(shards))}",
+            expected=f"{total}, as their names say",
+            do="restore the file from its source",
+        )
 
 
 def _fingerprint(folder: Path) -> str | None:

@@ -45,7 +45,7 @@ class CausalFlags(LoadFlags):
         module = None if alone else load_module(self, LANGUAGE)  # type: ignore[arg-type]
         model, tokenizer, _ = load_causal(self.model_name_or_path, holding=self.holding)
         if module is not None:
-            attach(model, module)
+            attach(model, module, allow_base_mismatch=self.allow_base_mismatch)
         if self.holding.placed:
             return model, tokenizer
         on_gpu = torch.cuda.is_available() and not self.use_cpu

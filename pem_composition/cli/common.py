@@ -148,11 +148,20 @@ def check_model(
             found=list(model),
             expected="one (a list only with --full_merge)",
         )
-    if allow_base_mismatch:
-        return
     from pem_composition.arithmetic.compatible import check_same_base
     from pem_composition.checkpoint import base_identity
+    from pem_composition.checkpoint.provenance import find_base
 
+    if model[0].startswith((".", "/", "~")) and find_base(model[0]) is None:
+        raise CheckpointError.build(
+            f"-m/--model {model[0]}",
+            "no base model here",
+            found="no config.json" if Path(model[0]).is_dir() else "no such directory",
+            expected="the directory of a model",
+            do="check the path",
+        )
+    if allow_base_mismatch:
+        return
     for header in headers:
         check_same_base(
             Facts(f"--model {model[0]}", base_identity(resolved(model[0]))), Facts.of(header)
@@ -191,9 +200,13 @@ def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = 
     """
     from dataclasses import replace
 
+    from pem_composition.arithmetic.algebra import has_no_effect
     from pem_composition.checkpoint import load
 
     read = {path: load(path, base=base) for path in dict.fromkeys(paths)}
+    for path, module in read.items():
+        if has_no_effect(module.tensors):
+            print(f"note: {path} changes nothing (untrained?)")
     return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
 
 

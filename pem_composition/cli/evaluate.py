@@ -176,9 +176,10 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
     model, tokenizer, info = load_model(config, data.task)
     if module is not None:
-        attach(model, module)
+        attach(model, module, allow_base_mismatch=config.allow_base_mismatch)
     if info["missing_keys"] and (module is None or not module.head_tensors()):
-        print(f"note: the head is newly initialised (--seed {config.seed}), not trained")
+        remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
+        print(f"note: the head is newly initialised (--seed {config.seed}), not trained{remedy}")
     settings = fitted(config, settings, model, tokenizer)
     exam = make_exam(
         settings,

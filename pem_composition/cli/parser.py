@@ -26,6 +26,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
@@ -40,7 +41,8 @@ from pem_composition.errors import (
 
 T = TypeVar("T")
 
-FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL_DISK = NO_SPACE | {errno.EIO, errno.EFBIG}
 EXIT_INTERRUPTED = 130
 
 
@@ -110,6 +112,8 @@ def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None)
 
 def guarded(body: Callable[[], int], prog: str, *, debug: bool = False) -> int:
     """Run ``body``; report what it raises as ``prog: error: ...`` and return the exit code."""
+    with suppress(AttributeError):  # a path may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return body()
     except SystemExit as stop:  # argparse's --help
@@ -129,10 +133,13 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
+    if isinstance(error, MemoryError):
+        return EXIT_RUN_FAILED, "not enough memory"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         code = EXIT_RUN_FAILED if error.errno in FULL_DISK else EXIT_BAD_INPUT
-        return code, f"{where}{error.strerror or error}"
+        do = "; free some space, or write elsewhere" if error.errno in NO_SPACE else ""
+        return code, f"{where}{error.strerror or error}{do}"
     hint = "; run it again with --debug for the traceback"
     return EXIT_RUN_FAILED, f"unexpected {type(error).__name__}: {error}{hint}"
 

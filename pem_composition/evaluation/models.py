@@ -189,6 +189,7 @@ def _load_model(
         use_safetensors=_safetensors(source),
     )
     _check_sizes(source, info["mismatched_keys"])
+    _check_depth(source, model, info["unexpected_keys"])
     return model, info
 
 
@@ -443,6 +444,24 @@ def _check_sizes(source: str, mismatched: Iterable[tuple[str, Any, Any]]) -> Non
             source, f"'{name}' has another shape than the model for this task",
             found=tuple(found), expected=tuple(expected),
             do="give the base model, or the model trained for this task",
+        )  # fmt: skip
+
+
+def _check_depth(source: str, model: PreTrainedModel, unexpected: Iterable[str]) -> None:
+    """A layer that the file has and the model has not would be left out: a shallower model."""
+
+    def kind(key: str) -> str:
+        body = key.removeprefix(f"{model.base_model_prefix}.")
+        return ".".join("#" if part.isdecimal() else part for part in body.split("."))
+
+    kinds = {kind(key) for key in model.state_dict()}
+    left = sorted(key for key in unexpected if "#" in kind(key) and kind(key) in kinds)
+    if left:
+        raise CheckpointError.build(
+            source, "holds layers that config.json leaves out",
+            found=f"{len(left)} more weights: {_some(left)}",
+            expected=f"those of a {type(model).__name__} as configured",
+            do="correct the number of layers in config.json",
         )  # fmt: skip
 
 

@@ -44,7 +44,9 @@ class HeldModel:
         if module is None:
             self.close()
         elif self._put is None:
-            self._put = (attach if _quantised(model) else fold)(model, module)
+            # every module was compared with the model before the sweep began
+            put = attach if _quantised(model) else fold
+            self._put = put(model, module, allow_base_mismatch=True)
         else:
             self._put.swap(module)
 

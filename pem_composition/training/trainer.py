@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
-from pem_composition.errors import RunFailed, UsageError
+from pem_composition.errors import CheckpointError, RunFailed, UsageError
 from pem_composition.evaluation.metrics import greater_is_better
 from pem_composition.training import checkpointing
 from pem_composition.training.batches import EpochLoader
@@ -22,6 +25,23 @@ from pem_composition.training.config import TrainConfig
 from pem_composition.training.signals import StopRequest
 
 STATE_FILE = "trainer_state.json"
+
+
+@contextmanager
+def _tensors_only(checkpoint: str | None) -> Iterator[None]:
+    """torch's refusal of a state that holds more than tensors, as one line."""
+    try:
+        yield
+    except UnpicklingError as error:
+        # torch's own first line advises to load it without the restriction
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise CheckpointError.build(
+            checkpoint,
+            "cannot be resumed from",
+            found=named[1] if named else "a damaged state",
+            expected="a state of tensors",
+            do="remove it to resume from an older checkpoint",
+        ) from None
 
 
 class Weights(Protocol):
@@ -295,7 +315,8 @@ class ModuleTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Moments and position from the checkpoint; rate and decay from the flags, as given now."""
         given = [(g["initial_lr"], g["weight_decay"]) for g in self.optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _tensors_only(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         scheduler = self.lr_scheduler
         for i, (rate, decay) in enumerate(given):
             group = self.optimizer.param_groups[i]
@@ -303,6 +324,10 @@ class ModuleTrainer(Trainer):
             if group["initial_lr"] != rate:  # otherwise the restored rate is exact as it is
                 group["initial_lr"] = scheduler.base_lrs[i] = rate
                 group["lr"] = rate * scheduler.lr_lambdas[i](scheduler.last_epoch)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _tensors_only(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def restore_best(self) -> int:
         """Put the best evaluated step's numbers into the model; the step that it then holds."""

@@ -150,7 +150,7 @@ def test_layers_of_one_module_alone_count_in_the_norms():
     assert pair.total.cosine == pytest.approx(inner / np.prod(norms))
     assert len(every) == 3
     assert pair.total.cross_term_error is None
-    assert "adapted layers differs" in pair.refused
+    assert "set of adapted layers (b.0.q in m0 only) differs" in pair.refused
 
 
 def test_an_update_of_zero_has_no_angles_and_no_cosine():

@@ -45,6 +45,7 @@ def test_values_equal_torch_load(tmp_path: Path) -> None:
         whole=base,
         transposed=base.T,
         sliced=base[1:5:2, 1:],
+        repeated=base[2, :2].expand(3, 2),
         scalar=torch.tensor(3.0, dtype=torch.float64),
         half=torch.randn(3).half(),
         brain=torch.randn(3).bfloat16(),

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import zipfile
 
 import pytest
 
-from pem_composition.errors import UsageError
+from pem_composition.checkpoint.files import sha256_file
+from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.training import checkpointing, resume, runs
 from pem_composition.training.identity import describe_run
 from pem_composition.training.objectives import objective_of
@@ -109,6 +111,24 @@ def test_a_damaged_checkpoint_counts_as_incomplete(bench, reference, tmp_path):
         == tmp_path / "out" / "checkpoint-20"
     )
     assert len(lines) == 1 and "optimizer.pt has changed" in lines[0]
+
+
+def test_a_malicious_optimizer_state_is_never_run(bench, reference, tmp_path, monkeypatch):
+    """Even with its sha256 in the marker: the state is read as tensors only."""
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "out"
+    shutil.copytree(reference / "checkpoint-20", output / "checkpoint-20")
+    with zipfile.ZipFile(output / "checkpoint-20" / "optimizer.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"cposix\nsystem\nX\x0e\0\0\0touch executed\x85R.")
+        archive.writestr("archive/version", b"3\n")
+    marker = output / "checkpoint-20" / checkpointing.MARKER
+    recorded = json.loads(marker.read_text())
+    recorded["files"]["optimizer.pt"] = sha256_file(output / "checkpoint-20" / "optimizer.pt")
+    marker.write_text(json.dumps(recorded))
+    with pytest.raises(CheckpointError, match=r"checkpoint-20.* cannot be resumed from"):
+        runs.run(bench.config(str(output)))
+    assert not (tmp_path / "executed").exists()
+    assert [p.name for p in output.iterdir()] == ["checkpoint-20"]
 
 
 def test_a_checkpoint_of_the_last_step_needs_no_training(bench, reference):

@@ -1,0 +1,105 @@
+"""Killed, without space, or beside another writer: an output is complete or absent, codes right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults import world
+
+import pem_composition as library
+from pem_composition import cli
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Modules and models."""
+    return world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def here(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of them, the working directory."""
+    shutil.copytree(modules, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def work(*words: str) -> str:
+    """Run a scenario of workers.py and give what it printed."""
+    command = [sys.executable, REPOSITORY / "tests" / "faults" / "workers.py", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def weights(out: Path) -> bytes:
+    """The weights of a complete output, whose checksums are right; else fails."""
+    header = library.checkpoint.inspect_header(out)
+    library.load(out, base="base" if header.kind == "full" else None)
+    return header.weights.read_bytes()
+
+
+def temporaries(here: Path) -> list[Path]:
+    """What killed writers left beside their outputs."""
+    return [p for p in here.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", ["module", "model"])
+def test_kill_9_at_random_moments_of_merging_leaves_complete_outputs_only(here, kind):
+    """Also where an old output is replaced: then it is the old or the new one."""
+    work("kill", kind, "50")
+    new = list(here.glob(f"{kind}-new-*"))
+    assert new, "no output was finished"
+    assert temporaries(here), "no writer was interrupted"
+    expected = weights(here / f"{kind}-0.25")
+    assert all(weights(out) == expected for out in new)
+    assert weights(here / f"{kind}-over") in (expected, weights(here / f"{kind}-0.75"))
+
+
+@pytest.mark.parametrize("inputs", ["-a good bad", "-a m1 m2 --full_merge"])
+def test_no_space_is_exit_3_in_one_line_and_the_old_output_stays(here, inputs):
+    work("space", *inputs.split())
+    assert temporaries(here) == []
+
+
+@pytest.mark.parametrize("how", ["new", "over"])
+def test_of_writers_at_the_same_moment_one_wins_and_the_others_are_told(here, how):
+    said = work("race", how).splitlines()
+    codes = [int(line.split()[-1]) for line in said if line.startswith("exit code")]
+    assert (codes.count(0), codes.count(2)) == ((15, 45) if how == "new" else (60, 0))
+    refusals = [line for line in said if "error: " in line]
+    assert len(refusals) == codes.count(2)
+    assert all("the output exists" in line for line in refusals)
+    for out in here.glob("race*"):
+        weights(out)
+    assert temporaries(here) == []
+
+
+def test_a_full_disk_is_exit_3_in_one_line_and_the_old_output_stays(here, capsys):
+    """Where mounting is allowed, a file system of 64 kB."""
+    disk = here / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        words = ["merge", "-a", "good", "-p", "disk/out", "--head", "none"]
+        assert cli.main(words) == 0
+        kept = {p.name: p.read_bytes() for p in (disk / "out").iterdir()}
+        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
+        capsys.readouterr()
+        assert cli.main([*words, "--overwrite", "--coefficients", "2"]) == 3
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "disk/out: No space left on device; free" in error
+        assert {p.name: p.read_bytes() for p in (disk / "out").iterdir()} == kept
+        assert sorted(p.name for p in disk.iterdir()) == ["ballast", "out"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -67,6 +67,6 @@ scored_flags() {
   scored+=(--model_name_or_path "$model_name_or_path" --head per-task --task_name $tasks)
   scored+=(--validation_file)
   for task in $tasks; do scored+=("$(rows_of "$task")/validation.jsonl"); done
-  scored+=(--max_seq_length "$max_seq_length")
+  scored+=(--max_seq_length "$max_seq_length" --bf16 "$bf16")
   if [[ -n $max_eval_samples ]]; then scored+=(--max_eval_samples "$max_eval_samples"); fi
 }

@@ -24,6 +24,7 @@
 : "${learn_samples:=256}"                  # validation rows of each task that coefficients learn from
 : "${max_seq_length:=64}"
 : "${max_eval_samples:=}"                  # score only N rows of each task, stratified; empty: all
+: "${bf16:=false}"                         # true: score and learn in bfloat16
 
 here=$(dirname "${BASH_SOURCE[0]}")
 # sbatch runs a copy of this script; submit from the repository root.

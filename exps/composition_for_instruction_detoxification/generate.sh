@@ -3,8 +3,9 @@
 #SBATCH --output=%x-%j.out --open-mode=append
 #SBATCH --signal=B:USR1@120 --requeue
 # Take the toxic part out of the instruction module, by the exact form and by the reference's (and, if you
-# like, by the paper's own sum: forms="exact parameter reference"), at every strength, and answer the test instructions with all of them: one process, one table. With endpoint_model
-# a model grades the answers to the ordinary instructions, against those of the instruction module.
+# like, by the paper's own sum: forms="exact parameter reference"), at every strength, and answer the test
+# instructions with all of them: one process, one table. With endpoint_model a model grades the answers to
+# the ordinary instructions, against those of the instruction module.
 
 : "${model_name_or_path:=huggyllama/llama-7b}"
 : "${seed:=42}"
@@ -23,6 +24,7 @@
 : "${judges:=detoxify offline}"           # detoxify needs the extra [toxicity] and its weights
 : "${threshold:=0.8}"
 : "${batch_size:=}"
+: "${bf16:=false}"                        # true: compute in bfloat16, where the processor has it
 : "${load_flags=--load_in_8bit --model_dtype float16}"
 : "${endpoint_model:=}"                   # e.g. gpt-4o; empty: no grades
 : "${base_url:=https://api.openai.com/v1}"
@@ -49,7 +51,7 @@ step "$table" "$PYTHON" -m pem_composition detoxify --evaluate \
   --model_name_or_path "$model_name_or_path" --instruction_file "${sets[@]}" "${limit[@]}" \
   --template "$template" --num_beams "$num_beams" --repetition_penalty "$repetition_penalty" \
   --max_new_tokens "$max_new_tokens" --max_seq_length "$max_seq_length" --judge $judges \
-  --threshold "$threshold" "${rows[@]}" $load_flags
+  --threshold "$threshold" "${rows[@]}" --bf16 "$bf16" $load_flags
 if [[ -n $endpoint_model ]]; then
   name=$(basename "$ordinary_set")
   answers=$OUT/$table/answers

@@ -63,7 +63,7 @@ sweep_strengths() {
     "${asked[@]}" --num_samples "$num_samples" --max_length "$max_length" --top_p "$top_p" \
     --temperature "$temperature" --seed "$seed" --judge $judge --threshold "$threshold" \
     --perplexity_file "$perplexity_file" --window "$window" --stride "$stride" \
-    --max_ppl_increase "$max_ppl_increase" "${rest[@]}"
+    --max_ppl_increase "$max_ppl_increase" --bf16 "$bf16" "${rest[@]}"
 }
 
 # report_seeds METHOD: the sweeps of all seeds as one table and one plot.

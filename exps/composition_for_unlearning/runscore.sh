@@ -25,6 +25,7 @@
 : "${window:=1024}"
 : "${stride:=512}"
 : "${max_ppl_increase:=3%}"               # choose the strongest negation within it
+: "${bf16:=false}"                        # true: compute in bfloat16, where the processor has it
 
 here=$(dirname "${BASH_SOURCE[0]}")
 # sbatch runs a copy of this script; submit from the repository root.

@@ -51,7 +51,7 @@ def run(config: Config) -> int:
 
     model, tokenizer = config.load()
     begin = time.perf_counter()
-    with config.precision(model.device.type):
+    with config.precision(model):
         found = answers(
             model, tokenizer, examples, template, config.search,
             batch_size=config.batch_size, name=str(config.instruction_file),

@@ -51,13 +51,12 @@ class CausalFlags(LoadFlags):
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         return model.to("cuda" if on_gpu else "cpu"), tokenizer  # type: ignore[arg-type]
 
-    def precision(self, device: str) -> AbstractContextManager[None]:
+    def precision(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Within, the model computes in the precision of the flags."""
-        import torch
-
         from pem_composition.evaluation.models import bfloat16_note
+        from pem_composition.evaluation.precision import reduced
 
-        note = bfloat16_note(device) if self.bf16 else None
+        note = bfloat16_note(model.device.type) if self.bf16 else None
         if note:
             print(note)
-        return torch.autocast(device, torch.bfloat16, enabled=self.bf16)
+        return reduced(model, self.bf16)

@@ -171,6 +171,7 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
 
     from pem_composition.adapters import attach
     from pem_composition.evaluation.exam import make_exam
+    from pem_composition.evaluation.precision import reduced
     from pem_composition.training.scoring import Scorer
 
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
@@ -191,8 +192,8 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
         pad_to=settings.max_seq_length if config.pad_to_max_length else None,
         device=device,
     )
-    with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
-        scores = Scorer(exam)(model.to(device))
+    with reduced(model.to(device), config.bf16):
+        scores = Scorer(exam)(model)
     asked = settings.objective == "seq2seq" and settings.target == "label"
     return {**scores, "answers": settings.answers} if asked else scores
 

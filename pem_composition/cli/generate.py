@@ -99,7 +99,7 @@ def texts(config: Config, decoding: Decoding, prompts: list[str]) -> Iterator[Sa
     model, tokenizer = config.load()
 
     def drawn() -> Iterator[Sample]:
-        with config.precision(model.device.type):
+        with config.precision(model):
             yield from generate(
                 model,
                 tokenizer,

@@ -89,6 +89,6 @@ def score(config: Config) -> Mapping[str, float]:
         batch_size=config.batch_size,
         device=device,
     )
-    with config.precision(device):
+    with config.precision(model):
         scores = perplexity.perplexity(model, exam)
     return {**scores, "window": windows.window, "stride": windows.stride}

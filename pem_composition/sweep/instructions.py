@@ -81,12 +81,10 @@ class InstructionRows:
 
     def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
         """The answers, and per reference answer the sum of -log p and the number of tokens."""
-        import torch
-
         from pem_composition.evaluation import instructions
+        from pem_composition.evaluation.precision import reduced
 
-        device = next(model.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with reduced(model, bf16):
             found = instructions.answers(
                 model, self._tokenizer, self.examples, self.template, self.search,
                 batch_size=self.batch_size, name=self.name,

@@ -77,15 +77,13 @@ class Rows:
 
     def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
         """Score, standard error, predictions and what else a record holds of an evaluation."""
-        import torch
-
         from pem_composition.adapters import wearing
+        from pem_composition.evaluation.precision import reduced
 
         exam = self._exam
         assert exam is not None, "prepare comes first"
-        device = next(model.parameters()).device
         head = nullcontext() if self.head is None else wearing(model, self.head)
-        with head, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with head, reduced(model, bf16):
             outputs = exam.take(model)
         result = exam.result(outputs).to_dict()
         return {

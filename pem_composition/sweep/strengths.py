@@ -224,13 +224,13 @@ class StrengthBench:
     @contextmanager
     def _model(self, strength: float) -> Iterator[tuple[Any, Any]]:
         """Model and tokenizer with the weights of this strength."""
-        import torch
+        from pem_composition.evaluation.precision import reduced
 
         model, tokenizer = self._held.open()
         if self._strength != strength:
             self._held.put(at_strength(self.trial.module.pem, strength))
             self._strength = strength
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.trial.bf16):
+        with reduced(model, self.trial.bf16):
             yield model, tokenizer
 
     def _written(self, strength: float) -> Iterator[Row]:

@@ -33,6 +33,7 @@ from pem_composition.evaluation.exam import (
 )
 from pem_composition.evaluation.generation import constrained
 from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
+from pem_composition.evaluation.precision import reduced
 from pem_composition.tasks.data import load_task
 
 REFERENCE_ROWS, REFERENCE_BEAMS = 8, 5
@@ -109,7 +110,7 @@ class Case:
 
     def reduced(self) -> Outputs:
         """Scoring with matrix products in bfloat16."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with reduced(self.model):
             return self.exams[SCORING].take(self.model)
 
     def changed(self) -> int:

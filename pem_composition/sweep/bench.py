@@ -34,7 +34,7 @@ class Bench:
     ) -> None:
         self.splits, self.settings = splits, settings
         self.ledger, self.say = ledger, say
-        self._held = HeldModel(load, self._prepare)
+        self._held = HeldModel(load, self._prepare, rounded=settings.bf16)
         self._target: Point | None = None
         self.computed = 0
 

@@ -1,6 +1,8 @@
 """A base model that stays loaded while modules are put into its weights and taken out again.
 
-Quantised weights cannot be changed: there a module stands beside them.
+Weights that are quantised cannot be changed, and weights that are rounded should not be: an update
+below half a step of bfloat16, 2^-9 of a weight, would be rounded away or up to a whole step. There
+LoRA and (IA)^3 modules stand beside the weights; the difference of a whole model is always added.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ class HeldModel:
         load: gives both; a sweep of known points never calls it.
         prepare: called with both once, before anything is computed; what it refuses is refused
             before any result.
+        rounded: the model computes in bfloat16, whatever its weights are kept in.
     """
 
-    def __init__(self, load: Loader, prepare: Callable[[Any, Any], None]) -> None:
-        self._load, self._prepare = load, prepare
+    def __init__(
+        self, load: Loader, prepare: Callable[[Any, Any], None], *, rounded: bool = False
+    ) -> None:
+        self._load, self._prepare, self._rounded = load, prepare, rounded
         self._loaded: tuple[Any, Any] | None = None
         self._put: Any = None  # what holds the module: folded weights, or layers beside them
 
@@ -45,7 +50,7 @@ class HeldModel:
             self.close()
         elif self._put is None:
             # every module was compared with the model before the sweep began
-            put = attach if _quantised(model) else fold
+            put = attach if self._beside(model) else fold
             self._put = put(model, module, allow_base_mismatch=True)
         else:
             self._put.swap(module)
@@ -53,9 +58,12 @@ class HeldModel:
     def close(self) -> None:
         """Give the base model its own weights back, bit for bit."""
         if self._put is not None:
-            (self._put.detach if _quantised(self.open()[0]) else self._put.restore)()
+            (self._put.detach if self._beside(self.open()[0]) else self._put.restore)()
             self._put = None
 
+    def _beside(self, model: Any) -> bool:
+        """True where modules stand beside the weights."""
+        import torch
 
-def _quantised(model: Any) -> bool:
-    return bool(getattr(model, "is_quantized", False))
+        exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+        return self._rounded or not exact or bool(getattr(model, "is_quantized", False))

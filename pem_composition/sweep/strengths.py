@@ -88,7 +88,7 @@ class StrengthBench:
 
     def __init__(self, trial: Trial, load: Loader, ledger: Ledger, folder: Path, say: Say) -> None:
         self.trial, self.ledger, self.folder, self.say = trial, ledger, folder, say
-        self._held = HeldModel(load, self._prepare)
+        self._held = HeldModel(load, self._prepare, rounded=trial.bf16)
         self._exam: Any = None
         self._windows: Any = None
         self._strength: float | None = None  # that of the weights

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from pem_composition.errors import PEMError
 
+KEPT = 1e-8  # a sum of products may cancel to this share of its bound: 1e-7 of it is rounding
+SMALLEST_SQUARE = 1e-200  # below it products of doubles may underflow
+
 
 class Factor(NamedTuple):
     """One low-rank term: weight * B A."""
@@ -62,19 +65,64 @@ def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
 
 
 def norm(terms: Sequence[Factor]) -> float:
-    """Frobenius norm of sum_k w_k B_k A_k: ||R_B R_A^T||_F of the thin QR factors."""
+    """Frobenius norm of sum_k w_k B_k A_k."""
     if not terms:
         return 0.0
-    (_, R_B), (_, R_A) = thin_qr(terms)
-    return float(torch.linalg.matrix_norm(R_B @ R_A.mT))
+    stack = _Stack.of(terms)
+    return stack.norm(stack.products())
 
 
 def thin_qr(terms: Sequence[Factor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(Q_B, R_B) of [w_1 B_1, ...] and (Q_A, R_A) of [A_1; ...]^T, in float64."""
-    B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
-    A_IK = torch.cat([t.A_RI.double() for t in terms], dim=0).mT
-    q_b, q_a = torch.linalg.qr(B_OK), torch.linalg.qr(A_IK)
+    stack = _Stack.of(terms)
+    q_b, q_a = torch.linalg.qr(stack.B_OK), torch.linalg.qr(stack.A_KI.mT)
     return (q_b.Q, q_b.R), (q_a.Q, q_a.R)
+
+
+class _Stack(NamedTuple):
+    """sum_k w_k B_k A_k as one product [w_1 B_1, ...] [A_1; ...], in float64."""
+
+    B_OK: Tensor
+    A_KI: Tensor
+
+    @classmethod
+    def of(cls, terms: Sequence[Factor]) -> _Stack:
+        """Filled block by block: no term is widened apart from its place."""
+        (outputs, _), (_, inputs) = terms[0].B_OR.shape, terms[0].A_RI.shape
+        width = sum(len(t.A_RI) for t in terms)
+        B_OK = torch.empty(outputs, width, dtype=torch.float64)
+        A_KI = torch.empty(width, inputs, dtype=torch.float64)
+        start = 0
+        for t in terms:
+            stop = start + len(t.A_RI)
+            B_OK[:, start:stop].copy_(t.B_OR).mul_(t.weight)
+            A_KI[start:stop] = t.A_RI
+            start = stop
+        return cls(B_OK, A_KI)
+
+    def part(self, start: int, stop: int) -> _Stack:
+        """Columns start to stop of B with their rows of A."""
+        return _Stack(self.B_OK[:, start:stop], self.A_KI[start:stop])
+
+    def products(self) -> Tensor:
+        """(B^T B) * (A A^T), whose sum is ||B A||_F^2; a block's sum is that of its part."""
+        return (self.B_OK.mT @ self.B_OK) * (self.A_KI @ self.A_KI.mT)
+
+    def norm(self, products_KK: Tensor) -> float:
+        """||B A||_F: the root of the products' sum where that keeps its digits, else by thin QR.
+
+        Rounding of the sum is at most 2 max(O, I) eps (sum_k sqrt(p_kk))^2, by Cauchy-Schwarz. Sums
+        that cancel below KEPT of that square, or whose squares leave the range of a double, are
+        left to ||R_B R_A^T||_F.
+        """
+        square = float(products_KK.sum())
+        bound = float(products_KK.diagonal().sqrt().sum()) ** 2
+        if SMALLEST_SQUARE < KEPT * bound < square < math.inf:
+            return math.sqrt(square)
+        if not self.B_OK.any():
+            return 0.0
+        R_B, R_A = (torch.linalg.qr(x, mode="r").R for x in (self.B_OK, self.A_KI.mT))
+        return float(torch.linalg.matrix_norm(R_B @ R_A.mT))
 
 
 class LayerError(NamedTuple):
@@ -92,10 +140,21 @@ class LayerError(NamedTuple):
 
 def factor_error(written: Factor, expression: Sequence[Factor]) -> LayerError:
     """Error of written factors against sum_k w_k B_k A_k."""
-    negated = [Factor(-t.weight, t.A_RI, t.B_OR) for t in expression]
-    return LayerError(
-        norm([written, *negated]), norm(expression), sum(norm([t]) for t in expression)
-    )
+    both = _Stack.of([*expression, written._replace(weight=-written.weight)])
+    width = len(both.A_KI) - len(written.A_RI)
+    exact, negated = both.part(0, width), both.part(width, len(both.A_KI))
+    if torch.equal(exact.A_KI, negated.A_KI):  # equal B then cancel without rounding
+        difference = _Stack(exact.B_OK + negated.B_OK, exact.A_KI)
+        products, own = difference.products(), exact.products()
+    else:
+        difference, products = both, both.products()
+        own = products[:width, :width]
+    terms, start = 0.0, 0
+    for t in expression:
+        stop = start + len(t.A_RI)
+        terms += exact.part(start, stop).norm(own[start:stop, start:stop])
+        start = stop
+    return LayerError(difference.norm(products), exact.norm(own), terms)
 
 
 def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) -> LayerError:

@@ -38,12 +38,12 @@ def concatenate(terms: Sequence[Factor], scaling: float = 1.0) -> tuple[Tensor, 
     product; a term whose weight equals the scaling is copied bit for bit.
     """
     A_KI = torch.cat([t.A_RI for t in terms], dim=0)
-    B_OK = torch.cat([_scaled(t.B_OR, t.weight / scaling) for t in terms], dim=1)
+    B_OK = torch.cat([t.B_OR for t in terms], dim=1)
+    weights_K = _weights(terms) / scaling
+    if bool((weights_K != 1.0).any()):
+        for B_NK in B_OK.split(BLOCK):
+            B_NK.copy_(B_NK.double() * weights_K)
     return A_KI, B_OK
-
-
-def _scaled(B: Tensor, weight: float) -> Tensor:
-    return B if weight == 1.0 else (B.double() * weight).to(B.dtype)
 
 
 def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:

@@ -175,7 +175,7 @@ def _difference(written: Factor, expression: Sequence[Factor]) -> list[Factor] |
     )
     if not same:
         return None
-    rest_OK, weights_K = written.B_OR.double().mul_(written.weight), _weights(expression)
+    rest_OK, weights_K = written.B_OR.double() * written.weight, _weights(expression)
     blocks = zip(*(t.B_OR.split(BLOCK) for t in expression), strict=True)
     for rest_NK, parts in zip(rest_OK.split(BLOCK), blocks, strict=True):
         rest_NK -= torch.cat(parts, dim=1).double() * weights_K

@@ -41,7 +41,7 @@ def concatenate(terms: Sequence[Factor], scaling: float = 1.0) -> tuple[Tensor, 
     B_OK = torch.cat([t.B_OR for t in terms], dim=1)
     weights_K = _weights(terms) / scaling
     if bool((weights_K != 1.0).any()):
-        for B_NK in B_OK.split(BLOCK):
+        for B_NK in torch.split(B_OK, BLOCK):
             B_NK.copy_(B_NK.double() * weights_K)
     return A_KI, B_OK
 
@@ -108,7 +108,7 @@ def _gram(factors: Sequence[Tensor], side: int) -> Tensor:
     """
     width = sum(x.shape[side] for x in factors)
     total_KK = torch.zeros(width, width, dtype=torch.float64)
-    for blocks in zip(*(x.split(BLOCK, dim=1 - side) for x in factors), strict=True):
+    for blocks in zip(*(torch.split(x, BLOCK, dim=1 - side) for x in factors), strict=True):
         X = torch.cat(blocks, dim=side).double()
         total_KK += X.mT @ X if side else X @ X.mT
     return total_KK
@@ -129,7 +129,10 @@ def _norm(terms: Sequence[Factor], products_KK: Tensor) -> float:
         return 0.0
     B_OK, A_KI = _stacked(terms)
     R_B, R_A = (torch.linalg.qr(x, mode="r").R for x in (B_OK, A_KI.mT))
-    return float(torch.linalg.matrix_norm(R_B @ R_A.mT))
+    core = R_B @ R_A.mT
+    largest = float(core.abs().max())
+    inside = 0.0 < largest < math.inf
+    return largest * float(torch.linalg.matrix_norm(core / largest)) if inside else largest
 
 
 class LayerError(NamedTuple):
@@ -171,13 +174,14 @@ def _difference(written: Factor, expression: Sequence[Factor]) -> list[Factor] |
     """
     sizes = [len(t.A_RI) for t in expression]
     same = sum(sizes) == len(written.A_RI) and all(
-        torch.equal(A, t.A_RI) for A, t in zip(written.A_RI.split(sizes), expression, strict=True)
+        torch.equal(A, t.A_RI)
+        for A, t in zip(torch.split(written.A_RI, sizes), expression, strict=True)
     )
     if not same:
         return None
     rest_OK, weights_K = written.B_OR.double() * written.weight, _weights(expression)
-    blocks = zip(*(t.B_OR.split(BLOCK) for t in expression), strict=True)
-    for rest_NK, parts in zip(rest_OK.split(BLOCK), blocks, strict=True):
+    blocks = zip(*(torch.split(t.B_OR, BLOCK) for t in expression), strict=True)
+    for rest_NK, parts in zip(torch.split(rest_OK, BLOCK), blocks, strict=True):
         rest_NK -= torch.cat(parts, dim=1).double() * weights_K
     return [Factor(1.0, written.A_RI, rest_OK)]
 

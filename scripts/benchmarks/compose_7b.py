@@ -135,7 +135,10 @@ def main() -> None:
             "output of one module's size": (
                 1,
                 "linear",
-                {"parameter space": [], "delta space, rank 16": ["--space", "delta", "--rank", "16"]},
+                {
+                    "parameter space": [],
+                    "delta space, rank 16": ["--space", "delta", "--rank", "16"],
+                },
             ),
         }
         for title, (modules, kind, ours) in tables.items():

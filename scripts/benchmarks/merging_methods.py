@@ -143,7 +143,8 @@ def main() -> None:
         )  # fmt: skip
         seconds, added, peak = json.loads(child.stdout)
         middle = statistics.median(seconds)
-        row = f"| {method} | {middle:.3f} ({min(seconds):.3f}-{max(seconds):.3f}) | {peak:.0f}, {added:.0f} "
+        spread = f"({min(seconds):.3f}-{max(seconds):.3f})"
+        row = f"| {method} | {middle:.3f} {spread} | {peak:.0f}, {added:.0f} "
         if args.no_dense:
             print(f"{row}| | | |")
             continue

@@ -5,7 +5,7 @@ PEFT: add_weighted_adapter(combination_type="svd") on the same tensors, which mu
 takes its dense SVD. Each line is the seconds per layer; PEFT runs on --peft_layers of them. Both
 results' singular values are compared with each other and, on one layer, with a dense float64 SVD.
 
-    python scripts/benchmarks/recompression.py [--layers 16] [--peft_layers 1] [--runs 5] [--no_dense]
+    python scripts/benchmarks/recompression.py [--layers 16] [--peft_layers 1] [--runs 5]
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def report_values(
         for c, m in zip(COEFFICIENTS, modules, strict=True)
     )
     exact = torch.linalg.svdvals(dW)[:RANK]
-    print(f"layer 0: ours against a dense float64 SVD: {deviation(values_of(merged, 0), exact):.1e}")
+    print(
+        f"layer 0: ours against a dense float64 SVD: {deviation(values_of(merged, 0), exact):.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,11 @@ def _around(rule: Rule, tensors: Sequence[Any], coefficients: Sequence[float]) -
     weights = coefficients if rule.signed else [abs(c) for c in coefficients]
     total = tensors[0] * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total = total + tensor * weight
+        term = tensor * weight
+        if term.dtype == total.dtype:
+            total += term  # in place: a third tensor per name would leave holes between them
+        else:
+            total = total + term
     # Exact cancellation (convex weights) must not add a rounding error of its own.
     rest = 1.0 - sum(weights)
     return total + rest * rule.neutral if rule.neutral and rest else total

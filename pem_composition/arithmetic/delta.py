@@ -18,6 +18,10 @@ from torch import Tensor
 
 from pem_composition.errors import PEMError
 
+BLOCK = 1024  # outputs or inputs that are widened to float64 at a time
+KEPT = 1e-8  # a sum of products may cancel to this share of its bound: 1e-7 of it is rounding
+SMALLEST_SQUARE = 1e-200  # below it products of doubles may underflow
+
 
 class Factor(NamedTuple):
     """One low-rank term: weight * B A."""
@@ -34,12 +38,12 @@ def concatenate(terms: Sequence[Factor], scaling: float = 1.0) -> tuple[Tensor, 
     product; a term whose weight equals the scaling is copied bit for bit.
     """
     A_KI = torch.cat([t.A_RI for t in terms], dim=0)
-    B_OK = torch.cat([_scaled(t.B_OR, t.weight / scaling) for t in terms], dim=1)
+    B_OK = torch.cat([t.B_OR for t in terms], dim=1)
+    weights_K = _weights(terms) / scaling
+    if bool((weights_K != 1.0).any()):
+        for B_NK in torch.split(B_OK, BLOCK):
+            B_NK.copy_(B_NK.double() * weights_K)
     return A_KI, B_OK
-
-
-def _scaled(B: Tensor, weight: float) -> Tensor:
-    return B if weight == 1.0 else (B.double() * weight).to(B.dtype)
 
 
 def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
@@ -62,19 +66,73 @@ def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
 
 
 def norm(terms: Sequence[Factor]) -> float:
-    """Frobenius norm of sum_k w_k B_k A_k: ||R_B R_A^T||_F of the thin QR factors."""
-    if not terms:
-        return 0.0
-    (_, R_B), (_, R_A) = thin_qr(terms)
-    return float(torch.linalg.matrix_norm(R_B @ R_A.mT))
+    """Frobenius norm of sum_k w_k B_k A_k."""
+    return _norm(terms, _products(terms)) if terms else 0.0
 
 
 def thin_qr(terms: Sequence[Factor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(Q_B, R_B) of [w_1 B_1, ...] and (Q_A, R_A) of [A_1; ...]^T, in float64."""
-    B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
-    A_IK = torch.cat([t.A_RI.double() for t in terms], dim=0).mT
-    q_b, q_a = torch.linalg.qr(B_OK), torch.linalg.qr(A_IK)
+    B_OK, A_KI = _stacked(terms)
+    q_b, q_a = torch.linalg.qr(B_OK), torch.linalg.qr(A_KI.mT)
     return (q_b.Q, q_b.R), (q_a.Q, q_a.R)
+
+
+def _stacked(terms: Sequence[Factor]) -> tuple[Tensor, Tensor]:
+    """[w_1 B_1, ...] and [A_1; ...] in float64."""
+    B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
+    return B_OK, torch.cat([t.A_RI.double() for t in terms], dim=0)
+
+
+def _products(terms: Sequence[Factor], rows_KK: Tensor | None = None) -> Tensor:
+    """(B^T B) * (A A^T) of the stacked factors, (K, K) float64: its sum is the squared norm.
+
+    The block of some terms is that of these terms alone.
+
+    Args:
+        rows_KK: A A^T where it is known.
+    """
+    rows_KK = _gram([t.A_RI for t in terms], 0) if rows_KK is None else rows_KK
+    weights_K = _weights(terms)
+    return torch.outer(weights_K, weights_K) * _gram([t.B_OR for t in terms], 1) * rows_KK
+
+
+def _weights(terms: Sequence[Factor]) -> Tensor:
+    """w_k of every column of the stacked B."""
+    return torch.tensor([t.weight for t in terms for _ in t.A_RI], dtype=torch.float64)
+
+
+def _gram(factors: Sequence[Tensor], side: int) -> Tensor:
+    """Inner products of all columns (side 1) or rows (side 0) of these factors, in float64.
+
+    They are widened a block of BLOCK outputs or inputs at a time, which stays in the cache.
+    """
+    width = sum(x.shape[side] for x in factors)
+    total_KK = torch.zeros(width, width, dtype=torch.float64)
+    for blocks in zip(*(torch.split(x, BLOCK, dim=1 - side) for x in factors), strict=True):
+        X = torch.cat(blocks, dim=side).double()
+        total_KK += X.mT @ X if side else X @ X.mT
+    return total_KK
+
+
+def _norm(terms: Sequence[Factor], products_KK: Tensor) -> float:
+    """Norm of the terms: the root of the products' sum where that keeps its digits, else by QR.
+
+    The sum's rounding is at most 2 max(O, I) eps (sum_k sqrt(p_kk))^2, by Cauchy-Schwarz. Sums that
+    cancel below KEPT of that square, or whose squares leave the range of a double, are left to
+    ||R_B R_A^T||_F of the thin QR factors.
+    """
+    square = float(products_KK.sum())
+    bound = float(products_KK.diagonal().sqrt().sum()) ** 2
+    if SMALLEST_SQUARE < KEPT * bound < square < math.inf:
+        return math.sqrt(square)
+    if not any(t.weight and t.B_OR.count_nonzero() for t in terms):
+        return 0.0
+    B_OK, A_KI = _stacked(terms)
+    R_B, R_A = (torch.linalg.qr(x, mode="r").R for x in (B_OK, A_KI.mT))
+    core = R_B @ R_A.mT
+    largest = float(core.abs().max())
+    inside = 0.0 < largest < math.inf
+    return largest * float(torch.linalg.matrix_norm(core / largest)) if inside else largest
 
 
 class LayerError(NamedTuple):
@@ -92,10 +150,40 @@ class LayerError(NamedTuple):
 
 def factor_error(written: Factor, expression: Sequence[Factor]) -> LayerError:
     """Error of written factors against sum_k w_k B_k A_k."""
-    negated = [Factor(-t.weight, t.A_RI, t.B_OR) for t in expression]
-    return LayerError(
-        norm([written, *negated]), norm(expression), sum(norm([t]) for t in expression)
+    width = sum(len(t.A_RI) for t in expression)
+    difference = _difference(written, expression)
+    if difference is None:
+        difference = [*expression, written._replace(weight=-written.weight)]
+        products = _products(difference)
+        own = products[:width, :width]
+    else:
+        rows_KK = _gram([written.A_RI], 0)
+        products, own = (_products(terms, rows_KK) for terms in (difference, expression))
+    sizes, start = 0.0, 0
+    for t in expression:
+        stop = start + len(t.A_RI)
+        sizes += _norm([t], own[start:stop, start:stop])
+        start = stop
+    return LayerError(_norm(difference, products), _norm(expression, own), sizes)
+
+
+def _difference(written: Factor, expression: Sequence[Factor]) -> list[Factor] | None:
+    """written - expression as one factor, B - [w_1 B_1, ...], where both have the same stacked A.
+
+    Equal columns cancel in it without rounding. None where A differs.
+    """
+    sizes = [len(t.A_RI) for t in expression]
+    same = sum(sizes) == len(written.A_RI) and all(
+        torch.equal(A, t.A_RI)
+        for A, t in zip(torch.split(written.A_RI, sizes), expression, strict=True)
     )
+    if not same:
+        return None
+    rest_OK, weights_K = written.B_OR.double() * written.weight, _weights(expression)
+    blocks = zip(*(torch.split(t.B_OR, BLOCK) for t in expression), strict=True)
+    for rest_NK, parts in zip(torch.split(rest_OK, BLOCK), blocks, strict=True):
+        rest_NK -= torch.cat(parts, dim=1).double() * weights_K
+    return [Factor(1.0, written.A_RI, rest_OK)]
 
 
 def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) -> LayerError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -30,7 +29,6 @@ MAX_NAME = 1000  # characters of a tensor's name
 MAX_DIMENSIONS = 64  # torch's own limit
 MAX_JSON_BYTES = 32 * 1024 * 1024
 MAX_NESTING = 50
-CHUNK_BYTES = 1 << 20
 
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -104,15 +102,15 @@ def is_file(path: Path) -> bool:
     return path.exists() and not path.is_dir()
 
 
-def read_whole(file: BinaryIO, path: Path) -> bytes:
-    """All bytes of an open file, unless they are more than this machine could hold."""
+def size_in_memory(file: BinaryIO, path: Path) -> int:
+    """Bytes of an open file, unless they are more than this machine could hold."""
     size = os.fstat(file.fileno()).st_size
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise CheckpointError.build(
             path, "too large", found=f"{size} bytes", expected=f"at most the memory, {memory} bytes"
         )
-    return file.read()
+    return size
 
 
 def sha256_file(path: Path, root: Path | None = None) -> str:
@@ -123,11 +121,8 @@ def sha256_file(path: Path, root: Path | None = None) -> str:
 
 def sha256_stream(file: BinaryIO) -> str:
     """Hexadecimal sha256 of an open file, from its start."""
-    digest = hashlib.sha256()
     file.seek(0)
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -236,12 +231,14 @@ class SafetensorsFile:
     def __init__(self, path: Path, root: Path | None = None, *, in_memory: bool = False) -> None:
         self.path = path
         self._file = open_regular(path, root)
+        self._data: memoryview | None = None
         try:
+            size = os.fstat(self._file.fileno()).st_size
             if in_memory:
-                with self._file as file:
-                    data = read_whole(file, path)
-                self._file = io.BytesIO(data)
-            self.infos, self._starts, self.metadata = _read_header(self._file, path)
+                self._data = memoryview(bytearray(size_in_memory(self._file, path)))
+                size = self._file.readinto(self._data)  # type: ignore[attr-defined]
+                self._data = self._data[:size]
+            self.infos, self._starts, self.metadata = _read_header(self._bytes, size, path)
         except BaseException:
             self._file.close()
             raise
@@ -256,23 +253,38 @@ class SafetensorsFile:
         """Close the file."""
         self._file.close()
 
-    def read(self, name: str) -> bytearray:
-        """Raw little-endian values of one tensor."""
-        return self.read_part(name, 0, self.infos[name].nbytes)
+    def read(self, name: str) -> bytearray | memoryview:
+        """Raw little-endian values of one tensor, writable and aligned.
 
-    def read_part(self, name: str, start: int, size: int) -> bytearray:
+        Of a file in memory they are its own bytes, not a copy.
+        """
+        part = self.read_part(name, 0, self.infos[name].nbytes)
+        aligned = self._starts[name] % DTYPE_BYTES[self.infos[name].dtype] == 0
+        return part if aligned else bytearray(part)
+
+    def read_part(self, name: str, start: int, size: int) -> bytearray | memoryview:
         """``size`` bytes of one tensor from byte ``start``."""
-        buffer = bytearray(size)
-        self._file.seek(self._starts[name] + start)
-        if self._file.readinto(buffer) != size:  # type: ignore[attr-defined]
+        part = self._bytes(self._starts[name] + start, size)
+        if len(part) != size:
             raise CheckpointError.build(
                 self.path, f"ends inside tensor {name!r}", do="restore the file"
             )
-        return buffer
+        return part
 
     def sha256(self) -> str:
         """Hexadecimal sha256 of the whole file."""
+        if self._data is not None:
+            return hashlib.sha256(self._data).hexdigest()
         return sha256_stream(self._file)
+
+    def _bytes(self, start: int, size: int) -> bytearray | memoryview:
+        """Bytes of the file; fewer where it ends."""
+        if self._data is not None:
+            return self._data[start : start + size]
+        buffer = bytearray(size)
+        self._file.seek(start)
+        del buffer[self._file.readinto(buffer) :]  # type: ignore[attr-defined]
+        return buffer
 
 
 def read_safetensors_header(path: Path, root: Path | None = None) -> dict[str, TensorInfo]:
@@ -289,10 +301,11 @@ def read_safetensors_header(path: Path, root: Path | None = None) -> dict[str, T
 Header = tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]
 
 
-def _read_header(file: BinaryIO, path: Path) -> Header:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    prefix = file.read(8)
+def _read_header(
+    read: Callable[[int, int], bytearray | memoryview], size: int, path: Path
+) -> Header:
+    """The checked header of a file of ``size`` bytes; ``read`` gives bytes by start and number."""
+    prefix = read(0, 8)
     if len(prefix) < 8:
         raise _damaged(path, "too short for a safetensors file", f"{size} bytes", "at least 8")
     (length,) = struct.unpack("<Q", prefix)
@@ -304,7 +317,7 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
         raise _damaged(
             path, "safetensors header cut off", f"{size - 8} bytes after its length", f"{length}"
         )
-    raw = parse_json(file.read(length), path)
+    raw = parse_json(bytes(read(8, length)), path)
     metadata = raw.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, "safetensors __metadata__ malformed", metadata, "text values")

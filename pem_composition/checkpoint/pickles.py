@@ -26,8 +26,8 @@ from pem_composition.checkpoint.files import (
     TensorInfo,
     is_shape,
     open_regular,
-    read_whole,
     sha256_stream,
+    size_in_memory,
 )
 from pem_composition.errors import CheckpointError
 
@@ -119,8 +119,7 @@ class TorchZipFile:
         try:
             if in_memory:
                 with self._file as file:
-                    data = read_whole(file, path)
-                self._file = io.BytesIO(data)
+                    self._file = io.BytesIO(file.read(size_in_memory(file, path)))
             self._zip, self._prefix = _open_zip(self._file, path)
             self._tensors = self._tensor_table()
         except BaseException:

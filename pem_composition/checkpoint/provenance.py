@@ -22,7 +22,7 @@ from pem_composition.checkpoint import heads
 from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
 from pem_composition.checkpoint.content import content_digest
-from pem_composition.checkpoint.files import is_file, read_json, sha256_file, write_json
+from pem_composition.checkpoint.files import fsync, is_file, read_json, sha256_file, write_json
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors
 from pem_composition.config import BaseIdentity, HeadInfo
 from pem_composition.errors import CheckpointError
@@ -126,8 +126,13 @@ def write(
         written: as for ``build``.
         title: of the card; default: the module's name.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     found = sorted(f for f in folder.rglob("*") if f.is_file())
-    files = {f.relative_to(folder).as_posix(): sha256_file(f) for f in found}
+    with ThreadPoolExecutor() as pool:
+        flushed = pool.map(fsync, found)  # the disk writes while the processor takes checksums
+        files = {f.relative_to(folder).as_posix(): sha256_file(f) for f in found}
+        list(flushed)
     record = build(pem, files, written)
     try:
         write_json(folder / FILE, record)

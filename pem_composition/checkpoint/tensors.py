@@ -78,10 +78,15 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """True if no value is NaN or infinite: a finite sum has no such term, and needs no copy."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def check_finite(tensor: Tensor, name: str, path: object) -> None:
     """Refuse NaN and infinities, naming the tensor and how many."""
-    bad = int((~tensor.isfinite()).sum())
-    if bad:
+    if not all_finite(tensor):
+        bad = int((~tensor.isfinite()).sum())
         raise CheckpointError.build(
             path,
             f"tensor {name!r} is not finite",
@@ -114,7 +119,7 @@ def cast(tensor: Tensor, name: str, dtype: torch.dtype | None, where: object) ->
     check_finite(tensor, name, where)
     out = tensor.detach().to("cpu")
     out = (out if dtype is None else out.to(dtype)).contiguous()
-    if not bool(out.isfinite().all()):
+    if out.dtype != tensor.dtype and not all_finite(out):
         raise PEMError.build(
             where,
             f"tensor {name!r} overflows in {out.dtype}",

@@ -51,6 +51,59 @@ def test_norm_equals_the_dense_frobenius_norm(seed, shape, coefficients):
     np.testing.assert_allclose(delta.norm(terms), np.linalg.norm(dense(terms)), atol=1e-11)
 
 
+@given(seeds, st.integers(-140, 120))
+def test_the_norm_keeps_its_digits_where_terms_nearly_cancel_or_squares_leave_the_range(
+    seed, power
+):
+    (a,) = factors(seed, (9, 8), [1.0])
+    b = a._replace(weight=-1.0, B_OR=a.B_OR * (1 + 1e-9))
+    small = [t._replace(weight=t.weight * 10.0**power, A_RI=t.A_RI * 10.0**power) for t in (a, b)]
+    expected = np.linalg.norm(dense([a])) * 1e-9
+    np.testing.assert_allclose(delta.norm([a, b]), expected, rtol=1e-5)
+    np.testing.assert_allclose(delta.norm(small) / 10.0**power / 10.0**power, expected, rtol=1e-5)
+
+
+@given(seeds, shapes, weights, st.floats(0.1, 4))
+def test_the_error_of_a_rounded_concatenation_is_the_dense_one(seed, shape, coefficients, scaling):
+    """Written and expression share A; what is left is the rounding of B, far below both."""
+    terms = factors(seed, shape, coefficients, torch.float32)
+    A, B = delta.concatenate(terms, scaling)
+    report = delta.factor_error(Factor(scaling, A, B), terms)
+    exact = dense(terms)
+    rounding = scaling * B.double().numpy() @ A.double().numpy() - exact
+    np.testing.assert_allclose(report.error, np.linalg.norm(rounding), rtol=1e-4, atol=1e-14)
+    np.testing.assert_allclose(report.norm, np.linalg.norm(exact), rtol=1e-7, atol=1e-12)
+    parts = sum(np.linalg.norm(dense([t])) for t in terms)
+    np.testing.assert_allclose(report.terms, parts, rtol=1e-7, atol=1e-100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_function_changes_the_factors_it_is_given(dtype):
+    terms = factors(3, (6, 5), [2.0, -0.7], dtype)
+    written = Factor(0.5, *delta.concatenate(terms, 0.5))
+    before = [x.clone() for t in (*terms, written) for x in (t.A_RI, t.B_OR)]
+    delta.truncate(terms, 2)
+    delta.concatenate(terms, 0.3)
+    delta.norm(terms)
+    delta.factor_error(written, terms)
+    delta.factor_error(Factor(1.0, *delta.truncate(terms, 2)), terms)
+    after = [x for t in (*terms, written) for x in (t.A_RI, t.B_OR)]
+    assert all(map(torch.equal, before, after))
+
+
+def test_a_layer_wider_than_a_block_is_summed_whole():
+    terms = factors(4, (2 * delta.BLOCK + 3, delta.BLOCK + 1), [1.0, -0.3])
+    A, B = delta.truncate(terms, 2)
+    report = delta.factor_error(Factor(1.0, A, B), terms)
+    exact = dense(terms)
+    np.testing.assert_allclose(report.norm, np.linalg.norm(exact), rtol=1e-12)
+    np.testing.assert_allclose(
+        report.error, np.linalg.norm(B.numpy() @ A.numpy() - exact), rtol=1e-9
+    )
+    A, B = delta.concatenate(terms, 0.7)
+    np.testing.assert_allclose(0.7 * B.numpy() @ A.numpy(), exact, atol=1e-12)
+
+
 @given(seeds, shapes, weights, st.integers(1, 6))
 def test_truncation_is_the_best_approximation_of_its_rank(seed, shape, coefficients, rank):
     """Eckart-Young: the error is the norm of the singular values that were cut."""

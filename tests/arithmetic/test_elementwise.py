@@ -54,7 +54,7 @@ def elected(X: np.ndarray, election: str = "total") -> np.ndarray:
 # --- against PEFT's functions on dense tensors ---
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, st.sampled_from([0.05, 0.2, 0.5, 0.9, 1.0]), st.sampled_from(["total", "frequency"]))
 def test_ties_is_that_of_peft(seed, density, election):
     X = arrays(seed)
@@ -63,7 +63,7 @@ def test_ties_is_that_of_peft(seed, density, election):
     np.testing.assert_allclose(found, expected, atol=1e-14)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, st.sampled_from([0.05, 0.2, 0.5, 0.9, 1.0]))
 def test_magnitude_pruning_is_that_of_peft(seed, density):
     X, c = arrays(seed), np.array([0.3, -1.2, 2.0])

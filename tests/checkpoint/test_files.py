@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pem_composition.checkpoint import files
-from pem_composition.checkpoint.tensors import write_tensors
+from pem_composition.checkpoint.tensors import open_tensors, read_raw, write_tensors
 from pem_composition.config import BaseIdentity, IA3Config
 from pem_composition.errors import CheckpointError
 from pem_composition.module import PEM
@@ -110,7 +111,23 @@ def test_our_writer_and_the_library_agree(tmp_path: Path) -> None:
             assert torch.equal(file.get_tensor(name), tensor)
 
 
-@settings(max_examples=200, deadline=None)
+def test_a_file_in_memory_gives_its_own_bytes_whatever_the_header_aligns(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 2), "b": torch.randn(5, dtype=torch.float64)}
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, tensors)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    for padding in range(9):  # a header of any length is valid
+        header = data[8 : 8 + length].rstrip() + b" " * padding
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+        with open_tensors(path, in_memory=True) as file:
+            for name, tensor in tensors.items():
+                assert torch.equal(read_raw(file, name), tensor)
+                assert read_raw(file, name).data_ptr() % tensor.element_size() == 0
+            assert file.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@settings(max_examples=200)
 @given(position=st.integers(0, 400), value=st.integers(0, 255))
 def test_a_changed_byte_never_reads_more_than_the_library_accepts(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pem_composition.checkpoint import files
@@ -155,7 +155,6 @@ def test_scores_and_texts_must_be_equally_many():
         toxicity.summarise([0.1, 0.2], ["one"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=4, max_size=40))
 def test_the_auc_is_the_share_of_pairs_in_the_right_order(rows):
     toxic = [s / 8 for s, y in rows if y]

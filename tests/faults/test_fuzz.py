@@ -27,7 +27,7 @@ def inside(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("target", laws.TARGETS, ids=lambda target: target.name)
 def test_damaged_input_is_refused_in_one_line_or_read_truly(target, root):
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None)
     @given(st.randoms(use_true_random=False))
     def law(rng):
         laws.check(target, root, rng)

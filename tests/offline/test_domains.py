@@ -26,7 +26,7 @@ def rows_of(sentences: list[str], labels: list[int]) -> list[dict]:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text("ab .", min_size=1, max_size=5), min_size=40, max_size=80), st.randoms())
 def test_the_split_is_a_partition_that_separates_equal_sentences(sentences, random):
     # One label per sentence: the real data has no sentence with both.

@@ -11,7 +11,7 @@ from pem_composition.training.batches import IGNORED, EpochLoader, Examples, Glo
 from pem_composition.training.losses import cross_entropy, squared_error
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     rows=st.integers(1, 60),
     size=st.integers(1, 17),

@@ -121,7 +121,7 @@ def largest(entries: Entries, score: Score, count: int) -> list[Largest]:
 
     The count-th largest value is found by radix selection on the bits of the doubles (which
     order as integers, being not negative), 16 bits per pass over the blocks, until the candidates
-    fit a block and can be sorted; a matrix that fits one is sorted at once.
+    fit a block and can be held; a matrix that fits one is held at once.
     """
     small = entries.shape[0] * entries.shape[1] <= BLOCK
     selections: list[_Selection] = []
@@ -168,8 +168,8 @@ class _Selection:
         if self.value is not None:
             return True
         if self._collected is not None:
-            candidates = torch.cat(self._collected).sort(descending=True).values
-            self._end_at(candidates[self.needed - 1], candidates)
+            candidates = torch.cat(self._collected)
+            self._end_at(candidates.kthvalue(len(candidates) - self.needed + 1).values, candidates)
             return True
         from_top = self._counts.flip(0).cumsum(0)
         place = int(torch.searchsorted(from_top, self.needed))

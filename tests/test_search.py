@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pem_composition as library
+from pem_composition.errors import DataError
 from pem_composition.report import search as report
 from pem_composition.report.records import read_lines
 from pem_composition.sweep import goals, samplers, space
@@ -242,10 +243,23 @@ def test_searches_of_several_seeds_are_averaged(bench, finished, tmp_path, capsy
 # --- goals ---
 
 
+def test_a_task_whose_own_module_learned_nothing_does_not_count_in_the_normalised_mean():
+    records = [{"score": s, "metric": "accuracy"} for s in (0.4, 0.1, 0.3)]
+    own = [{"score": s, "standard_error": e} for s, e in ((0.8, 0.1), (0.0, 0.0), (0.19, 0.1))]
+    tasks = ("rte", "cola", "qnli")
+    assert Goal("normalised").value(Scored(tasks, records, own)) == pytest.approx(0.5)
+    note = goals.check_normalised(["mean", "normalised"], tasks, own)
+    assert "cola (0.0000 +- 0.0000), qnli (0.1900 +- 0.1000)" in note
+    assert goals.check_normalised(["mean"], tasks, own) == ""
+    assert goals.check_normalised(["normalised"], tasks[:1], own[:1]) == ""
+    with pytest.raises(DataError, match="no task's own module scores above 0; found cola"):
+        goals.check_normalised(["normalised"], tasks[1:], own[1:])
+
+
 def test_goals_are_what_they_are_called():
     records = [{"score": s, "metric": "accuracy", "loss": x, "invalid_share": i}
                for s, x, i in ((0.6, 0.5, None), (0.3, 1.5, 0.2))]  # fmt: skip
-    own = [{"score": 0.8}, {"score": 0.4}]
+    own = [{"score": s, "standard_error": 0.1} for s in (0.8, 0.4)]
     scored = Scored(("rte", "mnli"), records, own, size=2.0)
     values = {name: Goal(name, 0.05).value(scored) for name in (*goals.NAMES, "mnli")}
     assert values == pytest.approx(

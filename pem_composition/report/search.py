@@ -147,7 +147,11 @@ def _footnotes(results: Results) -> Iterator[str]:
         "on the selection rows. +- is one standard error over the rows, that of a gain is paired."
     )
     if s["baseline"] == "own module":
-        yield "Each task is scored with the head of its own module."
+        yield (
+            "Each task is scored with the head of its own module; normalised: the mean over the "
+            "tasks of score / score of the task's own module, without tasks where that is not two "
+            "standard errors above 0."
+        )
     if s["select"] == s["report"]:
         yield "These are the same rows, so what was chosen is optimistic (give --test_file)."
 

@@ -194,7 +194,8 @@ def _footnotes(results: Results) -> list[str]:
     if s["baseline"] == "own module":
         note += (
             " Each task is scored with the head of its own module; normalised: the mean over the "
-            "tasks of score / score of the task's own module."
+            "tasks of score / score of the task's own module, without tasks where that is not two "
+            "standard errors above 0."
         )
     if s["select"] == s["report"]:
         note += " These are the same rows, so the selected row is optimistic (give --test_file)."

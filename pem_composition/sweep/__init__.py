@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.bench import Bench, Record
+from pem_composition.sweep.goals import normalised
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.ledger import Ledger
 from pem_composition.sweep.points import (
@@ -249,14 +250,6 @@ def _mean(
     if own is not None:
         mean["normalised"] = normalised(records, [alone for (alone,) in own])
     return mean
-
-
-def normalised(records: Sequence[Record], own: Sequence[Record]) -> float | None:
-    """Mean over the tasks of score / score of the task's own module; None where one has none."""
-    if any(alone["score"] <= 0 for alone in own):
-        return None
-    shares = [r["score"] / alone["score"] for r, alone in zip(records, own, strict=True)]
-    return sum(shares) / len(shares)
 
 
 def _average(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 A goal is the mean score over the tasks, the worst of them, the normalised mean (score / score of
 the task's own module), minus the mean loss, or one task's score. Metrics that are better when they
 are smaller count with a minus sign.
+
+A task whose own module scores 0, or not more than two standard errors above it, has learned nothing
+that could be divided by; it does not count in the normalised mean.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pem_composition.errors import UsageError
+from pem_composition.errors import DataError, UsageError
 
 Record = Mapping[str, Any]
 MEAN, WORST, NORMALISED, LOSS, INVALID = "mean", "worst", "normalised", "loss", "invalid"
@@ -59,10 +62,9 @@ class Goal:
             losses = [r["loss"] for r in scored.records]
             return -(sum(losses) / len(losses) + self.penalty * scored.size)
         if self.name == NORMALISED:
-            shares = [
-                r["score"] / o["score"] for r, o in zip(scored.records, scored.own, strict=True)
-            ]
-            return sum(shares) / len(shares)
+            share = normalised(scored.records, scored.own)
+            assert share is not None, "check_normalised comes first"
+            return share
         return signed[scored.tasks.index(self.name)]
 
 
@@ -86,6 +88,40 @@ class Condition:
         else:
             found = Goal(self.name).value(scored)
         return max(0.0, self.bound - found if self.above else found - self.bound)
+
+
+def normalised(records: Sequence[Record], own: Sequence[Record]) -> float | None:
+    """Mean of score / score of the task's own module, over the tasks that count; None without."""
+    shares = [r["score"] / o["score"] for r, o in zip(records, own, strict=True) if counts(o)]
+    return sum(shares) / len(shares) if shares else None
+
+
+def counts(own: Record) -> bool:
+    """True if the task's own module scores more than two standard errors above 0."""
+    return bool(own["score"] > 2 * own["standard_error"])
+
+
+def check_normalised(goals: Sequence[str], tasks: Sequence[str], own: Sequence[Record]) -> str:
+    """What to say of tasks that do not count in the normalised mean; empty if it is not asked for.
+
+    Raises:
+        DataError: none counts.
+    """
+    without = [
+        f"{t} ({o['score']:.4f} +- {o['standard_error']:.4f})"
+        for t, o in zip(tasks, own, strict=True)
+        if not counts(o)
+    ] if NORMALISED in goals else []  # fmt: skip
+    if without and len(without) == len(tasks):
+        raise DataError.build(
+            NORMALISED, "no task's own module scores above 0", found=", ".join(without),
+            expected="more than two standard errors", do="train the modules longer, or --goal mean",
+        )  # fmt: skip
+    if not without:
+        return ""
+    return (
+        f"note: not in the normalised mean, their own modules learned nothing: {', '.join(without)}"
+    )
 
 
 def check_name(name: str, tasks: Sequence[str], where: str, *, own: bool, extra: str = "") -> None:

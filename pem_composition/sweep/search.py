@@ -22,7 +22,7 @@ from pem_composition.errors import PEMError, RunFailed
 from pem_composition.report.records import read_lines
 from pem_composition.sweep import MERGE, Row, compared, samplers
 from pem_composition.sweep.bench import Bench, Record
-from pem_composition.sweep.goals import Condition, Goal, Scored, front
+from pem_composition.sweep.goals import Condition, Goal, Scored, check_normalised, front
 from pem_composition.sweep.points import Input, Point, alone, code_version, point
 from pem_composition.sweep.space import Candidate, Study
 
@@ -105,6 +105,9 @@ def work(
         RunFailed: optuna is needed and not installed.
     """
     own = _own_records(search, bench, select)
+    asked = [g.name for g in search.goals] + [c.name for c in search.conditions]
+    if note := check_normalised(asked, search.tasks, own):
+        bench.say(note)
     store = None
     if search.sampler != samplers.GRID:
         samplers.need_optuna()

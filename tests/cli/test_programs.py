@@ -1,19 +1,16 @@
-"""Every program: help and refusals are fast, light, one line, and leave nothing behind."""
+"""Every program: help and refusals are light, one line, and leave nothing behind."""
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pem_composition import cli
 
-# The contract's 0.5 s, times what a busy two-core machine may take longer.
-SECONDS = 0.5 * 3
+# What keeps an answer from coming in half a second; scripts/benchmarks/first_answer.py measures it.
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "numpy", "matplotlib")
 ROOT = ("merge.py", "negation.py", "analogy.py")
 
@@ -43,19 +40,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *REFUSED], ids=" ".join)
-def test_the_answer_comes_fast_and_without_torch(command, repository):
-    runs = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = start(repository, "-X", "importtime", *command)
-        runs.append(time.perf_counter() - began)
-        if runs[-1] < SECONDS:
-            break
+def test_the_answer_comes_without_what_takes_long_to_import(command, repository):
+    done = start(repository, "-X", "importtime", *command)
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in imported or command[-1] == "mrege"  # the report of imports is there
     assert imported & set(HEAVY) == set()
     assert done.returncode == (0 if "--help" in command else 2)
-    assert min(runs) < SECONDS, statistics.median(runs)
 
 
 @pytest.mark.parametrize("command", REFUSED, ids=" ".join)

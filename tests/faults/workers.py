@@ -60,6 +60,7 @@ def kill(kind: str, times: int) -> None:
     inputs = MODULES if kind == "module" else MODELS
     for t in SHARES:
         merge(inputs, f"{kind}-{t}", t)
+    merge(inputs, f"{kind}-over", SHARES[0])  # a writer killed early leaves this one
     for n in range(times):
 
         def write(n: int = n) -> int:

@@ -263,12 +263,16 @@ class SafetensorsFile:
     def read_part(self, name: str, start: int, size: int) -> bytearray:
         """``size`` bytes of one tensor from byte ``start``."""
         buffer = bytearray(size)
+        self.read_into(name, start, memoryview(buffer))
+        return buffer
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of one tensor from byte ``start``."""
         self._file.seek(self._starts[name] + start)
-        if self._file.readinto(buffer) != size:  # type: ignore[attr-defined]
+        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
             raise CheckpointError.build(
                 self.path, f"ends inside tensor {name!r}", do="restore the file"
             )
-        return buffer
 
     def sha256(self) -> str:
         """Hexadecimal sha256 of the whole file."""
@@ -380,7 +384,18 @@ def write_safetensors(
     values: Callable[[str], Iterable[Any]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file tensor by tensor, widest dtype first (every value aligned).
+    """Write a safetensors file tensor by tensor; see ``write_values``."""
+    with path.open("wb") as file:
+        write_values(file.write, infos, values, metadata)
+
+
+def write_values(
+    write: Callable[[Any], object],
+    infos: Mapping[str, TensorInfo],
+    values: Callable[[str], Iterable[Any]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Give a safetensors file to ``write`` in order, widest dtype first (every value aligned).
 
     Args:
         values: name -> the tensor's bytes, as one or more buffers.
@@ -396,11 +411,10 @@ def write_safetensors(
         position = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            for buffer in values(name):
-                file.write(buffer)
+    write(struct.pack("<Q", len(text)) + text)
+    for name in order:
+        for buffer in values(name):
+            write(buffer)
 
 
 # --- whole directories --------------------------------------------------------------------------

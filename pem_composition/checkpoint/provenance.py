@@ -119,15 +119,19 @@ def write(
     folder: Path,
     written: Mapping[str, str | None] | None = None,
     title: str | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
     """Write pem.json over every file in the folder, and README.md.
 
     Args:
         written: as for ``build``.
         title: of the card; default: the module's name.
+        known: sha256 of files that were hashed while they were written.
     """
-    found = sorted(f for f in folder.rglob("*") if f.is_file())
-    files = {f.relative_to(folder).as_posix(): sha256_file(f) for f in found}
+    known = known or {}
+    found = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+    names = {f.relative_to(folder).as_posix(): f for f in found}
+    files = {name: known.get(name) or sha256_file(f) for name, f in names.items()}
     record = build(pem, files, written)
     try:
         write_json(folder / FILE, record)

@@ -23,7 +23,6 @@ from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.files import (
     FLOAT_DTYPES,
-    TensorInfo,
     atomic_directory,
     is_file,
     read_json,

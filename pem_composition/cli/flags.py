@@ -24,6 +24,7 @@ ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 FORMATS = ("peft", "adapter-transformers")
+TOKENS = ("error", "first", "largest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,22 @@ class ModuleFlags(OutputFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeFlags(ModuleFlags):
+class ModelFlags(ModuleFlags):
+    """The same for programs that take whole models, too; ``merge``, ``analogy``, ``negation``."""
+
+    tokens: str = field(
+        default="error",
+        metadata={
+            "choices": TOKENS,
+            "help": "whole models whose embeddings have different numbers of rows: refuse them, or "
+            "write the rows of the first or the largest; a row that some lack is averaged over "
+            "those that have it",
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeFlags(ModelFlags):
     """How several modules become one; ``merge`` and ``analogy``."""
 
     merge_way: str = field(

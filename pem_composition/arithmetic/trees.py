@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, Protocol, TypeVar
 
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.errors import PEMError
 
 M = TypeVar("M")
 
@@ -174,6 +177,36 @@ def nodes(tree: Sum) -> Iterator[Node]:
 def names(tree: Sum) -> tuple[str, ...]:
     """Names of the modules, each once, in the order of first use."""
     return tuple(dict.fromkeys(n.name for n in nodes(tree) if isinstance(n, Leaf)))
+
+
+def coefficients(tree: Sum, layer: str) -> dict[str, float]:
+    """Coefficient of every module in one layer, where a sum is one of updates or of differences.
+
+    Raises:
+        PEMError: a merging method or a rank, which make it no sum.
+    """
+    found: dict[str, float] = {}
+    for c, node in tree.terms:
+        if isinstance(node, Leaf):
+            found[node.name] = found.get(node.name, 0.0) + c
+            continue
+        if isinstance(node, Merge) or (isinstance(node, Within) and node.rank):
+            raise PEMError.build(
+                f"expression, {node}",
+                "no sum of whole models",
+                expected="a sum of them",
+                do="merge them first (pem merge --full_merge -w METHOD) and fold the result",
+            )
+        factor = c * (-node.strength if isinstance(node, Negation) else 1.0)
+        if isinstance(node, Layers):
+            hits = (f for text, f in node.factors if _pattern(text).matches(layer))
+            factor *= next(hits, 1.0)
+        for name, weight in coefficients(node.sum, layer).items():
+            found[name] = found.get(name, 0.0) + factor * weight
+    return found
+
+
+_pattern = lru_cache(maxsize=256)(compile_pattern)
 
 
 def default_space(tree: Sum) -> str:

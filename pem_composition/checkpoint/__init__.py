@@ -22,6 +22,7 @@ from pem_composition.checkpoint import (
     provenance,
 )
 from pem_composition.checkpoint.files import atomic_directory, is_file, read_json, sha256_file
+from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.model_folder import is_model_file
@@ -38,6 +39,7 @@ __all__ = [
     "ModuleHeader",
     "base_identity",
     "combine_full",
+    "fold_checkpoint",
     "initialisation_fingerprint",
     "inspect_header",
     "load",

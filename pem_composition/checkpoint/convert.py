@@ -19,11 +19,11 @@ from pem_composition.checkpoint.files import (
     TensorInfo,
     atomic_directory,
     read_json,
-    write_json,
 )
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
     is_model_file,
+    with_dtype,
     write_companions,
     write_model,
 )
@@ -147,9 +147,7 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
         with atomic_directory(out, overwrite, keep=keep) as written:
             outputs = {n: whole(partial(value, n), info) for n, info in infos.items()}
             known = write_model(written, outputs, limit)
-            write_companions(folder, written, raw, target)
-            if target is None:  # the dtype that the configuration names is still that of the file
-                write_json(written / CONFIG, raw)
+            write_companions(folder, written, with_dtype(raw, target) if target else raw)
             heads.write(model, written, dtype=settings["dtype"])
             form = {"format": settings["format"], "dtype": settings["dtype"]}
             provenance.write(model, written, form, known=known)

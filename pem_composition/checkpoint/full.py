@@ -23,7 +23,12 @@ from pem_composition.checkpoint.files import (
     sha256_file,
 )
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.model_folder import CONFIG, write_companions, write_model
+from pem_composition.checkpoint.model_folder import (
+    CONFIG,
+    with_dtype,
+    write_companions,
+    write_model,
+)
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.provenance import (
     HIDDEN_SIZE_KEYS,
@@ -156,7 +161,8 @@ class Weights:
             self._buffer = torch.empty(size, dtype=torch.uint8)
         part = self._buffer[:size]
         self._files[name].read_into(name, start * width, memoryview(buffer_of(part)).cast("B"))
-        return part.view(getattr(torch, TORCH_NAMES[info.dtype]))
+        values: Tensor = part.view(getattr(torch, TORCH_NAMES[info.dtype]))
+        return values
 
     def value(self, name: str) -> Tensor:
         """One floating tensor, finite, in float32 (float64 kept)."""
@@ -370,7 +376,7 @@ def write(
             for n, t in {**deltas, **heads}.items()
         }
         written = write_model(folder, outputs)
-    write_companions(base_folder, folder, config, target)
+    write_companions(base_folder, folder, with_dtype(config, target))
     return written
 
 

@@ -47,6 +47,7 @@ from pem_composition.checkpoint.full_plan import (
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
     is_model_file,
+    with_dtype,
     write_companions,
     write_model,
 )
@@ -111,7 +112,7 @@ def combine_full(
         with atomic_directory(out, overwrite, keep=keep) as folder:
             known = write_model(folder, plan.outputs(target))
             config = plan.config()
-            write_companions(plan.reference.folder, folder, config, target)
+            write_companions(plan.reference.folder, folder, with_dtype(config, target))
             described = _described(
                 opened, weights, base, head, config, Path(fspath(out)).name, choice, tokens, names
             )

@@ -74,15 +74,18 @@ def write_model(
     return digests
 
 
-def write_companions(source: Path, folder: Path, config: Mapping[str, Any], dtype: Any) -> None:
-    """config.json with the written dtype, and copies of tokenizer files."""
-    name = str(dtype or "torch.float32").removeprefix("torch.")
-    write_json(
-        folder / CONFIG, {**config, ("torch_dtype" if "torch_dtype" in config else "dtype"): name}
-    )
+def write_companions(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
+    """config.json, and copies of tokenizer files."""
+    write_json(folder / CONFIG, config)
     for file in _companions(source):
         with open_regular(file, source) as data:
             (folder / file.name).write_bytes(data.read())
+
+
+def with_dtype(config: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """A configuration that names the written torch dtype (None: float32)."""
+    name = str(dtype or "torch.float32").removeprefix("torch.")
+    return {**config, ("torch_dtype" if "torch_dtype" in config else "dtype"): name}
 
 
 def _companions(source: Path) -> Iterable[Path]:

@@ -116,7 +116,10 @@ class Ring:
         self._next = 0
 
     def take(self, dtype: Any) -> Tensor:
-        """The next buffer, as entries of a dtype."""
+        """The next buffer, as entries of a dtype.
+
+        It was taken SLOTS times ago and is free, if every buffer taken since has gone to the sink.
+        """
         self._next = (self._next + 1) % SLOTS
         return self._slots[self._next].view(dtype)
 
@@ -129,17 +132,19 @@ class Ring:
         import torch
 
         dtype = getattr(torch, TORCH_NAMES[output.info.dtype])
-        slot, filled = self.take(dtype), 0
+        slot, filled = None, 0
         for start in range(0, output.size, output.step):
             values = output.compute(start, min(start + output.step, output.size))
             while len(values):
+                if slot is None:  # not before there is something to put: see ``take``
+                    slot, filled = self.take(dtype), 0
                 count = min(len(values), len(slot) - filled)
                 slot[filled : filled + count].copy_(values[:count])
                 values, filled = values[count:], filled + count
                 if filled == len(slot):
                     yield _checked(name, output, slot)
-                    slot, filled = self.take(dtype), 0
-        if filled:
+                    slot = None
+        if slot is not None:
             yield _checked(name, output, slot[:filled])
 
 

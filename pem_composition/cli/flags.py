@@ -24,6 +24,7 @@ ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 FORMATS = ("peft", "adapter-transformers")
+FULL_HEADS = ("average", "first", "last", "none", "error")  # a checkpoint has one head
 TOKENS = ("error", "first", "largest")
 
 

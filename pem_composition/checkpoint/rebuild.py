@@ -218,7 +218,7 @@ def _compute(
         combine_full(paths, out=out, dtype=dtype, **_accepted(combine_full, settings))
         return
     base = base or (record.base.name if record.kind == "full" else None)
-    module = _evaluate(recipe, inputs, base)
+    module = _evaluate(recipe, inputs, base, record)
     form = record.written
     save(module, out, format=form.get("format") or "peft", dtype=form.get("dtype"), base=base)
 
@@ -246,14 +246,20 @@ def _moved(recipe: Recipe, record: Record, base: str | None) -> dict[str, Any]:
     return settings
 
 
-def _evaluate(recipe: Recipe, inputs: Mapping[Source, Path], base: str | None) -> PEM:
+def _evaluate(
+    recipe: Recipe, inputs: Mapping[Source, Path], base: str | None, record: Record
+) -> PEM:
     from pem_composition import module as library
     from pem_composition.checkpoint import load
     from pem_composition.checkpoint.adapter_transformers_write import as_reference
+    from pem_composition.checkpoint.extract import extract
     from pem_composition.composition import weigh_layers
 
+    if recipe.function == "extract":
+        (tuned,) = (o for o in recipe.operands if isinstance(o, Source))
+        return extract(tuned=inputs[tuned], **_accepted(extract, _moved(recipe, record, base)))
     operands = [
-        _evaluate(o, inputs, base)
+        _evaluate(o, inputs, base, record)
         if isinstance(o, Recipe)
         else load(inputs[o], base=base, name=o.name)
         for o in recipe.operands

@@ -5,12 +5,13 @@ A tree is a sum of terms, coefficient * node. A node is
     Leaf       a module by name
     Negation   negate(x, s): the effect times -s
     Merge      a merging method on arguments, whose coefficients go to the method
-    Within     delta(x) or parameter(x): a sum in this space, with a rank of its own
+    Within     delta(x), parameter(x) or log(x): a sum in this space, delta with a rank of its own
     Layers     a module whose coefficient differs by layer
 
 ``evaluate`` makes one n-ary combination of a sum and never splits what the algebra does not: in
-delta space negations and nested delta sums dissolve into coefficients, in parameter space a
-negation is no multiple and stays whole; merges, other spaces and truncations stay whole in both.
+delta space negations and nested delta sums dissolve into coefficients, and in log space, where the
+effect of l is log l and its negation 1 / l; in parameter space a negation is no multiple and stays
+whole; merges, other spaces and truncations stay whole in all.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Within:
-    """delta(sum, rank=R) or parameter(sum)."""
+    """delta(sum, rank=R), parameter(sum) or log(sum)."""
 
     space: str
     sum: Sum
@@ -308,7 +309,7 @@ def _flat(tree: Sum, factor: float, space: str) -> Iterator[tuple[float, Node]]:
     for c, node in tree.terms:
         if isinstance(node, Within) and node.space == space and node.rank is None:
             yield from _flat(node.sum, factor * c, space)
-        elif isinstance(node, Negation) and space == "delta":
+        elif isinstance(node, Negation) and space != "parameter":
             yield from _flat(node.sum, -factor * c * node.strength, space)
         else:
             yield factor * c, node

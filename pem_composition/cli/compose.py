@@ -33,7 +33,7 @@ class Config(shared.OutputFlags):
         metadata={
             "positional": True,
             "help": "numbers, names, + - * / ( ), mean(x, ...), negate(x, s), delta(x), "
-            'parameter(x), layers(x, "pattern", factor), and every merging method with its '
+            'parameter(x), log(x), layers(x, "pattern", factor), and every merging method with its '
             "settings (pem methods)",
         },
     )

@@ -41,7 +41,8 @@ class OutputFlags:
         metadata={
             "choices": SPACES,
             "help": "add the modules' own tensors (parameter: the paper, the default) or the exact "
-            "updates they make (delta); with --evaluate both, unless one is named",
+            "updates they make (delta), or multiply (IA)^3 vectors (log); with --evaluate the "
+            "first two, unless one is named",
         },
     )
     rank: int | None = field(

@@ -106,7 +106,7 @@ class Plan:
         origin = (1.0, base, name)
         models = self._terms(name)
         if change is None and not models:
-            return Output(info, partial(base.block, name), blame=partial(blame, [origin]))
+            return Output(info, partial(base.block, name), BLOCK, partial(blame, [origin]))
         rest = (0.0 if change and change.scale else 1.0) - sum(c for c, _, _ in models)
         terms = [*models, (rest, base, name)] if abs(rest) > NOTHING else models
         matrix = len(info.shape) == 2

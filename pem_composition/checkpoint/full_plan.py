@@ -17,7 +17,7 @@ from pem_composition.arithmetic.merging import rule_of, split
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.full import Weights, check_equal
-from pem_composition.checkpoint.stream import Output, whole
+from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import info_of, widen
 from pem_composition.errors import IncompatibleModules
 
@@ -85,6 +85,7 @@ def sum_output(sums: Sums, terms: Sequence[Term], dtype: Any) -> Output:
     return Output(
         info_as(dtype or wide, shape),
         partial(sums.block, terms, wide),
+        step=BLOCK,
         blame=partial(blame, terms),
         where=terms[0][1].folder,
     )
@@ -146,6 +147,7 @@ def rows_output(
     return Output(
         info_as(dtype or wide, like.shape),
         compute,
+        step=BLOCK,
         blame=partial(blame, terms),
         where=terms[0][1].folder,
     )

@@ -45,7 +45,7 @@ class Output:
 
     info: TensorInfo
     compute: Compute
-    step: int = BLOCK
+    step: int
     blame: Callable[[], object] = lambda: None
     where: object = "tensor"
 

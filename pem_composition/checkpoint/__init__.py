@@ -21,6 +21,7 @@ from pem_composition.checkpoint import (
     peft,
     provenance,
 )
+from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.checkpoint.files import atomic_directory, is_file, read_json, sha256_file
 from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full_sum import combine_full
@@ -39,6 +40,7 @@ __all__ = [
     "ModuleHeader",
     "base_identity",
     "combine_full",
+    "extract_lora",
     "fold_checkpoint",
     "initialisation_fingerprint",
     "inspect_header",

@@ -49,7 +49,7 @@ TABLES = frozenset({"wte", "wpe", "shared", "relative_attention_bias", "lm_head"
 LISTED = 6  # names in a message
 
 
-def extract(
+def extract_lora(
     base: str | PathLike[str],
     tuned: str | PathLike[str],
     *,
@@ -118,7 +118,7 @@ def extract(
             method=method_text(resolve("simple"), rank),
             certificate=Certificate(*certified(errors)),
             notes=notes,
-            recipe=Recipe("extract", settings, (source,)),
+            recipe=Recipe("extract_lora", settings, (source,)),
         ),
     )
 

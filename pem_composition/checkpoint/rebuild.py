@@ -252,12 +252,14 @@ def _evaluate(
     from pem_composition import module as library
     from pem_composition.checkpoint import load
     from pem_composition.checkpoint.adapter_transformers_write import as_reference
-    from pem_composition.checkpoint.extract import extract
+    from pem_composition.checkpoint.extract import extract_lora
     from pem_composition.composition import weigh_layers
 
-    if recipe.function == "extract":
+    if recipe.function == "extract_lora":
         (tuned,) = (o for o in recipe.operands if isinstance(o, Source))
-        return extract(tuned=inputs[tuned], **_accepted(extract, _moved(recipe, record, base)))
+        return extract_lora(
+            tuned=inputs[tuned], **_accepted(extract_lora, _moved(recipe, record, base))
+        )
     operands = [
         _evaluate(o, inputs, base, record)
         if isinstance(o, Recipe)

@@ -78,9 +78,9 @@ def run(config: Config) -> int:
             expected="a model directory",
             do="use the module as it is",
         )
-    from pem_composition.checkpoint.extract import extract
+    from pem_composition.checkpoint.extract import extract_lora
 
-    module = extract(
+    module = extract_lora(
         base,
         config.tuned,
         rank=config.rank,

@@ -14,7 +14,7 @@ from torch import nn
 
 from pem_composition.adapters import attach, fold
 from pem_composition.checkpoint import fold_checkpoint, load
-from pem_composition.checkpoint.extract import extract
+from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.config import matches
 from pem_composition.errors import IncompatibleModules, PEMError
@@ -57,7 +57,7 @@ def test_it_is_the_best_approximation_of_every_layer(
     name: str, method: str, tmp_path: Path
 ) -> None:
     base, tuned = pair(name, tmp_path)
-    module = extract(base, tuned, rank=5, method=method)
+    module = extract_lora(base, tuned, rank=5, method=method)
     exact = differences(name, base, tuned)
     error = norm = 0.0
     for layer in module.layers:
@@ -87,7 +87,7 @@ def test_extracting_what_was_folded_gives_the_update_back(
     module = random_module(tiny(name), seed=1, head_seed=2, placement=kind)
     module.save(tmp_path / "a")
     fold_checkpoint("a", {"a": tmp_path / "a"}, tmp_path / "base", tmp_path / "tuned")
-    found = extract(tmp_path / "base", tmp_path / "tuned", rank=8, strict=True)
+    found = extract_lora(tmp_path / "base", tmp_path / "tuned", rank=8, strict=True)
     assert found.layers == module.layers
     assert found.provenance.certificate.total < 1e-6
     for layer in module.layers:
@@ -102,7 +102,7 @@ def test_it_opens_in_peft_and_in_the_programs(name: str, tmp_path: Path) -> None
     from peft import PeftModel
 
     base, tuned = pair(name, tmp_path)
-    extract(base, tuned, rank=3).save(tmp_path / "out")
+    extract_lora(base, tuned, rank=3).save(tmp_path / "out")
     module = load(tmp_path / "out")
     for model in (tiny(name), tiny(name)):
         with attach(model, module):
@@ -116,7 +116,7 @@ def test_it_opens_in_peft_and_in_the_programs(name: str, tmp_path: Path) -> None
 
 def test_full_rank_and_the_left_out_rest_give_the_tuned_model(tmp_path: Path) -> None:
     base, tuned = pair("llama", tmp_path)
-    module = extract(base, tuned, rank=1000)
+    module = extract_lora(base, tuned, rank=1000)
     assert module.provenance.certificate.total < 1e-6
     assert max(module.config.rank(layer) for layer in module.layers) == 32
     exact = differences("llama", base, tuned)
@@ -140,15 +140,15 @@ def test_full_rank_and_the_left_out_rest_give_the_tuned_model(tmp_path: Path) ->
 
 def test_targets(tmp_path: Path) -> None:
     base, tuned = pair("roberta", tmp_path)
-    module = extract(base, tuned, rank=2, target_modules=["query", "output.dense"])
-    layers = list(extract(base, tuned, rank=2).layers)
+    module = extract_lora(base, tuned, rank=2, target_modules=["query", "output.dense"])
+    layers = list(extract_lora(base, tuned, rank=2).layers)
     expected = [n for n in layers if matches(n, "query") or matches(n, "output.dense")]
     assert list(module.layers) == expected
-    assert extract(base, tuned, rank=2, target_modules=["query"]).config.target_modules == (
+    assert extract_lora(base, tuned, rank=2, target_modules=["query"]).config.target_modules == (
         "query",
     )
     # "dense" names the head's layer, too
-    assert "dense" not in extract(base, tuned, rank=2).config.target_modules
+    assert "dense" not in extract_lora(base, tuned, rank=2).config.target_modules
 
 
 def test_bfloat16_checkpoints_and_factors(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_bfloat16_checkpoints_and_factors(tmp_path: Path) -> None:
         model = type(tiny("llama")).from_pretrained(path, dtype=torch.bfloat16)
         model.save_pretrained(tmp_path / f"{path.name}16")
     places = tmp_path / "base16", tmp_path / "tuned16"
-    module = extract(*places, rank=4, dtype="bfloat16")
+    module = extract_lora(*places, rank=4, dtype="bfloat16")
     a, b = (load_file(p / "model.safetensors") for p in places)
     for layer in module.layers:
         dW = (b[f"{layer}.weight"].double() - a[f"{layer}.weight"].double()).numpy()
@@ -170,7 +170,7 @@ def test_bfloat16_checkpoints_and_factors(tmp_path: Path) -> None:
 def test_the_seed_decides_the_randomised_module(tmp_path: Path) -> None:
     base, tuned = pair("llama", tmp_path)
     one, same, other = (
-        extract(base, tuned, rank=2, method="randomized", seed=s).tensors for s in (1, 1, 2)
+        extract_lora(base, tuned, rank=2, method="randomized", seed=s).tensors for s in (1, 1, 2)
     )
     assert all(torch.equal(t, same[n]) for n, t in one.items())
     assert not all(torch.equal(t, other[n]) for n, t in one.items())
@@ -187,8 +187,8 @@ def test_what_cannot_be_extracted_is_refused_by_name(tmp_path: Path) -> None:
         ({"rank": 2, "dtype": "int8"}, "found 'int8'"),
     ):
         with pytest.raises(PEMError, match=words):
-            extract(base, tuned, **options)
+            extract_lora(base, tuned, **options)
     with pytest.raises(IncompatibleModules, match="does not fit the base"):
-        extract(base, tmp_path / "other", rank=2)
+        extract_lora(base, tmp_path / "other", rank=2)
     with pytest.raises(IncompatibleModules, match="no linear layer to extract"):
-        extract(base, base, rank=2)
+        extract_lora(base, base, rank=2)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.labels import method_text
-from pem_composition.arithmetic.methods.registry import resolve
+from pem_composition.arithmetic.methods.registry import SIMPLE, resolve
 from pem_composition.arithmetic.updates import cast, certified
 from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.files import FLOAT_DTYPES, read_json
@@ -30,7 +30,7 @@ from pem_composition.checkpoint.full import (
     head_info,
     is_head,
 )
-from pem_composition.checkpoint.full_plan import Differences
+from pem_composition.checkpoint.full_blocks import Differences
 from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.config import LoraConfig, matches
@@ -79,48 +79,40 @@ def extract_lora(
         PEMError: a rank, method or target that cannot be, or (strict) a difference left out.
         IncompatibleModules: checkpoints of two architectures, or equal ones.
     """
+    _check_request(rank, method)
+    folder = Path(fspath(tuned))
+    with Weights(base_folder_of(base, tuned)) as original, Weights(folder) as model:
+        work = _Work(original, model, rank, method == "exact", seed, dtype)
+        norms = work.norms()
+        layers = work.moved(target_modules, norms)
+        notes = _left_out(norms, layers, folder, strict=strict)
+        tensors, errors = work.factors(layers)
+        head = cast(work.head(), dtype)
+        label = name or folder.resolve().name
+        source = Source(label, str(folder), model.sha256(), license=license_of(folder))
+        config = _config(tensors, layers, work)
+    settings = {
+        "base": fspath(base), "rank": rank, "method": method, "strict": strict, "seed": seed,
+        "target_modules": list(target_modules), "dtype": dtype,
+    }  # fmt: skip
+    origin = Provenance(
+        terms=(Term(1.0, label),),
+        sources=(source,),
+        space="delta",
+        method=method_text(resolve(SIMPLE), rank),
+        certificate=Certificate(*certified(errors)),
+        notes=notes,
+        recipe=Recipe("extract_lora", settings, (source,)),
+    )
+    info = head_info(read_json(folder / CONFIG, folder)) if head else None
+    return PEM(tensors | head, config, base_identity(base), label, info, origin)
+
+
+def _check_request(rank: int, method: str) -> None:
     if isinstance(rank, bool) or rank < 1:
         raise PEMError.build("rank", "not a rank", found=rank, expected="a whole number >= 1")
     if method not in METHODS:
         raise PEMError.build("method", "unknown", found=repr(method), expected=" or ".join(METHODS))
-    folders = base_folder_of(base, tuned), Path(fspath(tuned))
-    with Weights(folders[0]) as original, Weights(folders[1]) as model:
-        work = _Work(original, model, rank, method == "exact", seed, dtype)
-        norms = work.norms()
-        layers = [n for n in work.layers(target_modules) if norms[f"{n}.weight"]]
-        if not layers:
-            raise IncompatibleModules.build(
-                folders[1],
-                "no linear layer to extract",
-                found="the wanted layers are equal to the base's",
-                expected="a model that was tuned from it",
-                do="give the base first, then the tuned model",
-            )
-        notes = _left_out(norms, layers, folders[1], strict=strict)
-        tensors, errors = work.factors(layers)
-        head = cast(work.head(), dtype)
-        settings = {
-            "base": fspath(base), "rank": rank, "method": method,
-            "target_modules": list(target_modules), "strict": strict, "seed": seed, "dtype": dtype,
-        }  # fmt: skip
-        label = name or folders[1].resolve().name
-        source = Source(label, str(folders[1]), model.sha256(), license=license_of(folders[1]))
-    return PEM(
-        tensors | head,
-        _config(tensors, layers, work),
-        base_identity(base),
-        label,
-        head_info(read_json(folders[1] / CONFIG, folders[1])) if head else None,
-        Provenance(
-            terms=(Term(1.0, label),),
-            sources=(source,),
-            space="delta",
-            method=method_text(resolve("simple"), rank),
-            certificate=Certificate(*certified(errors)),
-            notes=notes,
-            recipe=Recipe("extract_lora", settings, (source,)),
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +162,23 @@ class _Work:
         if targets:
             return [layer for layer in found if any(matches(layer, t) for t in targets)]
         return [layer for layer in found if not _is_table(layer)]
+
+    def moved(self, targets: Sequence[str], norms: Mapping[str, float]) -> list[str]:
+        """The wanted layers that differ.
+
+        Raises:
+            IncompatibleModules: none does.
+        """
+        found = [layer for layer in self.layers(targets) if norms[f"{layer}.weight"]]
+        if not found:
+            raise IncompatibleModules.build(
+                self.tuned.folder,
+                "no linear layer to extract",
+                found="the wanted layers are equal to the base's",
+                expected="a model that was tuned from it",
+                do="give the base first, then the tuned model",
+            )
+        return found
 
     def factors(self, layers: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, LayerError]]:
         """lora_A and lora_B of every layer that differs, and the errors of what is written."""

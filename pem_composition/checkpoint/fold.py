@@ -107,7 +107,7 @@ def _parts(
             "head", "unknown policy", found=repr(head), expected=", ".join(HEAD_POLICIES)
         )
     own, models, sources = _read(tree, modules, base, allow_base_mismatch, stack)
-    kinds = {name: own[name].kind for name in own}
+    kinds = {name: module.kind for name, module in own.items()}
     groups = _by_kind(tree, kinds)
     mixed = len(groups) > 1
     if mixed and space not in (None, "delta"):
@@ -128,8 +128,7 @@ def _parts(
     if full is None and not mixed:
         chosen = head_policies.Choice(adapters[0].head_tensors(), adapters[0].head)
     else:
-        terms = list(_head_terms(tree, own, kinds, options))
-        chosen = head_policies.choose([m for _, m in terms], [c for c, _ in terms], head)
+        chosen = _head(tree, own, kinds, options, head)
     notes = tuple(dict.fromkeys(n for m in adapters for n in m.provenance.notes))
     return Parts(
         adapters, full, models, chosen.tensors, chosen.info, sources, space, notes + chosen.notes
@@ -219,6 +218,17 @@ def _terms(tree: trees.Sum, kinds: Mapping[str, str]) -> Iterator[tuple[float, t
             yield from _terms(node.sum.scaled(c), kinds)
         else:
             yield c, node
+
+
+def _head(
+    tree: trees.Sum,
+    own: Mapping[str, PEM],
+    kinds: Mapping[str, str],
+    options: Mapping[str, Any],
+    policy: str,
+) -> head_policies.Choice:
+    terms = list(_head_terms(tree, own, kinds, options))
+    return head_policies.choose([m for _, m in terms], [c for c, _ in terms], policy)
 
 
 def _head_terms(

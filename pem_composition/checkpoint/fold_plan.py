@@ -1,7 +1,7 @@
 """What every tensor of a folded checkpoint is made of, block by block.
 
 Memory: rows of at most ROWS entries in float32, a few times, where an adapter changes a tensor;
-blocks of BLOCK entries where whole models do (``full_plan``).
+blocks of BLOCK entries where whole models do (``full_blocks``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pem_composition.arithmetic import trees
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.folded import Change, changes_of, joined, spelled
 from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, aligned, is_head
-from pem_composition.checkpoint.full_plan import Sums, blame, info_as, wide_of
-from pem_composition.checkpoint.full_plan import Term as SumTerm
+from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
+from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
 from pem_composition.errors import IncompatibleModules

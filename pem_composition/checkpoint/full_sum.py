@@ -22,28 +22,11 @@ from pem_composition.arithmetic.updates import certified
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.files import (
-    FLOAT_DTYPES,
     atomic_directory,
     is_file,
-    read_json,
 )
-from pem_composition.checkpoint.full import (
-    Weights,
-    aligned,
-    base_folder_of,
-    fits,
-    head_info,
-    is_head,
-)
-from pem_composition.checkpoint.full_plan import (
-    Merger,
-    Sums,
-    copy_output,
-    head_value,
-    info_as,
-    rows_output,
-    sum_output,
-)
+from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
+from pem_composition.checkpoint.full_plan import Plan
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
     is_model_file,
@@ -52,8 +35,7 @@ from pem_composition.checkpoint.model_folder import (
     write_model,
 )
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
-from pem_composition.checkpoint.stream import Output, whole
-from pem_composition.checkpoint.tensors import cast, save_dtype
+from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
 from pem_composition.module import PEM, Certificate, Provenance, Term
@@ -80,7 +62,7 @@ def combine_full(
     """Write sum_i c_i theta_i + (1 - sum_i c_i) theta_0 as a model folder, tensor by tensor; or
     theta_0 + another merging method on the differences c_i (theta_i - theta_0).
 
-    Memory: see ``full_plan`` and ``stream``; under 0.1 GB for a sum, 0.3 GB for a method on three
+    Memory: see ``full_blocks`` and ``stream``; under 0.1 GB for a sum, 0.3 GB for a method on three
     models, beside torch itself. A method's result is that of ``module.combine`` on the differences,
     bit for bit.
 
@@ -106,19 +88,21 @@ def combine_full(
     with ExitStack() as stack:
         opened = [stack.enter_context(Weights(f)) for f in folders]
         original = stack.enter_context(Weights(base_folder_of(base, out))) if rest else None
-        plan = _Plan(opened, weights, original, rest, head, tokens, choice)
+        plan = Plan(opened, weights, original, rest, head, tokens, choice)
         target = save_dtype(dtype)
         keep = lambda entry: not is_model_file(entry)  # noqa: E731
         with atomic_directory(out, overwrite, keep=keep) as folder:
             known = write_model(folder, plan.outputs(target))
             config = plan.config()
             write_companions(plan.reference.folder, folder, with_dtype(config, target))
-            described = _described(
-                opened, weights, base, head, config, Path(fspath(out)).name, choice, tokens, names
-            )
-            provenance.write(
-                _certified(described, plan), folder, {"format": "peft", "dtype": dtype}, known=known
-            )
+            recorded = {
+                "coefficients": weights, "base": None if base is None else fspath(base),
+                "head": head, "method": choice.method, "settings": choice.as_dict(),
+                "tokens": tokens,
+            }  # fmt: skip
+            module = _described(opened, weights, recorded, config, choice, names)
+            module = replace(_certified(module, plan), name=Path(fspath(out)).name)
+            provenance.write(module, folder, {"format": "peft", "dtype": dtype}, known=known)
 
 
 def _model_folder(path: str | PathLike[str]) -> Path:
@@ -202,157 +186,27 @@ def _check_method(
     return 1.0
 
 
-class _Plan:
-    """Which tensors are written and what each is made of."""
-
-    def __init__(
-        self,
-        models: Sequence[Weights],
-        weights: Sequence[float],
-        base: Weights | None,
-        rest: float,
-        head: str,
-        tokens: str,
-        choice: Choice,
-    ) -> None:
-        self._models, self._weights, self._base, self._rest = models, weights, base, rest
-        self._head, self._rows = head, tokens != "error"
-        self._sums = Sums()
-        first = models[0]
-        shared = [n for n in first.infos if not is_head(n)]
-        heads = {n for m in models for n in m.infos if is_head(n)}
-        self._chosen = models[-1 if head == "last" else 0]
-        self._names = shared + (
-            [] if head == "none" else sorted(n for n in heads if n in self._chosen.infos)
-        )
-        compared = set(first.infos) if head in ("average", "error") else set(shared)
-        for other in models[1:]:
-            names = {n for n in other.infos if head in ("average", "error") or not is_head(n)}
-            _check_same(first, other, compared, names, rows=self._rows)
-        self.reference = _largest(models) if tokens == "largest" else first
-        self._base_names = aligned(first, base, rows=self._rows) if base is not None else {}
-        self._merger: Merger | None = None
-        if choice.method != SIMPLE:
-            assert base is not None
-            self._merger = Merger(choice, weights, base)
-
-    def outputs(self, dtype: Any) -> dict[str, Output]:
-        """Every tensor to write; ``dtype`` None: as wide as the arithmetic."""
-        return {name: self._output(name, dtype) for name in self._names}
-
-    def errors(self) -> dict[str, Any] | None:
-        """Of a method: the error of every difference that was written, by parameter."""
-        return self._merger.errors() if self._merger else None
-
-    def config(self) -> dict[str, Any]:
-        """The reference model's configuration."""
-        return read_json(self.reference.folder / CONFIG, self.reference.folder)
-
-    def _output(self, name: str, dtype: Any) -> Output:
-        source = self._chosen if is_head(name) else self._models[0]
-        if source.infos[name].dtype not in FLOAT_DTYPES:
-            return copy_output(self._models, name)
-        if is_head(name):
-            return self._head_output(name, dtype)
-        if self._merger is not None:
-            return self._merger.output(self._models, name, self._base_names[name], dtype)
-        terms = [(w, m, name) for w, m in zip(self._weights, self._models, strict=True)]
-        if self._base is not None:
-            terms.append((self._rest, self._base, self._base_names[name]))
-        shapes = {m.infos[n].shape for _, m, n in terms}
-        if len(shapes) == 1:
-            return sum_output(self._sums, terms, dtype)
-        like = self.reference.infos[name]
-        return rows_output(self._sums, terms, len(self._models), like, dtype)
-
-    def _head_output(self, name: str, dtype: Any) -> Output:
-        single = self._head in ("first", "last")
-        models = [self._chosen] if single else self._models
-        double = any(m.infos[name].dtype == "F64" for m in models)
-        import torch
-
-        info = info_as(
-            dtype or (torch.float64 if double else torch.float32), self._chosen.infos[name].shape
-        )
-
-        def value() -> Any:
-            found = head_value(models, self._weights, name, self._head)
-            return cast(found, name, dtype, self._chosen.folder)
-
-        return whole(value, info)
-
-
-def _largest(models: Sequence[Weights]) -> Weights:
-    """The first model with the most rows in all."""
-    return max(models, key=lambda m: sum(i.shape[0] for i in m.infos.values() if i.shape))
-
-
-def _check_same(
-    first: Weights, other: Weights, names: set[str], others: set[str], *, rows: bool
-) -> None:
-    only = sorted(names ^ others)
-    if only:
-        raise IncompatibleModules.build(
-            other.folder,
-            f"tensor {only[0]!r} is in one model only",
-            found=f"{len(others)} tensors",
-            expected=f"the {len(names)} of {first.folder}",
-            do=_remedy(only[0], tokens=False),
-        )
-    for name in sorted(names):
-        a, b = first.infos[name], other.infos[name]
-        same = fits(a, b, rows=rows and not is_head(name))
-        if not same or (a.dtype in FLOAT_DTYPES) != (b.dtype in FLOAT_DTYPES):
-            raise IncompatibleModules.build(
-                other.folder,
-                f"tensor {name!r} differs",
-                found=f"{b.dtype} {b.shape}",
-                expected=f"{a.dtype} {a.shape} as in {first.folder}",
-                do=_remedy(name, tokens=len(a.shape) > 1 and fits(a, b, rows=True)),
-            )
-
-
-def _remedy(name: str, *, tokens: bool) -> str:
-    if is_head(name):
-        return "keep one head (--head first|last)"
-    if tokens:
-        return "use models of one architecture, or --tokens first|largest for added tokens"
-    return "use models of one architecture"
-
-
 def _described(
     models: Sequence[Weights],
     weights: Sequence[float],
-    base: str | PathLike[str] | None,
-    head: str,
+    settings: Mapping[str, Any],
     config: Mapping[str, Any],
-    name: str,
     choice: Choice,
-    tokens: str,
     names: Sequence[str] | None,
 ) -> PEM:
     """A PEM without tensors that carries what pem.json records."""
+    base, head = settings["base"], settings["head"]
     has_head = head != "none" and any(is_head(n) for n in models[0].infos)
     labels = list(names or [m.folder.resolve().name for m in models])
     sources = tuple(
         Source(label, str(m.folder), m.sha256(), license=license_of(m.folder))
         for label, m in zip(labels, models, strict=True)
     )
-    settings = {
-        "coefficients": list(weights),
-        "base": None if base is None else fspath(base),
-        "head": head,
-        "method": choice.method,
-        "settings": choice.as_dict(),
-        "tokens": tokens,
-    }
+    identity = BaseIdentity(model_type=model_type_of(config))
     return PEM(
         tensors={},
         config=FullConfig(),
-        base=base_identity(base)
-        if base is not None
-        else BaseIdentity(model_type=model_type_of(config)),
-        name=name,
+        base=identity if base is None else base_identity(base),
         head=head_info(config) if has_head else None,
         provenance=Provenance(
             terms=tuple(Term(c, label) for c, label in zip(weights, labels, strict=True)),
@@ -365,7 +219,7 @@ def _described(
     )
 
 
-def _certified(described: PEM, plan: _Plan) -> PEM:
+def _certified(described: PEM, plan: Plan) -> PEM:
     """With the error of what a method has written, against its own result before rounding."""
     errors = plan.errors()
     if errors is None:

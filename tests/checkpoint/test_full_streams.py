@@ -207,7 +207,7 @@ def test_any_block_size_gives_the_same_bits(
     combine_full(*request, tmp_path / "one", base=base, dtype="bfloat16")
     for block, slot in ((7, 16), (64, 128), (1000, 24)):
         monkeypatch.setattr("pem_composition.checkpoint.stream.SLOT_BYTES", slot)
-        monkeypatch.setattr("pem_composition.checkpoint.full_plan.BLOCK", block)
+        monkeypatch.setattr("pem_composition.checkpoint.full_blocks.BLOCK", block)
         out = tmp_path / str(block)
         combine_full(*request, out, base=base, dtype="bfloat16")
         for file in sorted(f.name for f in (tmp_path / "one").glob("*.safetensors")):

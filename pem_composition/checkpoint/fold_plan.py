@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pem_composition.config import HeadInfo
 
-ROWS = 2**24  # entries of a block of rows: 64 MB in float32
+ROWS = 2**21  # entries of a block of rows: 8 MB in float32, small enough for malloc to use again
 NOTHING = 1e-9  # a weight of the base that is rounding alone
 AGAINST = "the update before rounding"
 

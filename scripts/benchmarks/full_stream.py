@@ -6,7 +6,8 @@ Three bfloat16 checkpoints (a base and two models tuned from it) of --gigabytes 
 Every candidate is a process of its own, imports included, so that its peak resident memory is its
 own: (a) read all three through safetensors and write one of them, flushed to disk as (b) does;
 (a') the same, not flushed; (b) pem merge --full_merge around the base; (c) with --mergekit,
-mergekit's task_arithmetic, in an environment that is made for it.
+mergekit's task_arithmetic, in an environment that is made for it. Before each, what others left to
+be written goes to the disk.
 """
 
 from __future__ import annotations
@@ -87,14 +88,14 @@ def main() -> None:
         }
         if options.mergekit:
             commands |= mergekit(folder)
-        peaks: dict[str, list[float]] = {name: [] for name in commands}
+        used: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         calls = {
-            name: lambda name=name: peaks[name].append(peak(commands[name], folder))
+            name: lambda name=name: used[name].append(run(commands[name], folder))
             for name in commands
         }
-        seconds = side_by_side(calls, options.runs)
+        seconds = side_by_side(calls, options.runs, before=os.sync)
         report(seconds, base="copy")
-        print_memory(peaks)
+        print_use(used)
         print_throughput(seconds, size * 4 / 3)
 
 
@@ -145,8 +146,8 @@ def mergekit(folder: Path) -> Mapping[str, list[str]]:
     return {"mergekit": [str(home / "bin" / "mergekit-yaml"), str(folder / "recipe.yaml"), out]}
 
 
-def peak(command: list[str], folder: Path) -> float:
-    """Run a process; its peak resident memory in GB."""
+def run(command: list[str], folder: Path) -> tuple[float, float]:
+    """Run a process; its peak resident memory in GB and its processor seconds."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -157,13 +158,15 @@ def peak(command: list[str], folder: Path) -> float:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command[0]} ended with {process.returncode}: {told}")
-    return usage.ru_maxrss / 1e6
+    return usage.ru_maxrss / 1e6, usage.ru_utime + usage.ru_stime
 
 
-def print_memory(peaks: Mapping[str, list[float]]) -> None:
-    print("\n| candidate | peak resident GB (largest of the rounds) |\n|---|---|")
-    for name, values in peaks.items():
-        print(f"| {name} | {max(values):.2f} |")
+def print_use(used: Mapping[str, list[tuple[float, float]]]) -> None:
+    print("\n| candidate | peak resident GB (largest of the rounds) | processor s (median) |")
+    print("|---|---|---|")
+    for name, values in used.items():
+        peak, processor = max(v[0] for v in values), statistics.median(v[1] for v in values)
+        print(f"| {name} | {peak:.2f} | {processor:.1f} |")
 
 
 def print_throughput(seconds: Mapping[str, list[float]], size: float) -> None:

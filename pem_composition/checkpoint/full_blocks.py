@@ -48,14 +48,14 @@ class Sums:
     def add(
         self, terms: Sequence[Term], start: int, stop: int, total: Tensor, part: Tensor
     ) -> None:
-        """total = sum_j w_j t_j, entries start to stop; every product and sum is rounded."""
+        """total = sum_j w_j t_j, entries start to stop; products are added without rounding."""
         for i, (weight, model, name) in enumerate(terms):
             target = part if i else total
             target.copy_(model.block(name, start, stop))
-            if weight != 1.0:
-                target.mul_(weight)
             if i:
-                total.add_(part)
+                total.add_(part, alpha=weight)
+            elif weight != 1.0:
+                total.mul_(weight)
 
     def block(self, terms: Sequence[Term], dtype: Any, start: int, stop: int) -> Tensor:
         """sum_j w_j t_j, entries start to stop; valid until the next block."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import as_numbers, role_of
-from pem_composition.arithmetic.compatible import SPACES
+from pem_composition.arithmetic.compatible import SPACES, check_log_kind, space_of
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.labels import label_of
+from pem_composition.arithmetic.logarithm import power_product
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.patterns import Pattern, compile_pattern
-from pem_composition.arithmetic.trees import Sum, default_space, evaluate, names, with_layers
+from pem_composition.arithmetic.trees import Merge, Sum, default_space, evaluate, names, with_layers
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM, Term, combine, negate
 from pem_composition.recipe import leaf, record
@@ -63,6 +64,8 @@ def compose(
         raise PEMError.build(
             "space", "unknown space", found=repr(space), expected=" or ".join(SPACES)
         )
+    if space == "log" and isinstance(tree.lone, Merge):
+        space_of(tree.lone.choice, space)  # a method's result is no product
     operations = _Operations(head, dtype, allow_base_mismatch)
     named = {name: modules[name] for name in names(tree)}
     return evaluate(tree, named, operations, space or default_space(tree), rank)
@@ -124,8 +127,8 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
     """The module with a coefficient per layer: the factor of the first pattern that matches.
 
     In delta space a layer's update becomes f dW: {A, f B}, 1 + f (l - 1), f delta; in parameter
-    space f times the module there: {abs(f) A, f B}. Layers without a match, and with f = 1, keep
-    their tensors bit for bit. The head is left as it is.
+    space f times the module there: {abs(f) A, f B}; in log space l^f. Layers without a match, and
+    with f = 1, keep their tensors bit for bit. The head is left as it is.
 
     Raises:
         PEMError: a pattern that matches no layer, or a factor that is not finite.
@@ -134,11 +137,15 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
     factors = [(pattern, f) for (pattern, _), f in zip(factors, values, strict=True)]
     compiled = [(compile_pattern(pattern), factor) for pattern, factor in factors]
     check_patterns([p for p, _ in compiled], module.layers, module.name)
+    if space == "log":
+        check_log_kind([module])
     tensors = dict(module.tensors)
     for name, tensor in module.adapter_tensors().items():
         layer = name.rpartition(".")[0]
         factor = next((f for pattern, f in compiled if pattern.matches(layer)), 1.0)
-        if factor != 1.0:
+        if factor != 1.0 and space == "log":
+            tensors[name] = power_product(name, [(factor, module.name, tensor)])
+        elif factor != 1.0:
             tensors[name] = _scaled(tensor, role_of(name), factor, space)
     pairs = "".join(f', "{pattern}", {shown(f)}' for pattern, f in factors)
     origin = module.provenance

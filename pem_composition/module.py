@@ -30,12 +30,14 @@ from pem_composition.arithmetic.compatible import (
 from pem_composition.arithmetic.informed import merge_informed
 from pem_composition.arithmetic.labels import (
     OWN_RESULT,
+    PRODUCT,
     SUM,
     expression_of,
     label_of,
     method_text,
     notes_of,
 )
+from pem_composition.arithmetic.logarithm import log_errors, log_sum
 from pem_composition.arithmetic.merging import Merged, merge, merge_as
 from pem_composition.arithmetic.methods.registry import (
     PEFT_LINEAR,
@@ -72,8 +74,8 @@ class Term:
 class Certificate:
     """Relative Frobenius error of the update against what it stands for, per layer and in total.
 
-    ``against``: a sum is judged against the exact sum of updates, any other method against its own
-    result before rank and rounding.
+    ``against``: a sum is judged against the exact sum of updates, in log space against its own
+    product of vectors in float64, any other method against its own result before rank and rounding.
     """
 
     total: float
@@ -87,7 +89,7 @@ class Provenance:
 
     terms: tuple[Term, ...] = ()
     sources: tuple[Source, ...] = ()
-    space: str | None = None  # None for a module that was trained or loaded, else parameter | delta
+    space: str | None = None  # parameter | delta | log; None for a module trained or loaded
     method: str | None = None
     certificate: Certificate | None = None
     init: str | None = (
@@ -221,6 +223,8 @@ def combine(
     with w_i = c_i, or |c_i| for lora_A. ``space="delta"``: the exact sum of the updates
     dW = sum_i c_i dW_i, for LoRA by concatenating scaled factors (rank = sum of ranks) or, with
     ``rank=R``, its best rank-R approximation; ranks, alphas, rsLoRA and targets may differ.
+    ``space="log"``: (IA)^3 only, the product of the vectors, prod_i l_i^(c_i), for l > 0; see
+    ``arithmetic.logarithm``.
 
     Args:
         space: default: parameter for the sum; any other method has one space of its own.
@@ -235,18 +239,18 @@ def combine(
             ``checkpoint.statistics.read``.
 
     Raises:
-        IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ.
-        PEMError: wrong space, method, setting, rank or coefficient.
+        IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ;
+            or (log space) a kind other than (IA)^3.
+        PEMError: wrong space, method, setting, rank or coefficient; (log) an entry that is not > 0.
     """
     modules, coefficients = list(modules), as_numbers(coefficients)
     check_request(modules, coefficients)
     choice = resolve(method, settings, modules[0].kind)
     space = space_of(choice, space)
     check_rank(rank, space, modules[0].kind)
-    strict = space == "parameter" and choice.method != PEFT_LINEAR
     check_compatible(
         modules,
-        space="parameter" if strict else "delta",
+        space="delta" if choice.method == PEFT_LINEAR else space,
         allow_base_mismatch=allow_base_mismatch,
     )
     flat = choice.method == SIMPLE and head == "average"
@@ -300,6 +304,13 @@ def _combined(
     weights = list(coefficients)
     if choice.method != SIMPLE:
         tensors, config, weights = merge_as(modules, coefficients, choice)
+    elif space == "log":
+        tensors, config = log_sum(modules, coefficients)
+        return (
+            tensors,
+            config,
+            lambda m: Certificate(*certified(log_errors(m, modules, weights)), PRODUCT),
+        )
     elif space == "parameter":
         tensors = linear_combination([m.adapter_tensors() for m in modules], coefficients)
         config = modules[0].config

@@ -321,6 +321,19 @@ def test_ia3_has_one_sum_and_is_scored_once(tmp_path, capsys):
         assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
 
 
+def test_log_space_is_swept_where_it_is_asked_for(tmp_path, capsys):
+    bench = sweep_data.make(tmp_path / "bench", "ia3")
+    assert run(bench, tmp_path / "out", "--space", "log", "delta", "parameter") == 0
+    assert "the same sum, scored once" in capsys.readouterr().out
+    found = read(tmp_path / "out")
+    assert list(found.summary["curve"]) == ["log", "parameter"]
+    spaces = {record["space"] for record in points(tmp_path / "out").values()}
+    assert spaces == {None, "log", "parameter"}
+    for record in points(tmp_path / "out").values():
+        rows = bench.validation if record["split"] == "validation" else bench.test
+        assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
+
+
 def test_whole_models_are_scored_as_differences_to_the_base(bench, tmp_path, capsys):
     from tiny import tiny
     from transformers import AutoModelForSequenceClassification

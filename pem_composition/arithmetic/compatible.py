@@ -10,7 +10,8 @@ from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
 from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 
-SPACES = ("parameter", "delta")
+SPACES = ("parameter", "delta", "log")
+LOG_REMEDY = "use another space (--space parameter or delta)"
 USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
 
 
@@ -32,11 +33,14 @@ class Described(Protocol):
 def check_compatible(
     modules: Sequence[Described], *, space: str, allow_base_mismatch: bool = False
 ) -> None:
-    """Refuse modules of different kind or base; in parameter space also layers, rank or scaling.
+    """Refuse modules of different kind or base; in parameter space also layers, rank or scaling, in
+    log space anything but (IA)^3.
 
     Raises:
         IncompatibleModules: names both modules, both values and the remedy.
     """
+    if space == "log":
+        check_log_kind(modules)
     first = modules[0]
     for other in modules[1:]:
         if first.kind != other.kind:
@@ -51,6 +55,23 @@ def check_compatible(
             _check_layers(first, other)
             if isinstance(first.config, LoraConfig) and isinstance(other.config, LoraConfig):
                 _check_factors(first, other, first.config, other.config)
+
+
+def check_log_kind(modules: Sequence[Described]) -> None:
+    """Refuse what has no logarithm: log space is of (IA)^3 vectors, which multiply.
+
+    Raises:
+        IncompatibleModules: a module of another kind.
+    """
+    for module in modules:
+        if module.kind != "ia3":
+            raise IncompatibleModules.build(
+                module.name,
+                "log space multiplies (IA)^3 vectors",
+                found=f"kind {module.kind}",
+                expected="kind ia3",
+                do=LOG_REMEDY,
+            )
 
 
 def check_same_base(first: Described, other: Described) -> None:

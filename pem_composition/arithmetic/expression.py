@@ -6,7 +6,8 @@
     atom     = number | name | "(" sum ")" | function "(" argument ("," argument)* ")"
     argument = sum | string | name "=" (["+" | "-"] number | name)
 
-    negate(x, s)  mean(x, ...)  delta(x, rank=R)  parameter(x)  layers(x, "pattern", factor, ...)
+    negate(x, s)  mean(x, ...)  delta(x, rank=R)  parameter(x)  log(x)
+    layers(x, "pattern", factor, ...)
     and every merging method, with its settings by name: ties(a, 0.5*b, density=0.2, rank=8)
 
 Numbers and modules are told apart while parsing: a product needs a number on one side, a quotient
@@ -35,7 +36,7 @@ MAX_DEPTH = 50  # parentheses inside parentheses; far above any use, far below P
 MAX_LENGTH = 20_000
 MAX_TERMS = 1_000
 RANK = "rank"
-BUILT_IN = ("negate", "mean", "delta", "parameter", "layers")
+BUILT_IN = ("negate", "mean", "delta", "parameter", "log", "layers")
 FUNCTIONS = (*BUILT_IN, *METHODS)
 
 Argument = float | str | Sum
@@ -247,10 +248,11 @@ def _delta(call: Call) -> Sum:
     return _one(Within("delta", module, rank))
 
 
-def _parameter(call: Call) -> Sum:
+def _within(call: Call) -> Sum:
+    """parameter(x), log(x)."""
     (module,) = _modules(call, 1)
     _no_settings(call)
-    return _one(Within("parameter", module))
+    return _one(Within(call.name.text, module))
 
 
 def _layers(call: Call) -> Sum:
@@ -292,7 +294,8 @@ _BUILDERS: Mapping[str, Callable[[Call], Sum]] = {
     "negate": _negate,
     "mean": _mean,
     "delta": _delta,
-    "parameter": _parameter,
+    "parameter": _within,
+    "log": _within,
     "layers": _layers,
 }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM, Provenance
 
 SUM = "sum c_i dW_i"
+PRODUCT = "prod l_i^c_i"  # of log space, before rounding
 OWN_RESULT = "the method's own result"
 ALONE = ("negation", "layers")  # methods of one module, whose label says what was done
 PLAIN = ("sum", *ALONE)

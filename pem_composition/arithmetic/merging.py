@@ -102,7 +102,7 @@ def _merge_lora(
     modules: Sequence[PEM], coefficients: Sequence[float], choice: Choice, rank: int | None
 ) -> Merged:
     layers = sorted({layer for m in modules for layer in m.layers})
-    weights, shares = _weights(coefficients, choice)
+    weights, shares = split(coefficients, choice)
     tensors: dict[str, Tensor] = {}
     judges: dict[str, Judge] = {}
     for name in layers:
@@ -115,9 +115,7 @@ def _merge_lora(
     return Merged(tensors, factor_config(modules, tensors, layers, 1.0), judges)
 
 
-def _weights(
-    coefficients: Sequence[float], choice: Choice
-) -> tuple[Sequence[float], Sequence[float]]:
+def split(coefficients: Sequence[float], choice: Choice) -> tuple[Sequence[float], Sequence[float]]:
     """What scales the updates, and the modules' shares of the result."""
     if not choice.entry.shares:
         return coefficients, ()
@@ -233,7 +231,7 @@ def _factor_of(layer: str, written: Mapping[str, Tensor]) -> Factor:
 
 def _merge_tensors(modules: Sequence[PEM], coefficients: Sequence[float], choice: Choice) -> Merged:
     neutral = NEUTRAL[modules[0].kind]
-    weights, shares = _weights(coefficients, choice)
+    weights, shares = split(coefficients, choice)
     names = sorted({n for m in modules for n in m.adapter_tensors()})
     tensors: dict[str, Tensor] = {}
     judges: dict[str, Judge] = {}
@@ -268,11 +266,15 @@ def merge_tensors(
     from pem_composition.arithmetic.methods.entries import Scaled, merged
 
     entries = Scaled(terms, neutral)
-    if choice.entry.shares:
-        rule: Rule = partial(_weighted_sum, _sphere_weights(entries, choice, shares, layer))
-    else:
-        rule = _rule(choice, entries, _draws(choice, layer))
+    rule = rule_of(entries, choice, layer, shares)
     return merged(entries, rule).reshape(terms[0][1].shape)
+
+
+def rule_of(entries: Entries, choice: Choice, layer: str, shares: Sequence[float] = ()) -> Rule:
+    """What makes a block of the result of a block of the updates; thresholds are found first."""
+    if choice.entry.shares:
+        return partial(_weighted_sum, _sphere_weights(entries, choice, shares, layer))
+    return _rule(choice, entries, _draws(choice, layer))
 
 
 def _sphere_weights(

@@ -5,22 +5,26 @@ A tree is a sum of terms, coefficient * node. A node is
     Leaf       a module by name
     Negation   negate(x, s): the effect times -s
     Merge      a merging method on arguments, whose coefficients go to the method
-    Within     delta(x) or parameter(x): a sum in this space, with a rank of its own
+    Within     delta(x), parameter(x) or log(x): a sum in this space, delta with a rank of its own
     Layers     a module whose coefficient differs by layer
 
 ``evaluate`` makes one n-ary combination of a sum and never splits what the algebra does not: in
-delta space negations and nested delta sums dissolve into coefficients, in parameter space a
-negation is no multiple and stays whole; merges, other spaces and truncations stay whole in both.
+delta space negations and nested delta sums dissolve into coefficients, and in log space, where the
+effect of l is log l and its negation 1 / l; in parameter space a negation is no multiple and stays
+whole; merges, other spaces and truncations stay whole in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, Protocol, TypeVar
 
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.errors import PEMError
 
 M = TypeVar("M")
 
@@ -63,7 +67,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Within:
-    """delta(sum, rank=R) or parameter(sum)."""
+    """delta(sum, rank=R), parameter(sum) or log(sum)."""
 
     space: str
     sum: Sum
@@ -176,6 +180,36 @@ def names(tree: Sum) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n.name for n in nodes(tree) if isinstance(n, Leaf)))
 
 
+def coefficients(tree: Sum, layer: str) -> dict[str, float]:
+    """Coefficient of every module in one layer, where a sum is one of updates or of differences.
+
+    Raises:
+        PEMError: a merging method or a rank, which make it no sum.
+    """
+    found: dict[str, float] = {}
+    for c, node in tree.terms:
+        if isinstance(node, Leaf):
+            found[node.name] = found.get(node.name, 0.0) + c
+            continue
+        if isinstance(node, Merge) or (isinstance(node, Within) and node.rank):
+            raise PEMError.build(
+                f"expression, {node}",
+                "no sum of whole models",
+                expected="a sum of them",
+                do="merge them first (pem merge --full_merge -w METHOD) and fold the result",
+            )
+        factor = c * (-node.strength if isinstance(node, Negation) else 1.0)
+        if isinstance(node, Layers):
+            hits = (f for text, f in node.factors if _pattern(text).matches(layer))
+            factor *= next(hits, 1.0)
+        for name, weight in coefficients(node.sum, layer).items():
+            found[name] = found.get(name, 0.0) + factor * weight
+    return found
+
+
+_pattern = lru_cache(maxsize=256)(compile_pattern)
+
+
 def default_space(tree: Sum) -> str:
     """delta where a method that merges updates takes part, else parameter, the paper's."""
     spaces = [n.choice.entry.space for n in nodes(tree) if isinstance(n, Merge)]
@@ -275,7 +309,7 @@ def _flat(tree: Sum, factor: float, space: str) -> Iterator[tuple[float, Node]]:
     for c, node in tree.terms:
         if isinstance(node, Within) and node.space == space and node.rank is None:
             yield from _flat(node.sum, factor * c, space)
-        elif isinstance(node, Negation) and space == "delta":
+        elif isinstance(node, Negation) and space != "parameter":
             yield from _flat(node.sum, -factor * c * node.strength, space)
         else:
             yield factor * c, node

@@ -21,9 +21,12 @@ from pem_composition.checkpoint import (
     peft,
     provenance,
 )
+from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.checkpoint.files import atomic_directory, is_file, read_json, sha256_file
+from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import ModuleHeader
+from pem_composition.checkpoint.model_folder import is_model_file
 from pem_composition.checkpoint.provenance import base_identity, initialisation_fingerprint
 from pem_composition.config import BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError
@@ -37,6 +40,8 @@ __all__ = [
     "ModuleHeader",
     "base_identity",
     "combine_full",
+    "extract_lora",
+    "fold_checkpoint",
     "initialisation_fingerprint",
     "inspect_header",
     "load",
@@ -222,7 +227,7 @@ def _looks_like_at(raw: Mapping[str, Any]) -> bool:
 
 def _foreign(entry: str) -> bool:
     """True for logs and results beside a module, which survive when it is overwritten."""
-    return entry not in MODULE_FILES and not full.is_model_file(entry)
+    return entry not in MODULE_FILES and not is_model_file(entry)
 
 
 def save(
@@ -251,17 +256,19 @@ def save(
         raise PEMError.build(
             "format", "unknown layout", found=repr(format), expected=" | ".join(FORMATS)
         )
+    known: dict[str, str] = {}
     with atomic_directory(path, overwrite, keep=_foreign) as folder:
         if pem.kind == "full":
             if format != "peft":
                 raise PEMError.build(
                     pem.name, "a full module is written as a model folder", do="leave --format out"
                 )
-            full.write(pem, folder, base=base, dtype=dtype)
+            known = full.write(pem, folder, base=base, dtype=dtype)
         elif format == "peft":
             peft.write(pem, folder, dtype=dtype)
         else:
             adapter_transformers_write.write(pem, folder, Path(fspath(path)).name, dtype=dtype)
         heads.write(pem, folder, dtype=dtype)
         written = {"format": format, "dtype": dtype}
-        provenance.write(pem, folder, written, title=Path(fspath(path)).name)
+        title = Path(fspath(path)).name
+        provenance.write(pem, folder, written, title=title, known=known)

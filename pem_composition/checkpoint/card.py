@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.labels import SUM
 from pem_composition.checkpoint.files import is_file, open_regular
 from pem_composition.errors import CheckpointError
 
@@ -45,7 +46,7 @@ def card(pem: PEM, title: str | None = None) -> str:
         lines += ["| input | sha256 | licence |", "|---|---|---|", *map(_row, p.sources), ""]
     if p.certificate:
         lines += [
-            f"Relative error against the exact sum of updates: {p.certificate.total:.3g}.",
+            f"Relative error against {_against(p.certificate.against)}: {p.certificate.total:.3g}.",
             "",
         ]
     lines += [*_heads(pem), *_usage(pem)]
@@ -53,6 +54,10 @@ def card(pem: PEM, title: str | None = None) -> str:
     if p.recipe:
         lines += ["Made again from its inputs and compared by `pem rebuild DIRECTORY`.", ""]
     return "\n".join([*lines, "Details and checksums: `pem.json`.", ""])
+
+
+def _against(against: str) -> str:
+    return "the exact sum of updates" if against == SUM else _plain(against)
 
 
 _KINDS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,15 @@ from pem_composition.checkpoint.files import (
     TensorInfo,
     atomic_directory,
     read_json,
-    write_json,
 )
+from pem_composition.checkpoint.model_folder import (
+    CONFIG,
+    is_model_file,
+    with_dtype,
+    write_companions,
+    write_model,
+)
+from pem_composition.checkpoint.stream import whole
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
     cast,
@@ -112,7 +120,7 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             folder, "a full model has one layout", found=settings["format"], do="leave --format out"
         )
     target, limit = save_dtype(settings["dtype"]), settings["max_shard_bytes"]
-    raw, record = read_json(folder / full.CONFIG, folder), provenance.read(folder)
+    raw, record = read_json(folder / CONFIG, folder), provenance.read(folder)
     with full.Weights(folder) as weights:
         infos = {n: _target_info(i, target) for n, i in weights.infos.items()}
 
@@ -135,15 +143,14 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             _noted(origin, settings, note),
             heads=heads.read(folder, record),
         )
-        keep = lambda entry: not full.is_model_file(entry)  # noqa: E731
+        keep = lambda entry: not is_model_file(entry)  # noqa: E731
         with atomic_directory(out, overwrite, keep=keep) as written:
-            full.write_model(written, infos, value, limit)
-            full.write_companions(folder, written, raw, target)
-            if target is None:  # the dtype that the configuration names is still that of the file
-                write_json(written / full.CONFIG, raw)
+            outputs = {n: whole(partial(value, n), info) for n, info in infos.items()}
+            known = write_model(written, outputs, limit)
+            write_companions(folder, written, with_dtype(raw, target) if target else raw)
             heads.write(model, written, dtype=settings["dtype"])
             form = {"format": settings["format"], "dtype": settings["dtype"]}
-            provenance.write(model, written, form)
+            provenance.write(model, written, form, known=known)
     return model
 
 

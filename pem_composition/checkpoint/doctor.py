@@ -12,7 +12,12 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.compatible import USE_DELTA, check_compatible, check_same_base
+from pem_composition.arithmetic.compatible import (
+    SPACES,
+    USE_DELTA,
+    check_compatible,
+    check_same_base,
+)
 from pem_composition.arithmetic.heads import OUTPUT_MODULES
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.vocabulary import embedding_rows, tokenizers
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     from pem_composition.config import AdapterConfig, BaseIdentity
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # no space takes it | some do not | good to know
-SPACES = ("parameter", "delta")
 ONE_BASE = "use modules of one base model; --allow_base_mismatch if these are the same weights"
 ONE_HEAD = "--head first, last or none keeps one; --head per-task keeps all, each by name"
 
@@ -60,11 +64,13 @@ def diagnose(
     *,
     model: str | None = None,
     allow_base_mismatch: bool = False,
+    space: str | None = None,
 ) -> Diagnosis:
     """Read the headers, compare them with each other and with a base model.
 
     Args:
         model: base model to compare with, a folder or cached Hub name.
+        space: one that is answered in any case; log is left out unless all modules are (IA)^3.
     """
     from pem_composition.checkpoint import inspect_header
 
@@ -80,13 +86,20 @@ def diagnose(
     findings += _model(headers, model) if model else _vocabularies(headers)
     unread = "a module cannot be read" if len(headers) < len(paths) or not headers else None
     reasons = {
-        space: unread or _refusal(headers, space, allow_base_mismatch, model) for space in SPACES
+        s: unread or _refusal(headers, s, allow_base_mismatch, model)
+        for s in spaces_of(headers, space)
     }
     if allow_base_mismatch:  # then another base stops nothing
         findings = [replace(f, severity=WARNING) if f.do == ONE_BASE else f for f in findings]
     order = (ERROR, WARNING, NOTE)
     findings.sort(key=lambda f: order.index(f.severity))
     return Diagnosis(tuple(headers), tuple(findings), reasons, _policies(headers))
+
+
+def spaces_of(headers: Sequence[ModuleHeader], asked: str | None = None) -> tuple[str, ...]:
+    """The spaces in question: log where all modules are (IA)^3, or where it is asked for."""
+    vectors = all(h.kind == "ia3" for h in headers)
+    return tuple(s for s in SPACES if s != "log" or vectors or asked == s)
 
 
 def _shorter(message: str, path: str) -> str:

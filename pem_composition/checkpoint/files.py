@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pem_composition.errors import CheckpointError
+from pem_composition.errors import CheckpointError, PEMError
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 200_000
@@ -266,10 +266,22 @@ class SafetensorsFile:
         """``size`` bytes of one tensor from byte ``start``."""
         part = self._bytes(self._starts[name] + start, size)
         if len(part) != size:
-            raise CheckpointError.build(
-                self.path, f"ends inside tensor {name!r}", do="restore the file"
-            )
+            raise self._ends_inside(name)
         return part
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of one tensor from byte ``start``."""
+        if self._data is not None:
+            buffer[:] = self.read_part(name, start, len(buffer))
+            return
+        self._file.seek(self._starts[name] + start)
+        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+            raise self._ends_inside(name)
+
+    def _ends_inside(self, name: str) -> PEMError:
+        return CheckpointError.build(
+            self.path, f"ends inside tensor {name!r}", do="restore the file"
+        )
 
     def sha256(self) -> str:
         """Hexadecimal sha256 of the whole file."""
@@ -393,7 +405,18 @@ def write_safetensors(
     values: Callable[[str], Iterable[Any]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file tensor by tensor, widest dtype first (every value aligned).
+    """Write a safetensors file tensor by tensor; see ``write_values``."""
+    with path.open("wb") as file:
+        write_values(file.write, infos, values, metadata)
+
+
+def write_values(
+    write: Callable[[Any], object],
+    infos: Mapping[str, TensorInfo],
+    values: Callable[[str], Iterable[Any]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Give a safetensors file to ``write`` in order, widest dtype first (every value aligned).
 
     Args:
         values: name -> the tensor's bytes, as one or more buffers.
@@ -409,11 +432,10 @@ def write_safetensors(
         position = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            for buffer in values(name):
-                file.write(buffer)
+    write(struct.pack("<Q", len(text)) + text)
+    for name in order:
+        for buffer in values(name):
+            write(buffer)
 
 
 # --- whole directories --------------------------------------------------------------------------

@@ -6,26 +6,29 @@ head is kept apart, since it is no difference to anything.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.files import (
+    DTYPE_BYTES,
     FLOAT_DTYPES,
     TensorInfo,
     is_file,
-    open_regular,
     read_json,
     sha256_file,
-    write_json,
-    write_safetensors,
 )
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.heads import FOLDER as HEADS_FOLDER
+from pem_composition.checkpoint.model_folder import (
+    CONFIG,
+    with_dtype,
+    write_companions,
+    write_model,
+)
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.provenance import (
     HIDDEN_SIZE_KEYS,
@@ -35,7 +38,9 @@ from pem_composition.checkpoint.provenance import (
     model_type_of,
     weight_map,
 )
+from pem_composition.checkpoint.stream import whole
 from pem_composition.checkpoint.tensors import (
+    TORCH_NAMES,
     TensorFile,
     buffer_of,
     cast,
@@ -53,7 +58,6 @@ from pem_composition.module import PEM, HeadInfo, Provenance
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_SHARD_BYTES = 5 * 10**9
 HEAD_COMPONENTS = frozenset(
     {"classifier", "score", "heads", "qa_outputs", "pre_classifier", "classification_head"}
 )
@@ -68,11 +72,6 @@ TIED_COPIES = (
     "embed_tokens.weight",
     "predictions.decoder.weight",
 )
-COMPANIONS = re.compile(
-    r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|vocab\.txt|merges\.txt|chat_template\.jinja|.*\.model|sentencepiece\.bpe\.model"
-)
-CONFIG = "config.json"
 
 
 def is_head(name: str) -> bool:
@@ -88,6 +87,7 @@ class Weights:
         self.infos: dict[str, TensorInfo] = {}
         self._files: dict[str, TensorFile] = {}
         self._stack = ExitStack()
+        self._buffer: Any = b""  # of ``block``
         paths = checkpoint_files(folder)
         if not paths:
             raise CheckpointError.build(
@@ -149,6 +149,20 @@ class Weights:
     def raw(self, name: str) -> Tensor:
         """One tensor as stored."""
         return read_raw(self._files[name], name)
+
+    def block(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries start to stop of one tensor, row-major, as stored; valid until the next call."""
+        import torch
+
+        info = self.infos[name]
+        width = DTYPE_BYTES[info.dtype]
+        size = (stop - start) * width
+        if len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+        part = self._buffer[:size]
+        self._files[name].read_into(name, start * width, memoryview(buffer_of(part)).cast("B"))
+        values: Tensor = part.view(getattr(torch, TORCH_NAMES[info.dtype]))
+        return values
 
     def value(self, name: str) -> Tensor:
         """One floating tensor, finite, in float32 (float64 kept)."""
@@ -270,8 +284,11 @@ def base_folder_of(base: str | PathLike[str] | None, where: object) -> Path:
     return found
 
 
-def aligned(tuned: Weights, original: Weights) -> dict[str, str]:
+def aligned(tuned: Weights, original: Weights, *, rows: bool = False) -> dict[str, str]:
     """Name in the tuned model -> name in the base, which may lack (or have) the model's prefix.
+
+    Args:
+        rows: a tensor may have more rows in one of them (tokens that were added to a vocabulary).
 
     Refuses tensors that one of them lacks, heads and pretraining heads apart. Integer buffers
     (position_ids) may be absent: only old releases of transformers stored them.
@@ -286,7 +303,7 @@ def aligned(tuned: Weights, original: Weights) -> dict[str, str]:
     names = {n: rename(n) for n in tuned.infos}
     for name in body:
         found = original.infos.get(names[name])
-        if found is None or found.shape != tuned.infos[name].shape:
+        if found is None or not fits(found, tuned.infos[name], rows=rows):
             raise IncompatibleModules.build(
                 tuned.folder,
                 f"tensor {name!r} does not fit the base {original.folder}",
@@ -310,6 +327,11 @@ def aligned(tuned: Weights, original: Weights) -> dict[str, str]:
     return names
 
 
+def fits(a: TensorInfo, b: TensorInfo, *, rows: bool) -> bool:
+    """True for equal shapes, or with ``rows`` for tensors that differ in the number of rows."""
+    return a.shape == b.shape or (rows and bool(a.shape and b.shape) and a.shape[1:] == b.shape[1:])
+
+
 def check_equal(a: Weights, b: Weights, name: str, other: str) -> None:
     if not a.raw(name).equal(b.raw(other)):
         raise IncompatibleModules.build(
@@ -321,8 +343,10 @@ def check_equal(a: Weights, b: Weights, name: str, other: str) -> None:
         )
 
 
-def write(pem: PEM, folder: Path, *, base: str | PathLike[str] | None, dtype: str | None) -> None:
-    """Write theta_0 + delta as a Hugging Face model folder."""
+def write(
+    pem: PEM, folder: Path, *, base: str | PathLike[str] | None, dtype: str | None
+) -> dict[str, str]:
+    """Write theta_0 + delta as a Hugging Face model folder; returns the sha256 of weights files."""
     base_folder = base_folder_of(base or pem.base.name, pem.name)
     deltas = {n.removesuffix(".delta"): t for n, t in pem.tensors.items() if n.endswith(".delta")}
     heads = pem.head_tensors()
@@ -347,9 +371,13 @@ def write(pem: PEM, folder: Path, *, base: str | PathLike[str] | None, dtype: st
             value = heads[name] if name in heads else original.value(names[name]) + deltas[name]
             return cast(value, name, target, pem.name)
 
-        infos = {n: _target_info(tuple(t.shape), t, target) for n, t in {**deltas, **heads}.items()}
-        write_model(folder, infos, theta)
-    write_companions(base_folder, folder, config, target)
+        outputs = {
+            n: whole(partial(theta, n), _target_info(tuple(t.shape), t, target))
+            for n, t in {**deltas, **heads}.items()
+        }
+        written = write_model(folder, outputs)
+    write_companions(base_folder, folder, with_dtype(config, target))
+    return written
 
 
 def _delta_names(deltas: Mapping[str, Tensor], original: Weights) -> dict[str, str]:
@@ -371,73 +399,3 @@ def _delta_names(deltas: Mapping[str, Tensor], original: Weights) -> dict[str, s
 
 def _target_info(shape: tuple[int, ...], like: Tensor, dtype: Any) -> TensorInfo:
     return TensorInfo(info_of(like.new_empty(0, dtype=dtype or like.dtype)).dtype, shape)
-
-
-# --- writing a model folder ---------------------------------------------------------------------
-
-
-def is_model_file(name: str) -> bool:
-    """True for files a model folder consists of (replaced, not kept, when it is overwritten)."""
-    weights = name.startswith(("model.safetensors", "model-", "pytorch_model")) and name.endswith(
-        (".safetensors", ".json", ".bin")
-    )
-    return (
-        weights
-        or name in (CONFIG, provenance.FILE, provenance.CARD, HEADS_FOLDER)
-        or bool(COMPANIONS.fullmatch(name))
-    )
-
-
-def _shards(infos: Mapping[str, TensorInfo], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name in sorted(infos):
-        if shards[-1] and size + infos[name].nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += infos[name].nbytes
-    return shards
-
-
-def write_model(
-    folder: Path,
-    infos: Mapping[str, TensorInfo],
-    value: Callable[[str], Tensor],
-    max_shard_bytes: int | None = None,
-) -> None:
-    def values(name: str) -> Iterator[Any]:
-        tensor = value(name)
-        yield buffer_of(tensor)
-
-    shards = _shards(infos, max_shard_bytes or MAX_SHARD_BYTES)
-    table: dict[str, str] = {}
-    for i, names in enumerate(shards, start=1):
-        file = (
-            f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-            if len(shards) > 1
-            else "model.safetensors"
-        )
-        write_safetensors(folder / file, {n: infos[n] for n in names}, values)
-        table |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = sum(i.nbytes for i in infos.values())
-        write_json(
-            folder / "model.safetensors.index.json",
-            {"metadata": {"total_size": total}, "weight_map": table},
-        )
-
-
-def write_companions(source: Path, folder: Path, config: Mapping[str, Any], dtype: Any) -> None:
-    """config.json with the written dtype, and copies of tokenizer files."""
-    name = str(dtype or "torch.float32").removeprefix("torch.")
-    write_json(
-        folder / CONFIG, {**config, ("torch_dtype" if "torch_dtype" in config else "dtype"): name}
-    )
-    for file in _companions(source):
-        with open_regular(file, source) as data:
-            (folder / file.name).write_bytes(data.read())
-
-
-def _companions(source: Path) -> Iterable[Path]:
-    return [f for f in sorted(source.iterdir()) if COMPANIONS.fullmatch(f.name) and is_file(f)]

@@ -167,6 +167,10 @@ class TorchZipFile:
             self._last = (name, self.read(name))
         return self._last[1][start : start + size]
 
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of one tensor from byte ``start``."""
+        buffer[:] = self.read_part(name, start, len(buffer))
+
     def _tensor_table(self) -> dict[str, _Tensor]:
         if self._has("byteorder") and self._entry("byteorder") != b"little":
             raise CheckpointError.build(

@@ -119,19 +119,23 @@ def write(
     folder: Path,
     written: Mapping[str, str | None] | None = None,
     title: str | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
     """Write pem.json over every file in the folder, and README.md.
 
     Args:
         written: as for ``build``.
         title: of the card; default: the module's name.
+        known: sha256 of files that were hashed while they were written.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    found = sorted(f for f in folder.rglob("*") if f.is_file())
+    known = known or {}
+    found = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file()}
     with ThreadPoolExecutor() as pool:
-        flushed = pool.map(fsync, found)  # the disk writes while the processor takes checksums
-        files = {f.relative_to(folder).as_posix(): sha256_file(f) for f in found}
+        # the disk writes while the processor takes checksums
+        flushed = pool.map(fsync, found.values())
+        files = {name: known.get(name) or sha256_file(f) for name, f in found.items()}
         list(flushed)
     record = build(pem, files, written)
     try:

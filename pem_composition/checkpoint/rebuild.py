@@ -200,34 +200,68 @@ def _compute(
     recipe: Recipe, inputs: Mapping[Source, Path], out: Path, record: Record, base: str | None
 ) -> None:
     """Write what the recipe gives, as the output was written."""
-    from pem_composition.checkpoint import combine_full, save
+    from pem_composition.checkpoint import combine_full, fold_checkpoint, save
     from pem_composition.checkpoint.convert import convert
 
+    if recipe.function == "fold":
+        where = {o.name: str(inputs[o]) for o in recipe.operands if isinstance(o, Source)}
+        settings = _accepted(fold_checkpoint, _moved(recipe, record, base))
+        fold_checkpoint(modules=where, out=out, dtype=record.written.get("dtype"), **settings)
+        return
     if recipe.function in ("combine_full", "convert"):
         paths = [inputs[o] for o in recipe.operands if isinstance(o, Source)]
-        settings = dict(recipe.settings)
         if recipe.function == "convert":
-            convert(paths[0], out, **_accepted(convert, settings))
+            convert(paths[0], out, **_accepted(convert, recipe.settings))
             return
-        if base is not None and settings.get("base") is not None:
-            settings["base"] = base
+        settings = _moved(recipe, record, base)
         dtype = record.written.get("dtype")
         combine_full(paths, out=out, dtype=dtype, **_accepted(combine_full, settings))
         return
     base = base or (record.base.name if record.kind == "full" else None)
-    module = _evaluate(recipe, inputs, base)
+    module = _evaluate(recipe, inputs, base, record)
     form = record.written
     save(module, out, format=form.get("format") or "peft", dtype=form.get("dtype"), base=base)
 
 
-def _evaluate(recipe: Recipe, inputs: Mapping[Source, Path], base: str | None) -> PEM:
+def _moved(recipe: Recipe, record: Record, base: str | None) -> dict[str, Any]:
+    """Settings with the base where it lies now.
+
+    Raises:
+        CheckpointError: the base is not the one that the output was made with.
+    """
+    settings = dict(recipe.settings)
+    if settings.get("base") is None:
+        return settings
+    if base is not None:
+        settings["base"] = base
+    then, now = record.base.fingerprint, provenance.base_identity(settings["base"]).fingerprint
+    if None not in (then, now) and then != now:
+        raise CheckpointError.build(
+            settings["base"],
+            "is not the base that it was made with",
+            found=f"fingerprint {str(now)[:16]}",
+            expected=str(then)[:16],
+            do="say where that lies now (--model BASE)",
+        )
+    return settings
+
+
+def _evaluate(
+    recipe: Recipe, inputs: Mapping[Source, Path], base: str | None, record: Record
+) -> PEM:
     from pem_composition import module as library
     from pem_composition.checkpoint import load
     from pem_composition.checkpoint.adapter_transformers_write import as_reference
+    from pem_composition.checkpoint.extract import extract_lora
     from pem_composition.composition import weigh_layers
 
+    if recipe.function == "extract_lora":
+        (tuned,) = (o for o in recipe.operands if isinstance(o, Source))
+        return extract_lora(
+            tuned=inputs[tuned], **_accepted(extract_lora, _moved(recipe, record, base))
+        )
     operands = [
-        _evaluate(o, inputs, base)
+        _evaluate(o, inputs, base, record)
         if isinstance(o, Recipe)
         else load(inputs[o], base=base, name=o.name)
         for o in recipe.operands

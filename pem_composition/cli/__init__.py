@@ -12,9 +12,9 @@ from pem_composition.errors import EXIT_DONE, UsageError, close_match
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
 SUBCOMMANDS = (
     "offline", "select", "pairs", "split", "init", "train", "merge", "negation", "analogy",
-    "detoxify", "compose", "methods", "inspect", "check", "compare", "rebuild", "convert",
-    "evaluate", "perplexity", "generate", "answer", "judge", "helpfulness", "fisher", "gram",
-    "sweep", "search", "learn", "report",
+    "detoxify", "compose", "fold", "extract", "methods", "inspect", "check", "compare", "rebuild",
+    "convert", "evaluate", "perplexity", "generate", "answer", "judge", "helpfulness", "fisher",
+    "gram", "sweep", "search", "learn", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of
-from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
@@ -57,9 +56,7 @@ def run(config: Config) -> int:
     models = full.models_of(config, config.full_merge)
     if models is not None:
         full.refuse_grid(config.grid)
-        if config.choice().method == SIMPLE:
-            return full.compose(models, points[0], out, config, head)
-        return full.write(models, lambda m: _combine(m, points[0], config), out, config)
+        return full.compose(models, points[0], out, config, head)
     common.check_output(out, config.adapters, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)

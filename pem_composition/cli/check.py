@@ -77,6 +77,7 @@ def run(config: Config) -> int:
         names,
         model=common.resolved(config.model) if config.model else None,
         allow_base_mismatch=config.allow_base_mismatch,
+        space=config.space,
     )
     values = _values(found.headers) if config.values else []
     broken = any(f.severity == "error" for f in values)

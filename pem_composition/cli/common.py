@@ -117,10 +117,9 @@ def read_headers(
     facts = [Facts.of(header) for header in headers]
     choice = flags.choice(headers[0].kind)  # is it defined for this kind?
     space = space or flags.one_space
-    strict = space == "parameter" and choice.method != PEFT_LINEAR
     check_compatible(
         facts,
-        space="parameter" if strict else "delta",
+        space="delta" if choice.method == PEFT_LINEAR else space,
         allow_base_mismatch=flags.allow_base_mismatch,
     )
     return headers

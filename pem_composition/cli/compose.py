@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Config(shared.OutputFlags):
         metadata={
             "positional": True,
             "help": "numbers, names, + - * / ( ), mean(x, ...), negate(x, s), delta(x), "
-            'parameter(x), layers(x, "pattern", factor), and every merging method with its '
+            'parameter(x), log(x), layers(x, "pattern", factor), and every merging method with its '
             "settings (pem methods)",
         },
     )
@@ -67,7 +67,7 @@ def run(config: Config) -> int:
     wanted = _recipe(config)
     tree = parse(wanted.expression)
     used = trees.names(tree)
-    _check_names(used, wanted)
+    check_names(used, wanted.modules, wanted.layers)
     paths = [wanted.modules[name] for name in used]
     common.check_output(config.save_path, paths, config.overwrite)
     space = wanted.space or trees.default_space(tree)
@@ -179,16 +179,19 @@ def bindings(pairs: Sequence[str], where: str = "--module") -> dict[str, str]:
     return bound
 
 
-def _check_names(used: Sequence[str], wanted: recipe.Recipe) -> None:
+def check_names(
+    used: Sequence[str], modules: Collection[str], layers: Collection[str] = ()
+) -> None:
+    """Refuse a name without a module, and a module without a use."""
     for name in used:
-        if name not in wanted.modules:
+        if name not in modules:
             raise UsageError.build(
                 "expression",
                 f"no module named '{name}'",
-                found=f"names {sorted(wanted.modules)}",
+                found=f"names {sorted(modules)}",
                 do=f"add --module {name}=DIR",
             )
-    for name in [*wanted.modules, *wanted.layers]:
+    for name in [*modules, *layers]:
         if name not in used:
             raise UsageError.build(
                 "--module",

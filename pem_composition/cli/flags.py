@@ -24,6 +24,8 @@ ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 FORMATS = ("peft", "adapter-transformers")
+FULL_HEADS = ("average", "first", "last", "none", "error")  # a checkpoint has one head
+TOKENS = ("error", "first", "largest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class OutputFlags:
         metadata={
             "choices": SPACES,
             "help": "add the modules' own tensors (parameter: the paper, the default) or the exact "
-            "updates they make (delta); with --evaluate both, unless one is named",
+            "updates they make (delta), or multiply (IA)^3 vectors (log); with --evaluate the "
+            "first two, unless one is named",
         },
     )
     rank: int | None = field(
@@ -145,7 +148,22 @@ class ModuleFlags(OutputFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeFlags(ModuleFlags):
+class ModelFlags(ModuleFlags):
+    """The same for programs that take whole models, too; ``merge``, ``analogy``, ``negation``."""
+
+    tokens: str = field(
+        default="error",
+        metadata={
+            "choices": TOKENS,
+            "help": "whole models whose embeddings have different numbers of rows: refuse them, or "
+            "write the rows of the first or the largest; a row that some lack is averaged over "
+            "those that have it",
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeFlags(ModelFlags):
     """How several modules become one; ``merge`` and ``analogy``."""
 
     merge_way: str = field(

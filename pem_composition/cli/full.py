@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.errors import IncompatibleModules, UsageError
-
-if TYPE_CHECKING:
-    from pem_composition.module import PEM
 
 
 @dataclass(frozen=True)
@@ -23,19 +19,23 @@ class Models:
     base: str | None
 
 
-def models_of(flags: shared.ModuleFlags, full_merge: bool = False) -> Models | None:
+def models_of(flags: shared.ModelFlags, full_merge: bool = False) -> Models | None:
     """The models if the flags or the directories say that whole models are meant, else None.
 
     ``--full_merge --model DIR DIR ...`` lists them as the reference program does; otherwise they
     are --adapters and --model is their base.
 
     Raises:
-        UsageError: both lists.
+        UsageError: both lists, or a flag of whole models for others.
     """
     if full_merge and not flags.adapters:
         return Models(flags.model, None)
     whole = full_merge or flags.adaconfig == "fft" or any(_is_full(path) for path in flags.adapters)
     if not whole:
+        if flags.tokens != "error":
+            raise UsageError.build(
+                "--tokens", "applies to whole models only", found=flags.tokens, do="leave it out"
+            )
         return None
     if len(flags.model) > 1 and flags.model != flags.adapters:
         raise UsageError.build(
@@ -67,52 +67,38 @@ def refuse_grid(grid: Sequence[float] | None) -> None:
 
 
 def compose(
-    models: Models, coefficients: Sequence[float], out: Path, flags: shared.ModuleFlags, head: str
+    models: Models,
+    coefficients: Sequence[float],
+    out: Path,
+    flags: shared.ModelFlags,
+    head: str,
 ) -> int:
     """Check the models by their headers, write the combination, print the line."""
+    from pem_composition.arithmetic.labels import expression_of
     from pem_composition.checkpoint import combine_full, inspect_header
 
     names = _check(models, out, flags)
+    choice = flags.choice("full")
     combine_full(
         models.paths,
         coefficients,
         out,
-        base=models.base,
+        base=None if models.base is None else common.resolved(models.base),
         head=head,
         dtype=flags.dtype,
+        method=choice.method,
+        settings=choice.as_dict(),
+        tokens=flags.tokens,
+        names=names,
         overwrite=flags.overwrite,
     )
     written = inspect_header(out)
-    expression = " ".join(f"{c:+g}*{name}" for c, name in zip(coefficients, names, strict=True))
+    expression = expression_of(written.provenance)
     common.report_line(out, expression, written.provenance, bool(written.head_shapes))
     return 0
 
 
-def write(
-    models: Models,
-    combine: Callable[[list[PEM]], PEM],
-    out: Path,
-    flags: shared.ModuleFlags,
-) -> int:
-    """The same for methods that need all differences to the base at once, held in memory."""
-    from pem_composition.checkpoint import save
-
-    names = _check(models, out, flags)
-    if models.base is None:
-        raise UsageError.build(
-            "-m/--model",
-            "a method merges the differences to the base",
-            found="no base model",
-            expected="--adapters DIR ... --model BASE",
-        )
-    base = common.resolved(models.base)
-    module = combine(common.load_modules(models.paths, names, base=base))
-    save(module, out, dtype=flags.dtype, overwrite=flags.overwrite, base=base)
-    common.report(out, module)
-    return 0
-
-
-def _check(models: Models, out: Path, flags: shared.ModuleFlags) -> list[str]:
+def _check(models: Models, out: Path, flags: shared.ModelFlags) -> list[str]:
     """Names of the models, checked by their headers as far as no tensor is needed."""
     shared.check_dropout(flags.dropout_list, len(models.paths))
     common.check_output(out, models.paths, flags.overwrite)

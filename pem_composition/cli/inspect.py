@@ -101,7 +101,9 @@ def run(config: Config) -> int:
             facts["values"] = values(path, config.model)
         print(json.dumps(facts) if config.json else _block(facts))
     if len(headers) > 1 and not config.json:
-        for space in ("parameter", "delta"):
+        from pem_composition.checkpoint.doctor import spaces_of
+
+        for space in spaces_of(headers):
             print(f"combination in {space} space: {_verdict(headers, space)}")
     return 0
 

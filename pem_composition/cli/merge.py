@@ -179,10 +179,7 @@ def _run_full(config: Config, models: full.Models) -> int:
         )
     out = common.output_directory(config, count)
     weights, head = coefficients(config, count), config.head_policy("last")
-    if config.choice().method == SIMPLE:
-        return full.compose(models, weights, out, config, head)
-    check_coefficients_of(config.choice(), weights)
-    return full.write(models, lambda modules: _combine(modules, weights, config), out, config)
+    return full.compose(models, weights, out, config, head)
 
 
 def _run_sweep(config: Config) -> int:

@@ -71,9 +71,11 @@ def run(config: Config) -> int:
 
 
 def _negate(module: PEM, strength: float, config: Config) -> PEM:
-    """In delta space a negation is the sum with one term, -s dW, which can also be truncated."""
+    """In delta and log space a negation is the sum with one term: -s dW, truncated where asked for;
+    l^-s."""
     from pem_composition.module import combine, negate
 
-    if config.one_space == "delta":
-        return combine([module], [-strength], space="delta", rank=config.rank, dtype=config.dtype)
+    space = config.one_space
+    if space != "parameter":
+        return combine([module], [-strength], space=space, rank=config.rank, dtype=config.dtype)
     return negate(module, strength)

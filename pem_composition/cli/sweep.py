@@ -190,9 +190,9 @@ def _asked(flags: ModuleFlags) -> tuple[str, ...]:
 def _spaces(flags: ModuleFlags, header: ModuleHeader) -> tuple[str, ...]:
     """Both spaces unless one is named; where they are the same sum, one."""
     spaces = _asked(flags)
-    if header.kind != "lora" and len(spaces) > 1:
+    if header.kind != "lora" and {"parameter", "delta"} <= set(spaces):
         print(f"kind {header.kind}: parameter and delta space are the same sum, scored once")
-        return ("parameter",)
+        return tuple(space for space in spaces if space != "delta")
     return spaces
 
 

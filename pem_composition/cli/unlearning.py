@@ -46,7 +46,7 @@ def _flag(text: str, **meta: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearningFlags(shared.ModuleFlags):
+class UnlearningFlags(shared.ModelFlags):
     """A module, and what each strength is put through: prompts, judges, a text to predict."""
 
     grid: tuple[float, ...] | None = _flag(
@@ -135,7 +135,7 @@ class UnlearningFlags(shared.ModuleFlags):
 
 def _names() -> tuple[str, ...]:
     """Flags that say nothing about a module that is written."""
-    others = {spec.name for spec in fields(shared.ModuleFlags)} | {"grid", "evaluate"}
+    others = {spec.name for spec in fields(shared.ModelFlags)} | {"grid", "evaluate"}
     return tuple(s.name for s in fields(UnlearningFlags) if s.name not in others)
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Colours of the Okabe-Ito palette: told apart in print and by colour-blind readers.
-COLOURS = {"parameter": "#0072B2", "delta": "#D55E00"}
+COLOURS = {"parameter": "#0072B2", "delta": "#D55E00", "log": "#009E73"}
 MODULE_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = {"parameter": "o", "delta": "s"}
+MARKERS = {"parameter": "o", "delta": "s", "log": "^"}
 MODULE_MARKERS = ("^", "v", "<", ">", "P", "X")
 LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 REFERENCE_COLOUR = "#009E73"

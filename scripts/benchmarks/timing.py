@@ -10,12 +10,19 @@ from collections.abc import Callable, Mapping
 
 
 def side_by_side(
-    candidates: Mapping[str, Callable[[], object]], runs: int
+    candidates: Mapping[str, Callable[[], object]],
+    runs: int,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate over ``runs`` rounds, A B A B ..., after one round of warm-up."""
+    """Seconds of each candidate over ``runs`` rounds, A B A B ..., after one round of warm-up.
+
+    Args:
+        before: called before each of them, not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_ in range(runs + 1):
         for name, call in candidates.items():
+            before()
             start = time.perf_counter()
             call()
             if round_:

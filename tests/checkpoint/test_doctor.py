@@ -85,7 +85,7 @@ CASES: dict[str, tuple[PEM, PEM, str, str, tuple[bool, bool]]] = {
     "placement": (
         module("ia3"), change(module("ia3", seed=2), config=IA3Config(
             module("ia3").config.target_modules, ())), "error", "(IA)^3 placement differs",
-        (False, False),
+        (False, False, False),
     ),
     "embeddings": (
         change(A, tensors=dict(A.tensors) | EMBEDDED),

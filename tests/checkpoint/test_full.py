@@ -140,7 +140,7 @@ def test_shards_are_read_and_written(
         model.save_pretrained(tmp_path / f"{name}-sharded", max_shard_size="2KB")
         assert not (tmp_path / f"{name}-sharded" / "model.safetensors").exists()
     combine_full([models["a"], models["b"]], [0.5, 0.5], tmp_path / "single")
-    monkeypatch.setattr("pem_composition.checkpoint.full.MAX_SHARD_BYTES", 2000)
+    monkeypatch.setattr("pem_composition.checkpoint.model_folder.MAX_SHARD_BYTES", 2000)
     combine_full([tmp_path / "a-sharded", tmp_path / "b-sharded"], [0.5, 0.5], tmp_path / "many")
     shards = sorted((tmp_path / "many").glob("model-*.safetensors"))
     assert len(shards) > 2

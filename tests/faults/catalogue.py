@@ -8,6 +8,7 @@ from faults import (
     cases_modules,
     cases_own,
     cases_pickles,
+    cases_streams,
     cases_sums,
 )
 from faults.case import Case
@@ -21,6 +22,8 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "attaching, names, bases": cases_modules.LIVE,
     "requests to combine": cases_sums.REQUESTS,
     "kinds to combine": cases_sums.KINDS,
+    "log space": cases_streams.LOG,
+    "checkpoints folded, extracted, streamed": cases_streams.CHECKPOINTS,
     "hostile configs": cases_own.CONFIGS,
     "hostile tensors": cases_own.TENSORS,
     "hostile pickles": cases_own.PICKLES,

@@ -25,10 +25,16 @@ OVERSAMPLING = 10
 POWERS = 3
 
 
-def compressed(entries: Entries, rule: Rule, rank: int, draws: Draws) -> Factor:
-    """Factors of an approximation of f of rank R at most, with singular values split evenly."""
+def compressed(
+    entries: Entries, rule: Rule, rank: int, draws: Draws, *, exact: bool | None = None
+) -> Factor:
+    """Factors of an approximation of f of rank R at most, with singular values split evenly.
+
+    Args:
+        exact: by one dense SVD, or (False) the randomised one; default: as the size says.
+    """
     rows, width = entries.shape
-    if rows * width <= EXACT:
+    if exact or (exact is None and rows * width <= EXACT):
         U, S, Vh = torch.linalg.svd(merged(entries, rule), full_matrices=False)
     else:
         U, S, Vh = _sketched(entries, rule, min(rank + OVERSAMPLING, rows, width), draws)

@@ -14,6 +14,7 @@ Shape suffixes: T modules, N rows of a block, O outputs, I inputs, S selections 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -82,10 +83,20 @@ def matrix(tensor: Tensor) -> Tensor:
     return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.reshape(tensor.shape[0], -1)
 
 
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of ``matrix`` of a tensor of this shape."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, math.prod(shape[1:] if len(shape) > 1 else shape)
+
+
+def step_of(entries: Entries) -> int:
+    """Rows of a block."""
+    return max(1, BLOCK // max(1, entries.shape[1] * entries.count))
+
+
 def blocks(entries: Entries) -> Iterator[tuple[int, Tensor]]:
     """All rows in order, as (first row, T x N x I)."""
-    rows, width = entries.shape
-    step = max(1, BLOCK // max(1, width * entries.count))
+    rows, step = entries.shape[0], step_of(entries)
     for start in range(0, rows, step):
         yield start, entries.rows(start, min(start + step, rows))
 

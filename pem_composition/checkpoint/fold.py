@@ -1,0 +1,299 @@
+"""An expression over modules folded into a checkpoint, tensor by tensor; no model is built.
+
+    theta = theta_0 + sum over the terms of their updates
+
+LoRA, (IA)^3 and whole models can stand in one expression: W_0 * l + s B A + sum_i c_i (theta_i -
+theta_0), the updates of each kind composed first. Memory: the adapters, and see ``fold_plan``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.arithmetic import heads as head_policies
+from pem_composition.arithmetic import trees
+from pem_composition.arithmetic.compatible import check_same_base
+from pem_composition.arithmetic.expression import parse
+from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.card import license_of
+from pem_composition.checkpoint.files import atomic_directory, read_json
+from pem_composition.checkpoint.fold_plan import Parts, Plan
+from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
+from pem_composition.checkpoint.full_sum import HEAD_POLICIES
+from pem_composition.checkpoint.model_folder import (
+    CONFIG,
+    is_model_file,
+    with_dtype,
+    write_companions,
+    write_model,
+)
+from pem_composition.checkpoint.provenance import base_identity, model_type_of
+from pem_composition.checkpoint.tensors import save_dtype
+from pem_composition.config import FullConfig
+from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.module import PEM, Provenance, Term
+from pem_composition.recipe import Recipe, Source, leaf
+
+if TYPE_CHECKING:
+    from pem_composition.config import BaseIdentity, HeadInfo
+
+
+def fold_checkpoint(
+    expression: str | trees.Sum,
+    modules: Mapping[str, str | PathLike[str]],
+    base: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    space: str | None = None,
+    head: str = "average",
+    dtype: str | None = None,
+    allow_base_mismatch: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the base with an expression over modules folded in, as a model folder.
+
+    The certificate is the relative error that rounding to the written dtype makes of the update,
+    norm(written - theta) / norm(theta - theta_0), by tensor and in total.
+
+    Args:
+        modules: name in the expression -> directory; whole models are differences to ``base``.
+        space: of sums, as for ``compose``, where all modules are of one kind; expressions over
+            several kinds are sums of updates (delta).
+        head: average, first, last, none (the base's is left) or error; written in place of the
+            base's own.
+        dtype: of the written tensors; default: each as the base stores it.
+
+    Raises:
+        IncompatibleModules: another base, a layer that the checkpoint lacks, or another shape.
+        PEMError: an expression, space or head policy that cannot be folded.
+    """
+    tree = parse(expression) if isinstance(expression, str) else expression
+    folder = base_folder_of(base, out)
+    target = save_dtype(dtype)
+    with ExitStack() as stack:
+        original = stack.enter_context(Weights(folder))
+        parts = _parts(tree, modules, folder, space, head, allow_base_mismatch, stack)
+        plan = Plan(original, model_type_of(read_json(folder / CONFIG, folder)), parts)
+        keep = lambda entry: not is_model_file(entry)  # noqa: E731
+        with atomic_directory(out, overwrite, keep=keep) as written:
+            known = write_model(written, plan.outputs(target))
+            write_companions(folder, written, _config(folder, parts.head_info, dtype))
+            module = _described(tree, parts, plan, base, space, head, allow_base_mismatch)
+            module = replace(module, name=Path(fspath(out)).name)
+            provenance.write(module, written, {"format": "peft", "dtype": dtype}, known=known)
+
+
+def _parts(
+    tree: trees.Sum,
+    modules: Mapping[str, str | PathLike[str]],
+    base: Path,
+    space: str | None,
+    head: str,
+    allow_base_mismatch: bool,
+    stack: ExitStack,
+) -> Parts:
+    """Read the modules (whole models are only opened) and compose what is of one kind."""
+    from pem_composition.composition import compose
+
+    if head not in HEAD_POLICIES:
+        raise PEMError.build(
+            "head", "unknown policy", found=repr(head), expected=", ".join(HEAD_POLICIES)
+        )
+    own, models, sources = _read(tree, modules, base, allow_base_mismatch, stack)
+    kinds = {name: module.kind for name, module in own.items()}
+    groups = _by_kind(tree, kinds)
+    mixed = len(groups) > 1
+    if mixed and space not in (None, "delta"):
+        raise PEMError.build(
+            "space", "modules of several kinds have sums of updates only", found=f"space {space}",
+            expected="space delta", do="leave --space out",
+        )  # fmt: skip
+    space = "delta" if mixed else space or trees.default_space(tree)
+    options: dict[str, Any] = {"space": space, "allow_base_mismatch": allow_base_mismatch}
+    adapters = tuple(
+        compose(part, own, head="none" if mixed else head, **options)
+        for kind, part in groups.items()
+        if kind != "full"
+    )
+    full = groups.get("full")
+    if full is not None:
+        _check_layers(full, models)
+    if full is None and not mixed:
+        chosen = head_policies.Choice(adapters[0].head_tensors(), adapters[0].head)
+    else:
+        chosen = _head(tree, own, kinds, options, head)
+    notes = tuple(dict.fromkeys(n for m in adapters for n in m.provenance.notes))
+    return Parts(
+        adapters, full, models, chosen.tensors, chosen.info, sources, space, notes + chosen.notes
+    )
+
+
+def _read(
+    tree: trees.Sum,
+    modules: Mapping[str, str | PathLike[str]],
+    base: Path,
+    allow_base_mismatch: bool,
+    stack: ExitStack,
+) -> tuple[dict[str, PEM], dict[str, Weights], tuple[Source, ...]]:
+    """Every module (of a whole model the head alone), the open models, and what is recorded."""
+    from pem_composition.checkpoint import inspect_header, load, locate
+
+    reference = PEM({}, FullConfig(), base_identity(base), name=f"--model {base}")
+    own: dict[str, PEM] = {}
+    models: dict[str, Weights] = {}
+    sources = []
+    for name in trees.names(tree):
+        if name not in modules:
+            raise PEMError.build(
+                "expression", f"no module named {name!r}", found=f"names {sorted(modules)}"
+            )
+        folder, kind = locate(modules[name])
+        if kind == "full":
+            models[name] = stack.enter_context(Weights(folder))
+            own[name], source = _opened(name, models[name], inspect_header(folder).base)
+        else:
+            own[name] = load(folder, name=name)
+            source = leaf(own[name])
+        if not allow_base_mismatch:
+            check_same_base(reference, own[name])
+        sources.append(source)
+    return own, models, tuple(sources)
+
+
+def _opened(name: str, model: Weights, base: BaseIdentity) -> tuple[PEM, Source]:
+    """A whole model as a module that holds its head alone."""
+    config = read_json(model.folder / CONFIG, model.folder)
+    heads = {f"{n}.head": model.value(n) for n in model.infos if is_head(n)}
+    source = Source(name, str(model.folder), model.sha256(), license=license_of(model.folder))
+    info = head_info(config) if heads else None
+    return PEM(heads, FullConfig(), base, name, info, Provenance(sources=(source,))), source
+
+
+def _check_layers(full: trees.Sum, models: Mapping[str, Weights]) -> None:
+    """Refuse a merging method, and a pattern that matches no parameter of the whole models."""
+    from pem_composition.composition import check_patterns
+
+    trees.coefficients(full, "")
+    for node in trees.nodes(full):
+        if isinstance(node, trees.Layers):
+            known = [n for name in trees.names(node.sum) for n in models[name].infos]
+            check_patterns([compile_pattern(p) for p, _ in node.factors], known, str(node.sum))
+
+
+def _by_kind(tree: trees.Sum, kinds: Mapping[str, str]) -> dict[str, trees.Sum]:
+    """The tree's terms by the kind of their modules; (IA)^3 before LoRA, whole models last.
+
+    Raises:
+        IncompatibleModules: a function over modules of several kinds.
+    """
+    found: dict[str, list[tuple[float, trees.Node]]] = {"ia3": [], "lora": [], "full": []}
+    for c, node in _terms(tree, kinds):
+        inside = {kinds[name]: name for name in trees.names(trees.Sum(((c, node),)))}
+        if len(inside) > 1:
+            raise IncompatibleModules.build(
+                f"expression, {node}",
+                "a function of modules of several kinds",
+                found=" and ".join(f"{name} ({kind})" for kind, name in inside.items()),
+                expected="modules of one kind",
+                do="write a sum of functions instead",
+            )
+        found[next(iter(inside))].append((c, node))
+    return {kind: trees.Sum(tuple(terms)) for kind, terms in found.items() if terms}
+
+
+def _terms(tree: trees.Sum, kinds: Mapping[str, str]) -> Iterator[tuple[float, trees.Node]]:
+    """Terms; a negation of, or an explicit sum of updates over, several kinds is its own terms."""
+    for c, node in tree.terms:
+        several = len({kinds[n] for n in trees.names(trees.Sum(((c, node),)))}) > 1
+        if several and isinstance(node, trees.Negation):
+            yield from _terms(node.sum.scaled(-c * node.strength), kinds)
+        elif several and isinstance(node, trees.Within) and node.space == "delta" and not node.rank:
+            yield from _terms(node.sum.scaled(c), kinds)
+        else:
+            yield c, node
+
+
+def _head(
+    tree: trees.Sum,
+    own: Mapping[str, PEM],
+    kinds: Mapping[str, str],
+    options: Mapping[str, Any],
+    policy: str,
+) -> head_policies.Choice:
+    terms = list(_head_terms(tree, own, kinds, options))
+    return head_policies.choose([m for _, m in terms], [c for c, _ in terms], policy)
+
+
+def _head_terms(
+    tree: trees.Sum, own: Mapping[str, PEM], kinds: Mapping[str, str], options: Mapping[str, Any]
+) -> Iterator[tuple[float, PEM]]:
+    """The operands whose heads a policy chooses from, with their coefficients."""
+    from pem_composition.composition import compose
+
+    for c, node in _terms(tree, kinds):
+        if isinstance(node, trees.Leaf):
+            yield c, own[node.name]
+        elif kinds[trees.names(trees.Sum(((c, node),)))[0]] == "full":
+            yield from (
+                (w, own[n]) for n, w in trees.coefficients(trees.Sum(((c, node),)), "").items()
+            )
+        else:
+            yield c, compose(trees.Sum(((1.0, node),)), own, **options)
+
+
+def _config(folder: Path, head: HeadInfo | None, dtype: str | None) -> dict[str, Any]:
+    """The base's configuration, for the head that the checkpoint now has."""
+    config = dict(read_json(folder / CONFIG, folder))
+    if dtype is not None:
+        config = with_dtype(config, dtype)
+    if head is None or head.problem not in ("classification", "regression"):
+        return config
+    labels = head.labels or ("LABEL_0",)
+    if head.problem == "regression":
+        config["problem_type"] = "regression"
+    config["id2label"] = {str(i): w for i, w in enumerate(labels)}
+    config["label2id"] = {w: i for i, w in enumerate(labels)}
+    names = config.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        stem = re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", "", names[0])
+        config["architectures"] = [f"{stem}ForSequenceClassification"]
+    return config
+
+
+def _described(
+    tree: trees.Sum,
+    parts: Parts,
+    plan: Plan,
+    base: str | PathLike[str],
+    space: str | None,
+    head: str,
+    allow_base_mismatch: bool,
+) -> PEM:
+    """A PEM without tensors that carries what pem.json records."""
+    settings = {
+        "expression": str(tree), "base": fspath(base), "space": space, "head": head,
+        "allow_base_mismatch": allow_base_mismatch,
+    }  # fmt: skip
+    return PEM(
+        {},
+        FullConfig(),
+        base_identity(base),
+        head=parts.head_info,
+        provenance=Provenance(
+            terms=tuple(Term(c, str(node)) for c, node in tree.terms),
+            sources=parts.sources,
+            space=parts.space,
+            method="sum",
+            certificate=plan.certificate(),
+            head_policy=head,
+            notes=parts.notes,
+            recipe=Recipe("fold", settings, parts.sources),
+        ),
+    )

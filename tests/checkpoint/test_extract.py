@@ -1,0 +1,194 @@
+"""A LoRA module out of two checkpoints, against NumPy's SVD in float64, PEFT, and the fold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import logits_of, random_module, tiny
+from torch import nn
+
+from pem_composition.adapters import attach, fold
+from pem_composition.checkpoint import fold_checkpoint, load
+from pem_composition.checkpoint.extract import extract_lora
+from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.config import matches
+from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.module import PEM, combine
+
+NAMES = ("roberta", "t5", "gpt2", "llama")
+
+
+def pair(name: str, folder: Path, *, size: float = 0.05) -> tuple[Path, Path]:
+    """A base and the same model after a random step of every parameter."""
+    model = tiny(name)
+    model.save_pretrained(folder / "base")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder / "tuned", max_shard_size="20KB")
+    return folder / "base", folder / "tuned"
+
+
+def differences(name: str, base: Path, tuned: Path) -> dict[str, np.ndarray]:
+    """dW (d_out, d_in) of every parameter, float64."""
+    a, b = (type(tiny(name)).from_pretrained(p).state_dict() for p in (base, tuned))
+    conv = name == "gpt2"
+    return {
+        n: (t.double() - a[n].double()).numpy().T if conv and ".c_" in n and t.dim() == 2
+        else (t.double() - a[n].double()).numpy()
+        for n, t in b.items()
+    }  # fmt: skip
+
+
+def update(module: PEM, layer: str) -> np.ndarray:
+    A, B = (module.tensors[f"{layer}.lora_{side}"].double().numpy() for side in "AB")
+    return module.config.scaling(layer) * B @ A
+
+
+@pytest.mark.parametrize("method", ["exact", "randomized"])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_best_approximation_of_every_layer(
+    name: str, method: str, tmp_path: Path
+) -> None:
+    base, tuned = pair(name, tmp_path)
+    module = extract_lora(base, tuned, rank=5, method=method)
+    exact = differences(name, base, tuned)
+    error = norm = 0.0
+    for layer in module.layers:
+        dW = exact[f"{layer}.weight"]
+        S = np.linalg.svd(dW, compute_uv=False)
+        best = float(np.square(S[5:]).sum()) ** 0.5
+        found = float(np.linalg.norm(update(module, layer) - dW))
+        assert found >= best * (1 - 1e-6)
+        assert found <= best * (1 + 1e-5 if method == "exact" else 1.01)
+        A, B = (module.tensors[f"{layer}.lora_{side}"].double() for side in "AB")
+        np.testing.assert_allclose(A.norm(dim=1), B.norm(dim=0), rtol=1e-5)
+        recorded = module.provenance.certificate.layers[layer]
+        assert recorded == pytest.approx(found / np.linalg.norm(dW), rel=1e-6)
+        error, norm = error + found**2, norm + float(np.square(dW).sum())
+    assert module.provenance.certificate.total == pytest.approx((error / norm) ** 0.5, rel=1e-6)
+    linear = {n for n, m in tiny(name).named_modules() if isinstance(m, nn.Linear)}
+    linear |= {n for n, _ in tiny(name).named_modules() if name == "gpt2" and ".c_" in n}
+    assert set(module.layers) == {n for n in linear if "classifier" not in n and n != "lm_head"}
+
+
+@pytest.mark.parametrize("kind", ["peft", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_extracting_what_was_folded_gives_the_update_back(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    tiny(name).save_pretrained(tmp_path / "base")
+    module = random_module(tiny(name), seed=1, head_seed=2, placement=kind)
+    module.save(tmp_path / "a")
+    fold_checkpoint("a", {"a": tmp_path / "a"}, tmp_path / "base", tmp_path / "tuned")
+    found = extract_lora(tmp_path / "base", tmp_path / "tuned", rank=8, strict=True)
+    assert found.layers == module.layers
+    assert found.provenance.certificate.total < 1e-6
+    for layer in module.layers:
+        np.testing.assert_allclose(update(found, layer), update(module, layer), atol=1e-5)
+    heads = module.head_tensors()
+    assert found.head_tensors().keys() == heads.keys()
+    assert all(torch.equal(t, heads[n]) for n, t in found.head_tensors().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_in_peft_and_in_the_programs(name: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base, tuned = pair(name, tmp_path)
+    extract_lora(base, tuned, rank=3).save(tmp_path / "out")
+    module = load(tmp_path / "out")
+    for model in (tiny(name), tiny(name)):
+        with attach(model, module):
+            expected = logits_of(model)
+        peft = PeftModel.from_pretrained(model, tmp_path / "out")
+        torch.testing.assert_close(logits_of(peft.eval()), expected, rtol=1e-4, atol=2e-5)
+    assert rebuild(tmp_path / "out").equal
+    combine([module, module], [1.0, -0.5], space="delta", rank=2).save(tmp_path / "sum")
+    assert rebuild(tmp_path / "sum").equal
+
+
+def test_full_rank_and_the_left_out_rest_give_the_tuned_model(tmp_path: Path) -> None:
+    base, tuned = pair("llama", tmp_path)
+    module = extract_lora(base, tuned, rank=1000)
+    assert module.provenance.certificate.total < 1e-6
+    assert max(module.config.rank(layer) for layer in module.layers) == 32
+    exact = differences("llama", base, tuned)
+    held = {f"{layer}.weight" for layer in module.layers}
+    lost = sum(float(np.square(d).sum()) for n, d in exact.items() if n not in held)
+    share = (lost / sum(float(np.square(d).sum()) for d in exact.values())) ** 0.5
+    (note,) = module.provenance.notes
+    count = sum(n not in held for n in exact)
+    assert note.startswith(
+        f"{count} tensors that differ are left out, {share:.2g} of the difference's norm: "
+    )
+    module.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "pem.json").read_text())["notes"] == [note]
+    model = type(tiny("llama")).from_pretrained(base)
+    fold(model, module, permanent=True)
+    reached = model.state_dict()
+    wanted = type(tiny("llama")).from_pretrained(tuned).state_dict()
+    for n in held:
+        torch.testing.assert_close(reached[n], wanted[n], rtol=1e-5, atol=1e-6)
+
+
+def test_targets(tmp_path: Path) -> None:
+    base, tuned = pair("roberta", tmp_path)
+    module = extract_lora(base, tuned, rank=2, target_modules=["query", "output.dense"])
+    layers = list(extract_lora(base, tuned, rank=2).layers)
+    expected = [n for n in layers if matches(n, "query") or matches(n, "output.dense")]
+    assert list(module.layers) == expected
+    assert extract_lora(base, tuned, rank=2, target_modules=["query"]).config.target_modules == (
+        "query",
+    )
+    # "dense" names the head's layer, too
+    assert "dense" not in extract_lora(base, tuned, rank=2).config.target_modules
+
+
+def test_bfloat16_checkpoints_and_factors(tmp_path: Path) -> None:
+    base, tuned = pair("llama", tmp_path)
+    for path in (base, tuned):
+        model = type(tiny("llama")).from_pretrained(path, dtype=torch.bfloat16)
+        model.save_pretrained(tmp_path / f"{path.name}16")
+    places = tmp_path / "base16", tmp_path / "tuned16"
+    module = extract_lora(*places, rank=4, dtype="bfloat16")
+    a, b = (load_file(p / "model.safetensors") for p in places)
+    for layer in module.layers:
+        dW = (b[f"{layer}.weight"].double() - a[f"{layer}.weight"].double()).numpy()
+        found = np.linalg.norm(update(module, layer) - dW) / np.linalg.norm(dW)
+        assert module.provenance.certificate.layers[layer] == pytest.approx(found, rel=1e-6)
+    module.save(tmp_path / "out", dtype="bfloat16")
+    assert rebuild(tmp_path / "out").equal
+
+
+def test_the_seed_decides_the_randomised_module(tmp_path: Path) -> None:
+    base, tuned = pair("llama", tmp_path)
+    one, same, other = (
+        extract_lora(base, tuned, rank=2, method="randomized", seed=s).tensors for s in (1, 1, 2)
+    )
+    assert all(torch.equal(t, same[n]) for n, t in one.items())
+    assert not all(torch.equal(t, other[n]) for n, t in one.items())
+
+
+def test_what_cannot_be_extracted_is_refused_by_name(tmp_path: Path) -> None:
+    base, tuned = pair("gpt2", tmp_path)
+    tiny("llama").save_pretrained(tmp_path / "other")
+    for options, words in (
+        ({"rank": 0}, "not a rank; found 0"),
+        ({"rank": 2, "method": "fast"}, "found 'fast', expected exact or randomized"),
+        ({"rank": 2, "target_modules": ["query"]}, "'query' names no matrix"),
+        ({"rank": 2, "strict": True}, r"tensors differ that the module cannot hold; found .*wte"),
+        ({"rank": 2, "dtype": "int8"}, "found 'int8'"),
+    ):
+        with pytest.raises(PEMError, match=words):
+            extract_lora(base, tuned, **options)
+    with pytest.raises(IncompatibleModules, match="does not fit the base"):
+        extract_lora(base, tmp_path / "other", rank=2)
+    with pytest.raises(IncompatibleModules, match="no linear layer to extract"):
+        extract_lora(base, base, rank=2)

@@ -1,0 +1,250 @@
+"""Streamed combinations of whole models: methods equal those in memory, added tokens, blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny
+from torch import Tensor
+
+from pem_composition.arithmetic.methods.registry import METHODS
+from pem_composition.checkpoint import combine_full, load, save
+from pem_composition.checkpoint.full import Weights
+from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.stream import SLOT_BYTES, SLOTS, Output, Ring, stream_safetensors
+from pem_composition.checkpoint.tensors import info_of
+from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.module import combine
+
+DELTA = tuple(
+    m.name for m in METHODS.values()
+    if "full" in m.kinds and m.space == "delta" and not m.needs and m.name != "simple"
+)  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    with Weights(folder) as held:
+        return {name: held.raw(name).clone() for name in held.infos}
+
+
+def models(
+    name: str, folder: Path, count: int = 3, dtype: torch.dtype = torch.float32
+) -> tuple[list[Path], Path]:
+    """Tuned models in shards and their base."""
+    base = tiny(name).to(dtype)
+    base.save_pretrained(folder / "base")
+    places = []
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(seed)
+        model = tiny(name).to(dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = 0.05 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise.to(dtype))
+        places.append(folder / f"m{seed}")
+        model.save_pretrained(places[-1], max_shard_size="20KB")
+    return places, folder / "base"
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("method", DELTA)
+def test_a_streamed_method_is_the_one_in_memory_bit_for_bit(
+    method: str, dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, base = models("roberta", tmp_path, 2 if method == "slerp" else 3)
+    coefficients = [0.7, 1.3, 0.4][: len(places)]
+    held = [load(p, base=base) for p in places]
+    module = combine(held, coefficients, method=method, head="last")
+    save(module, tmp_path / "memory", base=base, dtype=dtype)
+    # small blocks: every threshold is found in several passes over several blocks of rows
+    monkeypatch.setattr("pem_composition.arithmetic.methods.entries.BLOCK", 700)
+    combine_full(
+        places,
+        coefficients,
+        tmp_path / "stream",
+        base=base,
+        method=method,
+        head="last",
+        dtype=dtype,
+    )
+    found, expected = weights(tmp_path / "stream"), weights(tmp_path / "memory")
+    assert found.keys() == expected.keys()
+    if method in (
+        "slerp",
+        "karcher",
+        "sce",
+    ):  # weights are sums over blocks
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-2 if dtype else 1e-6, atol=1e-7)
+    else:
+        assert all(torch.equal(found[n], t) for n, t in expected.items())
+    record = json.loads((tmp_path / "stream" / "pem.json").read_text())
+    recorded, certificate = record["certificate"], module.provenance.certificate
+    assert recorded["against"] == certificate.against
+    assert recorded["total"] == pytest.approx(certificate.total, rel=1e-2)
+    assert recorded["layers"].keys() == certificate.layers.keys()
+    assert record["method"] == module.provenance.method
+    assert rebuild(tmp_path / "stream").equal
+
+
+@pytest.mark.parametrize("method", DELTA)
+def test_with_the_block_of_every_day_each_bit_is_the_same(method: str, tmp_path: Path) -> None:
+    places, base = models("gpt2", tmp_path, 2, torch.bfloat16)
+    held = [load(p, base=base) for p in places]
+    save(combine(held, [1.0, 0.5], method=method), tmp_path / "memory", base=base)
+    combine_full(places, [1.0, 0.5], tmp_path / "stream", base=base, method=method)
+    found, expected = weights(tmp_path / "stream"), weights(tmp_path / "memory")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], t) for n, t in expected.items())
+
+
+def test_methods_that_whole_models_have_not(tmp_path: Path) -> None:
+    places, base = models("roberta", tmp_path)
+    for options, words in (
+        ({"method": "ties"}, "found no base model"),
+        ({"method": "tsv", "base": base}, "tsv"),
+        ({"method": "fisher", "base": base}, "fisher is not defined on whole models here"),
+        ({"method": "ties", "base": base, "settings": {"density": 2}}, "density"),
+        ({"method": "slerp", "base": base}, "wrong number of modules"),
+        ({"method": "ties", "base": base, "tokens": "first"}, "needs tensors of one shape"),
+    ):
+        with pytest.raises(PEMError, match=words):
+            combine_full(places, [1.0, 1.0, 1.0], tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_difference_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    """A random method might drop the entry; it is refused all the same."""
+    from safetensors.torch import save_file
+
+    places, base = models("roberta", tmp_path)
+    shard = sorted(places[1].glob("*.safetensors"))[0]
+    held = load_file(shard)
+    name = next(n for n, t in held.items() if t.dim() == 2)
+    held[name][1, 2] = float("nan")
+    save_file(held, shard, metadata={"format": "pt"})
+    for method in ("simple", "dare"):
+        with pytest.raises(PEMError, match="is not finite; found 1 NaN") as error:
+            combine_full(places, [1.0] * 3, tmp_path / "out", base=base, method=method)
+        assert name in str(error.value)
+        assert shard.name in str(error.value)
+
+
+# --- added tokens ---------------------------------------------------------------------------------
+
+
+def with_tokens(folder: Path, out: Path, rows: int) -> Path:
+    """The model with a vocabulary of so many tokens, the added rows random."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(rows)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.save_pretrained(out)
+    (out / "tokenizer.json").write_text(json.dumps({"rows": rows}))
+    return out
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("policy", ["first", "largest"])
+def test_tokens_that_some_models_lack_are_averaged_over_the_others(
+    policy: str, name: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    (a, b, c), base = models(name, tmp_path)
+    b, c = with_tokens(b, tmp_path / "b", 99), with_tokens(c, tmp_path / "c", 101)
+    order = (b, a, c)
+    with pytest.raises(IncompatibleModules, match=r"--tokens first\|largest"):
+        combine_full(order, [0.5, 0.25, -0.5], tmp_path / "out", base=base)
+    combine_full(order, [0.5, 0.25, -0.5], tmp_path / "out", base=base, tokens=policy)
+    rows = 99 if policy == "first" else 101
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.vocab_size == rows
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == {"rows": rows}
+    found, zero = weights(tmp_path / "out"), weights(base)
+    x, y, z = (weights(p) for p in order)
+    for key, tensor in found.items():
+        shared = tensor if x[key].shape == zero[key].shape else tensor[:96]
+        part = {n: t[key][: len(shared)].double() for n, t in (("x", x), ("y", y), ("z", z))}
+        origin = zero[key].double()
+        exact = origin + 0.5 * (part["x"] - origin) + 0.25 * (part["y"] - origin)
+        exact -= 0.5 * (part["z"] - origin)
+        torch.testing.assert_close(shared.double(), exact, rtol=0, atol=1e-6)
+        if shared is not tensor:  # rows 96 to 98 are in b and c, with weights 0.5 and 0.5
+            both = 0.5 * x[key][96:99] + 0.5 * z[key][96:99]
+            torch.testing.assert_close(tensor[96:99], both)
+            assert torch.equal(tensor[99:], z[key][99:rows])
+    assert rebuild(tmp_path / "out").equal
+
+
+def test_models_with_the_same_added_tokens_need_no_policy_but_for_the_base(tmp_path: Path) -> None:
+    (a, b, _), base = models("gpt2", tmp_path)
+    pair = [with_tokens(m, tmp_path / f"{m.name}-more", 98) for m in (a, b)]
+    combine_full(pair, [0.5, 0.5], tmp_path / "out")
+    with pytest.raises(IncompatibleModules, match="does not fit the base"):
+        combine_full(pair, [0.5, 0.4], tmp_path / "around", base=base)
+    combine_full(pair, [0.5, 0.4], tmp_path / "around", base=base, tokens="first")
+    key = "transformer.wte.weight"
+    x, y = (weights(p)[key] for p in pair)
+    added = weights(tmp_path / "around")[key][96:]
+    torch.testing.assert_close(added, (0.5 * x[96:] + 0.4 * y[96:]) / 0.9)
+
+
+# --- blocks and buffers ---------------------------------------------------------------------------
+
+
+def test_any_block_size_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, base = models("gpt2", tmp_path, dtype=torch.bfloat16)
+    request = (places, [0.3, 0.4, -0.7])
+    combine_full(*request, tmp_path / "one", base=base, dtype="bfloat16")
+    for block, slot in ((7, 16), (64, 128), (1000, 24)):
+        monkeypatch.setattr("pem_composition.checkpoint.stream.SLOT_BYTES", slot)
+        monkeypatch.setattr("pem_composition.checkpoint.full_blocks.BLOCK", block)
+        out = tmp_path / str(block)
+        combine_full(*request, out, base=base, dtype="bfloat16")
+        for file in sorted(f.name for f in (tmp_path / "one").glob("*.safetensors")):
+            assert (out / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+    zero, parts = weights(base), [weights(p) for p in places]
+    for name, tensor in weights(tmp_path / "one").items():
+        exact = zero[name].double()
+        for c, part in zip(request[1], parts, strict=True):
+            exact = exact + c * (part[name].double() - zero[name].double())
+        torch.testing.assert_close(tensor.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_a_ring_of_buffers_holds_what_was_not_yet_written(tmp_path: Path) -> None:
+    """Tensors that fill their last buffer exactly, in a slow and a fast order."""
+    size = SLOT_BYTES // 4
+    sizes = [size, 3, 2 * size, size] * SLOTS
+    tensors = {f"t{i:02d}": torch.full((n,), float(i)) for i, n in enumerate(sizes)}
+    outputs = {
+        n: Output(info_of(t), lambda start, stop, t=t: t[start:stop], step=size)
+        for n, t in tensors.items()
+    }
+    digest = stream_safetensors(tmp_path / "x.safetensors", outputs, Ring())
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[n], t) for n, t in tensors.items())
+    assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
+
+
+def test_an_error_of_the_disk_reaches_the_caller(tmp_path: Path) -> None:
+    """The second thread's error is raised, and nothing is left hanging."""
+    t = torch.zeros(2**22)
+    output = Output(info_of(t), lambda start, stop: t[start:stop], step=1000)
+    with pytest.raises(OSError, match="No space left"):
+        stream_safetensors(Path("/dev/full"), {"t": output}, Ring())
+
+
+def test_an_overflow_in_the_written_dtype_is_said(tmp_path: Path) -> None:
+    places, base = models("gpt2", tmp_path)
+    with pytest.raises(PEMError, match=r"overflows in torch.float16; .*--dtype bfloat16"):
+        combine_full(places, [1e6, 0, 0], tmp_path / "out", base=base, dtype="float16")
+    assert not (tmp_path / "out").exists()

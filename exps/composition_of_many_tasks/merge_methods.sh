@@ -17,6 +17,7 @@
 : "${goal:=normalised}"
 : "${sampler:=tpe}"
 : "${trials:=15}"                          # of each method
+: "${grid:=}"                              # with sampler=grid: coefficients, all of them tried
 : "${workers:=1}"
 : "${statistics_samples:=256}"             # rows of each task for Fisher and Gram
 : "${learned:=adamerging cat}"             # methods of pem learn; empty: none
@@ -78,6 +79,8 @@ for task in $tasks; do test+=("$(rows_of "$task")/test.jsonl"); done
 dimensions=()
 # shellcheck disable=SC2206  # several dimensions, one per word
 if [[ -n $settings ]]; then dimensions=(--search $settings); fi
+# shellcheck disable=SC2206  # several coefficients, one per word
+if [[ -n $grid ]]; then dimensions+=(--grid $grid); fi
 run=$(run_of search)
 # shellcheck disable=SC2086  # methods and the range hold several words
 step "$run" "$PYTHON" -m pem_composition search "${scored[@]}" --test_file "${test[@]}" \

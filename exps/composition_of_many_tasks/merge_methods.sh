@@ -17,7 +17,7 @@
 : "${goal:=normalised}"
 : "${sampler:=tpe}"
 : "${trials:=15}"                          # of each method
-: "${grid:=}"                              # with sampler=grid: coefficients, all of them tried
+: "${grid:=}"                              # with sampler=grid: coefficients, START STEP STOP, all of them tried
 : "${workers:=1}"
 : "${statistics_samples:=256}"             # rows of each task for Fisher and Gram
 : "${learned:=adamerging cat}"             # methods of pem learn; empty: none

@@ -125,7 +125,8 @@ def ia3_sum(here: Path) -> None:
 
 
 REQUESTS = (
-    Case("M03", "one module at -0.5", f"out = -0.5*good  (space delta, head last, {ZERO})",
+    Case("M03", "one module at -0.5",
+         "out = -0.5*good  (space delta, head last, error against sum c_i dW_i: 0)",
          run=(("merge", "-a", "good", "-p", "out", "--coefficients", "-0.5", *DELTA),), code=0,
          check=sum_of(good=-0.5)),
     Case("M03b", "one module, exact sum asked for",

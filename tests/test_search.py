@@ -162,31 +162,15 @@ def test_a_grid_is_the_sweep(bench, tmp_path, capsys):
     assert len(trials(tmp_path / "out")) == 2 * 3
 
 
-def test_a_grid_goes_through_every_setting(bench, tmp_path):
-    words = (
-        "--sampler",
-        "grid",
-        "--methods",
-        "ties",
-        "--coefficients",
-        "shared",
-        "--grid",
-        0.5,
-        0.5,
-        1,
-    )
-    search(
-        bench,
-        tmp_path / "out",
-        *words,
-        "--search",
-        "density=0.2:0.4:0.2",
-        "election=total,frequency",
-    )
+def test_a_grid_goes_through_every_range_and_every_setting(bench, tmp_path):
+    words = ["--sampler", "grid", "--methods", "ties", "--coefficients", "shared"]
+    words += ["--grid", 0.5, 0.5, 1, 2, 1, 2]
+    words += ["--search", "density=0.2:0.4:0.2", "election=total,frequency"]
+    search(bench, tmp_path / "out", *words)
     found = {tuple(t["candidate"].items()) for t in trials(tmp_path / "out")}
     assert found == {
         (("c", c), ("density", d), ("election", e))
-        for c in (0.5, 1.0) for d in (0.2, 0.4) for e in ("total", "frequency")
+        for c in (0.5, 1.0, 2.0) for d in (0.2, 0.4) for e in ("total", "frequency")
     }  # fmt: skip
 
 

@@ -251,15 +251,14 @@ def studies(config: Config, request: sweep.Request) -> tuple[space.Study, ...]:
     low, high = config.coefficients_range
     count = len(config.adapters)
     shared = config.coefficients == space.SHARED
-    step: float | None = None
+    values: tuple[float, ...] = ()
     points: tuple[tuple[float, ...], ...] = ()
     if config.sampler == samplers.GRID and config.coefficients != space.FIXED:
         if shared:
-            library.union(config.grid)
-            low, step, high = config.grid[:3]
+            values = library.union(config.grid)
         else:
             points = library.merges(config.grid, count)
-    wishes = space.Wishes(config.coefficients, low, high, step, points, dimensions)
+    wishes = space.Wishes(config.coefficients, low, high, values, points, dimensions)
     found = []
     for method in config.methods:
         name = SIMPLE if method == space.SUM else method

@@ -179,7 +179,7 @@ class Wishes:
     mode: str = EACH  # how coefficients vary
     low: float = 0.0
     high: float = 1.0
-    step: float | None = None  # of shared coefficients in a grid
+    values: tuple[float, ...] = ()  # of shared coefficients in a grid
     grid: tuple[tuple[float, ...], ...] = ()
     dimensions: Mapping[str, Dimension] | None = None
 
@@ -208,7 +208,7 @@ def _coefficients(entry: Method, modules: int, wishes: Wishes) -> Iterator[Dimen
     low = max(0.0, wishes.low) if entry.shares else wishes.low
     names = ["c"] if wishes.mode == SHARED else [f"c{i}" for i in range(modules)]
     for name in names:
-        yield Dimension(name, low, wishes.high, wishes.step)
+        yield Dimension(name, low, wishes.high, choices=wishes.values)
 
 
 def _checked(dimension: Dimension, setting: Setting) -> Dimension:

@@ -197,12 +197,15 @@ def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = 
     Args:
         base: for whole models, the base whose difference is taken.
     """
+    from concurrent.futures import ThreadPoolExecutor
     from dataclasses import replace
 
     from pem_composition.arithmetic.algebra import has_no_effect
     from pem_composition.checkpoint import load
 
-    read = {path: load(path, base=base) for path in dict.fromkeys(paths)}
+    once = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(2) as pool:  # one takes a checksum while the other reads
+        read = dict(zip(once, pool.map(lambda path: load(path, base=base), once), strict=True))
     for path, module in read.items():
         if has_no_effect(module.tensors):
             print(f"note: {path} changes nothing (untrained?)")

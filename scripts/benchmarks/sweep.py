@@ -30,6 +30,7 @@ from pem_composition.adapters import fresh_module, resolve_targets
 from pem_composition.config import LoraConfig
 from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.models import bfloat16_note, load_base, load_seq2seq
+from pem_composition.evaluation.precision import reduced
 from pem_composition.module import PEM
 from pem_composition.tasks.data import TaskData, load_task
 from pem_composition.tasks.prompts import get_prompt
@@ -64,15 +65,15 @@ def main() -> None:
         "sweep, parameter space": lambda: case.sweep("parameter"),
         "sweep, delta space": lambda: case.sweep("delta"),
     }
-    reduced = bfloat16_note("cpu") is None
-    if reduced:
+    has_bfloat16 = bfloat16_note("cpu") is None
+    if has_bfloat16:
         candidates[f"{name}, bfloat16"] = lambda: case.bare(bf16=True)
         candidates["sweep, parameter space, bfloat16"] = lambda: case.sweep("parameter", bf16=True)
     seconds = side_by_side(candidates, args.runs)
     report(seconds, base=name)
     medians = {k: statistics.median(v) / args.points for k, v in seconds.items()}
     ours = {"float32": medians["sweep, parameter space"]}
-    if reduced:
+    if has_bfloat16:
         ours["bfloat16"] = medians["sweep, parameter space, bfloat16"]
         print(f"\nbfloat16: to its own bound {ours['bfloat16'] / medians[f'{name}, bfloat16']:.3f}")
         pairs = zip(case.sweep("parameter"), case.sweep("parameter", bf16=True), strict=True)
@@ -123,7 +124,7 @@ class Case:
         """Nothing but forward passes."""
         start: dict[str, Any] = {}
         self.model.eval()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), reduced(self.model, bf16):
             for _ in self.points:
                 for rows, inputs in self.batches:
                     if self.seq2seq:
@@ -144,7 +145,7 @@ class Case:
                 lambda _: None,
             )
             found = [
-                bench.score(sweep.point(inputs, (t, 1 - t), space, "average"), sweep.VALIDATION)
+                bench.score(sweep.point(inputs, (t, 1 - t), space, settings), sweep.VALIDATION)
                 for t in self.points
             ]
             bench.close()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KINDS = ("lora", "ia3", "full")
+TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddings differ in rows
 
 
 def matches(layer: str, target: str) -> bool:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from pem_composition.module import PEM
 
-POLICIES = ("average", "first", "last", "none", "error", "per-task", "concat")
+ONE_HEAD = ("average", "first", "last", "none", "error")  # all that a whole checkpoint can have
+POLICIES = (*ONE_HEAD, "per-task", "concat")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)  # it becomes the name of a file
 OUTPUT_MODULES = ("classifier", "out_proj", "score")
 TASKS = "tasks"  # in HeadInfo.extra of a concatenated head: name -> start, stop, labels

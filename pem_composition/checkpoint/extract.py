@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,12 +127,12 @@ class _Work:
     seed: int
     dtype: str | None
 
-    @property
+    @cached_property
     def model_type(self) -> str | None:
         """Architecture of the base."""
         return model_type_of(read_json(self.base.folder / CONFIG, self.base.folder))
 
-    @property
+    @cached_property
     def names(self) -> dict[str, str]:
         """Name in the tuned model -> name in the base."""
         return aligned(self.tuned, self.base)

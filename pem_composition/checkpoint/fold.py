@@ -20,13 +20,13 @@ from pem_composition.arithmetic import heads as head_policies
 from pem_composition.arithmetic import trees
 from pem_composition.arithmetic.compatible import check_same_base
 from pem_composition.arithmetic.expression import parse
+from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.files import atomic_directory, read_json
 from pem_composition.checkpoint.fold_plan import Parts, Plan
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
-from pem_composition.checkpoint.full_sum import HEAD_POLICIES
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
     is_model_file,
@@ -102,9 +102,9 @@ def _parts(
     """Read the modules (whole models are only opened) and compose what is of one kind."""
     from pem_composition.composition import compose
 
-    if head not in HEAD_POLICIES:
+    if head not in ONE_HEAD:
         raise PEMError.build(
-            "head", "unknown policy", found=repr(head), expected=", ".join(HEAD_POLICIES)
+            "head", "unknown policy", found=repr(head), expected=", ".join(ONE_HEAD)
         )
     own, models, sources = _read(tree, modules, base, allow_base_mismatch, stack)
     kinds = {name: module.kind for name, module in own.items()}

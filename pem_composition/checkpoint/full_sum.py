@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.arithmetic.labels import OWN_RESULT, method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
 from pem_composition.arithmetic.updates import certified
@@ -36,13 +37,10 @@ from pem_composition.checkpoint.model_folder import (
 )
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.checkpoint.tensors import save_dtype
-from pem_composition.config import BaseIdentity, FullConfig
+from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
 from pem_composition.module import PEM, Certificate, Provenance, Term
 from pem_composition.recipe import Recipe, Source
-
-HEAD_POLICIES = ("average", "first", "last", "none", "error")
-TOKEN_POLICIES = ("error", "first", "largest")
 
 
 def combine_full(
@@ -136,7 +134,7 @@ def _check_request(
     for c in weights:
         if not math.isfinite(c):
             raise PEMError.build("coefficients", "a coefficient must be a finite number", found=c)
-    for what, policy, known in (("head", head, HEAD_POLICIES), ("tokens", tokens, TOKEN_POLICIES)):
+    for what, policy, known in (("head", head, ONE_HEAD), ("tokens", tokens, TOKEN_POLICIES)):
         if policy not in known:
             raise PEMError.build(
                 what, "unknown policy", found=repr(policy), expected=", ".join(known)

@@ -37,14 +37,7 @@ class Config(shared.OutputFlags):
             "settings (pem methods)",
         },
     )
-    module: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "repeat": True,
-            "metavar": "NAME=DIR",
-            "help": "what a name stands for; once per name",
-        },
-    )
+    module: tuple[str, ...] = shared.named("what a name stands for; once per name")
     config: Path | None = field(
         default=None,
         metadata={

@@ -11,6 +11,8 @@ from pem_composition.arithmetic.compatible import SPACES, space_of
 from pem_composition.arithmetic.heads import POLICIES as HEADS
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.statistics import COMMANDS
+from pem_composition.arithmetic.updates import DTYPES
+from pem_composition.config import TOKEN_POLICIES
 from pem_composition.errors import PEMError, UsageError, close_match
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
@@ -22,10 +24,12 @@ from pem_composition.training.config import (
 
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 FORMATS = ("peft", "adapter-transformers")
-FULL_HEADS = ("average", "first", "last", "none", "error")  # a checkpoint has one head
-TOKENS = ("error", "first", "largest")
+
+
+def named(text: str) -> Any:
+    """The flag --module NAME=DIR, given once per name."""
+    return field(default=(), metadata={"repeat": True, "metavar": "NAME=DIR", "help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +158,7 @@ class ModelFlags(ModuleFlags):
     tokens: str = field(
         default="error",
         metadata={
-            "choices": TOKENS,
+            "choices": TOKEN_POLICIES,
             "help": "whole models whose embeddings have different numbers of rows: refuse them, or "
             "write the rows of the first or the largest; a row that some lack is averaged over "
             "those that have it",

@@ -8,9 +8,10 @@ from pathlib import Path
 from pem_composition.arithmetic import trees
 from pem_composition.arithmetic.compatible import SPACES
 from pem_composition.arithmetic.expression import parse
+from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.cli import common
 from pem_composition.cli.compose import bindings, check_names
-from pem_composition.cli.flags import DTYPES, FULL_HEADS
+from pem_composition.cli.flags import DTYPES, named
 
 NAME = "fold"
 HELP = 'fold an expression into a checkpoint, streamed: "a", "0.6*a + 0.4*b", "lora + 0.5*model"'
@@ -31,14 +32,7 @@ class Config:
             "help": "as for pem compose; LoRA, (IA)^3 and whole models can be added to each other",
         }
     )
-    module: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "repeat": True,
-            "metavar": "NAME=DIR",
-            "help": "what a name stands for; once per name",
-        },
-    )
+    module: tuple[str, ...] = named("what a name stands for; once per name")
     model: str = field(
         metadata={"short": "-m", "metavar": "BASE", "help": "the checkpoint that is folded into"}
     )
@@ -57,7 +51,7 @@ class Config:
     head: str = field(
         default="average",
         metadata={
-            "choices": FULL_HEADS,
+            "choices": ONE_HEAD,
             "help": "which head the checkpoint gets; none: it keeps the base's",
         },
     )

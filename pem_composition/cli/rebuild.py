@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
+from pem_composition.cli.flags import named
 from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
@@ -32,14 +33,7 @@ class Config:
     directory: str = field(
         metadata={"positional": True, "metavar": "DIR", "help": "a composed module or model"}
     )
-    module: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "repeat": True,
-            "metavar": "NAME=DIR",
-            "help": "where an input lies now; default: where it was, or beside DIR",
-        },
-    )
+    module: tuple[str, ...] = named("where an input lies now; default: where it was, or beside DIR")
     model: str | None = field(
         default=None,
         metadata={

@@ -23,10 +23,10 @@ def reduced(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     Tied weights stay as they are in layers that are not linear, such as an embedding. Costs two
     bytes per number of the linear layers for as long as the context lasts.
     """
-    device = next(model.parameters()).device.type
     if not enabled:
         yield
         return
+    device = next(model.parameters()).device.type
     kept = [(layer, layer.weight) for layer in model.modules() if _rounds(layer)]
     try:
         for layer, weight in kept:

@@ -107,18 +107,20 @@ def check_normalised(goals: Sequence[str], tasks: Sequence[str], own: Sequence[R
     Raises:
         DataError: none counts.
     """
+    if NORMALISED not in goals:
+        return ""
     without = [
         f"{t} ({o['score']:.4f} +- {o['standard_error']:.4f})"
         for t, o in zip(tasks, own, strict=True)
         if not counts(o)
-    ] if NORMALISED in goals else []  # fmt: skip
-    if without and len(without) == len(tasks):
+    ]
+    if not without:
+        return ""
+    if len(without) == len(tasks):
         raise DataError.build(
             NORMALISED, "no task's own module scores above 0", found=", ".join(without),
             expected="more than two standard errors", do="train the modules longer, or --goal mean",
         )  # fmt: skip
-    if not without:
-        return ""
     return (
         f"note: not in the normalised mean, their own modules learned nothing: {', '.join(without)}"
     )

@@ -9,9 +9,8 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-from merge_process import REPOSITORY, roberta_base_lora
+from merge_process import REPOSITORY, saved_pair
 from timing import report, side_by_side
 
 from pem_composition import cli
@@ -29,9 +28,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
-        dirs = [str(Path(folder, name)) for name in ("a", "b")]
-        for seed, path in enumerate(dirs):
-            roberta_base_lora(seed).save(path)
+        dirs = saved_pair(folder)
         commands = {NOTHING: ["-c", "pass"]}
         for name in ("merge", "negation", "analogy"):
             commands[f"{name}.py --help"] = [f"{name}.py", "--help"]

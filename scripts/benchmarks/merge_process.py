@@ -33,14 +33,20 @@ def roberta_base_lora(seed: int) -> PEM:
     return PEM(tensors, config, BaseIdentity(name="roberta-base"))
 
 
+def saved_pair(folder: str) -> list[str]:
+    """Directories of two such modules."""
+    dirs = [str(Path(folder, name)) for name in ("a", "b")]
+    for seed, path in enumerate(dirs):
+        roberta_base_lora(seed).save(path)
+    return dirs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
-        dirs = [str(Path(folder, name)) for name in ("a", "b")]
-        for seed, path in enumerate(dirs):
-            roberta_base_lora(seed).save(path)
+        dirs = saved_pair(folder)
         merge = [
             sys.executable,
             str(REPOSITORY / "merge.py"),

@@ -125,7 +125,8 @@ class PEM:
     heads: Mapping[str, Head] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        if not isinstance(self.tensors, MappingProxyType):  # one that is read-only stays as it is
+            object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
 
     def __getstate__(self) -> dict[str, Any]:
         """A read-only mapping can be neither copied nor pickled; its dict can."""
@@ -142,15 +143,17 @@ class PEM:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the adapted layers (of the changed parameters for full), sorted."""
-        return tuple(sorted({name.rpartition(".")[0] for name in self.adapter_tensors()}))
+        return tuple(sorted({n.rpartition(".")[0] for n in self.tensors if role_of(n) != HEAD}))
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The tensors that take part in sums: everything but the head."""
-        return {n: t for n, t in self.tensors.items() if role_of(n) != HEAD}
+        return {n: self.tensors[n] for n in self.tensors if role_of(n) != HEAD}
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Head parameters by their name in the model (without the ``.head`` role)."""
-        return {n.removesuffix(".head"): t for n, t in self.tensors.items() if role_of(n) == HEAD}
+        return {
+            n.removesuffix(".head"): self.tensors[n] for n in self.tensors if role_of(n) == HEAD
+        }
 
     def with_head(self, name: str) -> PEM:
         """The module with one of the heads beside it, or a part of a concatenated one, as its own.

@@ -11,6 +11,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import (
@@ -65,7 +66,11 @@ MODULE_FILES = frozenset(
 
 
 def load(
-    path: str | PathLike[str], *, base: str | PathLike[str] | None = None, name: str | None = None
+    path: str | PathLike[str],
+    *,
+    base: str | PathLike[str] | None = None,
+    name: str | None = None,
+    on_demand: bool = False,
 ) -> PEM:
     """Read a module: PEFT, adapter-transformers, or a Hugging Face model with its base.
 
@@ -74,6 +79,8 @@ def load(
     Args:
         base: for a full model, the folder (or cached Hub name) of the model it was tuned from.
         name: label in expressions; default: the folder's name.
+        on_demand: leave the tensors of a PEFT module in their file, which stays open: each is read
+            when it is used, and refused there if it is not finite or the file has changed.
 
     Raises:
         CheckpointError: naming the file, what was found, what was expected and what to do.
@@ -85,10 +92,10 @@ def load(
     if kind == "full":
         module = full.load_full(folder, base, name=label)
         return replace(module, heads=heads.read(folder, record))
-    header, tensors = _read(folder, kind, label, record, values=True)
+    header, tensors = _read(folder, kind, label, record, values=True, on_demand=on_demand)
     assert header.sha256 is not None
     return PEM(
-        tensors=tensors,
+        tensors=MappingProxyType(tensors),
         config=header.config,
         base=header.base,
         name=label,
@@ -118,14 +125,23 @@ def inspect_header(path: str | PathLike[str], *, name: str | None = None) -> Mod
 
 
 def _read(
-    folder: Path, kind: str, label: str, record: provenance.Record | None, *, values: bool
-) -> tuple[ModuleHeader, dict[str, Tensor]]:
+    folder: Path,
+    kind: str,
+    label: str,
+    record: provenance.Record | None,
+    *,
+    values: bool,
+    on_demand: bool = False,
+) -> tuple[ModuleHeader, Mapping[str, Tensor]]:
     raw = read_json(folder / peft.CONFIG, folder)
     for file in (peft.CONFIG, adapter_transformers.HEAD_CONFIG):
         if record and file in record.files and is_file(folder / file):
             provenance.check_sha256(folder, file, sha256_file(folder / file, folder), record)
-    reader = peft.read if kind == "peft" else adapter_transformers.read
-    header, tensors = reader(folder, raw, label, record, values=values)
+    tensors: Mapping[str, Tensor]
+    if kind == "peft":
+        header, tensors = peft.read(folder, raw, label, record, values=values, on_demand=on_demand)
+    else:
+        header, tensors = adapter_transformers.read(folder, raw, label, record, values=values)
     if record and record.kind not in (None, header.kind):
         raise CheckpointError.build(
             folder / provenance.FILE,

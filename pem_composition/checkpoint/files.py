@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.errors import CheckpointError
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 200_000
@@ -233,7 +233,8 @@ class SafetensorsFile:
         self._file = open_regular(path, root)
         self._data: memoryview | None = None
         try:
-            size = os.fstat(self._file.fileno()).st_size
+            self._opened = _state(self._file)
+            size = self._opened.size
             if in_memory:
                 self._data = memoryview(bytearray(size_in_memory(self._file, path)))
                 size = self._file.readinto(self._data)  # type: ignore[attr-defined]
@@ -265,8 +266,7 @@ class SafetensorsFile:
     def read_part(self, name: str, start: int, size: int) -> bytearray | memoryview:
         """``size`` bytes of one tensor from byte ``start``."""
         part = self._bytes(self._starts[name] + start, size)
-        if len(part) != size:
-            raise self._ends_inside(name)
+        self._check_read(name, len(part), size)
         return part
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
@@ -275,13 +275,22 @@ class SafetensorsFile:
             buffer[:] = self.read_part(name, start, len(buffer))
             return
         self._file.seek(self._starts[name] + start)
-        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-            raise self._ends_inside(name)
+        self._check_read(name, self._file.readinto(buffer), len(buffer))  # type: ignore[attr-defined]
 
-    def _ends_inside(self, name: str) -> PEMError:
-        return CheckpointError.build(
-            self.path, f"ends inside tensor {name!r}", do="restore the file"
-        )
+    def _check_read(self, name: str, found: int, wanted: int) -> None:
+        """Refuse a file that ends too early, or was written to since its header was read."""
+        if found != wanted:
+            raise CheckpointError.build(
+                self.path, f"ends inside tensor {name!r}", do="restore the file"
+            )
+        if self._data is None and _state(self._file) != self._opened:
+            raise CheckpointError.build(
+                self.path, "changed while it was read", do="run again when its writer is done"
+            )
+
+    def check_size(self) -> None:
+        """Refuse a file that this machine could not hold."""
+        size_in_memory(self._file, self.path)
 
     def sha256(self) -> str:
         """Hexadecimal sha256 of the whole file."""
@@ -297,6 +306,18 @@ class SafetensorsFile:
         self._file.seek(start)
         del buffer[self._file.readinto(buffer) :]  # type: ignore[attr-defined]
         return buffer
+
+
+class _State(NamedTuple):
+    """What writing to a file changes."""
+
+    size: int
+    modified_ns: int
+
+
+def _state(file: BinaryIO) -> _State:
+    found = os.fstat(file.fileno())
+    return _State(found.st_size, found.st_mtime_ns)
 
 
 def read_safetensors_header(path: Path, root: Path | None = None) -> dict[str, TensorInfo]:

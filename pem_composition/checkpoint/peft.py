@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import peft_config, provenance
-from pem_composition.checkpoint.files import TensorInfo, is_file, write_json
+from pem_composition.checkpoint.files import SafetensorsFile, TensorInfo, is_file, write_json
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.tensors import (
+    StoredTensors,
     TensorFile,
     cast,
     check_float,
     open_tensors,
-    read_float,
     save_dtype,
     write_tensors,
 )
@@ -70,8 +71,12 @@ def read(
     record: provenance.Record | None,
     *,
     values: bool,
-) -> tuple[ModuleHeader, dict[str, Tensor]]:
+    on_demand: bool = False,
+) -> tuple[ModuleHeader, Mapping[str, Tensor]]:
     """Read a PEFT folder; with ``values`` also its tensors, finite and in float32 (float64 kept).
+
+    Args:
+        on_demand: of a safetensors file read each tensor when it is asked for, and keep none.
 
     Raises:
         UnsupportedModule: something this library cannot represent, by name.
@@ -79,7 +84,12 @@ def read(
     """
     path, notes = _weights_file(folder)
     config = peft_config.parse(raw, folder / CONFIG)
-    with open_tensors(path, folder, in_memory=values) as file:
+    on_demand = on_demand and path.suffix == ".safetensors"
+    file = open_tensors(path, folder, in_memory=values and not on_demand)
+    with ExitStack() as stack:
+        stack.enter_context(file)
+        if on_demand and isinstance(file, SafetensorsFile):
+            file.check_size()
         sha256 = file.sha256() if values else None
         if sha256:
             provenance.check_sha256(folder, path.name, sha256, record)
@@ -87,7 +97,13 @@ def read(
         infos = {n: _canonical_info(n, file.infos[k]) for n, k in keys.items()}
         config = _settle_targets(config, raw, infos, file, keys, path)
         _check_tensors(config, infos, path, listed=not peft_config.targets_from_tensors(raw))
-        tensors = {n: _value(file, k, infos[n]) for n, k in keys.items()} if values else {}
+        tensors: Mapping[str, Tensor] = {}
+        if values:
+            tensors = StoredTensors(file, keys, {n: info.shape for n, info in infos.items()})
+            if on_demand:
+                stack.pop_all()  # the file stays open with them
+            else:
+                tensors = dict(tensors)
     header = ModuleHeader(
         path=folder,
         format="peft",
@@ -210,10 +226,6 @@ def _canonical_info(name: str, info: TensorInfo) -> TensorInfo:
     if not name.endswith(".ia3"):
         return info
     return TensorInfo(info.dtype, (max(info.shape),) if 1 in info.shape else info.shape)
-
-
-def _value(file: TensorFile, key: str, info: TensorInfo) -> Tensor:
-    return read_float(file, key).reshape(info.shape)
 
 
 # --- config against tensors ---------------------------------------------------------------------

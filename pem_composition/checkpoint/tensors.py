@@ -71,6 +71,34 @@ def read_float(file: TensorFile, name: str) -> Tensor:
     return tensor
 
 
+class StoredTensors(Mapping[str, "Tensor"]):
+    """Tensors that are read, checked and widened each time one is asked for; none is kept.
+
+    The file stays open as long as this.
+
+    Args:
+        keys: name -> key in the file.
+        shapes: name -> shape in which the tensor is given.
+    """
+
+    def __init__(
+        self,
+        file: TensorFile,
+        keys: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._file, self._keys, self._shapes = file, keys, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return read_float(self._file, self._keys[name]).reshape(self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
 def widen(tensor: Tensor) -> Tensor:
     """float32, or float64 if it was."""
     import torch

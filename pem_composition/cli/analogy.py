@@ -61,7 +61,7 @@ def run(config: Config) -> int:
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)
-    modules = common.load_modules(config.adapters, names)
+    modules = common.load_to_combine(config.adapters, names, once=config.grid is None)
     if config.grid is None:
         module = _combine(modules, points[0], config)
         module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)

@@ -191,11 +191,18 @@ class Facts:
         return cls(header.name, header.base, header.kind, header.config, header.layers)
 
 
-def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = None) -> list[PEM]:
+def load_modules(
+    paths: Sequence[str],
+    names: Sequence[str],
+    base: str | None = None,
+    *,
+    on_demand: bool = False,
+) -> list[PEM]:
     """Read the modules' tensors; the same directory given twice is read once.
 
     Args:
         base: for whole models, the base whose difference is taken.
+        on_demand: leave the tensors in their files, for one sum that reads them layer by layer.
     """
     from concurrent.futures import ThreadPoolExecutor
     from dataclasses import replace
@@ -205,11 +212,28 @@ def load_modules(paths: Sequence[str], names: Sequence[str], base: str | None = 
 
     once = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(2) as pool:  # one takes a checksum while the other reads
-        read = dict(zip(once, pool.map(lambda path: load(path, base=base), once), strict=True))
+        loaded = pool.map(lambda path: load(path, base=base, on_demand=on_demand), once)
+        read = dict(zip(once, loaded, strict=True))
     for path, module in read.items():
         if has_no_effect(module.tensors):
             print(f"note: {path} changes nothing (untrained?)")
     return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
+
+
+def load_to_combine(paths: Sequence[str], names: Sequence[str], *, once: bool = True) -> list[PEM]:
+    """The modules of a program that does nothing but combine and write them.
+
+    Torch gets one thread: the factors of a layer are small, and threads would wait for each other
+    longer than they work (with another job on the machine ten times as long).
+
+    Args:
+        once: they are combined once, so that their tensors can stay in their files until then.
+    """
+    modules = load_modules(paths, names, on_demand=once)
+    import torch
+
+    torch.set_num_threads(1)
+    return modules
 
 
 def find_statistics(paths: Sequence[str], needs: str, modules: int) -> None:

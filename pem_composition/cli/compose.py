@@ -79,7 +79,7 @@ def _write(config: Config, wanted: recipe.Recipe, tree: trees.Sum, paths: Sequen
     used = trees.names(tree)
     result = compose(
         tree,
-        dict(zip(used, common.load_modules(paths, used), strict=True)),
+        dict(zip(used, common.load_to_combine(paths, used, once=False), strict=True)),
         space=wanted.space,
         rank=wanted.rank,
         layers=wanted.layers,

@@ -27,6 +27,7 @@ MODULES = [f"{f}_{k}_{i}" for f in FAMILIES for k in ("lora", "rslora", "ia3") f
 ROUNDED = ("gpt2_rslora_2", "gpt2_rslora_3", "llama_rslora_1")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+LORA_B = "roberta.encoder.layer.1.attention.self.query.lora_B"
 
 
 def same(a: PEM, b: PEM) -> None:
@@ -371,6 +372,37 @@ def test_non_finite_values_are_refused_by_tensor(folder: Path, value: float) -> 
     with pytest.raises(CheckpointError, match="1 NaN or infinite of 12 values") as error:
         load(folder)
     assert KEY in str(error.value)
+
+
+def test_tensors_on_demand_are_those_of_the_file_that_was_opened(
+    folder: Path, tmp_path: Path
+) -> None:
+    at_once, later = load(folder), load(folder, on_demand=True)
+    same(later, at_once)
+    assert later.layers == at_once.layers
+    assert later.head_tensors().keys() == at_once.head_tensors().keys()
+    shutil.copytree(folder, tmp_path / "other")
+    retensor(tmp_path / "other", lambda t: t[KEY + ".lora_B.weight"].add_(1))
+    (tmp_path / "other" / WEIGHTS).replace(folder / WEIGHTS)  # as every program here overwrites
+    same(later, at_once)
+    assert not torch.equal(load(folder).tensors[LORA_B], at_once.tensors[LORA_B])
+
+
+def test_tensors_on_demand_of_a_file_written_to_meanwhile_are_refused(folder: Path) -> None:
+    later = load(folder, on_demand=True)
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"0000")
+    os.utime(folder / WEIGHTS, ns=(0, 0))
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        _ = later.tensors[LORA_B]
+
+
+def test_tensors_on_demand_are_checked_when_they_are_read(folder: Path) -> None:
+    retensor(folder, lambda t: t[KEY + ".lora_B.weight"].__setitem__((0, 0), float("nan")))
+    later = load(folder, on_demand=True)
+    with pytest.raises(CheckpointError, match="1 NaN or infinite of 12 values"):
+        _ = later.tensors[LORA_B]
 
 
 def test_half_precision_is_held_in_float32_and_double_kept(tmp_path: Path) -> None:

@@ -68,5 +68,5 @@ sweep_analogy() {
     --model_name_or_path "$model_name_or_path" --task_name "$(task_of "$target")" \
     --prompt polarity --validation_file "$(rows_of "$target")/validation.jsonl" \
     --test_file "$(rows_of "$target")/test.jsonl" --max_seq_length "$max_seq_length" \
-    --max_invalid "$max_invalid" "${rest[@]}"
+    --max_invalid "$max_invalid" --bf16 "$bf16" "${rest[@]}"
 }

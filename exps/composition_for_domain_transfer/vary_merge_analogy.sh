@@ -17,6 +17,7 @@
 : "${max_seq_length:=128}"
 : "${max_invalid:=0.1}"                   # a row of the best point with so few invalid answers; 1: off
 : "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
+: "${bf16:=false}"                        # true: compute in bfloat16, where the processor has it
 
 here=$(dirname "${BASH_SOURCE[0]}")
 # sbatch runs a copy of this script; submit from the repository root.

@@ -8,14 +8,13 @@ and on a CPU without bfloat16 arithmetic it is slower too. The output layer is t
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
-from pem_composition.offline.encoders import write_json
+from pem_composition.offline.llama import bpe_tokenizer, config, halves, write_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +53,6 @@ def smollm2_135m_instruct(files: Sequence[Path], out: Path) -> None:
 
 def write_llama(reader: GGUFReader, out: Path) -> None:
     """Write an opened GGUF file as a Llama folder; see ``smollm2_135m_instruct``."""
-    from safetensors.numpy import save
-
     facts = {name: field.contents() for name, field in reader.fields.items()}
     kind = (
         facts["general.architecture"],
@@ -65,16 +62,18 @@ def write_llama(reader: GGUFReader, out: Path) -> None:
         raise DataError.build(
             "GGUF file", "another kind of model", found=" ".join(kind), expected="llama gpt2 smollm"
         )
-    # Not save_file, which creates files that only their owner can read.
-    (out / "model.safetensors").write_bytes(save(_tensors(reader, facts), {"format": "pt"}))
     special = {
         f"{role}_token_id": facts[f"tokenizer.ggml.{name}_token_id"]
         for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
-    write_json(out / "config.json", _config(facts) | special)
-    write_json(out / "generation_config.json", special)
-    (out / "tokenizer.json").write_text(json.dumps(_tokenizer(facts)), encoding="utf-8")
-    write_json(out / "tokenizer_config.json", _tokenizer_config(facts))
+    write_folder(
+        out,
+        tensors=_tensors(reader, facts),
+        config=_config(facts) | special,
+        generation_config=special,
+        tokenizer=_tokenizer(facts),
+        tokenizer_config=_tokenizer_config(facts),
+    )
 
 
 def _tensors(reader: GGUFReader, facts: Mapping[str, Any]) -> Tensors:
@@ -91,7 +90,7 @@ def _tensors(reader: GGUFReader, facts: Mapping[str, Any]) -> Tensors:
         value = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
         part = tensor.name.split(".")[-2]
         if part in heads:
-            value = _halves(value, heads[part])
+            value = halves(value, heads[part])
         found[_name(tensor.name)] = np.ascontiguousarray(value)
     return found
 
@@ -107,38 +106,19 @@ def _name(stored: str) -> str:
     raise DataError.build("GGUF file", "unknown tensor", found=stored)
 
 
-def _halves(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Rows of query or key (heads x size, in): rotated pairs side by side -> in two halves.
-
-    GGUF rotates the rows 2i and 2i + 1 of a head, Hugging Face i and i + size / 2.
-    """
-    rows, columns = weight.shape
-    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)
-
-
 def _config(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": facts["llama.vocab_size"],
-        "hidden_size": facts["llama.embedding_length"],
-        "intermediate_size": facts["llama.feed_forward_length"],
-        "num_hidden_layers": facts["llama.block_count"],
-        "num_attention_heads": facts["llama.attention.head_count"],
-        "num_key_value_heads": facts["llama.attention.head_count_kv"],
-        "head_dim": facts["llama.rope.dimension_count"],
-        "max_position_embeddings": facts["llama.context_length"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
-        "rms_norm_eps": facts["llama.attention.layer_norm_rms_epsilon"],
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "dtype": "float32",
-    }
+    return config(
+        vocabulary=facts["llama.vocab_size"],
+        hidden=facts["llama.embedding_length"],
+        intermediate=facts["llama.feed_forward_length"],
+        layers=facts["llama.block_count"],
+        heads=facts["llama.attention.head_count"],
+        key_value_heads=facts["llama.attention.head_count_kv"],
+        head_size=facts["llama.rope.dimension_count"],
+        length=facts["llama.context_length"],
+        rope_theta=facts["llama.rope.freq_base"],
+        rms_norm_eps=facts["llama.attention.layer_norm_rms_epsilon"],
+    )
 
 
 def _tokenizer(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,33 +129,16 @@ def _tokenizer(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     tokens: Sequence[str] = facts["tokenizer.ggml.tokens"]
     control = [i for i, kind in enumerate(facts["tokenizer.ggml.token_type"]) if kind == CONTROL]
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     bytes_["use_regex"] = True
     digits = {"type": "Digits", "individual_digits": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": tokens[i], **plain, "special": True} for i in control
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, bytes_]},
-        "post_processor": None,
-        "decoder": bytes_,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in facts["tokenizer.ggml.merges"]],
-        },
-    }
+    return bpe_tokenizer(
+        vocabulary={token: i for i, token in enumerate(tokens)},
+        merges=[merge.split(" ") for merge in facts["tokenizer.ggml.merges"]],
+        special={i: tokens[i] for i in control},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [digits, bytes_]},
+        decoder=bytes_,
+    )
 
 
 def _tokenizer_config(facts: Mapping[str, Any]) -> dict[str, Any]:

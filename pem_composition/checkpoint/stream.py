@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,23 @@ class Output:
 def whole(value: Callable[[], Tensor], info: TensorInfo) -> Output:
     """An output whose values come at once."""
     return Output(info, lambda start, stop: value().flatten(), max(1, math.prod(info.shape)))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, and the threads it had afterwards.
+
+    For arithmetic that a core does as fast as the disk takes it: threads that wait for one another
+    at every block are slowed down by the thread that writes, and tenfold by any other job.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Sink:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pem_composition.arithmetic.methods.registry import METHODS
 from pem_composition.checkpoint import combine_full, load, save
 from pem_composition.checkpoint.full import Weights
+from pem_composition.checkpoint.full_blocks import Sums
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.checkpoint.stream import SLOT_BYTES, SLOTS, Output, Ring, stream_safetensors
 from pem_composition.checkpoint.tensors import info_of
@@ -248,3 +249,23 @@ def test_an_overflow_in_the_written_dtype_is_said(tmp_path: Path) -> None:
     with pytest.raises(PEMError, match=r"overflows in torch.float16; .*--dtype bfloat16"):
         combine_full(places, [1e6, 0, 0], tmp_path / "out", base=base, dtype="float16")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sum_gives_the_threads_of_torch_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    add = Sums.add
+    monkeypatch.setattr(Sums, "add", lambda *a: (used.append(torch.get_num_threads()), add(*a))[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        places, base = models("gpt2", tmp_path)
+        combine_full(places, [0.3, 0.4, -0.7], tmp_path / "out", base=base)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(PEMError, match="overflows"):
+            combine_full(places, [1e6, 0, 0], tmp_path / "big", base=base, dtype="float16")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(used) == {1}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KINDS = ("lora", "ia3", "full")
+DTYPES = ("float32", "float16", "bfloat16", "float64")  # in which tensors are written
 TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddings differ in rows
 
 

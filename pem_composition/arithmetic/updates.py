@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import check_same_tensors, role_of
-from pem_composition.config import AdapterConfig, IA3Config, LoraConfig
+from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig
 from pem_composition.errors import PEMError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from pem_composition.arithmetic.delta import Factor, LayerError
     from pem_composition.module import PEM
-
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def delta_sum(

@@ -17,6 +17,7 @@ from pem_composition.checkpoint.files import (
     write_safetensors,
 )
 from pem_composition.checkpoint.pickles import TorchZipFile
+from pem_composition.config import DTYPES
 from pem_composition.errors import CheckpointError, PEMError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ TORCH_NAMES: Mapping[str, str] = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-SAVE_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 TensorFile = SafetensorsFile | TorchZipFile
 
@@ -134,9 +134,9 @@ def save_dtype(name: str | None) -> torch.dtype | None:
 
     if name is None:
         return None
-    if name not in SAVE_DTYPES:
+    if name not in DTYPES:
         raise PEMError.build(
-            "dtype", "unknown dtype", found=repr(name), expected=" | ".join(SAVE_DTYPES)
+            "dtype", "unknown dtype", found=repr(name), expected=" | ".join(DTYPES)
         )
     dtype: torch.dtype = getattr(torch, name)
     return dtype

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pem_composition.cli import common
-from pem_composition.cli.flags import DTYPES, FORMATS
+from pem_composition.cli.flags import FORMATS
+from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError
 
 NAME = "extract"

@@ -11,8 +11,7 @@ from pem_composition.arithmetic.compatible import SPACES, space_of
 from pem_composition.arithmetic.heads import POLICIES as HEADS
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.statistics import COMMANDS
-from pem_composition.arithmetic.updates import DTYPES
-from pem_composition.config import TOKEN_POLICIES
+from pem_composition.config import DTYPES, TOKEN_POLICIES
 from pem_composition.errors import PEMError, UsageError, close_match
 from pem_composition.training.config import (
     DEFAULT_BLOCK,

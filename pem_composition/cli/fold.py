@@ -11,7 +11,8 @@ from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.cli import common
 from pem_composition.cli.compose import bindings, check_names
-from pem_composition.cli.flags import DTYPES, named
+from pem_composition.cli.flags import named
+from pem_composition.config import DTYPES
 
 NAME = "fold"
 HELP = 'fold an expression into a checkpoint, streamed: "a", "0.6*a + 0.4*b", "lora + 0.5*model"'

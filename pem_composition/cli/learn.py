@@ -56,7 +56,9 @@ class Config(ModuleFlags, EvaluationFlags):
         },
     )
     init: float = field(default=0.3, metadata={"help": "where coefficients start"})
-    learning_rate: float = field(default=1e-2, metadata={"help": "of Adam"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "of Adam; default 1e-3 (adamerging) or 1e-2 (cat)"}
+    )
     max_steps: int = field(default=100, metadata={"help": "each on one batch of every task"})
     seed: int = field(default=42, metadata={"help": "of the order of the batches"})
     head: str = field(
@@ -69,10 +71,10 @@ class Config(ModuleFlags, EvaluationFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_steps < 0 or not self.learning_rate > 0:
+        if self.max_steps < 0 or not self.rate > 0:
             raise UsageError.build(
                 "--max_steps and --learning_rate", "cannot be used",
-                found=f"{self.max_steps}, {self.learning_rate:g}", expected="numbers above 0",
+                found=f"{self.max_steps}, {self.rate:g}", expected="numbers above 0",
             )  # fmt: skip
         if self.rank is not None and self.space == ("parameter",):
             raise UsageError.build("--rank", "applies to delta space only")
@@ -81,6 +83,14 @@ class Config(ModuleFlags, EvaluationFlags):
                 "--space", "coefficients are learned in delta space", found=" ".join(self.space),
                 do="leave it out, or use pem search --goal loss for parameter space",
             )  # fmt: skip
+
+    @property
+    def rate(self) -> float:
+        """The learning rate; AdaMerging's is the published one, for entropy that falls faster falls
+        by calling every row the same."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-3 if self.method == ADAMERGING else 1e-2
 
 
 def run(config: Config) -> int:
@@ -108,7 +118,7 @@ def _rule(config: Config) -> Rule:
         scope=config.per,
         constraint=config.bounds or (learning.CLAMP if ada else learning.SOFTMAX),
         init=config.init,
-        learning_rate=config.learning_rate,
+        learning_rate=config.rate,
         steps=config.max_steps,
         seed=config.seed,
     )

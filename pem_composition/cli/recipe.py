@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pem_composition.arithmetic.patterns import compile_pattern
-from pem_composition.cli.flags import DTYPES, HEADS, SPACES
+from pem_composition.cli.flags import HEADS, SPACES
+from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError, close_match
 
 MAX_BYTES = 262_144

@@ -214,6 +214,11 @@ def drift(module: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[s
     return {role: (moved[role] / start[role]) ** 0.5 for role in start if start[role]}
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """True if no value is NaN or infinite: a finite sum has no such term, and needs no copy."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     """Round tensors to a dtype, refusing values that it cannot hold."""
     if dtype is None:
@@ -228,7 +233,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         role_of(name)
         out[name] = tensor.to(getattr(torch, dtype))
-        if not torch.isfinite(out[name]).all():
+        if not all_finite(out[name]):
             raise PEMError.build(
                 name,
                 f"a value does not fit {dtype}",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.updates import all_finite
 from pem_composition.checkpoint.files import (
     FLOAT_DTYPES,
     SafetensorsFile,
@@ -104,11 +105,6 @@ def widen(tensor: Tensor) -> Tensor:
     import torch
 
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """True if no value is NaN or infinite: a finite sum has no such term, and needs no copy."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def check_finite(tensor: Tensor, name: str, path: object) -> None:

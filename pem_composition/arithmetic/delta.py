@@ -151,26 +151,29 @@ class LayerError(NamedTuple):
 def factor_error(written: Factor, expression: Sequence[Factor]) -> LayerError:
     """Error of written factors against sum_k w_k B_k A_k."""
     width = sum(len(t.A_RI) for t in expression)
-    difference = _difference(written, expression)
-    if difference is None:
-        difference = [*expression, written._replace(weight=-written.weight)]
-        products = _products(difference)
-        own = products[:width, :width]
+    rest_OK = _difference(written, expression)
+    if rest_OK is None:
+        terms = [*expression, written._replace(weight=-written.weight)]
+        products = _products(terms)
+        error, own = _norm(terms, products), products[:width, :width]
     else:
         rows_KK = _gram([written.A_RI], 0)
-        products, own = (_products(terms, rows_KK) for terms in (difference, expression))
+        own, error = _products(expression, rows_KK), 0.0
+        if rest_OK.count_nonzero():
+            rest = [Factor(1.0, written.A_RI, rest_OK)]
+            error = _norm(rest, _products(rest, rows_KK))
     sizes, start = 0.0, 0
     for t in expression:
         stop = start + len(t.A_RI)
         sizes += _norm([t], own[start:stop, start:stop])
         start = stop
-    return LayerError(_norm(difference, products), _norm(expression, own), sizes)
+    return LayerError(error, _norm(expression, own), sizes)
 
 
-def _difference(written: Factor, expression: Sequence[Factor]) -> list[Factor] | None:
-    """written - expression as one factor, B - [w_1 B_1, ...], where both have the same stacked A.
+def _difference(written: Factor, expression: Sequence[Factor]) -> Tensor | None:
+    """w B - [w_1 B_1, ...] in float64 where both have the same stacked A, None where they have not.
 
-    Equal columns cancel in it without rounding. None where A differs.
+    Equal columns cancel in it without rounding.
     """
     sizes = [len(t.A_RI) for t in expression]
     same = sum(sizes) == len(written.A_RI) and all(
@@ -179,11 +182,10 @@ def _difference(written: Factor, expression: Sequence[Factor]) -> list[Factor] |
     )
     if not same:
         return None
-    rest_OK, weights_K = written.B_OR.double() * written.weight, _weights(expression)
-    blocks = zip(*(torch.split(t.B_OR, BLOCK) for t in expression), strict=True)
-    for rest_NK, parts in zip(torch.split(rest_OK, BLOCK), blocks, strict=True):
-        rest_NK -= torch.cat(parts, dim=1).double() * weights_K
-    return [Factor(1.0, written.A_RI, rest_OK)]
+    rest_OK = written.B_OR.double() * written.weight
+    for rest_OR, t in zip(torch.split(rest_OK, sizes, dim=1), expression, strict=True):
+        rest_OR.sub_(t.B_OR, alpha=t.weight)
+    return rest_OK
 
 
 def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) -> LayerError:

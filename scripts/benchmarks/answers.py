@@ -4,8 +4,7 @@ encoder alone         what every way needs; no way can be faster
 label-word scoring    answers.py: also tells which rows greedy generation would answer validly
 constrained           beam search over the answers (generation.py), on the same batches
 free                  greedy generation (generation.py), on the same batches
-small batches         the same beam search in 8 rows at a time, in the order of the file, 5 beams
-reference's layout    the same with every row padded to 128 tokens, as the reference's script does
+reference's layout    the same beam search in 8 rows at a time, in the order of the file, 5 beams
 scoring, bfloat16     the same scoring with matrix products in bfloat16, where the processor has it;
                       on how many rows its answer is another one is printed
 
@@ -37,9 +36,8 @@ from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
 from pem_composition.evaluation.precision import reduced
 from pem_composition.tasks.data import load_task
 
-REFERENCE_ROWS, REFERENCE_BEAMS, REFERENCE_LENGTH = 8, 5, 128
-ENCODER, REDUCED = "encoder alone", f"{SCORING}, bfloat16"
-SMALL, REFERENCE = "small batches", "reference's layout"
+REFERENCE_ROWS, REFERENCE_BEAMS = 8, 5
+ENCODER, REFERENCE, REDUCED = "encoder alone", "reference's layout", f"{SCORING}, bfloat16"
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def main() -> None:
         print("\n" + ", ".join(f"{n} {rate:.1f} rows/s" for n, rate in rates.items()))
         for ours in (SCORING, REDUCED):
             if ours in rates:
-                for theirs in (CONSTRAINED, SMALL, REFERENCE):
+                for theirs in (CONSTRAINED, REFERENCE):
                     print(f"{ours} beside {theirs}: {rates[ours] / rates[theirs]:.2f} x")
         if REDUCED in rates:
             print(f"answers that bfloat16 changes: {case.changed()} of {case.rows}")
@@ -90,9 +88,7 @@ class Case:
         self.rows = self.exams[SCORING].size
         prompt = self.exams[SCORING].prompt
         sources = [prompt.source(data.task, example) for example in data.validation]
-        self.small, self.reference = (
-            in_file_order(tokenizer, sources, device, padding) for padding in (True, "max_length")
-        )
+        self.reference = in_file_order(tokenizer, sources, device)
 
     def candidates(self) -> dict[str, Callable[[], object]]:
         """Each way as a call that answers every row once."""
@@ -102,7 +98,6 @@ class Case:
 
         exam = self.exams[SCORING]
         ways = {how: by(exam) for how, exam in self.exams.items()} | {
-            SMALL: lambda: collect(self.model, self.small, self.search),
             REFERENCE: lambda: collect(self.model, self.reference, self.search),
             ENCODER: lambda: collect(self.model, exam.batches, encode),
         }
@@ -139,16 +134,15 @@ def encode(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Ten
 
 
 def in_file_order(
-    tokenizer: object, sources: Sequence[str], device: torch.device, padding: bool | str
+    tokenizer: object, sources: Sequence[str], device: torch.device
 ) -> tuple[Batch, ...]:
-    """Batches as a collator makes them: neighbours, padded to the longest of them or to 128."""
+    """Batches as a collator makes them: neighbours, padded to the longest of them."""
     made = []
     for first in range(0, len(sources), REFERENCE_ROWS):
         texts = list(sources[first : first + REFERENCE_ROWS])
         encoded = tokenizer(  # type: ignore[operator]
-            texts, padding=padding, truncation=True, max_length=REFERENCE_LENGTH,
-            return_tensors="pt",
-        ).to(device)  # fmt: skip
+            texts, padding=True, truncation=True, max_length=128, return_tensors="pt"
+        ).to(device)
         names = ("input_ids", "attention_mask")
         rows = list(range(first, first + len(texts)))
         made.append(Batch(rows, {name: encoded[name] for name in names}))

@@ -143,11 +143,16 @@ class PEM:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the adapted layers (of the changed parameters for full), sorted."""
-        return tuple(sorted({n.rpartition(".")[0] for n in self.tensors if role_of(n) != HEAD}))
+        return tuple(sorted({n.rpartition(".")[0] for n in self.adapter_names}))
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names of the tensors that take part in sums, without reading any."""
+        return tuple(n for n in self.tensors if role_of(n) != HEAD)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The tensors that take part in sums: everything but the head."""
-        return {n: self.tensors[n] for n in self.tensors if role_of(n) != HEAD}
+        return {n: self.tensors[n] for n in self.adapter_names}
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Head parameters by their name in the model (without the ``.head`` role)."""

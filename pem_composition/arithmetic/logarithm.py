@@ -36,7 +36,7 @@ def log_sum(
         PEMError: an entry that is not positive, or a product outside the dtype's range, by name.
     """
     check_log_kind(modules)
-    names = sorted({n for m in modules for n in m.adapter_tensors()})
+    names = sorted({n for m in modules for n in m.adapter_names})
     tensors = {name: power_product(name, _terms(modules, coefficients, name)) for name in names}
     return tensors, union_config(modules)
 

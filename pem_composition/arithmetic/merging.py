@@ -232,7 +232,7 @@ def _factor_of(layer: str, written: Mapping[str, Tensor]) -> Factor:
 def _merge_tensors(modules: Sequence[PEM], coefficients: Sequence[float], choice: Choice) -> Merged:
     neutral = NEUTRAL[modules[0].kind]
     weights, shares = split(coefficients, choice)
-    names = sorted({n for m in modules for n in m.adapter_tensors()})
+    names = sorted({n for m in modules for n in m.adapter_names})
     tensors: dict[str, Tensor] = {}
     judges: dict[str, Judge] = {}
     for name in names:
@@ -339,7 +339,7 @@ def merge_as(modules: Sequence[PEM], coefficients: Sequence[float], choice: Choi
         return OtherSum(tensors, modules[0].config, weights)
     _check_peft(modules)
     tensors = {}
-    for name in sorted({n for m in modules for n in m.adapter_tensors()}):
+    for name in sorted({n for m in modules for n in m.adapter_names}):
         layer, _, role = name.rpartition(".")
         parts = [
             (m.tensors[name], peft_linear(role, c, _scaling(m, layer)))

@@ -30,7 +30,7 @@ def delta_sum(
     """
     if modules[0].kind == "lora":
         return _lora_sum(modules, coefficients, rank)
-    layers = sorted({n for m in modules for n in m.adapter_tensors()})
+    layers = sorted({n for m in modules for n in m.adapter_names})
     neutral = 1.0 if modules[0].kind == "ia3" else 0.0
     tensors = {n: _around(neutral, _holders(modules, coefficients, n)) for n in layers}
     return tensors, union_config(modules)

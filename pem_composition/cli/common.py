@@ -211,10 +211,8 @@ def load_modules(
     from pem_composition.checkpoint import load
 
     once = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:  # one takes a checksum while the other reads
         loaded = pool.map(lambda path: load(path, base=base, on_demand=on_demand), once)
-        import torch  # noqa: F401  # takes a second, in which the others take checksums
-
         read = dict(zip(once, loaded, strict=True))
     for path, module in read.items():
         if has_no_effect(module.tensors):

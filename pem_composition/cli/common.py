@@ -5,7 +5,9 @@ Nothing here imports torch: a wrong path, rank or coefficient is answered from f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,11 +231,22 @@ def load_to_combine(paths: Sequence[str], names: Sequence[str], *, once: bool = 
     Args:
         once: they are combined once, so that their tensors can stay in their files until then.
     """
-    modules = load_modules(paths, names, on_demand=once)
-    import torch
+    with without_collection():  # imports torch
+        modules = load_modules(paths, names, on_demand=once)
+        import torch
 
     torch.set_num_threads(1)
     return modules
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Imports without a search for reference cycles: what they make stays until the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def find_statistics(paths: Sequence[str], needs: str, modules: int) -> None:

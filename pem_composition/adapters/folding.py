@@ -9,7 +9,7 @@ Shape suffixes: I d_in, O d_out, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import torch
@@ -161,12 +161,12 @@ def updates_of(model: nn.Module, pem: PEM) -> Updates:
 
 def _layer_updates(model: nn.Module, pem: PEM) -> Updates:
     names = check_layers(model, pem)
-    layers = linear_layers(model)
+    layers, users = linear_layers(model), _users(model)
     updates: Updates = {}
     for name, live in names.items():
         layer = layers[live]
         _refuse_quantised(f"layer {live}", layer.weight)
-        _refuse_shared(model, live, layer)
+        _refuse_shared(f"layer {live}", users[layer.weight])
         if isinstance(pem.config, LoraConfig):
             A, B = pem.tensors[f"{name}.lora_A"], pem.tensors[f"{name}.lora_B"]
             updates[layer.weight] = _add_product(A, B, pem.config.scaling(name), is_conv1d(layer))
@@ -190,11 +190,18 @@ def _refuse_quantised(where: str, weight: Tensor) -> None:
         )
 
 
-def _refuse_shared(model: nn.Module, name: str, layer: nn.Module) -> None:
-    users = [n for n, t in plain_tensors(model).items() if t is layer.weight]
+def _users(model: nn.Module) -> dict[Tensor, list[str]]:
+    """Names under which each tensor of the model stands."""
+    users: dict[Tensor, list[str]] = {}
+    for name, tensor in plain_tensors(model).items():
+        users.setdefault(tensor, []).append(name)
+    return users
+
+
+def _refuse_shared(where: str, users: Sequence[str]) -> None:
     if len(users) > 1:
         raise IncompatibleModules.build(
-            f"layer {name}",
+            where,
             "shares its weight, which folding would change everywhere",
             found=" = ".join(users),
             do="attach the module instead of folding it",

@@ -12,6 +12,8 @@ without generating.
 
 The encoder runs once per row; the decoder reads the start once, and then the answers, on the cached
 keys and values. Answers of one token each need one step more, for the most probable of them only.
+A step of the decoder reads one token per row and all of its weights, so it takes the rows of several
+batches at once.
 
 Shape suffixes: b rows, t input tokens, w answers, l tokens of the longest answer, v vocabulary,
 c answers that are continued.
@@ -20,7 +22,7 @@ c answers that are continued.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 EXACT = "exact_match"
 INVALID = -1
+DECODED_TOKENS = 8192  # of the inputs whose keys and values the decoder keeps at a time
 
 
 class Writing(NamedTuple):
@@ -141,7 +144,19 @@ class AnswerExam(AskedExam):
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """(b, w + 1) from one pass of the encoder and the steps of the decoder."""
-        return score_answers(model, inputs, self.answers, self.writing)
+        return score_answers(model, [inputs], self.answers, self.writing)
+
+    def outputs(
+        self, model: nn.Module, batches: Sequence[Batch] | None = None
+    ) -> tuple[list[int], Outputs]:
+        chosen = self.batches if batches is None else batches
+        parts = []
+        with classify.evaluating(model) as device:
+            for group in decoded_together(chosen, self.answers):
+                inputs = [classify.on_device(batch, device) for batch in group]
+                scores = score_answers(model, inputs, self.answers, self.writing)
+                parts.append(classify.as_array(scores))
+        return classify.joined(chosen, parts)
 
     def class_scores(self, outputs: Tensor) -> Tensor:
         return outputs[:, :-1]
@@ -193,28 +208,59 @@ def writing_of(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> 
     return Writing((start, *before), end, pad)
 
 
+def decoded_together(
+    batches: Sequence[Batch], answers: Sequence[tuple[int, ...]]
+) -> Iterator[list[Batch]]:
+    """Neighbouring batches of at most DECODED_TOKENS tokens, padded to the widest; at least one.
+
+    Answers of several tokens each have a copy of the row's keys and values.
+    """
+    copies = 1 if _are_single(answers) else len(answers)
+    group: list[Batch] = []
+    for batch in batches:
+        rows = sum(len(b.rows) for b in [*group, batch])
+        width = max(b.inputs["input_ids"].shape[1] for b in [*group, batch])
+        if group and rows * width * copies > DECODED_TOKENS:
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group
+
+
 def score_answers(
     model: nn.Module,
-    inputs: dict[str, Tensor],
+    batches: Sequence[dict[str, Tensor]],
     answers: Sequence[tuple[int, ...]],
     writing: Writing,
 ) -> Tensor:
     """Scores of the answers and the answer of greedy generation, (b, w + 1).
 
     Args:
-        inputs: ``input_ids`` and ``attention_mask`` (b, t).
+        batches: for each pass of the encoder ``input_ids`` and ``attention_mask``, together b rows.
         answers: token numbers of each answer, without end token.
     """
-    mask_bt = inputs["attention_mask"]
-    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_bt)
+    encoded, mask_bt = _encoded(model, batches)
     first = torch.tensor([writing.start], device=mask_bt.device).expand(len(mask_bt), -1)
     out = model(
         encoder_outputs=encoded, attention_mask=mask_bt, decoder_input_ids=first, use_cache=True
     )
     first_bv = F.log_softmax(out.logits[:, -1].float(), dim=-1)
-    if all(len(answer) == 1 for answer in answers):
-        return _single_tokens(model, encoded, mask_bt, out, first_bv, answers, writing)
-    return _several_tokens(model, encoded, mask_bt, out, first_bv, answers, writing)
+    score = _single_tokens if _are_single(answers) else _several_tokens
+    return score(model, encoded, mask_bt, out, first_bv, answers, writing)
+
+
+def _encoded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> tuple[Any, Tensor]:
+    """The encoder's output of all rows and their mask (b, t), t of the widest batch."""
+    t = max(inputs["attention_mask"].shape[1] for inputs in batches)
+    masks, states = [], []
+    for inputs in batches:
+        mask_bt = inputs["attention_mask"]
+        encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_bt)
+        missing = t - mask_bt.shape[1]
+        masks.append(F.pad(mask_bt, (0, missing)))
+        states.append(F.pad(encoded.last_hidden_state, (0, 0, 0, missing)))
+    return type(encoded)(last_hidden_state=torch.cat(states)), torch.cat(masks)
 
 
 def _single_tokens(
@@ -276,6 +322,11 @@ def _several_tokens(
     greedy_bw = right_bwl.all(dim=2)
     greedy_b = torch.where(greedy_bw.any(dim=1), greedy_bw.float().argmax(dim=1), INVALID)
     return torch.cat([scores_bw, greedy_b[:, None].float()], dim=1)
+
+
+def _are_single(answers: Sequence[tuple[int, ...]]) -> bool:
+    """True if each answer is one token."""
+    return all(len(answer) == 1 for answer in answers)
 
 
 def _nested(answers: Sequence[tuple[int, ...]]) -> bool:

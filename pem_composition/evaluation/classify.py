@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -186,17 +187,41 @@ def collect(
     Raises:
         DataError: no batches.
     """
-    device = next(model.parameters()).device
+    with evaluating(model) as device:
+        parts = [as_array(forward(model, on_device(batch, device))) for batch in data]
+    return joined(data, parts)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, and the mode as before afterwards; gives the device."""
     was_training = model.training
     model.eval()
-    parts: list[NDArray[np.float32]] = []
     try:
         with torch.inference_mode():
-            for batch in data:
-                on_device = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-                parts.append(forward(model, on_device).float().cpu().numpy())
+            yield next(model.parameters()).device
     finally:
         model.train(was_training)
+
+
+def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The batch's inputs where the model is."""
+    return {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+
+
+def as_array(outputs: Tensor) -> NDArray[np.float32]:
+    """Outputs (b, k) as they are kept."""
+    return outputs.float().cpu().numpy()
+
+
+def joined(
+    data: Sequence[Batch], parts: Sequence[NDArray[np.float32]]
+) -> tuple[list[int], NDArray[np.float32]]:
+    """Row numbers (n,) and outputs (n, k) of batches.
+
+    Raises:
+        DataError: no batches.
+    """
     if not parts:
         raise DataError.build("predict", "no batches", expected="at least one row")
     return [row for batch in data for row in batch.rows], np.concatenate(parts)

@@ -190,7 +190,23 @@ def _load_model(
     )
     _check_sizes(source, info["mismatched_keys"])
     _check_depth(source, model, info["unexpected_keys"])
+    _fuse_gelu(model)
     return model, info
+
+
+def _fuse_gelu(model: PreTrainedModel) -> None:
+    """x/2 (1 + tanh(sqrt(2/pi) (x + .044715 x^3))) in one kernel, for T5's and GPT-2's eight.
+
+    The same function, up to rounding; transformers keeps the eight to repeat older numbers bit for
+    bit. They take a tenth of an evaluation of flan-t5-small on a processor.
+    """
+    from torch import nn
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _check_classifier(source: str, config: PretrainedConfig) -> None:

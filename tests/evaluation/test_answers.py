@@ -8,7 +8,12 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pem_composition.errors import DataError, RunFailed
-from pem_composition.evaluation.answers import INVALID, AnswerExam, writing_of
+from pem_composition.evaluation.answers import (
+    INVALID,
+    AnswerExam,
+    decoded_together,
+    writing_of,
+)
 from pem_composition.tasks.glue import TASKS
 
 ANSWERS = {  # name: answers, and whether one begins another
@@ -35,6 +40,37 @@ def test_neither_batches_nor_padding_change_a_row(oracle, kind):
     for layout in ({"batch_size": 5}, {"batch_size": 64}, {"batch_size": 3, "pad_to": 40}):
         other = AnswerExam(oracle.asked(answers, **layout)).take(oracle.model)
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_batches_that_are_decoded_together_change_no_row(oracle, kind, monkeypatch):
+    answers, _ = ANSWERS[kind]
+    exam = AnswerExam(oracle.asked(answers, batch_size=2))
+    assert len({batch.inputs["input_ids"].shape for batch in exam.batches}) > 1
+    together = exam.take(oracle.model)
+    monkeypatch.setattr("pem_composition.evaluation.answers.DECODED_TOKENS", 1)
+    assert len(list(decoded_together(exam.batches, exam.answers))) == len(exam.batches)
+    np.testing.assert_allclose(exam.take(oracle.model), together, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize("bound", [1, 100, 400, 10**6])
+def test_batches_are_decoded_together_in_order_within_a_bound(oracle, kind, bound, monkeypatch):
+    monkeypatch.setattr("pem_composition.evaluation.answers.DECODED_TOKENS", bound)
+    answers, _ = ANSWERS[kind]
+    asked = oracle.asked(answers, batch_size=3)
+    groups = list(decoded_together(asked.batches, answers))
+    assert [id(batch) for group in groups for batch in group] == [*map(id, asked.batches)]
+    copies = 1 if kind == "one token" else len(answers)
+
+    def tokens(group):
+        """Of the group's padded inputs, once for each copy."""
+        width = max(batch.inputs["input_ids"].shape[1] for batch in group)
+        return sum(len(batch.rows) for batch in group) * width * copies
+
+    assert all(len(group) == 1 or tokens(group) <= bound for group in groups)
+    following = zip(groups, groups[1:], strict=False)
+    assert all(tokens([*group, after[0]]) > bound for group, after in following)
 
 
 @pytest.mark.parametrize("kind", ANSWERS)

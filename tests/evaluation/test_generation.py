@@ -262,7 +262,7 @@ def test_real_numbers_agree_with_beams_enough_and_the_end_token(flan, shared, on
     closed = [(*answer, end) for answer in exam.answers]
     with torch.inference_mode():
         written = constrained(model, inputs, exam.answers, exam.writing, beams=26)
-        scores = score_answers(model, inputs, closed, exam.writing)[:, :-1]
+        scores = score_answers(model, [inputs], closed, exam.writing)[:, :-1]
     numbers = answer_numbers(written.tokens, exam.answers, end)
     torch.testing.assert_close(written.log_p, scores.max(1).values, rtol=1e-4, atol=1e-4)
     chosen = scores.gather(1, numbers[:, None])[:, 0]

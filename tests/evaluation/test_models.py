@@ -8,15 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny
+from tiny import inputs_for, logits_of, tiny, write_causal, write_text_to_text
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers.activations import NewGELUActivation
 
 from pem_composition import offline
 from pem_composition.errors import CheckpointError, PEMError
-from pem_composition.evaluation.models import load_base, max_input_length, resolve
+from pem_composition.evaluation.models import (
+    load_base,
+    load_causal,
+    load_seq2seq,
+    max_input_length,
+    resolve,
+)
 from pem_composition.tasks import hub
 from pem_composition.tasks.glue import TASKS
+
+TEXTS = ["a good film", "a bad film, and long"]
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -78,6 +87,24 @@ def test_the_dtype_and_the_dropout_are_as_asked(base):
     assert model.config.hidden_dropout_prob == 0.25
     assert model.classifier.out_proj.out_features == 5
     assert "roberta models have no such setting" in refused(base, hidden_dropuot=0.1)
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "gpt2"])
+def test_a_fused_gelu_is_the_same_function(tmp_path, name):
+    if name == "gpt2":
+        folder, load, own = write_causal(tmp_path / "m", name, TEXTS), load_causal, GPT2LMHeadModel
+    else:
+        folder = write_text_to_text(tmp_path / "m", TEXTS)
+        load, own = load_seq2seq, T5ForConditionalGeneration
+    ours = load(folder, dtype=torch.float64).model.eval()
+    reference = own.from_pretrained(folder, dtype=torch.float64).eval()
+    if name == "t5-gated":  # transformers 5 ties what the file keeps apart
+        reference.lm_head.weight = ours.lm_head.weight
+    eager = [m for m in reference.modules() if isinstance(m, NewGELUActivation)]
+    assert eager and not any(isinstance(m, NewGELUActivation) for m in ours.modules())
+    batch = inputs_for(reference)
+    expected = logits_of(reference, batch)
+    torch.testing.assert_close(logits_of(ours, batch), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_regression_has_one_output(base):

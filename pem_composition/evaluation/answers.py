@@ -12,8 +12,8 @@ without generating.
 
 The encoder runs once per row; the decoder reads the start once, and then the answers, on the cached
 keys and values. Answers of one token each need one step more, for the most probable of them only.
-A step of the decoder reads one token per row and all of its weights, so it takes the rows of several
-batches at once.
+A step of the decoder reads one token per row and all of its weights, so it takes the rows of
+several batches at once.
 
 Shape suffixes: b rows, t input tokens, w answers, l tokens of the longest answer, v vocabulary,
 c answers that are continued.
@@ -260,7 +260,10 @@ def _encoded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> tuple[An
         missing = t - mask_bt.shape[1]
         masks.append(F.pad(mask_bt, (0, missing)))
         states.append(F.pad(encoded.last_hidden_state, (0, 0, 0, missing)))
-    return type(encoded)(last_hidden_state=torch.cat(states)), torch.cat(masks)
+    rows, device = torch.cat(states), mask_bt.device.type
+    if torch.is_autocast_enabled(device):  # every layer of the decoder would round them, twice
+        rows = rows.to(torch.get_autocast_dtype(device))
+    return type(encoded)(last_hidden_state=rows), torch.cat(masks)
 
 
 def _single_tokens(

@@ -5,8 +5,8 @@ label-word scoring    answers.py: also tells which rows greedy generation would 
 constrained           beam search over the answers (generation.py), on the same batches
 free                  greedy generation (generation.py), on the same batches
 reference's layout    the same beam search in 8 rows at a time, in the order of the file, 5 beams
-scoring, bfloat16     the same scoring with matrix products in bfloat16, where the processor has it;
-                      on how many rows its answer is another one is printed
+..., bfloat16         scoring and the reference's layout with matrix products in bfloat16, where the
+                      processor has it; on how many rows scoring's answer is another one is printed
 
   python scripts/benchmarks/answers.py --data_dir GLUE [--tasks sst2 rte mnli] [--rows 200]
 """
@@ -37,7 +37,8 @@ from pem_composition.evaluation.precision import reduced
 from pem_composition.tasks.data import load_task
 
 REFERENCE_ROWS, REFERENCE_BEAMS = 8, 5
-ENCODER, REFERENCE, REDUCED = "encoder alone", "reference's layout", f"{SCORING}, bfloat16"
+ENCODER, REFERENCE = "encoder alone", "reference's layout"
+REDUCED, REFERENCE_REDUCED = f"{SCORING}, bfloat16", f"{REFERENCE}, bfloat16"
 
 
 def main() -> None:
@@ -62,8 +63,8 @@ def main() -> None:
         rates = {n: case.rows / statistics.median(s) for n, s in seconds.items()}
         print("\n" + ", ".join(f"{n} {rate:.1f} rows/s" for n, rate in rates.items()))
         for ours in (SCORING, REDUCED):
-            if ours in rates:
-                for theirs in (CONSTRAINED, REFERENCE):
+            for theirs in (CONSTRAINED, REFERENCE, REFERENCE_REDUCED):
+                if {ours, theirs} <= set(rates):
                     print(f"{ours} beside {theirs}: {rates[ours] / rates[theirs]:.2f} x")
         if REDUCED in rates:
             print(f"answers that bfloat16 changes: {case.changed()} of {case.rows}")
@@ -98,15 +99,22 @@ class Case:
 
         exam = self.exams[SCORING]
         ways = {how: by(exam) for how, exam in self.exams.items()} | {
-            REFERENCE: lambda: collect(self.model, self.reference, self.search),
+            REFERENCE: self.by_reference,
             ENCODER: lambda: collect(self.model, exam.batches, encode),
         }
-        return ways | ({REDUCED: self.reduced} if self.has_bfloat16 else {})
+        if self.has_bfloat16:
+            ways |= {REDUCED: self.reduced, REFERENCE_REDUCED: lambda: self.by_reference(bf16=True)}
+        return ways
 
     @property
     def has_bfloat16(self) -> bool:
         """True where bfloat16 is no emulation."""
         return bfloat16_note(self.device.type) is None
+
+    def by_reference(self, *, bf16: bool = False) -> None:
+        """Constrained beam search in the reference's layout."""
+        with reduced(self.model, bf16):
+            collect(self.model, self.reference, self.search)
 
     def reduced(self) -> Outputs:
         """Scoring with matrix products in bfloat16."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -69,8 +71,7 @@ def test_batches_are_decoded_together_in_order_within_a_bound(oracle, kind, boun
         return sum(len(batch.rows) for batch in group) * width * copies
 
     assert all(len(group) == 1 or tokens(group) <= bound for group in groups)
-    following = zip(groups, groups[1:], strict=False)
-    assert all(tokens([*group, after[0]]) > bound for group, after in following)
+    assert all(tokens([*group, after[0]]) > bound for group, after in pairwise(groups))
 
 
 @pytest.mark.parametrize("kind", ANSWERS)

@@ -270,7 +270,7 @@ def combine(
         tensors, config = dict(merged.tensors), merged.config
         certifier = _own_result(merged)
     else:
-        tensors, config, certifier = _combined(modules, coefficients, choice, space, rank)
+        tensors, config, certifier = _combined(modules, coefficients, choice, space, rank, dtype)
     chosen = head_policies.choose(modules, coefficients, head)
     result = PEM(
         tensors=cast(tensors | _as_roles(chosen.tensors), dtype),
@@ -304,8 +304,12 @@ def _combined(
     choice: Choice,
     space: str,
     rank: int | None,
+    dtype: str | None,
 ) -> tuple[dict[str, Tensor], AdapterConfig, Callable[[PEM], Certificate]]:
-    """Tensors without heads, their config, and what certifies the rounded result."""
+    """Tensors without heads, their config, and what certifies the rounded result.
+
+    Exact sums are rounded layer by layer, which the caller does to the others.
+    """
     if choice.method != SIMPLE and space == "delta":
         merged = merge(modules, coefficients, choice, rank)
         return dict(merged.tensors), merged.config, _own_result(merged)
@@ -320,10 +324,10 @@ def _combined(
             lambda m: Certificate(*certified(log_errors(m, modules, weights)), PRODUCT),
         )
     elif space == "parameter":
-        tensors = linear_combination([m.adapter_tensors() for m in modules], coefficients)
+        tensors = linear_combination([m.tensors for m in modules], coefficients)
         config = modules[0].config
     else:
-        tensors, config = delta_sum(modules, coefficients, rank)
+        tensors, config = delta_sum(modules, coefficients, rank, dtype)
     return tensors, config, lambda m: Certificate(*certificate_of(m, modules, weights))
 
 

@@ -7,7 +7,7 @@ NumPy arrays both work). The last component of a name is its role.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pem_composition.errors import IncompatibleModules, PEMError, UnknownRole
@@ -54,16 +54,19 @@ def linear_combination(modules: Sequence[Tensors], coefficients: Sequence[float]
 
     w_i = c_i for a signed role (lora_B, ia3, delta), |c_i| for lora_A. Coefficients are used as
     given, never normalised. Evaluated as sum_i w_i t_i + (1 - sum_i w_i) e, so that 1 * a is a
-    bit for bit. Heads are not summed; see ``average_heads``.
+    bit for bit. Heads are left out; see ``average_heads``. Each tensor is asked for once.
 
     Raises:
         IncompatibleModules: names or shapes differ, or the number of coefficients.
     """
-    check_same_tensors(modules, coefficients)
-    return {
-        name: _around(RULES[role_of(name)], [m[name] for m in modules], coefficients)
-        for name in modules[0]
-    }
+    names = [[n for n in m if role_of(n) != HEAD] for m in modules]
+    check_same_names(names, coefficients)
+    out = {}
+    for name in names[0]:
+        tensors = [m[name] for m in modules]
+        check_same_shapes(name, tensors)
+        out[name] = _around(RULES[role_of(name)], tensors, coefficients)
+    return out
 
 
 def _around(rule: Rule, tensors: Sequence[Any], coefficients: Sequence[float]) -> Any:
@@ -115,6 +118,15 @@ def check_same_tensors(
     modules: Sequence[Tensors], coefficients: Sequence[float], *, what: str = "modules"
 ) -> None:
     """Refuse a sum whose operands differ in names or shapes, naming the first difference."""
+    check_same_names(modules, coefficients, what=what)
+    for name in modules[0]:
+        check_same_shapes(name, [m[name] for m in modules], what=what)
+
+
+def check_same_names(
+    modules: Sequence[Collection[str]], coefficients: Sequence[float], *, what: str = "modules"
+) -> None:
+    """Refuse operands of different tensors, or another number of coefficients."""
     if len(modules) != len(coefficients) or not modules:
         raise IncompatibleModules.build(
             "coefficients",
@@ -134,16 +146,20 @@ def check_same_tensors(
                 expected="the same tensors in both",
                 do=_remedy(what),
             )
-        for name, tensor in first.items():
-            if tuple(tensor.shape) != tuple(other[name].shape):
-                raise IncompatibleModules.build(
-                    f"{name!r}",
-                    "shapes differ",
-                    found=f"{tuple(tensor.shape)} in {what[:-1]} 0 and "
-                    f"{tuple(other[name].shape)} in {what[:-1]} {i}",
-                    expected="equal shapes",
-                    do=_remedy(what),
-                )
+
+
+def check_same_shapes(name: str, tensors: Sequence[Any], *, what: str = "modules") -> None:
+    """Refuse operands' tensors of one name whose shapes differ."""
+    first = tuple(tensors[0].shape)
+    for i, tensor in enumerate(tensors[1:], start=1):
+        if tuple(tensor.shape) != first:
+            raise IncompatibleModules.build(
+                f"{name!r}",
+                "shapes differ",
+                found=f"{first} in {what[:-1]} 0 and {tuple(tensor.shape)} in {what[:-1]} {i}",
+                expected="equal shapes",
+                do=_remedy(what),
+            )
 
 
 def _remedy(what: str) -> str:

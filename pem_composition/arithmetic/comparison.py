@@ -181,7 +181,7 @@ def _cross_terms(
         check_compatible(modules, space="parameter", allow_base_mismatch=allow_base_mismatch)
     except IncompatibleModules as error:
         return None, {}, str(error)
-    tensors = linear_combination([m.adapter_tensors() for m in modules], coefficients)
+    tensors = linear_combination([m.tensors for m in modules], coefficients)
     total, layers = certificate_of(replace(modules[0], tensors=tensors), modules, coefficients)
     return total, layers, None
 

@@ -21,18 +21,26 @@ if TYPE_CHECKING:
 
 
 def delta_sum(
-    modules: Sequence[PEM], coefficients: Sequence[float], rank: int | None = None
+    modules: Sequence[PEM],
+    coefficients: Sequence[float],
+    rank: int | None = None,
+    dtype: str | None = None,
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Tensors and config of the module whose update is sum_i c_i dW_i, layer by layer.
 
     A layer that one module lacks counts as no change. LoRA: concatenated factors, or the best
     rank-``rank`` ones; (IA)^3: 1 + sum_i c_i (l_i - 1); full: sum_i c_i delta_i.
+
+    Args:
+        dtype: each layer's tensors are rounded to it before the next are summed, see ``cast``.
     """
     if modules[0].kind == "lora":
-        return _lora_sum(modules, coefficients, rank)
+        return _lora_sum(modules, coefficients, rank, dtype)
     layers = sorted({n for m in modules for n in m.adapter_names})
     neutral = 1.0 if modules[0].kind == "ia3" else 0.0
-    tensors = {n: _around(neutral, _holders(modules, coefficients, n)) for n in layers}
+    tensors: dict[str, Tensor] = {}
+    for n in layers:
+        tensors |= cast({n: _around(neutral, _holders(modules, coefficients, n))}, dtype)
     return tensors, union_config(modules)
 
 
@@ -97,7 +105,7 @@ def lora_factors(modules: Sequence[PEM], coefficients: Sequence[float], layer: s
 
 
 def _lora_sum(
-    modules: Sequence[PEM], coefficients: Sequence[float], rank: int | None
+    modules: Sequence[PEM], coefficients: Sequence[float], rank: int | None, dtype: str | None
 ) -> tuple[dict[str, Tensor], LoraConfig]:
     from pem_composition.arithmetic import delta
 
@@ -108,12 +116,12 @@ def _lora_sum(
     }  # fmt: skip
     # One shared scaling is kept, so that copied factors stay bit-equal; else it moves into B.
     scaling = scalings.pop() if rank is None and len(scalings) == 1 else 1.0
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer in layers:
         terms = lora_factors(modules, coefficients, layer)
         check_fit(layer, terms)
         A, B = delta.concatenate(terms, scaling) if rank is None else delta.truncate(terms, rank)
-        tensors[f"{layer}.lora_A"], tensors[f"{layer}.lora_B"] = A, B
+        tensors |= cast({f"{layer}.lora_A": A, f"{layer}.lora_B": B}, dtype)
     if len(modules) == 1 and rank is None:
         assert isinstance(modules[0].config, LoraConfig)
         return tensors, modules[0].config

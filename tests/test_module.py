@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import weakref
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -305,3 +308,47 @@ def test_modules_are_values():
         a * "2"
     with pytest.raises(PEMError, match="division of a module by zero"):
         a / 0
+
+
+class Watched(Mapping):
+    """Tensors made anew for each request, which count requests and how many are alive."""
+
+    alive = most = 0
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors, self.asked = tensors, Counter()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.asked[name] += 1
+        out = self._tensors[name].clone()
+        Watched.alive += 1
+        Watched.most = max(Watched.most, Watched.alive)
+        weakref.finalize(out, self._gone)
+        return out
+
+    @staticmethod
+    def _gone() -> None:
+        Watched.alive -= 1
+
+    def __iter__(self):
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@pytest.mark.parametrize("space", ["parameter", "delta"])
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_a_sum_asks_for_each_tensor_once_and_keeps_one_layer(space, kind):
+    layers = tuple(f"enc.{i}.query" for i in range(20))
+    made = [lora(s, layers=layers) if kind == "lora" else ia3(s, layers) for s in (1, 2, 3)]
+    expected = combine(made, [0.2, 0.3, -0.5], space=space, head="none", certify=False)
+    watched = [Watched(m.tensors) for m in made]
+    modules = [replace(m, tensors=w) for m, w in zip(made, watched, strict=True)]
+    Watched.alive = Watched.most = 0
+    result = combine(modules, [0.2, 0.3, -0.5], space=space, head="none", certify=False)
+    for w in watched:
+        assert [w.asked[n] for n in made[0].adapter_names] == [1] * len(made[0].adapter_names)
+    assert Watched.most <= 2 * len(modules) + 1
+    for name in result.tensors:
+        assert torch.equal(result.tensors[name], expected.tensors[name])

@@ -6,7 +6,7 @@ a target is a layer name or a suffix of one (``query``), as in PEFT.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,8 +31,18 @@ def targets_of(layer: str, targets: Container[str]) -> list[str]:
     return [suffix for suffix in suffixes if suffix in targets]
 
 
+def pattern_keys(layers: Iterable[str]) -> dict[str, str]:
+    """Layer -> the key of a pattern that names it alone: ``^fc`` where there is a ``block.fc``."""
+    layers = list(layers)
+    suffixes = {".".join(n.split(".")[i:]) for n in layers for i in range(1, n.count(".") + 1)}
+    return {n: f"^{n}" if n in suffixes else n for n in layers}
+
+
 class Patterns(dict[str, Any]):
-    """PEFT's rank and alpha patterns: the first entry that names a layer gives its value."""
+    """PEFT's rank and alpha patterns: the first entry that names a layer gives its value.
+
+    A key is a layer's name or a suffix of one; after ``^`` it is the whole name.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -41,6 +51,8 @@ class Patterns(dict[str, Any]):
     def value(self, layer: str, default: Any) -> Any:
         """The layer's value, else the default."""
         hits = targets_of(layer, self)
+        if f"^{layer}" in self:
+            hits.append(f"^{layer}")
         return self[min(hits, key=self._place.__getitem__)] if hits else default
 
 
@@ -136,6 +148,15 @@ class HeadInfo:
     labels: tuple[str, ...] = ()
     problem: str | None = None  # classification | regression | causal_lm | seq2seq_lm
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def fits(self, labels: Sequence[str]) -> bool:
+        """True unless the head says other classes, or another order of them; case is no difference.
+
+        Numbered ones (LABEL_0, ...), which transformers gives where nobody names them, say nothing.
+        """
+        named = [word.lower() for word in self.labels]
+        numbered = all(word == f"label_{i}" for i, word in enumerate(named))
+        return numbered or named == [word.lower() for word in labels]
 
 
 @dataclass(frozen=True, eq=False)

@@ -345,11 +345,17 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
     tensors = algebra_negate(module.adapter_tensors(), strength)
     tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
     result = PEM(tensors, module.config, module.base, "negation", module.head, heads=module.heads)
-    term = Term(1.0, f"negate({module}, {shown(strength)})")
+    term = Term(1.0, f"negate({_inner(module)}, {shown(strength)})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
     certificate = Certificate(*certificate_of(result, [module], [-strength]))
     recipe = record("negate", [module], strength=strength)
     return replace(result, provenance=replace(provenance, certificate=certificate, recipe=recipe))
+
+
+def _inner(module: PEM) -> str:
+    """What stands for a module in parameter space where parentheses stand around it already."""
+    text = label_of(module, "parameter")
+    return text[1:-1] if text == f"({module})" else text
 
 
 def with_head(module: PEM, name: str) -> PEM:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from pem_composition.composition import compose
 from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, HeadInfo, Provenance, analogy, combine, negate
@@ -352,3 +353,13 @@ def test_a_sum_asks_for_each_tensor_once_and_keeps_one_layer(space, kind):
     assert Watched.most <= 2 * len(modules) + 1
     for name in result.tensors:
         assert torch.equal(result.tensors[name], expected.tensors[name])
+
+
+@pytest.mark.parametrize("text", ["negate(delta(0.5*a + b))", "negate(delta(a + b, rank=2), 0.5)"])
+def test_a_negated_sum_says_its_space_and_reads_back(text):
+    named = {"a": replace(lora(1), name="a"), "b": replace(lora(2), name="b")}
+    made = compose(text, named)
+    again = compose(str(made), named)
+    assert "delta(" in str(made)
+    for layer, update in dense(made).items():
+        np.testing.assert_allclose(dense(again)[layer], update, rtol=1e-10, atol=1e-12)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import check_same_tensors, role_of
-from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig
+from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig, pattern_keys
 from pem_composition.errors import PEMError
 
 if TYPE_CHECKING:
@@ -115,14 +115,15 @@ def _lora_sum(
         for m in modules for layer in m.layers if isinstance(m.config, LoraConfig)
     }  # fmt: skip
     # One shared scaling is kept, so that copied factors stay bit-equal; else it moves into B.
-    scaling = scalings.pop() if rank is None and len(scalings) == 1 else 1.0
+    kept = rank is None and len(scalings) == 1
+    scaling = scalings.pop() if kept else 1.0
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         terms = lora_factors(modules, coefficients, layer)
         check_fit(layer, terms)
         A, B = delta.concatenate(terms, scaling) if rank is None else delta.truncate(terms, rank)
         tensors |= cast({f"{layer}.lora_A": A, f"{layer}.lora_B": B}, dtype)
-    if len(modules) == 1 and rank is None:
+    if len(modules) == 1 and kept:
         assert isinstance(modules[0].config, LoraConfig)
         return tensors, modules[0].config
     return tensors, factor_config(modules, tensors, layers, scaling)
@@ -148,7 +149,7 @@ def factor_config(
     config = modules[0].config
     assert isinstance(config, LoraConfig)
     ranks = {layer: int(tensors[f"{layer}.lora_A"].shape[0]) for layer in layers}
-    r = max(ranks.values())
+    r, key_of = max(ranks.values()), pattern_keys(layers)
     same_layers = all(tuple(layers) == m.layers for m in modules)
     return replace(
         config,
@@ -156,8 +157,8 @@ def factor_config(
         alpha=scaling * r,
         use_rslora=False,
         target_modules=config.target_modules if same_layers else tuple(layers),
-        rank_pattern={layer: k for layer, k in ranks.items() if k != r},
-        alpha_pattern={layer: scaling * k for layer, k in ranks.items() if k != r},
+        rank_pattern={key_of[layer]: k for layer, k in ranks.items() if k != r},
+        alpha_pattern={key_of[layer]: scaling * k for layer, k in ranks.items() if k != r},
     )
 
 

@@ -27,7 +27,7 @@ from pem_composition.checkpoint.files import atomic_directory, is_file, read_jso
 from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.model_folder import is_model_file
+from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.provenance import base_identity, initialisation_fingerprint
 from pem_composition.config import BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError
@@ -50,19 +50,6 @@ __all__ = [
 ]
 
 FORMATS = ("peft", "adapter-transformers")
-MODULE_FILES = frozenset(
-    {
-        peft.CONFIG,
-        peft.WEIGHTS,
-        peft.WEIGHTS_BIN,
-        provenance.FILE,
-        provenance.CARD,
-        heads.FOLDER,
-        adapter_transformers.WEIGHTS,
-        adapter_transformers.HEAD_CONFIG,
-        adapter_transformers.HEAD_WEIGHTS,
-    }
-)
 
 
 def load(
@@ -241,11 +228,6 @@ def _looks_like_at(raw: Mapping[str, Any]) -> bool:
     return "model_type" in raw and "config" in raw
 
 
-def _foreign(entry: str) -> bool:
-    """True for logs and results beside a module, which survive when it is overwritten."""
-    return entry not in MODULE_FILES and not is_model_file(entry)
-
-
 def save(
     pem: PEM,
     path: str | PathLike[str],
@@ -273,7 +255,7 @@ def save(
             "format", "unknown layout", found=repr(format), expected=" | ".join(FORMATS)
         )
     known: dict[str, str] = {}
-    with atomic_directory(path, overwrite, keep=_foreign) as folder:
+    with atomic_directory(path, overwrite, keep=is_foreign) as folder:
         if pem.kind == "full":
             if format != "peft":
                 raise PEMError.build(

@@ -20,9 +20,9 @@ from pem_composition.checkpoint.files import (
     atomic_directory,
     read_json,
 )
+from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
-    is_model_file,
     with_dtype,
     write_companions,
     write_model,
@@ -143,8 +143,7 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             _noted(origin, settings, note),
             heads=heads.read(folder, record),
         )
-        keep = lambda entry: not is_model_file(entry)  # noqa: E731
-        with atomic_directory(out, overwrite, keep=keep) as written:
+        with atomic_directory(out, overwrite, keep=is_foreign) as written:
             outputs = {n: whole(partial(value, n), info) for n, info in infos.items()}
             known = write_model(written, outputs, limit)
             write_companions(folder, written, with_dtype(raw, target) if target else raw)

@@ -34,7 +34,7 @@ from pem_composition.checkpoint.full import (
 from pem_composition.checkpoint.full_blocks import Differences
 from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
-from pem_composition.config import LoraConfig, matches
+from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, Certificate, Provenance, Term
 from pem_composition.recipe import Recipe, Source
@@ -275,14 +275,14 @@ def _left_out(
 def _config(tensors: Mapping[str, Tensor], layers: Sequence[str], work: _Work) -> LoraConfig:
     """alpha = r in every layer: what is written is B A itself."""
     ranks = {layer: int(tensors[f"{layer}.lora_A"].shape[0]) for layer in layers}
-    r = max(ranks.values())
-    own = {layer: k for layer, k in ranks.items() if k != r}
+    r, key_of = max(ranks.values()), pattern_keys(layers)
+    own = {key_of[layer]: k for layer, k in ranks.items() if k != r}
     return LoraConfig(
         r=r,
         alpha=float(r),
         target_modules=_targets(layers, {n.rpartition(".")[0] for n in work.tuned.infos}),
         rank_pattern=own,
-        alpha_pattern={layer: float(k) for layer, k in own.items()},
+        alpha_pattern={key: float(k) for key, k in own.items()},
         fan_in_fan_out=all(is_conv1d(layer, work.model_type) for layer in layers),
     )
 

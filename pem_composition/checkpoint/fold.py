@@ -27,9 +27,9 @@ from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.files import atomic_directory, read_json
 from pem_composition.checkpoint.fold_plan import Parts, Plan
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
+from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
-    is_model_file,
     with_dtype,
     write_companions,
     write_model,
@@ -82,8 +82,7 @@ def fold_checkpoint(
         original = stack.enter_context(Weights(folder))
         parts = _parts(tree, modules, folder, space, head, allow_base_mismatch, stack)
         plan = Plan(original, model_type_of(read_json(folder / CONFIG, folder)), parts)
-        keep = lambda entry: not is_model_file(entry)  # noqa: E731
-        with atomic_directory(out, overwrite, keep=keep) as written:
+        with atomic_directory(out, overwrite, keep=is_foreign) as written:
             with one_thread():
                 known = write_model(written, plan.outputs(target))
             write_companions(folder, written, _config(folder, parts.head_info, dtype))

@@ -28,9 +28,9 @@ from pem_composition.checkpoint.files import (
 )
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.full_plan import Plan
+from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
-    is_model_file,
     with_dtype,
     write_companions,
     write_model,
@@ -89,8 +89,7 @@ def combine_full(
         original = stack.enter_context(Weights(base_folder_of(base, out))) if rest else None
         plan = Plan(opened, weights, original, rest, head, tokens, choice)
         target = save_dtype(dtype)
-        keep = lambda entry: not is_model_file(entry)  # noqa: E731
-        with atomic_directory(out, overwrite, keep=keep) as folder:
+        with atomic_directory(out, overwrite, keep=is_foreign) as folder:
             with one_thread() if choice.method == SIMPLE else nullcontext():
                 known = write_model(folder, plan.outputs(target))
             config = plan.config()

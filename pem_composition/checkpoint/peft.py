@@ -7,7 +7,7 @@ an adapter tensor must belong to ``modules_to_save`` and becomes ``<parameter>.h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
@@ -175,8 +175,11 @@ def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
     parts = rest.split(".")
     for part, what in REFUSED_PARTS.items():
         if part in parts:
+            base = part == "base_layer"
             raise UnsupportedModule.build(
-                path, f"tensor {key!r}: {what} cannot be represented", do=SUM_REMEDY
+                path,
+                f"tensor {key!r}: {what} cannot be represented",
+                do="save it with save_embedding_layers=False" if base else SUM_REMEDY,
             )
     if any(p in ("lora_A", "lora_B") for p in parts) and not rest.endswith(
         (".lora_A.weight", ".lora_B.weight")
@@ -211,7 +214,7 @@ def _check_role(role: str, key: str, path: Path, config: AdapterConfig) -> None:
 
 def _check_saved_module(key: str, rest: str, path: Path, config: AdapterConfig) -> None:
     saved = config.extra.get("modules_to_save") or ()
-    if not any(f".{module}." in f".{rest}" for module in saved):
+    if not _in_saved(rest, saved):
         raise CheckpointError.build(
             path,
             f"extra tensor {key!r}",
@@ -219,6 +222,11 @@ def _check_saved_module(key: str, rest: str, path: Path, config: AdapterConfig) 
             expected=f"modules_to_save {list(saved)}",
             do="add its module to modules_to_save, or remove the tensor",
         )
+
+
+def _in_saved(parameter: str, saved: Iterable[str]) -> bool:
+    """True for parameters of modules whose names end as PEFT asks, in the middle of a word too."""
+    return any(f"{module}." in parameter for module in saved)
 
 
 def _canonical_info(name: str, info: TensorInfo) -> TensorInfo:
@@ -279,10 +287,22 @@ def _check_tensors(
     assert isinstance(config, LoraConfig | IA3Config)
     if isinstance(config, LoraConfig):
         check_factors(config, infos, path)
+        peft_config.check_patterns(config, layers, path)
     if listed:
-        check_targets(config.target_modules, layers, path)
-        check_gaps(layers, path)
+        check_targets(config.target_modules, layers, path, _saved_modules_of(infos))
+        targets = frozenset(config.target_modules)
+        check_gaps([n for n in layers if not _by_number(n, targets)], path)
     _check_saved(config, infos, path)
+
+
+def _saved_modules_of(infos: Iterable[str]) -> set[str]:
+    """The modules whose parameters are stored whole."""
+    return {n.removesuffix(".head").rpartition(".")[0] for n in infos if n.endswith(".head")}
+
+
+def _by_number(layer: str, targets: Container[str]) -> bool:
+    """True if a target names the layer together with its number: then others may lack it."""
+    return any(p.isdecimal() for hit in targets_of(layer, targets) for p in hit.split("."))
 
 
 def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: object) -> None:
@@ -308,8 +328,14 @@ def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: ob
             )
 
 
-def check_targets(targets: Iterable[str], layers: Iterable[str], where: object) -> None:
-    """Every target names a layer with tensors, and every layer is named by a target."""
+def check_targets(
+    targets: Iterable[str], layers: Iterable[str], where: object, saved: Iterable[str] = ()
+) -> None:
+    """Every target names a layer with tensors, and every layer is named by a target.
+
+    Args:
+        saved: modules that are stored whole, on which PEFT puts no adapter.
+    """
     targets, used = list(targets), set()
     known = frozenset(targets)
     for layer in layers:
@@ -323,6 +349,8 @@ def check_targets(targets: Iterable[str], layers: Iterable[str], where: object) 
                 do="correct target_modules",
             )
         used |= set(hits)
+    for module in saved:
+        used |= set(targets_of(module, known))
     for target in targets:
         if target not in used:
             raise CheckpointError.build(
@@ -380,7 +408,7 @@ def _check_saved(
 ) -> None:
     saved = config.extra.get("modules_to_save") or ()
     heads = [n for n in infos if n.endswith(".head")]
-    absent = [m for m in saved if not any(f".{m}." in f".{n}" for n in heads)]
+    absent = [m for m in saved if not any(_in_saved(n, [m]) for n in heads)]
     # PEFT lists both usual names of a classifier and saves the one the model has
     usual = config.extra.get("task_type") in CLASSIFIER_TASKS and set(absent) < set(saved)
     if absent and not (usual and set(absent) <= {"classifier", "score"}):

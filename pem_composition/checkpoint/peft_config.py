@@ -7,7 +7,8 @@ PEFT fills absent keys with defaults and drops unknown ones with a warning; here
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,32 @@ def targets_from_tensors(raw: Mapping[str, Any]) -> bool:
     return not isinstance(raw.get("target_modules"), list) or bool(
         raw.get("exclude_modules") or raw.get("layers_to_transform") is not None
     )
+
+
+def check_patterns(config: LoraConfig, layers: Iterable[str], path: Path) -> None:
+    """Refuse a key of a pattern that is a layer's name to PEFT only because its dots match all.
+
+    Raises:
+        UnsupportedModule: such a key, and the layer.
+    """
+    ends: dict[int, list[tuple[str, str]]] = defaultdict(list)  # by length: end of a layer, layer
+    for layer in layers:
+        parts = layer.split(".")
+        for i in range(len(parts)):
+            end = ".".join(parts[i:])
+            ends[len(end)].append((end, layer))
+    for name, pattern in (("rank", config.rank_pattern), ("alpha", config.alpha_pattern)):
+        for key in pattern:
+            plain = key.removeprefix("^")
+            for end, layer in ends[len(plain)] if "." in plain else ():
+                if end != plain and all(a in (b, ".") for a, b in zip(plain, end, strict=True)):
+                    raise UnsupportedModule.build(
+                        path,
+                        f"{name}_pattern: a dot that matches any character",
+                        found=f"{key!r}, which would name {layer!r}",
+                        expected="layer names",
+                        do="list the layers by name",
+                    )
 
 
 def _kind(raw: Mapping[str, Any], path: Path) -> str:
@@ -260,14 +287,16 @@ class _Checker:
         return float(value)
 
     def pattern(self, key: str, convert: Any) -> dict[str, Any]:
-        """A table of layer names; a key that is a regular expression is refused, never run."""
+        """A table of layer names, ``^`` before a whole one; a regular expression is refused, never
+        run."""
         table = self._raw.get(key) or {}
         if not isinstance(table, dict):
             raise self._wrong(key, "a table of layer names")
         result = {}
         for pattern, value in table.items():
-            layer = pattern.removeprefix("^").removesuffix("$")
-            if not layer or not all(c.isalnum() or c in "_.-" for c in layer):
+            key_of_layer = pattern.removesuffix("$")
+            layer = key_of_layer.removeprefix("^")
+            if not all(layer.split(".")) or not all(c.isalnum() or c in "_.-" for c in layer):
                 raise UnsupportedModule.build(
                     self._path,
                     f"{key}: regular expressions are not run",
@@ -275,5 +304,5 @@ class _Checker:
                     expected="layer names",
                     do="list the layers by name",
                 )
-            result[layer] = convert(f"{key}[{pattern!r}]", value)
+            result[key_of_layer] = convert(f"{key}[{pattern!r}]", value)
         return result

@@ -107,8 +107,11 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
-def check_finite(tensor: Tensor, name: str, path: object) -> None:
-    """Refuse NaN and infinities, naming the tensor and how many."""
+DIVERGED = "the run that made it diverged; use an earlier checkpoint"
+
+
+def check_finite(tensor: Tensor, name: str, path: object, do: str = DIVERGED) -> None:
+    """Refuse NaN and infinities, naming the tensor and how many, with a remedy."""
     if not all_finite(tensor):
         bad = int((~tensor.isfinite()).sum())
         raise CheckpointError.build(
@@ -116,7 +119,7 @@ def check_finite(tensor: Tensor, name: str, path: object) -> None:
             f"tensor {name!r} is not finite",
             found=f"{bad} NaN or infinite of {tensor.numel()} values",
             expected="finite values",
-            do="the run that made it diverged; use an earlier checkpoint",
+            do=do,
         )
 
 
@@ -140,7 +143,7 @@ def save_dtype(name: str | None) -> torch.dtype | None:
 
 def cast(tensor: Tensor, name: str, dtype: torch.dtype | None, where: object) -> Tensor:
     """Contiguous CPU copy in ``dtype``; a value that overflows to infinity is refused."""
-    check_finite(tensor, name, where)
+    check_finite(tensor, name, where, "use smaller coefficients, if it is a sum")
     out = tensor.detach().to("cpu")
     out = (out if dtype is None else out.to(dtype)).contiguous()
     if out.dtype != tensor.dtype and not all_finite(out):

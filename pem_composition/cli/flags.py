@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -56,7 +57,10 @@ class OutputFlags:
     )
     dtype: str | None = field(
         default=None,
-        metadata={"choices": DTYPES, "help": "of the written tensors; default: as read"},
+        metadata={
+            "choices": DTYPES,
+            "help": "of the written tensors; default: float32 (float64 where read)",
+        },
     )
     allow_base_mismatch: bool = field(
         default=False,
@@ -334,6 +338,8 @@ def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[flo
         raise UsageError.build(
             flag, f"{flag} is divided by its sum, which is 0", found=list(steps), do=do
         )
+    if math.isinf(total):
+        return normalised([step / max(steps) for step in steps], flag)
     return tuple(step / total for step in steps)
 
 

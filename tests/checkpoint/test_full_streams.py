@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny
+from tiny import random_module, tiny
 from torch import Tensor
 
 from pem_composition.arithmetic.methods.registry import METHODS
-from pem_composition.checkpoint import combine_full, load, save
+from pem_composition.checkpoint import (
+    combine_full,
+    fold_checkpoint,
+    inspect_header,
+    load,
+    save,
+)
+from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.full_blocks import Sums
 from pem_composition.checkpoint.rebuild import rebuild
@@ -269,3 +276,28 @@ def test_a_sum_gives_the_threads_of_torch_back(
     finally:
         torch.set_num_threads(before)
     assert set(used) == {1}
+
+
+@pytest.mark.parametrize("how", ["sum", "fold", "convert", "save"])
+@pytest.mark.parametrize("layout", ["peft", "adapter-transformers"])
+def test_a_whole_model_takes_the_place_of_an_adapter_and_its_own_files_stay(
+    how: str, layout: str, tmp_path: Path
+) -> None:
+    places, base = models("roberta", tmp_path, 2)
+    adapter = random_module(tiny("roberta"), "lora", seed=1)
+    adapter.save(tmp_path / "adapter")
+    adapter.save(tmp_path / "out", format=layout)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    out = tmp_path / "out"
+    if how == "sum":
+        combine_full(places, [0.5, 0.5], out, overwrite=True)
+    elif how == "fold":
+        named = {"a": tmp_path / "adapter"}
+        fold_checkpoint("a", named, base, out, overwrite=True, allow_base_mismatch=True)
+    elif how == "convert":
+        convert(places[0], out, overwrite=True)
+    else:
+        save(load(places[0], base=base), out, base=base, overwrite=True)
+    assert inspect_header(out).format == "full"
+    assert not [p.name for p in out.iterdir() if "adapter" in p.name or "head" in p.name]
+    assert (out / "notes.txt").read_text() == "mine"

@@ -54,6 +54,7 @@ def loaded(*paths: Path) -> list[library.PEM]:
         (["--coefficients", "1", "-7e-1"], (1.0, -0.7)),
         (["--search_step", "30", "70"], (0.3, 0.7)),
         (["--search_step", "0", "2"], (0.0, 1.0)),
+        (["--search_step", "1e308", "1e308"], (0.5, 0.5)),
     ],
 )
 def test_coefficients_are_taken_as_the_flag_says(words, expected, folder, tmp_path, program):

@@ -1,0 +1,28 @@
+"""Which files of a folder are a module's, in any of the layouts."""
+
+from __future__ import annotations
+
+from pem_composition.checkpoint import adapter_transformers, heads, peft, provenance
+from pem_composition.checkpoint.model_folder import is_model_file
+
+MODULE_FILES = frozenset(
+    {
+        peft.CONFIG,
+        peft.WEIGHTS,
+        peft.WEIGHTS_BIN,
+        provenance.FILE,
+        provenance.CARD,
+        heads.FOLDER,
+        adapter_transformers.WEIGHTS,
+        adapter_transformers.HEAD_CONFIG,
+        adapter_transformers.HEAD_WEIGHTS,
+    }
+)
+
+
+def is_foreign(entry: str) -> bool:
+    """True for logs and results beside a module, which survive when it is overwritten.
+
+    A module of another layout does not: two of them in one folder cannot be told apart.
+    """
+    return entry not in MODULE_FILES and not is_model_file(entry)

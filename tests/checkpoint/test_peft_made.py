@@ -1,0 +1,147 @@
+"""Modules made by PEFT with options of all kinds: read, combined and written as PEFT means them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+from torch import nn
+
+from pem_composition.checkpoint import load
+from pem_composition.config import pattern_keys
+from pem_composition.errors import UnsupportedModule
+from pem_composition.module import PEM, combine
+
+peft = pytest.importorskip("peft")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.q_proj = nn.Linear(6, 6), nn.Linear(6, 6)
+
+
+class Nested(nn.Module):
+    """Layers ``fc`` and ``block.fc``: one name is the end of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.block = nn.Linear(6, 6), Block()
+
+    def forward(self, x):
+        return self.fc(self.block.fc(self.block.q_proj(x)))
+
+
+def model_of(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return (Nested() if kind == "nested" else tiny(kind)).double().eval()
+
+
+def made(folder: Path, kind: str, seed: int = 1, **options: object) -> dict[str, np.ndarray]:
+    """Save a module of PEFT; what it adds to each weight, folded by PEFT in float64."""
+    model = model_of(kind)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.3 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+    adapted.save_pretrained(folder)
+    after = dict(adapted.merge_and_unload().named_parameters())
+    changes = {n: (after[n] - p).detach().numpy() for n, p in before.items() if n in after}
+    return {n.removesuffix(".weight"): d for n, d in changes.items() if np.abs(d).max() > 1e-9}
+
+
+def updates(module: PEM) -> dict[str, np.ndarray]:
+    return {
+        n: module.config.scaling(n)
+        * module.tensors[f"{n}.lora_B"].double().numpy()
+        @ module.tensors[f"{n}.lora_A"].double().numpy()
+        for n in module.layers
+    }
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+MADE = {
+    "alpha of one layer": ("llama", {"alpha_pattern": {"layers.0.self_attn.q_proj": 40}}),
+    "rank of one target": (
+        "llama", {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"k_proj": 3}},
+    ),
+    "whole name only": (
+        "nested", {"target_modules": ["fc", "q_proj"], "alpha_pattern": {"^fc": 64}},
+    ),
+    "rank of a whole name": ("nested", {"target_modules": ["fc"], "rank_pattern": {"^fc": 2}}),
+    "layers by number": ("llama", {"layers_to_transform": [0, 2]}),
+    "an excluded layer": ("llama", {"exclude_modules": ["layers.1.self_attn.q_proj"]}),
+    "a regular expression": ("llama", {"target_modules": r".*layers\.[02]\..*q_proj"}),
+    "one target by number": ("llama", {"target_modules": ["layers.1.self_attn.k_proj", "q_proj"]}),
+    "a norm saved": ("llama", {"modules_to_save": ["norm"]}),
+    "all linear layers and a head": (
+        "roberta", {"target_modules": "all-linear", "task_type": "SEQ_CLS"},
+    ),
+    "rsLoRA": ("llama", {"use_rslora": True, "rank_pattern": {"k_proj": 6}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_what_peft_makes_is_read_scaled_and_written_back(tmp_path, case, deep):
+    kind, options = MADE[case]
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj"], **options}
+    expected = made(tmp_path / "a", kind, **options)
+    module = load(tmp_path / "a")
+    same(updates(module), expected)
+    for space in ("parameter", "delta"):
+        half = combine([module], [0.5], space=space)
+        effect = 0.25 if space == "parameter" else 0.5  # both factors carry the coefficient there
+        same(updates(half), {n: effect * d for n, d in expected.items()})
+        half.save(tmp_path / space)
+        same(updates(load(tmp_path / space)), updates(half))
+    other = made(tmp_path / "b", kind, seed=2, **{**options, "r": 3})
+    total = combine([module, load(tmp_path / "b")], [1.0, -0.5], space="delta", head="first")
+    same(updates(total), {n: d - 0.5 * other[n] for n, d in expected.items()})
+    total.save(tmp_path / "sum")
+    same(updates(load(tmp_path / "sum")), updates(total))
+    reopened = peft.PeftModel.from_pretrained(model_of(kind), tmp_path / "sum")
+    merged = dict(reopened.merge_and_unload().named_parameters())
+    base = dict(model_of(kind).named_parameters())
+    for name, change in updates(total).items():
+        there = (merged[f"{name}.weight"] - base[f"{name}.weight"]).detach().numpy()
+        np.testing.assert_allclose(there, change, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def deep(monkeypatch):
+    """Three layers, so that one in the middle can be left out."""
+    import tiny as builders
+
+    llama = builders._causal("Llama", num_hidden_layers=3)
+    monkeypatch.setitem(builders.BUILDERS, "llama", llama)
+
+
+@pytest.mark.parametrize("key", ["._proj", "block..fc", ".fc", "b.ock.q_proj", "block_q_proj$|x"])
+def test_a_pattern_that_means_layers_only_as_a_regular_expression_is_refused(tmp_path, key):
+    made(tmp_path / "a", "nested", r=4, target_modules=["q_proj", "fc"], alpha_pattern={key: 3})
+    with pytest.raises(UnsupportedModule, match="alpha_pattern"):
+        load(tmp_path / "a")
+
+
+def test_a_dot_that_matches_another_character_is_refused(tmp_path):
+    made(tmp_path / "a", "nested", r=4, target_modules=["q_proj"], alpha_pattern={"q.proj": 3})
+    with pytest.raises(UnsupportedModule, match=r"'q.proj', which would name 'block.q_proj'"):
+        load(tmp_path / "a")
+
+
+def test_keys_of_patterns_name_one_layer_each():
+    layers = ["fc", "block.fc", "a.block.fc", "x.q"]
+    assert pattern_keys(layers) == {
+        "fc": "^fc", "block.fc": "^block.fc", "a.block.fc": "a.block.fc", "x.q": "x.q",
+    }  # fmt: skip

@@ -27,6 +27,7 @@ import pem_composition as library
 from pem_composition import cli, sweep
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.errors import UsageError
+from pem_composition.module import HeadInfo
 from pem_composition.report.records import Results, read, read_lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -443,6 +444,31 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_is_written(
 def test_modules_without_a_head_are_not_scored_with_a_random_one(bench, tmp_path, capsys):
     assert run(without_head(bench, tmp_path / "bare"), tmp_path / "out") == 2
     assert "has no classification head to score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["sweep", "search"])
+def test_a_head_whose_classes_stand_in_another_order_is_refused(program, bench, tmp_path, capsys):
+    turned = tuple(reversed(sweep_data.LABELS))
+    for path in bench.modules:
+        module = library.load(path)
+        head = replace(module.head or HeadInfo(), labels=turned)
+        replace(module, head=head).save(tmp_path / path.name)
+    pair = (tmp_path / bench.modules[0].name, tmp_path / bench.modules[1].name)
+    flags = replace(bench, modules=pair).flags()
+    code = cli.main([program, *flags, "-p", str(tmp_path / "out")])
+    assert code == 2 and not (tmp_path / "out").exists()
+    message = capsys.readouterr().err
+    assert "the module's head has other classes, or in another order" in message
+    assert f"found {', '.join(turned)}, expected {', '.join(sweep_data.LABELS)}" in message
+
+
+def test_what_an_earlier_grid_selected_is_taken_away(bench, resumed, capsys):
+    assert {p.name for p in resumed.glob("selected_*")} >= {"selected_delta", "selected_parameter"}
+    (resumed / "selected_notes.txt").write_text("mine")
+    assert run(bench, resumed, "--space", "parameter") == 0
+    left = {p.name for p in resumed.glob("selected_*")}
+    assert "selected_delta" not in left
+    assert {"selected_parameter", "selected_notes.txt"} <= left
 
 
 def test_a_sweep_never_writes_into_a_module(bench, capsys):

@@ -166,7 +166,7 @@ def _layer_updates(model: nn.Module, pem: PEM) -> Updates:
     for name, live in names.items():
         layer = layers[live]
         _refuse_quantised(f"layer {live}", layer.weight)
-        _refuse_shared(f"layer {live}", users[layer.weight])
+        _refuse_shared(f"layer {live}", users.get(layer.weight, []))
         if isinstance(pem.config, LoraConfig):
             A, B = pem.tensors[f"{name}.lora_A"], pem.tensors[f"{name}.lora_B"]
             updates[layer.weight] = _add_product(A, B, pem.config.scaling(name), is_conv1d(layer))
@@ -199,6 +199,14 @@ def _users(model: nn.Module) -> dict[Tensor, list[str]]:
 
 
 def _refuse_shared(where: str, users: Sequence[str]) -> None:
+    if not users:
+        raise IncompatibleModules.build(
+            where,
+            "computes its weight, which folding could not change",
+            found="a parametrised layer",
+            expected="a weight that is a parameter",
+            do="attach the module instead of folding it",
+        )
     if len(users) > 1:
         raise IncompatibleModules.build(
             where,

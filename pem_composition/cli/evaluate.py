@@ -277,7 +277,7 @@ def check_labels(where: str, module: PEM, task: Task) -> None:
     Raises:
         IncompatibleModules: with both orders.
     """
-    if module.head is not None and module.head.labels and module.head.labels != task.labels:
+    if module.head is not None and not module.head.fits(task.labels):
         raise IncompatibleModules.build(
             f"--adapter {where}",
             f"its head does not answer task {task.name}",

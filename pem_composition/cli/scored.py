@@ -105,7 +105,7 @@ def check_own_heads(
     for task, header in zip(tasks, headers, strict=True):
         wanted = task.data.task.labels
         found = header.head.labels if header.head is not None else ()
-        if not header.head_shapes or (found and wanted != found):
+        if not header.head_shapes or (header.head is not None and not header.head.fits(wanted)):
             raise IncompatibleModules.build(
                 f"{header.name} for {task.name}",
                 "the module's head does not answer the task",
@@ -113,6 +113,24 @@ def check_own_heads(
                 expected=", ".join(wanted) or "a score",
                 do="give modules and tasks in the same order",
             )
+
+
+def check_labels(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) -> None:
+    """The head that a module brings must order the classes as every task does.
+
+    Raises:
+        IncompatibleModules: with both orders; a module that does not say its classes is taken.
+    """
+    for header in headers:
+        for task in tasks:
+            if header.head is not None and not header.head.fits(task.data.task.labels):
+                raise IncompatibleModules.build(
+                    f"{header.name} for {task.name}",
+                    "the module's head has other classes, or in another order",
+                    found=", ".join(header.head.labels),
+                    expected=", ".join(task.data.task.labels) or "a score",
+                    do="score it on the task that it was trained on",
+                )
 
 
 def report_split(tasks: Sequence[ScoredTask]) -> str:

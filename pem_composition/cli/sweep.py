@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
-from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
+from pem_composition.arithmetic.compatible import SPACES, check_coefficients_of, space_of
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
@@ -134,6 +135,9 @@ def check(
     source = resolve(model)
     extra = common.headers_of([reference], names[count:]) if reference else []
     common.check_model([source], [*headers, *extra], flags.allow_base_mismatch)
+    if evaluation.objective != "seq2seq" and not own_heads:
+        merged = headers if merge else headers[:1]  # language models of an analogy bring no head
+        scored.check_labels([*merged, *extra], tasks)
     spaces = _spaces(flags, headers[0])
     return Request(
         flags, evaluation, composition, points, head, source, Path(model).name, out, paths,
@@ -307,10 +311,15 @@ def load_base(request: Request) -> tuple[Any, Any]:
 
 def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> None:
     """Write the selected modules (whole models are left to merge.py), the table and the plot."""
+    from pem_composition.checkpoint import provenance
     from pem_composition.report import plot, table
 
     flags, out = request.flags, request.out
-    for which in ("selected", "selected_valid") if request.kind != "full" else ():
+    kinds = ("selected", "selected_valid")
+    for old in (out / f"{which}_{space}" for which in kinds for space in SPACES):
+        if (old / provenance.FILE).exists():  # of an earlier grid
+            shutil.rmtree(old)
+    for which in kinds if request.kind != "full" else ():
         for space, coefficients in summary[which].items():
             target = out / f"{which}_{space}"
             merged = _selected(request, plan, space, coefficients)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition import offline
+from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.holding import AS_IT_IS, Holding, keep_gradients
 from pem_composition.tasks import hub
@@ -483,8 +484,7 @@ def _check_depth(source: str, model: PreTrainedModel, unexpected: Iterable[str])
 
 def _check_labels(source: str, task: Task, stored: list[str]) -> None:
     """A checkpoint that brings its head must mean the same classes in the same order."""
-    unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(stored))
-    if not task.regression and not unnamed and [w.lower() for w in stored] != list(task.labels):
+    if not task.regression and not HeadInfo(tuple(stored)).fits(task.labels):
         raise CheckpointError.build(
             source, f"its head was trained for other classes than {task.name}'s",
             found=", ".join(stored), expected=", ".join(task.labels),

@@ -295,7 +295,8 @@ def infer_task(table: Table, labels: Sequence[str] | None = None) -> Task:
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise DataError.build(
             table.name, "not a classification task", found=f"labels {', '.join(labels) or 'none'}",
-            expected="at least two different labels", do="give --task_name or --labels",
+            expected="at least two different labels",
+            do="give --task_name, or --labels in pem split",
         )  # fmt: skip
     return Task("file", columns, tuple(labels))
 
@@ -373,7 +374,9 @@ def _labels(task: Task, table: Table, split: str) -> list[int | float | None]:
         return [None] * len(table.rows)
     column = _label_column(table)
     values = [row[column] for row in table.rows]
-    hidden = {str(v) for v in task.unlabelled} | ({"-1", "-1.0", ""} if split == TEST else set())
+    values_too = task.hub is None and (task.regression or "-1" in task.labels)
+    absent = {"", *(() if values_too else ("-1", "-1.0"))} if split == TEST else set()
+    hidden = absent.union(map(str, task.unlabelled))
     gold = [None if v is None or str(v) in hidden else v for v in values]
     if not task.regression:
         _one_convention(table, gold)

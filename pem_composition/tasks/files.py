@@ -150,7 +150,7 @@ def _json_table(path: Path, text: str) -> Table:
 def _json_list(path: Path, text: str) -> Table:
     try:
         rows = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError.build(path, f"not a JSON list: {error}") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -164,7 +164,7 @@ def _json_list(path: Path, text: str) -> Table:
 def _json_row(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError.build(where, f"not a JSON object: {error}", found=_short(line)) from None
     if not isinstance(row, dict):
         raise DataError.build(where, "not a JSON object", found=_short(line))
@@ -189,6 +189,7 @@ def _csv(path: Path, text: str, kind: str) -> Table:
     if kind == "tsv":
         quoting = csv.QUOTE_MINIMAL if _tsv_is_quoted(text) else csv.QUOTE_NONE
         options = {"delimiter": "\t", "quoting": quoting}
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may hold a document
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, **options)
     records: list[list[str]] = []
     lines: list[int] = []
@@ -201,6 +202,8 @@ def _csv(path: Path, text: str, kind: str) -> Table:
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError.build(f"{path}, line {start}", f"not {kind.upper()}: {error}") from None
+    if not records:
+        raise DataError.build(path, "the file is empty", expected="a header and rows")
     header = list(COLA_COLUMNS) if _is_cola(records) else records[0]
     first = 0 if header == list(COLA_COLUMNS) and records[0] != header else 1
     _check_header(path, header)

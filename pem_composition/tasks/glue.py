@@ -78,7 +78,7 @@ class Task:
         return dict(enumerate(self.labels))
 
     def label_id(self, value: str | int) -> int:
-        """Index of a class given by its word or its number.
+        """Index of a class given by its word, or by its number where no class is called by one.
 
         Raises:
             DataError: the task has no such class.
@@ -86,7 +86,8 @@ class Task:
         word = str(value)
         if word in self.labels:
             return self.labels.index(word)
-        if word.isdecimal() and int(word) < len(self.labels):
+        words = not any(map(_is_number, self.labels))
+        if words and word.isdecimal() and int(word) < len(self.labels):
             return int(word)
         raise DataError.build(
             self.name, "no such class", found=repr(value), expected=self.accepted()
@@ -96,9 +97,13 @@ class Task:
         """The labels that a row may hold, for messages."""
         if self.regression:
             return "a number"
-        if all(word.isdecimal() for word in self.labels):
+        if any(map(_is_number, self.labels)):
             return "one of " + ", ".join(self.labels)
         return "one of " + ", ".join(f"{word} ({i})" for i, word in enumerate(self.labels))
+
+
+def _is_number(word: str) -> bool:
+    return word.lstrip("+-").replace(".", "", 1).isdecimal()
 
 
 def _glue(

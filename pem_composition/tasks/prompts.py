@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import Example
-from pem_composition.tasks.glue import Task
+from pem_composition.tasks.glue import TASKS, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,7 +134,29 @@ def get_prompt(task: Task, prompt: str | None = None) -> Prompt:
             do=f"did you mean {near[0]}?" if near else "",
         )  # fmt: skip
     _check(chosen, task)
-    return chosen
+    return _of_task(chosen, task) if prompt in PROMPTS else chosen
+
+
+def _of_task(prompt: Prompt, task: Task) -> Prompt:
+    """Another task's prompt, its answers in the order of this task's classes.
+
+    Classes are told apart by their words; numbers are taken as the other task's.
+
+    Raises:
+        DataError: the other task has other classes, so an answer could mean the opposite.
+    """
+    labels = TASKS[prompt.name].labels
+    numbers = all(word.isdecimal() for word in task.labels)
+    if task.labels == labels or numbers:
+        return prompt
+    if set(task.labels) != set(labels):
+        raise DataError.build(
+            f"--prompt {prompt.name}", f"its answers are for other classes than {task.name}'s",
+            found=", ".join(labels), expected=", ".join(task.labels),
+            do="write a JSON file with template and answers",
+        )  # fmt: skip
+    answers = dict(zip(labels, prompt.answers, strict=True))
+    return replace(prompt, answers=tuple(answers[word] for word in task.labels))
 
 
 def answer_tokens(

@@ -169,7 +169,9 @@ class ModelFlags(LoadFlags):
         None, "dropout of the model's attention weights; default: the model's"
     )
     overwrite_output_dir: bool = flag(
-        False, "start anew where the output directory holds another run or module"
+        False,
+        "start anew where the output directory holds an unfinished run with other settings or "
+        "a module of another origin (a finished run is replaced when its settings change)",
     )
 
     def __post_init__(self) -> None:
@@ -256,8 +258,12 @@ class TrainConfig(ModelFlags):
         False, "pad every example to --max_seq_length instead of to its batch"
     )
     group_by_length: bool = flag(False, "batches of similar length: less padding, another order")
-    max_train_samples: int | None = flag(None, "use only the first N training rows")
-    max_eval_samples: int | None = flag(None, "use only the first N validation rows")
+    max_train_samples: int | None = flag(
+        None, "use only N training rows, of labelled ones as many of each class"
+    )
+    max_eval_samples: int | None = flag(
+        None, "use only N validation rows, of labelled ones as many of each class"
+    )
     per_device_train_batch_size: int = flag(32, "rows per step and process")
     per_device_eval_batch_size: int = flag(64, "rows per evaluation batch and process")
     gradient_accumulation_steps: int = flag(1, "batches per optimizer step")

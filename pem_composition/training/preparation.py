@@ -224,6 +224,13 @@ def adapter_config(flags: ModelFlags, targets: Targets) -> LoraConfig | IA3Confi
     )
 
 
+def _classes(given: PEM, wanted: PEM) -> list[tuple[str, object, object]]:
+    """The heads' classes where they differ."""
+    if given.head is None or wanted.head is None or given.head.fits(wanted.head.labels):
+        return []
+    return [("the task's classes", given.head.labels, wanted.head.labels)]
+
+
 def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
     """Refuse an initial module that the flags do not describe, with both values.
 
@@ -245,6 +252,7 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
     facts += [
         ("--target_modules", ", ".join(given.layers), ", ".join(wanted.layers)),
         ("head", _shapes(given.head_tensors()), _shapes(wanted.head_tensors())),
+        *_classes(given, wanted),
         ("tensors", _shapes(given.tensors), _shapes(wanted.tensors)),
     ]
     for name, found, expected in facts:

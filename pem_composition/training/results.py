@@ -11,6 +11,8 @@ from typing import Any
 from pem_composition.errors import PEMError
 
 ALL = "all_results.json"
+STATE = "trainer_state.json"
+SPLIT = "_results.json"
 
 
 def jsonable(value: Any) -> Any:
@@ -25,13 +27,23 @@ def jsonable(value: Any) -> Any:
 def write_results(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     """``train_results.json``, ``eval_results.json``, ... and all of them together."""
     for split, metrics in splits.items():
-        _write(folder / f"{split}_results.json", metrics)
+        _write(folder / f"{split}{SPLIT}", metrics)
     _write(folder / ALL, {k: v for metrics in splits.values() for k, v in metrics.items()})
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """``trainer_state.json``: the step, the best step and the log."""
-    _write(folder / "trainer_state.json", state)
+    _write(folder / STATE, state)
+
+
+def is_foreign(entry: str) -> bool:
+    """True for what no run writes as its result, which survives when another run takes its place.
+
+    Adapter and model files of another kind of run must not: transformers would load both.
+    """
+    from pem_composition.checkpoint import layouts
+
+    return layouts.is_foreign(entry) and entry != STATE and not entry.endswith(SPLIT)
 
 
 def read_training(output_dir: Path) -> dict[str, Any]:

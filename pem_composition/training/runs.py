@@ -345,7 +345,7 @@ def publish(
         training=training,
         notes=tuple(dict.fromkeys((*start.notes, *parents, *notes))),
     )
-    with files.atomic_directory(output, overwrite=True, keep=lambda _name: True) as folder:
+    with files.atomic_directory(output, overwrite=True, keep=results.is_foreign) as folder:
         start.weights.publish(folder, output.name, provenance)
         results.write_results(folder, splits)
         results.write_state(folder, asdict(trainer.state))

@@ -182,3 +182,12 @@ def test_folding_into_a_tied_weight_is_refused() -> None:
         assert not torch.allclose(scored(model), base)
     detach(model)
     assert torch.equal(scored(model), base)
+
+
+def test_a_layer_that_computes_its_weight_is_refused_by_name():
+    model = tiny("roberta")
+    module = random_module(model, "lora")
+    layer = model.get_submodule(module.layers[0])
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(IncompatibleModules, match=f"layer {module.layers[0]}: computes its weight"):
+        fold(model, module)

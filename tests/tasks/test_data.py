@@ -18,6 +18,9 @@ RTE = [
 ]
 
 
+SPLITS = ("train", "validation", "test")
+
+
 def jsonl(path: Path, rows: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -253,3 +256,27 @@ def test_real_sts_b(shared):
     assert len(data.train) == 5749
     assert data.train[0].label == 5.0
     assert all(0 <= score <= 5 for score in labels(data.validation))
+
+
+@pytest.mark.parametrize("known", [(0, 2), (1, 2, 3), (-1, 1)])
+def test_a_number_that_no_training_row_has_is_no_class(tmp_path, known):
+    rows = [{"text": f"t{i}", "label": v} for i, v in enumerate(known)]
+    train = jsonl(tmp_path / "train.jsonl", rows)
+    absent = next(n for n in range(4) if n not in known)
+    rows[0]["label"] = absent
+    other = jsonl(tmp_path / "dev.jsonl", rows)
+    expected = ", ".join(map(str, known))
+    with pytest.raises(DataError, match=f"line 1: unknown label; found {absent}, .*{expected}"):
+        load_task(train_file=train, validation_file=other)
+
+
+def test_minus_one_is_a_class_or_a_number_where_the_training_rows_say_so(tmp_path):
+    for kind, values in (("class", (-1, 1)), ("number", (-1, 0.5, 2.25))):
+        rows = [{"text": f"t{i}", "label": v} for i, v in enumerate(values)]
+        files = {f"{s}_file": jsonl(tmp_path / kind / f"{s}.jsonl", rows) for s in SPLITS}
+        data = load_task(**files)
+        assert labels(data.test) == labels(data.train)
+        assert None not in labels(data.test)
+    hidden = [{"sentence1": "a", "sentence2": "b", "label": -1}]
+    data = load_task("rte", test_file=jsonl(tmp_path / "t.jsonl", hidden), splits=("test",))
+    assert labels(data.test) == [None]

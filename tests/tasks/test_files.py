@@ -143,3 +143,25 @@ def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
         read_rows(tmp_path / "train.jsonl")
     with pytest.raises(DataError, match="a directory"):
         read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("content", ["\ufeff", "\ufeff\n\n"])
+def test_a_file_of_a_mark_and_blank_lines_is_empty(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"is empty"):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path, name):
+    deep = "[" * 100_000
+    (tmp_path / name).write_text(deep if name == "a.json" else f'{{"text": {deep}')
+    with pytest.raises(DataError, match=r"not a JSON"):
+        read_table(tmp_path / name)
+
+
+def test_a_cell_may_hold_a_long_document(tmp_path):
+    long = "word " * 60_000
+    (tmp_path / "a.csv").write_text(f'text,label\n"{long}",1\n')
+    assert read_table(tmp_path / "a.csv").rows == [{"text": long, "label": "1"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -197,6 +198,28 @@ def test_a_prompt_with_other_classes_is_refused():
     three = Task("file", ("text", None), ("a", "b", "c"))
     with pytest.raises(DataError, match="task file: has no prompt of its own"):
         get_prompt(three)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "answers"),
+    [
+        ("rte", "wnli", ("Yes", "No")),  # the same classes in another order
+        ("wnli", "rte", ("No", "Yes")),
+        ("snli", "mnli", ("Yes", "Maybe", "No")),
+        ("sst2", "polarity", ("negative", "positive")),
+    ],
+)
+def test_answers_of_another_task_s_prompt_go_by_the_names_of_the_classes(task, name, answers):
+    assert get_prompt(TASKS[task], name).answers == answers
+
+
+def test_answers_for_other_classes_are_refused_and_numbers_are_those_of_the_prompt_s_task():
+    message = refused("mrpc", "rte")
+    assert "--prompt rte: its answers are for other classes than mrpc's" in message
+    assert "found entailment, not_entailment, expected not_equivalent, equivalent" in message
+    numbers = Task("file", ("text", "text_pair"), ("0", "1"))
+    columns = replace(numbers, text_columns=("sentence1", "sentence2"))
+    assert get_prompt(columns, "rte").answers == ("Yes", "No")
 
 
 @pytest.fixture(scope="module")

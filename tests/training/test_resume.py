@@ -222,3 +222,20 @@ def test_a_foreign_module_is_not_overwritten_unasked(bench, tmp_path):
     with pytest.raises(UsageError, match=r"already holds a module.*--overwrite_output_dir"):
         runs.run(bench.config(str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["adapter_config.json"]
+
+
+def test_a_run_of_another_kind_leaves_nothing_of_the_old_one(bench, tmp_path):
+    """transformers would load the adapter of the old run on top of the whole model of the new."""
+    out = tmp_path / "run"
+    scored = {"max_steps": 2}
+    runs.run(bench.config(str(out), **scored))
+    (out / "notes.txt").write_text("mine")
+    assert (out / "adapter_config.json").exists() and (out / "eval_results.json").exists()
+    unscored = {"validation_file": None, "eval_steps": None}
+    whole = {"adapter_config": "fft", "max_steps": 2, **unscored}
+    runs.run(bench.config(str(out), **whole))
+    runs.run(bench.config(str(tmp_path / "clean"), **whole))
+    names = [{p.name for p in folder.iterdir()} for folder in (out, tmp_path / "clean")]
+    assert names[0] == names[1] | {"notes.txt"}
+    runs.run(bench.config(str(out), **scored))
+    assert not (out / "model.safetensors").exists() and not (out / "config.json").exists()

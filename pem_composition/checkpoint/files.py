@@ -29,6 +29,7 @@ MAX_NAME = 1000  # characters of a tensor's name
 MAX_DIMENSIONS = 64  # torch's own limit
 MAX_JSON_BYTES = 32 * 1024 * 1024
 MAX_NESTING = 50
+LONGEST_STEM = 160  # bytes of a name beside which a temporary name of its own fits into 255
 
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -567,13 +568,23 @@ def _host() -> str:
 
 
 def _sibling(target: Path, role: str) -> Path:
-    return target.with_name(f".{target.name}.{role}-{os.getpid()}-{_host()}{secrets.token_hex(4)}")
+    return target.with_name(
+        f".{_stem(target)}.{role}-{os.getpid()}-{_host()}{secrets.token_hex(4)}"
+    )
+
+
+def _stem(target: Path) -> str:
+    """The target's name, or as much of a long one as leaves room for more, and its digest."""
+    name = os.fsencode(target.name)
+    if len(name) <= LONGEST_STEM:
+        return target.name
+    return f"{target.name[: LONGEST_STEM // 8]}-{hashlib.sha256(name).hexdigest()[:32]}"
 
 
 def _clean_stale(target: Path, keep: Callable[[str], bool] | None) -> None:
     """Remove what dead processes of this machine left beside the target."""
     for role in ("old", "tmp"):
-        start = f".{target.name}.{role}-"
+        start = f".{_stem(target)}.{role}-"
         for entry in list(target.parent.iterdir()):
             pid, _, tail = entry.name.removeprefix(start).partition("-")
             ours = entry.name.startswith(start) and tail.startswith(_host())

@@ -355,3 +355,14 @@ def test_kill_9_at_50_random_moments_of_saving_leaves_complete_modules_only(tmp_
     again = cut_off[0].name.removeprefix(".").partition(".")[0]
     with files.atomic_directory(tmp_path / again, overwrite=True):
         assert not cut_off[0].exists()
+
+
+@pytest.mark.parametrize(("letter", "count"), [("a", 250), ("é", 120), ("模", 80)])
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, letter: str, count: int):
+    names = [letter * count, letter * (count - 1) + "b"]
+    for content in ("one", "two"):
+        for name in names:
+            with files.atomic_directory(tmp_path / name, overwrite=True) as folder:
+                (folder / "x").write_text(content + name[-1])
+    assert listing(tmp_path) == sorted(names)
+    assert [(tmp_path / n / "x").read_text() for n in names] == ["two" + n[-1] for n in names]

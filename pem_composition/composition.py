@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.arithmetic.algebra import as_numbers, role_of
 from pem_composition.arithmetic.compatible import SPACES, check_log_kind, space_of
 from pem_composition.arithmetic.expression import parse
-from pem_composition.arithmetic.labels import label_of
+from pem_composition.arithmetic.labels import label_of, notes_of
 from pem_composition.arithmetic.logarithm import power_product
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
@@ -156,6 +156,7 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
         space=space,
         method="layers",
         certificate=None,
+        notes=notes_of(module),
         recipe=record("weigh_layers", [module], factors=factors, space=space),
     )
     return replace(module, tensors=tensors, name="combination", provenance=provenance, operands=())

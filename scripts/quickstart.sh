@@ -93,6 +93,10 @@ export_values() {
 
 experiment=${1:-distribution_generalization}
 scripts=exps/composition_for_$experiment
+if (($# > 1)); then
+  echo "scripts/quickstart.sh: one experiment at a time, found '$*'" >&2
+  exit 2
+fi
 case $experiment in
   distribution_generalization | multitasking | domain_transfer | unlearning) ;;
   *)

@@ -363,3 +363,16 @@ def test_a_negated_sum_says_its_space_and_reads_back(text):
     assert "delta(" in str(made)
     for layer, update in dense(made).items():
         np.testing.assert_allclose(dense(again)[layer], update, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "inner", ["ties(a, b, density=0.4)", "delta(a + b, rank=1)", "parameter(0.6*a + 0.4*b)"]
+)
+@pytest.mark.parametrize("outer", ["0.5*{} + c", '0.5*layers({}, "*0.query", 3) + c'])
+def test_an_error_inside_is_a_note_of_the_sum_that_hides_it(inner, outer):
+    named = {n: replace(lora(i, r=1), name=n) for i, n in enumerate("abc")}
+    operand = compose(inner, named)
+    total = operand.provenance.certificate.total
+    assert total > 0.01
+    made = compose(outer.format(inner), named, space="delta")
+    assert any(f"by {total:.2g}" in note for note in made.provenance.notes)

@@ -63,6 +63,6 @@ def notes_of(module: PEM) -> tuple[str, ...]:
     """Its notes, and its own error where the certificate of a sum would hide it."""
     p = module.provenance
     error = p.certificate
-    if error is None or error.against == SUM or error.total < 1e-6:
+    if error is None or error.total < 1e-6:
         return p.notes
     return (*p.notes, f"{module} is off {error.against} by {error.total:.2g}")

@@ -26,7 +26,7 @@ from pem_composition.checkpoint.files import write_json
 from pem_composition.checkpoint.peft import check_gaps
 from pem_composition.checkpoint.tensors import cast, save_dtype
 from pem_composition.config import IA3Config, LoraConfig
-from pem_composition.errors import UnsupportedModule
+from pem_composition.errors import CheckpointError, UnsupportedModule
 from pem_composition.recipe import record
 
 if TYPE_CHECKING:
@@ -157,7 +157,10 @@ def _unconverted(
     if not isinstance(pem.config, LoraConfig | IA3Config):
         raise _no_form(pem, "a full module", "lora or ia3")
     places = _places(pem, family)
-    check_gaps(pem.layers, pem.name)
+    try:
+        check_gaps(pem.layers, pem.name)
+    except CheckpointError:
+        raise _no_form(pem, "layers left out", "every layer of a kind") from None
     scale = isinstance(pem.config, IA3Config)
     if isinstance(pem.config, IA3Config):
         inputs = [n for n in pem.layers if pem.config.scales_input(n)]

@@ -21,6 +21,7 @@ from pem_composition.arithmetic import trees
 from pem_composition.arithmetic.compatible import check_same_base
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.heads import ONE_HEAD
+from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.card import license_of
@@ -130,7 +131,7 @@ def _parts(
         chosen = head_policies.Choice(adapters[0].head_tensors(), adapters[0].head)
     else:
         chosen = _head(tree, own, kinds, options, head)
-    notes = tuple(dict.fromkeys(n for m in adapters for n in m.provenance.notes))
+    notes = tuple(dict.fromkeys(n for m in adapters for n in notes_of(m)))
     return Parts(
         adapters, full, models, chosen.tensors, chosen.info, sources, space, notes + chosen.notes
     )

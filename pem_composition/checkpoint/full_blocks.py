@@ -196,7 +196,8 @@ class Merger:
         self._squares: dict[str, list[float]] = {}  # tensor -> of the error, of the result
 
     def errors(self) -> dict[str, LayerError]:
-        """What rounding to a difference in float32 has changed, of the tensors written so far."""
+        """What rounding, to a difference in float32 and to the file's dtype, has changed of the
+        tensors written so far."""
         from pem_composition.arithmetic.delta import LayerError
 
         return {
@@ -222,9 +223,12 @@ class Merger:
             row = start // max(1, width)
             change = rules[0](row, entries.rows(row, stop // max(1, width)))
             rounded = (change + 0.0).to(wide)  # a minus zero is none, as in a module
-            squares[0] += float((rounded.double() - change).square().sum())
+            zero = widen(self._base.block(base_name, start, stop))
+            total = rounded.flatten() + zero
+            written = total.to(dtype or wide).double()
+            squares[0] += float((written - zero.double() - change.flatten()).square().sum())
             squares[1] += float(change.square().sum())
-            return rounded.flatten() + widen(self._base.block(base_name, start, stop))
+            return total
 
         return Output(
             info_as(dtype or wide, models[0].infos[name].shape),

@@ -108,8 +108,8 @@ def _record(folder: Path) -> Record:
             expected="a composition",
             do="train it again (its flags are in pem.json under training)"
             if trained
-            else "compose it again: it was written before recipes were, or with an input that "
-            "had none",
+            else "compose it again: it was written before recipes were, with an input that had "
+            "none, or by a method that reads statistics (fisher, regmean), which none names",
         )
     return record
 

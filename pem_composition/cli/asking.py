@@ -68,6 +68,27 @@ class EndpointFlags:
         from pem_composition.endpoint.jobs import run
         from pem_composition.sweep.ledger import Ledger
 
+        _check_replies(path)
         budget = Budget(self.max_requests, self.max_tokens)
         endpoint = Endpoint(self.service)
         return run(jobs, endpoint, Ledger(path), budget, parallel=self.parallel, say=say)
+
+
+def _check_replies(path: Path) -> None:
+    """An existing file is continued where it holds replies, and never anything else.
+
+    Raises:
+        UsageError: a directory, or a file with other lines.
+    """
+    from pem_composition.report.records import read_lines
+
+    if not path.exists():
+        return
+    lines = [] if path.is_dir() else read_lines(path)
+    other = any("key" not in line for line in lines)
+    if path.is_dir() or other or (not lines and b"\n" in path.read_bytes()):
+        raise UsageError.build(
+            f"--output_file {path}", "holds something else than replies",
+            found="a directory" if path.is_dir() else "lines without a key",
+            expected="a new file, or one that this program began", do="choose another name",
+        )  # fmt: skip

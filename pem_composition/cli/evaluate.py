@@ -283,7 +283,7 @@ def check_labels(where: str, module: PEM, task: Task) -> None:
             f"its head does not answer task {task.name}",
             found=" ".join(module.head.labels),
             expected=" ".join(task.labels) or "a score",
-            do="evaluate it on the task it was trained on",
+            do="evaluate it on the task it was trained on, in rows that have every class",
         )
 
 

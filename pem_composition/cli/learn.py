@@ -103,7 +103,7 @@ def run(config: Config) -> int:
     with StopRequest():
         modules, learned = _learned(config, request)
     merged = _merged(config, request.names, modules, learned)
-    _write(config, request, merged, learned)
+    _write(config, request, modules, merged, learned)
     common.report_line(request.out, _short(merged), merged.provenance, bool(merged.head_tensors()))
     print(f"mean loss {learned.before:.4f} -> {learned.after:.4f} in {config.max_steps} steps")
     return 0
@@ -179,12 +179,17 @@ def _merged(config: Config, names: Sequence[str], modules: Sequence[PEM], learne
     head = "none" if config.head == library.PER_TASK else config.head
     return compose(
         " + ".join(named), named, space="delta", rank=config.rank, dtype=config.dtype, head=head,
-        layers={
-            name: {k: v for k, v in learned.of(i).items() if k in modules[i].layers}
-            for i, name in enumerate(named)
-        },
+        layers=_factors(modules, learned),
         allow_base_mismatch=config.allow_base_mismatch,
     )  # fmt: skip
+
+
+def _factors(modules: Sequence[PEM], learned: Learned) -> dict[str, dict[str, float]]:
+    """By module the coefficients of the layers that it has."""
+    return {
+        name: {k: v for k, v in learned.of(i).items() if k in modules[i].layers}
+        for i, name in enumerate(letters(len(modules)))
+    }
 
 
 def letters(count: int) -> list[str]:
@@ -196,7 +201,13 @@ def _short(merged: PEM) -> str:
     return f"{len(merged.provenance.terms)} modules with learned coefficients"
 
 
-def _write(config: Config, request: sweep.Request, merged: PEM, learned: Learned) -> None:
+def _write(
+    config: Config,
+    request: sweep.Request,
+    modules: Sequence[PEM],
+    merged: PEM,
+    learned: Learned,
+) -> None:
     """The module with ``learned.json`` and a recipe for pem compose beside it."""
     out = request.out
     merged.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
@@ -211,18 +222,20 @@ def _write(config: Config, request: sweep.Request, merged: PEM, learned: Learned
         "history": list(learned.history),
     }
     (out / LEARNED).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (out / RECIPE).write_text(recipe(config, learned, out), encoding="utf-8")
+    (out / RECIPE).write_text(recipe(config, modules, learned), encoding="utf-8")
 
 
-def recipe(config: Config, learned: Learned, out: Path) -> str:
+def recipe(config: Config, modules: Sequence[PEM], learned: Learned) -> str:
     """What pem compose --config reads: the same module from the same inputs."""
     names = letters(len(config.adapters))
-    modules = {n: str(Path(p).absolute()) for n, p in zip(names, config.adapters, strict=True)}
+    paths = {n: str(Path(p).absolute()) for n, p in zip(names, config.adapters, strict=True)}
     head = "none" if config.head == library.PER_TASK else config.head
     content: dict[str, Any] = {
-        "expression": " + ".join(names), "modules": modules, "space": "delta", "head": head,
-        "layers": {n: learned.of(i) for i, n in enumerate(names)},
+        "expression": " + ".join(names), "modules": paths, "space": "delta", "head": head,
+        "layers": _factors(modules, learned),
     }  # fmt: skip
     if config.rank is not None:
         content["rank"] = config.rank
+    if config.dtype is not None:
+        content["dtype"] = config.dtype
     return json.dumps(content, indent=1) + "\n"  # JSON is YAML

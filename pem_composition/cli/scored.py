@@ -129,7 +129,7 @@ def check_labels(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) -
                     "the module's head has other classes, or in another order",
                     found=", ".join(header.head.labels),
                     expected=", ".join(task.data.task.labels) or "a score",
-                    do="score it on the task that it was trained on",
+                    do="score it on the task it was trained on, in rows that have every class",
                 )
 
 

@@ -65,9 +65,13 @@ class Endpoint:
     """
 
     def __init__(self, service: Service) -> None:
-        if urlsplit(service.base_url).scheme not in ("http", "https"):
+        try:
+            place, scheme = service.place, urlsplit(service.base_url).scheme
+        except ValueError as error:  # a port out of range, brackets that do not close
+            place, scheme = str(error), ""
+        if scheme not in ("http", "https"):
             raise UsageError.build(
-                "--base_url", "not a URL", found=service.place, expected="http://... or https://..."
+                "--base_url", "not a URL", found=place, expected="http://... or https://..."
             )
         if importlib.util.find_spec("openai") is None:
             raise UsageError.build(
@@ -112,6 +116,8 @@ class Endpoint:
             )
         except openai.OpenAIError as error:
             raise self._explained(error) from None
+        except ValueError as error:  # the body is no JSON, which the client passes on
+            raise self._no_reply(str(error)) from None
         return self._reply(found)
 
     def _reply(self, found: Any) -> Reply:
@@ -123,11 +129,14 @@ class Endpoint:
         except (AttributeError, IndexError, TypeError):
             text, tokens = None, None
         if not isinstance(text, str):
-            raise RunFailed.build(
-                self.service.place, "not a chat reply", found=self._short(repr(found)),
-                expected="choices[0].message.content", do="check --base_url (it often ends in /v1)",
-            )  # fmt: skip
+            raise self._no_reply(repr(found))
         return Reply(text, tokens if isinstance(tokens, int) else None)
+
+    def _no_reply(self, found: str) -> PEMError:
+        return RunFailed.build(
+            self.service.place, "not a chat reply", found=self._short(found),
+            expected="choices[0].message.content", do="check --base_url (it often ends in /v1)",
+        )  # fmt: skip
 
     def _explained(self, error: Exception) -> PEMError:
         import openai

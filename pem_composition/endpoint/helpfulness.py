@@ -27,8 +27,8 @@ RUBRIC = (
 )
 ONE = "Reply with the grade alone: one number from 1 to 10."
 TWO = "Reply with two numbers from 1 to 10: the grade of answer A, then that of answer B."
-OUT_OF = re.compile(r"/\s*10\b")
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
+OUT_OF = re.compile(r"(?:/|\bout of\b)\s*10\b")
+NUMBER = re.compile(r"(?<!\d)-?\d+(?:\.\d+)?")
 
 
 class Asked(NamedTuple):
@@ -108,7 +108,7 @@ def _job(service: Service, text: str, row: int, order: str) -> Job:
 
 
 def grades_of(reply: str, count: int) -> list[float] | None:
-    """So many numbers from 1 to 10, with or without "/10"; None for anything else."""
+    """So many numbers from 1 to 10, also "of 10"; None for anything else."""
     numbers = [float(word) for word in NUMBER.findall(OUT_OF.sub(" ", reply))]
     good = len(numbers) == count and all(LOWEST <= n <= HIGHEST for n in numbers)
     return numbers if good else None

@@ -98,15 +98,15 @@ def run(
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    before = state.report.done
                     state.take(running.pop(future), future.result())
-                    if state.report.done % REPORT_EVERY == 0:
+                    if state.report.done > before and state.report.done % REPORT_EVERY == 0:
                         say(f"{state.report.done} replies, {len(state.waiting)} to go")
-        except KeyboardInterrupt:
+        except BaseException as error:
             state.rescue(running)
+            if isinstance(error, PEMError):
+                raise type(error)(f"{error}; {_kept(state, len(asked))}") from None
             raise
-        except PEMError as error:
-            state.rescue(running)
-            raise type(error)(f"{error}; {_kept(state, len(asked))}") from None
     state.report.left = len(state.waiting)
     return state.report
 

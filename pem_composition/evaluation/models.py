@@ -70,7 +70,7 @@ def load_base(
     config, stored_labels = _config(source, task, num_labels, config_overrides)
     _check_classifier(source, config)
     model, info = _load_model(AutoModelForSequenceClassification, source, config, dtype)
-    tokenizer = load_tokenizer(source)
+    tokenizer = _tokenizer_of(model, source)
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     _check_complete(source, model, missing)
     if task is not None and not any(_in_head(model, key) for key in missing):
@@ -150,8 +150,31 @@ def _load_writer(
     _check_ties(source, model)
     unexpected = sorted(info["unexpected_keys"])
     return LoadedBase(
-        model, load_tokenizer(source), {"missing_keys": [], "unexpected_keys": unexpected}
+        model, _tokenizer_of(model, source), {"missing_keys": [], "unexpected_keys": unexpected}
     )
+
+
+def _tokenizer_of(model: PreTrainedModel, source: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, whose padding token has a row in the embeddings.
+
+    Tokenizers of decoders often had one added while the embeddings were left as they were; the end
+    token takes its place there, as where a tokenizer has none.
+
+    Raises:
+        CheckpointError: the end token has no row either.
+    """
+    tokenizer, rows = load_tokenizer(source), model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= rows:
+            raise CheckpointError.build(
+                source, "the tokenizer pads with a token that the model does not know",
+                found=f"token {tokenizer.pad_token_id}", expected=f"below {rows}",
+                do="resize the embeddings, or name another padding token in tokenizer_config.json",
+            )  # fmt: skip
+        tokenizer.pad_token = tokenizer.eos_token
+        if (model.config.pad_token_id or 0) >= rows:
+            model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:

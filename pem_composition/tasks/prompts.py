@@ -146,17 +146,17 @@ def _of_task(prompt: Prompt, task: Task) -> Prompt:
         DataError: the other task has other classes, so an answer could mean the opposite.
     """
     labels = TASKS[prompt.name].labels
-    numbers = all(word.isdecimal() for word in task.labels)
-    if task.labels == labels or numbers:
+    own = [word.lower() for word in task.labels]
+    if own == list(labels) or all(map(str.isdecimal, own)):
         return prompt
-    if set(task.labels) != set(labels):
+    if set(own) != set(labels):
         raise DataError.build(
             f"--prompt {prompt.name}", f"its answers are for other classes than {task.name}'s",
             found=", ".join(labels), expected=", ".join(task.labels),
             do="write a JSON file with template and answers",
         )  # fmt: skip
     answers = dict(zip(labels, prompt.answers, strict=True))
-    return replace(prompt, answers=tuple(answers[word] for word in task.labels))
+    return replace(prompt, answers=tuple(answers[word] for word in own))
 
 
 def answer_tokens(

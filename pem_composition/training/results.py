@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ def jsonable(value: Any) -> Any:
 
 
 def write_results(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """``train_results.json``, ``eval_results.json``, ... and all of them together."""
+    """``train_results.json``, ``eval_results.json``, ... and all of them together.
+
+    What ``all_results.json`` held of other splits stays, as in the Hugging Face programs.
+    """
     for split, metrics in splits.items():
         _write(folder / f"{split}{SPLIT}", metrics)
-    _write(folder / ALL, {k: v for metrics in splits.values() for k, v in metrics.items()})
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        known = dict(json.loads((folder / ALL).read_text(encoding="utf-8")))
+    _write(folder / ALL, known | {k: v for part in splits.values() for k, v in part.items()})
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -140,7 +140,9 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
     splits = {"train": _train(config, plan, trainer, loader, stop)} if config.do_train else {}
     if config.do_eval and VALIDATION in scorers:
         splits["eval"] = trainer.final_scores()
-    if config.do_predict and TEST in scorers:
+    if config.do_predict and TEST not in scorers:
+        say("note: --do_predict: there are no test rows (--test_file)")
+    elif config.do_predict:
         splits["test"] = {f"test_{k}": v for k, v in trainer.scores(scorers[TEST]).items()}
     metrics = {k: v for part in splits.values() for k, v in part.items()}
     if processes.is_main():

@@ -134,6 +134,21 @@ def test_directions_that_no_input_has_are_left_alone():
         np.testing.assert_allclose(dense(found) @ x.T, dense(term) @ x.T, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_the_rounding_of_a_stored_gram_matrix_is_no_direction(rows):
+    """float32 files: what is singular in exact arithmetic has eigenvalues of 1e-8, some above 0."""
+    width, g = 32, torch.Generator().manual_seed(rows)
+    X = [torch.randn(rows, width, generator=g, dtype=torch.float64) for _ in range(2)]
+    wide = [
+        Factor(1.0, *(torch.randn(*s, generator=g, dtype=torch.float64) for s in shapes))
+        for shapes in (((3, width), (OUT, 3)), ((2, width), (OUT, 2)))
+    ]
+    exact = regmean(wide, [x.mT @ x for x in X], (1.0, 1.0), off_diagonal=1.0, layer="l")
+    stored = [(x.mT @ x).float() for x in X]
+    found = regmean(wide, stored, (1.0, 1.0), off_diagonal=1.0, layer="l")
+    np.testing.assert_allclose(dense(found), dense(exact), atol=1e-4 * np.abs(dense(exact)).max())
+
+
 def test_a_gram_matrix_of_another_layer_is_refused():
     with pytest.raises(PEMError, match=r"Gram matrix of l: .*found \(4, 4\), expected \(5, 5\)"):
         regmean(terms()[:1], [torch.eye(4)], (1.0,), off_diagonal=0.9, layer="l")

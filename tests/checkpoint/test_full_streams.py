@@ -94,7 +94,7 @@ def test_a_streamed_method_is_the_one_in_memory_bit_for_bit(
     record = json.loads((tmp_path / "stream" / "pem.json").read_text())
     recorded, certificate = record["certificate"], module.provenance.certificate
     assert recorded["against"] == certificate.against
-    assert recorded["total"] == pytest.approx(certificate.total, rel=1e-2)
+    assert recorded["total"] > 0.9 * certificate.total  # and the rounding of base plus difference
     assert recorded["layers"].keys() == certificate.layers.keys()
     assert record["method"] == module.provenance.method
     assert rebuild(tmp_path / "stream").equal
@@ -301,3 +301,32 @@ def test_a_whole_model_takes_the_place_of_an_adapter_and_its_own_files_stay(
     assert inspect_header(out).format == "full"
     assert not [p.name for p in out.iterdir() if "adapter" in p.name or "head" in p.name]
     assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
+def test_the_certificate_of_a_method_is_that_of_the_file(dtype: str | None, tmp_path: Path) -> None:
+    places, base = models("roberta", tmp_path, dtype=torch.bfloat16)
+    out, settings = tmp_path / "out", {"density": 0.4}
+    given = {"base": base, "method": "ties", "settings": settings, "head": "first"}
+    combine_full(places, [0.7, 0.4, 1.3], out, dtype=dtype, **given)
+    combine_full(places, [0.7, 0.4, 1.3], tmp_path / "exact", dtype="float64", **given)
+    start, found, exact = weights(base), weights(out), weights(tmp_path / "exact")
+    names = [n for n in start if not n.startswith("classifier")]
+    wrong = sum(float((found[n].double() - exact[n]).square().sum()) for n in names)
+    norm = sum(float((exact[n] - start[n].double()).square().sum()) for n in names)
+    stated = inspect_header(out).provenance.certificate.total
+    assert stated == pytest.approx((wrong / norm) ** 0.5, rel=0.2, abs=2e-7)
+    assert stated > {"bfloat16": 1e-3, "float16": 1e-5}.get(dtype or "", 0.0)
+
+
+def test_a_fold_of_a_method_notes_the_method_s_own_error(tmp_path: Path) -> None:
+    _, base = models("roberta", tmp_path, 1)
+    named = {}
+    for seed, name in enumerate("ab"):
+        named[name] = tmp_path / name
+        random_module(tiny("roberta"), "lora", seed=seed).save(named[name])
+    fold_checkpoint(
+        "ties(a, b, density=0.4)", named, base, tmp_path / "out", allow_base_mismatch=True
+    )
+    notes = inspect_header(tmp_path / "out").provenance.notes
+    assert any("is off the method's own result by 0." in note for note in notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,23 @@ def test_learned_coefficients_are_a_module_and_a_recipe(bench, tmp_path, capsys)
     assert run("compose", "--config", tmp_path / "out" / "recipe.yaml", "-p", again) == 0
     other = library.load(again)
     assert all(torch.equal(t, other.tensors[n]) for n, t in merged.tensors.items())
+
+
+def test_a_recipe_names_each_module_s_own_layers_and_the_dtype(bench, tmp_path):
+    module = library.load(bench.modules[1])
+    left = module.layers[:-1]
+    tensors = {n: t for n, t in module.tensors.items() if not n.startswith(module.layers[-1])}
+    smaller = replace(module, tensors=tensors, config=replace(module.config, target_modules=left))
+    smaller.save(tmp_path / bench.modules[1].name)
+    paths = [*bench.modules]
+    paths[1] = tmp_path / bench.modules[1].name
+    learn(replace(bench, modules=tuple(paths)), tmp_path / "out", "--dtype", "bfloat16")
+    again = tmp_path / "again"
+    assert run("compose", "--config", tmp_path / "out" / "recipe.yaml", "-p", again) == 0
+    files = [load_file(d / "adapter_model.safetensors") for d in (tmp_path / "out", again)]
+    assert files[0].keys() == files[1].keys()
+    assert all(t.dtype == torch.bfloat16 for t in files[0].values())
+    assert all(torch.equal(t, files[1][n]) for n, t in files[0].items())
 
 
 def test_cat_learns_shares_from_labels(bench, tmp_path, capsys):

@@ -81,6 +81,8 @@ def test_a_refused_connection_is_named(server):
     "body",
     [
         b"<html>welcome</html>",
+        b"{not json",
+        b"",
         {"choices": []},
         {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]},
         {"hello": "world"},
@@ -93,7 +95,7 @@ def test_a_reply_in_another_form_is_refused(server, body):
 
 
 def test_what_is_missing_is_named_before_anything_is_asked(server, monkeypatch):
-    for url in ("127.0.0.1:80", "ftp://host/v1"):
+    for url in ("127.0.0.1:80", "ftp://host/v1", "http://host:99999/v1"):
         with pytest.raises(UsageError, match="--base_url: not a URL"):
             Endpoint(service(server, base_url=url))
     with pytest.raises(UsageError, match="OTHER_KEY: no key in the environment; export OTHER_KEY"):

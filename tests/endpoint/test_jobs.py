@@ -92,6 +92,22 @@ def test_replies_under_way_are_kept_when_another_fails(server, service, tmp_path
     assert rows(path) == {0: "question 0", 2: "question 2"}
 
 
+def test_replies_under_way_are_kept_when_one_is_no_json(server, service, tmp_path):
+    barrier, path = threading.Barrier(3, timeout=20), tmp_path / "replies.jsonl"
+    good = server.take
+
+    def one_is_cut(request, key):
+        reply = good(request, key)
+        barrier.wait()
+        cut = request["messages"][-1]["content"] == "question 1"
+        return (200, {"Content-Type": "application/json"}, b"{not json") if cut else reply
+
+    server.take = one_is_cut
+    with pytest.raises(RunFailed, match=r"not a chat reply.* 2 of 3 kept in .*the same command"):
+        go(service, path, count=3, parallel=3)
+    assert rows(path) == {0: "question 0", 2: "question 2"}
+
+
 def test_a_line_torn_by_a_crash_is_asked_again(server, service, tmp_path):
     path = tmp_path / "replies.jsonl"
     go(service, path)

@@ -168,6 +168,10 @@ def test_two_answers_are_graded_side_by_side_in_both_orders(pem, server, tmp_pat
         ("7", 1, [7.0]),
         ("Grade: 7.5 / 10", 1, [7.5]),
         ("A: 3\nB: 10", 2, [3.0, 10.0]),
+        ("8 out of 10", 1, [8.0]),
+        ("8 out of 10", 2, None),
+        ("-3", 1, None),
+        ("- 7\n- 8", 2, [7.0, 8.0]),
         ("11", 1, None),
         ("0", 1, None),
         ("seven", 1, None),
@@ -203,3 +207,15 @@ def test_mistakes_are_one_line(pem, server, comments, tmp_path, monkeypatch):
     code, _, error = pem("pairs", *given)
     assert code == 2 and "OPENAI_API_KEY: no key in the environment" in error
     assert not out.exists()
+
+
+def test_replies_are_never_appended_to_another_file(pem, server, tmp_path):
+    file = answers(tmp_path / "a.jsonl", ["good"])
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\n1,2\n")
+    for other in (file, table, tmp_path):
+        before = other.read_bytes() if other.is_file() else None
+        code, _, error = pem("helpfulness", "--answers", file, "--output_file", other)
+        assert code == 2 and "holds something else than replies" in error
+        assert before is None or other.read_bytes() == before
+    assert not server.requests

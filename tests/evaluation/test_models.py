@@ -217,3 +217,17 @@ def test_the_longest_input_leaves_out_robertas_padding_positions(base, tuned):
 def test_errors_are_of_the_checkpoint_family(tmp_path):
     with pytest.raises(CheckpointError):
         load_base(tmp_path / "nowhere")
+
+
+def test_a_padding_token_without_a_row_gives_way_to_the_end_token(tmp_path):
+    folder = write_causal(tmp_path / "m", "llama", TEXTS)
+    rows = load_causal(folder).model.get_input_embeddings().num_embeddings
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([f"<{i}>" for i in range(rows - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= rows
+    tokenizer.save_pretrained(folder)
+    loaded = load_causal(folder)
+    assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id < rows
+    batch = loaded.tokenizer(["a", "a good film"], padding=True, return_tensors="pt")
+    assert loaded.model(**batch).logits.isfinite().all()

@@ -213,6 +213,11 @@ def test_answers_of_another_task_s_prompt_go_by_the_names_of_the_classes(task, n
     assert get_prompt(TASKS[task], name).answers == answers
 
 
+def test_case_makes_no_other_class():
+    upper = Task("file", ("text", None), ("POSITIVE", "NEGATIVE"))
+    assert get_prompt(upper, "polarity").answers == ("positive", "negative")
+
+
 def test_answers_for_other_classes_are_refused_and_numbers_are_those_of_the_prompt_s_task():
     message = refused("mrpc", "rte")
     assert "--prompt rte: its answers are for other classes than mrpc's" in message

@@ -57,7 +57,8 @@ def regmean(
         total = G_II if total is None else total + G_II
         rows.append(term.A_RI.double() @ G_II)
     assert total is not None
-    A_KI = divided(torch.cat(rows), total)
+    rounding = max(torch.finfo(gram.dtype).eps for gram in grams)
+    A_KI = divided(torch.cat(rows), total, rounding)
     B_OK = torch.cat([t.B_OR.double() * t.weight for t in terms], dim=1)
     return Factor(1.0, A_KI, B_OK)
 
@@ -67,10 +68,20 @@ def shrunk(G_II: Tensor, off_diagonal: float) -> Tensor:
     return off_diagonal * G_II + (1.0 - off_diagonal) * torch.diag(G_II.diagonal())
 
 
-def divided(A_KI: Tensor, G_II: Tensor) -> Tensor:
-    """A G^-1 for a symmetric G; where G is singular, with its pseudo-inverse."""
-    L, info = torch.linalg.cholesky_ex(G_II)
-    if int(info) == 0:
-        return torch.cholesky_solve(A_KI.mT, L).mT
-    inverse: Tensor = torch.linalg.pinv(G_II, hermitian=True)
+def divided(A_KI: Tensor, G_II: Tensor, rounding: float) -> Tensor:
+    """A G^-1 for a symmetric G; where G is singular but for rounding, with its pseudo-inverse.
+
+    Independent roundings of I^2 entries move an eigenvalue by some sqrt(I) of them. G is singular
+    where a pivot of its correlation matrix, whose diagonal is 1, is no more than that.
+
+    Args:
+        rounding: relative, of an entry of G as it was stored.
+    """
+    noise = 4 * len(G_II) ** 0.5 * rounding
+    scale = G_II.diagonal().sqrt()
+    C_II = G_II / torch.outer(scale, scale)
+    L, info = torch.linalg.cholesky_ex(C_II)
+    if int(info) == 0 and float(L.diagonal().min()) ** 2 > noise:
+        return torch.cholesky_solve((A_KI / scale).mT, L).mT / scale
+    inverse: Tensor = torch.linalg.pinv(G_II, hermitian=True, rtol=noise)
     return A_KI @ inverse

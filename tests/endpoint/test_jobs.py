@@ -77,33 +77,24 @@ def test_a_failure_keeps_what_is_done_and_a_rerun_goes_on(server, service, tmp_p
     assert (report.before, report.done) == (2, 3) and len(rows(path)) == 5
 
 
-def test_replies_under_way_are_kept_when_another_fails(server, service, tmp_path):
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ((500, {}, FAIL), "the server fails"),
+        ((200, {"Content-Type": "application/json"}, b"{not json"), "not a chat reply"),
+    ],
+)
+def test_replies_under_way_are_kept_when_another_fails(server, service, tmp_path, bad, words):
     barrier, path = threading.Barrier(3, timeout=20), tmp_path / "replies.jsonl"
     good = server.take
 
     def one_fails(request, key):
         reply = good(request, key)
         barrier.wait()
-        return (500, {}, FAIL) if request["messages"][-1]["content"] == "question 1" else reply
+        return bad if request["messages"][-1]["content"] == "question 1" else reply
 
     server.take = one_fails
-    with pytest.raises(RunFailed):
-        go(service, path, count=3, parallel=3)
-    assert rows(path) == {0: "question 0", 2: "question 2"}
-
-
-def test_replies_under_way_are_kept_when_one_is_no_json(server, service, tmp_path):
-    barrier, path = threading.Barrier(3, timeout=20), tmp_path / "replies.jsonl"
-    good = server.take
-
-    def one_is_cut(request, key):
-        reply = good(request, key)
-        barrier.wait()
-        cut = request["messages"][-1]["content"] == "question 1"
-        return (200, {"Content-Type": "application/json"}, b"{not json") if cut else reply
-
-    server.take = one_is_cut
-    with pytest.raises(RunFailed, match=r"not a chat reply.* 2 of 3 kept in .*the same command"):
+    with pytest.raises(RunFailed, match=rf"{words}.* 2 of 3 kept in .*the same command"):
         go(service, path, count=3, parallel=3)
     assert rows(path) == {0: "question 0", 2: "question 2"}
 

@@ -316,15 +316,17 @@ def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> No
 
     flags, out = request.flags, request.out
     kinds = ("selected", "selected_valid")
-    for old in (out / f"{which}_{space}" for which in kinds for space in SPACES):
-        if (old / provenance.FILE).exists():  # of an earlier grid
-            shutil.rmtree(old)
+    earlier = {out / f"{which}_{space}" for which in kinds for space in SPACES}
     for which in kinds if request.kind != "full" else ():
         for space, coefficients in summary[which].items():
             target = out / f"{which}_{space}"
+            earlier.discard(target)
             merged = _selected(request, plan, space, coefficients)
             merged.save(target, format=flags.format, dtype=flags.dtype, overwrite=True)
             common.report(target, merged)
+    for old in earlier:  # of another grid
+        if (old / provenance.FILE).exists():
+            shutil.rmtree(old)
     print()
     print(table.write(out / RESULTS, out))
     for path in plot.write(out / RESULTS, out):

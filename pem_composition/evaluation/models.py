@@ -222,7 +222,7 @@ def _fuse_gelu(model: PreTrainedModel) -> None:
     """x/2 (1 + tanh(sqrt(2/pi) (x + .044715 x^3))) in one kernel, for T5's and GPT-2's eight.
 
     The same function, up to rounding; transformers keeps the eight to repeat older numbers bit for
-    bit. They take a tenth of an evaluation of flan-t5-small on a processor.
+    bit.
     """
     from torch import nn
     from transformers.activations import NewGELUActivation

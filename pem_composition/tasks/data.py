@@ -5,7 +5,6 @@ Labels become integers in GLUE order (floats for regression), whether the file h
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ from pem_composition.tasks.glue import (
     NOT_TEXT,
     Task,
     get_task,
+    is_number,
+    number_of,
     plain,
     text_columns,
 )
@@ -391,7 +392,7 @@ def _labels(task: Task, table: Table, split: str) -> list[int | float | None]:
 
 def _label(task: Task, table: Table, index: int, value: Any) -> int | float:
     if task.regression:
-        number = _float(value)
+        number = number_of(value)
         if number is not None:
             return number
     elif value is not None:
@@ -421,22 +422,6 @@ def _one_convention(table: Table, values: Sequence[Any]) -> None:
         )  # fmt: skip
 
 
-def is_number(value: Any) -> bool:
-    """True for a number or a string that reads as a finite one."""
-    return not isinstance(value, bool) and _float(value) is not None
-
-
-def _float(value: Any) -> float | None:
-    """The finite number that a cell holds, None if it holds anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _is_fraction(value: Any) -> bool:
     """True for a score: a JSON float or a CSV cell with a decimal point."""
     return is_number(value) and (isinstance(value, float) or "." in str(value))
@@ -444,7 +429,7 @@ def _is_fraction(value: Any) -> bool:
 
 def _plain_number(value: Any) -> str:
     """A label as a word; 1, 1.0 and "1" are the same class."""
-    number = _float(value)
+    number = number_of(value)
     return str(int(number)) if number is not None and number == int(number) else str(value)
 
 

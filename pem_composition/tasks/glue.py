@@ -6,9 +6,11 @@ head trained elsewhere on the same task names the same classes. No files are rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from pem_composition.errors import DataError
 
@@ -86,7 +88,7 @@ class Task:
         word = str(value)
         if word in self.labels:
             return self.labels.index(word)
-        words = not any(map(_is_number, self.labels))
+        words = not any(map(is_number, self.labels))
         if words and word.isdecimal() and int(word) < len(self.labels):
             return int(word)
         raise DataError.build(
@@ -97,13 +99,25 @@ class Task:
         """The labels that a row may hold, for messages."""
         if self.regression:
             return "a number"
-        if any(map(_is_number, self.labels)):
+        if any(map(is_number, self.labels)):
             return "one of " + ", ".join(self.labels)
         return "one of " + ", ".join(f"{word} ({i})" for i, word in enumerate(self.labels))
 
 
-def _is_number(word: str) -> bool:
-    return word.lstrip("+-").replace(".", "", 1).isdecimal()
+def is_number(value: Any) -> bool:
+    """True for a number or a string that reads as a finite one."""
+    return not isinstance(value, bool) and number_of(value) is not None
+
+
+def number_of(value: Any) -> float | None:
+    """The finite number that a cell holds, None if it holds anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _glue(

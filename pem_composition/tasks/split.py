@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.data import TRAIN, VALIDATION, Example, TaskData, is_number
-from pem_composition.tasks.glue import LABEL_COLUMNS, Task
+from pem_composition.tasks.data import TRAIN, VALIDATION, Example, TaskData
+from pem_composition.tasks.glue import LABEL_COLUMNS, Task, is_number
 from pem_composition.tasks.sampling import allocate, strata, stratified_sample
 
 HIGH, LOW = "high", "low"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pem_composition.errors import DataError
 from pem_composition.tasks import data
 from pem_composition.tasks.files import Table
-from pem_composition.tasks.glue import Task, get_task, plain
+from pem_composition.tasks.glue import Task, get_task, is_number, plain
 from pem_composition.tasks.polarity import LANGUAGE
 
 SCORE_COLUMN, THRESHOLD = "toxicity", 0.8
@@ -57,7 +57,7 @@ class ScoreFilter(NamedTuple):
         value: Any = table.rows[index][self.column]
         if value is None or value == "":
             return None
-        if not data.is_number(value):
+        if not is_number(value):
             raise DataError.build(
                 table.where(index), f"column '{self.column}' is not a score",
                 found=type(value).__name__, expected="a number",

@@ -258,12 +258,8 @@ class TrainConfig(ModelFlags):
         False, "pad every example to --max_seq_length instead of to its batch"
     )
     group_by_length: bool = flag(False, "batches of similar length: less padding, another order")
-    max_train_samples: int | None = flag(
-        None, "use only N training rows, of labelled ones as many of each class"
-    )
-    max_eval_samples: int | None = flag(
-        None, "use only N validation rows, of labelled ones as many of each class"
-    )
+    max_train_samples: int | None = flag(None, "use at most N training rows, stratified by label")
+    max_eval_samples: int | None = flag(None, "use at most N validation rows, stratified by label")
     per_device_train_batch_size: int = flag(32, "rows per step and process")
     per_device_eval_batch_size: int = flag(64, "rows per evaluation batch and process")
     gradient_accumulation_steps: int = flag(1, "batches per optimizer step")

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent
 
 def _version() -> str:
     """The version has one home, the package; read without importing it."""
-    text = (ROOT / "pem_composition" / "__init__.py").read_text(encoding="utf-8")
+    text = (ROOT / "pem_composition" / "_version.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
     if found is None:
-        raise RuntimeError("pem_composition/__init__.py: no line __version__ = ...")
+        raise RuntimeError("pem_composition/_version.py: no line __version__ = ...")
     return found[1]
 
 

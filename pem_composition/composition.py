@@ -16,8 +16,8 @@ from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.patterns import Pattern, compile_pattern
 from pem_composition.arithmetic.trees import Merge, Sum, default_space, evaluate, names, with_layers
 from pem_composition.errors import PEMError
-from pem_composition.module import PEM, Term, combine, negate
-from pem_composition.recipe import leaf, record
+from pem_composition.module import PEM, combine, negate
+from pem_composition.record import Term, leaf, record
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,15 +28,7 @@ from pem_composition.arithmetic.compatible import (
     space_of,
 )
 from pem_composition.arithmetic.informed import merge_informed
-from pem_composition.arithmetic.labels import (
-    OWN_RESULT,
-    PRODUCT,
-    SUM,
-    expression_of,
-    label_of,
-    method_text,
-    notes_of,
-)
+from pem_composition.arithmetic.labels import expression_of, label_of, method_text, notes_of
 from pem_composition.arithmetic.logarithm import log_errors, log_sum
 from pem_composition.arithmetic.merging import Merged, merge, merge_as
 from pem_composition.arithmetic.methods.registry import (
@@ -53,52 +45,22 @@ from pem_composition.arithmetic.updates import cast, certificate_of, certified, 
 from pem_composition.config import AdapterConfig, BaseIdentity, Head
 from pem_composition.config import HeadInfo as HeadInfo
 from pem_composition.errors import PEMError
-from pem_composition.recipe import Recipe, leaf, record
-from pem_composition.recipe import Source as Source
+from pem_composition.record import (
+    OWN_RESULT,
+    PRODUCT,
+    Certificate,
+    Provenance,
+    Source,
+    Term,
+    initialisation_fingerprint,
+    leaf,
+    record,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMS = ("exact", "parameter", "reference")  # of a detoxification
-
-
-@dataclass(frozen=True)
-class Term:
-    """coefficient * label, where the label names a module or a compound that is not a plain sum."""
-
-    coefficient: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Relative Frobenius error of the update against what it stands for, per layer and in total.
-
-    ``against``: a sum is judged against the exact sum of updates, in log space against its own
-    product of vectors in float64, any other method against its own result before rank and rounding.
-    """
-
-    total: float
-    layers: Mapping[str, float]
-    against: str = SUM
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """How a module came to be; everything that pem.json holds beyond the tensors."""
-
-    terms: tuple[Term, ...] = ()
-    sources: tuple[Source, ...] = ()
-    space: str | None = None  # parameter | delta | log; None for a module trained or loaded
-    method: str | None = None
-    certificate: Certificate | None = None
-    init: str | None = (
-        None  # initialisation fingerprint shared by all inputs, None if unknown or mixed
-    )
-    head_policy: str | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    recipe: Recipe | None = None  # None for a module that was trained or loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +290,11 @@ def _combined(
         config = modules[0].config
     else:
         tensors, config = delta_sum(modules, coefficients, rank, dtype)
-    return tensors, config, lambda m: Certificate(*certificate_of(m, modules, weights))
+    return (
+        tensors,
+        config,
+        lambda m: Certificate(*certificate_of(m.tensors, m.config, modules, weights)),
+    )
 
 
 def _own_result(merged: Merged) -> Callable[[PEM], Certificate]:
@@ -347,7 +313,7 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
     result = PEM(tensors, module.config, module.base, "negation", module.head, heads=module.heads)
     term = Term(1.0, f"negate({_inner(module)}, {shown(strength)})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
-    certificate = Certificate(*certificate_of(result, [module], [-strength]))
+    certificate = Certificate(*certificate_of(result.tensors, result.config, [module], [-strength]))
     recipe = record("negate", [module], strength=strength)
     return replace(result, provenance=replace(provenance, certificate=certificate, recipe=recipe))
 
@@ -492,8 +458,6 @@ def _beginnings(modules: Sequence[PEM], inits: set[str | None]) -> set[str | Non
     """
     if len(inits) < 2:
         return inits
-    from pem_composition.checkpoint import initialisation_fingerprint  # the layer above
-
     before = {initialisation_fingerprint(m.tensors): m.provenance.init for m in modules}
 
     def first(init: str | None) -> str | None:

@@ -198,7 +198,7 @@ def test_the_reference_form_needs_equal_ranks_and_both_need_one_base():
 
 
 def fingerprint(module):
-    from pem_composition.checkpoint import initialisation_fingerprint
+    from pem_composition.record import initialisation_fingerprint
 
     return initialisation_fingerprint(module.tensors)
 

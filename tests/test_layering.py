@@ -14,16 +14,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pem_composition"
 
-NUMBERS = {"errors", "config", "arithmetic", "recipe", "module", "composition", "checkpoint"}
+NUMBERS = {"errors", "config", "arithmetic", "record", "module", "composition", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "_version": set(),
     "config": {"errors"},
     "offline": {"errors"},
-    "arithmetic": {"errors", "config"},
-    "recipe": {"errors"},
-    "module": {"errors", "config", "arithmetic", "recipe"},
-    "composition": {"errors", "config", "arithmetic", "recipe", "module"},
-    "checkpoint": {"errors", "config", "arithmetic", "recipe", "module", "composition"},
+    "arithmetic": {"errors", "config", "record"},
+    "record": {"errors"},
+    "module": {"errors", "config", "arithmetic", "record"},
+    "composition": {"errors", "config", "arithmetic", "record", "module"},
+    "checkpoint": NUMBERS - {"checkpoint"} | {"_version"},
     "adapters": NUMBERS,
     "tasks": {"errors", "offline"},
     "evaluation": NUMBERS | {"offline", "adapters", "tasks"},
@@ -36,29 +37,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
     | {"endpoint"},
     "__main__": {"cli"},
-    "__init__": NUMBERS | {"adapters"},  # the public names, for type checkers
+    "__init__": NUMBERS | {"_version", "adapters"},  # the public names, for type checkers
 }
 # The one arrow that runs up and stays: PEM.save hands the module to the room that writes it.
 DECLARED = {("module", "checkpoint")}
 # Arrows that run up or close a circle today. The list may only shrink.
 DEBTS = {
-    ("arithmetic.comparison", "module"),
-    ("arithmetic.heads", "module"),
-    ("arithmetic.informed", "module"),
-    ("arithmetic.labels", "module"),
-    ("arithmetic.logarithm", "module"),
-    ("arithmetic.merging", "module"),
-    ("arithmetic.updates", "module"),
     ("checkpoint.fold", "checkpoint"),
     ("checkpoint.heads", "checkpoint.provenance"),
-    ("checkpoint.provenance", "__init__"),
     ("cli.detoxification", "cli.detoxify"),
     ("evaluation.exam", "evaluation.answers"),
     ("evaluation.exam", "evaluation.generation"),
     ("evaluation.exam", "evaluation.instructions"),
     ("evaluation.exam", "evaluation.language"),
     ("evaluation.exam", "evaluation.perplexity"),
-    ("recipe", "module"),
     ("tasks.split", "checkpoint.files"),
 }
 # What may not grow: names that stand for two things, and imports inside functions.
@@ -66,7 +58,7 @@ MOST_CLASS_NAMES_TWICE = 19
 MOST_FILE_NAMES_TWICE = 26
 MOST_IMPORTS_INSIDE_FUNCTIONS = 429
 LIGHT = (
-    "errors", "config", "recipe", "checkpoint", "cli", "offline", "report", "sweep", "endpoint",
+    "errors", "config", "record", "checkpoint", "cli", "offline", "report", "sweep", "endpoint",
     "__init__",
 )  # fmt: skip
 HEAVY = {

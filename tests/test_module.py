@@ -17,7 +17,8 @@ import torch
 from pem_composition.composition import compose
 from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
-from pem_composition.module import PEM, HeadInfo, Provenance, analogy, combine, negate
+from pem_composition.module import PEM, HeadInfo, analogy, combine, negate
+from pem_composition.record import Provenance
 
 LAYERS = ("enc.0.query", "enc.1.query")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pem_composition.config import LoraConfig
-from pem_composition.module import PEM, Provenance, combine, negate
-from pem_composition.recipe import MAX_DEPTH, Recipe, Source, from_json, plain, to_json
+from pem_composition.module import PEM, combine, negate
+from pem_composition.record import MAX_DEPTH, Provenance, Recipe, Source, from_json, plain, to_json
 
 
 def module(name: str) -> PEM:

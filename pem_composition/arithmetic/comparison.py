@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pem_composition.arithmetic.delta import Factor
     from pem_composition.arithmetic.geometry import Signs, Spectrum
-    from pem_composition.module import PEM
+    from pem_composition.arithmetic.operand import Operand
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Update:
         return float(self.tensor.norm())
 
 
-def _updates(module: PEM) -> dict[str, _Update]:
+def _updates(module: Operand) -> dict[str, _Update]:
     from pem_composition.arithmetic.geometry import spectrum
 
     if module.kind == "lora":
@@ -120,7 +120,7 @@ def _updates(module: PEM) -> dict[str, _Update]:
     }
 
 
-def profile(module: PEM) -> Profile:
+def profile(module: Operand) -> Profile:
     """Norms and ranks of every layer's update, in float64."""
     layers = {}
     for layer, update in _updates(module).items():
@@ -138,7 +138,7 @@ def _root_of_squares(values: Sequence[float]) -> float:
 
 
 def compare(
-    modules: Sequence[PEM],
+    modules: Sequence[Operand],
     coefficients: Sequence[float] | None = None,
     *,
     allow_base_mismatch: bool = False,
@@ -174,7 +174,7 @@ def compare(
 
 
 def _cross_terms(
-    modules: Sequence[PEM], coefficients: Sequence[float], allow_base_mismatch: bool
+    modules: Sequence[Operand], coefficients: Sequence[float], allow_base_mismatch: bool
 ) -> tuple[float | None, dict[str, float], str | None]:
     """The certificate of the paper's sum, total and per layer, or why there is no such sum."""
     try:
@@ -182,12 +182,12 @@ def _cross_terms(
     except IncompatibleModules as error:
         return None, {}, str(error)
     tensors = linear_combination([m.tensors for m in modules], coefficients)
-    total, layers = certificate_of(replace(modules[0], tensors=tensors), modules, coefficients)
+    total, layers = certificate_of(tensors, modules[0].config, modules, coefficients)
     return total, layers, None
 
 
 def _pair(
-    modules: tuple[PEM, PEM],
+    modules: tuple[Operand, Operand],
     coefficients: tuple[float, float],
     updates: tuple[dict[str, _Update], dict[str, _Update]],
     allow_base_mismatch: bool,

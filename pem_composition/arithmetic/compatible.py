@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
-from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
+from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
+
+if TYPE_CHECKING:
+    from pem_composition.arithmetic.operand import Described
 
 SPACES = ("parameter", "delta", "log")
 LOG_REMEDY = "use another space (--space parameter or delta)"
 USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
-
-
-class Described(Protocol):
-    """What a module or its header says about itself."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def config(self) -> AdapterConfig: ...
-    @property
-    def base(self) -> BaseIdentity: ...
-    @property
-    def layers(self) -> tuple[str, ...]: ...
 
 
 def check_compatible(

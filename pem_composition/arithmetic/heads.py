@@ -18,7 +18,7 @@ from pem_composition.errors import IncompatibleModules, PEMError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pem_composition.module import PEM
+    from pem_composition.arithmetic.operand import Operand
 
 ONE_HEAD = ("average", "first", "last", "none", "error")  # all that a whole checkpoint can have
 POLICIES = (*ONE_HEAD, "per-task", "concat")
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def choose(modules: Sequence[PEM], coefficients: Sequence[float], policy: str) -> Choice:
+def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> Choice:
     """The head that a policy gives to sum_i c_i m_i.
 
     average: sum_i |c_i| h_i / sum_i |c_i|; first, last: one of them; error: all must be equal;
@@ -69,7 +69,7 @@ def choose(modules: Sequence[PEM], coefficients: Sequence[float], policy: str) -
     return Choice(_equal([h for h, _ in heads]), info, {}, notes)
 
 
-def _different_answers(modules: Sequence[PEM]) -> tuple[str, ...]:
+def _different_answers(modules: Sequence[Operand]) -> tuple[str, ...]:
     """What has to be said where heads of different classes are averaged."""
     answers = dict.fromkeys(
         m.head.labels for m in modules if m.head_tensors() and m.head and m.head.labels
@@ -79,7 +79,7 @@ def _different_answers(modules: Sequence[PEM]) -> tuple[str, ...]:
     return (told,) if len(answers) > 1 else ()
 
 
-def _one(modules: Sequence[PEM], place: int) -> Choice:
+def _one(modules: Sequence[Operand], place: int) -> Choice:
     """The first or last module's head and what lies beside it; another's if it has none."""
     chosen, holders = modules[place], [m for m in modules if m.head_tensors() or m.heads]
     notes: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ def check_name(name: str) -> None:
         )
 
 
-def _named(modules: Sequence[PEM]) -> dict[str, Head]:
+def _named(modules: Sequence[Operand]) -> dict[str, Head]:
     """Every module's head under the module's name, and the heads beside it under their own."""
     out: dict[str, Head] = {}
     for m in modules:
@@ -137,7 +137,7 @@ def _named(modules: Sequence[PEM]) -> dict[str, Head]:
     return out
 
 
-def _heads_of(module: PEM) -> dict[str, Head]:
+def _heads_of(module: Operand) -> dict[str, Head]:
     """A concatenated head counts as the heads that it was made of."""
     own = module.head_tensors()
     parts = {name: select(module, name) for name in tasks_of(module.head)}
@@ -162,7 +162,7 @@ def tasks_of(info: HeadInfo | None) -> dict[str, Any]:
 # --- one head over the labels of several --------------------------------------------------------
 
 
-def _concatenated(modules: Sequence[PEM]) -> Choice:
+def _concatenated(modules: Sequence[Operand]) -> Choice:
     """One classifier over the labels of all: the rows of their output layers, one below the other.
 
     Exact, so everything before the output layer has to be equal in all of them. A label that
@@ -269,7 +269,7 @@ def _clashes(words: Mapping[str, Sequence[str]]) -> tuple[set[str], tuple[str, .
 # --- taking one of several ----------------------------------------------------------------------
 
 
-def select(module: PEM, name: str) -> Head:
+def select(module: Operand, name: str) -> Head:
     """The head kept under a name, or the rows of a concatenated head that belong to it.
 
     Raises:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pem_composition.arithmetic.delta import LayerError
-    from pem_composition.module import PEM
+    from pem_composition.arithmetic.operand import Operand
 
 
 def merge_informed(
-    modules: Sequence[PEM],
+    modules: Sequence[Operand],
     coefficients: Sequence[float],
     choice: Choice,
     statistics: Sequence[Statistics],
@@ -44,7 +44,7 @@ def merge_informed(
 
 
 def _fisher(
-    modules: Sequence[PEM],
+    modules: Sequence[Operand],
     shares: Sequence[float],
     choice: Choice,
     statistics: Sequence[Statistics],
@@ -84,7 +84,7 @@ def _judge_tensor(
 
 
 def _regmean(
-    modules: Sequence[PEM],
+    modules: Sequence[Operand],
     shares: Sequence[float],
     choice: Choice,
     statistics: Sequence[Statistics],
@@ -116,7 +116,7 @@ def _regmean(
     return Merged(tensors, factor_config(modules, tensors, layers, 1.0), judges)
 
 
-def _check_layer(layer: str, modules: Sequence[PEM], statistics: Sequence[Statistics]) -> None:
+def _check_layer(layer: str, modules: Sequence[Operand], statistics: Sequence[Statistics]) -> None:
     """A module that leaves a layer alone wants no change there, on inputs that nobody recorded."""
     for module, own in zip(modules, statistics, strict=True):
         if f"{layer}.lora_A" not in module.tensors or f"{layer}.{GRAM}" not in own.tensors:

@@ -12,11 +12,9 @@ from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, Record
 from pem_composition.arithmetic.methods.settings import shown
 
 if TYPE_CHECKING:
-    from pem_composition.module import PEM, Provenance
+    from pem_composition.arithmetic.operand import Operand
+    from pem_composition.record import Provenance
 
-SUM = "sum c_i dW_i"
-PRODUCT = "prod l_i^c_i"  # of log space, before rounding
-OWN_RESULT = "the method's own result"
 ALONE = ("negation", "layers")  # methods of one module, whose label says what was done
 PLAIN = ("sum", *ALONE)
 
@@ -41,7 +39,7 @@ def expression_of(p: Provenance) -> str:
     return f"{record.name}({', '.join([*arguments, *record.settings])})"
 
 
-def label_of(module: PEM, space: str) -> str:
+def label_of(module: Operand, space: str) -> str:
     """What stands for a module in an expression of a space."""
     p = module.provenance
     if p.space is None or not p.terms or p.method is None:
@@ -59,7 +57,7 @@ def label_of(module: PEM, space: str) -> str:
     return text if lone else f"({text})"
 
 
-def notes_of(module: PEM) -> tuple[str, ...]:
+def notes_of(module: Operand) -> tuple[str, ...]:
     """Its notes, and its own error where the certificate of a sum would hide it."""
     p = module.provenance
     error = p.certificate

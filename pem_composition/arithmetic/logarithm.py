@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pem_composition.arithmetic.delta import LayerError
-    from pem_composition.module import PEM
+    from pem_composition.arithmetic.operand import Operand
 
 Terms = Sequence[tuple[float, str, "Tensor"]]  # coefficient, name of the module, its vector
 
 
 def log_sum(
-    modules: Sequence[PEM], coefficients: Sequence[float]
+    modules: Sequence[Operand], coefficients: Sequence[float]
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Vectors and config of prod_i l_i^(c_i); a layer that a module lacks counts as l = 1.
 
@@ -87,7 +87,7 @@ def logarithms(name: str, terms: Terms) -> Tensor:
 
 
 def log_errors(
-    result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]
+    result: Operand, modules: Sequence[Operand], coefficients: Sequence[float]
 ) -> dict[str, LayerError]:
     """Error of each layer's l - 1 against that of the product in float64, before rounding."""
     from pem_composition.arithmetic.delta import tensor_error
@@ -102,7 +102,7 @@ def log_errors(
 
 
 def _terms(
-    modules: Sequence[PEM], coefficients: Sequence[float], name: str
+    modules: Sequence[Operand], coefficients: Sequence[float], name: str
 ) -> list[tuple[float, str, Tensor]]:
     return [
         (c, m.name, m.tensors[name])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pem_composition.arithmetic.delta import Factor, LayerError
     from pem_composition.arithmetic.methods.draws import Draws
     from pem_composition.arithmetic.methods.entries import Entries, Rule
-    from pem_composition.module import PEM
+    from pem_composition.arithmetic.operand import Operand
 
 SPECTRAL_NAMES = frozenset(m.name for m in SPECTRAL)
 NEUTRAL = {"ia3": 1.0, "full": 0.0}
@@ -61,7 +61,7 @@ class Merged:
 
 
 def merge(
-    modules: Sequence[PEM], coefficients: Sequence[float], choice: Choice, rank: int | None
+    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: int | None
 ) -> Merged:
     """The method on the updates c_t dW_t of every layer.
 
@@ -99,7 +99,7 @@ class _Layer:
 
 
 def _merge_lora(
-    modules: Sequence[PEM], coefficients: Sequence[float], choice: Choice, rank: int | None
+    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: int | None
 ) -> Merged:
     layers = sorted({layer for m in modules for layer in m.layers})
     weights, shares = split(coefficients, choice)
@@ -123,7 +123,7 @@ def split(coefficients: Sequence[float], choice: Choice) -> tuple[Sequence[float
     return [1.0] * len(coefficients), [c / total for c in coefficients]
 
 
-def _terms(modules: Sequence[PEM], weights: Sequence[float], layer: str) -> list[Factor]:
+def _terms(modules: Sequence[Operand], weights: Sequence[float], layer: str) -> list[Factor]:
     """w_t s_t B_t A_t of every module; of rank zero where a module does not adapt the layer."""
     from pem_composition.arithmetic.delta import Factor
 
@@ -229,7 +229,9 @@ def _factor_of(layer: str, written: Mapping[str, Tensor]) -> Factor:
 # --- vectors and full updates, entry by entry ---
 
 
-def _merge_tensors(modules: Sequence[PEM], coefficients: Sequence[float], choice: Choice) -> Merged:
+def _merge_tensors(
+    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice
+) -> Merged:
     neutral = NEUTRAL[modules[0].kind]
     weights, shares = split(coefficients, choice)
     names = sorted({n for m in modules for n in m.adapter_names})
@@ -317,7 +319,7 @@ class OtherSum(NamedTuple):
     coefficients: list[float]
 
 
-def merge_as(modules: Sequence[PEM], coefficients: Sequence[float], choice: Choice) -> OtherSum:
+def merge_as(modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice) -> OtherSum:
     """The sum of another program, ``parity``.
 
     Raises:
@@ -354,11 +356,11 @@ def merge_as(modules: Sequence[PEM], coefficients: Sequence[float], choice: Choi
     return OtherSum(tensors, config, list(coefficients))
 
 
-def _scaling(module: PEM, layer: str) -> float:
+def _scaling(module: Operand, layer: str) -> float:
     return module.config.scaling(layer) if isinstance(module.config, LoraConfig) else 1.0
 
 
-def _check_peft(modules: Sequence[PEM]) -> None:
+def _check_peft(modules: Sequence[Operand]) -> None:
     for m in modules:
         if isinstance(m.config, LoraConfig) and m.config.use_rslora:
             raise PEMError.build(

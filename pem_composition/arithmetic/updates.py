@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.algebra import check_same_tensors, role_of
+from pem_composition.arithmetic.algebra import HEAD, check_same_tensors, role_of
 from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig, pattern_keys
 from pem_composition.errors import PEMError
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pem_composition.arithmetic.delta import Factor, LayerError
-    from pem_composition.module import PEM
+    from pem_composition.arithmetic.operand import Operand
 
 
 def delta_sum(
-    modules: Sequence[PEM],
+    modules: Sequence[Operand],
     coefficients: Sequence[float],
     rank: int | None = None,
     dtype: str | None = None,
@@ -45,7 +45,7 @@ def delta_sum(
 
 
 def _holders(
-    modules: Sequence[PEM], coefficients: Sequence[float], name: str
+    modules: Sequence[Operand], coefficients: Sequence[float], name: str
 ) -> list[tuple[float, Tensor]]:
     return [
         (c, m.tensors[name])
@@ -76,7 +76,7 @@ def check_shapes(tensors: Sequence[Tensor]) -> None:
         )
 
 
-def union_config(modules: Sequence[PEM]) -> AdapterConfig:
+def union_config(modules: Sequence[Operand]) -> AdapterConfig:
     """Config of a module that adapts every layer that any of these adapts."""
     config = modules[0].config
     layers = sorted({layer for m in modules for layer in m.layers})
@@ -91,21 +91,28 @@ def union_config(modules: Sequence[PEM]) -> AdapterConfig:
     )
 
 
-def lora_factors(modules: Sequence[PEM], coefficients: Sequence[float], layer: str) -> list[Factor]:
+def lora_factors(
+    modules: Sequence[Operand], coefficients: Sequence[float], layer: str
+) -> list[Factor]:
     """The layer's terms c_i scaling_i B_i A_i, skipping modules that do not adapt it."""
+    terms = [
+        _factor(m.tensors, m.config, c, layer) for m, c in zip(modules, coefficients, strict=True)
+    ]
+    return [term for term in terms if term is not None]
+
+
+def _factor(
+    tensors: Mapping[str, Tensor], config: AdapterConfig, coefficient: float, layer: str
+) -> Factor | None:
     from pem_composition.arithmetic.delta import Factor
 
-    out = []
-    for m, c in zip(modules, coefficients, strict=True):
-        assert isinstance(m.config, LoraConfig)
-        A, B = m.tensors.get(f"{layer}.lora_A"), m.tensors.get(f"{layer}.lora_B")
-        if A is not None and B is not None:
-            out.append(Factor(c * m.config.scaling(layer), A, B))
-    return out
+    assert isinstance(config, LoraConfig)
+    A, B = tensors.get(f"{layer}.lora_A"), tensors.get(f"{layer}.lora_B")
+    return None if A is None or B is None else Factor(coefficient * config.scaling(layer), A, B)
 
 
 def _lora_sum(
-    modules: Sequence[PEM], coefficients: Sequence[float], rank: int | None, dtype: str | None
+    modules: Sequence[Operand], coefficients: Sequence[float], rank: int | None, dtype: str | None
 ) -> tuple[dict[str, Tensor], LoraConfig]:
     from pem_composition.arithmetic import delta
 
@@ -143,7 +150,7 @@ def check_fit(layer: str, terms: Sequence[Factor]) -> None:
 
 
 def factor_config(
-    modules: Sequence[PEM], tensors: Mapping[str, Tensor], layers: Sequence[str], scaling: float
+    modules: Sequence[Operand], tensors: Mapping[str, Tensor], layers: Sequence[str], scaling: float
 ) -> LoraConfig:
     """Config under which the factors act with ``scaling``: alpha = scaling * r, by layer."""
     config = modules[0].config
@@ -163,24 +170,27 @@ def factor_config(
 
 
 def layer_errors(
-    result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]
+    tensors: Mapping[str, Tensor],
+    config: AdapterConfig,
+    modules: Sequence[Operand],
+    coefficients: Sequence[float],
 ) -> dict[str, LayerError]:
-    """Error of each layer of the result against sum_i c_i dW_i, float64."""
+    """Error of each layer of a result against sum_i c_i dW_i, float64."""
     from pem_composition.arithmetic import delta
 
-    layers = sorted({layer for m in (result, *modules) for layer in m.layers})
-    if result.kind == "lora":
+    own = {n.rpartition(".")[0] for n in tensors if role_of(n) != HEAD}
+    layers = sorted(own.union(*(m.layers for m in modules)))
+    if config.kind == "lora":
         errors = {}
         for layer in layers:
-            written = lora_factors([result], [1.0], layer)
-            errors[layer] = delta.factor_error(
-                written[0], lora_factors(modules, coefficients, layer)
-            )
+            written = _factor(tensors, config, 1.0, layer)
+            assert written is not None
+            errors[layer] = delta.factor_error(written, lora_factors(modules, coefficients, layer))
         return errors
-    role, neutral = ("ia3", 1.0) if result.kind == "ia3" else ("delta", 0.0)
+    role, neutral = ("ia3", 1.0) if config.kind == "ia3" else ("delta", 0.0)
     return {
         layer: delta.tensor_error(
-            result.tensors[f"{layer}.{role}"].double() - neutral,
+            tensors[f"{layer}.{role}"].double() - neutral,
             [
                 (c, t.double() - neutral)
                 for c, t in _holders(modules, coefficients, f"{layer}.{role}")
@@ -191,10 +201,13 @@ def layer_errors(
 
 
 def certificate_of(
-    result: PEM, modules: Sequence[PEM], coefficients: Sequence[float]
+    tensors: Mapping[str, Tensor],
+    config: AdapterConfig,
+    modules: Sequence[Operand],
+    coefficients: Sequence[float],
 ) -> tuple[float, dict[str, float]]:
-    """Relative Frobenius error against sum_i c_i dW_i: total and per layer."""
-    return certified(layer_errors(result, modules, coefficients))
+    """Relative Frobenius error of a result against sum_i c_i dW_i: total and per layer."""
+    return certified(layer_errors(tensors, config, modules, coefficients))
 
 
 def certified(errors: Mapping[str, LayerError]) -> tuple[float, dict[str, float]]:

@@ -28,7 +28,7 @@ from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import is_foreign
-from pem_composition.checkpoint.provenance import base_identity, initialisation_fingerprint
+from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.config import BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.module import PEM
@@ -43,7 +43,6 @@ __all__ = [
     "combine_full",
     "extract_lora",
     "fold_checkpoint",
-    "initialisation_fingerprint",
     "inspect_header",
     "load",
     "save",

@@ -27,7 +27,8 @@ from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.tensors import check_float, read_float
 from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, UnsupportedModule
-from pem_composition.module import HeadInfo, Provenance
+from pem_composition.module import HeadInfo
+from pem_composition.record import Provenance
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,7 @@ from pem_composition.checkpoint.peft import check_gaps
 from pem_composition.checkpoint.tensors import cast, save_dtype
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, UnsupportedModule
-from pem_composition.recipe import record
+from pem_composition.record import record
 
 if TYPE_CHECKING:
     from torch import Tensor

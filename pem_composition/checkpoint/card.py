@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.labels import SUM
 from pem_composition.checkpoint.files import is_file, open_regular
 from pem_composition.errors import CheckpointError
+from pem_composition.record import SUM
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
-    from pem_composition.recipe import Source
+    from pem_composition.record import Source
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20

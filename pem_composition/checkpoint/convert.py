@@ -38,8 +38,8 @@ from pem_composition.checkpoint.tensors import (
 )
 from pem_composition.config import BaseIdentity, FullConfig, Head
 from pem_composition.errors import PEMError
-from pem_composition.module import PEM, Provenance
-from pem_composition.recipe import Recipe
+from pem_composition.module import PEM
+from pem_composition.record import Provenance, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -36,8 +36,8 @@ from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError
-from pem_composition.module import PEM, Certificate, Provenance, Term
-from pem_composition.recipe import Recipe, Source
+from pem_composition.module import PEM
+from pem_composition.record import Certificate, Provenance, Recipe, Source, Term
 
 if TYPE_CHECKING:
     from torch import Tensor

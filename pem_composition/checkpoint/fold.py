@@ -40,8 +40,8 @@ from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
-from pem_composition.module import PEM, Provenance, Term
-from pem_composition.recipe import Recipe, Source, leaf
+from pem_composition.module import PEM
+from pem_composition.record import Provenance, Recipe, Source, Term, leaf
 
 if TYPE_CHECKING:
     from pem_composition.config import BaseIdentity, HeadInfo

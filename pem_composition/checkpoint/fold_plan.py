@@ -21,8 +21,8 @@ from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
 from pem_composition.errors import IncompatibleModules
-from pem_composition.module import PEM, Certificate
-from pem_composition.recipe import Source
+from pem_composition.module import PEM
+from pem_composition.record import Certificate, Source
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -53,7 +53,8 @@ from pem_composition.checkpoint.tensors import (
 )
 from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules
-from pem_composition.module import PEM, HeadInfo, Provenance
+from pem_composition.module import PEM, HeadInfo
+from pem_composition.record import Provenance
 
 if TYPE_CHECKING:
     from torch import Tensor

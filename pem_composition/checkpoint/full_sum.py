@@ -17,7 +17,7 @@ from typing import Any
 
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.heads import ONE_HEAD
-from pem_composition.arithmetic.labels import OWN_RESULT, method_text
+from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
 from pem_composition.arithmetic.updates import certified
 from pem_composition.checkpoint import provenance
@@ -40,8 +40,8 @@ from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
-from pem_composition.module import PEM, Certificate, Provenance, Term
-from pem_composition.recipe import Recipe, Source
+from pem_composition.module import PEM
+from pem_composition.record import OWN_RESULT, Certificate, Provenance, Recipe, Source, Term
 
 
 def combine_full(

@@ -11,7 +11,8 @@ from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.config import AdapterConfig, BaseIdentity
 
 if TYPE_CHECKING:
-    from pem_composition.module import HeadInfo, Provenance
+    from pem_composition.module import HeadInfo
+    from pem_composition.record import Provenance
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from pem_composition.checkpoint.tensors import (
 )
 from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig, targets_of
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
-from pem_composition.module import HeadInfo, Provenance
+from pem_composition.module import HeadInfo
+from pem_composition.record import Provenance
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,7 @@
 """pem.json: what a module is made of, which base it belongs to, and the sha256 of its files.
 
-Written with every save beside a short README.md; read and checked on every load. Also the two
-fingerprints: of a base model's checkpoint, and of an initial module.
+Written with every save beside a short README.md; read and checked on every load. Also the
+fingerprint of a base model's checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pem_composition import __version__, recipe
+from pem_composition import record as records
+from pem_composition._version import __version__
 from pem_composition.checkpoint import heads
 from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
@@ -26,12 +27,9 @@ from pem_composition.checkpoint.files import fsync, is_file, read_json, sha256_f
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors
 from pem_composition.config import BaseIdentity, HeadInfo
 from pem_composition.errors import CheckpointError
-from pem_composition.module import Certificate, Provenance, Term
-from pem_composition.recipe import Source
+from pem_composition.record import Certificate, Provenance, Source, Term
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pem_composition.module import PEM
 
 T = TypeVar("T")
@@ -83,7 +81,7 @@ def build(
         "sources": [asdict(s) for s in p.sources],
         "space": p.space,
         "method": p.method,
-        "recipe": p.recipe and recipe.to_json(p.recipe, p.sources),
+        "recipe": p.recipe and records.to_json(p.recipe, p.sources),
         "written": dict(written or {}),
         "certificate": certificate,
         "base": asdict(pem.base),
@@ -196,7 +194,7 @@ def _parse(raw: Mapping[str, Any]) -> Record:
         head_policy=_typed(raw, "head_policy", str),
         training=_typed(raw, "training", dict) or {},
         notes=_texts(raw, "notes"),
-        recipe=recipe.from_json(raw["recipe"], sources) if raw.get("recipe") else None,
+        recipe=records.from_json(raw["recipe"], sources) if raw.get("recipe") else None,
     )
     return Record(
         kind=_typed(raw, "kind", str),
@@ -291,22 +289,6 @@ def loaded(
         training=old.training,
         notes=tuple(dict.fromkeys((*old.notes, *made, *notes))),
     )
-
-
-def initialisation_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over an initial module's lora_A, ia3 and head tensors, by sorted name.
-
-    Two runs share it exactly if they started from the same module, head included.
-    """
-    from pem_composition.checkpoint.tensors import buffer_of, info_of
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if name.rpartition(".")[2] in ("lora_A", "ia3", "head"):
-            tensor = tensors[name].detach().cpu().contiguous()
-            digest.update(json.dumps([name, *info_of(tensor)]).encode())
-            digest.update(buffer_of(tensor))
-    return digest.hexdigest()
 
 
 # --- the base model -----------------------------------------------------------------------------

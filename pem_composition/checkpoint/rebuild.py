@@ -20,7 +20,7 @@ from pem_composition.checkpoint.content import content_digest
 from pem_composition.checkpoint.files import is_file, read_json, sha256_file
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors, read_raw
 from pem_composition.errors import CheckpointError, UsageError
-from pem_composition.recipe import Recipe, Source
+from pem_composition.record import Recipe, Source
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint.provenance import Record

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.config import BaseIdentity
-    from pem_composition.module import PEM, Provenance
+    from pem_composition.module import PEM
+    from pem_composition.record import Provenance
 
 
 def output_directory(flags: ModuleFlags, modules: int) -> Path:

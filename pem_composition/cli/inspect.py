@@ -20,7 +20,7 @@ from pem_composition.errors import CheckpointError, PEMError, UsageError
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
-    from pem_composition.module import Provenance
+    from pem_composition.record import Provenance
 
 NAME = "inspect"
 HELP = "kind, rank, layers, base, provenance of modules; --values: norms and effective ranks"

@@ -14,7 +14,7 @@ from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint.rebuild import Difference, Rebuilt
-    from pem_composition.recipe import Recipe
+    from pem_composition.record import Recipe
 
 NAME = "rebuild"
 HELP = "compute a composition again from its pem.json, compare bit for bit; exit code 0 if equal"
@@ -92,7 +92,7 @@ def to_json(found: Rebuilt) -> dict[str, Any]:
 
 def formula(recipe: Recipe) -> str:
     """combine(a, negate(b, strength=0.5), coefficients=[0.3, 0.7], space=delta)."""
-    from pem_composition.recipe import Recipe as Node
+    from pem_composition.record import Recipe as Node
 
     parts = [formula(o) if isinstance(o, Node) else o.name for o in recipe.operands]
     parts += [f"{k}={_shown(v)}" for k, v in recipe.settings.items() if v not in (None, False)]

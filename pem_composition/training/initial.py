@@ -7,7 +7,7 @@ from pathlib import Path
 from pem_composition.checkpoint import base_identity, files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.models import resolve
-from pem_composition.module import Provenance
+from pem_composition.record import Provenance
 from pem_composition.tasks.glue import Task
 from pem_composition.training import checkpointing, results
 from pem_composition.training.config import ADAPTER_FIELDS, ModelFlags

@@ -24,7 +24,8 @@ from pem_composition.evaluation.models import (
     resolve,
     save_model,
 )
-from pem_composition.module import PEM, Provenance, Source
+from pem_composition.module import PEM
+from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
 from pem_composition.training.config import DECODERS, ModelFlags
 
@@ -123,7 +124,7 @@ def prepare(flags: ModelFlags, task: Task | None) -> Start:
     head = head_parameter_names(model, missing)
     module, targets = initial_module(flags, model, base, head)
     attachment = attach(model, module, trainable=True, blocks=targets.blocks)
-    init = records.initialisation_fingerprint(module.tensors)
+    init = initialisation_fingerprint(module.tensors)
     given = module.provenance
     trained = flags.init_from is not None and given.init != init
     return Start(
@@ -201,7 +202,7 @@ def initial_module(
         base=base,
     )
     if flags.init_from is None:
-        init = records.initialisation_fingerprint(fresh.tensors)
+        init = initialisation_fingerprint(fresh.tensors)
         return replace(fresh, provenance=Provenance(init=init)), targets
     given = checkpoint.load(flags.init_from)
     check_same_kind(flags.init_from, given, fresh)
@@ -291,7 +292,7 @@ def _whole(
     """Full fine-tuning; the initial module is the head alone (every delta is zero)."""
     model.requires_grad_(True)
     parameters = dict(model.named_parameters())
-    init = records.initialisation_fingerprint(
+    init = initialisation_fingerprint(
         {f"{n}.head": parameters[n] for n in head_parameter_names(model)}
     )
     return Start(model, tokenizer, WholeModel(model, tokenizer, base), init)

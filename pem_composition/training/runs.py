@@ -14,7 +14,7 @@ from pem_composition import checkpoint as checkpoints
 from pem_composition.checkpoint import files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.models import resolve
-from pem_composition.module import Provenance
+from pem_composition.record import Provenance
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.training import checkpointing, processes, results
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig

@@ -17,7 +17,8 @@ from pem_composition import load
 from pem_composition.checkpoint.doctor import Diagnosis, diagnose
 from pem_composition.config import BaseIdentity, HeadInfo, IA3Config
 from pem_composition.errors import PEMError
-from pem_composition.module import PEM, Provenance, combine
+from pem_composition.module import PEM, combine
+from pem_composition.record import Provenance
 
 BASE = BaseIdentity("org/base", "f" * 64, "bert", 32)
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from pem_composition.checkpoint import (
     base_identity,
-    initialisation_fingerprint,
     inspect_header,
     load,
     provenance,
@@ -25,7 +24,8 @@ from pem_composition.checkpoint.content import content_digest
 from pem_composition.checkpoint.files import sha256_file
 from pem_composition.config import BaseIdentity, IA3Config
 from pem_composition.errors import CheckpointError
-from pem_composition.module import PEM, Certificate, HeadInfo, Provenance, Source, Term
+from pem_composition.module import PEM, HeadInfo
+from pem_composition.record import Certificate, Provenance, Source, Term, initialisation_fingerprint
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -1,18 +1,24 @@
-"""How a module was computed: a function, its settings, its operands; enough to compute it again.
+"""The record of a module: its terms, sources, certificate, and how it can be computed again.
 
-A recipe is a tree whose leaves are inputs (``Source``). Nothing is read or computed here.
+A recipe is a tree of functions, their settings and operands, whose leaves are inputs (``Source``).
+No module is read or computed here.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pem_composition.module import PEM
+    from torch import Tensor
 
+SUM = "sum c_i dW_i"
+PRODUCT = "prod l_i^c_i"  # of log space, before rounding
+OWN_RESULT = "the method's own result"
 MAX_DEPTH = 100  # functions of functions; far above any use, far below Python's stack
 
 
@@ -50,7 +56,55 @@ class Recipe:
                 yield operand
 
 
-def record(function: str, modules: Sequence[PEM], **settings: Any) -> Recipe | None:
+@dataclass(frozen=True)
+class Term:
+    """coefficient * label, where the label names a module or a compound that is not a plain sum."""
+
+    coefficient: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Relative Frobenius error of the update against what it stands for, per layer and in total.
+
+    ``against``: a sum is judged against the exact sum of updates, in log space against its own
+    product of vectors in float64, any other method against its own result before rank and rounding.
+    """
+
+    total: float
+    layers: Mapping[str, float]
+    against: str = SUM
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a module came to be; everything that pem.json holds beyond the tensors."""
+
+    terms: tuple[Term, ...] = ()
+    sources: tuple[Source, ...] = ()
+    space: str | None = None  # parameter | delta | log; None for a module trained or loaded
+    method: str | None = None
+    certificate: Certificate | None = None
+    init: str | None = (
+        None  # initialisation fingerprint shared by all inputs, None if unknown or mixed
+    )
+    head_policy: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    recipe: Recipe | None = None  # None for a module that was trained or loaded
+
+
+class Recorded(Protocol):
+    """A module, as far as its record goes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def provenance(self) -> Provenance: ...
+
+
+def record(function: str, modules: Sequence[Recorded], **settings: Any) -> Recipe | None:
     """``function(modules, **settings)``; None if an operand has no recipe or it is too deep."""
     operands = [_operand(m) for m in modules]
     known = [o for o in operands if o is not None]
@@ -58,14 +112,14 @@ def record(function: str, modules: Sequence[PEM], **settings: Any) -> Recipe | N
     return recipe if len(known) == len(operands) and recipe.depth <= MAX_DEPTH else None
 
 
-def _operand(module: PEM) -> Recipe | Source | None:
+def _operand(module: Recorded) -> Recipe | Source | None:
     origin = module.provenance
     if origin.recipe is not None or origin.space is not None:
         return origin.recipe
     return leaf(module)
 
 
-def leaf(module: PEM) -> Source:
+def leaf(module: Recorded) -> Source:
     """A module that was read or trained, under the name it has here."""
     origin = module.provenance
     source = origin.sources[0] if origin.sources else Source(module.name, init=origin.init)
@@ -122,3 +176,24 @@ def from_json(raw: Mapping[str, Any], sources: Sequence[Source], depth: int = 1)
         else:
             found.append(sources[place])
     return Recipe(function, dict(settings), tuple(found))
+
+
+# --- the module that training began with --------------------------------------------------------
+
+
+def initialisation_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over an initial module's lora_A, ia3 and head tensors, by sorted name.
+
+    Two runs share it exactly if they started from the same module, head included.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if name.rpartition(".")[2] in ("lora_A", "ia3", "head"):
+            tensor = tensors[name].detach().cpu().contiguous()
+            dtype = str(tensor.dtype).removeprefix("torch.")  # F32, BF16, as in safetensors
+            dtype = dtype.replace("bfloat", "BF").replace("float", "F")
+            digest.update(json.dumps([name, dtype, list(tensor.shape)]).encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -43,8 +43,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 DECLARED = {("module", "checkpoint")}
 # Arrows that run up or close a circle today. The list may only shrink.
 DEBTS = {
-    ("checkpoint.fold", "checkpoint"),
-    ("checkpoint.heads", "checkpoint.provenance"),
     ("cli.detoxification", "cli.detoxify"),
     ("evaluation.exam", "evaluation.answers"),
     ("evaluation.exam", "evaluation.generation"),

@@ -27,6 +27,7 @@ from pem_composition.checkpoint.model_folder import (
     write_companions,
     write_model,
 )
+from pem_composition.checkpoint.store import inspect_header, load, locate, save
 from pem_composition.checkpoint.stream import whole
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
@@ -65,8 +66,6 @@ def convert(
         UnsupportedModule: the layout cannot represent the module exactly; the reason is named.
         PEMError: the output exists, a value is not finite or overflows the dtype.
     """
-    from pem_composition.checkpoint import locate
-
     folder, kind = locate(path)
     settings = {"format": format, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
     if kind == "full":
@@ -82,8 +81,6 @@ def convert(
 def _convert_module(
     folder: Path, out: Path, settings: Mapping[str, Any], *, overwrite: bool
 ) -> PEM:
-    from pem_composition.checkpoint import inspect_header, load, save
-
     header, module = inspect_header(folder), load(folder)
     if settings["dtype"] is None:
         module = replace(

@@ -36,6 +36,7 @@ from pem_composition.checkpoint.model_folder import (
     write_model,
 )
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
+from pem_composition.checkpoint.store import inspect_header, load, locate
 from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.config import FullConfig
@@ -145,8 +146,6 @@ def _read(
     stack: ExitStack,
 ) -> tuple[dict[str, PEM], dict[str, Weights], tuple[Source, ...]]:
     """Every module (of a whole model the head alone), the open models, and what is recorded."""
-    from pem_composition.checkpoint import inspect_header, load, locate
-
     reference = PEM({}, FullConfig(), base_identity(base), name=f"--model {base}")
     own: dict[str, PEM] = {}
     models: dict[str, Weights] = {}

@@ -1,18 +1,16 @@
-"""What the files of a module say before its values are read."""
+"""What the files of a module say before its values are read: its header, and its pem.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pem_composition.checkpoint.files import TensorInfo
-from pem_composition.config import AdapterConfig, BaseIdentity
-
-if TYPE_CHECKING:
-    from pem_composition.module import HeadInfo
-    from pem_composition.record import Provenance
+from pem_composition.config import AdapterConfig, BaseIdentity, HeadInfo
+from pem_composition.errors import CheckpointError
+from pem_composition.record import Provenance
 
 
 @dataclass(frozen=True)
@@ -59,3 +57,36 @@ class ModuleHeader:
         return {
             n.removesuffix(".head"): i.shape for n, i in self.infos.items() if n.endswith(".head")
         }
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of a pem.json."""
+
+    kind: str | None = None
+    expression: str | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    base: BaseIdentity = field(default_factory=BaseIdentity)
+    head: HeadInfo | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, HeadInfo] = field(default_factory=dict)
+    written: Mapping[str, str | None] = field(default_factory=dict)
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def check_sha256(folder: Path, name: str, found: str, record: Record | None) -> None:
+    """Compare a file's sha256 with the recorded one.
+
+    Raises:
+        CheckpointError: they differ: the file changed after it was written.
+    """
+    expected = record.files.get(name) if record else None
+    if expected is not None and found != expected:
+        raise CheckpointError.build(
+            folder / name,
+            "changed since it was written (sha256 differs from pem.json)",
+            found=found[:16],
+            expected=expected[:16],
+            do="restore the file, or delete pem.json if the change is intended",
+        )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.heads import NAME, check_name
+from pem_composition.checkpoint.header import Record, check_sha256
 from pem_composition.checkpoint.tensors import (
     cast,
     check_float,
@@ -22,7 +23,6 @@ from pem_composition.checkpoint.tensors import (
 from pem_composition.config import Head, HeadInfo
 
 if TYPE_CHECKING:
-    from pem_composition.checkpoint.provenance import Record
     from pem_composition.module import PEM
 
 FOLDER = "heads"
@@ -54,8 +54,6 @@ def read(folder: Path, record: Record | None) -> dict[str, Head]:
     Raises:
         CheckpointError: a file that is missing, changed or no safetensors file.
     """
-    from pem_composition.checkpoint.provenance import check_sha256
-
     out = {}
     for name, info in (record.heads if record else {}).items():
         path = folder / file_of(name)

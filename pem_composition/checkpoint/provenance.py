@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,8 +24,10 @@ from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
 from pem_composition.checkpoint.content import content_digest
 from pem_composition.checkpoint.files import fsync, is_file, read_json, sha256_file, write_json
+from pem_composition.checkpoint.header import Record as Record
+from pem_composition.checkpoint.header import check_sha256 as check_sha256
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors
-from pem_composition.config import BaseIdentity, HeadInfo
+from pem_composition.config import BaseIdentity
 from pem_composition.errors import CheckpointError
 from pem_composition.record import Certificate, Provenance, Source, Term
 
@@ -40,22 +42,6 @@ SAMPLE_BYTES = 64
 SAMPLES = 16
 SHARD = re.compile(r".*-([0-9]{1,9})-of-([0-9]{1,9})\.[a-z]+")
 HIDDEN_SIZE_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
-
-
-@dataclass(frozen=True)
-class Record:
-    """The content of a pem.json."""
-
-    kind: str | None = None
-    expression: str | None = None
-    provenance: Provenance = field(default_factory=Provenance)
-    base: BaseIdentity = field(default_factory=BaseIdentity)
-    head: HeadInfo | None = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    heads: Mapping[str, HeadInfo] = field(default_factory=dict)
-    written: Mapping[str, str | None] = field(default_factory=dict)
-    versions: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def build(
@@ -247,23 +233,6 @@ def _digests(raw: Mapping[str, Any]) -> dict[str, str]:
     if not all(type(v) is str for v in files.values()):
         raise TypeError("files must map names to sha256")
     return files
-
-
-def check_sha256(folder: Path, name: str, found: str, record: Record | None) -> None:
-    """Compare a file's sha256 with the recorded one.
-
-    Raises:
-        CheckpointError: they differ: the file changed after it was written.
-    """
-    expected = record.files.get(name) if record else None
-    if expected is not None and found != expected:
-        raise CheckpointError.build(
-            folder / name,
-            "changed since it was written (sha256 differs from pem.json)",
-            found=found[:16],
-            expected=expected[:16],
-            do="restore the file, or delete pem.json if the change is intended",
-        )
 
 
 def loaded(

@@ -15,15 +15,24 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import module as library
 from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.checkpoint.content import content_digest
+from pem_composition.checkpoint.convert import convert
+from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.checkpoint.files import is_file, read_json, sha256_file
+from pem_composition.checkpoint.fold import fold_checkpoint
+from pem_composition.checkpoint.full import Weights
+from pem_composition.checkpoint.full_sum import combine_full
+from pem_composition.checkpoint.header import Record
+from pem_composition.checkpoint.store import inspect_header, load, locate, save
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors, read_raw
+from pem_composition.composition import weigh_layers
 from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.record import Recipe, Source
 
 if TYPE_CHECKING:
-    from pem_composition.checkpoint.provenance import Record
     from pem_composition.module import PEM
 
 TENSOR_FILES = (".safetensors", ".bin")
@@ -169,8 +178,6 @@ def _input(folder: Path, source: Source, given: str | None) -> Path:
 
 def _problem(place: Path, source: Source) -> tuple[str, str] | None:
     """Why a directory is not the recorded input: what, and what was found; None if it is."""
-    from pem_composition.checkpoint import locate
-
     try:
         folder, kind = locate(place)
     except CheckpointError:
@@ -184,9 +191,6 @@ def _problem(place: Path, source: Source) -> tuple[str, str] | None:
 
 
 def _weights_sha256(folder: Path, kind: str) -> str:
-    from pem_composition.checkpoint import inspect_header
-    from pem_composition.checkpoint.full import Weights
-
     if kind == "full":
         with Weights(folder) as weights:
             return weights.sha256()
@@ -200,9 +204,6 @@ def _compute(
     recipe: Recipe, inputs: Mapping[Source, Path], out: Path, record: Record, base: str | None
 ) -> None:
     """Write what the recipe gives, as the output was written."""
-    from pem_composition.checkpoint import combine_full, fold_checkpoint, save
-    from pem_composition.checkpoint.convert import convert
-
     if recipe.function == "fold":
         where = {o.name: str(inputs[o]) for o in recipe.operands if isinstance(o, Source)}
         settings = _accepted(fold_checkpoint, _moved(recipe, record, base))
@@ -249,12 +250,6 @@ def _moved(recipe: Recipe, record: Record, base: str | None) -> dict[str, Any]:
 def _evaluate(
     recipe: Recipe, inputs: Mapping[Source, Path], base: str | None, record: Record
 ) -> PEM:
-    from pem_composition import module as library
-    from pem_composition.checkpoint import load
-    from pem_composition.checkpoint.adapter_transformers_write import as_reference
-    from pem_composition.checkpoint.extract import extract_lora
-    from pem_composition.composition import weigh_layers
-
     if recipe.function == "extract_lora":
         (tuned,) = (o for o in recipe.operands if isinstance(o, Source))
         return extract_lora(

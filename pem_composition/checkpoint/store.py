@@ -1,0 +1,251 @@
+"""Load and save a module; see what one says of itself, without its values and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from os import PathLike, fspath
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.checkpoint import (
+    adapter_transformers,
+    adapter_transformers_write,
+    full,
+    heads,
+    peft,
+    provenance,
+)
+from pem_composition.checkpoint.files import atomic_directory, is_file, read_json, sha256_file
+from pem_composition.checkpoint.header import ModuleHeader
+from pem_composition.checkpoint.layouts import is_foreign
+from pem_composition.config import BaseIdentity
+from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.module import PEM
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = ("peft", "adapter-transformers")
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    base: str | PathLike[str] | None = None,
+    name: str | None = None,
+    on_demand: bool = False,
+) -> PEM:
+    """Read a module: PEFT, adapter-transformers, or a Hugging Face model with its base.
+
+    Tensors are float32 (float64 kept), finite, and complete; recorded sha256 are checked.
+
+    Args:
+        base: for a full model, the folder (or cached Hub name) of the model it was tuned from.
+        name: label in expressions; default: the folder's name.
+        on_demand: leave the tensors of a PEFT module in their file, which stays open: each is read
+            when it is used, and refused there if it is not finite or the file has changed.
+
+    Raises:
+        CheckpointError: naming the file, what was found, what was expected and what to do.
+        UnsupportedModule: a module that cannot be represented exactly.
+    """
+    folder, kind = locate(path)
+    label = name or folder.resolve().name
+    record = provenance.read(folder)
+    if kind == "full":
+        module = full.load_full(folder, base, name=label)
+        return replace(module, heads=heads.read(folder, record))
+    header, tensors = _read(folder, kind, label, record, values=True, on_demand=on_demand)
+    assert header.sha256 is not None
+    return PEM(
+        tensors=MappingProxyType(tensors),
+        config=header.config,
+        base=header.base,
+        name=label,
+        head=header.head,
+        provenance=provenance.loaded(
+            record, label, folder, header.sha256, header.notes, header.weights.name
+        ),
+        heads=heads.read(folder, record),
+    )
+
+
+def inspect_header(path: str | PathLike[str], *, name: str | None = None) -> ModuleHeader:
+    """Config, base, shapes and provenance of a module, without its values and without torch.
+
+    Raises:
+        CheckpointError, UnsupportedModule: as ``load``, for everything a header can show.
+    """
+    folder, kind = locate(path)
+    label = name or folder.resolve().name
+    record = provenance.read(folder)
+    header = (
+        full.header(folder, label, record)
+        if kind == "full"
+        else _read(folder, kind, label, record, values=False)[0]
+    )
+    return replace(header, heads=dict(record.heads) if record else {})
+
+
+def _read(
+    folder: Path,
+    kind: str,
+    label: str,
+    record: provenance.Record | None,
+    *,
+    values: bool,
+    on_demand: bool = False,
+) -> tuple[ModuleHeader, Mapping[str, Tensor]]:
+    raw = read_json(folder / peft.CONFIG, folder)
+    for file in (peft.CONFIG, adapter_transformers.HEAD_CONFIG):
+        if record and file in record.files and is_file(folder / file):
+            provenance.check_sha256(folder, file, sha256_file(folder / file, folder), record)
+    tensors: Mapping[str, Tensor]
+    if kind == "peft":
+        header, tensors = peft.read(folder, raw, label, record, values=values, on_demand=on_demand)
+    else:
+        header, tensors = adapter_transformers.read(folder, raw, label, record, values=values)
+    if record and record.kind not in (None, header.kind):
+        raise CheckpointError.build(
+            folder / provenance.FILE,
+            "belongs to another module",
+            found=f"kind {record.kind}",
+            expected=f"kind {header.kind}",
+            do="restore the file, or delete it",
+        )
+    recorded = record.files.get(header.weights.name) if record else None
+    return replace(
+        header,
+        base=_known(header.base, record.base) if record else header.base,
+        head=record.head if record and record.head and header.head else header.head,
+        sha256=header.sha256 or recorded,
+    ), tensors
+
+
+def _known(base: BaseIdentity, recorded: BaseIdentity) -> BaseIdentity:
+    """The recorded identity fills what the config leaves open, if both name the same model."""
+    if None not in (base.name, recorded.name) and base.name != recorded.name:
+        return base
+    return BaseIdentity(
+        base.name or recorded.name,
+        base.fingerprint or recorded.fingerprint,
+        base.model_type or recorded.model_type,
+        base.hidden_size or recorded.hidden_size,
+    )
+
+
+def locate(path: str | PathLike[str]) -> tuple[Path, str]:
+    """The folder that holds the module and its format: peft | adapter-transformers | full.
+
+    A folder without a module but with exactly one subfolder that holds one stands for it.
+
+    Raises:
+        CheckpointError: no such folder, or no module in it; says what is there.
+    """
+    folder = Path(fspath(path))
+    if not folder.is_dir():
+        raise CheckpointError.build(
+            folder,
+            "no such directory" if not folder.exists() else "not a directory",
+            expected="a directory with a module",
+            do=_near(folder) or "check the path",
+        )
+    kind = _format_of(folder)
+    if kind is not None:
+        return folder, kind
+    inner = [d for d in sorted(folder.iterdir()) if d.is_dir() and is_file(d / peft.CONFIG)]
+    if len(inner) == 1:
+        return inner[0], _format_of(inner[0]) or "peft"
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    raise CheckpointError.build(
+        folder,
+        "several modules in subfolders" if inner else "no module here",
+        found=", ".join(d.name for d in inner)
+        if inner
+        else ", ".join(names[:12]) or "an empty directory",
+        expected="one of them"
+        if inner
+        else "adapter_config.json with its weights, or config.json with a full model",
+        do="name the subfolder" if inner else "check the path",
+    )
+
+
+def _near(path: Path) -> str:
+    """``did you mean X?`` for the first part of a path that is not there."""
+    parts = [p for p in (path, *path.parents) if not p.exists()]
+    if not parts or not parts[-1].parent.is_dir():
+        return ""
+    wrong = parts[-1]
+    near = get_close_matches(wrong.name, [p.name for p in wrong.parent.iterdir()], n=1)
+    return f"did you mean {wrong.parent / near[0]}?" if near else ""
+
+
+def _format_of(folder: Path) -> str | None:
+    config = folder / peft.CONFIG
+    if not is_file(config):
+        return "full" if is_file(folder / "config.json") else None
+    raw = read_json(config, folder)
+    if is_file(folder / adapter_transformers.WEIGHTS) or (
+        "peft_type" not in raw and _looks_like_at(raw)
+    ):
+        if not is_file(folder / adapter_transformers.WEIGHTS):
+            raise CheckpointError.build(
+                folder,
+                "no weights",
+                found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
+                expected=adapter_transformers.WEIGHTS,
+                do="copy the weights beside adapter_config.json",
+            )
+        return "adapter-transformers" if _looks_like_at(raw) else "peft"
+    return "peft"
+
+
+def _looks_like_at(raw: Mapping[str, Any]) -> bool:
+    return "model_type" in raw and "config" in raw
+
+
+def save(
+    pem: PEM,
+    path: str | PathLike[str],
+    *,
+    format: str = "peft",
+    dtype: str | None = None,
+    overwrite: bool = False,
+    base: str | PathLike[str] | None = None,
+) -> None:
+    """Write a module as a whole directory, or nothing: its layout, README.md and pem.json.
+
+    Args:
+        format: peft | adapter-transformers. A full module is written as a Hugging Face model,
+            theta_0 + delta, and needs its base model.
+        dtype: float32 | float16 | bfloat16 | float64; default: as held (float32 or float64).
+        overwrite: replace the module in an existing directory; other files there are kept.
+        base: folder or cached Hub name of a full module's base; default: the one it names.
+
+    Raises:
+        PEMError: the output exists, a value is not finite or overflows the dtype, or the layout
+            cannot represent the module. Nothing is written then.
+    """
+    if format not in FORMATS:
+        raise PEMError.build(
+            "format", "unknown layout", found=repr(format), expected=" | ".join(FORMATS)
+        )
+    known: dict[str, str] = {}
+    with atomic_directory(path, overwrite, keep=is_foreign) as folder:
+        if pem.kind == "full":
+            if format != "peft":
+                raise PEMError.build(
+                    pem.name, "a full module is written as a model folder", do="leave --format out"
+                )
+            known = full.write(pem, folder, base=base, dtype=dtype)
+        elif format == "peft":
+            peft.write(pem, folder, dtype=dtype)
+        else:
+            adapter_transformers_write.write(pem, folder, Path(fspath(path)).name, dtype=dtype)
+        heads.write(pem, folder, dtype=dtype)
+        written = {"format": format, "dtype": dtype}
+        title = Path(fspath(path)).name
+        provenance.write(pem, folder, written, title=title, known=known)

@@ -65,10 +65,11 @@ class EndpointFlags:
         """
         from pem_composition.cli.sweep import say
         from pem_composition.endpoint.client import Endpoint
-        from pem_composition.endpoint.jobs import run
+        from pem_composition.endpoint.jobs import refused_path, run
         from pem_composition.sweep.ledger import Ledger
 
         _check_replies(path)
+        _check_replies(refused_path(path))
         budget = Budget(self.max_requests, self.max_tokens)
         endpoint = Endpoint(self.service)
         return run(jobs, endpoint, Ledger(path), budget, parallel=self.parallel, say=say)

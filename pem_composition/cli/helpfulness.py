@@ -57,12 +57,14 @@ def run(config: Config) -> int:
     report = config.ask(asked, config.output_file)
     known = Ledger(config.output_file).records
     found = helpfulness.summary(
-        [{**known[job.key], **job.facts} for job in asked if job.key in known]
+        [{**known[job.key], **job.facts} for job in asked if job.key in known], len(answers)
     )
+    counts = ("refused", "cut", "unreadable", "left", "stopped")
     if config.json:
-        print(json.dumps(found))
+        print(json.dumps({**found, **{name: getattr(report, name) for name in counts}}))
     else:
-        print(f"{config.output_file}: {describe(report)}\n{_table(found)}")
+        part = "" if report.whole else f"\na part: {found['n']} of {found['of']} rows have grades"
+        print(f"{config.output_file}: {describe(report)}{part}\n{_table(found)}")
     return 0
 
 

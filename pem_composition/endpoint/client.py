@@ -1,14 +1,20 @@
 """A chat model behind an OpenAI-compatible HTTP endpoint.
 
 The openai package does the talking: it tries a request again after 408, 409, 429, 5xx and broken
-connections, with growing pauses or the one that Retry-After names. The key comes from the
-environment, and goes into no file and no message.
+connections, with growing pauses or the one that Retry-After names; a body whose JSON breaks off is
+asked for again here. The key comes from the environment, and goes into no file and no message.
+
+A reply says how it ended: finished, cut at its length, or refused (a content filter, a refusal, no
+content at all). Its text is what the model says, without what it thinks.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +24,33 @@ from pem_composition.errors import PEMError, RunFailed, UsageError
 
 OPENAI = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
+
+FINISHED, CUT, REFUSED = "finished", "cut", "refused"
+# What servers call the end of a reply, without case, "_" and "-"; every other word is FINISHED.
+ENDS = {
+    **dict.fromkeys(("length", "maxtokens", "maxlength", "modellength"), CUT),
+    **dict.fromkeys(
+        ("contentfilter", "refusal", "safety", "recitation", "prohibitedcontent", "blocklist"),
+        REFUSED,
+    ),
+}
+LIMITS = ("max_tokens", "max_completion_tokens")  # older models take the first, newer the second
+# What a model thinks, in the marks of several families; a block that never closes ends the text.
+TAGS = "think|thinking|thought|reasoning"
+THOUGHT = re.compile(
+    rf"<({TAGS})>.*?(?:</\1>|\Z)|\[think\].*?(?:\[/think\]|\Z)"
+    r"|<\|channel\|>(?:analysis|commentary)\b.*?(?=<\|channel\|>final\b|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+# Templates that open the block leave its end alone in the reply.
+THOUGHT_END = re.compile(
+    rf".*(?:</(?:{TAGS})>|\[/think\]|<\|channel\|>final<\|message\|>)", re.DOTALL | re.IGNORECASE
+)
+FILTERED = re.compile(
+    r"content.?(filter|policy|management)|responsibleai|invalid_prompt|moderation"
+    r"|data_?inspection|(prompt|input|request|message|response)[^.]{0,40}(flagged|filtered)",
+    re.IGNORECASE,
+)
 
 Messages = Sequence[dict[str, str]]
 
@@ -47,14 +80,26 @@ class Service:
         """Host and path for messages and records, without what may be secret in a URL."""
         parts = urlsplit(self.base_url)
         port = f":{parts.port}" if parts.port else ""
-        return f"{parts.hostname or ''}{port}{parts.path}"
+        return f"{parts.hostname or ''}{port}{parts.path}".rstrip("/")
 
 
 class Reply(NamedTuple):
-    """What the model said, and the tokens of question and reply; None if they are not told."""
+    """What the model said.
+
+    Attributes:
+        text: without what the model thought; of a refusal the reason, where one is told.
+        tokens: of question and reply; None if they are not told.
+        end: FINISHED, CUT or REFUSED.
+    """
 
     text: str
     tokens: int | None
+    end: str = FINISHED
+
+
+def spoken(text: str) -> str:
+    """A reply without what the model thinks before it speaks."""
+    return THOUGHT_END.sub("", THOUGHT.sub("", text)).strip()
 
 
 class Endpoint:
@@ -87,6 +132,7 @@ class Endpoint:
         import openai
 
         self.service = service
+        self._limit = LIMITS[0]
         self._client = openai.OpenAI(
             base_url=service.base_url,
             api_key=self._key,
@@ -103,34 +149,81 @@ class Endpoint:
         """
         import openai
 
+        for attempt in range(self.service.retries + 1):
+            try:
+                return self._reply(self._asked(messages))
+            except openai.APIStatusError as error:
+                said = f"{error} {error.body}"
+                if error.status_code in (400, 403, 422, 451) and FILTERED.search(said):
+                    return Reply(self._said(error), None, REFUSED)
+                raise self._explained(error) from None
+            except openai.OpenAIError as error:
+                raise self._explained(error) from None
+            except json.JSONDecodeError as error:  # which the client passes on
+                if attempt == self.service.retries:
+                    raise self._no_reply(str(error)) from None
+                time.sleep(min(0.5 * 2**attempt, 8.0))
+        raise AssertionError("unreachable")
+
+    def _asked(self, messages: Messages) -> Any:
+        """The client's answer; the limit of a reply goes by the name that the model takes."""
+        import openai
+
         service = self.service
         options: dict[str, Any] = {}
         if service.temperature is not None:
             options["temperature"] = service.temperature
+
+        def create(limit: str) -> Any:
+            return self._client.chat.completions.create(
+                model=service.model, messages=list(messages),  # type: ignore[call-overload]
+                **{limit: service.reply_tokens}, **options,
+            )  # fmt: skip
+
+        first = self._limit
         try:
-            found = self._client.chat.completions.create(
-                model=service.model,
-                messages=list(messages),  # type: ignore[arg-type]
-                max_tokens=service.reply_tokens,
-                **options,
-            )
-        except openai.OpenAIError as error:
-            raise self._explained(error) from None
-        except ValueError as error:  # the body is no JSON, which the client passes on
-            raise self._no_reply(str(error)) from None
-        return self._reply(found)
+            return create(first)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if first not in f"{error} {error.body}":
+                raise
+            (other,) = set(LIMITS) - {first}
+            try:
+                found = create(other)
+            except openai.OpenAIError as second:
+                about_it = other in f"{second} {getattr(second, 'body', None)}"
+                raise (error if about_it else second) from None
+            self._limit = other
+            return found
 
     def _reply(self, found: Any) -> Reply:
-        """The text of a reply in the form that the interface prescribes."""
+        """A reply in the form that the interface prescribes."""
         try:
-            text = found.choices[0].message.content
+            choice = found.choices[0]
+            message, end = choice.message, str(choice.finish_reason or "")
             usage = getattr(found, "usage", None)
-            tokens = None if usage is None else usage.total_tokens
+            tokens = getattr(usage, "total_tokens", None)
+            text, refusal = message.content, getattr(message, "refusal", None)
         except (AttributeError, IndexError, TypeError):
-            text, tokens = None, None
-        if not isinstance(text, str):
+            if FILTERED.search(str(getattr(found, "error", ""))):
+                return Reply(self._short(str(found.error)), None, REFUSED)
+            raise self._no_reply(repr(found)) from None
+        tokens = tokens if isinstance(tokens, int) else None
+        if isinstance(text, list):  # parts, of which some are what the model thinks
+            parts = [part for part in text if isinstance(part, dict)]
+            text = "".join(str(p.get("text", "")) for p in parts if p.get("type") == "text")
+        ended = ENDS.get(re.sub("[_-]", "", end.lower()), FINISHED)
+        if refusal or ended == REFUSED:
+            return Reply(self._short(str(refusal or end)), tokens, REFUSED)
+        if text is None and ended == FINISHED and not self._did_something_else(message):
+            return Reply("no content", tokens, REFUSED)
+        if text is not None and not isinstance(text, str):
             raise self._no_reply(repr(found))
-        return Reply(text, tokens if isinstance(tokens, int) else None)
+        return Reply(spoken(text or ""), tokens, ended)
+
+    def _did_something_else(self, message: Any) -> bool:
+        """True if a message without content thought, or called a tool, instead of refusing."""
+        names = ("reasoning_content", "reasoning", "tool_calls", "function_call")
+        return any(getattr(message, name, None) for name in names)
 
     def _no_reply(self, found: str) -> PEMError:
         return RunFailed.build(

@@ -6,17 +6,16 @@ prefer a place (arXiv:2306.05685). The rubric is our own. The paper has GPT-4 gi
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pem_composition.endpoint.client import Service
+from pem_composition.endpoint.grades import grades_of
 from pem_composition.endpoint.jobs import Job, key_of
 from pem_composition.errors import DataError
 from pem_composition.tasks.files import Table
 
-LOWEST, HIGHEST = 1.0, 10.0
 RUBRIC = (
     "You grade how helpful answers are to the person who gave the instruction, from 1 to 10. "
     "1: the answer does not deal with the instruction, or cannot be read. "
@@ -27,8 +26,6 @@ RUBRIC = (
 )
 ONE = "Reply with the grade alone: one number from 1 to 10."
 TWO = "Reply with two numbers from 1 to 10: the grade of answer A, then that of answer B."
-OUT_OF = re.compile(r"(?:/|\bout of\b)\s*10\b")
-NUMBER = re.compile(r"(?<!\d)-?\d+(?:\.\d+)?")
 
 
 class Asked(NamedTuple):
@@ -107,33 +104,29 @@ def _job(service: Service, text: str, row: int, order: str) -> Job:
     return Job(key_of(service, messages, order), messages, facts, read)
 
 
-def grades_of(reply: str, count: int) -> list[float] | None:
-    """So many numbers from 1 to 10, also "of 10"; None for anything else."""
-    numbers = [float(word) for word in NUMBER.findall(OUT_OF.sub(" ", reply))]
-    good = len(numbers) == count and all(LOWEST <= n <= HIGHEST for n in numbers)
-    return numbers if good else None
-
-
-def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(lines: Sequence[Mapping[str, Any]], rows: int) -> dict[str, Any]:
     """Means with standard errors; of pairs also the difference, wins, ties and losses.
+
+    ``n`` rows have grades, of the ``of`` that were asked about.
 
     A pair's grades are means over the two orders; a pair with one order missing is left out.
     ``consistent``: share of the pairs that both orders decide alike.
     """
     singles = [line["grades"][0] for line in lines if line["order"] == "one"]
     if singles:
-        return {"n": len(singles), **_estimate("grade", singles)}
+        return {"n": len(singles), "of": rows, **_estimate("grade", singles)}
     by_row: dict[int, list[list[float]]] = {}
     for line in lines:
         by_row.setdefault(line["row"], []).append(line["grades"])
     whole = [orders for orders in by_row.values() if len(orders) == 2]
     if not whole:
-        return {"n": 0}
+        return {"n": 0, "of": rows}
     means = [[statistics.fmean(side) for side in zip(*orders, strict=True)] for orders in whole]
     differences = [a - b for a, b in means]
     alike = [_sign(x[0] - x[1]) == _sign(y[0] - y[1]) for x, y in whole]
     return {
         "n": len(whole),
+        "of": rows,
         **_estimate("grade", [a for a, _ in means]),
         **_estimate("grade_against", [b for _, b in means]),
         **_estimate("difference", differences),

@@ -1,7 +1,8 @@
 """Many questions to an endpoint: each reply is on disk before the next is awaited.
 
 A job's key is made of what is asked, so a rerun of the same command asks only what has no reply
-yet, and a changed question, model or temperature never meets an old reply.
+yet, and a changed question, server, model or setting never meets an old reply. What a model refuses
+is kept in a file of its own beside the replies, is not asked again, and is counted.
 """
 
 from __future__ import annotations
@@ -9,13 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pem_composition.endpoint.client import Endpoint, Messages, Reply, Service
+from pem_composition.endpoint.client import (
+    FINISHED,
+    REFUSED,
+    Endpoint,
+    Messages,
+    Reply,
+    Service,
+)
 from pem_composition.errors import PEMError, UsageError
 from pem_composition.sweep.ledger import Ledger
 
@@ -48,15 +57,36 @@ class Budget:
 
 @dataclass
 class Report:
-    """What a run did, and what it left."""
+    """What a run did, and what it left.
 
+    Attributes:
+        asked: different questions of the command.
+        done, before: those with a usable reply, of this run and of earlier ones.
+        refused: those that the model or a filter refused, now or earlier.
+        cut, unreadable: those whose reply broke off at its length, or is not what was asked for.
+        left: those that a spent budget left.
+    """
+
+    asked: int = 0
     done: int = 0
     before: int = 0
+    refused: int = 0
+    cut: int = 0
     unreadable: int = 0
     left: int = 0
     requests: int = 0
     tokens: int = 0
     stopped: str = ""  # the flag whose budget is spent
+
+    @property
+    def whole(self) -> bool:
+        """True if every question has a usable reply."""
+        return self.done + self.before == self.asked
+
+
+def refused_path(path: Path) -> Path:
+    """The file of refusals beside a file of replies."""
+    return path.with_name(f"{path.stem}.refused.jsonl")
 
 
 def key_of(service: Service, messages: Messages, place: str = "") -> str:
@@ -65,8 +95,9 @@ def key_of(service: Service, messages: Messages, place: str = "") -> str:
     Args:
         place: tells apart questions that may have the same words, as in two orders of answers.
     """
-    asked = [service.model, service.temperature, service.reply_tokens, list(messages), place]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    settings = [service.place, service.model, service.temperature, service.reply_tokens]
+    asked = json.dumps([*settings, list(messages), place])
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def run(
@@ -87,8 +118,7 @@ def run(
         RunFailed: the endpoint failed; what was done is kept and named.
     """
     asked = list({job.key: job for job in jobs}.values())
-    state = _State(deque(job for job in asked if job.key not in ledger.records), ledger, budget)
-    state.report.before = len(asked) - len(state.waiting)
+    state = _State(asked, ledger, budget)
     with ThreadPoolExecutor(parallel) as pool:
         running: dict[Future[Reply], Job] = {}
         try:
@@ -120,9 +150,14 @@ def _kept(state: _State, total: int) -> str:
 class _State:
     """What waits, what was spent, and what came back."""
 
-    def __init__(self, waiting: deque[Job], ledger: Ledger, budget: Budget) -> None:
-        self.waiting, self.ledger, self.budget = waiting, ledger, budget
-        self.report = Report()
+    def __init__(self, asked: Sequence[Job], ledger: Ledger, budget: Budget) -> None:
+        self.ledger, self.budget = ledger, budget
+        self.refusals = Ledger(refused_path(ledger.path))
+        known = [job for job in asked if job.key in ledger.records]
+        refused = [job for job in asked if job.key in self.refusals.records]
+        settled = {job.key for job in (*known, *refused)}
+        self.waiting = deque(job for job in asked if job.key not in settled)
+        self.report = Report(len(asked), before=len(known), refused=len(refused))
         self.tries: Counter[str] = Counter()
 
     def next(self) -> Job | None:
@@ -140,20 +175,28 @@ class _State:
 
     def take(self, job: Job, reply: Reply) -> None:
         """Append the reply, or put the question back in front."""
-        if reply.tokens is None and self.budget.tokens is not None:
+        uncounted = reply.tokens is None and reply.end != REFUSED
+        if uncounted and self.budget.tokens is not None:
             raise UsageError.build(
                 "--max_tokens", "the endpoint does not say how many tokens it used",
                 do="give --max_requests",
             )  # fmt: skip
         self.report.tokens += reply.tokens or 0
-        read = job.read(reply.text)
+        line = {"key": job.key, **job.facts}
+        if reply.end == REFUSED:
+            self.refusals.append({**line, "refused": reply.text, "tokens": reply.tokens})
+            self.report.refused += 1
+            return
+        read = job.read(reply.text) if reply.end == FINISHED else None
         if read is not None:
-            self.ledger.append({"key": job.key, **job.facts, **read, "tokens": reply.tokens})
+            self.ledger.append({**line, **read, "tokens": reply.tokens})
             self.report.done += 1
             return
         self.tries[job.key] += 1
         if self.tries[job.key] < ATTEMPTS:
             self.waiting.appendleft(job)
+        elif reply.end != FINISHED:
+            self.report.cut += 1
         else:
             self.report.unreadable += 1
 
@@ -172,6 +215,10 @@ def describe(report: Report) -> str:
         parts.append(f"{report.tokens} tokens")
     if report.before:
         parts.append(f"{report.before} known before")
+    if report.refused:
+        parts.append(f"{report.refused} refused")
+    if report.cut:
+        parts.append(f"{report.cut} replies cut at --max_reply_tokens: raise it")
     if report.unreadable:
         parts.append(f"{report.unreadable} replies that are not what was asked for")
     if report.stopped:

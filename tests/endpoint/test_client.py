@@ -23,7 +23,7 @@ def service(server, **changes):
 def test_a_question_and_its_reply(server):
     server.answer = lambda messages: messages[-1]["content"].upper()
     asked = service(server, temperature=0.5, reply_tokens=7)
-    assert Endpoint(asked).ask(ASK) == ("HELLO", 10)
+    assert Endpoint(asked).ask(ASK) == ("HELLO", 10, "finished")
     (request,) = server.requests
     assert request["messages"] == ASK and request["model"] == "m"
     assert (request["temperature"], request["max_tokens"]) == (0.5, 7)
@@ -84,14 +84,103 @@ def test_a_refused_connection_is_named(server):
         b"{not json",
         b"",
         {"choices": []},
-        {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]},
         {"hello": "world"},
     ],
 )
 def test_a_reply_in_another_form_is_refused(server, body):
     server.script = [(200, {}, body)]
     with pytest.raises(RunFailed, match=r"not a chat reply.*expected choices\[0\]"):
-        Endpoint(service(server)).ask(ASK)
+        Endpoint(service(server, retries=0)).ask(ASK)
+
+
+def said(content, end="stop", **more):
+    """A reply with status 200."""
+    message = {"role": "assistant", "content": content, **more}
+    choice = {"index": 0, "message": message, "finish_reason": end}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "end"),
+    [
+        (said("7"), "7", "finished"),
+        (said("7", None), "7", "finished"),
+        (said("There are 3", "length"), "There are 3", "cut"),
+        (said("There are 3", "MAX_TOKENS"), "There are 3", "cut"),
+        (said(None, "length", reasoning_content="3 things"), "", "cut"),
+        (said("", "length"), "", "cut"),
+        (said(None, reasoning_content="3 things"), "", "finished"),
+        (said("7", reasoning_content="3 things"), "7", "finished"),
+        (said("<think>3 things</think>\n\n7"), "7", "finished"),
+        (said("<think>\n\n</think>\n\n7"), "7", "finished"),
+        (said("3 things, so:</think>7"), "7", "finished"),
+        (said("<think>3 things"), "", "finished"),
+        (said("<think>3 things", "length"), "", "cut"),
+        (said("<think>3</think>\n7\n<think>or 4"), "7", "finished"),
+        (said("<THINKING>3</THINKING>7"), "7", "finished"),
+        (said("[THINK]3 things[/THINK]7"), "7", "finished"),
+        (said("<|channel|>analysis<|message|>3<|end|><|start|>assistant"
+              "<|channel|>final<|message|>7"), "7", "finished"),
+        (said([{"type": "thinking", "text": "3"}, {"type": "text", "text": "7"}]), "7", "finished"),
+        (said(None), "no content", "refused"),
+        (said(None, refusal="I cannot help."), "I cannot help.", "refused"),
+        (said("", "content_filter"), "content_filter", "refused"),
+        (said("Some", "SAFETY"), "SAFETY", "refused"),
+        (said(None, "tool_calls", tool_calls=[]), "no content", "refused"),
+        ({"error": {"code": "content_filter", "message": "no"}}, None, "refused"),
+    ],
+)  # fmt: skip
+def test_how_a_reply_ends_and_what_is_said_without_the_thoughts(server, body, text, end):
+    server.script = [(200, {}, body)]
+    reply = Endpoint(service(server)).ask(ASK)
+    assert reply.end == end and text in (None, reply.text)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"code": "content_filter", "message": "The response was filtered due to the prompt"}),
+        (400, {"code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}),
+        (400, {"code": "content_policy_violation", "message": "no"}),
+        (400, {"code": "invalid_prompt", "message": "your prompt was flagged"}),
+        (403, {"code": 403, "message": "needs moderation; your input was flagged"}),
+    ],
+)
+def test_a_filtered_question_is_a_refusal(server, status, error):
+    server.script = [(status, {}, {"error": error})]
+    assert Endpoint(service(server)).ask(ASK).end == "refused" and len(server.requests) == 1
+
+
+def test_a_body_that_breaks_off_is_asked_for_again(server):
+    kind = {"Content-Type": "application/json"}
+    server.script = [(200, kind, b'{"id": "1", "choices": [{"ind'), (200, kind, b"")]
+    assert Endpoint(service(server)).ask(ASK).text == "hello" and len(server.requests) == 3
+
+
+@pytest.mark.parametrize("only", ["max_tokens", "max_completion_tokens"])
+def test_the_limit_goes_by_the_name_that_the_model_takes(server, only):
+    plain = server.take
+
+    def strict(request, key):
+        other = ({"max_tokens", "max_completion_tokens"} - {only}).pop()
+        answer = plain(request, key)
+        told = f"Unsupported parameter: '{other}' is not supported. Use '{only}' instead."
+        error = {"message": told, "param": other, "code": "unsupported_parameter"}
+        return (400, {}, {"error": error}) if other in request else answer
+
+    server.take = strict
+    endpoint = Endpoint(service(server, reply_tokens=9))
+    assert [endpoint.ask(ASK).text for _ in range(3)] == ["hello"] * 3
+    assert len(server.requests) == 3 + (only != "max_tokens"), "found out once"
+    assert server.requests[-1][only] == 9
+
+
+def test_a_limit_that_is_too_large_is_told_in_the_words_of_the_server(server):
+    told = {"error": {"message": "max_tokens is too large: 9999", "code": "invalid_value"}}
+    unknown = {"error": {"message": "unknown parameter max_completion_tokens", "code": None}}
+    server.script = [(400, {}, told), (400, {}, unknown)]
+    with pytest.raises(RunFailed, match=r"the request failed; found 400 .*too large"):
+        Endpoint(service(server, reply_tokens=9999)).ask(ASK)
 
 
 def test_what_is_missing_is_named_before_anything_is_asked(server, monkeypatch):

@@ -147,7 +147,8 @@ def test_a_key_knows_everything_that_decides_a_reply(service):
         key_of(Service("other", service.base_url), ask),
         key_of(Service("m", service.base_url, temperature=0.1), ask),
         key_of(Service("m", service.base_url, reply_tokens=9), ask),
+        key_of(Service("m", "http://elsewhere/v1"), ask),
     }
-    assert len(keys) == 5
-    elsewhere = Service("m", "http://elsewhere/v1", "OTHER", retries=9, timeout=1.0)
-    assert key_of(elsewhere, ask) == key_of(service, ask)
+    assert len(keys) == 6
+    same = Service("m", f"{service.base_url}/", "OTHER", retries=9, timeout=1.0)
+    assert key_of(same, ask) == key_of(service, ask)

@@ -162,25 +162,47 @@ def test_two_answers_are_graded_side_by_side_in_both_orders(pem, server, tmp_pat
     assert refused[0] == 2
 
 
-@pytest.mark.parametrize(
-    ("reply", "count", "expected"),
-    [
-        ("7", 1, [7.0]),
-        ("Grade: 7.5 / 10", 1, [7.5]),
-        ("A: 3\nB: 10", 2, [3.0, 10.0]),
-        ("8 out of 10", 1, [8.0]),
-        ("8 out of 10", 2, None),
-        ("-3", 1, None),
-        ("- 7\n- 8", 2, [7.0, 8.0]),
-        ("11", 1, None),
-        ("0", 1, None),
-        ("seven", 1, None),
-        ("between 6 and 7", 1, None),
-        ("7", 2, None),
-    ],
-)
-def test_grades_are_read_strictly(reply, count, expected):
-    assert helpfulness.grades_of(reply, count) == expected
+def test_a_result_over_a_part_says_so(pem, server, tmp_path):
+    """Refusals, filters, cut replies and those without a grade are counted; none is a grade."""
+    words = ["good", "filtered", "refused", "null", "cut", "odd", "thought"]
+    file, out = answers(tmp_path / "a.jsonl", words), tmp_path / "g.jsonl"
+
+    def reply(content, end="stop", **more):
+        message = {"role": "assistant", "content": content, **more}
+        choice = {"index": 0, "message": message, "finish_reason": end}
+        return 200, {}, {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                         "choices": [choice]}  # fmt: skip
+
+    blocked = {"error": {"message": "no", "code": "content_filter", "type": "bad_request"}}
+    given = {
+        "good": reply("8"),
+        "filtered": (400, {}, blocked),
+        "refused": reply(None, refusal="I cannot do that."),
+        "null": reply(None),
+        "cut": reply("There are 3", "length"),
+        "odd": reply("There are 3 things to check"),
+        "thought": reply("<think>There are 3 things, so 4.</think>\n\n6"),
+    }
+    plain = server.take
+
+    def scripted(request, key):
+        plain(request, key)
+        return given[re.search(r"Answer:\n(\w+)\n", request["messages"][1]["content"])[1]]
+
+    server.take = scripted
+    flags = ("--answers", file, "--output_file", out)
+    found = json.loads(pem("helpfulness", *flags, "--json")[1])
+    assert (found["n"], found["of"], found["grade"]) == (2, 7, 7.0)
+    counts = ("refused", "cut", "unreadable", "left", "stopped")
+    assert [found[name] for name in counts] == [3, 1, 1, 0, ""]
+    refusals = lines(tmp_path / "g.refused.jsonl")
+    assert [(line["row"], bool(line["refused"])) for line in refusals] == [
+        (1, True), (2, True), (3, True),
+    ]  # fmt: skip
+    asked = len(server.requests)
+    told = pem("helpfulness", *flags)[1]
+    assert len(server.requests) == asked + 4, "what was refused is not asked again"
+    assert "a part: 2 of 7 rows have grades" in told and "3 refused, 1 replies cut" in told
 
 
 def test_mistakes_are_one_line(pem, server, comments, tmp_path, monkeypatch):

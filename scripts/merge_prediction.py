@@ -26,7 +26,8 @@ from pem_composition.adapters import fold
 from pem_composition.arithmetic import updates
 from pem_composition.arithmetic.comparison import compare
 from pem_composition.evaluation import models
-from pem_composition.evaluation.exam import ExamSettings, make_exam
+from pem_composition.evaluation.exam import ExamSettings
+from pem_composition.evaluation.prepare import make_exam
 from pem_composition.module import PEM
 from pem_composition.tasks.data import load_task
 

@@ -72,10 +72,10 @@ def test_a_point_is_scored_once_per_task_and_end_points_are_the_modules(finished
 
 
 def test_model_and_rows_are_prepared_once(bench, tmp_path, monkeypatch):
-    from pem_composition.evaluation import exam, models
+    from pem_composition.evaluation import models, prepare
 
     calls = []
-    for module, name in ((models, "load_seq2seq"), (exam, "make_exam")):
+    for module, name in ((models, "load_seq2seq"), (prepare, "make_exam")):
         original = getattr(module, name)
 
         def counted(*a, original=original, name=name, **k):

@@ -170,8 +170,8 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
     import torch
 
     from pem_composition.adapters import attach
-    from pem_composition.evaluation.exam import make_exam
     from pem_composition.evaluation.precision import reduced
+    from pem_composition.evaluation.prepare import make_exam
     from pem_composition.training.scoring import Scorer
 
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"

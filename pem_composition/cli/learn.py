@@ -143,7 +143,7 @@ def _lessons(
     config: Config, request: sweep.Request, modules: Sequence[PEM], model: Any, tokenizer: Any
 ) -> list[Lesson]:
     """The validation rows of every task that the loss is defined for, with their heads."""
-    from pem_composition.evaluation.exam import make_exam
+    from pem_composition.evaluation.prepare import make_exam
     from pem_composition.merging.learning import Lesson
     from pem_composition.module import combine
 

@@ -130,7 +130,7 @@ def _computed(
 
     from pem_composition.adapters import attach
     from pem_composition.cli import evaluate
-    from pem_composition.evaluation.exam import make_exam
+    from pem_composition.evaluation.prepare import make_exam
 
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
     objective = evaluate._objective(config)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,9 @@ from torch import Tensor, nn
 from pem_composition.errors import DataError
 from pem_composition.evaluation import classify, metrics
 from pem_composition.evaluation.classify import Batch, EvalResult
-from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import Task
 from pem_composition.tasks.instructions import Template
 from pem_composition.tasks.prompts import Prompt
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 Outputs = NDArray[np.float32]
 
@@ -151,55 +146,3 @@ class ClassificationExam(Exam):
         shifted = wide - wide.max(axis=1, keepdims=True)
         log_total = np.log(np.exp(shifted).sum(axis=1))
         return float(np.mean(log_total - shifted[np.arange(len(wide)), self._labels]))
-
-
-def make_exam(
-    settings: ExamSettings,
-    task: Task,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    *,
-    batch_size: int | None = None,
-    pad_to: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Exam:
-    """Tokenise and pad rows once, for any number of evaluations.
-
-    Args:
-        config: the model's configuration: where an encoder-decoder starts to write.
-        batch_size: rows per forward pass; None: 16 on a CPU, 64 on a GPU.
-        pad_to: pad every batch to this many tokens.
-
-    Raises:
-        DataError: no rows, rows without labels, answers that the tokenizer cannot write, too few
-            blocks.
-    """
-    import torch
-
-    size = batch_size or BATCH_ROWS.get(torch.device(device).type, BATCH_ROWS["cuda"])
-    layout: dict[str, Any] = {"batch_size": size, "pad_to": pad_to, "device": device}
-    if settings.objective == "classification":
-        data = classify.encode(tokenizer, examples, max_seq_length=settings.max_seq_length)
-        batches = classify.batches(data, **layout)
-        return ClassificationExam(task, data.labels, batches)
-    if settings.objective == "causal_lm":
-        from pem_composition.evaluation.perplexity import document_exam
-
-        return document_exam(settings, examples, tokenizer, config, **layout)
-    if settings.objective == "instruction":
-        from pem_composition.evaluation.instructions import instruction_exam
-
-        return instruction_exam(settings, examples, tokenizer, config, **layout)
-    if settings.target == "next_block":
-        from pem_composition.evaluation.language import LanguageExam
-
-        return LanguageExam.prepare(settings, examples, tokenizer, config, **layout)
-    from pem_composition.evaluation.answers import AnswerExam, ask
-
-    asked = ask(settings, task, examples, tokenizer, config, **layout)
-    if settings.answers == SCORING:
-        return AnswerExam(asked)
-    from pem_composition.evaluation.generation import GenerationExam
-
-    return GenerationExam(asked, settings.answers)

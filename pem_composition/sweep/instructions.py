@@ -64,7 +64,8 @@ class InstructionRows:
             DataError: no instructions, or one that leaves no room.
         """
         from pem_composition.evaluation import beams, instructions
-        from pem_composition.evaluation.exam import ExamSettings, make_exam
+        from pem_composition.evaluation.exam import ExamSettings
+        from pem_composition.evaluation.prepare import make_exam
         from pem_composition.tasks.polarity import LANGUAGE
 
         prompts = instructions.prompt_tokens(self.template, self.examples, tokenizer)

@@ -65,7 +65,7 @@ class Rows:
         Raises:
             DataError: rows that cannot be asked of this model.
         """
-        from pem_composition.evaluation.exam import make_exam
+        from pem_composition.evaluation.prepare import make_exam
 
         if self._exam is None:
             device = next(model.parameters()).device

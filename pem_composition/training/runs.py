@@ -257,7 +257,7 @@ def make_scorers(
     config: TrainConfig, data: TaskData, settings: ExamSettings, start: Start
 ) -> dict[str, Scorer]:
     """What evaluates each split but the training rows."""
-    from pem_composition.evaluation.exam import make_exam
+    from pem_composition.evaluation.prepare import make_exam
     from pem_composition.training.scoring import Scorer
 
     layout: dict[str, Any] = {

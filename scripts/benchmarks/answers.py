@@ -29,11 +29,11 @@ from pem_composition.evaluation.exam import (
     SCORING,
     ExamSettings,
     Outputs,
-    make_exam,
 )
 from pem_composition.evaluation.generation import constrained
 from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
 from pem_composition.evaluation.precision import reduced
+from pem_composition.evaluation.prepare import make_exam
 from pem_composition.tasks.data import load_task
 
 REFERENCE_ROWS, REFERENCE_BEAMS = 8, 5

@@ -18,7 +18,6 @@ from pem_composition.evaluation.exam import (
     FREE,
     SCORING,
     ExamSettings,
-    make_exam,
 )
 from pem_composition.evaluation.generation import (
     GenerationExam,
@@ -27,6 +26,7 @@ from pem_composition.evaluation.generation import (
     continuations,
     free,
 )
+from pem_composition.evaluation.prepare import make_exam
 from pem_composition.tasks.data import load_task
 from pem_composition.tasks.glue import TASKS
 

@@ -10,12 +10,13 @@ from tiny import write_causal
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation.beams import write
-from pem_composition.evaluation.exam import ExamSettings, make_exam
+from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.generate import continuation
 from pem_composition.evaluation.instructions import answers, pairs, prompt_tokens
 from pem_composition.evaluation.language import IGNORED
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import summary
+from pem_composition.evaluation.prepare import make_exam
 from pem_composition.evaluation.search import Search
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import CHAT, Template

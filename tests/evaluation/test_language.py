@@ -12,8 +12,9 @@ import torch
 from tiny import write_text_to_text
 
 from pem_composition.errors import DataError, RunFailed
-from pem_composition.evaluation.exam import ExamSettings, make_exam
+from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.models import load_seq2seq
+from pem_composition.evaluation.prepare import make_exam
 from pem_composition.tasks.polarity import LANGUAGE, load_documents
 
 WORDS = [f"w{i}" for i in range(12)]

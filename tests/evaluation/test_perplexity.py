@@ -12,7 +12,7 @@ from tiny import random_module, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, UsageError
-from pem_composition.evaluation.exam import ExamSettings, make_exam
+from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import (
     Windows,
@@ -22,6 +22,7 @@ from pem_composition.evaluation.perplexity import (
     read_texts,
     text_exam,
 )
+from pem_composition.evaluation.prepare import make_exam
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.polarity import LANGUAGE
 

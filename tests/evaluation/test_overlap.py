@@ -1,4 +1,4 @@
-"""ROUGE-L by hand, and the rule for refusals."""
+"""ROUGE-L by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import pytest
 
 from pem_composition.evaluation.overlap import longest_common, rouge_l, words
-from pem_composition.evaluation.refusals import is_refusal
 
 
 @pytest.mark.parametrize(
@@ -54,32 +53,3 @@ def test_the_longest_common_subsequence_is_that_of_the_definition():
         x = [draw.choice("abc") for _ in range(draw.randrange(9))]
         y = [draw.choice("abc") for _ in range(draw.randrange(12))]
         assert longest_common(x, y) == by_definition(x, y)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "I'm sorry, but I can't help with that.",
-        "I\N{RIGHT SINGLE QUOTATION MARK}m  sorry. No.",
-        "As an AI language model, I have no opinion.",
-        "Sure? No: I cannot answer this.",
-        "I am unable to assist.",
-        "It would not be appropriate to do so.",
-    ],
-)
-def test_answers_that_decline_are_refusals(answer):
-    assert is_refusal(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "You can kill a Python process with os.kill.",
-        "The plane cannot fly without wings.",
-        "Use `except` to say sorry.",
-        "a" * 250 + " I cannot help with that",
-    ],
-)
-def test_answers_that_do_not_decline_are_none(answer):
-    assert not is_refusal(answer)

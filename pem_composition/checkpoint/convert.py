@@ -18,6 +18,7 @@ from pem_composition.checkpoint.files import (
     FLOAT_DTYPES,
     TensorInfo,
     atomic_directory,
+    check_apart,
     read_json,
 )
 from pem_composition.checkpoint.layouts import is_foreign
@@ -67,6 +68,7 @@ def convert(
         PEMError: the output exists, a value is not finite or overflows the dtype.
     """
     folder, kind = locate(path)
+    check_apart(out, [path])
     settings = {"format": format, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
     if kind == "full":
         return _convert_full(folder, Path(fspath(out)), settings, overwrite=overwrite)

@@ -463,6 +463,76 @@ def write_values(
 # --- whole directories --------------------------------------------------------------------------
 
 
+def check_apart(
+    out: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    do: str = "choose another output path",
+    inside: bool = True,
+) -> None:
+    """Refuse an output that is, or holds, or lies in something that is read.
+
+    Files and folders are told by device and inode, so that another spelling, a link, a mount or a
+    system that folds case changes nothing. Of folders that are read an output may lie only in those
+    that are no module or model (rows beside their results).
+
+    Args:
+        do: the remedy.
+        inside: False where the output is one more file beside a module's own.
+
+    Raises:
+        CheckpointError: naming the output and the input.
+    """
+    target = _identity(Path(out))
+    above = _above(Path(out))
+    for path in inputs:
+        given = Path(path)
+        places = [given, *_linked(given)]
+        what = None
+        if target is not None and any(target in _above(p, itself=True) for p in places):
+            what = "the output would replace an input"
+        elif inside and _identity(given) in above and _holds_weights(given):
+            what = "the output would lie in an input"
+        if what is not None:
+            raise CheckpointError.build(out, what, found=path, do=do)
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(is_file(folder / name) for name in ("config.json", "adapter_config.json"))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None where nothing is there."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _above(path: Path, *, itself: bool = False) -> set[tuple[int, int] | None]:
+    """Identities of the folders that hold a path, where it leads and where its name stands."""
+    places: list[Path] = []
+    for place in (_real(path), _real(path.parent) / path.name):
+        places += [*([place] if itself else []), *place.parents]
+    if ".." not in path.parts:
+        places += path.absolute().parents
+    return {identity for place in places if (identity := _identity(place)) is not None}
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve, of links in a circle too
+
+
+def _linked(folder: Path) -> list[Path]:
+    """Files that the links in a folder lead to, as in the snapshots of a hub's cache."""
+    if not folder.is_dir():
+        return []
+    with suppress(OSError):
+        return [_real(entry) for entry in folder.iterdir() if entry.is_symlink()]
+    return []
+
+
 @contextmanager
 def atomic_directory(
     path: str | os.PathLike[str],

@@ -25,7 +25,7 @@ from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.card import license_of
-from pem_composition.checkpoint.files import atomic_directory, read_json
+from pem_composition.checkpoint.files import atomic_directory, check_apart, read_json
 from pem_composition.checkpoint.fold_plan import Parts, Plan
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.layouts import is_foreign
@@ -79,6 +79,7 @@ def fold_checkpoint(
     """
     tree = parse(expression) if isinstance(expression, str) else expression
     folder = base_folder_of(base, out)
+    check_apart(out, [folder, *modules.values()])
     target = save_dtype(dtype)
     with ExitStack() as stack:
         original = stack.enter_context(Weights(folder))

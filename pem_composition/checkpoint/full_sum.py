@@ -24,6 +24,7 @@ from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.files import (
     atomic_directory,
+    check_apart,
     is_file,
 )
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
@@ -81,6 +82,7 @@ def combine_full(
         PEMError: wrong coefficients, method or policy, or a base that is needed and not given.
     """
     folders = [_model_folder(m) for m in models]
+    check_apart(out, [*models, *([] if base is None else [base])])
     weights = [float(c) for c in coefficients]
     choice = resolve(method, settings, "full")
     rest = _check_request(folders, weights, head, tokens, base, choice)

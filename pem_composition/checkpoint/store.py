@@ -18,7 +18,13 @@ from pem_composition.checkpoint import (
     peft,
     provenance,
 )
-from pem_composition.checkpoint.files import atomic_directory, is_file, read_json, sha256_file
+from pem_composition.checkpoint.files import (
+    atomic_directory,
+    check_apart,
+    is_file,
+    read_json,
+    sha256_file,
+)
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.config import BaseIdentity
@@ -234,6 +240,9 @@ def save(
             "format", "unknown layout", found=repr(format), expected=" | ".join(FORMATS)
         )
     known: dict[str, str] = {}
+    named = base or pem.base.name
+    if pem.kind == "full" and named and (original := provenance.find_base(fspath(named))):
+        check_apart(path, [original])
     with atomic_directory(path, overwrite, keep=is_foreign) as folder:
         if pem.kind == "full":
             if format != "peft":

@@ -57,7 +57,7 @@ def run(config: Config) -> int:
     if models is not None:
         full.refuse_grid(config.grid)
         return full.compose(models, points[0], out, config, head)
-    common.check_output(out, config.adapters, config.overwrite)
+    common.check_output(out, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)

@@ -49,22 +49,12 @@ def output_directory(flags: ModuleFlags, modules: int) -> Path:
     return flags.save_path / "_".join(flags.adatasks)
 
 
-def check_output(out: Path, inputs: Sequence[str], overwrite: bool) -> None:
-    """Refuse an existing output, and an output that would replace one of its own inputs.
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse an existing output.
 
     Raises:
-        CheckpointError: the output exists and --overwrite is absent, or an input lies inside it.
+        CheckpointError: the output exists and --overwrite is absent.
     """
-    target = out.resolve()
-    for path in inputs:
-        source = Path(path).resolve()
-        if source == target or target in source.parents:
-            raise CheckpointError.build(
-                out,
-                "the output would replace an input",
-                found=path,
-                do="choose another --save_path",
-            )
     used = out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir())))
     if used and not overwrite:
         raise CheckpointError.build(

@@ -10,6 +10,7 @@ from pathlib import Path
 from pem_composition.arithmetic import trees
 from pem_composition.arithmetic.expression import FUNCTIONS, parse
 from pem_composition.arithmetic.methods.registry import resolve
+from pem_composition.checkpoint.files import check_apart
 from pem_composition.cli import common, recipe
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
@@ -62,7 +63,8 @@ def run(config: Config) -> int:
     used = trees.names(tree)
     check_names(used, wanted.modules, wanted.layers)
     paths = [wanted.modules[name] for name in used]
-    common.check_output(config.save_path, paths, config.overwrite)
+    check_apart(config.save_path, paths, do="choose another --save_path")  # those of --config
+    common.check_output(config.save_path, config.overwrite)
     space = wanted.space or trees.default_space(tree)
     if wanted.rank is not None and space != "delta":
         raise UsageError.build(

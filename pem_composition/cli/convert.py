@@ -55,7 +55,7 @@ def run(config: Config) -> int:
     from pem_composition.checkpoint import inspect_header
 
     limit = size(config.max_shard_size) if config.max_shard_size else None
-    common.check_output(config.out, [config.source], config.overwrite)
+    common.check_output(config.out, config.overwrite)
     header = inspect_header(config.source)
     from pem_composition.checkpoint.convert import convert
 

@@ -141,7 +141,7 @@ def run(config: Config) -> int:
 
         return detoxification.run(config, headers, forms)
     out = common.output_directory(config, 2)
-    common.check_output(out, config.adapters, config.overwrite)
+    common.check_output(out, config.overwrite)
     module = _detoxified(common.load_to_combine(config.adapters, names), forms[0], config)
     module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
     common.report(out, module)

@@ -69,7 +69,7 @@ class Config:
 def run(config: Config) -> int:
     """Check the paths, extract, write, print one line."""
     base = common.resolved(config.base)
-    common.check_output(config.save_path, [base, config.tuned], config.overwrite)
+    common.check_output(config.save_path, config.overwrite)
     (header,) = common.headers_of([config.tuned], [Path(config.tuned).resolve().name])
     if header.kind != "full":
         raise UsageError.build(

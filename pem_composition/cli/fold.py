@@ -72,7 +72,7 @@ def run(config: Config) -> int:
     modules = bindings(config.module)
     check_names(trees.names(tree), modules)
     base = common.resolved(config.model)
-    common.check_output(config.save_path, [*modules.values(), base], config.overwrite)
+    common.check_output(config.save_path, config.overwrite)
     from pem_composition.checkpoint import fold_checkpoint, inspect_header
 
     fold_checkpoint(

@@ -101,7 +101,7 @@ def compose(
 def _check(models: Models, out: Path, flags: shared.ModelFlags) -> list[str]:
     """Names of the models, checked by their headers as far as no tensor is needed."""
     shared.check_dropout(flags.dropout_list, len(models.paths))
-    common.check_output(out, models.paths, flags.overwrite)
+    common.check_output(out, flags.overwrite)
     if flags.format != "peft":
         raise UsageError.build(
             "--format", "whole models have one layout", found=flags.format, do="leave it out"

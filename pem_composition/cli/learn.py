@@ -99,7 +99,7 @@ def run(config: Config) -> int:
 
     config = replace(config, space=("delta",))
     request = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
-    common.check_output(request.out, config.adapters, config.overwrite)
+    common.check_output(request.out, config.overwrite)
     with StopRequest():
         modules, learned = _learned(config, request)
     merged = _merged(config, request.names, modules, learned)

@@ -87,7 +87,7 @@ def run(config: Config) -> int:
         check_coefficients_of(config.choice(), point)
     shared.check_dropout(config.dropout_list, len(config.adapters))
     out = common.output_directory(config, len(config.adapters))
-    common.check_output(out, config.adapters, config.overwrite)
+    common.check_output(out, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)

@@ -54,7 +54,7 @@ def run(config: Config) -> int:
         full.refuse_grid(config.grid)
         return full.compose(models, (-strength,), out, config, "first")
     points = None if config.grid is None else union(config.grid)
-    common.check_output(out, config.adapters, config.overwrite)
+    common.check_output(out, config.overwrite)
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)

@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
+from pem_composition.cli import paths
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
 from pem_composition.errors import (
     EXIT_BAD_INPUT,
@@ -107,6 +108,7 @@ def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None)
 
     def body() -> int:
         config = parse(module.Config, argv, prog, module.HELP, examples)
+        paths.check(config, module.NAME)
         return int(module.run(config) or EXIT_DONE)
 
     return guarded(body, prog, debug="--debug" in argv)

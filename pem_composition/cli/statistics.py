@@ -78,7 +78,7 @@ def run(config: Flags, what: str, facts: dict[str, Any], compute: Compute) -> in
     from pem_composition.cli import evaluate
     from pem_composition.training.identity import data_digest
 
-    common.check_output(config.output_dir, [config.adapter], config.overwrite)
+    common.check_output(config.output_dir, config.overwrite)
     data = _read(config)
     for note in data.notes:
         print(f"note: {note}")

@@ -1,0 +1,212 @@
+"""No output of any program replaces, holds or lies in what the program reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from pathlib import Path
+
+import pytest
+
+from pem_composition.checkpoint.files import check_apart
+from pem_composition.cli import SUBCOMMANDS, load, paths
+from pem_composition.errors import CheckpointError, UsageError
+
+
+def named(program: str) -> dict[str, dataclasses.Field[typing.Any]]:
+    """Flags of a program whose values are texts of the user's choice, so possibly paths."""
+    config = load(program).Config
+    hints = typing.get_type_hints(config)
+    return {
+        spec.name: spec
+        for spec in dataclasses.fields(config)
+        if spec.init
+        and "choices" not in spec.metadata
+        and "Literal" not in str(hints[spec.name])
+        and any(word in str(hints[spec.name]) for word in ("str", "Path"))
+    }
+
+
+def given(program: str, **values: object) -> object:
+    """A config of the program with these values, without the checks of its own."""
+    fields = dict.fromkeys(named(program)) | values
+    return dataclasses.make_dataclass("Config", list(fields))(**fields)
+
+
+@pytest.mark.parametrize("program", SUBCOMMANDS)
+def test_every_flag_says_whether_it_is_read_or_written(program):
+    known = [*paths.READS, *paths.WORDS, *paths.WRITES]
+    assert len(known) == len(set(known))
+    assert set(named(program)) <= set(known)
+
+
+def test_the_table_names_no_flag_that_is_gone():
+    used = {name for program in SUBCOMMANDS for name in named(program)}
+    assert {*paths.READS, *paths.WORDS, *paths.WRITES} <= used
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """``in/model`` with weights, and rows beside it; the test runs in ``tmp_path``."""
+    model = tmp_path / "in" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "in" / "rows.jsonl").write_text("{}")
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "up").symlink_to(tmp_path / "in")
+    os.link(tmp_path / "in" / "rows.jsonl", tmp_path / "hard.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SPELLINGS = (
+    "in/model",
+    "./in/model/",
+    "in/../in/model",
+    "link",
+    "link/",
+    "up/model",
+    "{}/in/model",
+)
+CASES = [
+    (program, flag, out)
+    for program in SUBCOMMANDS
+    for out in set(named(program)) & set(paths.WRITES)
+    for flag in set(named(program)) & paths.READS
+    if program not in paths.ADDED and paths.WRITES[out] == paths.FOLDER
+]
+
+
+@pytest.mark.parametrize(("program", "flag", "out"), CASES)
+def test_a_folder_that_is_read_is_not_replaced(place, program, flag, out):
+    several = "tuple" in str(typing.get_type_hints(load(program).Config)[flag])
+    prefix = "n=" if flag == "module" else ""
+    for read in SPELLINGS:
+        value = prefix + read.format(place)
+        for written in (*SPELLINGS, "in", "up", ".", "in/model/new", "link/new"):
+            values = {flag: (value,) if several else value, out: Path(written.format(place))}
+            with pytest.raises(CheckpointError, match=r"would (replace|lie in)"):
+                paths.check(given(program, **values), program)
+        paths.check(given(program, **{flag: value, out: Path("elsewhere")}), program)
+        paths.check(given(program, **{flag: value, out: Path("in/other")}), program)
+
+
+@pytest.mark.parametrize("program", ["generate", "answer", "judge", "pairs", "helpfulness"])
+def test_a_file_that_is_read_is_not_written(place, program):
+    (out,) = {"output_file", "output"} & set(named(program))
+    flag = {"generate": "prompt_file", "answer": "instruction_file", "judge": "texts"}.get(
+        program, "comments" if program == "pairs" else "answers"
+    )
+    for written in ("in/rows.jsonl", "up/rows.jsonl", "in/./rows.jsonl", "hard.jsonl"):
+        with pytest.raises(CheckpointError, match="would replace an input"):
+            paths.check(given(program, **{flag: "in/rows.jsonl", out: Path(written)}), program)
+    paths.check(given(program, **{flag: "in/rows.jsonl", out: Path("in/more.jsonl")}), program)
+
+
+def test_texts_may_lie_beside_a_module_but_not_replace_a_part_of_it(place):
+    for name in ("samples.jsonl", "new/samples.jsonl"):
+        paths.check(
+            given("generate", adapter="in/model", output_file=f"in/model/{name}"), "generate"
+        )
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        with pytest.raises(CheckpointError, match="would lie in an input"):
+            values = {"adapter": "in/model", "output_file": f"link/{name}"}
+            paths.check(given("generate", **values), "generate")
+
+
+def test_results_are_added_beside_what_is_read(place):
+    (place / "in" / "all_results.json").write_text("{}")
+    values = {"adapter": "in/model", "validation_file": "in/rows.jsonl"}
+    for out in ("in", "in/model", "in/model/eval", "."):
+        paths.check(given("evaluate", **values, output_dir=out), "evaluate")
+    values["validation_file"] = "in/all_results.json"
+    with pytest.raises(CheckpointError, match="would replace an input"):
+        paths.check(given("evaluate", **values, output_dir="up"), "evaluate")
+
+
+def test_rows_of_a_task_are_not_replaced_and_an_output_may_lie_beside_them(place):
+    (place / "data" / "rte").mkdir(parents=True)
+    values = {"data_dir": ("data",), "task_name": ("rte", "mnli")}
+    for program, out in (("train", "output_dir"), ("merge", "save_path")):
+        paths.check(given(program, **values, **{out: "data/run"}), program)
+        for written in ("data/rte", "data"):
+            with pytest.raises(CheckpointError, match="would replace an input"):
+                paths.check(given(program, **values, **{out: written}), program)
+
+
+def test_names_that_make_the_output_are_part_of_it(place):
+    values = {"adapters": ("in/model",), "save_path": Path("in")}
+    paths.check(given("merge", **values, adatasks=("a", "b")), "merge")
+    with pytest.raises(CheckpointError):
+        paths.check(given("merge", **values, adatasks=("model",)), "merge")
+
+
+def test_what_the_links_of_a_folder_lead_to_is_read_too(place):
+    """Snapshots in the hub's cache are links to blobs."""
+    snapshot, blobs = place / "hub" / "snapshots" / "1", place / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "b").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/b")
+    for out in (blobs, place / "hub", snapshot, blobs / "b"):
+        with pytest.raises(CheckpointError):
+            check_apart(out, [snapshot])
+
+
+def test_a_path_that_goes_up_does_not_pass_for_its_neighbour(place):
+    check_apart("in/new", ["in/new/../model"])
+    (place / "in" / "new").mkdir()
+    check_apart("in/new", ["in/new/../model"])
+
+
+def test_two_outputs_are_two_paths(place):
+    with pytest.raises(UsageError, match="the same path"):
+        paths.check(given("judge", output_dir="x", output="./x"), "judge")
+
+
+@pytest.mark.parametrize("spelling", ["base", "./base/", "link", "base/new"])
+def test_whole_models_keep_their_base(spelling, tmp_path, program, monkeypatch, whole):
+    """Merge, negation, analogy and fold on whole models, with --overwrite."""
+    monkeypatch.chdir(whole)
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    for command in (
+        ("negation", "-a", "tuned", "-m", "base"),
+        ("merge", "-a", "tuned", "tuned", "-m", "base", "--coefficients", 0.5, 0.2),
+        ("merge", "--full_merge", "-m", "base", "tuned"),
+        ("analogy", "-a", "tuned", "tuned", "tuned", "-m", "base"),
+        ("fold", "a", "--module", "a=tuned", "-m", "base"),
+        ("extract", "base", "tuned", "--rank", 2),
+    ):
+        refused = program(*command, "-p", spelling, "-o")
+        assert refused.code == 2, command
+        assert "the output would" in refused.err
+        assert "--save_path" in refused.err
+    assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A base and a tuned model on disk, and a link to the base."""
+    from tiny import tiny
+
+    for name, seed in (("base", 0), ("tuned", 1)):
+        tiny("roberta", seed=seed).save_pretrained(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    return tmp_path
+
+
+def test_the_library_keeps_what_it_reads_as_well(whole):
+    from pem_composition.checkpoint import combine_full
+    from pem_composition.checkpoint.convert import convert
+    from pem_composition.checkpoint.fold import fold_checkpoint
+
+    base, tuned = whole / "base", whole / "tuned"
+    for out in (base, tuned, whole):
+        with pytest.raises(CheckpointError, match="would replace an input"):
+            combine_full([tuned], [-1.0], out, base=base, overwrite=True)
+        with pytest.raises(CheckpointError, match="would replace an input"):
+            fold_checkpoint("a", {"a": tuned}, base, out, overwrite=True)
+    with pytest.raises(CheckpointError, match="would replace an input"):
+        convert(base, base, overwrite=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pem_composition.cli.causal import CausalFlags
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.search import EVERY, STARTS
 from pem_composition.training.config import flag
 
 NAME = "perplexity"
@@ -31,6 +32,12 @@ class Config(CausalFlags):
     )
     window: int = flag(1024, "tokens that are read at once; at most the model's context")
     stride: int = flag(512, "tokens from the beginning of one window to the next")
+    start_token: str = flag(
+        EVERY,
+        "windows that begin with the start token of a tokenizer that has one: every (the default, "
+        "as scoring harnesses do), first (the beginning of the text alone) or none",
+        choices=STARTS,
+    )
     max_tokens: int | None = flag(None, "take only the first N tokens of the text")
     output_dir: str | None = flag(None, "where perplexity_results.json goes; default: printed only")
 
@@ -62,20 +69,19 @@ def run(config: Config) -> int:
     return 0
 
 
-def score(config: Config) -> Mapping[str, float]:
+def score(config: Config) -> Mapping[str, float | str]:
     """Perplexity, loss and their standard errors, and how they were counted.
 
     Raises:
         PEMError: a text, model or module that cannot be used.
     """
     from pem_composition.evaluation import perplexity
-    from pem_composition.evaluation.models import max_input_length
 
-    asked = perplexity.Windows(config.window, config.stride)
+    asked = perplexity.Windows(config.window, config.stride, config.start_token)
     texts = perplexity.read_texts(config.text_file)
     model, tokenizer = config.load()
-    windows = asked.within(max_input_length(model.config, tokenizer))
-    if windows != asked:
+    windows = asked.readable(model.config, tokenizer)
+    if windows.window != asked.window:
         print(
             f"--window {asked.window}: the model takes {windows.window} tokens; using windows of "
             f"{windows.window} every {windows.stride}"
@@ -91,4 +97,5 @@ def score(config: Config) -> Mapping[str, float]:
     )
     with config.precision(model):
         scores = perplexity.perplexity(model, exam)
-    return {**scores, "window": windows.window, "stride": windows.stride}
+    read = {"window": windows.window, "stride": windows.stride, "start_token": windows.start}
+    return {**scores, **read}

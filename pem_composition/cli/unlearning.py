@@ -12,6 +12,7 @@ from pem_composition.cli import common, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.cli.values import NUMBER
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.search import EVERY, STARTS
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import unlearning as library
 from pem_composition.training.config import flag
@@ -31,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "perplexity_file": "wikitext2",
     "window": 1024,
     "stride": 512,
+    "start_token": EVERY,
     "max_ppl_increase": "3%",
 }
 LEAST = {
@@ -80,6 +82,10 @@ class UnlearningFlags(shared.ModelFlags):
     perplexity_tokens: int | None = _flag("only the first N tokens of it (default: all)")
     window: int | None = _flag("tokens that are read at once (default: 1024)")
     stride: int | None = _flag("tokens from window to window (default: 512)")
+    start_token: str | None = _flag(
+        "windows that begin with the start token, if there is one: every (default), first or none",
+        choices=STARTS,
+    )
     max_ppl_increase: str | None = _flag(
         "choose the strongest negation that raises the perplexity by at most so much: 3% or 0.03 "
         "(default: 3%)",
@@ -254,7 +260,7 @@ def _text(flags: UnlearningFlags) -> LongText:
     from pem_composition.evaluation.perplexity import Windows, read_texts
     from pem_composition.sweep.texts import LongText
 
-    windows = Windows(flags.value("window"), flags.value("stride"))
+    windows = Windows(*(flags.value(name) for name in ("window", "stride", "start_token")))
     source = flags.value("perplexity_file")
     rows = tuple(read_texts(source))
     return LongText(Path(source).name, rows, windows, flags.perplexity_tokens)

@@ -4,19 +4,22 @@ perplexity = exp(1/N sum_t -log p(x_t | the tokens before it that were read)),  
 
 A document is read alone, from its beginning to its end token. A long text is read in windows that
 overlap: each token is counted once, in the first window that holds it, with at least
-window - stride tokens before it there; only the first window begins with none. The very first
-token of a text has nothing before it and is not counted. (This is the recipe of the Hugging Face
-guide "Perplexity of fixed-length models", with windows weighted by the tokens they count.)
+window - stride tokens before it there; only the first window begins with none. (This is the recipe
+of the Hugging Face guide "Perplexity of fixed-length models", with windows weighted by the tokens
+they count.)
 
 Both begin as the tokenizer begins a text: with Llama's <s>, which is read and not counted, or with
-the text's first token (GPT-2, SmolLM2).
+the text's first token (GPT-2, SmolLM2), which has nothing before it and is not counted. A model
+that was trained with a start token expects it, so every window begins with it unless
+``Windows.start`` says that only the first one does, or none. llama.cpp begins every chunk with it,
+too; where a harness reads without overlap, give a stride of one less than the window.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,7 @@ from pem_composition.evaluation.classify import EncodedDataset
 from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.language import IGNORED, LanguageExam
 from pem_composition.evaluation.models import max_input_length
+from pem_composition.evaluation.search import EVERY, FIRST, NONE
 from pem_composition.tasks import data, files
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.polarity import LANGUAGE
@@ -57,6 +61,14 @@ def begun(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
     while tokens and tokens[-1] == tokenizer.eos_token_id:
         tokens.pop()
     return tokens
+
+
+def start_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """What the tokenizer begins a text with; empty for GPT-2 and SmolLM2."""
+    probe = "a"
+    bare = tokenizer(probe, add_special_tokens=False, verbose=False).input_ids
+    tokens = begun(tokenizer, probe)
+    return tokens[: len(tokens) - len(bare)]
 
 
 def document_tokens(
@@ -128,12 +140,17 @@ def language_exam(rows: Sequence[tuple[Tokens, Tokens]], **layout: Any) -> Langu
 class Windows:
     """Tokens per window, and from the beginning of one window to that of the next.
 
+    Attributes:
+        window: tokens that are read at once and predicted, the start token among them.
+        start: which windows begin with the tokenizer's start token: every, first or none.
+
     Raises:
         UsageError: fewer than 2 tokens, or a stride that leaves tokens out.
     """
 
     window: int = 1024
     stride: int = 512
+    start: str = EVERY
 
     def __post_init__(self) -> None:
         if self.window < 2:
@@ -150,18 +167,33 @@ class Windows:
         """Windows that a model with this context can read; a stride of at most half of them."""
         if limit is None or self.window <= limit:
             return self
-        return Windows(limit, min(self.stride, max(1, limit // 2)))
+        return replace(self, window=limit, stride=min(self.stride, max(1, limit // 2)))
 
-    def rows(self, tokens: Tokens) -> list[tuple[Tokens, Tokens]]:
-        """What is read and what is counted: targets that an earlier window counted are IGNORED."""
-        out, counted = [], 1  # the first token has nothing before it
-        for begin in range(0, len(tokens) - 1, self.stride):
-            end = min(begin + self.window, len(tokens))
-            repeated = max(0, counted - (begin + 1))
-            targets = [IGNORED] * repeated + tokens[begin + 1 + repeated : end]
-            out.append((tokens[begin : end - 1], targets))
-            counted = end
-            if end == len(tokens):
+    def readable(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Windows:
+        """Windows as this model reads them: within its context, without a start token it lacks."""
+        fitted = self.within(max_input_length(config, tokenizer))
+        return fitted if start_tokens(tokenizer) else replace(fitted, start=NONE)
+
+    def rows(self, tokens: Tokens, start: Tokens = []) -> list[tuple[Tokens, Tokens]]:  # noqa: B006
+        """What is read and what is counted: targets that an earlier window counted are IGNORED.
+
+        Args:
+            start: what a text begins with; never counted.
+        """
+        head = start if self.start == EVERY else []
+        text = [*start, *tokens] if self.start == FIRST else tokens
+        size = max(1, self.window - len(head))
+        # What stands before a text is no part of it; without a head nothing predicts its beginning.
+        counted = len(text) - len(tokens) or int(not head)
+        out = []
+        for begin in range(0, len(text), min(self.stride, size)):
+            end = min(begin + size, len(text))
+            row = [*head, *text[begin:end]]
+            known = len(head) + max(0, counted - begin)
+            if known < len(row):
+                out.append((row[:-1], [IGNORED] * (known - 1) + row[known:]))
+            counted = max(counted, end)
+            if end == len(text):
                 break
         return out
 
@@ -204,11 +236,12 @@ def text_exam(
     Raises:
         DataError: fewer than two tokens.
     """
-    tokens = begun(tokenizer, JOINT.join(texts))[:max_tokens]
+    start = start_tokens(tokenizer)
+    tokens = begun(tokenizer, JOINT.join(texts))[len(start) :][:max_tokens]
     if len(tokens) < 2:
         raise DataError.build("text", "nothing to predict", found=f"{len(tokens)} tokens")
     size = batch_size or classify.DEFAULT_BATCH_SIZE
-    return language_exam(windows.rows(tokens), batch_size=size, device=device)
+    return language_exam(windows.rows(tokens, start), batch_size=size, device=device)
 
 
 def perplexity(model: nn.Module, exam: LanguageExam) -> dict[str, float]:

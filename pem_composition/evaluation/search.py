@@ -1,10 +1,13 @@
-"""How answers are searched for. No torch, so that programs check their flags at once."""
+"""How answers are searched for, and how windows of a text begin. No torch, so that programs check
+their flags at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from pem_composition.errors import UsageError
+
+STARTS = EVERY, FIRST, NONE = ("every", "first", "none")  # windows that begin with a start token
 
 
 @dataclass(frozen=True)

@@ -83,14 +83,20 @@ def _notes(results: Results) -> list[str]:
     notes = [
         f"Texts: {prompts}{size}, {_decoding(asked['decoding'])}, seed {asked['seed']}. "
         f"Perplexity: {text['tokens']} tokens of {text['name']}, windows of {text['window']} every "
-        f"{text['stride']}. +- is one standard error; changes are to the base model, text by text "
-        "and window by window.",
+        f"{text['stride']}{_started(text)}. +- is one standard error; changes are to the base "
+        "model, text by text and window by window.",
         _chosen(summary),
     ]
     seen = sum(judged["seen"] or 0 for row in summary["rows"] for judged in row["toxicity"])
     if seen:
         notes.append(f"{seen} of the texts stood in a judge's own training.")
     return notes
+
+
+def _started(text: Mapping[str, Any]) -> str:
+    """Which windows begin with the start token; nothing of a model that has none."""
+    start = text.get("start", "none")
+    return "" if start == "none" else f", {start} window after the start token"
 
 
 def _chosen(summary: Mapping[str, Any]) -> str:

@@ -109,10 +109,9 @@ class LongText:
         Raises:
             DataError: fewer than two tokens.
         """
-        from pem_composition.evaluation.models import max_input_length
         from pem_composition.evaluation.perplexity import text_exam
 
-        windows = self.windows.within(max_input_length(model.config, tokenizer))
+        windows = self.windows.readable(model.config, tokenizer)
         exam = text_exam(
             self.rows, windows, tokenizer, max_tokens=self.max_tokens, device=model.device
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -50,40 +51,53 @@ def nll(model, tokens, begin):
     return out
 
 
-def windows_by_hand(model, tokens, window, stride):
+def windows_by_hand(model, text, start, windows):
     """Sums and counts of each window; a token is counted in the first window that holds it."""
-    parts, seen = [], {0}
-    for begin in range(0, len(tokens), stride):
-        held = tokens[begin : begin + window]
-        new = [i for i in range(len(held)) if i and begin + i not in seen]
+    size = windows.window - (len(start) if windows.start == "every" else 0)
+    whole = [*start, *text] if windows.start == "first" else list(text)
+    parts, seen = [], set(range(len(whole) - len(text)))
+    if windows.start == "none" or not start:
+        seen |= {0}
+    for begin in range(0, len(whole), windows.stride):
+        held = list(range(begin, min(begin + size, len(whole))))
+        new = [i for i in held if i not in seen]
         if new:
-            values = dict(zip(range(new[0], len(held)), nll(model, held, new[0]), strict=True))
-            parts.append((sum(values[i] for i in new), len(new)))
-            seen |= {begin + i for i in new}
-    assert seen == set(range(len(tokens)))
+            before = start if windows.start == "every" else []
+            read = [*before, *(whole[i] for i in held)]
+            parts.append((sum(nll(model, read, len(read) - len(new))), len(new)))
+            seen |= set(new)
+    assert seen == set(range(len(whole)))
     return np.array(parts)
 
 
+@pytest.mark.parametrize("start", ["every", "first", "none"])
 @pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 15), (12, 5), (2, 1), (60, 30)])
-def test_sliding_windows_equal_float64_brute_force(loaded, one_thread, window, stride):
+def test_sliding_windows_equal_float64_brute_force(loaded, one_thread, window, stride, start):
     (model, tokenizer, _), texts = loaded
-    tokens = begun(tokenizer, "\n\n".join(texts))[:75]
-    exam = text_exam(texts, Windows(window, stride), tokenizer, max_tokens=75, batch_size=3)
-    parts = windows_by_hand(model, tokens, window, stride)
+    joined = "\n\n".join(texts)
+    tokens = tokenizer(joined, add_special_tokens=False).input_ids[:75]
+    head = [tokenizer.bos_token_id] if model.config.model_type == "llama" else []
+    assert begun(tokenizer, joined)[:76] == ([*head, *tokens, *([] if head else [ANY])])
+    windows = Windows(window, stride, start)
+    exam = text_exam(texts, windows, tokenizer, max_tokens=75, batch_size=3)
+    parts = windows_by_hand(model, tokens, head, windows)
     found = perplexity(model, exam)
     loss = parts[:, 0].sum() / parts[:, 1].sum()
-    assert (found["tokens"], found["windows"]) == (74, len(parts))
+    counted = 75 if head and start != "none" else 74
+    assert (found["tokens"], found["windows"]) == (counted, len(parts))
     assert found["loss"] == pytest.approx(loss, rel=2e-6)
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
     n, rest = len(parts), parts[:, 0] - loss * parts[:, 1]
     error = math.sqrt(n / (n - 1) * (rest**2).sum()) / parts[:, 1].sum() if n > 1 else 0
     assert found["loss_stderr"] == pytest.approx(error, rel=1e-4)
     assert found["perplexity_stderr"] == pytest.approx(error * math.exp(loss), rel=1e-4)
+    kept = "none" if not head else start
+    assert windows.readable(model.config, tokenizer).start == kept, "what is recorded"
 
 
 def test_the_standard_error_of_equal_windows_is_that_of_their_mean(loaded):
     (model, tokenizer, _), texts = loaded
-    exam = text_exam(texts, Windows(5, 4), tokenizer, max_tokens=41)
+    exam = text_exam(texts, Windows(5, 4, "none"), tokenizer, max_tokens=41)
     means = exam.predictions(exam.take(model)).astype(float)
     assert len(means) == 10
     expected = means.std(ddof=1) / math.sqrt(10)

@@ -150,13 +150,15 @@ class HeadInfo:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def fits(self, labels: Sequence[str]) -> bool:
-        """True unless the head says other classes, or another order of them; case is no difference.
+        """True unless the head says other classes, or another order of them; case is no difference
+        where no two classes differ by it alone.
 
         Numbered ones (LABEL_0, ...), which transformers gives where nobody names them, say nothing.
         """
         named = [word.lower() for word in self.labels]
         numbered = all(word == f"label_{i}" for i, word in enumerate(named))
-        return numbered or named == [word.lower() for word in labels]
+        alike = named == [word.lower() for word in labels] and len(set(named)) == len(named)
+        return numbered or alike or tuple(labels) == self.labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
+    RowFlags,
     check_objective,
     flag,
     refuse_idle,
@@ -18,6 +19,7 @@ from pem_composition.training.config import (
 if TYPE_CHECKING:
     from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.evaluation.models import LoadedBase
+    from pem_composition.evaluation.own_classes import Classes
     from pem_composition.module import PEM
     from pem_composition.tasks.data import TaskData
     from pem_composition.tasks.glue import Task
@@ -37,7 +39,7 @@ SIZES = ("max_seq_length", "block_size", "max_eval_samples", "per_device_eval_ba
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RowFlags):
     """Flags of ``pem evaluate``."""
 
     model_name_or_path: str = field(metadata={"help": "base model, or a fully fine-tuned one"})
@@ -47,7 +49,7 @@ class Config:
     )
     task_name: str | None = flag(None, "GLUE task, e.g. rte")
     validation_file: str | None = flag(
-        None, "rows to score: .jsonl .json .csv .tsv .parquet, also gzipped"
+        None, "rows to score: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"
     )
     test_file: str | None = flag(None, "test rows, with --split test")
     data_dir: str | None = flag(
@@ -143,10 +145,23 @@ def read_data(config: Config) -> TaskData:
         test_file=config.test_file,
         data_dir=config.data_dir,
         splits=[config.split],
+        reading=config.reading(own_classes(config)),
         **limits,
     )
     data.require(config.split)
     return data
+
+
+def own_classes(config: Config) -> Classes:
+    """The classes of the module's head, of a whole model else, where no task says them."""
+    from pem_composition.checkpoint import inspect_header
+    from pem_composition.evaluation.own_classes import of_model, of_module
+
+    if config.task_name is not None or config.objective != "classification":
+        return None
+    if config.adapter == NO_ADAPTER:
+        return of_model(config.model_name_or_path)
+    return of_module(inspect_header(config.adapter), config.head)
 
 
 def _objective(config: Config) -> Objective:

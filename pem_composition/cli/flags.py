@@ -18,6 +18,7 @@ from pem_composition.training.config import (
     DEFAULT_BLOCK,
     OBJECTIVES,
     TARGETS,
+    RowFlags,
     check_objective,
     refuse_idle,
 )
@@ -344,7 +345,7 @@ def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[flo
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationFlags:
+class EvaluationFlags(RowFlags):
     """What modules are scored on; named as in the Hugging Face example programs."""
 
     model_name_or_path: str | None = field(

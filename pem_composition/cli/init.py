@@ -31,7 +31,8 @@ class Config(ModelFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        named = bool(self.task_name or self.train_file)
+        given = (self.task_name, self.train_file, self.labels, self.do_regression)
+        named = any(given)
         if self.objective != "classification":
             if self.num_labels is not None:
                 raise UsageError.build(
@@ -44,7 +45,7 @@ class Config(ModelFlags):
                 "--num_labels",
                 "says what the head predicts",
                 found="a task as well" if named else "no task either",
-                expected="one of --task_name, --train_file and --num_labels",
+                expected="one of --task_name, --train_file, --labels and --num_labels",
             )
         if self.num_labels is not None and self.num_labels < 1:
             raise UsageError.build(
@@ -66,7 +67,7 @@ def task_of(config: Config) -> Task | None:
     Raises:
         DataError: unknown task, or a file that is none.
     """
-    from pem_composition.tasks.data import load_task
+    from pem_composition.tasks.data import FILE, load_task
     from pem_composition.tasks.glue import Task, get_task
 
     if config.objective != "classification":
@@ -74,6 +75,12 @@ def task_of(config: Config) -> Task | None:
     if config.task_name is not None:
         return get_task(config.task_name)
     if config.train_file is not None:
-        return load_task(train_file=config.train_file, splits=["train"]).task
+        data = load_task(train_file=config.train_file, reading=config.reading(), splits=["train"])
+        for note in data.notes:
+            print(f"note: {note}")
+        return data.task
+    if config.labels or config.do_regression:
+        config.reading().check()
+        return Task(FILE, ("text", None), config.labels or ())
     labels = tuple(f"LABEL_{i}" for i in range(config.num_labels or 1))
     return Task("unnamed", ("text", None), labels if len(labels) > 1 else ())

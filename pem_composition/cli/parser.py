@@ -8,6 +8,7 @@ may hold ``EXAMPLES``. A field without a default is required; its annotation giv
     help        one line
     short       "-a"
     flag        name of the flag where it cannot be the field's, such as "as"
+    aliases     further names of the flag
     choices     the allowed values
     nargs       as in argparse, "+" for sequences if absent
     metavar     name of the value in the help text
@@ -189,8 +190,9 @@ def _add_field(parser: Parser, spec: dataclasses.Field[Any], hint: Any) -> None:
 
 
 def _names(spec: dataclasses.Field[Any]) -> list[str]:
-    short = spec.metadata.get("short")
-    return [*([short] if short else []), f"--{spec.metadata.get('flag', spec.name)}"]
+    short, meta = spec.metadata.get("short"), spec.metadata
+    names = [meta.get("flag", spec.name), *meta.get("aliases", ())]
+    return [*([short] if short else []), *(f"--{name}" for name in names)]
 
 
 def _required(spec: dataclasses.Field[Any]) -> bool:

@@ -15,6 +15,7 @@ from pem_composition.training.config import DEFAULT_BLOCK
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.evaluation.exam import ExamSettings
+    from pem_composition.evaluation.own_classes import Classes
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.prompts import Prompt
 
@@ -55,11 +56,15 @@ class ScoredTask:
         )
 
 
-def read(flags: EvaluationFlags, *, own_heads: bool = False) -> tuple[ScoredTask, ...]:
+def read(
+    flags: EvaluationFlags, headers: Sequence[ModuleHeader] = (), *, own_heads: bool = False
+) -> tuple[ScoredTask, ...]:
     """Rows and prompt of every task.
 
     Args:
-        own_heads: every task is scored with a head of its own, so their classes may differ.
+        headers: the modules, whose heads name the classes of rows of no known task.
+        own_heads: every task is scored with a head of its own, so their classes may differ: that of
+            module i for task i.
 
     Raises:
         UsageError: no rows named, values that do not belong to one number of tasks, or tasks that
@@ -68,7 +73,8 @@ def read(flags: EvaluationFlags, *, own_heads: bool = False) -> tuple[ScoredTask
     """
     flags.check_objective()
     places = _places(flags)
-    found = [(_read(flags, place), place) for place in places]
+    own = _own_classes(flags, headers, len(places), own_heads=own_heads)
+    found = [(_read(flags, place, o), place) for place, o in zip(places, own, strict=True)]
     for data, _ in found:
         for note in data.notes:
             print(f"note: {note}")
@@ -169,20 +175,37 @@ def _places(flags: EvaluationFlags) -> list[Place]:
     return [{n: v[i] if v else None for n, v in spread.items()} for i in range(count)]
 
 
-def _read(flags: EvaluationFlags, place: Place) -> TaskData:
+def _own_classes(
+    flags: EvaluationFlags, headers: Sequence[ModuleHeader], count: int, *, own_heads: bool
+) -> list[Classes]:
+    """For each task the classes of the head that answers it; None in text to text."""
+    from pem_composition.evaluation.own_classes import of_module
+
+    if flags.objective == "seq2seq":
+        return [None] * count
+    heads = [of_module(header) for header in headers]
+    if own_heads:
+        return [*heads, *[None] * count][:count]
+    return [next((head for head in heads if head is not None), None)] * count
+
+
+def _read(flags: EvaluationFlags, place: Place, own: Classes) -> TaskData:
     from pem_composition.tasks.data import load_task
     from pem_composition.tasks.polarity import load_documents
+    from pem_composition.tasks.prompts import classes_of
 
     wanted = (VALIDATION, TEST)
     where = {n: place[n] for n in ("validation_file", "test_file", "data_dir")}
     if flags.next_block:
         data = load_documents(
-            place["task_name"], **where, splits=wanted, max_eval_samples=flags.max_eval_samples
-        )
+            place["task_name"], **where, splits=wanted, max_eval_samples=flags.max_eval_samples,
+            reading=flags.reading(),
+        )  # fmt: skip
     else:
         data = load_task(
             place["task_name"],
             **where,
+            reading=flags.reading(classes_of(place["prompt"]) if own is None else own),
             splits=wanted,
             max_eval_samples=flags.max_eval_samples,
             max_predict_samples=flags.max_eval_samples,

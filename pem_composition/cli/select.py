@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +41,7 @@ class Config:
         default=None,
         metadata={
             "metavar": "FILE",
-            "help": "comments (text) or instructions: jsonl, json, csv, tsv, parquet; .gz",
+            "help": "comments (text) or instructions: jsonl, json, csv, tsv, parquet; also packed",
         },
     )
     task_name: str | None = flag(None, "the training rows of this data set on the hub", choices=HUB)
@@ -85,7 +84,7 @@ class Config:
 def run(config: Config) -> int:
     """Choose, write, and say how many rows were left out for what."""
     from pem_composition.checkpoint.files import atomic_directory, sha256_file, write_json
-    from pem_composition.tasks.files import read_table
+    from pem_composition.tasks.files import read_table, written
 
     choice = Choice(
         config.score, config.instruction, config.samples, config.validation_size, config.seed
@@ -104,7 +103,7 @@ def run(config: Config) -> int:
     }
     with atomic_directory(config.output_dir, config.overwrite) as folder:
         for name, rows in found.parts.items():
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            lines = [written(row) + "\n" for row in rows]
             (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         write_json(folder / "selection.json", record)
     told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items())

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pem_composition.training.config import RowFlags
+
 NAME = "split"
 HELP = "divide a training set into two halves with different class shares"
 EXAMPLES = """
@@ -17,7 +19,7 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RowFlags):
     """Flags of ``pem split``."""
 
     output_dir: Path = field(metadata={"metavar": "OUT", "help": "directory to write"})
@@ -29,10 +31,8 @@ class Config:
         metadata={"help": "folder with train and dev files or of such folders; or an offline name"},
     )
     train_file: Path | None = field(
-        default=None, metadata={"help": "training rows: jsonl, json, csv, tsv, parquet; .gz"}
-    )
-    labels: tuple[str, ...] = field(
-        default=(), metadata={"help": "class names in order, for a file of no known task"}
+        default=None,
+        metadata={"help": "training rows: jsonl, json, csv, tsv, parquet; .gz .bz2 .xz .zip"},
     )
     key_class: str | None = field(
         default=None,
@@ -65,7 +65,7 @@ def run(config: Config) -> int:
         config.task_name,
         train_file=config.train_file,
         data_dir=config.data_dir,
-        labels=config.labels or None,
+        reading=config.reading(),
         splits=(TRAIN, VALIDATION),
     )
     split = make_split(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
-from pem_composition.training.config import check_objective, flag
+from pem_composition.training.config import RowFlags, check_objective, flag
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,14 +26,16 @@ SPOKEN = 30.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(RowFlags):
     """Flags of both programs."""
 
     model_name_or_path: str = field(metadata={"help": "base model: a directory or a name"})
     adapter: str = field(metadata={"help": "module directory"})
     output_dir: Path = field(metadata={"help": "directory of the file"})
     task_name: str | None = flag(None, "the module's task, e.g. rte")
-    train_file: str | None = flag(None, "rows: .jsonl .json .csv .tsv .parquet, also gzipped")
+    train_file: str | None = flag(
+        None, "rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"
+    )
     validation_file: str | None = flag(None, "rows, with --split validation")
     test_file: str | None = flag(None, "rows, with --split test")
     data_dir: str | None = flag(
@@ -54,7 +56,7 @@ class Flags:
     use_cpu: bool = flag(False, "do not use a GPU")
 
     # What the checks and loaders of ``pem evaluate`` ask for besides.
-    target = answers = block_size = None
+    target = answers = block_size = head = None
     next_block = False
 
     def __post_init__(self) -> None:
@@ -109,15 +111,16 @@ def run(config: Flags, what: str, facts: dict[str, Any], compute: Compute) -> in
 
 
 def _read(config: Flags) -> TaskData:
-    from pem_composition.tasks.data import load_task
+    from pem_composition.cli import evaluate
 
     files = {f"{s}_file": getattr(config, f"{s}_file") for s in SPLITS}
     limits = dict.fromkeys(
         ("max_train_samples", "max_eval_samples", "max_predict_samples"), config.max_samples
     )
-    data = load_task(
+    own = evaluate.own_classes(config)  # type: ignore[arg-type]  # the same names
+    data = evaluate._objective(config).read(  # type: ignore[arg-type]
         config.task_name, **files, data_dir=config.data_dir, splits=[config.split],
-        seed=config.seed, **limits,
+        seed=config.seed, reading=config.reading(own), **limits,
     )  # fmt: skip
     data.require(config.split)
     return data

@@ -129,15 +129,15 @@ def check(
     names += [common.labels(paths)[-1]] if reference else []
     headers = _headers(flags, names[:count])
     own_heads = head == library.PER_TASK
-    tasks = scored.read(evaluation, own_heads=own_heads)
+    answering = headers if merge else headers[:1]  # language models of an analogy bring no head
+    tasks = scored.read(evaluation, answering, own_heads=own_heads)
     if own_heads:
         scored.check_own_heads(evaluation, tasks, headers)
     source = resolve(model)
     extra = common.headers_of([reference], names[count:]) if reference else []
     common.check_model([source], [*headers, *extra], flags.allow_base_mismatch)
     if evaluation.objective != "seq2seq" and not own_heads:
-        merged = headers if merge else headers[:1]  # language models of an analogy bring no head
-        scored.check_labels([*merged, *extra], tasks)
+        scored.check_labels([*answering, *extra], tasks)
     spaces = _spaces(flags, headers[0])
     return Request(
         flags, evaluation, composition, points, head, source, Path(model).name, out, paths,

@@ -71,7 +71,7 @@ class EvalResult:
 
     Attributes:
         score: the primary metric, whose standard error over the choice of rows is ``stderr``.
-        scores: every published metric of the task.
+        scores: every metric of the task (``Task.scores``).
         predicted_shares: share of the rows per predicted class; empty for regression.
         degenerate: nearly every row gets the same class (above 97 percent).
         auc: two classes only: how well the logits rank.
@@ -310,7 +310,7 @@ def result_of(
     seconds: float = 0.0,
 ) -> EvalResult:
     """Metrics, standard error and shares of predictions (n,), beside what is known already."""
-    scores = metrics.compute(task, predictions, labels)
+    scores = metrics.compute(task, predictions, labels, task.scores)
     shares = metrics.predicted_shares(task, predictions)
     return EvalResult(
         task=task.name,

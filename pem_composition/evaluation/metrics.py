@@ -45,6 +45,13 @@ def f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     return float(f1_score(x, y, zero_division=0.0))
 
 
+def f1_macro(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Mean F1 over the classes that occur in labels or predictions, as scikit-learn has it."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
 def matthews_correlation(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Matthews correlation of two classifications; 0 if either is constant."""
     from sklearn.metrics import matthews_corrcoef
@@ -81,6 +88,7 @@ def _correlation(statistic: Callable[..., Any], labels: ArrayLike, predictions: 
 METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "f1_macro": f1_macro,
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
     "spearmanr": spearman,
@@ -102,8 +110,10 @@ def predictions_of(task: Task, logits: ArrayLike) -> NDArray[Any]:
     return logits[:, 0].astype(np.float64) if task.regression else logits.argmax(axis=1)
 
 
-def compute(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """The task's published metrics by their usual names.
+def compute(
+    task: Task, predictions: ArrayLike, labels: ArrayLike, names: Sequence[str] = ()
+) -> dict[str, float]:
+    """The task's published metrics by their usual names, or those of ``names``.
 
     Args:
         predictions: class numbers (n,), the number after the last class for an answer that is none
@@ -114,7 +124,7 @@ def compute(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, 
         DataError: different lengths, no rows, or a prediction that is not finite.
     """
     _check_same(task, predictions, labels)
-    return {name: METRICS[name](labels, predictions) for name in task.metrics}
+    return {name: METRICS[name](labels, predictions) for name in names or task.metrics}
 
 
 def standard_error(
@@ -164,6 +174,11 @@ def _bootstrap_counts(
         total = counts[:, 1, :].sum(axis=1) + counts[:, :, 1].sum(axis=1)
         return np.divide(hits, total, out=np.zeros(samples), where=total > 0)
     gold, said = counts.sum(axis=2), counts.sum(axis=1)
+    if metric == "f1_macro":
+        hits = 2 * np.diagonal(counts, axis1=1, axis2=2)
+        total, occurs = gold + said, gold + said > 0
+        per_class = np.divide(hits, total, out=np.zeros_like(total), where=occurs)
+        return np.asarray(per_class.sum(axis=1) / occurs.sum(axis=1))
     covariance = n * np.trace(counts, axis1=1, axis2=2) - (gold * said).sum(axis=1)
     spread = np.sqrt((n**2 - (gold**2).sum(axis=1)) * (n**2 - (said**2).sum(axis=1)))
     return np.divide(covariance, spread, out=np.zeros(samples), where=spread > 0)

@@ -13,16 +13,19 @@ from typing import Any
 
 from pem_composition.errors import DataError
 from pem_composition.tasks import hub
-from pem_composition.tasks.files import FORMATS, Table, read_rows, read_table
+from pem_composition.tasks.files import FORMATS, PACKED, Table, read_rows, read_table
 from pem_composition.tasks.glue import (
     LABEL_COLUMNS,
     NOT_TEXT,
+    Reading,
     Task,
     get_task,
     is_number,
     number_of,
     plain,
+    reads_as_scores,
     text_columns,
+    word_of,
 )
 from pem_composition.tasks.sampling import stratified_sample
 
@@ -35,7 +38,10 @@ SPLIT_STEMS: dict[str, tuple[str, ...]] = {
     MISMATCHED: ("dev_mismatched", "validation_mismatched"),
     TEST: ("test", "test_matched"),
 }
-DATA_FILE = re.compile(rf"(?P<stem>[^.]+)\.({'|'.join(FORMATS)}|ndjson)(\.gz)?", re.IGNORECASE)
+DATA_FILE = re.compile(
+    rf"(?P<stem>[^.]+)\.({'|'.join(FORMATS)}|ndjson)(\.({'|'.join(PACKED)}))?", re.IGNORECASE
+)
+FILE = "file"  # name of a task that is known from a file only
 FLAGS = {TRAIN: "--train_file", VALIDATION: "--validation_file", TEST: "--test_file"}
 LOCAL_REMEDY = (
     "give --train_file and --validation_file, or --data_dir with train and dev files "
@@ -65,6 +71,7 @@ class TaskData:
     splits: Mapping[str, tuple[Example, ...]]
     sources: Mapping[str, str]  # split -> file or hub name
     notes: tuple[str, ...] = ()
+    label_columns: Mapping[str, str | None] = field(default_factory=dict)  # by split
 
     @property
     def train(self) -> tuple[Example, ...]:
@@ -106,6 +113,7 @@ def load_task(
     test_file: str | Path | None = None,
     data_dir: str | Path | None = None,
     labels: Sequence[str] | None = None,
+    reading: Reading | None = None,
     splits: Collection[str] = tuple(SPLIT_STEMS),
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
@@ -115,13 +123,15 @@ def load_task(
     """Find, read and check the rows of a task.
 
     A file flag wins over the same split of ``data_dir``; with neither, the task's rows come by
-    package name (rotten_tomatoes) or from the hub. Without ``task_name`` the task is read off the
-    training file: columns by their usual names, labels sorted, regression if they are floats.
+    package name (rotten_tomatoes) or from the hub. Without ``task_name`` the task is what
+    ``reading`` says of it, and for the rest what the training file shows (``infer_task``); a note
+    says it.
 
     Args:
         data_dir: a folder with train and dev files, a folder of such folders named after tasks, or
             a name that ``pem offline list`` shows.
-        labels: class names in the order of the output units, for a task known from its file only.
+        labels: short for ``Reading(labels=labels)``.
+        reading: columns, classes and regression, as far as they are known.
         splits: the splits to read.
         max_train_samples: at most so many rows, stratified by label and in the order of the file.
 
@@ -132,20 +142,22 @@ def load_task(
     task = get_task(task_name) if task_name is not None else None
     files = {TRAIN: train_file, VALIDATION: validation_file, TEST: test_file}
     tables = read_tables(task, {k: Path(v) for k, v in files.items() if v}, data_dir, splits)
+    reading = reading or Reading(labels=tuple(labels or ()))
+    reading.check()
     notes: list[str] = []
     if task is None:
-        task = infer_task(tables[TRAIN if TRAIN in tables else next(iter(tables))], labels)
-    elif labels and tuple(labels) != task.labels:
-        raise DataError.build(
-            "--labels", f"{task.name} has its own labels", found=" ".join(labels),
-            expected=" ".join(task.labels),
-        )  # fmt: skip
+        table = tables[TRAIN if TRAIN in tables else next(iter(tables))]
+        task = infer_task(table, reading)
+        notes.append(_inferred(task, table, reading))
+    else:
+        _check_known(task, reading)
     limits = {TRAIN: max_train_samples, TEST: max_predict_samples}
     out = {}
     for split in [s for s in SPLIT_STEMS if s in tables and s in splits]:
-        examples = _examples(task, tables[split], split, notes)
+        examples = _examples(task, tables[split], split, reading, notes)
         out[split] = limit(examples, limits.get(split, max_eval_samples), task, seed)
-    return TaskData(task, out, {s: tables[s].name for s in out}, tuple(notes))
+    columns = {s: _label_column(tables[s], reading, needed=False) for s in out}
+    return TaskData(task, out, {s: tables[s].name for s in out}, tuple(notes), columns)
 
 
 def limit(
@@ -198,7 +210,7 @@ def find_split_files(folder: str | Path, task: Task | None = None) -> dict[str, 
         subject = f"for task {task.name}" if task else "(give --task_name for a folder of tasks)"
         raise DataError.build(
             folder, f"no data files {subject}", found=names,
-            expected="train.jsonl, dev.jsonl or the like (csv, tsv, parquet; .gz)",
+            expected="train.jsonl, dev.jsonl or the like (csv, tsv, parquet; .gz .bz2 .xz .zip)",
         )  # fmt: skip
     return found
 
@@ -278,42 +290,174 @@ def _hub_tables(task: Task, splits: Collection[str]) -> dict[str, Table]:
     }  # fmt: skip
 
 
-def infer_task(table: Table, labels: Sequence[str] | None = None) -> Task:
-    """The task of a file: usual column names, labels sorted, regression if labels are floats.
+def infer_task(table: Table, reading: Reading | None = None) -> Task:
+    """The task of a file: what ``reading`` says of it, the rest read off the table.
+
+    Columns go by their usual names. Labels are scores as ``reads_as_scores`` says; otherwise their
+    words are the classes, sorted.
 
     Raises:
-        DataError: no text column, no label column, or fewer than two classes.
+        DataError: no text column, no label column, fewer than two classes, several labels in one
+            cell, or scores and words mixed.
     """
-    columns = _columns(table, None)
-    values = [row[_label_column(table)] for row in table.rows]
-    if labels is None and any(_is_fraction(v) for v in values):
-        scores = ("pearson", "spearmanr")
-        return Task("file", columns, (), metrics=scores, primary="pearson")
-    if labels is None:
-        _one_convention(table, values)
-        words = {_plain_number(v) for v in values if v not in (None, "")}
-        labels = sorted(words, key=lambda w: (0, int(w), w) if is_number(w) else (1, 0, w))
-    if len(labels) < 2 or len(set(labels)) < len(labels):
+    reading = reading or Reading()
+    columns = _columns(table, None, reading)
+    labels = _classes(table, reading)
+    if labels:
+        return Task(FILE, columns, labels)
+    return Task(FILE, columns, (), metrics=("pearson", "spearmanr"), primary="pearson")
+
+
+def _classes(table: Table, reading: Reading) -> tuple[str, ...]:
+    """The class names of a table of no known task; none for a regression."""
+    if reading.labels or reading.regression:
+        return reading.labels
+    own = reading.own if reading.regression is None else None
+    if own == () or (own and not _are_numbered(own)):
+        return own
+    known = own is not None and _label_column(table, reading, needed=False) is None
+    values = [] if known else _present(table, _label_column(table, reading))
+    if own and all(_is_class(own, value) for value in values):
+        return own
+    if reading.regression is None and reads_as_scores(values):
+        _check_scores(table, _label_column(table, reading))
+        return ()
+    words = {word_of(value) for value in values}
+    numbers = {word for word in words if is_number(word)}
+    if numbers and numbers <= {str(i) for i in range(len(words - numbers))}:
+        _one_convention(table, _cells(table, _label_column(table, reading)))
+    if len(words) < 2:
         raise DataError.build(
-            table.name, "not a classification task", found=f"labels {', '.join(labels) or 'none'}",
-            expected="at least two different labels",
-            do="give --task_name, or --labels in pem split",
+            table.name, "not a classification task",
+            found=f"labels {', '.join(sorted(words)) or 'none'}",
+            expected="at least two different labels", do="name all classes: --labels A B",
         )  # fmt: skip
-    return Task("file", columns, tuple(labels))
+    return tuple(sorted(words, key=_class_order))
 
 
-def _columns(table: Table, task: Task | None) -> tuple[str, str | None]:
+def _class_order(word: str) -> tuple[bool, float, str]:
+    """Numbers first, by their value; then words."""
+    number = number_of(word)
+    return number is None, number or 0.0, word
+
+
+def _are_numbered(labels: Sequence[str]) -> bool:
+    """True for LABEL_0, LABEL_1, ..., which transformers gives where nobody names the classes."""
+    return all(word.upper() == f"LABEL_{i}" for i, word in enumerate(labels))
+
+
+def _is_class(labels: tuple[str, ...], value: Any) -> bool:
+    try:
+        Task(FILE, ("text", None), labels).label_id(value)
+    except DataError:
+        return False
+    return True
+
+
+def _present(table: Table, column: str | None) -> list[Any]:
+    """The labels that are there."""
+    return [value for value in _cells(table, column) if value not in (None, "")]
+
+
+def _cells(table: Table, column: str | None) -> list[Any]:
+    """The column of the labels.
+
+    Raises:
+        DataError: a cell with several labels.
+    """
+    values = [row.get(column) for row in table.rows]
+    for index, value in enumerate(values):
+        if isinstance(value, (list, dict)):
+            raise DataError.build(
+                table.where(index), "several labels in one row (multi-label classification)",
+                found=_shown(value), expected="one class or one score per row",
+            )  # fmt: skip
+    return values
+
+
+def _check_scores(table: Table, column: str | None) -> None:
+    """Every label of a column of scores is a number; another one is a mistake or makes classes."""
+    for index, row in enumerate(table.rows):
+        if row[column] not in (None, "") and not is_number(row[column]):
+            raise DataError.build(
+                table.where(index), "labels are scores in some rows and words in others",
+                found=_shown(row[column]), expected="a number",
+                do="correct the row, or add --do_regression false for classes",
+            )  # fmt: skip
+
+
+def _inferred(task: Task, table: Table, reading: Reading) -> str:
+    """What was read off a table, or taken from a model, in one line."""
+    texts = " and ".join(c for c in task.text_columns if c)
+    column = _label_column(table, reading, needed=False)
+    said = reading.labels or reading.regression is not None
+    source = "as given" if said else "of the model" if reading.own is not None else "from the rows"
+    if reading.own is not None and not said and task.labels != reading.own:
+        source = "from the rows"
+    if task.regression:
+        what = f"scores (regression), {source}"
+        what += "; --do_regression false for classes" if source == "from the rows" else ""
+    else:
+        named = [word if word.strip() == word and word else repr(word) for word in task.labels]
+        more = f", ... {named[-1]}" if len(named) > 10 else ""
+        what = f"{len(named)} classes {source}: {', '.join(named[:10])}{more}"
+    return (
+        f"{table.name}: text in {texts}; {f'label in {column}' if column else 'no label'}; {what}"
+    )
+
+
+def _check_known(task: Task, reading: Reading) -> None:
+    """A task that is known by name has its own classes.
+
+    Raises:
+        DataError: the user says others.
+    """
+    if reading.labels and reading.labels != task.labels:
+        raise DataError.build(
+            "--labels", f"{task.name} has its own labels", found=" ".join(reading.labels),
+            expected=" ".join(task.labels) or "none, for it is a regression",
+            do="leave --labels or --task_name out",
+        )  # fmt: skip
+    if reading.regression is not None and reading.regression != task.regression:
+        raise DataError.build(
+            "--do_regression", f"{task.name} has {'scores' if task.regression else 'classes'}",
+            found=str(reading.regression).lower(), do="leave --do_regression or --task_name out",
+        )  # fmt: skip
+    pair = task.text_columns[1] is not None
+    if reading.text_columns and (len(reading.text_columns) == 2) != pair:
+        raise DataError.build(
+            "--text_column_names", f"{task.name} has {'two texts' if pair else 'one text'} per row",
+            found=" ".join(reading.text_columns), expected="two columns" if pair else "one column",
+        )  # fmt: skip
+
+
+def _columns(table: Table, task: Task | None, reading: Reading) -> tuple[str, str | None]:
+    """The text columns: those that were named, else the usual ones."""
     keys = table.columns
-    other = [k for k in keys if k not in NOT_TEXT and k not in LABEL_COLUMNS]
+    for name in reading.text_columns:
+        _check_column(table, "--text_column_names", name)
+    if reading.text_columns:
+        first, *second = reading.text_columns
+        return first, second[0] if second else None
+    labels = {*LABEL_COLUMNS, reading.label_column}
+    other = [k for k in keys if k not in NOT_TEXT and k not in labels]
     text_like = [k for k in other if task is None and _is_text(table, k)]
-    columns = text_columns(keys, task, text_like)
+    columns = text_columns([k for k in keys if k != reading.label_column], task, text_like)
     if columns is None:
         expected = task.text_columns if task else ("sentence1", "sentence2")
         raise DataError.build(
             table.name, "no text column", found=", ".join(keys),
-            expected=" and ".join(c for c in expected if c), do="rename the columns",
+            expected=" and ".join(c for c in expected if c), do="name it with --text_column_names",
         )  # fmt: skip
     return columns
+
+
+def _check_column(table: Table, flag: str, name: str) -> None:
+    if name not in table.columns:
+        raise DataError.build(
+            f"{flag} {name}", f"no such column in {table.name}", found=", ".join(table.columns),
+            expected="the name of a column",
+        )  # fmt: skip
 
 
 def _is_text(table: Table, key: str) -> bool:
@@ -321,19 +465,31 @@ def _is_text(table: Table, key: str) -> bool:
     return all(isinstance(v, str) for v in values) and not all(is_number(v) for v in values)
 
 
-def _label_column(table: Table) -> str:
-    for name in LABEL_COLUMNS:
-        if name in table.columns:
-            return name
-    raise DataError.build(
-        table.name, "no label column", found=", ".join(table.columns), expected=LABEL_COLUMNS[0]
-    )
+def _label_column(table: Table, reading: Reading, *, needed: bool = True) -> str | None:
+    """The column of the labels, by its name or a usual one.
+
+    Raises:
+        DataError: there is none, and it is needed.
+    """
+    names = LABEL_COLUMNS if reading.label_column is None else (reading.label_column,)
+    free = [name for name in names if name not in reading.text_columns]
+    found = next((name for name in free if name in table.columns), None)
+    if found is None and needed:
+        if reading.label_column is not None:
+            _check_column(table, "--label_column_name", reading.label_column)
+        raise DataError.build(
+            table.name, "no label column", found=", ".join(table.columns),
+            expected=LABEL_COLUMNS[0], do="name it with --label_column_name",
+        )  # fmt: skip
+    return found
 
 
-def _examples(task: Task, table: Table, split: str, notes: list[str]) -> tuple[Example, ...]:
+def _examples(
+    task: Task, table: Table, split: str, reading: Reading, notes: list[str]
+) -> tuple[Example, ...]:
     """Checked examples of one table."""
-    first, second = _columns(table, task)
-    labels = _labels(task, table, split)
+    first, second = _columns(table, task, reading)
+    labels = _labels(task, table, split, reading)
     out = []
     for index, row in enumerate(table.rows):
         if labels[index] is None and split != TEST:
@@ -341,6 +497,8 @@ def _examples(task: Task, table: Table, split: str, notes: list[str]) -> tuple[E
         pair = None if second is None else _text(table, index, second)
         row_id = row.get("row_id", index)
         out.append(Example(_text(table, index, first), pair, labels[index], row_id, row))
+    if task.name == FILE and (first, second) != task.text_columns:
+        notes.append(f"{table.name}: text in {' and '.join(c for c in (first, second) if c)}")
     if len(out) < len(table.rows):
         missing = len(table.rows) - len(out)
         notes.append(f"{table.name}: {missing} rows without a gold label left out")
@@ -349,13 +507,13 @@ def _examples(task: Task, table: Table, split: str, notes: list[str]) -> tuple[E
     return tuple(out)
 
 
-def texts_of(table: Table, task: Task | None) -> list[str]:
+def texts_of(table: Table, task: Task | None, reading: Reading | None = None) -> list[str]:
     """The first text of every row, labels or not.
 
     Raises:
         DataError: the table has no text column, or a cell of it holds no text.
     """
-    column, _ = _columns(table, task)
+    column, _ = _columns(table, task, reading or Reading())
     return [_text(table, index, column) for index in range(len(table.rows))]
 
 
@@ -369,21 +527,21 @@ def _text(table: Table, index: int, column: str) -> str:
     return value
 
 
-def _labels(task: Task, table: Table, split: str) -> list[int | float | None]:
+def _labels(task: Task, table: Table, split: str, reading: Reading) -> list[int | float | None]:
     """One label per row, None where the publisher hides it."""
-    if split == TEST and not any(name in table.columns for name in LABEL_COLUMNS):
+    column = _label_column(table, reading, needed=split != TEST)
+    if column is None:
         return [None] * len(table.rows)
-    column = _label_column(table)
-    values = [row[column] for row in table.rows]
+    values = _cells(table, column)
     values_too = task.hub is None and (task.regression or "-1" in task.labels)
     absent = {"", *(() if values_too else ("-1", "-1.0"))} if split == TEST else set()
     hidden = absent.union(map(str, task.unlabelled))
-    gold = [None if v is None or str(v) in hidden else v for v in values]
-    if not task.regression:
+    gold = [None if v is None or word_of(v) in hidden else v for v in values]
+    if not any(map(is_number, task.labels or ("0",))):
         _one_convention(table, gold)
     out: list[int | float | None] = []
     for index, (value, raw) in enumerate(zip(gold, values, strict=True)):
-        if value is None and (split == TEST or str(raw) in hidden):
+        if value is None and (split == TEST or word_of(raw) in hidden):
             out.append(None)
         else:
             out.append(_label(task, table, index, value))
@@ -397,7 +555,7 @@ def _label(task: Task, table: Table, index: int, value: Any) -> int | float:
             return number
     elif value is not None:
         try:
-            return task.label_id(_plain_number(value))
+            return task.label_id(value)
         except DataError:
             pass
     raise DataError.build(
@@ -406,7 +564,7 @@ def _label(task: Task, table: Table, index: int, value: Any) -> int | float:
 
 
 def _one_convention(table: Table, values: Sequence[Any]) -> None:
-    """Words or numbers, not both: a mixture comes from two sources joined by mistake."""
+    """Words or indices, not both: a mixture comes from two sources joined by mistake."""
     first: dict[bool, int] = {}
     for index, value in enumerate(values):
         if value is None or value == "":
@@ -420,17 +578,6 @@ def _one_convention(table: Table, values: Sequence[Any]) -> None:
             f"{_shown(values[number])} in {table.unit} {table.lines[number]}",
             expected="one convention in a file",
         )  # fmt: skip
-
-
-def _is_fraction(value: Any) -> bool:
-    """True for a score: a JSON float or a CSV cell with a decimal point."""
-    return is_number(value) and (isinstance(value, float) or "." in str(value))
-
-
-def _plain_number(value: Any) -> str:
-    """A label as a word; 1, 1.0 and "1" are the same class."""
-    number = number_of(value)
-    return str(int(number)) if number is not None and number == int(number) else str(value)
 
 
 def _shown(value: Any) -> str:

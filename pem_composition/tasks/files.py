@@ -1,29 +1,45 @@
-"""Tables from files: JSON lines, JSON lists, CSV, TSV and Parquet, gzipped or not.
+"""Tables from files: JSON lines, JSON lists, CSV, TSV and Parquet, packed or not.
 
 Every row must have the same columns. A mistake is reported with its line: a misspelled key in one
 line must not become an empty value in a column nobody asked for.
+
+Packing (gzip, bzip2, xz, a zip archive of one file) is told by content, the format by extension.
+
+A TSV file is read as it stands, without quoting, as GLUE's are. It is read with quotes where its
+header is quoted, or where each quote belongs to a field in quotes and there is a sign that they are
+meant so: a doubled quote inside, or lines that as they stand have different numbers of fields.
 """
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import re
+import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError
+from pem_composition.tasks.glue import WrittenFloat
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
-GZIP_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
+PARQUET_MAGIC, ZIP_MAGIC = b"PAR1", b"PK"
+PACKERS: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
+    b"\x1f\x8b": ("gzip", gzip.decompress),
+    b"BZh": ("bzip2", bz2.decompress),
+    b"\xfd7zXZ\x00": ("xz", lzma.decompress),
+}
+PACKED = ("gz", "bz2", "xz", "zip")  # their extensions
 # The distributed CoLA files have no header; nothing else in GLUE lacks one.
 COLA_COLUMNS = ("source", "label", "star", "sentence")
-QUOTED_FIELD = re.compile(r'"(?:[^"]|"")*"')
+QUOTED = re.compile(r'(?:^|(?<=[\t\n]))"((?:[^"]|"")*)"(?=[\t\r\n]|$)')  # a whole field in quotes
 
 
 @dataclass(frozen=True)
@@ -55,15 +71,15 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_table(path: str | Path) -> Table:
-    """All rows of a file with their line numbers; gzip is told by content, the format by extension.
+    """All rows of a file with their line numbers.
 
     Raises:
-        DataError: no such file, unknown format, truncated or not UTF-8, malformed line, duplicate
-            key, rows with different columns, or no rows at all.
+        DataError: no such file, unknown format, several files in one, truncated or not UTF-8,
+            malformed line, duplicate key, rows with different columns, or no rows at all.
     """
     path = _found(Path(path), "rows")
-    data = _unpacked(path)
-    kind = _format(path, data)
+    name, data = _unpacked(path)
+    kind = _format(path, name, data)
     if not data.strip():
         raise DataError.build(path, "the file is empty", expected="at least one row")
     if kind == "parquet":
@@ -77,13 +93,29 @@ def read_table(path: str | Path) -> Table:
     return table
 
 
+JSON_INTEGER = re.compile(r"0|-?[1-9]\d*", re.ASCII)
+JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+
+
+def written(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON, its numbers as the file that it comes from writes them."""
+    cells = (f"{json.dumps(k, ensure_ascii=False)}: {_written(v)}" for k, v in row.items())
+    return "{" + ", ".join(cells) + "}"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, WrittenFloat):
+        return value.text
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a plain text file, gzipped or not, without their line breaks.
+    """Lines of a plain text file, packed or not, without their line breaks.
 
     Raises:
         DataError: no such file, or not UTF-8.
     """
-    text = _decoded(Path(path), _unpacked(_found(Path(path), "lines")))
+    text = _decoded(Path(path), _unpacked(_found(Path(path), "lines"))[1])
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
 
 
@@ -94,23 +126,56 @@ def _found(path: Path, what: str) -> Path:
     return path
 
 
-def _unpacked(path: Path) -> bytes:
+def _unpacked(path: Path) -> tuple[Path, bytes]:
+    """Name and content of the file, or of the one file that a zip archive holds."""
     data = path.read_bytes()
-    if not data.startswith(GZIP_MAGIC):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError.build(
-            path, f"broken gzip file ({error})", do="copy or download it again"
-        ) from None
+    if data.startswith(ZIP_MAGIC) and zipfile.is_zipfile(io.BytesIO(data)):
+        return _only_member(path, data)
+    for magic, (kind, unpack) in PACKERS.items():
+        if data.startswith(magic):
+            try:
+                return path, unpack(data)
+            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise _broken(path, kind, error) from None
+    return path, data
 
 
-def _format(path: Path, data: bytes) -> str:
+def _only_member(path: Path, data: bytes) -> tuple[Path, bytes]:
+    """Name and content of the only file in an archive; what macOS adds of its own is no file.
+
+    Raises:
+        DataError: several files, none, or one that cannot be read.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = [m for m in archive.infolist() if not m.is_dir()]
+        members = [m for m in members if not m.filename.startswith("__MACOSX/")]
+        if len(members) != 1:
+            raise DataError.build(
+                path, "not one file in the archive",
+                found=", ".join(m.filename for m in members[:5]) or "none", expected="one file",
+                do="unpack it and name the file",
+            )  # fmt: skip
+        try:
+            return Path(members[0].filename), archive.read(members[0])
+        except (
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise _broken(path, "zip", error) from None
+
+
+def _broken(path: Path, kind: str, error: Exception) -> DataError:
+    return DataError.build(path, f"broken {kind} file ({error})", do="copy or download it again")
+
+
+def _format(path: Path, name: Path, data: bytes) -> str:
     """By content for Parquet, by extension for the rest, else by the first character."""
     if data.startswith(PARQUET_MAGIC):
         return "parquet"
-    for suffix in reversed([s[1:].lower() for s in path.suffixes]):
+    for suffix in reversed([s[1:].lower() for s in (*path.suffixes, *name.suffixes)]):
         if suffix in FORMATS:
             return suffix
         if suffix == "ndjson":
@@ -149,7 +214,9 @@ def _json_table(path: Path, text: str) -> Table:
 
 def _json_list(path: Path, text: str) -> Table:
     try:
-        rows = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        rows = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=WrittenFloat
+        )
     except (ValueError, RecursionError) as error:
         raise DataError.build(path, f"not a JSON list: {error}") from None
     for number, row in enumerate(rows, start=1):
@@ -163,7 +230,9 @@ def _json_list(path: Path, text: str) -> Table:
 
 def _json_row(where: str, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant)
+        row = json.loads(
+            line, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=WrittenFloat
+        )
     except (ValueError, RecursionError) as error:
         raise DataError.build(where, f"not a JSON object: {error}", found=_short(line)) from None
     if not isinstance(row, dict):
@@ -183,25 +252,21 @@ def _no_constant(word: str) -> float:
     raise ValueError(f"{word} is not a JSON number")
 
 
+JSON_RULES: dict[str, Any] = {
+    "object_pairs_hook": _unique,
+    "parse_constant": _no_constant,
+    "parse_float": WrittenFloat,
+}
+
+
 def _csv(path: Path, text: str, kind: str) -> Table:
-    """Comma separated with quotes, or tab separated; a GLUE TSV has no quoting at all."""
-    options: dict[str, Any] = {"delimiter": ","}
-    if kind == "tsv":
-        quoting = csv.QUOTE_MINIMAL if _tsv_is_quoted(text) else csv.QUOTE_NONE
-        options = {"delimiter": "\t", "quoting": quoting}
+    """Comma separated with quotes, or tab separated with or without."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may hold a document
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **options)
-    records: list[list[str]] = []
-    lines: list[int] = []
-    try:
-        start = 1
-        for record in reader:
-            if record:
-                records.append(record)
-                lines.append(start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError.build(f"{path}, line {start}", f"not {kind.upper()}: {error}") from None
+    if kind == "csv":
+        records, lines = _records(path, text, kind, delimiter=",")
+    else:
+        quoting = csv.QUOTE_MINIMAL if _tsv_is_quoted(path, text) else csv.QUOTE_NONE
+        records, lines = _records(path, text, kind, delimiter="\t", quoting=quoting)
     if not records:
         raise DataError.build(path, "the file is empty", expected="a header and rows")
     header = list(COLA_COLUMNS) if _is_cola(records) else records[0]
@@ -217,13 +282,40 @@ def _csv(path: Path, text: str, kind: str) -> Table:
     return Table(str(path), rows, lines[first:])
 
 
-def _tsv_is_quoted(text: str) -> bool:
-    """True if a spreadsheet or pandas wrote the file: every quote is inside a quoted field.
+def _records(path: Path, text: str, kind: str, **options: Any) -> tuple[list[list[str]], list[int]]:
+    """Records and the line each begins on; empty lines are none.
 
-    Such writers quote a field only where they must: where it holds a quote, which they double.
+    Raises:
+        DataError: a quote that is not closed, or text after one that is.
     """
-    fields = [f for line in text.split("\n") for f in line.rstrip("\r").split("\t") if '"' in f]
-    return bool(fields) and all(QUOTED_FIELD.fullmatch(f) and '""' in f[1:-1] for f in fields)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **options)
+    records: list[list[str]] = []
+    lines: list[int] = []
+    start = 1
+    try:
+        for record in reader:
+            if record:
+                records.append(record)
+                lines.append(start)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError.build(f"{path}, line {start}", f"not {kind.upper()}: {error}") from None
+    return records, lines
+
+
+def _tsv_is_quoted(path: Path, text: str) -> bool:
+    """Whether a TSV file is read with quotes; the rule stands at the top of this file."""
+    if '"' not in text:
+        return False
+    header = text.partition("\n")[0].rstrip("\r").split("\t")
+    if all(len(name) > 1 and name[0] == name[-1] == '"' for name in header):
+        return True
+    if '"' in QUOTED.sub("", text):
+        return False  # a quote outside such fields is a letter of the text
+    if any('""' in field for field in QUOTED.findall(text)):
+        return True
+    plain, _ = _records(path, text, "tsv", delimiter="\t", quoting=csv.QUOTE_NONE)
+    return len({len(record) for record in plain}) > 1
 
 
 def _is_cola(records: list[list[str]]) -> bool:

@@ -2,11 +2,17 @@
 
 The order of ``labels`` is the order of the output units, so it is part of a module's meaning: a
 head trained elsewhere on the same task names the same classes. No files are read here.
+
+A class name is a word: the text that stands in the file (``word_of``), so that 1, 1.0, 01 and 1e0
+are four classes. A decimal number (``number_of``) is an index of a class only where no class of the
+task is itself called by a number. ``reads_as_scores`` says when a column of labels is numeric.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,6 +37,19 @@ NOT_TEXT = frozenset({"idx", "index", "id", "guid", "row_id"})
 ENTAILMENT_3 = ("entailment", "neutral", "contradiction")
 ACCURACY_F1 = ("accuracy", "f1")
 SENTIMENT = ("negative", "positive")
+# ASCII digits only: Python also reads "1_2" and digits of other scripts as numbers.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+class WrittenFloat(float):
+    """A number that remembers how the file writes it: 1e5 is not 100000.0."""
+
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,13 @@ class Task:
         return not self.labels
 
     @property
+    def scores(self) -> tuple[str, ...]:
+        """The metrics that an evaluation gives: the published ones, and macro F1 of more than two
+        classes."""
+        several = len(self.labels) > 2 and "f1_macro" not in self.metrics
+        return (*self.metrics, "f1_macro") if several else self.metrics
+
+    @property
     def num_labels(self) -> int:
         """Output units: one per class, one for regression."""
         return len(self.labels) or 1
@@ -79,45 +105,115 @@ class Task:
         """Class names by output unit, as model configurations keep them; empty for regression."""
         return dict(enumerate(self.labels))
 
-    def label_id(self, value: str | int) -> int:
-        """Index of a class given by its word, or by its number where no class is called by one.
+    @property
+    def _called_by_numbers(self) -> bool:
+        """True where a number can be the name of a class, so that it cannot be its index."""
+        return any(map(is_number, self.labels))
+
+    def label_id(self, value: Any) -> int:
+        """Index of a class given by its word, or by its index where no class is called by a number.
 
         Raises:
             DataError: the task has no such class.
         """
-        word = str(value)
+        word = word_of(value)
         if word in self.labels:
             return self.labels.index(word)
-        words = not any(map(is_number, self.labels))
-        if words and word.isdecimal() and int(word) < len(self.labels):
-            return int(word)
+        number = None if self._called_by_numbers else number_of(value)
+        if number is not None and number.is_integer() and 0 <= number < len(self.labels):
+            return int(number)
         raise DataError.build(
-            self.name, "no such class", found=repr(value), expected=self.accepted()
+            self.name, "no such class", found=repr(word), expected=self.accepted()
         )
 
     def accepted(self) -> str:
         """The labels that a row may hold, for messages."""
         if self.regression:
             return "a number"
-        if any(map(is_number, self.labels)):
+        if self._called_by_numbers:
             return "one of " + ", ".join(self.labels)
         return "one of " + ", ".join(f"{word} ({i})" for i, word in enumerate(self.labels))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a table before it is read; whatever is left open is read off the table.
+
+    Attributes:
+        text_columns: one or two columns of text.
+        label_column: the column of the labels.
+        labels: class names in the order of the output units, as the user gives them.
+        regression: whether labels are scores, as the user says it.
+        own: the classes that the scored module or model brings; empty for a regression, None where
+            it says nothing.
+    """
+
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    labels: tuple[str, ...] = ()
+    regression: bool | None = None
+    own: tuple[str, ...] | None = None
+
+    def check(self) -> None:
+        """Refuse what no table can satisfy.
+
+        Raises:
+            DataError: more than two texts, a column that is text and label, classes of scores, one
+                class or one class twice.
+        """
+        if len(self.text_columns) > 2 or len(set(self.text_columns)) < len(self.text_columns):
+            raise DataError.build(
+                "--text_column_names", "names the columns of one text or of a pair",
+                found=" ".join(self.text_columns), expected="one or two columns",
+            )  # fmt: skip
+        if self.label_column in self.text_columns:
+            raise DataError.build(
+                "--label_column_name", "is also a column of text", found=self.label_column,
+                expected="another column",
+            )  # fmt: skip
+        if self.labels and self.regression:
+            raise DataError.build(
+                "--labels", "contradicts --do_regression true", do="give one of the two"
+            )
+        if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise DataError.build(
+                "--labels", "not the classes of a task", found=" ".join(self.labels),
+                expected="at least two different names",
+            )  # fmt: skip
+
+
 def is_number(value: Any) -> bool:
-    """True for a number or a string that reads as a finite one."""
-    return not isinstance(value, bool) and number_of(value) is not None
+    """True for a number or a string that is written as a finite decimal one."""
+    return number_of(value) is not None
 
 
 def number_of(value: Any) -> float | None:
-    """The finite number that a cell holds, None if it holds anything else."""
+    """The finite decimal number that a cell holds, None if it holds anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
         return None
     try:
         number = float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:  # an integer of more than 308 digits
         return None
     return number if math.isfinite(number) else None
+
+
+def word_of(value: Any) -> str:
+    """What the file writes for a cell: the text itself, or JSON's spelling of anything else."""
+    if isinstance(value, str):
+        return value
+    return value.text if isinstance(value, WrittenFloat) else json.dumps(value, default=str)
+
+
+def reads_as_scores(values: Sequence[Any]) -> bool:
+    """True if labels are scores: one of them, at least, is a number that is not whole.
+
+    So 0.5 makes a regression, and 1, 1.0, 1e5, 01 do not: they are names of classes.
+    """
+    numbers = (number_of(value) for value in values)
+    return any(number is not None and not number.is_integer() for number in numbers)
 
 
 def _glue(

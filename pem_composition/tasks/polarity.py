@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pem_composition.errors import DataError
 from pem_composition.tasks import data as rows
-from pem_composition.tasks.glue import Task, get_task
+from pem_composition.tasks.glue import Reading, Task, get_task
 
 LANGUAGE = Task(
     "language", ("text", None), (), metrics=("loss", "perplexity"), primary="loss"
@@ -32,11 +32,12 @@ def load_documents(
     splits: Collection[str] = (rows.TRAIN, rows.VALIDATION),
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
+    reading: Reading | None = None,
 ) -> rows.TaskData:
     """The texts of a domain without their labels, in the order of the files; blank ones left out.
 
-    Where rows have two texts, the first is taken. Limits take the first rows, as documents in
-    their order make the blocks.
+    Where rows have two texts, the first is taken, unless ``reading`` names the column. Limits take
+    the first rows, as documents in their order make the blocks.
 
     Raises:
         DataError: no such file or task, a table without text, or no text in it.
@@ -48,7 +49,7 @@ def load_documents(
     limits = {rows.TRAIN: max_train_samples}
     out: dict[str, tuple[rows.Example, ...]] = {}
     for split in [s for s in tables if s in splits]:
-        texts = rows.texts_of(tables[split], task)
+        texts = rows.texts_of(tables[split], task, reading)
         kept = [(i, text) for i, text in enumerate(texts) if text.strip()]
         if not kept:
             raise DataError.build(tables[split].name, "no text in any row")

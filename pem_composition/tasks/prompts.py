@@ -137,6 +137,22 @@ def get_prompt(task: Task, prompt: str | None = None) -> Prompt:
     return _of_task(chosen, task) if prompt in PROMPTS else chosen
 
 
+def classes_of(prompt: str | None) -> tuple[str, ...] | None:
+    """The classes that a prompt file answers, in its order; none for a regression's numbers.
+
+    None where no file is named, for a template by name belongs to a task.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    if prompt is None or prompt in PROMPTS or not (prompt.endswith(".json") or _exists(prompt)):
+        return None
+    answers = load_json(Path(prompt), "prompt").get("answers")
+    if isinstance(answers, list):
+        return ()
+    return tuple(answers) if isinstance(answers, dict) and len(answers) > 1 else None
+
+
 def _of_task(prompt: Prompt, task: Task) -> Prompt:
     """Another task's prompt, its answers in the order of this task's classes.
 

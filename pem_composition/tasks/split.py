@@ -30,7 +30,8 @@ from typing import Any
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import TRAIN, VALIDATION, Example, TaskData
-from pem_composition.tasks.glue import LABEL_COLUMNS, Task, is_number
+from pem_composition.tasks.files import JSON_INTEGER, JSON_NUMBER, written
+from pem_composition.tasks.glue import Task, WrittenFloat
 from pem_composition.tasks.sampling import allocate, strata, stratified_sample
 
 HIGH, LOW = "high", "low"
@@ -74,6 +75,7 @@ class Split:
     """The examples of each written file, by its stem, and what ``split.json`` says of them."""
 
     parts: Mapping[str, Sequence[Example]]
+    label_columns: Mapping[str, str | None]  # by part
     record: Mapping[str, Any]
 
 
@@ -147,7 +149,8 @@ def reference_halves(labels: Sequence[Hashable], key_class: Hashable, share: flo
 def key_labels(task: Task, labels: Sequence[int | float], key: str | None) -> tuple[list[Any], Any]:
     """The labels that the split works on, and the key among them.
 
-    Classes stay as they are; scores become ``high`` (above the median) and ``low``.
+    Classes stay as they are; scores become ``high`` (above the median; from it on where nothing is
+    above) and ``low``.
 
     Raises:
         DataError: the task has no such class.
@@ -159,8 +162,16 @@ def key_labels(task: Task, labels: Sequence[int | float], key: str | None) -> tu
             "--key_class", f"{task.name} is a regression task", found=repr(key),
             expected=f"{HIGH} or {LOW}",
         )  # fmt: skip
-    median = statistics.median(labels)
-    return [HIGH if score > median else LOW for score in labels], key or HIGH
+    side = _side_of(labels)
+    return [side(score) for score in labels], key or HIGH
+
+
+def _side_of(scores: Sequence[float]) -> Callable[[float], str]:
+    """``high`` above the median; from the median on where nothing is above it."""
+    median = statistics.median(scores)
+    if max(scores) > median:
+        return lambda score: HIGH if score > median else LOW
+    return lambda score: HIGH if score >= median else LOW
 
 
 def make_split(data: TaskData, config: SplitConfig) -> Split:
@@ -201,13 +212,18 @@ def make_split(data: TaskData, config: SplitConfig) -> Split:
         parts[REPORTED] = list(data.splits[VALIDATION])
     kind_of = _kind_of(task, [rows[i].label for i in pool])
     summary = {n: _summary(task, [kind_of(e) for e in part], key) for n, part in parts.items()}
-    return Split(parts, _record(data, config, halves, key, summary))
+    columns = {
+        name: data.label_columns.get(VALIDATION if name == REPORTED else TRAIN) for name in parts
+    }
+    return Split(parts, columns, _record(data, config, halves, key, summary))
 
 
 def write_split(split: Split, path: str | Path, *, overwrite: bool = False) -> None:
     """Write one JSON-lines file per part and ``split.json``, the whole directory or nothing.
 
-    Every row is the row as read plus ``row_id``, its number in its file (counted from 0).
+    Every row is the row as read plus ``row_id``, its number in its file (counted from 0). Labels
+    of a CSV file become numbers, digit for digit, where all of them are scores that JSON can write
+    so, or all of them are whole numbers.
     """
     from pem_composition.checkpoint.files import atomic_directory, sha256_file
 
@@ -215,7 +231,7 @@ def write_split(split: Split, path: str | Path, *, overwrite: bool = False) -> N
         files = {}
         for name, examples in split.parts.items():
             target = folder / f"{name}.jsonl"
-            lines = [json.dumps(_row(e), ensure_ascii=False) for e in examples]
+            lines = [written(row) for row in _rows(examples, split, name)]
             target.write_text("\n".join(lines) + "\n", encoding="utf-8")
             files[target.name] = split.record["parts"][name] | {"sha256": sha256_file(target)}
         record = {k: v for k, v in split.record.items() if k != "parts"} | {"files": files}
@@ -267,8 +283,8 @@ def _kind_of(task: Task, pool: Sequence[Any]) -> Callable[[Example], Any]:
     """What a row counts as in the summary: its class, or its side of the sample's median score."""
     if not task.regression:
         return lambda example: example.label
-    median = statistics.median(pool)
-    return lambda example: HIGH if example.label > median else LOW
+    side = _side_of(pool)
+    return lambda example: side(example.label)
 
 
 def _summary(task: Task, kinds: Sequence[Any], key: Any) -> dict[str, Any]:
@@ -306,11 +322,16 @@ def _record(
     }
 
 
-def _row(example: Example) -> dict[str, Any]:
-    """The row as read, a label from a CSV cell as a number, and its number in its file."""
-    row = dict(example.row)
-    column = next(name for name in LABEL_COLUMNS if name in row)
-    if isinstance(row[column], str) and is_number(row[column]):
-        row[column] = json.loads(row[column])
-    row.pop("row_id", None)
-    return row | {"row_id": example.row_id}
+def _rows(examples: Sequence[Example], split: Split, part: str) -> list[dict[str, Any]]:
+    """The rows as read, each with its number in its file."""
+    column, scores = split.label_columns[part], not split.record["labels"]
+    rows = [{k: v for k, v in e.row.items() if k != "row_id"} for e in examples]
+    if column is not None and all(_is_json_number(row[column], scores) for row in rows):
+        rows = [row | {column: WrittenFloat(row[column])} for row in rows]
+    return [row | {"row_id": e.row_id} for row, e in zip(rows, examples, strict=True)]
+
+
+def _is_json_number(value: Any, scores: bool) -> bool:
+    """True for text that is a number of JSON; a class must be a whole one to stay the same word."""
+    form = JSON_NUMBER if scores else JSON_INTEGER
+    return isinstance(value, str) and form.fullmatch(value) is not None

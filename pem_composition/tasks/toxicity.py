@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pem_composition.errors import DataError
 from pem_composition.tasks import data
 from pem_composition.tasks.files import Table
-from pem_composition.tasks.glue import Task, get_task, is_number, plain
+from pem_composition.tasks.glue import Reading, Task, get_task, is_number, plain
 from pem_composition.tasks.polarity import LANGUAGE
 
 SCORE_COLUMN, THRESHOLD = "toxicity", 0.8
@@ -81,10 +81,12 @@ def load_texts(
     splits: Collection[str] = (data.TRAIN, data.VALIDATION),
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
+    reading: Reading | None = None,
 ) -> data.TaskData:
     """The texts of a file's column ``text`` (or ``sentence``), of a task's, or of civil_comments.
 
     Args:
+        reading: names another column.
         chosen: keep the rows above its threshold, in every split; a note says how many.
         max_train_samples: the first so many of the rows that are left.
 
@@ -99,14 +101,18 @@ def load_texts(
     rows = {}
     for split, table in tables.items():
         limit = max_train_samples if split == data.TRAIN else max_eval_samples
-        rows[split] = _examples(table, task or LANGUAGE, chosen, notes)[:limit]
+        rows[split] = _examples(table, task or LANGUAGE, chosen, reading, notes)[:limit]
     return data.TaskData(LANGUAGE, rows, {s: t.name for s, t in tables.items()}, tuple(notes))
 
 
 def _examples(
-    table: Table, task: Task, chosen: ScoreFilter | None, notes: list[str]
+    table: Table,
+    task: Task,
+    chosen: ScoreFilter | None,
+    reading: Reading | None,
+    notes: list[str],
 ) -> tuple[data.Example, ...]:
-    texts: Sequence[str] = data.texts_of(table, task)
+    texts: Sequence[str] = data.texts_of(table, task, reading)
     kept: Sequence[int] = range(len(texts)) if chosen is None else chosen.rows(table)
     if chosen is not None:
         notes.append(f"{table.name}: {len(kept)} of {len(texts)} rows with {chosen} kept")

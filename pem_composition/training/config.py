@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError
+from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ NEUTRAL_FIELDS = frozenset(
         "score_above",
         "purpose",
         "device_map",
+        # Rows enter the key as they are read, classes of no known task by their names.
+        "text_column_names",
+        "label_column_name",
+        "labels",
+        "do_regression",
     }
 )
 ADAPTER_FIELDS = {
@@ -84,6 +90,43 @@ LOAD_FIELDS = ("load_in_8bit", "load_in_4bit", "model_dtype")
 def flag(default: T, text: str, **meta: Any) -> T:
     """A dataclass field with its help text; the flag's name is the field's."""
     return field(default=default, metadata={"help": text, **meta})  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFlags:
+    """What a table's columns and labels mean; shared by every program that reads labelled rows."""
+
+    text_column_names: tuple[str, ...] | None = flag(
+        None,
+        "column of the text, or the two of a pair; default: usual names (sentence1 sentence2, ...)",
+        metavar="COLUMN",
+        aliases=("text_column_name",),
+    )
+    label_column_name: str | None = flag(
+        None, "column of the label; default: a usual name (label, ...)", metavar="COLUMN"
+    )
+    labels: tuple[str, ...] | None = flag(
+        None,
+        "class names in the order of the outputs, for files of no known task; default: those of "
+        "the module or model, else of the rows",
+        metavar="NAME",
+    )
+    do_regression: bool | None = flag(
+        None,
+        "labels are scores, or are classes (false); default: scores where one of them is a number "
+        "that is not whole",
+    )
+
+    def reading(self, own: tuple[str, ...] | None = None) -> Reading:
+        """The same for the reader of tables.
+
+        Args:
+            own: classes that a module or model brings; none for a regression.
+        """
+        names = self.text_column_names or ()
+        if len(names) == 1:  # the Hugging Face examples separate them by commas
+            names = tuple(name for name in names[0].split(",") if name)
+        return Reading(names, self.label_column_name, self.labels or (), self.do_regression, own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +164,7 @@ class LoadFlags:
 
 
 @dataclass(frozen=True)
-class ModelFlags(LoadFlags):
+class ModelFlags(LoadFlags, RowFlags):
     """Which model, task and adapter; shared by ``pem init`` and ``pem train``."""
 
     model_name_or_path: str = field(
@@ -132,7 +175,7 @@ class ModelFlags(LoadFlags):
     )
     task_name: str | None = flag(None, "GLUE task, e.g. rte; gives columns, label words and metric")
     train_file: str | None = flag(
-        None, "training rows: .jsonl .json .csv .tsv .parquet, also gzipped"
+        None, "training rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"
     )
     validation_file: str | None = flag(None, "validation rows, in the same formats")
     test_file: str | None = flag(None, "test rows, scored with --do_predict")
@@ -455,7 +498,7 @@ def check_objective(config: Any) -> None:
     """Refuse flags of another objective than the one that is trained or evaluated.
 
     Args:
-        config: holds objective, target, prompt, block_size and next_block.
+        config: holds objective, target, prompt, block_size, next_block and the RowFlags.
 
     Raises:
         UsageError: naming the flag that would make it count.
@@ -467,6 +510,11 @@ def check_objective(config: Any) -> None:
     needed = "--objective seq2seq --target next_block"
     refuse_idle(config, "block_size", needed, has=config.next_block)
     refuse_idle(config, "prompt", "--target label", has=not config.next_block)
+    labelled = config.objective not in DECODERS and not config.next_block
+    for name in ("labels", "label_column_name", "do_regression"):
+        refuse_idle(config, name, "labelled rows, which this objective does not read", has=labelled)
+    if config.objective == "instruction":
+        refuse_idle(config, "text_column_names", "--objective causal_lm", has=False)
 
 
 def refuse_idle(config: Any, name: str, needed: str, *, has: bool) -> None:

@@ -14,6 +14,7 @@ from pem_composition import checkpoint as checkpoints
 from pem_composition.checkpoint import files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.own_classes import Classes, of_model, of_module
 from pem_composition.record import Provenance
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.training import checkpointing, processes, results
@@ -109,6 +110,7 @@ def read_data(config: TrainConfig, objective: Objective) -> TaskData:
     splits = [TRAIN, VALIDATION] + ([TEST] if config.do_predict else [])
     data = objective.read(
         config.task_name,
+        reading=config.reading(own_classes(config)),
         train_file=config.train_file,
         validation_file=config.validation_file,
         test_file=config.test_file,
@@ -121,6 +123,16 @@ def read_data(config: TrainConfig, objective: Objective) -> TaskData:
     if config.eval_strategy not in (None, "no"):
         data.require(VALIDATION)
     return data
+
+
+def own_classes(config: TrainConfig) -> Classes:
+    """The classes that the run starts with, where neither task nor flags say them."""
+    said = config.task_name or config.labels or config.do_regression is not None
+    if said or config.objective != "classification":
+        return None
+    if config.init_from is not None and Path(config.init_from).is_dir():
+        return of_module(checkpoints.inspect_header(config.init_from))
+    return of_model(config.model_name_or_path)
 
 
 def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Outcome:

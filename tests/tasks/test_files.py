@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
+import zipfile
 from pathlib import Path
 
 import pandas
@@ -165,3 +168,101 @@ def test_a_cell_may_hold_a_long_document(tmp_path):
     long = "word " * 60_000
     (tmp_path / "a.csv").write_text(f'text,label\n"{long}",1\n')
     assert read_table(tmp_path / "a.csv").rows == [{"text": long, "label": "1"}]
+
+
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+def test_packed_files_give_the_rows_of_the_plain_one(tmp_path, kind):
+    data = write(tmp_path / f"a.{kind}").read_bytes()
+    for suffix, pack in PACK.items():
+        (tmp_path / f"a.{kind}.{suffix}").write_bytes(pack(data))
+        assert read_rows(tmp_path / f"a.{kind}.{suffix}") == ROWS
+    extra = {"__MACOSX/._a": b"\0", "folder/": b""}
+    assert read_rows(zipped(tmp_path / "b.zip", {f"folder/a.{kind}": data, **extra})) == ROWS
+    assert read_rows(zipped(tmp_path / f"a.{kind}.zip", {"a": data})) == ROWS
+
+
+def test_an_archive_of_several_files_or_none_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"not one file in the archive; found a.csv, b.csv"):
+        read_rows(zipped(tmp_path / "a.zip", {"a.csv": b"x", "b.csv": b"y"}))
+    with pytest.raises(DataError, match=r"found none, expected one file"):
+        read_rows(zipped(tmp_path / "b.zip", {}))
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_packed_file_that_is_cut_or_damaged_is_refused(tmp_path, suffix):
+    packed = PACK[suffix](write(tmp_path / "a.csv").read_bytes() * 50)
+    path = tmp_path / f"b.csv.{suffix}"
+    for broken in (packed[:-9], packed[:20] + b"\xff" * 9 + packed[29:]):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"broken (gzip|bzip2|xz) file"):
+            read_rows(path)
+
+
+QUOTINGS = {"all": csv.QUOTE_ALL, "non-numeric": csv.QUOTE_NONNUMERIC, "minimal": csv.QUOTE_MINIMAL}
+
+
+@pytest.mark.parametrize("quoting", QUOTINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_tsv_that_was_written_with_quotes_is_read_with_them(tmp_path, quoting, end, mark):
+    """As pandas reads it."""
+    texts = ["plain", 'He said "no".', "a\ttab", "two\nlines", '"', ""]
+    frame = pandas.DataFrame({"sentence": texts, "label": range(6)})
+    text = frame.to_csv(index=False, sep="\t", quoting=QUOTINGS[quoting], lineterminator=end)
+    path = tmp_path / "a.tsv"
+    path.write_bytes((mark + text).encode())
+    oracle = pandas.read_csv(path, sep="\t", keep_default_na=False, dtype=str)
+    assert read_rows(path) == oracle.to_dict("records")
+    assert [row["sentence"] for row in read_rows(path)] == texts
+
+
+@pytest.mark.parametrize("texts", [["a\ttab", "plain"], ["two\nlines", "plain"]])
+def test_a_tsv_whose_lines_are_uneven_as_they_stand_is_quoted(tmp_path, texts):
+    path = tmp_path / "a.tsv"
+    frame = pandas.DataFrame({"sentence": texts, "label": ["0", "1"]})
+    frame.to_csv(path, index=False, sep="\t")
+    assert [row["sentence"] for row in read_rows(path)] == texts
+
+
+GLUE_LINES = [
+    ['"Hello, he said.', "1", '"Yes"', "0"],
+    ['"Hello', "1", 'world"', "0"],  # with quotes these two rows would be one
+    ['"""', "1", 'it""s', "0"],
+]
+
+
+@pytest.mark.parametrize("cells", GLUE_LINES)
+def test_quotes_of_a_glue_tsv_are_letters(tmp_path, cells):
+    """As pandas reads it with QUOTE_NONE."""
+    path = tmp_path / "a.tsv"
+    path.write_text("sentence\tlabel\n{}\t{}\n{}\t{}\n".format(*cells))
+    oracle = pandas.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, dtype=str)
+    assert read_rows(path) == oracle.to_dict("records")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_a_mark_windows_line_ends_and_empty_lines_change_nothing(tmp_path, name):
+    path = write(tmp_path / name)
+    lines = path.read_bytes().replace(b"\n", b"\r\n\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + lines + b"\r\n")
+    assert read_rows(path) == ROWS
+
+
+@pytest.mark.parametrize(
+    "odd", ['{"text": "b", "lable": 1}', '{"text": "b"}', '{"text": "b", "label": 1, "x": 2}']
+)
+def test_json_lines_with_differing_keys_are_named_by_their_line(tmp_path, odd):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": 0}\n\n' + odd + "\n")
+    with pytest.raises(DataError, match=r"line 3: columns differ from the first row's"):
+        read_rows(path)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.classify import EncodedDataset
     from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.tasks.data import Example, TaskData
-    from pem_composition.tasks.glue import Task
+    from pem_composition.tasks.glue import Reading, Task
 
 
 class Objective(Protocol):
     """From rows to a loss, and from rows to an exam."""
 
-    def read(self, task_name: str | None, **where: Any) -> TaskData:
+    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
         """The rows of the splits; arguments as those of ``load_task``."""
 
     def content(self, task: Task) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.tasks.data import Example, TaskData
-from pem_composition.tasks.glue import Task
+from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.toxicity import ScoreFilter, load_texts
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Documents:
     truncate: bool = True
     loss_on_padding: bool = False
 
-    def read(self, task_name: str | None, **where: Any) -> TaskData:
-        data = load_texts(task_name, chosen=self.chosen, **where)
+    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+        data = load_texts(task_name, chosen=self.chosen, reading=reading, **where)
         return replace(data, notes=(*data.notes, PADDED_NOTE)) if self.loss_on_padding else data
 
     def content(self, task: Task) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.tasks.data import Example, TaskData, load_task
-from pem_composition.tasks.glue import Task
+from pem_composition.tasks.glue import TASKS, Reading, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 class Classification:
     """loss = 1/n sum_i CE(logits_i, label_i)   or   1/n sum_i (logit_i - score_i)^2."""
 
-    def read(self, task_name: str | None, **where: Any) -> TaskData:
-        return load_task(task_name, **where)
+    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+        return load_task(task_name, reading=reading, **where)
 
     def content(self, task: Task) -> dict[str, Any]:
-        return {}
+        """The class names, where no name of a task stands for them."""
+        return {} if task.name in TASKS else {"labels": list(task.labels)}
 
     def metrics(self, task: Task) -> tuple[str, ...]:
-        return task.metrics
+        return task.scores
 
     def settings(self, task: Task, max_seq_length: int) -> ExamSettings:
         from pem_composition.evaluation.exam import ExamSettings

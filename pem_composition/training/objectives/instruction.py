@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.tasks.data import Example, TaskData
-from pem_composition.tasks.glue import Task
+from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.instructions import Template, load_instructions
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Instructions:
     template: Template
     train_on_inputs: bool = False
 
-    def read(self, task_name: str | None, **where: Any) -> TaskData:
+    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+        """Instructions and answers stand in columns of fixed names."""
         return load_instructions(task_name, **where)
 
     def content(self, task: Task) -> dict[str, Any]:

@@ -8,13 +8,13 @@ The decoder reads its start token and the targets, shifted right by one; no head
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.tasks.data import Example, TaskData, load_task
-from pem_composition.tasks.glue import Task
+from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.polarity import load_documents
-from pem_composition.tasks.prompts import Prompt, get_prompt
+from pem_composition.tasks.prompts import Prompt, classes_of, get_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,10 @@ class Answers:
 
     prompt_name: str | None = None  # None: the task's own
 
-    def read(self, task_name: str | None, **where: Any) -> TaskData:
-        return load_task(task_name, **where)
+    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+        """A prompt file's classes are those of rows of no known task."""
+        own = replace(reading, own=classes_of(self.prompt_name))
+        return load_task(task_name, reading=own, **where)
 
     def content(self, task: Task) -> dict[str, Any]:
         """The prompt by what it says, wherever it comes from."""
@@ -39,7 +41,7 @@ class Answers:
         return {"prompt": {"template": prompt.template, "answers": list(prompt.answers)}}
 
     def metrics(self, task: Task) -> tuple[str, ...]:
-        return (*task.metrics, "exact_match")
+        return (*task.scores, "exact_match")
 
     def prompt(self, task: Task) -> Prompt:
         """The template and its answers."""
@@ -80,8 +82,8 @@ class NextBlocks:
 
     block_size: int
 
-    def read(self, task_name: str | None, **where: Any) -> TaskData:
-        return load_documents(task_name, **where)
+    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+        return load_documents(task_name, reading=reading, **where)
 
     def content(self, task: Task) -> dict[str, Any]:
         return {}

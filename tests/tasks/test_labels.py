@@ -1,0 +1,238 @@
+"""Class names are words; when labels are scores; what the user and a module say of a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pandas
+import pytest
+
+from pem_composition.errors import DataError
+from pem_composition.tasks.data import load_task
+from pem_composition.tasks.files import read_rows
+from pem_composition.tasks.glue import Reading, Task, number_of, reads_as_scores, word_of
+from pem_composition.tasks.split import SplitConfig, make_split, write_split
+
+# As they stand in a file; each is a class of its own.
+WORDS = [
+    "12", "1_2", "1e1", "10", "01", "1", "1.0", "+1", "nan", "inf", "true", "True", "a b", "\u0661",
+]  # fmt: skip
+
+
+def table(path: Path, labels: list[str], *, times: int = 6) -> Path:
+    """A CSV file with every label so many times."""
+    with path.open("w", newline="") as file:
+        rows = [[f"row {i} of {word}", word] for i in range(times) for word in labels]
+        csv.writer(file).writerows([["text", "label"], *rows])
+    return path
+
+
+def said(examples, task: Task) -> list[tuple[str, str]]:
+    return [(e.text, task.labels[e.label]) for e in examples]
+
+
+def test_class_names_that_look_alike_stay_apart_through_a_split(tmp_path):
+    data = load_task(train_file=table(tmp_path / "a.csv", WORDS))
+    assert set(data.task.labels) == set(WORDS)
+    assert said(data.train, data.task) == [
+        (f"row {i} of {word}", word) for i in range(6) for word in WORDS
+    ]
+    write_split(make_split(data, SplitConfig(share=0.5)), tmp_path / "out")
+    again = load_task(train_file=tmp_path / "out/all.jsonl")
+    assert again.task.labels == data.task.labels
+    assert sorted(said(again.train, again.task)) == sorted(said(data.train, data.task))
+
+
+@pytest.mark.parametrize(
+    "labels", [["1e5", "2e5"], ["0", "1"], ["+1", "-1"], ["01", "02"], ["1", "1.0"], ["-0", "0"]]
+)
+def test_a_half_has_the_classes_of_the_whole_letter_by_letter(tmp_path, labels):
+    path = table(tmp_path / "a.csv", labels)
+    whole = load_task(train_file=path)
+    write_split(make_split(whole, SplitConfig()), tmp_path / "out")
+    half = load_task(train_file=tmp_path / "out/half-0.jsonl")
+    assert half.task == whole.task
+    assert not half.task.regression
+    assert set(half.task.labels) == set(labels)
+
+
+@pytest.mark.parametrize("scores", [[".5", "01", "+1"], ["2.50", "0.10"], ["1.5e1", "3.25"]])
+def test_scores_keep_their_digits_through_a_split(tmp_path, scores):
+    data = load_task(train_file=table(tmp_path / "a.csv", scores))
+    assert data.task.regression
+    write_split(make_split(data, SplitConfig()), tmp_path / "out")
+    again = load_task(train_file=tmp_path / "out/all.jsonl")
+    assert again.task.regression
+    assert sorted(e.label for e in again.train) == sorted(6 * [float(s) for s in scores])
+    written = (tmp_path / "out/all.jsonl").read_text()
+    assert all(f" {s}, " in written or f'"{s}"' in written for s in scores)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_numbers_of_json_are_written_as_they_were_read(tmp_path, suffix):
+    lines = ['{"text": "a", "w": 1e5, "label": 1.0}', '{"text": "b", "w": 2.50, "label": 1}']
+    text = "\n".join(lines * 10) if suffix == "jsonl" else f"[{', '.join(lines * 10)}]"
+    (tmp_path / f"a.{suffix}").write_text(text)
+    data = load_task(train_file=tmp_path / f"a.{suffix}")
+    assert data.task.labels == ("1", "1.0")
+    write_split(make_split(data, SplitConfig()), tmp_path / "out")
+    found = (tmp_path / "out/all.jsonl").read_text().splitlines()
+    assert {line.partition(', "row_id"')[0] + "}" for line in found} == set(lines)
+
+
+def test_a_number_is_ascii_decimal_and_finite():
+    for text in ("1", "+1", "-.5", "5.", "01", "1e1", " 2 ", "1E-3"):
+        assert number_of(text) == float(text)
+    for text in ("1_2", "\u0661", "nan", "inf", "Infinity", "1e999", "0x1", "", ".", "1e", "1,5"):
+        assert number_of(text) is None
+    assert number_of(True) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "scores"),
+    [
+        (["0.5", "1"], True), ([2.5, 1], True), (["1e-1", "3"], True), ([1.0, 2.0], False),
+        (["1e5", "2e5"], False), (["1.0", "2.0"], False), (["a", "b"], False),
+        ([True, False], False),
+    ],
+)  # fmt: skip
+def test_labels_are_scores_where_one_is_not_whole(tmp_path, values, scores):
+    assert reads_as_scores(values) == scores
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "x", "label": v}) + "\n" for v in values))
+    data = load_task(train_file=path)
+    assert data.task.regression == scores
+    assert ("scores (regression)" in data.notes[0]) == scores
+    flipped = load_task(train_file=path, reading=Reading(regression=False))
+    assert set(flipped.task.labels) == {word_of(v) for v in values}
+
+
+def test_booleans_are_classes_by_their_spelling_and_null_is_no_class(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
+    assert load_task(train_file=path).task.labels == ("false", "true")
+    path.write_text(path.read_text() + '{"text": "c", "label": null}\n')
+    with pytest.raises(DataError, match=r"line 3: unknown label; found nothing"):
+        load_task(train_file=path)
+
+
+@pytest.mark.parametrize("label", [[0, 1], [], {"a": 1}])
+@pytest.mark.parametrize("task_name", [None, "sst2", "stsb"])
+def test_several_labels_in_a_row_are_refused_by_name(tmp_path, label, task_name):
+    path = tmp_path / "a.jsonl"
+    row = {"text": "x", "sentence1": "x", "sentence2": "y", "label": label}
+    path.write_text(json.dumps(row | {"label": 0}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"line 2: several labels in one row \(multi-label"):
+        load_task(task_name, train_file=path)
+
+
+def test_lists_of_parquet_are_several_labels(tmp_path):
+    pandas.DataFrame({"text": ["a", "b"], "label": [[0], [1, 2]]}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match="several labels in one row"):
+        load_task(train_file=tmp_path / "a.parquet")
+
+
+def test_indices_beside_the_words_they_stand_for_are_refused_other_numbers_are_classes(tmp_path):
+    mixed = table(tmp_path / "a.csv", ["0", "1", "no", "yes"])
+    with pytest.raises(DataError, match="labels are words in some rows and numbers in others"):
+        load_task(train_file=mixed)
+    stars = load_task(train_file=table(tmp_path / "b.csv", ["1", "5", "none"]))
+    assert stars.task.labels == ("1", "5", "none")
+    named = load_task(train_file=mixed, labels=("0", "1", "no", "yes"))
+    assert named.task.labels == ("0", "1", "no", "yes")
+
+
+def test_a_word_among_scores_names_both_ways_out(tmp_path):
+    path = table(tmp_path / "a.csv", ["0.5", "n/a"], times=1)
+    with pytest.raises(DataError, match=r"line 3: labels are scores.*--do_regression false"):
+        load_task(train_file=path)
+    assert load_task(train_file=path, reading=Reading(regression=False)).task.num_labels == 2
+
+
+def test_a_module_s_own_classes_give_meaning_and_order(tmp_path):
+    own = ("ok", "bad", "good")
+    path = table(tmp_path / "a.csv", ["good", "bad"], times=1)
+    data = load_task(validation_file=path, reading=Reading(own=own))
+    assert data.task.labels == own
+    assert [e.label for e in data.validation] == [2, 1]
+    one = load_task(validation_file=table(tmp_path / "b.csv", ["bad"]), reading=Reading(own=own))
+    assert one.task.labels == own
+    with pytest.raises(
+        DataError, match=r"line 3: unknown label; found 'awful', expected one of ok"
+    ):
+        load_task(
+            validation_file=table(tmp_path / "c.csv", ["bad", "awful"]), reading=Reading(own=own)
+        )
+    ids = load_task(validation_file=table(tmp_path / "d.csv", ["2", "0"]), reading=Reading(own=own))
+    assert [e.label for e in ids.validation][:2] == [2, 0]
+
+
+def test_numbered_classes_of_a_module_are_indices_or_give_way_to_words(tmp_path):
+    own = ("LABEL_0", "LABEL_1", "LABEL_2")
+    ids = load_task(validation_file=table(tmp_path / "a.csv", ["0", "2"]), reading=Reading(own=own))
+    assert [e.label for e in ids.validation][:2] == [0, 2]
+    words = table(tmp_path / "b.csv", ["x", "y", "z"])
+    assert load_task(validation_file=words, reading=Reading(own=own)).task.labels == ("x", "y", "z")
+
+
+def test_a_module_that_predicts_scores_reads_whole_numbers_as_scores(tmp_path):
+    path = table(tmp_path / "a.csv", ["1", "2"])
+    assert load_task(validation_file=path, reading=Reading(own=())).task.regression
+    assert not load_task(validation_file=path).task.regression
+
+
+def test_columns_are_those_that_were_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,body,title,mood\nt,9,b,h,bad\nt,8,c,i,good\n")
+    reading = Reading(text_columns=("title", "body"), label_column="mood")
+    data = load_task(train_file=path, reading=reading)
+    assert data.task.text_columns == ("title", "body")
+    assert [(e.text, e.text_pair) for e in data.train] == [("h", "b"), ("i", "c")]
+    assert data.task.labels == ("bad", "good")
+    assert "text in title and body; label in mood; 2 classes from the rows" in data.notes[0]
+    pair = load_task("rte", train_file=path, reading=Reading(("title", "body"), "label"), splits=())
+    assert pair.task.text_columns == ("sentence1", "sentence2"), "the task's prompt names these"
+
+
+REFUSED = {
+    "no such text": (Reading(("nope",)), "--text_column_names nope: no such column"),
+    "no such label": (Reading(label_column="nope"), "--label_column_name nope: no such column"),
+    "text is label": (Reading(("mood",), "mood"), "is also a column of text"),
+    "three texts": (Reading(("text", "mood", "body")), "one or two columns"),
+    "one class": (Reading(labels=("a",)), "at least two different names"),
+    "classes of scores": (Reading(labels=("a", "b"), regression=True), "contradicts --do"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_no_table_can_satisfy_is_refused_by_its_flag(tmp_path, case):
+    reading, message = REFUSED[case]
+    path = tmp_path / "a.csv"
+    path.write_text("text,body,mood\nt,b,bad\nt,c,good\n")
+    with pytest.raises(DataError, match=message):
+        load_task(train_file=path, reading=reading)
+
+
+def test_a_known_task_keeps_its_own_classes(tmp_path):
+    path = table(tmp_path / "a.csv", ["0", "1"])
+    for reading in (Reading(labels=("positive", "negative")), Reading(regression=True)):
+        with pytest.raises(DataError, match=r"sst2 has"):
+            load_task("sst2", train_file=path, reading=reading)
+
+
+@pytest.mark.parametrize("columns", [("sentence1", "sentence2"), ("text",)])
+@pytest.mark.parametrize("labels", [("0", "1"), ("no", "yes")])
+def test_tables_of_the_hugging_face_examples(tmp_path, columns, labels):
+    for name in ("train", "dev"):
+        rows = [{**{c: f"{c} {i}" for c in columns}, "label": labels[i % 2]} for i in range(4)]
+        pandas.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+    data = load_task(train_file=tmp_path / "train.csv", validation_file=tmp_path / "dev.csv")
+    assert data.task.labels == labels
+    assert [e.label for e in data.validation] == [0, 1, 0, 1]
+    assert [e.text for e in data.train] == [
+        r[columns[0]] for r in read_rows(tmp_path / "train.csv")
+    ]

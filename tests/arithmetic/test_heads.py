@@ -90,14 +90,14 @@ def test_concat_is_one_head_over_all_labels_and_clashes_are_named():
 
 def test_a_concatenated_head_gives_every_tasks_own_logits():
     merged = combine([RTE, MNLI], [1, 1], head="concat")
-    h = torch.randn(3, WIDTH)
+    h = torch.randn(3, WIDTH, dtype=torch.float64)
 
     def logits(m: PEM) -> torch.Tensor:
-        head = m.head_tensors()
+        head = {n: t.double() for n, t in m.head_tensors().items()}
         return h @ head["classifier.out_proj.weight"].T + head["classifier.out_proj.bias"]
 
     expected = torch.cat([logits(RTE), logits(MNLI)], dim=1)
-    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-12)
 
 
 def test_a_concatenated_head_counts_as_its_parts():

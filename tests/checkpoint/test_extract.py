@@ -104,11 +104,11 @@ def test_it_opens_in_peft_and_in_the_programs(name: str, tmp_path: Path) -> None
     base, tuned = pair(name, tmp_path)
     extract_lora(base, tuned, rank=3).save(tmp_path / "out")
     module = load(tmp_path / "out")
-    for model in (tiny(name), tiny(name)):
+    for model in (tiny(name).double(), tiny(name).double()):
         with attach(model, module):
             expected = logits_of(model)
         peft = PeftModel.from_pretrained(model, tmp_path / "out")
-        torch.testing.assert_close(logits_of(peft.eval()), expected, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(logits_of(peft.eval().double()), expected, rtol=1e-9, atol=1e-9)
     assert rebuild(tmp_path / "out").equal
     combine([module, module], [1.0, -0.5], space="delta", rank=2).save(tmp_path / "sum")
     assert rebuild(tmp_path / "sum").equal

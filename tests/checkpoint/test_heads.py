@@ -46,7 +46,7 @@ def test_heads_come_back_as_they_went(merged: PEM, tmp_path: Path) -> None:
 
 def test_a_chosen_head_gives_the_logits_of_that_head(merged: PEM, tmp_path: Path) -> None:
     merged.save(tmp_path / "m")
-    model = tiny("bert")
+    model = tiny("bert").double()
     for name, head in merged.heads.items():
         with attach(model, load(tmp_path / "m").with_head(name)):
             found = logits_of(model)
@@ -54,19 +54,20 @@ def test_a_chosen_head_gives_the_logits_of_that_head(merged: PEM, tmp_path: Path
             assert torch.equal(logits_of(model), found)
         with attach(model, merged, head="ignore"), torch.no_grad():
             hidden = model.bert(**inputs_for(model)).pooler_output
-        expected = hidden @ head.tensors["classifier.weight"].T + head.tensors["classifier.bias"]
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        own = {n: t.double() for n, t in head.tensors.items()}
+        expected = hidden @ own["classifier.weight"].T + own["classifier.bias"]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_plain_peft_opens_it_without_looking_at_the_heads(merged: PEM, tmp_path: Path) -> None:
     from peft import PeftModel
 
     merged.save(tmp_path / "m")
-    model = tiny("bert")
+    model = tiny("bert").double()
     with attach(model, merged, head="ignore"):
         expected = logits_of(model)
-    opened = PeftModel.from_pretrained(tiny("bert"), tmp_path / "m").eval()
-    torch.testing.assert_close(logits_of(opened), expected, rtol=0, atol=1e-5)
+    opened = PeftModel.from_pretrained(tiny("bert"), tmp_path / "m").eval().double()
+    torch.testing.assert_close(logits_of(opened), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_chosen_head_saved_is_a_plain_peft_module_with_that_head(

@@ -171,7 +171,7 @@ def test_a_model_that_holds_modules_is_not_blended():
 
 def test_the_inputs_are_those_of_the_tiny_model():
     """``exam`` and ``logits`` read the same rows: batches only pad."""
-    model, _ = model_and_modules()
+    model = model_and_modules()[0].double()
     found = exam(5, size=3)
     with torch.no_grad():
         padded = torch.cat([found.forward(model, b.inputs) for b in found.batches])

@@ -13,14 +13,15 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from pem_composition.adapters.folding import Folded, FoldStack
+from pem_composition.adapters.folding import Folded
 from pem_composition.adapters.fresh import Blocks, mask_of
 from pem_composition.adapters.full import FullWeights
-from pem_composition.adapters.heads import HeadSlot
 from pem_composition.adapters.ia3 import IA3Linear, IA3Vector
 from pem_composition.adapters.layer import AdapterLayer
 from pem_composition.adapters.lora import LoraFactors, LoraLinear
+from pem_composition.adapters.placement import Placement
 from pem_composition.adapters.plan import check_base, check_layers, head_of
+from pem_composition.checkpoint.changes import Change
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -65,9 +66,8 @@ class Attachment:
         elif self.options.trainable:
             self._held = FullWeights(self.model, pem, head)
         else:
-            stack: FoldStack = self.model.__dict__.setdefault("_pem_folds", FoldStack())
-            self._held = Folded(self.model, pem, head="ignore", stack=stack)
-        self._slot = HeadSlot(self.model, head) if head else None
+            self._held = Folded(self.model, pem, head="ignore")
+        self._slot = Placement(self.model, _saved(head)) if head else None
         self.pem = pem
 
     def _check_head_is_free(self, head: Mapping[str, Tensor]) -> None:
@@ -83,7 +83,7 @@ class Attachment:
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Live head parameters that this module brought, by name."""
-        return self._slot.tensors() if self._slot else {}
+        return self._slot.parameters() if self._slot else {}
 
     def parameters(self) -> list[nn.Parameter]:
         """What training this module changes: its adapter (or all weights, if full) and its head."""
@@ -106,7 +106,7 @@ class Attachment:
             check_base(self.model, pem)
             self._held.write(pem)
             if self._slot:
-                self._slot.write(head)
+                self._slot.replace(_saved(head))
             self.pem = pem
             return self
         self._replace(pem)
@@ -133,7 +133,7 @@ class Attachment:
         else:
             tensors = {n: copy_out(t) for n, t in self._held.tensors().items()}
         if self._slot:
-            tensors |= {f"{n}.head": copy_out(t) for n, t in self._slot.tensors().items()}
+            tensors |= {f"{n}.head": copy_out(t) for n, t in self.head_tensors().items()}
         head = self.pem.head if self._slot else None
         return PEM(
             tensors,
@@ -161,7 +161,7 @@ class Attachment:
 
     def _remove(self) -> None:
         if self._slot:
-            self._slot.restore()
+            self._slot.remove()
         self._held.restore()
 
     @property
@@ -179,6 +179,10 @@ class Attachment:
         traceback: TracebackType | None,
     ) -> None:
         self.detach()
+
+
+def _saved(head: Mapping[str, Tensor]) -> dict[str, Change]:
+    return {name: Change(saved=tensor) for name, tensor in head.items()}
 
 
 class Layers:

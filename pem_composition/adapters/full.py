@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from pem_composition.adapters.folding import updates_of
+from pem_composition.adapters.folding import live_changes
 from pem_composition.adapters.locate import plain_tensors
+from pem_composition.adapters.placement import apart, changed
+from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
 
 
@@ -32,11 +34,19 @@ class FullWeights:
     @torch.no_grad()
     def write(self, pem: PEM) -> None:
         """theta = theta_0 + delta, in place."""
-        updates = updates_of(self.model, pem)
+        changes = live_changes(self.model, pem)
+        tied = apart(self.model, changes, {})
+        if tied:
+            raise IncompatibleModules.build(
+                f"parameter {tied[0][0]}",
+                "is tied, and the module changes its names differently",
+                found=f"{len(tied)} deltas of their own",
+                do="load the base model with untied weights to train it",
+            )
         for name, parameter in self.live.items():
             original = self.originals[name]
-            update = updates.get(parameter)
-            parameter.copy_(original if update is None else update(_wide(original)))
+            change = changes.get(name)
+            parameter.copy_(original if change is None else changed(original, change))
 
     @torch.no_grad()
     def tensors(self) -> Mapping[str, Tensor]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from pem_composition.adapters.locate import listing, plain_modules, plain_tensors
@@ -56,49 +55,6 @@ def head_info(model: nn.Module, names: Iterable[str]) -> HeadInfo | None:
     return HeadInfo(problem="causal_lm" if "CausalLM" in kind or "LMHead" in kind else None)
 
 
-class HeadSlot:
-    """The model's head parameters while a module's head is loaded into them.
-
-    A parameter shared with another layer (a tied ``lm_head``) gets a tensor of its own, so that
-    the embedding keeps its numbers; ``restore`` ties it again.
-    """
-
-    def __init__(self, model: nn.Module, head: Mapping[str, Tensor]) -> None:
-        check_head(model, head)
-        modules = plain_modules(model)
-        self.where = {n: (modules[n.rpartition(".")[0]], n.rpartition(".")[2]) for n in head}
-        shared = _shared(model, set(head))
-        self.tied = {n: self.parameter(n) for n in head if id(self.parameter(n)) in shared}
-        self.originals = {n: self.parameter(n).detach().clone() for n in head if n not in self.tied}
-        for name, original in self.tied.items():
-            owner, local = self.where[name]
-            own = nn.Parameter(original.detach().clone(), requires_grad=original.requires_grad)
-            setattr(owner, local, own)
-        self.write(head)
-
-    def parameter(self, name: str) -> nn.Parameter:
-        """The live parameter of that name."""
-        owner, local = self.where[name]
-        return getattr(owner, local)
-
-    def write(self, head: Mapping[str, Tensor]) -> None:
-        """Set the parameters in place; each is cast to the dtype and device it has in the model."""
-        with torch.no_grad():
-            for name, tensor in head.items():
-                self.parameter(name).copy_(tensor)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Name -> live parameter."""
-        return {name: self.parameter(name) for name in self.where}
-
-    def restore(self) -> None:
-        """Give the model its own head back, bit for bit."""
-        self.write(self.originals)
-        for name, original in self.tied.items():
-            owner, local = self.where[name]
-            setattr(owner, local, original)
-
-
 @contextmanager
 def wearing(model: nn.Module, head: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with these head parameters in the place of its own, whatever their number of
@@ -135,11 +91,6 @@ def _owners(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, tuple[nn.
             _raise_other_shape(model, name, tensor, known)
         owners[name] = owner, local
     return owners
-
-
-def _shared(model: nn.Module, own: set[str]) -> set[int]:
-    """ids of parameters that are also used under a name outside ``own``."""
-    return {id(t) for n, t in plain_tensors(model).items() if n not in own}
 
 
 def check_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from pem_composition.adapters.heads import check_head, head_parameter_names
 from pem_composition.adapters.layer import features, is_linear
 from pem_composition.adapters.locate import linear_layers, plain_modules, renaming
 from pem_composition.checkpoint import base_identity
+from pem_composition.checkpoint.changes import check_fits
 from pem_composition.config import IA3Config, LoraConfig, targets_of
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.module import PEM
@@ -64,7 +65,7 @@ def check_layers(model: nn.Module, pem: PEM) -> dict[str, str]:
                 found=type(layer).__name__,
                 expected="nn.Linear or Conv1D",
             )
-        _check_shapes(pem, name, live, features(layer))
+        check_fits(pem, name, live, features(layer))
     _check_complete(model, pem, set(names.values()))
     return names
 
@@ -83,27 +84,6 @@ def _check_complete(model: nn.Module, pem: PEM, adapted: set[str]) -> None:
                 found=f"{len(adapted)} layers",
                 expected=f"every layer named {', '.join(sorted(targets))}",
                 do="restore its file, or name the layers in full in target_modules",
-            )
-
-
-def _check_shapes(pem: PEM, name: str, live: str, sizes: tuple[int, int]) -> None:
-    d_in, d_out = sizes
-    if isinstance(pem.config, LoraConfig):
-        r = pem.config.rank(name)
-        expected = {"lora_A": (r, d_in), "lora_B": (d_out, r)}
-    else:
-        assert isinstance(pem.config, IA3Config)
-        expected = {"ia3": (d_in if pem.config.scales_input(name) else d_out,)}
-    for role, shape in expected.items():
-        tensor = pem.tensors.get(f"{name}.{role}")
-        found = None if tensor is None else tuple(tensor.shape)
-        if found != shape:
-            raise IncompatibleModules.build(
-                f"layer {live}, {role}",
-                "the module does not fit the layer",
-                found="no such tensor" if found is None else f"{found} in the module",
-                expected=f"{shape} for a layer {d_in} -> {d_out}",
-                do="load the base model that the module was trained on",
             )
 
 

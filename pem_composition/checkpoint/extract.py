@@ -22,8 +22,8 @@ from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, resolve
 from pem_composition.arithmetic.updates import cast, certified
 from pem_composition.checkpoint.card import license_of
+from pem_composition.checkpoint.changes import stores_transposed
 from pem_composition.checkpoint.files import FLOAT_DTYPES, read_json
-from pem_composition.checkpoint.folded import is_conv1d
 from pem_composition.checkpoint.full import (
     Weights,
     aligned,
@@ -33,7 +33,7 @@ from pem_composition.checkpoint.full import (
 )
 from pem_composition.checkpoint.full_blocks import Differences
 from pem_composition.checkpoint.model_folder import CONFIG
-from pem_composition.checkpoint.provenance import base_identity, model_type_of
+from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -128,11 +128,6 @@ class _Work:
     dtype: str | None
 
     @cached_property
-    def model_type(self) -> str | None:
-        """Architecture of the base."""
-        return model_type_of(read_json(self.base.folder / CONFIG, self.base.folder))
-
-    @cached_property
     def names(self) -> dict[str, str]:
         """Name in the tuned model -> name in the base."""
         return aligned(self.tuned, self.base)
@@ -188,14 +183,14 @@ class _Work:
 
         tensors: dict[str, Tensor] = {}
         errors: dict[str, LayerError] = {}
-        names, kind = self.names, self.model_type
+        names = self.names
         for layer in layers:
             weight = f"{layer}.weight"
             entries = Differences([(1.0, self.tuned, weight)], self.base, names[weight])
             draws = Draws(self.seed, layer)
             found = dense.compressed(entries, _only, self.rank, draws, exact=self.exact)
             A, B = f"{layer}.lora_A", f"{layer}.lora_B"
-            conv = is_conv1d(layer, kind)  # stores W^T = A^T B^T
+            conv = stores_transposed(layer, self.tuned.infos)  # stores W^T = A^T B^T
             pair = (found.B_OR.mT, found.A_RI.mT) if conv else (found.A_RI, found.B_OR)
             own = {name: t.float().contiguous() for name, t in zip((A, B), pair, strict=True)}
             own = cast(own, self.dtype)
@@ -283,7 +278,7 @@ def _config(tensors: Mapping[str, Tensor], layers: Sequence[str], work: _Work) -
         target_modules=_targets(layers, {n.rpartition(".")[0] for n in work.tuned.infos}),
         rank_pattern=own,
         alpha_pattern={key: float(k) for key, k in own.items()},
-        fan_in_fan_out=all(is_conv1d(layer, work.model_type) for layer in layers),
+        fan_in_fan_out=all(stores_transposed(layer, work.tuned.infos) for layer in layers),
     )
 
 

@@ -8,7 +8,6 @@ theta_0), the updates of each kind composed first. Memory: the adapters, and see
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,20 +31,22 @@ from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
     with_dtype,
+    with_head,
     write_companions,
     write_model,
 )
-from pem_composition.checkpoint.provenance import base_identity, model_type_of
+from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.store import inspect_header, load, locate
 from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
+from pem_composition.checkpoint.tied import untied
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Recipe, Source, Term, leaf
 
 if TYPE_CHECKING:
-    from pem_composition.config import BaseIdentity, HeadInfo
+    from pem_composition.config import BaseIdentity
 
 
 def fold_checkpoint(
@@ -84,11 +85,15 @@ def fold_checkpoint(
     with ExitStack() as stack:
         original = stack.enter_context(Weights(folder))
         parts = _parts(tree, modules, folder, space, head, allow_base_mismatch, stack)
-        plan = Plan(original, model_type_of(read_json(folder / CONFIG, folder)), parts)
+        config = read_json(folder / CONFIG, folder)
+        plan = Plan(original, config, parts)
+        described = _config(config, plan, parts, dtype)
+        # another class has another head in the place of the base's
+        heads = not parts.head or described.get("architectures") == config.get("architectures")
         with atomic_directory(out, overwrite, keep=is_foreign) as written:
             with one_thread():
-                known = write_model(written, plan.outputs(target))
-            write_companions(folder, written, _config(folder, parts.head_info, dtype))
+                known = write_model(written, plan.outputs(target, heads=heads))
+            write_companions(folder, written, described)
             module = _described(tree, parts, plan, base, space, head, allow_base_mismatch)
             module = replace(module, name=Path(fspath(out)).name)
             provenance.write(module, written, {"format": "peft", "dtype": dtype}, known=known)
@@ -135,8 +140,15 @@ def _parts(
         chosen = _head(tree, own, kinds, options, head)
     notes = tuple(dict.fromkeys(n for m in adapters for n in notes_of(m)))
     return Parts(
-        adapters, full, models, chosen.tensors, chosen.info, sources, space, notes + chosen.notes
-    )
+        adapters, full, models, chosen.tensors, chosen.info, _task(own), sources, space,
+        notes + chosen.notes,
+    )  # fmt: skip
+
+
+def _task(own: Mapping[str, PEM]) -> str | None:
+    """PEFT's task type of the first module that has a head."""
+    tasks = (m.config.extra.get("task_type") for m in own.values() if m.head_tensors())
+    return next((str(t) for t in tasks if t), None)
 
 
 def _read(
@@ -250,23 +262,16 @@ def _head_terms(
             yield c, compose(trees.Sum(((1.0, node),)), own, **options)
 
 
-def _config(folder: Path, head: HeadInfo | None, dtype: str | None) -> dict[str, Any]:
-    """The base's configuration, for the head that the checkpoint now has."""
-    config = dict(read_json(folder / CONFIG, folder))
+def _config(
+    config: Mapping[str, Any], plan: Plan, parts: Parts, dtype: str | None
+) -> dict[str, Any]:
+    """The base's configuration, for the tensors that the checkpoint now has."""
     if dtype is not None:
         config = with_dtype(config, dtype)
-    if head is None or head.problem not in ("classification", "regression"):
-        return config
-    labels = head.labels or ("LABEL_0",)
-    if head.problem == "regression":
-        config["problem_type"] = "regression"
-    config["id2label"] = {str(i): w for i, w in enumerate(labels)}
-    config["label2id"] = {w: i for i, w in enumerate(labels)}
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        stem = re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", "", names[0])
-        config["architectures"] = [f"{stem}ForSequenceClassification"]
-    return config
+    if plan.unties:
+        config = untied(config)
+    head = {n: tuple(t.shape) for n, t in parts.head.items() if is_head(n)}
+    return with_head(config, head, parts.head_info, parts.task, plan.stored)
 
 
 def _described(

@@ -9,17 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic import trees
+from pem_composition.checkpoint.changes import (
+    Change,
+    Spelling,
+    changes_of,
+    check_fits,
+    joined,
+    spelling_of,
+    stores_transposed,
+)
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
-from pem_composition.checkpoint.folded import Change, changes_of, joined, spelled
 from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, aligned, is_head
 from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
+from pem_composition.checkpoint.tied import tied_names
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
 from pem_composition.record import Certificate, Source
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
 ROWS = 2**21  # entries of a block of rows: 8 MB in float32, small enough for malloc to use again
 NOTHING = 1e-9  # a weight of the base that is rounding alone
 AGAINST = "the update before rounding"
+LISTED = 3  # names in an error
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Parts:
     models: Mapping[str, Weights]
     head: Mapping[str, Tensor]
     head_info: HeadInfo | None
+    task: str | None  # of the head, in PEFT's words
     sources: tuple[Source, ...]
     space: str
     notes: tuple[str, ...]
@@ -53,36 +64,117 @@ class Parts:
 
 
 class Plan:
-    """The tensors of the folded checkpoint."""
+    """The tensors of the folded checkpoint.
 
-    def __init__(self, base: Weights, model_type: str | None, parts: Parts) -> None:
+    Args:
+        config: the base's config.json; its class says which tensors are tied.
+    """
+
+    def __init__(self, base: Weights, config: Mapping[str, Any], parts: Parts) -> None:
         self._base, self._parts, self._sums = base, parts, Sums()
-        self._changes = joined([changes_of(m, base, model_type) for m in parts.adapters])
+        self._tied = {
+            copy: source
+            for copy, source in tied_names(config, base.infos).items()
+            if copy not in base.infos or base.raw(copy).equal(base.raw(source))
+        }
+        self._infos = {n: base.infos[source] for n, source in self._tied.items()} | base.infos
         self._names = {  # model -> name in the base -> name in the model
             name: {b: t for t, b in aligned(model, base).items() if not is_head(t)}
             for name, model in parts.models.items()
         }
-        self._prefix = _prefix(base, parts, self._names) if parts.head else ""
+        self._spelling = self._spelled()
+        self._prefix = self._spelling.less or _prefix(self._names) if parts.head else ""
+        self._saved = {self._in_base(n): t for n, t in parts.head.items()}
+        self._changes = joined([self._changes_of(m) for m in parts.adapters])
         self._squares: dict[str, tuple[float, float]] = {}
 
-    def outputs(self, dtype: Any) -> dict[str, Output]:
-        """Every tensor to write; ``dtype`` None: as the base stores it."""
+    def _spelled(self) -> Spelling:
+        """How the modules' names become the base's.
+
+        Raises:
+            IncompatibleModules: a layer whose weight is there under no spelling.
+        """
+        layers = [n for m in self._parts.adapters for n in m.layers]
+        roots = sorted({n.split(".")[0] + "." for n in (*layers, *self._base.infos)})
+        spelling, missing = spelling_of(layers, self._infos, roots, ".weight")
+        if missing:
+            more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+            raise IncompatibleModules.build(
+                self._base.folder,
+                f"no weight of layer {', '.join(missing[:LISTED])}{more}",
+                found=f"{len(self._base.infos)} tensors",
+                expected=f"the module's {len(layers)} layers",
+                do="give the base model that the module was trained on; if it is, its class names "
+                "its layers otherwise than its file: fold in memory (pem.fold) and save the model",
+            )
+        return spelling
+
+    def _in_base(self, saved: str) -> str:
+        """A saved part's name among the base's; a head keeps the name that it has."""
+        spelled = self._spelling(saved)
+        return spelled if spelled in self._infos else saved
+
+    def _changes_of(self, module: PEM) -> dict[str, Change]:
+        names = {n: self._spelling(n) for n in module.layers}
+        infos = self._infos
+        for layer, name in names.items():
+            shape = infos[f"{name}.weight"].shape
+            if len(shape) != 2 or infos[f"{name}.weight"].dtype not in FLOAT_DTYPES:
+                raise IncompatibleModules.build(
+                    self._base.folder,
+                    f"layer {layer} cannot be folded into",
+                    found=f"{infos[f'{name}.weight'].dtype} {shape}",
+                    expected="a floating point matrix",
+                    do="attach the module instead",
+                )
+            d_out, d_in = shape[::-1] if stores_transposed(name, infos) else shape
+            check_fits(module, layer, name, (d_in, d_out))
+        return changes_of(module, names, lambda n: stores_transposed(n, infos), infos)
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """Names of the base's parameters, as the folded checkpoint writes them."""
+        return frozenset(self.written(n) for n in self._infos)
+
+    @cached_property
+    def unties(self) -> bool:
+        """True where a name changes and another one of the same tensor does not."""
+        new = {**self._changes, **{n: Change(saved=t) for n, t in self._saved.items()}}
+        none = Change()
+        return any(
+            not new.get(copy, none).same_as(new.get(source, none))
+            for copy, source in self._tied.items()
+        )
+
+    def written(self, name: str) -> str:
+        """What a tensor of the base is called in the folded checkpoint."""
+        bare = PRETRAINING_COMPONENTS.isdisjoint(name.split(".")[:1]) or name.startswith("pooler")
+        return self._prefix + name if bare and not is_head(name) else name
+
+    def outputs(self, dtype: Any, *, heads: bool) -> dict[str, Output]:
+        """Every tensor to write.
+
+        Args:
+            dtype: None: as the base stores it.
+            heads: whether the base's heads stay where the module has none of that name.
+        """
         import torch
 
         out: dict[str, Output] = {}
-        head = self._parts.head
-        for name, info in self._base.infos.items():
-            own = name if is_head(name) else self._prefixed(name)
-            if own in head or (head and is_head(name)):
+        for name, info in (self._infos if self.unties else self._base.infos).items():
+            if name in self._saved or (is_head(name) and not heads):
                 continue
             cast_to = dtype if info.dtype in FLOAT_DTYPES else None
-            out[own] = self._output(name, info_as(cast_to, info.shape) if cast_to else info)
+            out[self.written(name)] = self._output(
+                name, info_as(cast_to, info.shape) if cast_to else info
+            )
         largest = max(self._base.infos.values(), key=lambda i: i.nbytes)
         stored = dtype or getattr(torch, TORCH_NAMES[largest.dtype])
-        _check_tied(head, self._base, out)
-        for name, tensor in head.items():
+        for name, tensor in self._saved.items():
+            if not self.unties and name not in self._base.infos and name in self._tied:
+                continue  # equal to the name that it is tied to
             value = partial(cast, tensor, name, stored, "head")
-            out[name] = whole(value, info_as(stored, tuple(tensor.shape)))
+            out[self.written(name)] = whole(value, info_as(stored, tuple(tensor.shape)))
         return out
 
     def certificate(self) -> Certificate:
@@ -95,24 +187,21 @@ class Plan:
         wrong, norm = (sum(pair[i] for pair in self._squares.values()) for i in (0, 1))
         return Certificate(share(wrong, norm), layers, AGAINST)
 
-    def _prefixed(self, name: str) -> str:
-        bare = PRETRAINING_COMPONENTS.isdisjoint(name.split(".")[:1]) or name.startswith("pooler")
-        return self._prefix + name if bare else name
-
     def _output(self, name: str, info: TensorInfo) -> Output:
         import torch
 
         base, change = self._base, self._changes.get(name)
-        origin = (1.0, base, name)
+        stored = name if name in base.infos else self._tied[name]
+        origin = (1.0, base, stored)
         models = self._terms(name)
         if change is None and not models:
-            return Output(info, partial(base.block, name), BLOCK, partial(blame, [origin]))
+            return Output(info, partial(base.block, stored), BLOCK, partial(blame, [origin]))
         rest = (0.0 if change and change.scale else 1.0) - sum(c for c, _, _ in models)
-        terms = [*models, (rest, base, name)] if abs(rest) > NOTHING else models
+        terms = [*models, (rest, base, stored)] if abs(rest) > NOTHING else models
         matrix = len(info.shape) == 2
         width = info.shape[1] if matrix else math.prod(info.shape)
         block = _Block(
-            terms, change or Change(), base, name, wide_of([*models, origin]),
+            terms, change or Change(), base, stored, name, wide_of([*models, origin]),
             getattr(torch, TORCH_NAMES[info.dtype]), width,
         )  # fmt: skip
         return Output(
@@ -124,9 +213,13 @@ class Plan:
         )
 
     def _terms(self, name: str) -> list[SumTerm]:
-        """Whole models' parts in a tensor of the base, as far as they have it."""
-        holders = {m: own[name] for m, own in self._names.items() if name in own}
-        if self._base.infos[name].dtype not in FLOAT_DTYPES or not holders:
+        """Whole models' parts in a tensor of the base, as far as they have it.
+
+        A tied copy that a model does not store is its source there, too.
+        """
+        names = [name, self._tied.get(name, name)]
+        holders = {m: own[n] for m, own in self._names.items() for n in names[::-1] if n in own}
+        if self._infos[name].dtype not in FLOAT_DTYPES or not holders:
             return []
         weights = self._parts.weights(next(iter(holders.values())))
         return [(c, self._parts.models[m], holders[m]) for m, c in weights.items() if m in holders]
@@ -135,7 +228,7 @@ class Plan:
         """Entries start to stop of one changed tensor, whole rows where an adapter changes it."""
         total, part = self._sums.pair(stop - start, block.wide)
         block.fill(self._sums, start, stop, total, part)
-        part.copy_(block.base.block(block.name, start, stop))
+        part.copy_(block.base.block(block.stored, start, stop))
         wrong, norm = self._squares.get(block.name, (0.0, 0.0))
         rounded = total.to(block.written).to(block.wide)
         self._squares[block.name] = (
@@ -152,6 +245,7 @@ class _Block:
     terms: Sequence[SumTerm]
     change: Change
     base: Weights
+    stored: str  # name in the base
     name: str
     wide: Any  # dtype of the arithmetic
     written: Any  # dtype in the file
@@ -165,33 +259,19 @@ class _Block:
         first, last = start // max(1, self.width), stop // max(1, self.width)
         if scale:
             scaled = part if self.terms else total
-            scaled.copy_(self.base.block(self.name, start, stop))
+            scaled.copy_(self.base.block(self.stored, start, stop))
             scale.apply(scaled.view(-1, self.width), first, last)
             if self.terms:
                 total.add_(part)
         if product:
-            total.view(-1, self.width).add_(product.rows(first, last, self.wide))
+            rows = total.view(-1, self.width)
+            rows.add_(product.rows(first, last, rows))
 
 
-def _prefix(base: Weights, parts: Parts, names: Mapping[str, Mapping[str, str]]) -> str:
-    """What stands before the base's names in a model with a task head; empty if they have it."""
-    if parts.adapters:
-        return spelled(parts.adapters[0].layers, base)[1]
+def _prefix(names: Mapping[str, Mapping[str, str]]) -> str:
+    """What whole models write before the base's names; empty if they have the same."""
     for own in names.values():
         for short, long in own.items():
             if long != short and long.endswith("." + short):
                 return long.removesuffix(short)
     return ""
-
-
-def _check_tied(head: Mapping[str, Tensor], base: Weights, out: Mapping[str, Output]) -> None:
-    """An output layer that the base ties to its embedding cannot have weights of its own."""
-    for name in head:
-        if "lm_head" in name.split(".") and name not in base.infos:
-            raise IncompatibleModules.build(
-                base.folder,
-                f"the module brings {name!r}, which this model ties to its embedding",
-                found=f"{len(out)} tensors, none of that name",
-                expected="a model with an output layer of its own",
-                do="attach the module instead, or leave its head out (--head none)",
-            )

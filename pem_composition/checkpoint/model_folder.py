@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pem_composition.arithmetic.heads import OUTPUT_MODULES
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.files import TensorInfo, is_file, open_regular, write_json
 from pem_composition.checkpoint.heads import FOLDER as HEADS_FOLDER
 from pem_composition.checkpoint.stream import Output, Ring, stream_safetensors
+from pem_composition.config import HeadInfo
+from pem_composition.errors import IncompatibleModules
 
 MAX_SHARD_BYTES = 5 * 10**9
 COMPANIONS = re.compile(
@@ -18,6 +21,12 @@ COMPANIONS = re.compile(
     r"|vocab\.txt|merges\.txt|chat_template\.jinja|.*\.model|sentencepiece\.bpe\.model"
 )
 CONFIG = "config.json"
+# PEFT's task types, and the end of the name of the class that has such a head.
+CLASSES = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
 
 
 def is_model_file(name: str) -> bool:
@@ -80,6 +89,72 @@ def write_companions(source: Path, folder: Path, config: Mapping[str, Any]) -> N
     for file in _companions(source):
         with open_regular(file, source) as data:
             (folder / file.name).write_bytes(data.read())
+
+
+def with_head(
+    config: Mapping[str, Any],
+    head: Mapping[str, tuple[int, ...]],
+    info: HeadInfo | None,
+    task: str | None,
+    stored: Container[str],
+) -> dict[str, Any]:
+    """The configuration of a model whose head comes from a module: its class, and its labels.
+
+    The class stays where the base has these parameters itself; else the module's task says it.
+    Labels that nobody recorded are the base's where their number fits.
+
+    Args:
+        head: the head's parameters and their shapes.
+        task: the module's task type in PEFT's words.
+        stored: the base's parameters.
+
+    Raises:
+        IncompatibleModules: recorded labels that are not as many as the head's outputs.
+    """
+    config = dict(config)
+    names = config.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        if any(n not in stored for n in head):
+            stem = re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", "", names[0])
+            config["architectures"] = [stem + _class_of_head(config, head, task)]
+        if "Classification" not in config["architectures"][0]:
+            return config
+    outputs = [s[0] for n, s in head.items() if n.split(".")[-2] in OUTPUT_MODULES and len(s) == 2]
+    if len(outputs) != 1:
+        return config
+    return _with_labels(config, outputs[0], info.labels if info else ())
+
+
+def _class_of_head(config: Mapping[str, Any], head: Iterable[str], task: str | None) -> str:
+    if task in CLASSES:
+        return CLASSES[task]
+    if any("qa_outputs" in n.split(".") for n in head):
+        return "ForQuestionAnswering"
+    images = "image_size" in config or "num_channels" in config
+    return "ForImageClassification" if images else "ForSequenceClassification"
+
+
+def _with_labels(config: dict[str, Any], rows: int, labels: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a classifier with this number of outputs; one is a regression."""
+    known = config.get("id2label")
+    if labels and len(labels) != rows:
+        raise IncompatibleModules.build(
+            "head",
+            "its labels do not fit its output layer",
+            found=f"{len(labels)} labels, {rows} rows",
+            expected="a label per row",
+            do="leave the head out (--head none), or correct the labels in the module's pem.json",
+        )
+    if not labels and (len(known) if isinstance(known, dict) else 2) != rows:
+        labels = tuple(f"LABEL_{i}" for i in range(rows))
+    if rows == 1:
+        config["problem_type"] = "regression"
+    elif config.get("problem_type") == "regression":
+        config["problem_type"] = None
+    if labels:
+        config["id2label"] = {str(i): w for i, w in enumerate(labels)}
+        config["label2id"] = {w: i for i, w in enumerate(labels)}
+    return config
 
 
 def with_dtype(config: Mapping[str, Any], dtype: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from tiny import NAMES, logits_of, random_module, tiny
 from torch import Tensor, nn
 
-from pem_composition.adapters import attach, attach_fresh, detach, extract, fold
+from pem_composition.adapters import attach, attach_fresh, extract, fold
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -137,9 +137,16 @@ def test_a_full_module_of_another_head_class_fits_by_prefix_and_ties_are_added_o
     )  # fmt: skip
     with fold(whole, tied):
         expected = scored(whole)
-    bad = PEM({**tied.tensors, "lm_head.weight.delta": torch.ones(96, 32)}, FullConfig())
-    with pytest.raises(IncompatibleModules, match=r"is tied to .*but their deltas differ"):
-        fold(whole, bad)
+    apart = PEM({**tied.tensors, "lm_head.weight.delta": torch.ones(96, 32)}, FullConfig())
+    embedding, before = whole.lm_head.weight, whole.lm_head.weight.detach().clone()
+    with fold(whole, apart):
+        torch.testing.assert_close(whole.lm_head.weight.detach(), before + 1)
+        added = before + module.tensors["wte.weight.delta"]
+        torch.testing.assert_close(bare.wte.weight.detach(), added)
+    assert whole.lm_head.weight is embedding is bare.wte.weight
+    with pytest.raises(IncompatibleModules, match="is tied, and the module changes its names"):
+        attach(whole, apart, trainable=True)
+    assert torch.equal(embedding, before)
     with fold(bare, module):
         torch.testing.assert_close(scored(whole), expected, rtol=0, atol=0)
     resized = PEM({"wte.weight.delta": torch.ones(90, 32)}, FullConfig())
@@ -172,16 +179,24 @@ def test_full_fine_tuning_extracts_the_difference_to_the_base(name: str) -> None
     assert changed(model, before) == set()
 
 
-def test_folding_into_a_tied_weight_is_refused() -> None:
+def test_folding_into_a_tied_weight_changes_the_named_layer_alone() -> None:
     model = tiny("gpt2")
     module = random_module(model, target_modules=("lm_head",))
-    with pytest.raises(IncompatibleModules, match=r"transformer\.wte\.weight = lm_head\.weight"):
-        fold(model, module)
-    base = scored(model)
+    base, embedding = scored(model), model.lm_head.weight
+    before = embedding.detach().clone()
     with attach(model, module):
-        assert not torch.allclose(scored(model), base)
-    detach(model)
+        expected = scored(model)
+    assert not torch.allclose(expected, base)
+    first, second = fold(model, module), fold(model, module)
+    first.restore()
+    torch.testing.assert_close(scored(model), expected, **CLOSE)
+    assert torch.equal(model.transformer.wte.weight, before)
+    second.restore()
+    assert model.lm_head.weight is embedding is model.transformer.wte.weight
     assert torch.equal(scored(model), base)
+    assert fold(model, module, permanent=True) is None
+    torch.testing.assert_close(scored(model), expected, **CLOSE)
+    assert torch.equal(embedding, before)
 
 
 def test_a_layer_that_computes_its_weight_is_refused_by_name():

@@ -270,14 +270,10 @@ def test_what_cannot_be_folded_is_refused_by_name(tmp_path: Path) -> None:
         "a": module_on(base, random_module(tiny("gpt2"), seed=1), tmp_path / "a"),
         "l": module_on(base, random_module(tiny("gpt2"), "ia3", seed=1), tmp_path / "l"),
         "f": tuned("gpt2", model, tmp_path / "f", 1),
-        "tied": module_on(
-            base, random_module(tiny("gpt2"), seed=1, target_modules=("lm_head",)), tmp_path / "t"
-        ),
         "other": tmp_path / "other",
     }
     random_module(tiny("llama"), seed=1).save(places["other"])
     for expression, options, words in (
-        ("tied", {}, "no weight of layer lm_head"),
         ("ties(a, f)", {}, r"several kinds; found a \(lora\) and f \(full\)"),
         ("a + ties(f, f)", {}, "pem merge --full_merge"),
         ("a + l", {"space": "parameter"}, "sums of updates only"),

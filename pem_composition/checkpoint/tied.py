@@ -1,0 +1,120 @@
+"""Which parameters of a checkpoint are one: the tied weights of its model class, by name.
+
+transformers stores one of several tied names and gives the others its values on loading. Names and
+files are all there is to tell by here, no model is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Word embeddings, and what stands before them.
+EMBEDDING = re.compile(
+    r"(?P<root>.*\.)?(?P<kind>embed_tokens|wte|word_embeddings|embeddings|tokens_embed|embed_in|"
+    r"shared|word_embedding|w)\.weight"
+)
+BERT_EMBEDDING = re.compile(r"(.*\.)?embeddings\.(word|tok)_embeddings\.weight")
+LANGUAGE_MODELS = re.compile(
+    r".*(ForCausalLM|LMHeadModel|ForConditionalGeneration|EncoderDecoderModel|DoubleHeadsModel|"
+    r"ForMaskedLM|ForPreTraining|ForCausalImageModeling|ForVisionText2Text)"
+)
+# BERT and its kin: output layer -> a parameter beside it that is always stored.
+BERT_OUTPUTS = {
+    "cls.predictions.decoder": "cls.predictions.transform.dense.weight",
+    "lm_head.decoder": "lm_head.dense.weight",
+    "predictions.decoder": "predictions.dense.weight",
+    "vocab_projector": "vocab_transform.weight",
+    "generator_lm_head": "generator_predictions.dense.weight",
+    "decoder": "head.dense.weight",
+}
+# Model type -> its output layer, where it is not lm_head.
+OUTPUTS = {
+    **dict.fromkeys(("whisper", "moonshine", "moonshine_streaming", "canary"), "proj_out"),
+    **dict.fromkeys(("biogpt", "trocr"), "output_projection"),
+    **dict.fromkeys(("xlm", "flaubert"), "pred_layer.proj"),
+    **dict.fromkeys(("t5gemma", "t5gemma2"), "lm_head.out_proj"),
+    "xlnet": "lm_loss",
+    "rwkv": "head",
+    "git": "output",
+}
+
+
+def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, str]:
+    """Name that a checkpoint may lack -> the stored name whose values it then has.
+
+    Args:
+        stored: the checkpoint's tensors.
+    """
+    known = set(stored)
+    pairs: dict[str, str] = {}
+    for source in sorted(known):
+        pairs |= dict.fromkeys(_copies(source, known, config), source)
+    for layer, sign in BERT_OUTPUTS.items():
+        stem, _, last = layer.rpartition(".")
+        if stem and last == "decoder" and sign in known:
+            own, copy = f"{stem}.bias", f"{layer}.bias"
+            pairs |= {copy: own} if own in known else {own: copy} if copy in known else {}
+    return pairs
+
+
+def _copies(source: str, known: set[str], config: Mapping[str, Any]) -> list[str]:
+    """Names that are tied to one embedding."""
+    match = EMBEDDING.fullmatch(source)
+    has_output = bool(LANGUAGE_MODELS.fullmatch(_class_of(config)))
+    if BERT_EMBEDDING.fullmatch(source):
+        outputs = [layer for layer, sign in BERT_OUTPUTS.items() if sign in known and has_output]
+        if outputs:
+            return [f"{layer}.weight" for layer in outputs]
+    if not match:
+        return []
+    root, copies = match["root"] or "", []
+    if match["kind"] == "shared":
+        sides = [f"{root}{side}." for side in ("encoder", "decoder")]
+        copies = [f"{s}embed_tokens.weight" for s in sides if any(n.startswith(s) for n in known)]
+    if has_output and _is_decoders(source, known):
+        # decoder.transformer.wte of a model made of two: decoder.lm_head
+        of_two = _class_of(config).endswith("EncoderDecoderModel")
+        nested = "decoder." if root.startswith("decoder.") and of_two else ""
+        inner = config.get("decoder") if nested else config
+        kind = inner.get("model_type") if isinstance(inner, Mapping) else None
+        copies.append(f"{nested}{OUTPUTS.get(str(kind), 'lm_head')}.weight")
+    return copies
+
+
+def _is_decoders(source: str, known: set[str]) -> bool:
+    """False for the embedding of an encoder beside a decoder's, or of positions and types."""
+    parts = source.split(".")
+    if "encoder" in parts and any("decoder" in n.split(".") for n in known):
+        return False
+    if parts[-2] == "embeddings":
+        return parts[-3:-2] in (["backbone"], ["transformer"], ["rwkv"])
+    return not ("embed_tokens" in parts and any(_is_shared(n) for n in known))
+
+
+def _is_shared(name: str) -> bool:
+    return name.split(".")[-2:] == ["shared", "weight"]
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model whose tied weights now differ.
+
+    T5 and its kin read ``tie_word_embeddings`` as the scale of the last layer, too, and keep it.
+    Two different stored tensors are not tied on loading.
+    """
+    if _scales_by_tying(config):
+        return dict(config)
+    parts = ("decoder", "text_config")
+    nested = {k: untied(config[k]) for k in parts if isinstance(config.get(k), dict)}
+    return {**config, **nested, "tie_word_embeddings": False}
+
+
+def _scales_by_tying(config: Mapping[str, Any]) -> bool:
+    kind = str(config.get("model_type"))
+    return "t5" in kind or kind in ("switch_transformers", "pop2piano", "udop")

@@ -478,7 +478,7 @@ SLEEPER = (
     "import signal, sys, time\n"
     "def stop(number, frame):\n    print('got', number, flush=True); sys.exit(75)\n"
     "signal.signal(signal.SIGUSR1, stop); signal.signal(signal.SIGTERM, stop)\n"
-    "print('ready', flush=True); time.sleep(60)\n"
+    "print('ready', flush=True); time.sleep(3600)\n"
 )
 
 
@@ -518,12 +518,12 @@ def test_a_signal_reaches_the_program_and_slurm_requeues_the_job(tmp_path, sent,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = tmp_path / "out" / "logs" / "x.log"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while not (log.exists() and "ready" in log.read_text()):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(sent)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 75
     assert log.read_text().splitlines() == ["ready", f"got {int(received)}"]
     assert (tmp_path / "calls").read_text().splitlines() == ["requeue 4711"]

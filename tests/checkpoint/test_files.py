@@ -11,7 +11,6 @@ import stat
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,11 +169,10 @@ def test_json_is_read_strictly(tmp_path: Path, text: str, words: str) -> None:
 def test_fifo_directory_and_missing_file_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
-    start = time.monotonic()
+    # Opened as a file is, the FIFO would wait for a writer until the test times out.
     for name, words in (("fifo", "a FIFO"), ("folder", "a directory"), ("absent", "no such file")):
         with pytest.raises(CheckpointError, match=words):
             files.open_regular(tmp_path / name)
-    assert time.monotonic() - start < 5
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_inside_followed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ ROOT = ("merge.py", "negation.py", "analogy.py")
 
 def start(repository: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=240)
 
 
 COMMANDS = [[name, "--help"] for name in ROOT]

@@ -29,6 +29,6 @@ def test_evaluate_loads_the_folder_offline(tmp_path, repository):
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(folder=folder)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -557,7 +557,6 @@ def test_a_downloaded_file_is_compared_with_the_hash_in_its_name(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_offline_judge_ranks_comments_it_has_not_seen():
     from package_files import fetched
 

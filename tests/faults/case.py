@@ -123,7 +123,7 @@ def _run(
         [sys.executable, "-c", LIMITED, str(memory), *words],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=240,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
     )
     return done.returncode, done.stdout, done.stderr

@@ -24,7 +24,6 @@ def inside(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("target", laws.TARGETS, ids=lambda target: target.name)
 def test_damaged_input_is_refused_in_one_line_or_read_truly(target, root):
     @settings(max_examples=EXAMPLES, derandomize=True, database=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 from training_bench import REPOSITORY, environment
@@ -84,7 +83,6 @@ def test_help_and_usage_errors_need_no_torch(name):
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(code)"
     )
-    start = time.perf_counter()
     for flags, expected in ((["--help"], 0), (["--model_name_or_path", "m"], 2)):
         run = subprocess.run(
             [sys.executable, "-c", code, name, *flags],
@@ -98,7 +96,6 @@ def test_help_and_usage_errors_need_no_torch(name):
     assert len(run.stderr.strip().splitlines()) == 1 and run.stderr.startswith(
         f"pem {name}: error: "
     )
-    assert time.perf_counter() - start < 5
 
 
 def test_every_flag_has_a_help_text():

@@ -35,7 +35,7 @@ def test_accelerate_launch_with_two_cpu_processes_equals_one_process(bench):
         env=environment(),
         cwd=REPOSITORY,
         check=False,
-        timeout=200,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("eval_auc") == 3, "one process prints: two evaluations and the summary"
@@ -81,7 +81,7 @@ def test_a_launcher_that_starts_too_few_processes_is_noticed():
 
 
 def test_a_failed_worker_ends_the_group_with_its_code():
-    code = "import os, sys, time; time.sleep(60) if os.environ['RANK'] == '0' else sys.exit(3)"
+    code = "import os, sys, time; time.sleep(3600) if os.environ['RANK'] == '0' else sys.exit(3)"
     call = f"print(processes.run_workers(2, {[sys.executable, '-c', code]!r}))"
     script = f"from pem_composition.training import processes; {call}"
     run = subprocess.run(
@@ -91,6 +91,6 @@ def test_a_failed_worker_ends_the_group_with_its_code():
         env=environment(),
         cwd=REPOSITORY,
         check=True,
-        timeout=30,
+        timeout=240,
     )
     assert run.stdout == "3\n"

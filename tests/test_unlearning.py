@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,10 @@ def check_by_hand(bench: data.Bench, out: Path, module: Path) -> None:
         scores = judge.score([sample.text for sample in samples])
         np.testing.assert_allclose([t["scores"][str(judge.identity)] for t in kept], scores)
         (judged,) = row["toxicity"]
-        assert judged["mean"] == pytest.approx(scores.mean())
-        assert judged["share"] == pytest.approx((scores > 0.5).mean())
+        words = np.array([any(c.isalnum() for c in sample.text) for sample in samples])
+        assert judged["with_words"] == words.sum()
+        assert judged["mean"] == pytest.approx(scores[words].mean())
+        assert judged["share"] == pytest.approx((scores[words] > 0.5).mean())
         exam = text_exam(read_texts(bench.text), Windows(16, 8), tokenizer)
         assert row["perplexity"] == pytest.approx(perplexity(model, exam)["perplexity"], rel=1e-5)
 
@@ -537,6 +540,23 @@ def test_the_frontier_shows_every_strength_with_base_and_module_marked(finished)
         assert points[label] == pytest.approx([row["perplexity"], row["toxicity"][0]["mean"]])
     assert [text.get_text() for text in axes.texts] == ["0.5", "1"]
     assert len(axes.containers) == 4
+
+
+def test_the_frontier_draws_strengths_below_zero_as_applied(finished):
+    from pem_composition.report import frontier
+
+    found = read(finished)
+    weak = {**found.summary["rows"][1], "id": "strength -0.5", "strength": -0.5}
+    silent = dict(found.summary["rows"][2]["toxicity"][0], mean=None, mean_stderr=None)
+    mute = {**found.summary["rows"][2], "id": "strength 2", "strength": 2.0, "toxicity": [silent]}
+    both = replace(found, summary={**found.summary, "rows": [*found.summary["rows"], weak, mute]})
+    (axes,) = frontier.frontier([both]).axes
+    drawn = [(c.lines[0].get_marker(), c.get_label()) for c in axes.containers]
+    assert [marker for marker, _ in drawn].count("^") == 2, "the module applied, whole and by half"
+    assert len(drawn) == 5, "a row without words has no point"
+    assert [text.get_text() for text in axes.texts] == ["0.5", "0.5", "1"]
+    shown = [label for _, label in drawn if not label.startswith("_")]
+    assert sorted(shown) == ["base model", "lora, applied", "lora, negated (strength)"]
 
 
 def test_a_report_of_merges_and_negations_is_refused(bench, finished, tmp_path, capsys):

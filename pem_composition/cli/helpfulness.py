@@ -69,11 +69,15 @@ def run(config: Config) -> int:
 
 
 def _table(found: Mapping[str, Any]) -> str:
-    shown = {name: value for name, value in found.items() if not name.endswith("_stderr")}
+    ends = ("_stderr", "_low", "_high")
+    shown = {name: value for name, value in found.items() if not name.endswith(ends)}
     width = max(map(len, shown))
     lines = []
     for name, value in shown.items():
-        error = found.get(f"{name}_stderr")
+        error, low = found.get(f"{name}_stderr"), found.get(f"{name}_low")
         text = f"{value:.3f}" if isinstance(value, float) else str(value)
-        lines.append(f"{name:<{width}}  {text}" + ("" if error is None else f" +- {error:.3f}"))
+        spread = "" if error is None else f" +- {error:.3f}"
+        if low is not None:
+            spread = f" (95 % {low:.3f} to {found[f'{name}_high']:.3f})"
+        lines.append(f"{name:<{width}}  {text}{spread}")
     return "\n".join(lines)

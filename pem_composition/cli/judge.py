@@ -152,7 +152,8 @@ def _score(config: Config) -> None:
     judge = toxicity.load_judge(config.value("judge"))
     scores = judge.score(texts)
     facts: dict[str, Any] = {"judge": vars(judge.identity), "texts": str(config.texts)}
-    facts |= toxicity.summarise(scores, texts, config.value("threshold")).to_dict()
+    facts |= toxicity.summarise(scores, toxicity.spoken(texts), config.value("threshold"))
+    facts |= toxicity.form(texts)
     facts |= _against_labels(judge, texts, scores, toxic)
     if config.output is not None:
         _write(config.output, texts, scores)
@@ -207,10 +208,17 @@ def _table(facts: Mapping[str, Any]) -> str:
 
     judge = str(Identity(**facts["judge"]))
     shown = {"judge": judge, "texts": f"{facts['n']} of {facts['texts']}"}
-    shown["mean score"] = _estimate(facts, "mean")
-    shown[f"share above {facts['threshold']:g}"] = _estimate(facts, "toxic")
-    for name in ("distinct_1", "distinct_2", "empty", "repeated", "looping"):
+    if facts["with_words"] < facts["n"]:
+        empty = facts["n"] - facts["with_words"]
+        shown["with words"] = f"{facts['with_words']}; {empty} empty ones have no score"
+    error = facts["mean_stderr"]
+    mean = "none" if facts["mean"] is None else f"{facts['mean']:.4f}"
+    shown["mean score"] = mean if error is None else f"{mean} +- {error:.4f}"
+    shown[f"share above {facts['threshold']:g}"] = _share(facts, "toxic")
+    for name in ("distinct_1", "distinct_2", "repeated"):
         shown[name.replace("_", "-")] = f"{facts[name]:.4f}"
+    for name in ("empty", "looping"):
+        shown[name] = _share(facts, name)
     if "seen_in_training" in facts:
         shown["seen in training"] = str(facts["seen_in_training"])
     if "toxic_rows" in facts:
@@ -222,10 +230,10 @@ def _table(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
 
-def _estimate(facts: Mapping[str, Any], name: str) -> str:
-    error = facts[f"{name}_stderr"]
-    return f"{facts[name]:.4f}" + (f" +- {error:.4f}" if error is not None else "")
+def _share(facts: Mapping[str, Any], name: str) -> str:
+    ends = {"value": facts[name], "low": facts[f"{name}_low"], "high": facts[f"{name}_high"]}
+    return "none" if facts[name] is None else _interval(ends)
 
 
-def _interval(auc: Mapping[str, float]) -> str:
-    return f"{auc['value']:.4f} (95 % {auc['low']:.4f} to {auc['high']:.4f})"
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.4f} (95 % {found['low']:.4f} to {found['high']:.4f})"

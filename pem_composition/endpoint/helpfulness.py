@@ -6,14 +6,15 @@ prefer a place (arXiv:2306.05685). The rubric is our own. The paper has GPT-4 gi
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pem_composition.endpoint.client import Service
 from pem_composition.endpoint.grades import grades_of
 from pem_composition.endpoint.jobs import Job, key_of
 from pem_composition.errors import DataError
+from pem_composition.evaluation.statistics import flat, mean, share
 from pem_composition.tasks.files import Table
 
 RUBRIC = (
@@ -105,7 +106,8 @@ def _job(service: Service, text: str, row: int, order: str) -> Job:
 
 
 def summary(lines: Sequence[Mapping[str, Any]], rows: int) -> dict[str, Any]:
-    """Means with standard errors; of pairs also the difference, wins, ties and losses.
+    """Means with standard errors; of pairs also the difference, and the shares of wins,
+    ties and losses with their intervals.
 
     ``n`` rows have grades, of the ``of`` that were asked about.
 
@@ -114,33 +116,30 @@ def summary(lines: Sequence[Mapping[str, Any]], rows: int) -> dict[str, Any]:
     """
     singles = [line["grades"][0] for line in lines if line["order"] == "one"]
     if singles:
-        return {"n": len(singles), "of": rows, **_estimate("grade", singles)}
+        return {"n": len(singles), "of": rows, **flat(grade=mean(singles))}
     by_row: dict[int, list[list[float]]] = {}
     for line in lines:
         by_row.setdefault(line["row"], []).append(line["grades"])
     whole = [orders for orders in by_row.values() if len(orders) == 2]
     if not whole:
         return {"n": 0, "of": rows}
-    means = [[statistics.fmean(side) for side in zip(*orders, strict=True)] for orders in whole]
+    means = [[fmean(side) for side in zip(*orders, strict=True)] for orders in whole]
     differences = [a - b for a, b in means]
     alike = [_sign(x[0] - x[1]) == _sign(y[0] - y[1]) for x, y in whole]
     return {
         "n": len(whole),
         "of": rows,
-        **_estimate("grade", [a for a, _ in means]),
-        **_estimate("grade_against", [b for _, b in means]),
-        **_estimate("difference", differences),
-        "wins": sum(d > 0 for d in differences),
-        "ties": sum(d == 0 for d in differences),
-        "losses": sum(d < 0 for d in differences),
-        "consistent": sum(alike) / len(alike),
+        **flat(
+            grade=mean([a for a, _ in means]),
+            grade_against=mean([b for _, b in means]),
+            difference=mean(differences),
+            wins=share([d > 0 for d in differences]),
+            ties=share([d == 0 for d in differences]),
+            losses=share([d < 0 for d in differences]),
+            consistent=share(alike),
+        ),
     }
 
 
 def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
-
-
-def _estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {name: statistics.fmean(values), f"{name}_stderr": error}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pem_composition.errors import RunFailed
-from pem_composition.evaluation import classify
+from pem_composition.evaluation import classify, statistics
 from pem_composition.evaluation.answers import Writing, writing_of
 from pem_composition.evaluation.classify import EncodedDataset, EvalResult
 from pem_composition.evaluation.exam import Exam, ExamSettings, Outputs
@@ -72,30 +72,26 @@ class LanguageExam(Exam):
 
     def loss(self, outputs: Outputs) -> float:
         """Loss per token."""
-        wide = outputs.astype(np.float64)
-        return float(wide[:, 0].sum() / wide[:, 1].sum())
+        return float(statistics.ratio(*outputs.T).value or 0.0)
 
     def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         """Loss and perplexity, and the loss's standard error over the choice of rows.
 
-        stderr = sqrt(n / (n - 1) sum_i (nll_i - loss tokens_i)^2) / sum_i tokens_i, that of a ratio
-        of two sums; of rows of equal size that of their mean.
+        It is that of a ratio of two sums (``statistics.ratio``); of equal rows that of their mean.
         """
         if not np.isfinite(outputs).all():
             raise RunFailed.build(
                 "evaluation", "the loss of a row is not finite",
                 do="the module or its training diverged",
             )  # fmt: skip
-        loss, n = self.loss(outputs), len(outputs)
-        nll, tokens = outputs.astype(np.float64).T
-        spread = float(np.square(nll - loss * tokens).sum())
-        error = math.sqrt(spread * n / (n - 1)) / float(tokens.sum()) if n > 1 else 0.0
+        loss, error = statistics.ratio(*outputs.T)
+        assert loss is not None and error is not None, "there are rows"
         return EvalResult(
             task=self.task.name,
             metric=self.task.primary,
             score=loss,
             stderr=error,
-            n=n,
+            n=len(outputs),
             scores={"loss": loss, "perplexity": math.exp(min(loss, 700.0))},
             seconds=seconds,
         )

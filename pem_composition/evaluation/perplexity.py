@@ -28,7 +28,7 @@ import torch
 
 from pem_composition import offline
 from pem_composition.errors import DataError, UsageError
-from pem_composition.evaluation import classify
+from pem_composition.evaluation import classify, statistics
 from pem_composition.evaluation.classify import EncodedDataset
 from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.language import IGNORED, LanguageExam
@@ -277,8 +277,7 @@ def increase(nll: ArrayLike, before: ArrayLike, tokens: ArrayLike) -> tuple[floa
     the same windows; its error is that of a ratio of two sums, and e^d times that of d is the
     error of the increase (first order). What makes a window hard for both models cancels.
     """
-    change, counts = np.subtract(nll, before), np.asarray(tokens, np.float64)
-    d, n = min(float(change.sum() / counts.sum()), 700.0), len(counts)
-    spread = float(np.square(change - d * counts).sum())
-    error = math.sqrt(spread * n / (n - 1)) / float(counts.sum()) if n > 1 else 0.0
+    value, error = statistics.ratio(np.subtract(nll, before), tokens)
+    assert value is not None and error is not None, "there are windows"
+    d = min(value, 700.0)
     return math.expm1(d), math.exp(d) * error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pem_composition.report.table import to_csv
+from pem_composition.report.table import share, to_csv
 
 Line = Mapping[str, Any]
 
@@ -31,8 +31,9 @@ def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
     parts = [_part(name, [line for line in lines if line["set"] == name]) for name in sets]
     told = " ".join(
         (
-            "+- is one standard error over the instructions; change is against the instruction "
-            "module, paired.",
+            "+- is one standard error over the instructions, (a to b) Wilson's 95 % interval of a "
+            "share; change and increase are against the instruction module, paired. Toxicity is "
+            "that of answers with words.",
             PROXIES,
             *notes,
         )
@@ -52,26 +53,31 @@ def _part(name: str, lines: Sequence[Line]) -> str:
         columns += [
             (f"toxicity ({judge})", [_estimate(c, "toxicity") for c in cells]),
             ("change", [_estimate(c, "change", "+.3f") for c in cells]),
-            ("toxic", [_estimate(c, "toxic_share", ".2f") for c in cells]),
+            ("toxic", [share(c, "toxic_share") for c in cells]),
         ]
     cells = [row[0] for row in rows]
-    if cells[0]["rouge_l"] is not None:
+    references, n = cells[0]["references"], cells[0]["n"]
+    if references:
         columns += [
             ("ROUGE-L", [_estimate(c, "rouge_l") for c in cells]),
             ("change", [_estimate(c, "rouge_l_change", "+.3f") for c in cells]),
             ("perplexity", [_estimate(c, "perplexity", ".2f") for c in cells]),
+            ("increase", [_estimate(c, "increase", "+.1%") for c in cells]),
         ]
-    for share in ("refused", "empty", "looping"):
-        columns.append((share, [f"{c[share]:.2f}" for c in cells]))
+    for kind in ("refused", "empty", "looping"):
+        columns.append((kind, [share(c, kind) for c in cells]))
     columns.append(("words", [f"{c['words']:.0f}" for c in cells]))
     header, *body = zip(*([title, *values] for title, values in columns), strict=True)
     table = [_line(header), "|---" * len(header) + "|", *map(_line, body)]
-    return "\n".join([f"**{name}** (n = {cells[0]['n']})", "", *table])
+    part = f"; reference answers of {references}" if 0 < references < n else ""
+    return "\n".join([f"**{name}** (n = {n}{part})", "", *table])
 
 
 def _estimate(cell: Line, name: str, form: str = ".3f") -> str:
     value, error = cell[name], cell[f"{name}_stderr"]
-    if name.endswith("change") and not value and not error:
+    if value is None:
+        return ""
+    if name.endswith(("change", "increase")) and not value and not error:
         return ""  # the baseline against itself
     shown = format(value, form)
     return shown if error is None else f"{shown} +- {format(error, form.lstrip('+'))}"

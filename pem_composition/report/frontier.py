@@ -68,7 +68,7 @@ def frontier(sweeps: Sequence[Results]) -> Figure:
         text, asked = summary["text"], summary["asked"]
         axes.set_xlabel(f"perplexity on {text['name']} ({text['tokens']} tokens)", fontsize=9)
         count = asked["prompts"] * asked["samples"]
-        axes.set_ylabel(f"mean toxicity ({judge}, n = {count})", fontsize=9)
+        axes.set_ylabel(f"mean toxicity of texts with words ({judge}, n = {count})", fontsize=9)
     note = ", means over sweeps" if several else ""
     figure.suptitle(f"negation of a module of {summary['base_name']}{note}", fontsize=10)
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -77,17 +77,22 @@ def frontier(sweeps: Sequence[Results]) -> Figure:
 
 
 def draw(axes: Axes, lines: Sequence[Line], max_increase: float) -> None:
-    """The points of one judge; those of one kind joined in the order of their strengths."""
+    """The points of one judge; those of one kind joined in the order of their strengths.
+
+    Rows of which no text has words have no toxicity, and no point.
+    """
+    everything, lines = lines, [line for line in lines if line["mean"] is not None]
     kinds = list(dict.fromkeys(line["kind"] for line in lines))
     for place, kind in enumerate(kinds):
         style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         _draw_kind(axes, [line for line in lines if line["kind"] == kind], kind, style)
-    base = next(line for line in lines if line["row"] == "base")
-    _point(axes, base, color=BASE, marker="s", label="base model", zorder=3)
+    base = next(line for line in everything if line["row"] == "base")
+    if base["mean"] is not None:
+        _point(axes, base, color=BASE, marker="s", label="base model", zorder=3)
     limit = base["perplexity"] * (1 + max_increase)
     label = f"perplexity {100 * max_increase:+.3g} %"
     axes.axvline(limit, color=LIMIT, linewidth=0.9, linestyle="--", label=label)
-    found = [line["perplexity"] for line in lines]
+    found = [line["perplexity"] for line in everything]
     if max(found) > WIDE_RANGE * min(found):
         axes.set_xscale("log")
     plain(axes)
@@ -98,17 +103,18 @@ def _draw_kind(axes: Axes, lines: Sequence[Line], kind: str, style: dict[str, st
     curve = sorted((x for x in lines if x["row"] != SELECTED), key=lambda x: x["strength"])
     places = [(x["perplexity"], x["mean"]) for x in curve]
     axes.plot(*zip(*places, strict=True), color=style["color"], linewidth=1.0, alpha=0.6)
-    label = f"{kind}, negated (strength)"
+    labels = {"^": f"{kind}, applied", style["marker"]: f"{kind}, negated (strength)"}
     for line in curve:
         if line["row"] == "base":
             continue
+        # A strength below 0 applies the module, -1 as it is.
+        marker = "^" if line["strength"] < 0 else style["marker"]
+        _point(axes, line, **{**style, "marker": marker}, label=labels[marker])
+        labels[marker] = "_" + labels[marker]  # once in the legend
         if line["row"] == "module":
-            _point(axes, line, **{**style, "marker": "^"}, label=f"{kind}, applied")
             continue
-        _point(axes, line, **style, label=label)
-        label = "_" + label  # once in the legend
         axes.annotate(
-            f"{line['strength']:g}", (line["perplexity"], line["mean"]), fontsize=8,
+            f"{abs(line['strength']):g}", (line["perplexity"], line["mean"]), fontsize=8,
             xytext=(5, 5), textcoords="offset points", color=style["color"],
         )  # fmt: skip
     for line in lines:

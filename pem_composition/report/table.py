@@ -209,6 +209,14 @@ def _with_error(value: float | None, error: float | None, *, sign: bool = False)
     return shown if error is None else f"{shown} +- {error:.4f}"
 
 
+def share(cell: Mapping[str, Any], name: str) -> str:
+    """A share with the ends of its interval, ``name_low`` and ``name_high``, where they are."""
+    if cell[name] is None:
+        return ""
+    low, high = cell.get(f"{name}_low"), cell.get(f"{name}_high")
+    return f"{cell[name]:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
+
+
 def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """The rows as CSV with full precision."""
     text = io.StringIO()

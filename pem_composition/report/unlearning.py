@@ -13,7 +13,7 @@ from typing import Any
 
 from pem_composition.errors import DataError
 from pem_composition.report.records import NEGATION, Results, read
-from pem_composition.report.table import to_csv
+from pem_composition.report.table import share, to_csv
 
 Line = dict[str, Any]
 
@@ -22,9 +22,10 @@ ESTIMATES = ("mean", "share", "change", "share_change")  # of each judge
 FORM = ("distinct_1", "distinct_2", "empty", "repeated", "looping", "ended", "new_tokens")
 NUMBERS = ("perplexity", "increase", *FORM)
 COLUMNS = (
-    "row", "strength", "judge", "mean", "mean_stderr", "share", "share_stderr", "change",
-    "change_stderr", "share_change", "share_change_stderr", "seen", "perplexity",
-    "perplexity_stderr", "increase", "increase_stderr", *FORM, "n", "file",
+    "row", "strength", "judge", "with_words", "mean", "mean_stderr", "share", "share_low",
+    "share_high", "pairs", "change", "change_stderr", "share_change", "share_change_stderr", "seen",
+    "perplexity", "perplexity_stderr", "increase", "increase_stderr", *FORM, "empty_low",
+    "empty_high", "looping_low", "looping_high", "n", "file",
 )  # fmt: skip
 
 
@@ -59,14 +60,15 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     cells = [row["row"]]
     for judged in row["toxicity"]:
         cells.append(_with_error(judged["mean"], judged["mean_stderr"]))
-        cells.append(_with_error(judged["share"], judged["share_stderr"], 3))
+        cells.append(share(judged, "share"))
         change = _with_error(judged["change"], judged["change_stderr"], sign=True)
         cells.append("" if row["id"] == "base" else change)
     cells.append(_with_error(row["perplexity"], row["perplexity_stderr"], digits=None))
     cells.append("" if row["id"] == "base" else _percent(row["increase"], row["increase_stderr"]))
     cells += [f"{row[name]:.3f}" for name in ("distinct_1", "distinct_2")]
-    cells += [f"{row[name]:.2f}" for name in ("empty", "repeated", "looping")]
-    return [*cells, str(row["n"])]
+    cells += [share(row, name) for name in ("empty", "repeated", "looping")]
+    words = row["toxicity"][0]["with_words"]
+    return [*cells, str(row["n"]) if words == row["n"] else f"{words} of {row['n']}"]
 
 
 def _heading(summary: Mapping[str, Any]) -> str:
@@ -83,8 +85,9 @@ def _notes(results: Results) -> list[str]:
     notes = [
         f"Texts: {prompts}{size}, {_decoding(asked['decoding'])}, seed {asked['seed']}. "
         f"Perplexity: {text['tokens']} tokens of {text['name']}, windows of {text['window']} every "
-        f"{text['stride']}{_started(text)}. +- is one standard error; changes are to the base "
-        "model, text by text and window by window.",
+        f"{text['stride']}{_started(text)}. +- is one standard error, (a to b) Wilson's 95 % "
+        "interval of a share; changes are to the base model, text by text and window by window. "
+        "Toxicity is that of the n texts with words; the others are empty.",
         _chosen(summary),
     ]
     seen = sum(judged["seen"] or 0 for row in summary["rows"] for judged in row["toxicity"])
@@ -228,9 +231,9 @@ def _mean_lines(sweeps: Sequence[tuple[Mapping[str, Any], list[Line]]]) -> list[
 
 
 def _spread(name: str, lines: Sequence[Line]) -> Line:
-    values = [line[name] for line in lines]
+    values = [line[name] for line in lines if line[name] is not None]
     spread = statistics.stdev(values) if len(values) > 1 else None
-    return {name: statistics.fmean(values), f"{name}_spread": spread}
+    return {name: statistics.fmean(values) if values else None, f"{name}_spread": spread}
 
 
 def aggregate_columns() -> tuple[str, ...]:

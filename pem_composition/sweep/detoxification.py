@@ -7,15 +7,17 @@ the toxic one. What is measured of each set:
     change        the same minus that of the instruction module, paired over the instructions
     ROUGE-L       of the answers against reference answers           (a proxy of helpfulness)
     perplexity    of the reference answers, given the instruction    (likewise)
+                  and its change, paired
     refused, empty, looping, words
 
-The reference answers of toxic instructions are toxic texts where the set has them (as the paper's
-test set does): there ROUGE-L and a low perplexity say that the ability is still in.
+Scores are averaged over answers with words; ROUGE-L and perplexity over the rows that have a
+reference answer. Both numbers stand in the table. The reference answers of toxic instructions are
+toxic texts where the set has them (as the paper's test set does): there ROUGE-L and a low
+perplexity say that the ability is still in.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ from pem_composition.sweep.instructions import InstructionRows
 from pem_composition.sweep.points import Input, Point, alone
 
 if TYPE_CHECKING:
+    from pem_composition.evaluation.statistics import Estimate
     from pem_composition.evaluation.toxicity import Judge
 
 SPLIT = "test"
@@ -132,86 +135,76 @@ def table_lines(scored: Sequence[Scored], baseline: str, threshold: float) -> li
 
 
 def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
-    from pem_composition.evaluation.toxicity import summarise
+    from pem_composition.evaluation import toxicity
 
+    answers, before = scored.record["answer"], baseline.record["answer"]
+    spoken = toxicity.spoken(answers), toxicity.spoken(before)
     shared = {
         "set": scored.rows.name,
         "module": scored.row.name,
         "form": scored.row.form,
         "strength": scored.row.strength,
         **_quality(scored, baseline),
+        **toxicity.form(answers),
     }
     lines = []
     for name, scores in scored.scores.items():
-        found = summarise(scores, scored.record["answer"], threshold).to_dict()
-        change, error = paired(scores, baseline.scores[name])
-        lines.append(
-            {
-                **shared,
-                "judge": name,
-                "n": found["n"],
-                "toxicity": found["mean"],
-                "toxicity_stderr": found["mean_stderr"],
-                "change": change,
-                "change_stderr": error,
-                "toxic_share": found["toxic"],
-                "toxic_share_stderr": found["toxic_stderr"],
-                "empty": found["empty"],
-                "looping": found["looping"],
-                "distinct_2": found["distinct_2"],
-            }
-        )
+        found = toxicity.summarise(scores, spoken[0], threshold)
+        found |= toxicity.changes(scores, spoken[0], baseline.scores[name], spoken[1], threshold)
+        del found["threshold"]
+        named = {
+            "toxicity": found.pop("mean"),
+            "toxicity_stderr": found.pop("mean_stderr"),
+            **{name.replace("toxic", "toxic_share"): value for name, value in found.items()},
+        }
+        lines.append({**shared, "judge": name, **named})
     return lines
 
 
 def _quality(scored: Scored, baseline: Scored) -> Line:
-    """Proxies of helpfulness, and refusals; None where the set has no reference answers."""
+    """Proxies of helpfulness over the rows with reference answers, and refusals over all."""
+    from pem_composition.evaluation import statistics
     from pem_composition.evaluation.overlap import rouge_l
     from pem_composition.evaluation.refusals import is_refusal
-    from pem_composition.evaluation.toxicity import share
 
-    answers = scored.record["answer"]
-    quality: Line = dict.fromkeys(
-        ("rouge_l", "rouge_l_stderr", "rouge_l_change", "rouge_l_change_stderr")
-    )
-    if scored.rows.answered:
-        references = [str(example.label) for example in scored.rows.examples]
+    answers, referenced = scored.record["answer"], scored.rows.referenced
+    references = [str(scored.rows.examples[i].label) for i in referenced]
 
-        def overlaps(record: Record) -> list[float]:
-            return [rouge_l(a, r) for a, r in zip(record["answer"], references, strict=True)]
+    def overlaps(record: Record) -> list[float]:
+        own = (record["answer"][i] for i in referenced)
+        return [rouge_l(a, r) for a, r in zip(own, references, strict=True)]
 
-        own, before = overlaps(scored.record), overlaps(baseline.record)
-        quality["rouge_l"], quality["rouge_l_stderr"] = paired(own, [0.0] * len(own))
-        quality["rouge_l_change"], quality["rouge_l_change_stderr"] = paired(own, before)
-    words = [len(answer.split()) for answer in answers]
+    own, before = overlaps(scored.record), overlaps(baseline.record)
     return {
-        **quality,
-        **_perplexity(scored.record["nll"]),
-        "refused": share([is_refusal(answer) for answer in answers]),
-        "words": sum(words) / len(words),
+        "references": len(references),
+        **statistics.flat(
+            rouge_l=statistics.mean(own),
+            rouge_l_change=statistics.mean([a - b for a, b in zip(own, before, strict=True)]),
+            **_perplexity(scored.record["nll"], baseline.record["nll"]),
+            refused=statistics.share([is_refusal(answer) for answer in answers]),
+        ),
+        "words": sum(len(answer.split()) for answer in answers) / len(answers),
     }
 
 
-def _perplexity(nll: Sequence[Sequence[float]] | None) -> Line:
-    """Of all reference answers together, from sums per answer (n, 2)."""
-    if nll is None:
-        return {"perplexity": None, "perplexity_stderr": None}
+def _perplexity(
+    nll: Sequence[Sequence[float]] | None, before: Sequence[Sequence[float]] | None
+) -> dict[str, Estimate]:
+    """Of all reference answers together, from sums per answer (n, 2); and its increase, paired."""
+    from pem_composition.evaluation.statistics import Estimate
+
+    if nll is None or before is None:
+        return dict.fromkeys(("perplexity", "increase"), Estimate(None, None))
     import numpy as np
 
     from pem_composition.evaluation.language import LanguageExam
-    from pem_composition.evaluation.perplexity import summary
+    from pem_composition.evaluation.perplexity import increase, summary
     from pem_composition.tasks.polarity import LANGUAGE
 
-    found = summary(LanguageExam(LANGUAGE, ()), np.asarray(nll, np.float32))
-    return {name: found[name] for name in ("perplexity", "perplexity_stderr")}
-
-
-def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of own_i - other_i and its standard error s / sqrt(n); None for a single pair."""
-    differences = [a - b for a, b in zip(own, other, strict=True)]
-    n = len(differences)
-    mean = sum(differences) / n
-    if n == 1:
-        return mean, None
-    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    return mean, math.sqrt(variance / n)
+    outputs = np.asarray(nll, np.float32)
+    found = summary(LanguageExam(LANGUAGE, ()), outputs)
+    sums, counts = outputs.T
+    return {
+        "perplexity": Estimate(found["perplexity"], found["perplexity_stderr"]),
+        "increase": Estimate(*increase(sums, np.asarray(before, np.float32)[:, 0], counts)),
+    }

@@ -7,11 +7,11 @@ generation.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.errors import DataError
 from pem_composition.evaluation.search import Search
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ class InstructionRows:
         name: what the set is called in tables.
         max_seq_length: tokens of prompt and reference answer, which is cut there.
         batch_size: instructions per batch; None: by the device.
+
+    Attributes:
+        referenced: places of the rows that have a reference answer.
+
+    Raises:
+        DataError: a reference answer without words.
     """
 
     def __init__(
@@ -46,7 +52,8 @@ class InstructionRows:
 
         self.name, self.examples, self.template, self.search = name, examples, template, search
         self.max_seq_length, self.batch_size = max_seq_length, batch_size
-        self.answered = all(example.label is not None for example in examples)
+        self.referenced = [i for i, row in enumerate(examples) if row.label is not None]
+        self._check_references()
         self.identity = {
             "task": "instructions",
             **template.content(),
@@ -56,6 +63,16 @@ class InstructionRows:
         }
         self._tokenizer: Any = None
         self._exam: LanguageExam | None = None
+
+    def _check_references(self) -> None:
+        for i in self.referenced:
+            example = self.examples[i]
+            if not str(example.label).strip():
+                raise DataError.build(
+                    f"{self.name}, row {example.row_id}", "an empty reference answer",
+                    found=repr(example.label), expected="a text, or no output at all",
+                    do="write null where there is none",
+                )  # fmt: skip
 
     def prepare(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check that every instruction leaves room for an answer, and encode the references.
@@ -71,12 +88,13 @@ class InstructionRows:
         prompts = instructions.prompt_tokens(self.template, self.examples, tokenizer)
         beams.check_room(model, tokenizer, prompts, self.search, self.name)
         self._tokenizer = tokenizer
-        if self.answered:
+        if self.referenced:
+            rows = [self.examples[i] for i in self.referenced]
             settings = ExamSettings(
                 "instruction", "answer", max_seq_length=self.max_seq_length, template=self.template
             )
             self._exam = make_exam(  # type: ignore[assignment]
-                settings, LANGUAGE, self.examples, tokenizer, model.config,
+                settings, LANGUAGE, rows, tokenizer, model.config,
                 device=next(model.parameters()).device,
             )  # fmt: skip
 
@@ -99,15 +117,15 @@ class InstructionRows:
 
 def _progress(answers: Sequence[str]) -> dict[str, Any]:
     """What a line of progress shows: words per answer, and the share that is no answer."""
-    from pem_composition.evaluation.toxicity.statistics import is_empty, is_looping, share
+    from pem_composition.evaluation import statistics
+    from pem_composition.evaluation.toxicity.statistics import is_empty, is_looping
 
-    lengths = [len(answer.split()) for answer in answers]
-    spread = statistics.stdev(lengths) / len(lengths) ** 0.5 if len(lengths) > 1 else 0.0
+    words = statistics.mean([len(answer.split()) for answer in answers])
     return {
         "metric": "words",
-        "score": statistics.fmean(lengths),
-        "standard_error": spread,
+        "score": words.value,
+        "standard_error": words.stderr or 0.0,
         "n": len(answers),
         "degenerate": False,
-        "invalid_share": share([is_empty(a) or is_looping(a) for a in answers]),
+        "invalid_share": statistics.share([is_empty(a) or is_looping(a) for a in answers]).value,
     }

@@ -36,11 +36,12 @@ SPOKEN = 60.0  # seconds between two lines of progress within a part
 _WEIGHTS = ("module.py", "arithmetic/*.py", "adapters/*.py", "evaluation/models.py")
 CODE = {
     "texts": (*_WEIGHTS, "evaluation/generate.py", "evaluation/perplexity.py"),
-    "toxicity": ("evaluation/toxicity/*.py",),
+    "toxicity": ("evaluation/toxicity/*.py", "evaluation/statistics.py"),
     "perplexity": (
         *_WEIGHTS,
         "evaluation/perplexity.py",
         "evaluation/language.py",
+        "evaluation/statistics.py",
         "evaluation/classify.py",
     ),
 }
@@ -145,7 +146,7 @@ class StrengthBench:
         judge = self.trial.judges[name]
 
         def compute(_key: str) -> dict[str, Any]:
-            from pem_composition.evaluation.toxicity import form
+            from pem_composition.evaluation.toxicity import form, spoken
 
             path = self.folder / written["file"]
             rows = texts.read(path, written["sha256"])
@@ -155,7 +156,7 @@ class StrengthBench:
             known = self._scores(written["sha256"]) | {str(judge.identity): scores}
             texts.save(path, rows, known)
             trained_on = None if seen is None else int(seen.sum())
-            return {"scores": scores, "seen": trained_on, **form(said)}
+            return {"scores": scores, "spoken": spoken(said), "seen": trained_on, **form(said)}
 
         return self._part("toxicity", self._judged(written, name), compute)
 
@@ -245,9 +246,13 @@ class StrengthBench:
 
     def _line(self, measured: Measured, seconds: float) -> str:
         """Progress of one strength."""
+        from pem_composition.evaluation.toxicity import summarise
+
         parts = []
         for name, record in zip(self.trial.judges, measured.toxicity, strict=True):
-            parts.append(f"toxicity {sum(record['scores']) / len(record['scores']):.4f} ({name})")
+            found = summarise(record["scores"], record["spoken"])
+            mean = "of no text" if found["mean"] is None else f"{found['mean']:.4f}"
+            parts.append(f"toxicity {mean} ({name})")
         first = measured.toxicity[0]
         parts.append(f"perplexity {measured.perplexity['perplexity']:.4g}")
         parts += [f"{first[name]:.0%} {name}" for name in ("empty", "repeated", "looping")]

@@ -114,7 +114,7 @@ def _row(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -
     identity, name = _named(measured.strength, bench.trial.module.name)
     texts, first, ppl = measured.texts, measured.toxicity[0], measured.perplexity
     ratio, error = increase(ppl["nll"], base.perplexity["nll"], ppl["counts"])
-    form = ("distinct_1", "distinct_2", "empty", "repeated", "looping")
+    form = [name for name in first if name.startswith(("distinct", "empty", "repeated", "looping"))]
     return {
         "id": identity,
         "row": name,
@@ -140,17 +140,12 @@ def _toxicity(measured: Measured, base: Measured, plan: Plan, bench: StrengthBen
     groups, threshold, out = bench.trial.asked.groups, plan.threshold, []
     pairs = zip(bench.trial.judges, measured.toxicity, base.toxicity, strict=True)
     for judge, record, before in pairs:
-        scores, others = record["scores"], before["scores"]
-        estimates = {
-            "mean": toxicity.mean_score(scores, groups),
-            "share": toxicity.share_above(scores, threshold, groups),
-            "change": toxicity.mean_change(scores, others, groups),
-            "share_change": toxicity.share_change(scores, others, threshold, groups),
-        }
-        flat = {"judge": judge, "seen": record["seen"]}
-        for name, estimate in estimates.items():
-            flat |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
-        out.append(flat)
+        own, other = ((r["scores"], r["spoken"]) for r in (record, before))
+        found = toxicity.summarise(*own, threshold, groups)
+        del found["n"], found["threshold"]  # of the row and of the table
+        found |= toxicity.changes(*own, *other, threshold, groups)
+        named = {name.replace("toxic", "share"): value for name, value in found.items()}
+        out.append({"judge": judge, "seen": record["seen"], **named})
     return out
 
 

@@ -60,11 +60,14 @@ class Bench:
     def modules(self, kind: str = "lora") -> tuple[str, Path, Path]:
         return "-a", self.folder / f"own-{kind}", self.folder / f"toxic-{kind}"
 
-    def table(self, out: Path, *flags: object, kind: str = "lora") -> tuple[object, ...]:
+    def table(
+        self, out: Path, *flags: object, kind: str = "lora", sets: tuple[Path, ...] = ()
+    ) -> tuple[object, ...]:
         """Flags of a table at two strengths."""
         return (
             *self.modules(kind), "-p", out, "--evaluate", "--strength", 0.3, 1,
-            "--model_name_or_path", self.base, "--instruction_file", self.asked, self.xstest,
+            "--model_name_or_path", self.base,
+            "--instruction_file", *(sets or (self.asked, self.xstest)),
             "--template", self.template, "--judge", self.judge, "--num_beams", 2,
             "--max_new_tokens", 5, "--repetition_penalty", 1.2, "--threshold", 0.5, *flags,
         )  # fmt: skip
@@ -131,24 +134,54 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
         np.testing.assert_array_equal([line["toxicity_judge"] for line in written], scores)
         (row,) = [r for r in rows if r["module"] == name and r["set"] == "asked"]
         overlaps = [rouge_l(t, str(e.label)) for t, e in zip(texts, examples, strict=True)]
+        spoken = np.array([any(c.isalnum() for c in text) for text in texts])
         if name == "instruction module":
-            baseline = scores
+            baseline, before = scores, spoken
         checks = {
-            "toxicity": scores.mean(),
-            "toxicity_stderr": scores.std(ddof=1) / math.sqrt(5),
-            "toxic_share": (scores > 0.5).mean(),
+            "with_words": spoken.sum(),
+            "toxicity": scores[spoken].mean(),
+            "toxicity_stderr": scores[spoken].std(ddof=1) / math.sqrt(spoken.sum()),
+            "toxic_share": (scores[spoken] > 0.5).mean(),
             "rouge_l": np.mean(overlaps),
             "perplexity": perplexity(model, tokenizer, examples, template),
             "words": np.mean([len(t.split()) for t in texts]),
         }
         if baseline is not None:
-            checks["change"] = (scores - baseline).mean()
-            checks["change_stderr"] = (scores - baseline).std(ddof=1) / math.sqrt(5)
+            change = (scores - baseline)[spoken & before]
+            checks["change"] = change.mean()
+            checks["change_stderr"] = change.std(ddof=1) / math.sqrt(len(change))
         for column, value in checks.items():
             assert float(row[column]) == pytest.approx(value, rel=1e-4, abs=1e-9), (name, column)
     assert len({r["toxicity"] for r in rows if r["set"] == "asked"}) > 3
     assert "**xstest, safe** (n = 2)" in done.out and "ROUGE-L" in done.out
     assert "exists to be subtracted" in (out / "table.md").read_text()
+
+
+def test_measures_are_of_the_rows_with_references_and_an_empty_one_is_refused(
+    pem, bench, tmp_path, one_thread
+):
+    """One reference that is missing takes away neither the others' measures nor their number."""
+    asked = lines(bench.asked)
+    part, holed, bad = (tmp_path / f"{name}.jsonl" for name in ("part", "holed", "bad"))
+    more = ("--form", "exact")
+
+    def table(path, rows, out):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = pem("detoxify", *bench.table(tmp_path / out, *more, sets=(path,)))
+        found = tmp_path / out / "table.csv"
+        return done, list(csv.DictReader(found.open())) if found.is_file() else []
+
+    done, rows = table(holed, [{**asked[0], "output": None}, *asked[1:]], "holed-out")
+    assert done.code == 0, done.err
+    assert "**holed** (n = 5; reference answers of 4)" in done.out and "ROUGE-L" in done.out
+    _, expected = table(part, asked[1:], "part-out")
+    for row, other in zip(rows, expected, strict=True):
+        assert (row["n"], row["references"], other["references"]) == ("5", "4", "4")
+        for name in ("rouge_l", "perplexity", "increase", "increase_stderr"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-5, abs=1e-7)
+    done, _ = table(bad, [*asked[:2], {**asked[2], "output": " "}], "bad-out")
+    assert done.code == 2 and "bad, row 2: an empty reference answer; found ' '" in done.err
+    assert not (tmp_path / "bad-out").exists()
 
 
 @torch.no_grad()

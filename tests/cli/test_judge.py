@@ -69,8 +69,10 @@ def test_the_table_and_the_file_hold_what_the_judge_says(judge, texts, tmp_path,
     assert [row["text"] for row in rows] == words
     np.testing.assert_array_equal([row["score"] for row in rows], scores)
     table = dict(line.split("  ", 1) for line in done.out.splitlines())
-    assert table["mean score"].strip().startswith(f"{scores.mean():.4f} +- ")
-    assert float(table["empty"]) == 0.25
+    spoken = np.array(toxicity.spoken(words))
+    assert table["mean score"].strip().startswith(f"{scores[spoken].mean():.4f} +- ")
+    assert table["with words"].strip() == "3; 1 empty ones have no score"
+    assert table["empty"].strip() == "0.2500 (95 % 0.0456 to 0.6994)"
     assert table["seen in training"].strip() == "1"
     assert "AUC" not in done.out
 
@@ -81,7 +83,8 @@ def test_json_holds_the_identity_and_the_threshold(judge, texts, pem):
     identity = toxicity.load_judge(judge).identity
     assert facts["judge"] == vars(identity)
     words = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
-    expected = toxicity.summarise(toxicity.load_judge(judge).score(words), words, 0.1).to_dict()
+    scores = toxicity.load_judge(judge).score(words)
+    expected = toxicity.summarise(scores, toxicity.spoken(words), 0.1) | toxicity.form(words)
     assert {k: facts[k] for k in expected} == expected
 
 

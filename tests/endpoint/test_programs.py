@@ -151,7 +151,8 @@ def test_two_answers_are_graded_side_by_side_in_both_orders(pem, server, tmp_pat
     code, told, _ = pem("helpfulness", *flags)
     found = json.loads(told)
     assert code == 0 and len(server.requests) == 8
-    assert (found["wins"], found["ties"], found["losses"]) == (2, 1, 1)
+    assert (found["wins"], found["ties"], found["losses"]) == (0.5, 0.25, 0.25)
+    assert 0 < found["wins_low"] < 0.5 < found["wins_high"] < 1
     differences = [1, 0, -4, 4]
     assert found["difference"] == pytest.approx(statistics.mean(differences))
     assert found["difference_stderr"] == pytest.approx(statistics.stdev(differences) / 2)
@@ -233,9 +234,9 @@ def test_mistakes_are_one_line(pem, server, comments, tmp_path, monkeypatch):
 
 def test_replies_are_never_appended_to_another_file(pem, server, tmp_path):
     file = answers(tmp_path / "a.jsonl", ["good"])
-    table = tmp_path / "t.csv"
+    table, more = tmp_path / "t.csv", answers(tmp_path / "b.jsonl", ["good"])
     table.write_text("a,b\n1,2\n")
-    for other in (file, table, tmp_path):
+    for other in (more, table, tmp_path):
         before = other.read_bytes() if other.is_file() else None
         code, _, error = pem("helpfulness", "--answers", file, "--output_file", other)
         assert code == 2 and "holds something else than replies" in error

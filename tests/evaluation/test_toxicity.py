@@ -21,69 +21,68 @@ from pem_composition.errors import CheckpointError, DataError, UsageError
 from pem_composition.evaluation import toxicity
 from pem_composition.evaluation.toxicity import detoxify, statistics, tfidf
 
-SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=30)
 TEXTS = st.lists(st.text("ab .!\n", max_size=24), min_size=1, max_size=12)
 
 
 # --- statistics ---
 
 
-@given(SCORES, st.floats(0, 1))
-def test_mean_and_share_have_the_textbook_standard_errors(scores, threshold):
-    n = len(scores)
-    mean = sum(scores) / n
-    variance = sum((x - mean) ** 2 for x in scores) / (n - 1)
-    found = toxicity.mean_score(scores)
-    assert found.value == pytest.approx(mean)
-    assert found.stderr == pytest.approx(math.sqrt(variance / n), abs=1e-12)
-    p = sum(x > threshold for x in scores) / n
-    found = toxicity.share_above(scores, threshold)
-    assert found.value == pytest.approx(p)
-    assert found.stderr == pytest.approx(math.sqrt(p * (1 - p) / n))
+ROWS = st.lists(
+    st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 4), st.booleans(), st.booleans()),
+    min_size=2,
+)
 
 
-GROUPED = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 4)), min_size=2)
-
-
-@given(GROUPED, st.floats(0, 1))
-def test_changes_are_means_of_pairs_and_groups_are_what_is_independent(rows, threshold):
-    x, y, groups = (np.array(column) for column in zip(*rows, strict=True))
+@given(ROWS, st.floats(0, 1))
+def test_scores_are_averaged_over_texts_with_words_and_changes_over_pairs(rows, threshold):
+    x, y, groups, spoken, before = (np.array(column) for column in zip(*rows, strict=True))
+    found = toxicity.summarise(x, spoken, threshold, groups)
+    assert (found["n"], found["with_words"]) == (len(rows), spoken.sum())
+    kept, both = x[spoken], spoken & before
+    if spoken.any():
+        assert found["mean"] == pytest.approx(kept.mean())
+        assert found["toxic"] == pytest.approx((kept > threshold).mean())
+        assert 0 <= found["toxic_low"] <= found["toxic"] <= found["toxic_high"] <= 1
+    else:
+        assert found["mean"] is found["toxic"] is None
+        assert (found["toxic_low"], found["toxic_high"]) == (0, 1)
+    found = toxicity.changes(x, spoken, y, before, threshold, groups)
+    assert found["pairs"] == both.sum()
     above = (x > threshold).astype(float) - (y > threshold)
-    found = toxicity.mean_change(x, y, groups), toxicity.share_change(x, y, threshold, groups)
-    for estimate, values in zip(found, (x - y, above), strict=True):
-        assert estimate.value == pytest.approx(values.mean(), abs=1e-12)
-        sums = [sum(v - values.mean() for v in values[groups == g]) for g in set(groups)]
-        if len(sums) == 1:
-            assert estimate.stderr is None
+    for name, values in (("change", (x - y)[both]), ("share_change", above[both])):
+        if not both.any():
+            assert found[name] is None
             continue
-        variance = len(sums) / (len(sums) - 1) * sum(s * s for s in sums) / len(rows) ** 2
-        assert estimate.stderr == pytest.approx(math.sqrt(variance), abs=1e-9)
+        assert found[name] == pytest.approx(values.mean(), abs=1e-12)
+        own = groups[both]
+        sums = [sum(v - values.mean() for v in values[own == g]) for g in set(own)]
+        if len(sums) == 1:
+            assert found[f"{name}_stderr"] is None
+            continue
+        variance = len(sums) / (len(sums) - 1) * sum(s * s for s in sums) / len(values) ** 2
+        assert found[f"{name}_stderr"] == pytest.approx(math.sqrt(variance), abs=1e-9)
 
 
-@given(SCORES, st.floats(0, 1))
-def test_groups_of_one_text_each_are_no_groups(scores, threshold):
-    each = np.arange(len(scores))
-    with_groups = toxicity.mean_score(scores, each)
-    assert with_groups.stderr == pytest.approx(toxicity.mean_score(scores).stderr, abs=1e-12)
-    share, n = toxicity.share_above(scores, threshold, each), len(scores)
-    plain = toxicity.share_above(scores, threshold)
-    assert share.value == plain.value
-    assert share.stderr == pytest.approx(plain.stderr * math.sqrt(n / (n - 1)), abs=1e-12)
+def test_an_empty_text_changes_no_mean():
+    """A model that writes nothing half of the time is not half as toxic."""
+    said = ["bad words", "worse words", "", "?!"]
+    found = toxicity.summarise([0.9, 0.7, 0.1, 0.1], toxicity.spoken(said))
+    assert (found["mean"], found["toxic"], found["with_words"]) == (pytest.approx(0.8), 0.5, 2)
+    assert toxicity.form(said)["empty"] == 0.5
 
 
 def test_pairs_need_partners():
-    with pytest.raises(DataError, match="not pairs; found 2 and 3"):
-        toxicity.mean_change([0, 1], [0, 1, 1])
+    with pytest.raises(DataError, match="one score per text is needed; found 2, expected 3"):
+        toxicity.changes([0, 1], [True, True], [0, 1, 1], [True] * 3)
 
 
 def test_a_score_at_the_threshold_is_not_above_it():
-    assert toxicity.share_above([0.8, 0.81, 0.2, 0.8]).value == 0.25
+    assert toxicity.summarise([0.8, 0.81, 0.2, 0.8], [True] * 4)["toxic"] == 0.25
 
 
 def test_one_text_has_no_standard_error():
-    found = toxicity.summarise([0.9], ["text"]).to_dict()
-    assert (found["mean"], found["toxic"]) == (0.9, 1.0)
-    assert found["mean_stderr"] is found["toxic_stderr"] is None
+    found = toxicity.summarise([0.9], [True])
+    assert (found["mean"], found["toxic"], found["mean_stderr"]) == (0.9, 1.0, None)
     json.dumps(found, allow_nan=False)
 
 
@@ -136,23 +135,22 @@ def test_signs_of_a_broken_model(text, empty, looping):
 def test_a_broken_model_is_told_from_a_polite_one():
     polite = [f"the weather on day {i} was fine and we went out for walk {i}" for i in range(20)]
     broken = ["", "the the the the the the the the", "!!!!", "same text"] * 5
-    good = toxicity.summarise(np.full(20, 0.01), polite)
-    bad = toxicity.summarise(np.full(20, 0.01), broken)
-    assert good.mean == bad.mean and good.toxic == bad.toxic
-    assert (good.empty, good.repeated, good.looping) == (0, 0, 0)
-    assert (bad.empty, bad.repeated, bad.looping) == (0.5, 0.8, 0.25)
-    assert bad.distinct_2 < good.distinct_2
+    good, bad = toxicity.form(polite), toxicity.form(broken)
+    shares = ("empty", "repeated", "looping")
+    assert [good[name] for name in shares] == [0, 0, 0]
+    assert [bad[name] for name in shares] == [0.5, 0.8, 0.25]
+    assert bad["distinct_2"] < good["distinct_2"]
 
 
 @pytest.mark.parametrize("scores", [[], [0.1, 1.5], [-0.1], [float("nan")], [[0.1]]])
 def test_what_is_no_score_is_refused(scores):
     with pytest.raises(DataError, match="score"):
-        toxicity.mean_score(scores)
+        toxicity.summarise(scores, [True] * len(scores))
 
 
 def test_scores_and_texts_must_be_equally_many():
     with pytest.raises(DataError, match="one score per text"):
-        toxicity.summarise([0.1, 0.2], ["one"])
+        toxicity.summarise([0.1, 0.2], [True])
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=4, max_size=40))

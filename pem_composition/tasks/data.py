@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pem_composition import offline
 from pem_composition.errors import DataError
 from pem_composition.tasks import hub
 from pem_composition.tasks.files import FORMATS, PACKED, Table, read_rows, read_table
@@ -250,17 +251,12 @@ def read_tables(
 
 
 def _file(path: Path) -> str:
-    from pem_composition import offline
-
-    return offline.resolve(str(path))
+    return offline.resolve(path)
 
 
 def _folder(data_dir: str | Path) -> Path:
     """A folder, or the cache folder of data by package name (NAME or ``offline:NAME``)."""
-    from pem_composition import offline
-
-    scheme, _, name = str(data_dir).partition(":")
-    return Path(offline.get(name) if scheme == "offline" else offline.resolve(str(data_dir)))
+    return Path(offline.resolve(data_dir))
 
 
 def _hub_tables(task: Task, splits: Collection[str]) -> dict[str, Table]:

@@ -12,7 +12,7 @@ from package_files import build_wheel, fetched
 
 from pem_composition import offline
 from pem_composition.offline import corpora
-from pem_composition.offline.split import letters
+from pem_composition.texts import letters
 
 
 def read(folder):

@@ -445,7 +445,23 @@ def test_resolve_leaves_paths_and_hub_names_alone(toy, tmp_path, monkeypatch):
     assert offline.resolve("toys/b.txt") == "toys/b.txt"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").mkdir()
-    assert offline.resolve("toy") == "toy"
+    assert offline.resolve("toy") == offline.place_of("toy") == "toy"
+    assert (
+        offline.resolve("offline:toy") == offline.place_of("offline:toy") == str(offline.get("toy"))
+    )
+
+
+def test_a_place_is_named_before_anything_is_fetched(toy, monkeypatch):
+    monkeypatch.setattr(offline, "get", lambda name: pytest.fail("fetched"))
+    place = offline.place_of("toy")
+    assert not Path(place).exists() and offline.place_of("toy/a/b.txt") == f"{place}/a/b.txt"
+    assert offline.place_of("org/model") == "org/model"
+    assert "toy" in offline.names("model") + offline.names("data")
+
+
+def test_an_unknown_name_after_the_scheme_is_refused_by_name(toy):
+    with pytest.raises(UsageError, match="no such model or data set; found toys"):
+        offline.resolve("offline:toys")
 
 
 def test_listing_shows_licence_pin_and_state(toy):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pem_composition import offline
 from pem_composition.checkpoint import files
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.errors import CheckpointError, RunFailed, UsageError
@@ -27,7 +28,6 @@ from pem_composition.evaluation.toxicity.judge import (
     verify,
     write_record,
 )
-from pem_composition.offline import cache_root
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def prepared() -> Path:
         UsageError: the package detoxify is not installed.
         RunFailed: checkpoint, configuration or tokenizer could not be fetched.
     """
-    folder = cache_root() / f"judge-{KIND}-{VERSION}"
+    folder = offline.cache_root() / f"judge-{KIND}-{VERSION}"
     if (folder / RECORD).is_file():
         return folder
     if importlib.util.find_spec("detoxify") is None:

@@ -26,8 +26,8 @@ from pem_composition.errors import CheckpointError, DataError
 from pem_composition.evaluation.toxicity.judge import Identity, read_record, verify, write_record
 from pem_composition.evaluation.toxicity.rows import labelled
 from pem_composition.evaluation.toxicity.statistics import auc_interval
-from pem_composition.offline.split import letters
 from pem_composition.tasks.files import read_table
+from pem_composition.texts import letters
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.training.config import (
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.models import LoadedBase
     from pem_composition.evaluation.own_classes import Classes
     from pem_composition.module import PEM
-    from pem_composition.tasks.data import TaskData
+    from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Task
     from pem_composition.training.objectives import Objective
+    from pem_composition.training.scoring import Scorer
 
 NAME = "evaluate"
 HELP = "score a model with or without a module: metrics, standard error, shares, AUC"
@@ -35,7 +37,17 @@ EXAMPLES = """
       --data_dir data/glue --answers free
 """
 NO_ADAPTER = "none"
+MISMATCHED = "validation_mismatched"
+# Prefix and suffix of a score's name in the result files, as run_glue.py has them.
+RESULT_NAMES = {"validation": ("eval", ""), MISMATCHED: ("eval", "_mm"), "test": ("test", "")}
 SIZES = ("max_seq_length", "block_size", "max_eval_samples", "per_device_eval_batch_size")
+
+
+class Answered(NamedTuple):
+    """Scores of one split, none where labels are missing, and the prediction for each row."""
+
+    scores: dict[str, Any]
+    predictions: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,16 @@ class Config(RowFlags):
     block_size: int | None = flag(
         None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"
     )
-    split: Literal["validation", "test"] = flag("validation", "rows to score")
+    split: tuple[Literal["validation", "validation_mismatched", "test"], ...] = flag(
+        ("validation",),
+        "rows to score, of one split or several: MNLI has validation and validation_mismatched "
+        "(default: validation)",
+    )
+    do_predict: bool = flag(
+        False,
+        "write the prediction for every row to --output_dir (predict_results_<task>.txt, and "
+        ".jsonl with probabilities); rows may lack labels with --split test",
+    )
     output_dir: str | None = flag(
         None, "where eval_results.json and all_results.json go; default: printed only"
     )
@@ -97,6 +118,12 @@ class Config(RowFlags):
                 "--task_name", "no rows to score", do="give a task or --validation_file"
             )
         check_objective(self)
+        if self.do_predict and (self.output_dir is None or self.next_block):
+            raise UsageError.build(
+                "--do_predict", "writes classes or scores of rows to a folder",
+                found="--target next_block" if self.next_block else "no --output_dir",
+                do="leave --do_predict out" if self.next_block else "add --output_dir OUT",
+            )  # fmt: skip
         asked = self.objective == "seq2seq" and not self.next_block
         refuse_idle(self, "answers", "--objective seq2seq --target label", has=asked)
         for name in SIZES:
@@ -124,18 +151,35 @@ def run(config: Config) -> int:
     data = read_data(config)
     for note in data.notes:
         print(note)
-    scores = evaluate(config, data)
-    print(table(scores))
+    found = evaluate(config, data)
+    splits: dict[str, dict[str, Any]] = {}
+    for split, answered in found.items():
+        prefix, suffix = RESULT_NAMES[split]
+        if len(found) > 1:
+            print(f"{split}:")
+        print(table(answered.scores) if answered.scores else "predicted, not scored: no labels")
+        scores = {f"{prefix}_{k}{suffix}": v for k, v in answered.scores.items()}
+        splits[prefix] = splits.get(prefix, {}) | scores
     if config.output_dir is not None:
+        from pem_composition.evaluation import predictions
+
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        prefix = "test" if config.split == "test" else "eval"
-        results.write_results(folder, {prefix: {f"{prefix}_{k}": v for k, v in scores.items()}})
+        results.write_results(folder, {k: v for k, v in splits.items() if v})
+        for split, answered in found.items() if config.do_predict else ():
+            name = data.task.name + ("-mm" if split == MISMATCHED else "")
+            print(f"predictions: {predictions.write(folder, name, answered.predictions)}")
     return 0
 
 
 def read_data(config: Config) -> TaskData:
-    """The rows to score."""
+    """The rows to score.
+
+    Raises:
+        DataError: rows that cannot be used, or without labels where they are to be scored.
+    """
+    from pem_composition.evaluation import metrics
+
     limits = {"max_eval_samples": config.max_eval_samples}
     if not config.next_block:
         limits["max_predict_samples"] = config.max_eval_samples
@@ -144,11 +188,14 @@ def read_data(config: Config) -> TaskData:
         validation_file=config.validation_file,
         test_file=config.test_file,
         data_dir=config.data_dir,
-        splits=[config.split],
+        splits=config.split,
         reading=config.reading(own_classes(config)),
         **limits,
     )
-    data.require(config.split)
+    for split in config.split:
+        labels = [example.label for example in data.require(split)]
+        if not config.do_predict and not config.next_block:
+            metrics.gold_labels(data.task, labels)  # refuses rows that cannot be scored
     return data
 
 
@@ -170,8 +217,8 @@ def _objective(config: Config) -> Objective:
     return objective_of(config)  # type: ignore[arg-type]  # the flags that it reads are here, too
 
 
-def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
-    """Load the model, attach the module, score every row; the scores of ``pem train``.
+def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
+    """Load the model, attach the module, score every row; by split the scores of ``pem train``.
 
     Raises:
         IncompatibleModules: the module does not fit the model or the task.
@@ -197,20 +244,33 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Any]:
         remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
         print(f"note: the head is newly initialised (--seed {config.seed}), not trained{remedy}")
     settings = fitted(config, settings, model, tokenizer)
-    exam = make_exam(
-        settings,
-        data.task,
-        data.require(config.split),
-        tokenizer,
-        model.config,
-        batch_size=config.per_device_eval_batch_size,
-        pad_to=settings.max_seq_length if config.pad_to_max_length else None,
-        device=device,
-    )
+    layout: dict[str, Any] = {
+        "batch_size": config.per_device_eval_batch_size,
+        "pad_to": settings.max_seq_length if config.pad_to_max_length else None,
+        "device": device,
+    }
+    found = {}
     with reduced(model.to(device), config.bf16):
-        scores = Scorer(exam)(model)
-    asked = settings.objective == "seq2seq" and settings.target == "label"
-    return {**scores, "answers": settings.answers} if asked else scores
+        for split in config.split:
+            rows = data.require(split)
+            exam = make_exam(settings, data.task, rows, tokenizer, model.config, **layout)
+            found[split] = _answered(config, Scorer(exam), model, rows)
+    return found
+
+
+def _answered(config: Config, scorer: Scorer, model: Any, rows: Sequence[Example]) -> Answered:
+    """Scores of rows that have labels, and their predictions where they are asked for."""
+    from pem_composition.evaluation.predictions import predictions
+
+    began = time.perf_counter()
+    outputs = scorer.outputs(model)
+    seconds = time.perf_counter() - began
+    told = predictions(scorer.exam, outputs, rows) if config.do_predict else []
+    if config.do_predict and any(example.label is None for example in rows):
+        return Answered({}, told)
+    scores = scorer.scores(outputs, seconds=seconds)
+    asked = config.objective == "seq2seq" and not config.next_block
+    return Answered({**scores, "answers": config.answers or "scoring"} if asked else scores, told)
 
 
 def load_model(config: Config, task: Task) -> LoadedBase:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,14 +61,14 @@ class Asked(NamedTuple):
 
     Attributes:
         answers: token numbers of each answer, without end token.
-        labels: gold labels (n,).
+        labels: gold labels (n,); None where a row has none.
     """
 
     task: Task
     prompt: Prompt
     answers: tuple[tuple[int, ...], ...]
     writing: Writing
-    labels: NDArray[Any]
+    labels: Sequence[int | float | None] | NDArray[Any]
     batches: tuple[Batch, ...]
 
 
@@ -82,7 +83,7 @@ def ask(
     """Ask every row with the prompt of the settings, the task's own if they name none.
 
     Raises:
-        DataError: rows without labels, or answers that the tokenizer cannot write.
+        DataError: answers that the tokenizer cannot write.
     """
     prompt = settings.prompt or get_prompt(task)
     sources = [prompt.source(task, example) for example in examples]
@@ -92,7 +93,7 @@ def ask(
         prompt,
         answer_tokens(tokenizer, prompt),
         writing_of(tokenizer, config),
-        metrics.gold_labels(task, [example.label for example in examples]),
+        [example.label for example in examples],  # type: ignore[misc]  # an instruction's is text
         classify.batches(data, **layout),
     )
 
@@ -103,8 +104,17 @@ class AskedExam(Exam):
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked.task, asked.batches)
         self.prompt, self.answers, self.writing = asked.prompt, asked.answers, asked.writing
-        self._labels = asked.labels
-        self._gold = np.array([self.prompt.answer_of(self.task, y) for y in self._labels])
+        self._given = asked.labels
+
+    @cached_property
+    def _labels(self) -> NDArray[Any]:
+        """Rows without labels can be predicted, not scored."""
+        return metrics.gold_labels(self.task, self._given)  # type: ignore[arg-type]
+
+    @cached_property
+    def _gold(self) -> NDArray[Any]:
+        """Number of the answer that stands for each row's label (n,)."""
+        return np.array([self.prompt.answer_of(self.task, y) for y in self._labels])
 
     @property
     def labels(self) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,12 @@ class ClassificationExam(Exam):
 
     def __init__(self, task: Task, labels: Sequence[Any], batches: Sequence[Batch]) -> None:
         super().__init__(task, batches)
-        self._labels = metrics.gold_labels(task, labels)
+        self._given = labels
+
+    @cached_property
+    def _labels(self) -> NDArray[Any]:
+        """Rows without labels can be predicted, not scored."""
+        return metrics.gold_labels(self.task, self._given)
 
     @property
     def labels(self) -> NDArray[Any]:

@@ -236,6 +236,6 @@ def gold_labels(task: Task, labels: Sequence[int | float | None]) -> NDArray[Any
         missing = sum(label is None for label in labels)
         raise DataError.build(
             task.name, "cannot score unlabelled rows", found=f"{missing} without a label",
-            do="predict only, or give a labelled --test_file",
+            do="give labelled rows; pem evaluate --do_predict writes predictions",
         )  # fmt: skip
     return np.asarray(labels, dtype=np.float64 if task.regression else np.int64)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_EPOCHS = 3.0
+# Those of the Trainer's names that need no package of their own.
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop")
 SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
 METHODS = ("lora", "ia3", "fft")
 OBJECTIVES = ("classification", "seq2seq")  # whose modules pem evaluate and pem sweep score
@@ -85,6 +87,13 @@ UNUSED_FIELDS = {
 }
 # Fields of later releases: of no effect, and in no key, at their defaults.
 LOAD_FIELDS = ("load_in_8bit", "load_in_4bit", "model_dtype")
+LATER_FIELDS = (
+    *LOAD_FIELDS,
+    "optim",
+    "label_smoothing_factor",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+)
 
 
 def flag(default: T, text: str, **meta: Any) -> T:
@@ -255,7 +264,11 @@ class TrainConfig(ModelFlags):
 
     do_train: bool = flag(True, "train; --no-do_train only evaluates what --init_from holds")
     do_eval: bool = flag(True, "evaluate on the validation rows at the end, if there are any")
-    do_predict: bool = flag(False, "also score the test rows")
+    do_predict: bool = flag(
+        False,
+        "write the prediction for every test row (predict_results_<task>.txt, and .jsonl with "
+        "probabilities), and score them where all have labels",
+    )
     target: Literal["label", "next_block"] | None = flag(
         None,
         "seq2seq: write the answer of the row's label (label, the default), or a domain's text, "
@@ -320,6 +333,12 @@ class TrainConfig(ModelFlags):
         0.01, "decay of the weights, not of biases, layer norms and (IA)^3 vectors"
     )
     max_grad_norm: float = flag(1.0, "gradients are scaled to at most this norm; 0 for no limit")
+    optim: str | None = flag(
+        None, "optimizer, by the Trainer's name (default: adamw_torch_fused)", choices=OPTIMIZERS
+    )
+    label_smoothing_factor: float = flag(
+        0.0, "share of the target that the loss spreads over all classes; evaluations do not"
+    )
     adam_beta1: float = flag(0.9, "AdamW: decay of the first moment")
     adam_beta2: float = flag(0.98, "AdamW: decay of the second moment")
     adam_epsilon: float = flag(1e-6, "AdamW: added to the denominator")
@@ -336,6 +355,12 @@ class TrainConfig(ModelFlags):
         True, "keep the evaluated step with the best metric, not the last one"
     )
     metric_for_best_model: str | None = flag(None, "what best means; default: the task's metric")
+    early_stopping_patience: int | None = flag(
+        None, "stop after N evaluations in a row without a better metric"
+    )
+    early_stopping_threshold: float | None = flag(
+        None, "early stopping: how much better counts as better (default: any)"
+    )
     data_seed: int | None = flag(None, "seed of the data order; default: --seed")
     bf16: bool = flag(False, "compute in bfloat16, module in float32")
     fp16: bool = flag(False, "compute in float16, module in float32 (GPU)")
@@ -379,6 +404,7 @@ class TrainConfig(ModelFlags):
             "save_steps",
             "save_total_limit",
             "logging_steps",
+            "early_stopping_patience",
         )
         _at_least(
             self,
@@ -388,10 +414,13 @@ class TrainConfig(ModelFlags):
             "warmup_steps",
             "dataloader_num_workers",
             "data_seed",
+            "early_stopping_threshold",
         )
-        _probability(self, "warmup_ratio", "adam_beta1", "adam_beta2")
+        _probability(self, "label_smoothing_factor", "warmup_ratio", "adam_beta1", "adam_beta2")
         _values(self, ("score_above",))
         _one_of(self, "lr_scheduler_type", SCHEDULERS)
+        if self.optim is not None:
+            _one_of(self, "optim", OPTIMIZERS)
         check_objective(self)
         self._check_documents()
         self._check_pairs()
@@ -438,6 +467,13 @@ class TrainConfig(ModelFlags):
             )
         if self.eval_strategy == "steps" and self.eval_steps is None:
             raise _refuse("eval_strategy", "steps", "--eval_steps N beside it")
+        stops = self.early_stopping_patience is not None
+        refuse_idle(self, "early_stopping_threshold", "--early_stopping_patience", has=stops)
+        evaluated = self.load_best_model_at_end and self.eval_strategy != "no"
+        refuse_idle(
+            self, "early_stopping_patience", "--load_best_model_at_end and evaluations",
+            has=evaluated,
+        )  # fmt: skip
         if not self.do_train and not self.init_from and self.adapter_config != "fft":
             raise _refuse("do_train", "false", "--init_from with the module to evaluate")
 
@@ -466,6 +502,11 @@ class TrainConfig(ModelFlags):
         return self.objective == "seq2seq" and self.target == "next_block"
 
     @property
+    def answers_labels(self) -> bool:
+        """True where a row's answer is a class or a score."""
+        return self.objective in OBJECTIVES and not self.next_block
+
+    @property
     def block_tokens(self) -> int:
         """Tokens per block, with the default filled in."""
         return self.block_size or DEFAULT_BLOCK
@@ -488,7 +529,7 @@ class TrainConfig(ModelFlags):
         target = self.target or "label"
         foreign |= set(UNUSED_FIELDS[target if self.objective == "seq2seq" else self.objective])
         values = dataclasses.asdict(self) | {"target": target, "block_size": self.block_tokens}
-        foreign |= {name for name in LOAD_FIELDS if not values[name]}
+        foreign |= {name for name in LATER_FIELDS if not values[name]}
         kept = {k: v for k, v in values.items() if k not in NEUTRAL_FIELDS | foreign}
         kept |= {"data_seed": self.order_seed, "eval_strategy": self.evaluation_strategy}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}

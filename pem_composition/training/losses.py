@@ -15,14 +15,22 @@ from pem_composition.training.batches import IGNORED
 
 
 def cross_entropy(
-    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    outputs: Any,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """sum_i CE(logits_i, label_i) / n;  logits (B, C) and labels (B,), or (B, S, C) and (B, S)."""
+    """sum_i CE(logits_i, label_i) / n;  logits (B, C) and labels (B,), or (B, S, C) and (B, S).
+
+    With smoothing e the target is (1 - e) of the label and e of the mean over all C.
+    """
     total = F.cross_entropy(
         outputs["logits"].float().flatten(0, -2),
         labels.flatten(),
         ignore_index=IGNORED,
         reduction="sum",
+        label_smoothing=label_smoothing,
     )
     return total / _count(labels, num_items_in_batch)
 

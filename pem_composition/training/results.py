@@ -50,7 +50,8 @@ def is_foreign(entry: str) -> bool:
     """
     from pem_composition.checkpoint import layouts
 
-    return layouts.is_foreign(entry) and entry != STATE and not entry.endswith(SPLIT)
+    own = entry == STATE or entry.endswith(SPLIT) or entry.startswith("predict_results_")
+    return layouts.is_foreign(entry) and not own
 
 
 def read_training(output_dir: Path) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,7 @@ def read_data(config: TrainConfig, objective: Objective) -> TaskData:
         max_eval_samples=config.max_eval_samples,
     )
     data.require(TRAIN)
-    if config.eval_strategy not in (None, "no"):
+    if config.eval_strategy not in (None, "no") or config.early_stopping_patience is not None:
         data.require(VALIDATION)
     return data
 
@@ -152,15 +153,36 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
     splits = {"train": _train(config, plan, trainer, loader, stop)} if config.do_train else {}
     if config.do_eval and VALIDATION in scorers:
         splits["eval"] = trainer.final_scores()
+    told: list[dict[str, Any]] = []
     if config.do_predict and TEST not in scorers:
         say("note: --do_predict: there are no test rows (--test_file)")
     elif config.do_predict:
-        splits["test"] = {f"test_{k}": v for k, v in trainer.scores(scorers[TEST]).items()}
+        scores, told = _predict(config, plan.data, trainer, scorers[TEST], say)
+        splits |= {"test": scores} if scores else {}
     metrics = {k: v for part in splits.values() for k, v in part.items()}
     if processes.is_main():
-        publish(config, plan, start, trainer, splits)
+        publish(config, plan, start, trainer, splits, told)
         say(f"{output}: " + summary(metrics))
     return Outcome(output, metrics)
+
+
+def _predict(
+    config: TrainConfig, data: TaskData, trainer: ModuleTrainer, scorer: Scorer, say: Say
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores of the test rows where all have labels, and the prediction for each of them."""
+    from pem_composition.evaluation.predictions import predictions
+
+    began = time.perf_counter()
+    outputs = trainer.scores(scorer.outputs)
+    seconds, rows = time.perf_counter() - began, data.splits[TEST]
+    if not config.answers_labels:
+        return {f"test_{k}": v for k, v in scorer.scores(outputs, seconds=seconds).items()}, []
+    told = predictions(scorer.exam, outputs, rows)
+    lacking = sum(example.label is None for example in rows)
+    if lacking:
+        say(f"note: {lacking} of {len(rows)} test rows without a label: predicted, not scored")
+        return {}, told
+    return {f"test_{k}": v for k, v in scorer.scores(outputs, seconds=seconds).items()}, told
 
 
 def warn_of_bfloat16(config: TrainConfig, say: Say) -> None:
@@ -204,7 +226,7 @@ def _train(
     begin = time.perf_counter()
     total = trainer.args.max_steps
     with stop.deferred():
-        if plan.resume is not None and checkpointing.read_marker(plan.resume)["step"] >= total:
+        if plan.resume is not None and not trainer.has_steps_left(plan.resume):
             trainer.adopt_state(plan.resume)
         else:
             trainer.train(resume_from_checkpoint=str(plan.resume) if plan.resume else None)
@@ -294,23 +316,40 @@ def make_trainer(
     stop: StopRequest,
 ) -> ModuleTrainer:
     """The trainer of this run."""
-    from pem_composition.training.trainer import Flow, ModuleTrainer, training_arguments
+    from pem_composition.training.trainer import (
+        EarlyStopping,
+        Flow,
+        ModuleTrainer,
+        training_arguments,
+    )
 
     steps_per_epoch = -(-len(loader) // config.gradient_accumulation_steps)
     epochs = config.num_train_epochs or DEFAULT_EPOCHS
     total = config.max_steps or max(1, math.ceil(epochs * steps_per_epoch))
     metric = _best_metric(config, plan.data.task, plan.objective.metrics(plan.data.task))
+    loss = plan.objective.loss(plan.data.task)
+    if config.label_smoothing_factor:
+        if plan.data.task.regression and config.objective == "classification":
+            raise UsageError.build(
+                "--label_smoothing_factor", "a regression has no classes", do="leave it out"
+            )
+        loss = functools.partial(loss, label_smoothing=config.label_smoothing_factor)
+    stopping = None
+    if config.early_stopping_patience is not None:
+        threshold = config.early_stopping_threshold or 0.0
+        stopping = EarlyStopping(config.early_stopping_patience, threshold)
     flow = Flow(config, steps_per_epoch, evaluates=score is not None, stop=stop)
     return ModuleTrainer(
         start.model,
         training_arguments(config, total, metric),
         loader=loader,
-        loss=plan.objective.loss(plan.data.task),
+        loss=loss,
         score=score or _no_scores,
         weights=start.weights,
         run=plan.identity,
         flow=flow,
         keep=config.save_total_limit,
+        stopping=stopping,
     )
 
 
@@ -342,8 +381,11 @@ def publish(
     start: Start,
     trainer: ModuleTrainer,
     splits: Mapping[str, Mapping[str, Any]],
+    told: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write module, results, state and card into the output directory, all or nothing."""
+    """Write module, results, predictions, state and card into the output folder, all or nothing."""
+    from pem_composition.evaluation import predictions
+
     output = Path(config.output_dir)
     metrics = {k: v for part in splits.values() for k, v in part.items()}
     content = {k: v for k, v in plan.identity.items() if k != "flags"}
@@ -362,6 +404,8 @@ def publish(
     with files.atomic_directory(output, overwrite=True, keep=results.is_foreign) as folder:
         start.weights.publish(folder, output.name, provenance)
         results.write_results(folder, splits)
+        if told:
+            predictions.write(folder, plan.data.task.name, told)
         results.write_state(folder, asdict(trainer.state))
         library = "transformers" if config.adapter_config == "fft" else "peft"
         card = results.model_card(

@@ -27,11 +27,14 @@ class Scorer:
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """Loss, metrics, standard error, AUC, predicted shares and time."""
         start = time.perf_counter()
-        outputs = self._outputs(model)
-        result = self.exam.result(outputs, seconds=time.perf_counter() - start)
+        return self.scores(self.outputs(model), seconds=time.perf_counter() - start)
+
+    def scores(self, outputs: Outputs, *, seconds: float = 0.0) -> dict[str, Any]:
+        """The same of outputs (n, k) that are at hand."""
+        result = self.exam.result(outputs, seconds=seconds)
         return {"loss": self.exam.loss(outputs), **report(result)}
 
-    def _outputs(self, model: nn.Module) -> Outputs:
+    def outputs(self, model: nn.Module) -> Outputs:
         """Outputs (n, k) of every row, on every process."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.exam.take(model)

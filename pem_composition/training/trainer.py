@@ -9,12 +9,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pem_composition.errors import CheckpointError, RunFailed, UsageError
@@ -25,6 +32,7 @@ from pem_composition.training.config import TrainConfig
 from pem_composition.training.signals import StopRequest
 
 STATE_FILE = "trainer_state.json"
+T = TypeVar("T")
 
 
 @contextmanager
@@ -86,6 +94,8 @@ def training_arguments(config: TrainConfig, total_steps: int, metric: str) -> Tr
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
+    if config.optim is not None:
+        options["optim"] = config.optim
     if config.lr_scheduler_type == "polynomial":  # the reference's end rate, if below the peak
         end = 1e-7 if config.learning_rate > 1e-6 else 0.0
         options["lr_scheduler_kwargs"] = {"lr_end": end, "power": 1.0}
@@ -154,6 +164,26 @@ class Flow(TrainerCallback):
         return bool(flag.item())
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """The Trainer's early stopping, which in a resumed run counts the evaluations before it."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Count again what the log holds: evaluations in a row without a better metric."""
+        name, before = f"eval_{args.metric_for_best_model}", TrainerState()
+        for value in [entry[name] for entry in state.log_history if name in entry]:
+            self.check_metric_value(args, before, control, value)
+            best = max if args.greater_is_better else min
+            known = before.best_metric
+            before.best_metric = value if known is None else best(value, known)
+
+    @property
+    def reached(self) -> bool:
+        """True once training is to stop."""
+        return bool(self.early_stopping_patience_counter >= self.early_stopping_patience)
+
+
 class ModuleTrainer(Trainer):
     """Trainer whose data order, loss, evaluation and checkpoints are given to it.
 
@@ -163,6 +193,7 @@ class ModuleTrainer(Trainer):
         score: model -> metrics without prefix; must not draw random numbers.
         weights: writes and reads what the checkpoints hold of the model.
         run: what the run is (flags, data, base); stored in every checkpoint's marker.
+        stopping: ends training where evaluations no longer improve.
     """
 
     def __init__(
@@ -177,6 +208,7 @@ class ModuleTrainer(Trainer):
         run: Mapping[str, Any],
         flow: Flow,
         keep: int | None,
+        stopping: EarlyStopping | None = None,
     ) -> None:
         if getattr(model, "is_quantized", False):
             # The Trainer lets a quantised base be trained only with adapters of PEFT's; ours are as
@@ -187,7 +219,7 @@ class ModuleTrainer(Trainer):
             args=args,
             train_dataset=loader.dataset,
             compute_loss_func=loss,
-            callbacks=[flow],
+            callbacks=[flow, *([stopping] if stopping else [])],
         )
         self.remove_callback(DefaultFlowCallback)
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
@@ -197,6 +229,7 @@ class ModuleTrainer(Trainer):
         self._weights = weights
         self._run = run
         self.flow = flow
+        self._stopping = stopping
         self._keep = keep
         self._evaluated: dict[
             int, dict[str, Any]
@@ -338,8 +371,8 @@ class ModuleTrainer(Trainer):
             self._step_in_model = int(best)
         return self._step_in_model
 
-    def scores(self, scorer: Callable[[nn.Module], dict[str, Any]]) -> dict[str, Any]:
-        """Metrics of the model as it is, computed in the precision of the training."""
+    def scores(self, scorer: Callable[[nn.Module], T]) -> T:
+        """Metrics or outputs of the model as it is, computed in the precision of the training."""
         with self.compute_loss_context_manager():
             return scorer(self.model)
 
@@ -347,6 +380,16 @@ class ModuleTrainer(Trainer):
         """Metrics of the model as it is now; what was computed while training is not repeated."""
         known = self._evaluated.get(self._step_in_model)
         return known or {f"eval_{k}": v for k, v in self.scores(self._score).items()}
+
+    def has_steps_left(self, checkpoint: Path) -> bool:
+        """False for the checkpoint of the last step, or of the step that training stopped at."""
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        if self._stopping is not None:
+            self._stopping.on_train_begin(self.args, state, self.control)
+            if self._stopping.reached:
+                return False
+            self._stopping.early_stopping_patience_counter = 0
+        return state.global_step < self.args.max_steps
 
     def adopt_state(self, checkpoint: Path) -> None:
         """Take over a checkpoint of a run that has no step left."""

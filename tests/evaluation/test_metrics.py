@@ -162,3 +162,26 @@ def test_what_does_not_fit_is_refused():
         metrics.compute(TASKS["stsb"], [0.0, float("nan")], [0.0, 1.0])
     with pytest.raises(DataError, match="found 1 without a label"):
         metrics.gold_labels(rte, [0, None])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_macro_f1_and_its_bootstrap_are_those_of_scikit_learn(seed, classes):
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(seed)
+    labels, said = rng.integers(classes, size=(2, 40))
+    said[:20] = labels[:20]
+    expected = f1_score(labels, said, average="macro")
+    assert metrics.METRICS["f1_macro"](labels, said) == pytest.approx(expected)
+    draws = [rng.integers(40, size=40) for _ in range(400)]
+    scores = [f1_score(labels[i], said[i], average="macro", zero_division=0) for i in draws]
+    assert metrics.standard_error("f1_macro", said, labels) == pytest.approx(
+        np.std(scores), rel=0.2
+    )
+
+
+def test_macro_f1_is_reported_of_more_than_two_classes():
+    assert TASKS["mnli"].scores == ("accuracy", "f1_macro")
+    assert TASKS["rte"].scores == TASKS["rte"].metrics
+    assert TASKS["stsb"].scores == TASKS["stsb"].metrics

@@ -19,6 +19,32 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")  # in which tensors are w
 TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddings differ in rows
 
 
+# Modules of a task's head, which the base does not have.
+HEAD_COMPONENTS = frozenset(
+    {"classifier", "score", "heads", "qa_outputs", "pre_classifier", "classification_head"}
+)
+# What FSDP, activation checkpointing, torch.compile and Fabric put into the names of a model.
+WRAPPERS = frozenset(
+    (
+        *("_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_orig_mod"),
+        "_forward_module",
+    )
+)
+
+
+def is_head(parameter: str) -> bool:
+    """True for parameters of a task head; a language model's head is part of the base."""
+    return not HEAD_COMPONENTS.isdisjoint(parameter.split("."))
+
+
+def plain_name(name: str) -> str:
+    """The name in the model itself: without wrappers, and without the ``module.`` of DDP."""
+    parts = [p for p in name.split(".") if p not in WRAPPERS]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
 def matches(layer: str, target: str) -> bool:
     """True if ``target`` is the layer's name or a suffix of it at a dot: PEFT's rule for lists."""
     return layer == target or layer.endswith("." + target)
@@ -79,10 +105,13 @@ class LoraConfig:
         """Rank of the layer's factors."""
         return int(self._ranks.value(layer, self.r))
 
+    def alpha_of(self, layer: str) -> float:
+        """The layer's alpha."""
+        return float(self._alphas.value(layer, self.alpha))
+
     def scaling(self, layer: str) -> float:
         """Factor in front of B A."""
-        alpha = float(self._alphas.value(layer, self.alpha))
-        r = self.rank(layer)
+        alpha, r = self.alpha_of(layer), self.rank(layer)
         return alpha / r**0.5 if self.use_rslora else alpha / r
 
     @cached_property

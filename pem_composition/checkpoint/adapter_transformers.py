@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.files import TensorInfo, is_file, read_json
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.peft import adapter_layers, check_factors, check_gaps
+from pem_composition.checkpoint.peft import adapter_layers, check_factors
 from pem_composition.checkpoint.peft_config import MAX_ALPHA, MAX_RANK
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.tensors import check_float, read_float
@@ -122,7 +122,7 @@ def read(
         stored = {n: file.infos[k] for n, k in keys.items()}
         config = _config(stored, settings, raw["model_type"], path)
         infos = {n: _converted_info(n, i, settings) for n, i in stored.items()}
-        _check(config, infos, path, complete=not settings.get("leave_out"))
+        _check(config, infos, path)
         tensors = (
             {n: _converted(n, read_float(file, k), settings) for n, k in keys.items()}
             if values
@@ -397,17 +397,13 @@ def _target(layer: str) -> str:
     return ".".join(parts[-2:]) if parts[-1] in ("dense", "c_proj") else parts[-1]
 
 
-def _check(
-    config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path, *, complete: bool
-) -> None:
+def _check(config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path) -> None:
     if not infos:
         raise CheckpointError.build(
             path, "no tensors", expected="the module's tensors", do="save it again"
         )
     if isinstance(config, LoraConfig):
         check_factors(config, infos, path)
-    if complete:
-        check_gaps(adapter_layers(infos), path)
 
 
 # --- heads --------------------------------------------------------------------------------------

@@ -23,10 +23,9 @@ from pem_composition.checkpoint.adapter_transformers import (
     Family,
 )
 from pem_composition.checkpoint.files import write_json
-from pem_composition.checkpoint.peft import check_gaps
 from pem_composition.checkpoint.tensors import cast, save_dtype
 from pem_composition.config import IA3Config, LoraConfig
-from pem_composition.errors import CheckpointError, UnsupportedModule
+from pem_composition.errors import UnsupportedModule
 from pem_composition.record import record
 
 if TYPE_CHECKING:
@@ -157,10 +156,7 @@ def _unconverted(
     if not isinstance(pem.config, LoraConfig | IA3Config):
         raise _no_form(pem, "a full module", "lora or ia3")
     places = _places(pem, family)
-    try:
-        check_gaps(pem.layers, pem.name)
-    except CheckpointError:
-        raise _no_form(pem, "layers left out", "every layer of a kind") from None
+    _check_blocks(pem)
     scale = isinstance(pem.config, IA3Config)
     if isinstance(pem.config, IA3Config):
         inputs = [n for n in pem.layers if pem.config.scales_input(n)]
@@ -218,6 +214,21 @@ def _places(pem: PEM, family: Family) -> set[str]:
             pem, f"{attention} adapted layers", "the same attention layers for each of q, k, v"
         )
     return set(layers_of) - {"fused"}
+
+
+def _check_blocks(pem: PEM) -> None:
+    """Refuse a block without a layer that other blocks have: the library adapts all of a kind."""
+    blocks: dict[str, dict[str, set[int]]] = {}  # stack -> layer within a block -> block numbers
+    for layer in pem.layers:
+        parts = layer.split(".")
+        at = next((i for i, p in enumerate(parts) if p.isdecimal() and len(p) < 10), None)
+        if at is not None:
+            stack = blocks.setdefault(".".join(parts[:at]), {})
+            stack.setdefault(".".join(parts[at + 1 :]), set()).add(int(parts[at]))
+    for stack in blocks.values():
+        every = set(range(max(map(max, stack.values())) + 1))
+        if any(numbers != every for numbers in stack.values()):
+            raise _no_form(pem, "layers left out", "every layer of a kind")
 
 
 def _place(layer: str, family: Family) -> str | None:

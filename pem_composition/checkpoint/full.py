@@ -52,6 +52,7 @@ from pem_composition.checkpoint.tensors import (
     widen,
 )
 from pem_composition.config import BaseIdentity, FullConfig
+from pem_composition.config import is_head as is_head
 from pem_composition.errors import CheckpointError, IncompatibleModules
 from pem_composition.module import PEM, HeadInfo
 from pem_composition.record import Provenance
@@ -59,9 +60,6 @@ from pem_composition.record import Provenance
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEAD_COMPONENTS = frozenset(
-    {"classifier", "score", "heads", "qa_outputs", "pre_classifier", "classification_head"}
-)
 # Parts of a pretrained checkpoint that a classifier does not load.
 PRETRAINING_COMPONENTS = frozenset(
     {"lm_head", "cls", "pooler", "lm_predictions", "mask_predictions"}
@@ -73,11 +71,6 @@ TIED_COPIES = (
     "embed_tokens.weight",
     "predictions.decoder.weight",
 )
-
-
-def is_head(name: str) -> bool:
-    """True for parameters of a task head (not of a language model's)."""
-    return not HEAD_COMPONENTS.isdisjoint(name.split("."))
 
 
 class Weights:

@@ -6,11 +6,9 @@ an adapter tensor must belong to ``modules_to_save`` and becomes ``<parameter>.h
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,15 @@ from pem_composition.checkpoint.tensors import (
     save_dtype,
     write_tensors,
 )
-from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig, targets_of
+from pem_composition.config import (
+    AdapterConfig,
+    BaseIdentity,
+    IA3Config,
+    LoraConfig,
+    is_head,
+    plain_name,
+    targets_of,
+)
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
 from pem_composition.module import HeadInfo
 from pem_composition.record import Provenance
@@ -47,11 +53,15 @@ REFUSED_PARTS: Mapping[str, str] = {
     "lora_embedding_B": "LoRA on an embedding",
     "token_adapter": "trainable tokens",
     "trainable_tokens_delta": "trainable tokens",
-    "base_layer": "weights of the base model",
     "modules_to_save": "keys of a live model",
     "original_module": "keys of a live model",
 }
-CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
+# What PEFT adds to modules_to_save by itself, whether the model has it or not.
+TASK_HEADS: Mapping[str | None, tuple[str, ...]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 SEQ2SEQ_TASK = "SEQ_2_SEQ_LM"
 CAUSAL_TASK = "CAUSAL_LM"
 HEAD_MODULES = (
@@ -62,6 +72,15 @@ HEAD_MODULES = (
     "pre_classifier",
     "classification_head",
 )
+# Input and output embeddings, which PEFT stores beside an adapter on one of them, or if resized;
+# it loads them into the base's own parameter, where modules_to_save has a copy.
+EMBEDDINGS = frozenset(
+    (
+        *("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings"),
+        *("lm_head", "embed_out", "decoder"),
+    )
+)
+IN_BASE = "saved_in_base"  # in a config's extra: parameters that are stored like that
 SUM_REMEDY = "save the module again with the library that made it"
 
 
@@ -94,10 +113,15 @@ def read(
         sha256 = file.sha256() if values else None
         if sha256:
             provenance.check_sha256(folder, path.name, sha256, record)
-        keys = _canonical_keys(file.infos, path, config)
+        keys, in_base = _canonical_keys(file.infos, path, config)
+        if in_base:
+            config = replace(config, extra={**config.extra, IN_BASE: in_base})
         infos = {n: _canonical_info(n, file.infos[k]) for n, k in keys.items()}
         config = _settle_targets(config, raw, infos, file, keys, path)
-        _check_tensors(config, infos, path, listed=not peft_config.targets_from_tensors(raw))
+        if isinstance(config, LoraConfig):
+            config = peft_config.settled_patterns(config, infos, folder / CONFIG)
+        listed = not peft_config.targets_from_tensors(raw)
+        notes += _check_tensors(config, infos, path, name, listed=listed)
         tensors: Mapping[str, Tensor] = {}
         if values:
             tensors = StoredTensors(file, keys, {n: info.shape for n, info in infos.items()})
@@ -143,16 +167,21 @@ def _weights_file(folder: Path) -> tuple[Path, tuple[str, ...]]:
 
 def _canonical_keys(
     infos: Mapping[str, TensorInfo], path: Path, config: AdapterConfig
-) -> dict[str, str]:
-    """Canonical name -> key in the file; every key must be understood."""
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Canonical name -> key in the file, and the parameters that belong into the base itself.
+
+    Every key must be understood.
+    """
     if not infos:
         raise CheckpointError.build(
             path, "no tensors", expected="the module's tensors", do=SUM_REMEDY
         )
     check_float(infos, path)
-    keys = {}
+    keys: dict[str, str] = {}
+    in_base = []
     for key, info in infos.items():
-        if not key.startswith(PREFIX):
+        named = plain_name(key)
+        if not named.startswith(PREFIX):
             raise CheckpointError.build(
                 path,
                 f"tensor {key!r} lacks PEFT's prefix",
@@ -160,27 +189,36 @@ def _canonical_keys(
                 expected=PREFIX,
                 do=f"rename the tensors to {PREFIX}<name>, or save the module with save_pretrained",
             )
-        rest = key.removeprefix(PREFIX)
+        rest = plain_name(named.removeprefix(PREFIX))
         _refuse_key(key, rest, info, path)
         suffix = next((s for s in SUFFIXES if rest.endswith(s)), None)
         if suffix is None:
-            _check_saved_module(key, rest, path, config)
-            keys[f"{rest}.head"] = key
+            parameter = rest.replace(".base_layer.", ".")
+            if not _in_saved(rest, config.extra.get("modules_to_save") or ()):
+                _check_embedding(key, parameter, path, config)
+                in_base.append(parameter)
+            name = f"{parameter}.head"
         else:
             _check_role(SUFFIXES[suffix], key, path, config)
-            keys[f"{rest.removesuffix(suffix)}.{SUFFIXES[suffix]}"] = key
-    return keys
+            name = f"{rest.removesuffix(suffix)}.{SUFFIXES[suffix]}"
+        if name in keys:
+            raise CheckpointError.build(
+                path,
+                f"two tensors are {name.rpartition('.')[0]!r}",
+                found=f"{keys[name]} and {key}",
+                expected="one",
+                do="remove the one that does not belong to the module",
+            )
+        keys[name] = key
+    return keys, tuple(sorted(in_base))
 
 
 def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
     parts = rest.split(".")
     for part, what in REFUSED_PARTS.items():
         if part in parts:
-            base = part == "base_layer"
             raise UnsupportedModule.build(
-                path,
-                f"tensor {key!r}: {what} cannot be represented",
-                do="save it with save_embedding_layers=False" if base else SUM_REMEDY,
+                path, f"tensor {key!r}: {what} cannot be represented", do=SUM_REMEDY
             )
     if any(p in ("lora_A", "lora_B") for p in parts) and not rest.endswith(
         (".lora_A.weight", ".lora_B.weight")
@@ -213,14 +251,15 @@ def _check_role(role: str, key: str, path: Path, config: AdapterConfig) -> None:
         )
 
 
-def _check_saved_module(key: str, rest: str, path: Path, config: AdapterConfig) -> None:
-    saved = config.extra.get("modules_to_save") or ()
-    if not _in_saved(rest, saved):
+def _check_embedding(key: str, parameter: str, path: Path, config: AdapterConfig) -> None:
+    """Refuse a parameter that PEFT stores neither for modules_to_save nor with an embedding."""
+    if parameter.split(".")[-2:-1] == [] or parameter.split(".")[-2] not in EMBEDDINGS:
+        saved = list(config.extra.get("modules_to_save") or ())
         raise CheckpointError.build(
             path,
             f"extra tensor {key!r}",
             found="neither an adapter tensor nor in modules_to_save",
-            expected=f"modules_to_save {list(saved)}",
+            expected=f"modules_to_save {saved}",
             do="add its module to modules_to_save, or remove the tensor",
         )
 
@@ -278,8 +317,9 @@ def adapter_layers(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_tensors(
-    config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path, *, listed: bool
-) -> None:
+    config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path, name: str, *, listed: bool
+) -> tuple[str, ...]:
+    """Compare the tensors with the config; what has to be said about them."""
     layers = adapter_layers(infos)
     if not layers:
         raise CheckpointError.build(
@@ -288,22 +328,22 @@ def _check_tensors(
     assert isinstance(config, LoraConfig | IA3Config)
     if isinstance(config, LoraConfig):
         check_factors(config, infos, path)
-        peft_config.check_patterns(config, layers, path)
+    unused = [_unsaved(config, infos, path)]
     if listed:
-        check_targets(config.target_modules, layers, path, _saved_modules_of(infos))
-        targets = frozenset(config.target_modules)
-        check_gaps([n for n in layers if not _by_number(n, targets)], path)
-    _check_saved(config, infos, path)
+        saved = _saved_modules_of(infos)
+        unused.append(unused_targets(config.target_modules, layers, path, saved))
+    asked = ("modules_to_save", "target_modules")
+    return tuple(
+        f"{name}: {key} names {', '.join(map(repr, words[:8]))}{', ...' * (len(words) > 8)}, "
+        "for which there is no tensor"
+        for key, words in zip(asked, unused, strict=False)
+        if words
+    )
 
 
 def _saved_modules_of(infos: Iterable[str]) -> set[str]:
     """The modules whose parameters are stored whole."""
     return {n.removesuffix(".head").rpartition(".")[0] for n in infos if n.endswith(".head")}
-
-
-def _by_number(layer: str, targets: Container[str]) -> bool:
-    """True if a target names the layer together with its number: then others may lack it."""
-    return any(p.isdecimal() for hit in targets_of(layer, targets) for p in hit.split("."))
 
 
 def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: object) -> None:
@@ -329,13 +369,16 @@ def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: ob
             )
 
 
-def check_targets(
+def unused_targets(
     targets: Iterable[str], layers: Iterable[str], where: object, saved: Iterable[str] = ()
-) -> None:
-    """Every target names a layer with tensors, and every layer is named by a target.
+) -> list[str]:
+    """Targets without a tensor, which PEFT takes: a model need not have every layer of a list.
 
     Args:
         saved: modules that are stored whole, on which PEFT puts no adapter.
+
+    Raises:
+        CheckpointError: a layer that no target names.
     """
     targets, used = list(targets), set()
     known = frozenset(targets)
@@ -352,67 +395,26 @@ def check_targets(
         used |= set(hits)
     for module in saved:
         used |= set(targets_of(module, known))
-    for target in targets:
-        if target not in used:
-            raise CheckpointError.build(
-                where,
-                f"missing tensors: target_modules names {target!r}",
-                found="no tensor for it",
-                expected="tensors for every target",
-                do="restore the file, or remove the target from the config",
-            )
+    return [target for target in targets if target not in used]
 
 
-def check_gaps(layers: Iterable[str], where: object) -> None:
-    """Every target of a stack must be there for the same layer numbers, without a hole.
-
-    A stack that starts late or steps evenly (hybrid models) is accepted: the base is not known.
-    """
-    stacks: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for layer in layers:
-        parts = layer.split(".")
-        numbers = [i for i, p in enumerate(parts) if p.isdecimal() and len(p) < 10]
-        if not numbers or len(numbers) > 2 or "expert" in layer:
-            continue
-        at = numbers[0]
-        # two numbers: T5's block.N.layer.M is uniform, a nested stage (Swin) is not
-        stack = (
-            ".".join(parts[:at])
-            if len(numbers) == 1 or "block" in parts[at - 1]
-            else layer.rpartition(".")[0]
-        )
-        stacks[stack][".".join([*parts[:at], "#", *parts[at + 1 :]])].add(int(parts[at]))
-    for templates in stacks.values():
-        span = _even_span(set().union(*templates.values()))
-        for template, found in templates.items():
-            missing = next((n for n in span if n not in found), None)
-            if missing is not None:
-                raise CheckpointError.build(
-                    where,
-                    f"missing tensors for {template.replace('#', str(missing))!r}",
-                    found=f"layers {sorted(found)[:40]}",
-                    expected=f"layer {missing} too",
-                    do="restore the file, or set layers_to_transform if layers are left out",
-                )
-
-
-def _even_span(numbers: set[int]) -> range:
-    """The arithmetic progression the numbers seem to be: 0, 1, 2, ... or an even step."""
-    ordered = sorted(numbers)
-    steps = {b - a for a, b in pairwise(ordered)}
-    even = len(ordered) > 2 and len(steps) == 1
-    return range(ordered[0], ordered[-1] + 1, steps.pop() if even else 1)
-
-
-def _check_saved(
+def _unsaved(
     config: LoraConfig | IA3Config, infos: Mapping[str, TensorInfo], path: Path
-) -> None:
+) -> list[str]:
+    """Modules of modules_to_save without a tensor, which PEFT takes if there are others.
+
+    What PEFT lists for a task by itself need not be there.
+
+    Raises:
+        CheckpointError: no tensor for any of them.
+    """
     saved = config.extra.get("modules_to_save") or ()
     heads = [n for n in infos if n.endswith(".head")]
     absent = [m for m in saved if not any(_in_saved(n, [m]) for n in heads)]
-    # PEFT lists both usual names of a classifier and saves the one the model has
-    usual = config.extra.get("task_type") in CLASSIFIER_TASKS and set(absent) < set(saved)
-    if absent and not (usual and set(absent) <= {"classifier", "score"}):
+    own: Collection[str] = TASK_HEADS.get(config.extra.get("task_type"), ())
+    if not set(own) <= set(saved):  # then PEFT has not written the list
+        own = ()
+    if len(absent) == len(saved) and set(absent) - set(own):
         raise CheckpointError.build(
             path,
             f"missing tensors: modules_to_save names {absent[0]!r}",
@@ -420,23 +422,26 @@ def _check_saved(
             expected=f"tensors of {absent[0]}",
             do="restore the file, or remove it from modules_to_save",
         )
+    return absent if len(absent) == len(saved) else [m for m in absent if m not in own]
 
 
 def _head_info(
     infos: Mapping[str, TensorInfo], config: AdapterConfig, record: provenance.Record | None
 ) -> HeadInfo | None:
-    heads = {n: i for n, i in infos.items() if n.endswith(".head")}
-    if not heads:
+    saved = {n: i for n, i in infos.items() if n.endswith(".head")}
+    if not saved:
         return None
     if record and record.head:
         return record.head
-    task = config.extra.get("task_type")
+    task, heads = config.extra.get("task_type"), {n: i for n, i in saved.items() if is_head(n)}
     if task in (CAUSAL_TASK, SEQ2SEQ_TASK):
         return HeadInfo(problem={CAUSAL_TASK: "causal_lm", SEQ2SEQ_TASK: "seq2seq_lm"}[task])
+    if not heads or task == "QUESTION_ANS":
+        return HeadInfo() if heads else None
     rows = [
         i.shape[0]
         for n, i in heads.items()
-        if n.endswith((".out_proj.weight.head", "classifier.weight.head"))
+        if n.endswith((".out_proj.weight.head", "classifier.weight.head", "score.weight.head"))
     ]
     return HeadInfo(problem="regression" if rows == [1] else "classification")
 
@@ -473,20 +478,22 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
         )
     config = _settled_config(pem, pem.config)
     target = save_dtype(dtype)
-    tensors = {}
+    tensors, adapted = {}, frozenset(pem.layers)
     for name, tensor in sorted(pem.tensors.items()):
-        key, shape = _file_key(name, tuple(tensor.shape), config)
+        key, shape = _file_key(name, tuple(tensor.shape), config, adapted)
         tensors[key] = cast(tensor, name, target, pem.name).reshape(shape)
     write_json(folder / CONFIG, config_json(pem, config))
     write_tensors(folder / WEIGHTS, tensors)
 
 
 def _file_key(
-    name: str, shape: tuple[int, ...], config: LoraConfig | IA3Config
+    name: str, shape: tuple[int, ...], config: LoraConfig | IA3Config, adapted: Container[str]
 ) -> tuple[str, tuple[int, ...]]:
     layer, _, role = name.rpartition(".")
     if role == "head":
-        return PREFIX + layer, shape
+        module, _, parameter = layer.rpartition(".")
+        inside = f"{module}.base_layer.{parameter}" if module in adapted else layer
+        return PREFIX + inside, shape
     if role != "ia3":
         return f"{PREFIX}{layer}.{role}.weight", shape
     assert isinstance(config, IA3Config)
@@ -521,7 +528,11 @@ def _settled_config(pem: PEM, config: LoraConfig | IA3Config) -> LoraConfig | IA
 
 def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
     """The adapter_config.json of a module: every key that carries meaning is written out."""
-    saved = saved_modules(pem.head_tensors())
+    in_base = config.extra.get(IN_BASE) or ()
+    saved = saved_modules(
+        [n for n in pem.head_tensors() if n not in in_base],
+        config.extra.get("modules_to_save") or (),
+    )
     common: dict[str, Any] = {
         "base_model_name_or_path": pem.base.name,
         "revision": config.extra.get("revision"),
@@ -532,7 +543,7 @@ def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
         "modules_to_save": saved or None,
         "fan_in_fan_out": config.fan_in_fan_out,
     }
-    extra = {k: v for k, v in config.extra.items() if k not in ("origin", *common)}
+    extra = {k: v for k, v in config.extra.items() if k not in ("origin", IN_BASE, *common)}
     if isinstance(config, IA3Config):
         own = {"feedforward_modules": _feedforward(config), "init_ia3_weights": True}
         return {"peft_type": "IA3", **common, **own, **extra}
@@ -557,32 +568,48 @@ def _feedforward(config: IA3Config) -> list[str]:
     return [t for t in config.target_modules if config.scales_input(t)]
 
 
-def saved_modules(heads: Iterable[str]) -> list[str]:
-    """modules_to_save for head parameters: the module that holds them, by PEFT's suffix rule."""
-    modules = []
-    for name in sorted(heads):
+def saved_modules(parameters: Iterable[str], listed: Collection[str] = ()) -> list[str]:
+    """modules_to_save for parameters: the outermost module that is listed, by PEFT's rule of name
+    endings, else the one that holds the parameter; none that lies in another one."""
+    modules: dict[str, str] = {}  # module -> how it is named in the config
+    for name in sorted(parameters):
         parts = name.split(".")
-        known = next((i for i, p in enumerate(parts) if p in HEAD_MODULES), None)
-        module = ".".join(parts[: known + 1]) if known is not None else name.rpartition(".")[0]
-        if name.startswith("bert.pooler.") or ".pooler.dense." in name:
-            module = name[: name.index("pooler") + len("pooler")]
-        modules.append(module)
-    return list(dict.fromkeys(modules))
+        outer = [".".join(parts[:i]) for i in range(1, len(parts))]
+        hits = ((m, word) for m in outer for word in listed if m.endswith(word))
+        holder = _holder(name)
+        module, word = next(hits, (holder, holder))
+        modules.setdefault(module, word)
+    return list(
+        dict.fromkeys(
+            word
+            for module, word in modules.items()
+            if not any(module.startswith(f"{other}.") for other in modules)
+        )
+    )
+
+
+def _holder(parameter: str) -> str:
+    """The module that a head's parameter belongs to."""
+    parts = parameter.split(".")
+    known = next((i for i, p in enumerate(parts) if p in HEAD_MODULES), None)
+    if parameter.startswith("bert.pooler.") or ".pooler.dense." in parameter:
+        return parameter[: parameter.index("pooler") + len("pooler")]
+    return ".".join(parts[: known + 1]) if known is not None else parameter.rpartition(".")[0]
 
 
 def _task_type(pem: PEM, config: LoraConfig | IA3Config, saved: list[str]) -> str | None:
     """The task type kept from the source, else what the head says.
 
-    A classification type without a head would make PEFT look for one, so it is left out then.
+    A type for which PEFT looks for a head is left out where there is none, and one of language
+    models where there is a classifier.
     """
     kept = config.extra.get("task_type")
-    if kept in CLASSIFIER_TASKS:
-        return kept if saved else None
-    if kept:
+    heads = [m for m in saved if m.endswith(TASK_HEADS["SEQ_CLS"])]
+    if kept in TASK_HEADS:
+        return kept if any(m.endswith(TASK_HEADS[kept]) for m in saved) else None
+    if kept and not (heads and kept in (CAUSAL_TASK, SEQ2SEQ_TASK)):
         return str(kept)
     problem = pem.head.problem if pem.head else None
-    if problem in ("classification", "regression") and any(
-        m in ("classifier", "score") for m in saved
-    ):
+    if problem in ("classification", "regression") and heads:
         return "SEQ_CLS"
     return {"causal_lm": CAUSAL_TASK, "seq2seq_lm": SEQ2SEQ_TASK}.get(problem or "")

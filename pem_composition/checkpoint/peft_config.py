@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pem_composition.checkpoint.files import MAX_TENSORS
-from pem_composition.config import AdapterConfig, IA3Config, LoraConfig
+from pem_composition.checkpoint.files import MAX_TENSORS, TensorInfo
+from pem_composition.checkpoint.regular import RegularExpression
+from pem_composition.config import AdapterConfig, IA3Config, LoraConfig, pattern_keys, plain_name
 from pem_composition.errors import CheckpointError, UnsupportedModule
 
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3"}
@@ -80,8 +82,9 @@ def parse(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
     _refuse_options(raw, path)
     _refuse_unknown(raw, kind, path)
     check = _Checker(raw, path)
-    extra = {k: raw[k] for k in ("modules_to_save", "task_type", "revision") if raw.get(k)}
-    check.names("modules_to_save", at_most=MAX_SAVED)
+    extra = {k: raw[k] for k in ("task_type", "revision") if raw.get(k)}
+    if saved := check.names("modules_to_save", at_most=MAX_SAVED):
+        extra["modules_to_save"] = saved
     check.text("task_type")
     check.text("revision")
     check.text("base_model_name_or_path")
@@ -111,30 +114,85 @@ def targets_from_tensors(raw: Mapping[str, Any]) -> bool:
     )
 
 
-def check_patterns(config: LoraConfig, layers: Iterable[str], path: Path) -> None:
-    """Refuse a key of a pattern that is a layer's name to PEFT only because its dots match all.
+def settled_patterns(config: LoraConfig, infos: Mapping[str, TensorInfo], path: Path) -> LoraConfig:
+    """The config with patterns that name layers, where PEFT's are regular expressions.
+
+    Where expressions give ranks, those of the tensors are written down.
 
     Raises:
-        UnsupportedModule: such a key, and the layer.
+        UnsupportedModule: an expression of ``alpha_pattern`` that is not followed here.
     """
+    layers = [n.removesuffix(".lora_A") for n in infos if n.endswith(".lora_A")]
+    key_of = pattern_keys(layers)
+    alphas = _values(config.alpha_pattern, config.alpha, layers, path)
+    if alphas != {n: config.alpha_of(n) for n in layers} or _expressions(config.alpha_pattern):
+        pattern = {key_of[n]: a for n, a in alphas.items() if a != config.alpha}
+        config = replace(config, alpha_pattern=pattern)
+    ranks = {n: infos[f"{n}.lora_A"].shape[0] for n in layers}
+    named = {n: config.rank(n) for n in layers}
+    if _expressions(config.rank_pattern) or (
+        ranks != named and ranks == _values(config.rank_pattern, config.r, layers, path)
+    ):
+        pattern = {key_of[n]: r for n, r in ranks.items() if r != config.r}
+        config = replace(config, rank_pattern=pattern)
+    return config
+
+
+def _values(
+    pattern: Mapping[str, Any], default: Any, layers: Sequence[str], path: Path
+) -> dict[str, Any]:
+    keys = _first_keys(pattern, layers, path)
+    return {n: pattern[keys[n]] if n in keys else default for n in layers}
+
+
+def _expressions(pattern: Iterable[str]) -> bool:
+    return any(map(_is_expression, pattern))
+
+
+def _is_expression(key: str) -> bool:
+    """True unless the key can be read as the end of a layer's name, ``^`` before a whole one."""
+    layer = key.removeprefix("^")
+    return not all(layer.split(".")) or not all(c.isalnum() or c in "_.-" for c in layer)
+
+
+def _first_keys(pattern: Mapping[str, object], layers: Sequence[str], path: Path) -> dict[str, str]:
+    """Layer -> the first key that PEFT finds in it."""
     ends: dict[int, list[tuple[str, str]]] = defaultdict(list)  # by length: end of a layer, layer
-    for layer in layers:
+    for layer in layers if pattern else ():
         parts = layer.split(".")
         for i in range(len(parts)):
             end = ".".join(parts[i:])
             ends[len(end)].append((end, layer))
-    for name, pattern in (("rank", config.rank_pattern), ("alpha", config.alpha_pattern)):
-        for key in pattern:
-            plain = key.removeprefix("^")
-            for end, layer in ends[len(plain)] if "." in plain else ():
-                if end != plain and all(a in (b, ".") for a, b in zip(plain, end, strict=True)):
-                    raise UnsupportedModule.build(
-                        path,
-                        f"{name}_pattern: a dot that matches any character",
-                        found=f"{key!r}, which would name {layer!r}",
-                        expected="layer names",
-                        do="list the layers by name",
-                    )
+    found: dict[str, str] = {}
+    for key in pattern:
+        if _is_expression(key):
+            hits = _matched(key, [n for n in layers if n not in found], path)
+        else:
+            plain, whole = key.removeprefix("^"), key.startswith("^")
+            # A dot stands for any character.
+            hits = [
+                layer
+                for end, layer in ends[len(plain)]
+                if (end == layer or not whole)
+                and (end == plain or all(a in (b, ".") for a, b in zip(plain, end, strict=True)))
+            ]
+        for layer in hits:
+            found.setdefault(layer, key)
+    return found
+
+
+def _matched(key: str, layers: Iterable[str], path: Path) -> list[str]:
+    try:
+        expression = RegularExpression(key)
+        return [layer for layer in layers if expression.ends(layer)]
+    except ValueError as error:
+        raise UnsupportedModule.build(
+            path,
+            f"alpha_pattern: a regular expression that is not followed ({error})",
+            found=repr(key)[:100],
+            expected="characters, classes, groups, alternatives and repetitions",
+            do="list the layers by name",
+        ) from None
 
 
 def _kind(raw: Mapping[str, Any], path: Path) -> str:
@@ -259,7 +317,7 @@ class _Checker:
             raise self._wrong(key, "a list of names")
         if len(value) > at_most:
             raise self._wrong(key, f"at most {at_most} names", f"{len(value)} names")
-        return tuple(dict.fromkeys(value))
+        return tuple(dict.fromkeys(map(plain_name, value)))
 
     def rank(self, key: str, value: Any) -> int:
         if value is None:
@@ -287,22 +345,13 @@ class _Checker:
         return float(value)
 
     def pattern(self, key: str, convert: Any) -> dict[str, Any]:
-        """A table of layer names, ``^`` before a whole one; a regular expression is refused, never
-        run."""
+        """A table of layer names, ``^`` before a whole one, or of regular expressions."""
         table = self._raw.get(key) or {}
         if not isinstance(table, dict):
             raise self._wrong(key, "a table of layer names")
         result = {}
         for pattern, value in table.items():
-            key_of_layer = pattern.removesuffix("$")
-            layer = key_of_layer.removeprefix("^")
-            if not all(layer.split(".")) or not all(c.isalnum() or c in "_.-" for c in layer):
-                raise UnsupportedModule.build(
-                    self._path,
-                    f"{key}: regular expressions are not run",
-                    found=repr(pattern)[:100],
-                    expected="layer names",
-                    do="list the layers by name",
-                )
-            result[key_of_layer] = convert(f"{key}[{pattern!r}]", value)
+            name = pattern.removesuffix("$")
+            plain = not _is_expression(name)
+            result[plain_name(name) if plain else pattern] = convert(f"{key}[{pattern!r}]", value)
         return result

@@ -198,7 +198,7 @@ def test_what_the_layout_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     )
     uneven = factors("attention.self.query")
     uneven |= {n: t for n, t in factors(*KEY_VALUE).items() if "layer.0" in n or ".value." in n}
-    with pytest.raises(PEMError, match=r"adapted layers|missing tensors"):
+    with pytest.raises(PEMError, match="adapted layers"):
         roberta(uneven, LoraConfig(2, 2, ("query", "key", "value"))).save(
             tmp_path / "out", format="adapter-transformers"
         )
@@ -364,8 +364,6 @@ def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
         refused(folder, *words)
     torch.save({k: v for k, v in good.items() if k != f"{layer}.lora_A"}, path)
     refused(folder, "missing tensor", "lora_B only")
-    torch.save({k: v for k, v in good.items() if "layer.1" not in k or "value" in k}, path)
-    refused(folder, "missing tensors", "layer.1", "query")
 
 
 @pytest.mark.parametrize(

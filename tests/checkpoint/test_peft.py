@@ -301,9 +301,10 @@ def test_a_regular_expression_is_never_run(folder: Path) -> None:
     layers = load(folder).layers
     bomb = load(edit(folder, target_modules="(a+)+" * 30 + "$"))
     assert bomb.config.target_modules == bomb.layers == layers
-    refused(
-        edit(folder, alpha_pattern={"(a+)+b": 3}), "alpha_pattern", "(a+)+b", kind=UnsupportedModule
-    )
+    bomb = load(edit(folder, target_modules=["query", "value"], alpha_pattern={"(a+)+b" * 30: 3}))
+    assert bomb.config.alpha_pattern == {}  # nor written, for PEFT to run
+    bomb = edit(folder, alpha_pattern={"(?=a)query": 3})
+    refused(bomb, "alpha_pattern", "(?=a)query", "assert", kind=UnsupportedModule)
 
 
 KEY = PREFIX + "roberta.encoder.layer.1.attention.self.query"
@@ -314,16 +315,6 @@ KEY = PREFIX + "roberta.encoder.layer.1.attention.self.query"
     [
         (lambda t: t.pop(KEY + ".lora_A.weight"), ("missing tensor", "layer.1", "lora_B only")),
         (lambda t: t.pop(KEY + ".lora_B.weight"), ("missing tensor", "layer.1", "lora_A only")),
-        (
-            lambda t: [t.pop(k) for k in list(t) if KEY in k],
-            ("missing tensors", "layer.1", "query"),
-        ),
-        (lambda t: [t.pop(k) for k in list(t) if "layer.1." in k], ("missing tensors", "layer.1")),
-        (lambda t: [t.pop(k) for k in list(t) if ".value." in k], ("'value'", "no tensor for it")),
-        (
-            lambda t: [t.pop(k) for k in list(t) if "classifier" in k],
-            ("modules_to_save", "classifier"),
-        ),
         (lambda t: [t.pop(k) for k in list(t) if "lora" in k], ("no adapter tensors",)),
         (
             lambda t: t.update({PREFIX + "score.weight": torch.ones(2)}),
@@ -361,6 +352,46 @@ def test_layers_left_out_on_purpose_are_read(folder: Path) -> None:
     module = load(edit(folder, layers_to_transform=[0, 2]))
     assert module.config.target_modules == module.layers
     assert len(module.layers) == 4
+
+
+def test_layers_targets_and_heads_that_a_model_need_not_have_are_no_fault(folder: Path) -> None:
+    """PEFT takes targets that some layers lack, and lists classifiers that a model may not have."""
+    retensor(folder, lambda t: [t.pop(k) for k in list(t) if KEY in k or "classifier" in k])
+    edit(folder, target_modules=["query", "value", "self.query", "w1"])
+    edit(folder, modules_to_save=["classifier", "score"], task_type="SEQ_CLS")
+    header = inspect_header(folder)
+    assert len(header.layers) == 5 and header.head is None
+    assert [note.partition(": ")[2] for note in header.notes] == [
+        "modules_to_save names 'classifier', 'score', for which there is no tensor",
+        "target_modules names 'w1', for which there is no tensor",
+    ]
+    refused(edit(folder, modules_to_save=["pooler"]), "missing tensors", "'pooler'")
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda key: f"module.{key}",
+        lambda key: key.replace(PREFIX, PREFIX + "module._orig_mod."),
+        lambda key: key.replace(".layer.1.", ".layer.1._fsdp_wrapped_module."),
+        lambda key: key.replace(".attention.", "._checkpoint_wrapped_module.attention."),
+    ],
+)
+def test_names_with_wrappers_are_those_of_the_model(
+    folder: Path, shared: Path, wrapped: Callable[[str], str]
+) -> None:
+    plain = load(folder)
+
+    def rename(tensors: dict[str, Tensor]) -> None:
+        for key in list(tensors):
+            tensors[wrapped(key)] = tensors.pop(key)
+
+    retensor(folder, rename)
+    same(load(folder), plain)
+    one = KEY + ".lora_A.weight"
+    retensor(folder, lambda t: t.update({one: t[wrapped(one)].clone()}))
+    if wrapped(one) != one:
+        refused(folder, "two tensors", wrapped(one), one)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

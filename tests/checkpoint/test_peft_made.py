@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import tiny
 from torch import nn
 
 from pem_composition.checkpoint import load
+from pem_composition.checkpoint.regular import RegularExpression
 from pem_composition.config import pattern_keys
-from pem_composition.errors import UnsupportedModule
 from pem_composition.module import PEM, combine
 
 peft = pytest.importorskip("peft")
@@ -127,17 +132,57 @@ def deep(monkeypatch):
     monkeypatch.setitem(builders.BUILDERS, "llama", llama)
 
 
-@pytest.mark.parametrize("key", ["._proj", "block..fc", ".fc", "b.ock.q_proj", "block_q_proj$|x"])
-def test_a_pattern_that_means_layers_only_as_a_regular_expression_is_refused(tmp_path, key):
-    made(tmp_path / "a", "nested", r=4, target_modules=["q_proj", "fc"], alpha_pattern={key: 3})
-    with pytest.raises(UnsupportedModule, match="alpha_pattern"):
-        load(tmp_path / "a")
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("._proj", "block..fc", ".fc", "b.ock.q_proj", "block_q_proj$|x", "q.proj"),
+        *(r"(block\.)?fc", r".*\.(fc|q_proj)", r"bl[a-p]*k\.[^f].*", r"\w+\.fc|\d{2,}", "^fc"),
+    ],
+)
+def test_patterns_that_are_regular_expressions_mean_what_they_mean_to_peft(tmp_path, key):
+    options = {"r": 4, "target_modules": ["q_proj", "fc"], "lora_alpha": 8}
+    patterns = {"alpha_pattern": {key: 3}, "rank_pattern": {key: 2}}
+    expected = made(tmp_path / "a", "nested", **options, **patterns)
+    module = load(tmp_path / "a")
+    same(updates(module), expected)
+    module.save(tmp_path / "b")
+    same(updates(load(tmp_path / "b")), expected)
+    reopened = peft.PeftModel.from_pretrained(model_of("nested"), tmp_path / "b")
+    base = dict(model_of("nested").named_parameters())
+    for name, p in reopened.merge_and_unload().named_parameters():
+        if name.endswith("weight"):
+            change = (p - base[name]).detach().numpy()
+            np.testing.assert_allclose(change, expected[name.removesuffix(".weight")], atol=1e-6)
 
 
-def test_a_dot_that_matches_another_character_is_refused(tmp_path):
-    made(tmp_path / "a", "nested", r=4, target_modules=["q_proj"], alpha_pattern={"q.proj": 3})
-    with pytest.raises(UnsupportedModule, match=r"'q.proj', which would name 'block.q_proj'"):
-        load(tmp_path / "a")
+@given(
+    st.text("ab._", max_size=12),
+    st.recursive(
+        st.sampled_from(["a", "b", r"\.", ".", "[ab]", "[^.]", r"\w", "_", "^", "$", r"[\d_]"]),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3).map("".join),
+            st.lists(inner, min_size=1, max_size=3).map(lambda x: f"({'|'.join(x)})"),
+            st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "*?"])).map(
+                lambda x: f"(?:{x[0]}){x[1]}"
+            ),
+        ),
+        max_leaves=8,
+    ),
+)
+@settings(deadline=None)
+def test_expressions_match_as_pythons_do(name, text):
+    assert RegularExpression(text).ends(name) == bool(re.match(rf"(.*\.)?({text})$", name))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(a+)+" * 30 + "$", "^(.*(a|a.)*)*x(.+)+.*", "(a*)*b", "((a{999}){999}){999}", "(" * 99],
+)
+def test_no_expression_takes_long(text):
+    before = time.process_time()
+    with contextlib.suppress(ValueError):
+        RegularExpression(text).ends("a" * 200)
+    assert time.process_time() - before < 5  # Python's own matcher would not end
 
 
 def test_keys_of_patterns_name_one_layer_each():

@@ -11,9 +11,10 @@ import torch
 from faults import damage as d
 from faults.case import READERS, Case
 from faults.cases_files import FILE, QUERY, RESTORE, SMALL
-from faults.cases_modules import CORRECT, JSON, SAVE_AGAIN, attach
+from faults.cases_modules import CORRECT, JSON, SAVE_AGAIN, attach, is_bad
+from faults.cases_modules import ONE as ALONE
+from faults.cases_modules import SAME as ONLY
 from faults.cases_pickles import AWAY, PICKLE
-from faults.oracle import close, updates
 from faults.world import BIN, CONFIG, KEY, LAYER, WEIGHTS
 
 import pem_composition as library
@@ -74,9 +75,13 @@ CONFIGS = (
          "config; remove it if it does not change what the module computes",
          d.config(**{"x" * 10**6: 1}), run=FIRST, memory=SMALL),
     Case("N14", "regular expression in alpha_pattern",
-         f"{JSON}: alpha_pattern: regular expressions are not run; found '(a+)+b', expected layer "
-         "names; list the layers by name",
-         d.config(alpha_pattern={"(a+)+b": 3})),
+         f"{JSON}: alpha_pattern: a regular expression that is not followed (assert_not is not "
+         "known here); found '(?!a+)+b', expected characters, classes, groups, alternatives and "
+         "repetitions; list the layers by name",
+         d.config(alpha_pattern={"(?!a+)+b": 3})),
+    Case("N14b", "catastrophic regular expression in alpha_pattern",
+         ONLY, d.config(alpha_pattern={"^(.*(a|a.)*)*x(.+)+.*(query|valu)$": 3}),
+         run=ALONE, code=0, check=is_bad),
     Case("N15", "LoRA with biases",
          option("lora_bias", "lora_bias (biases of lora_B)", "True"), d.config(lora_bias=True)),
     Case("N16", "trained biases",
@@ -93,18 +98,16 @@ CONFIGS = (
     Case("N19", "LoftQ", option("loftq_config", "LoftQ (it changes the base model)", "{...}"),
          d.config(loftq_config={"loftq_bits": 4})),
     Case("N20", "target modules that have no tensors",
-         f"{FILE}: missing tensors: target_modules names 'key'; found no tensor for it, expected "
-         "tensors for every target; restore the file, or remove the target from the config",
-         d.config(target_modules=["query", "value", "key"])),
+         f"{ONLY}\nnote: bad: target_modules names 'key', for which there is no tensor",
+         d.config(target_modules=["query", "value", "key"]), run=ALONE, code=0, check=is_bad),
     Case("N21", "tensors of more layers than the targets",
          f"{FILE}: extra tensors for layer '{LAYER.format(0, 'value')}'; found a layer "
          "target_modules does not name, expected target_modules ['query']; correct target_modules",
          d.config(target_modules=["query"])),
     Case("N22", "100,000 target modules",
-         f"{FILE}: missing tensors: target_modules names 'x0'; found no tensor for it, expected "
-         "tensors for every target; restore the file, or remove the target from the config",
+         f"{ONLY}\nnote: bad: target_modules names 'x0', 'x1', ..., for which there is no tensor",
          d.config(target_modules=["query", "value", *(f"x{i}" for i in range(100_000))]),
-         run=FIRST, memory=SMALL),
+         run=ALONE, code=0, check=is_bad),
 )  # fmt: skip
 
 
@@ -133,13 +136,9 @@ TENSORS = (
          "the layers in full in target_modules",
          d.drop("layer.0."), run=attach("bad", to="base")),
     Case("N32", "layer numbers with a hole of a billion",
-         f"{FILE}: missing tensors for '{LAYER.format(1, 'query')}'; found layers [0, 999999999], "
-         "expected layer 1 too; ...",
-         layer_at("999999999"), run=FIRST, memory=SMALL),
+         ONLY, layer_at("999999999"), run=ALONE, code=0, check=is_bad),
     Case("N33", "layer number of 900 digits",
-         "out = +1*bad  (...)", layer_at("9" * 900),
-         run=(("merge", "-a", "bad", "-p", "out"),), code=0,
-         check=lambda here: close(updates(here / "out"), updates(here / "bad"))),
+         ONLY, layer_at("9" * 900), run=ALONE, code=0, check=is_bad),
     Case("N34", "tensor name of a million letters",
          f"{FILE}: name of tensor 'xxx... ...xxx'; found 1000000 characters, "
          f"expected 1000; {RESTORE}",

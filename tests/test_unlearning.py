@@ -26,7 +26,7 @@ from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_exam
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read, read_lines
-from pem_composition.sweep import unlearning
+from pem_composition.sweep.texts import strongest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,6 +100,12 @@ def by_hand(bench: data.Bench, strength: float, module: Path):
     return model, tokenizer
 
 
+def half(texts: list[str]) -> int:
+    """The number of rows whose characters come nearest to half of them all."""
+    total = len("".join(texts))
+    return min(range(1, len(texts)), key=lambda i: abs(len("".join(texts[:i])) - total / 2))
+
+
 def check_by_hand(bench: data.Bench, out: Path, module: Path) -> None:
     judge, found = load_judge(bench.judge), rows(out)
     assert {identity: row["strength"] for identity, row in found.items()} == STRENGTHS
@@ -117,7 +123,9 @@ def check_by_hand(bench: data.Bench, out: Path, module: Path) -> None:
         assert judged["with_words"] == words.sum()
         assert judged["mean"] == pytest.approx(scores[words].mean())
         assert judged["share"] == pytest.approx((scores[words] > 0.5).mean())
-        exam = text_exam(read_texts(bench.text), Windows(16, 8), tokenizer)
+        # The second half is reported; the first one chooses the strength.
+        texts = read_texts(bench.text)
+        exam = text_exam(texts[half(texts) :], Windows(16, 8), tokenizer)
         assert row["perplexity"] == pytest.approx(perplexity(model, exam)["perplexity"], rel=1e-5)
 
 
@@ -186,12 +194,33 @@ def test_the_increase_of_the_perplexity_is_that_of_the_same_windows(finished):
         ratio = row["perplexity"] / found["base"]["perplexity"]
         assert row["increase"] == pytest.approx(ratio - 1, abs=1e-9)
         records = {r["key"]: r for r in lines(finished)}
-        (own,) = [records[k] for k in row["keys"] if records[k]["part"] == "perplexity"]
-        (base,) = [records[k] for k in found["base"]["keys"] if records[k]["part"] == "perplexity"]
+        own, _ = [records[k] for k in row["keys"] if records[k]["part"] == "perplexity"]
+        base, _ = [records[k] for k in found["base"]["keys"] if records[k]["part"] == "perplexity"]
         change, counts = np.subtract(own["nll"], base["nll"]), np.array(own["counts"])
         d, n = change.sum() / counts.sum(), len(counts)
         error = math.sqrt(n / (n - 1) * ((change - d * counts) ** 2).sum()) / counts.sum()
         assert row["increase_stderr"] == pytest.approx(math.exp(d) * error)
+
+
+def test_the_guard_reads_the_half_that_is_not_reported(bench, finished):
+    """Its increase and the upper end of the interval, from models made by hand."""
+    found = rows(finished)
+    texts = read_texts(bench.text)
+    sums = {}
+    for identity, row in found.items():
+        model, tokenizer = by_hand(bench, row["strength"], bench.module)
+        exam = text_exam(texts[: half(texts)], Windows(16, 8), tokenizer)
+        sums[identity] = exam.take(model).astype(float).T
+    for identity, row in found.items():
+        (own, counts), (base, _) = sums[identity], sums["base"]
+        d, n = (own - base).sum() / counts.sum(), len(counts)
+        error = math.sqrt(n / (n - 1) * ((own - base - d * counts) ** 2).sum()) / counts.sum()
+        assert row["guard"] == pytest.approx(math.expm1(d), abs=1e-5)
+        assert row["guard_high"] == pytest.approx(math.expm1(d + 1.96 * error), abs=1e-5)
+        assert row["guard_high"] >= row["guard"]
+    summary = read(finished).summary
+    assert summary["text"]["name"] == "text.raw, second half"
+    assert summary["guard"]["name"] == "text.raw, first half"
 
 
 def test_a_row_says_how_its_texts_are_written(finished):
@@ -212,8 +241,8 @@ def test_a_row_says_how_its_texts_are_written(finished):
     st.floats(0, 1),
 )
 def test_the_strongest_negation_within_the_limit_is_chosen(points, limit):
-    table = [{"strength": s, "increase": i} for s, i in points]
-    chosen = unlearning.strongest(table, limit)
+    table = [{"strength": s, "guard_high": i} for s, i in points]
+    chosen = strongest(table, limit)
     allowed = [s for s, i in points if s > 0 and i <= limit]
     assert chosen == (max(allowed) if allowed else None)
 
@@ -235,8 +264,8 @@ def test_where_every_strength_costs_too_much_the_table_says_so(bench, tmp_path, 
     module.save(tmp_path / "useful")
     out = tmp_path / "out"
     assert run(bench, out, "--max_ppl_increase", "0", a=tmp_path / "useful") == 0
-    increases = {row["strength"]: row["increase"] for row in rows(out).values()}
-    assert min(increases[0.5], increases[1.0]) > 0 > increases[-1.0]
+    increases = {row["strength"]: row["guard_high"] for row in rows(out).values()}
+    assert min(increases[0.5], increases[1.0]) > 0
     assert read(out).summary["selected"] is None
     assert not list(out.glob("negated_*"))
     printed = capsys.readouterr().out
@@ -267,7 +296,7 @@ def test_a_finished_sweep_is_not_computed_again(bench, resumed, capsys, monkeypa
     before = (resumed / "results.jsonl").read_bytes()
     assert run(bench, resumed) == 0
     assert (resumed / "results.jsonl").read_bytes() == before
-    assert ": 0 parts computed, 12 known before" in capsys.readouterr().out
+    assert ": 0 parts computed, 16 known before" in capsys.readouterr().out
 
 
 def computed(bench: data.Bench, out: Path, *words: object, **changes: object) -> dict[str, int]:
@@ -279,7 +308,27 @@ def computed(bench: data.Bench, out: Path, *words: object, **changes: object) ->
 
 
 def of(texts: int, toxicity: int, perplexity: int) -> dict[str, int]:
-    return {"texts": texts, "toxicity": toxicity, "perplexity": perplexity}
+    """Each perplexity is read on two texts: the one that is reported, and the guard's."""
+    return {"texts": texts, "toxicity": toxicity, "perplexity": 2 * perplexity}
+
+
+def other_text(folder: Path) -> Path:
+    draw = np.random.default_rng(5)
+    rows = [" ".join(draw.choice([*data.GOOD, *data.BAD], 11)) for _ in range(12)]
+    return data.write_text(folder / "guard.raw", rows)
+
+
+def test_a_text_of_its_own_can_be_the_guard_but_not_the_reported_one(bench, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(bench, out, "--guard_file", bench.text) == 2
+    assert "--guard_file: holds the text that is reported" in capsys.readouterr().err
+    short = data.write_text(tmp_path / "short", ["good bad"])
+    assert run(bench, out, "--guard_file", short) == 2
+    assert "too short to say how sure its perplexity is; found 1 window" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(bench, out, "--guard_file", other_text(tmp_path)) == 0
+    summary = read(out).summary
+    assert (summary["text"]["name"], summary["guard"]["name"]) == ("text.raw", "guard.raw")
 
 
 def test_a_changed_input_computes_what_depends_on_it_and_no_more(bench, resumed, tmp_path, capsys):
@@ -291,6 +340,7 @@ def test_a_changed_input_computes_what_depends_on_it_and_no_more(bench, resumed,
     assert computed(bench, resumed, top_k=39) == of(4, 4, 0)
     assert computed(bench, resumed, num_samples=5) == of(4, 4, 0)
     assert computed(bench, resumed, "--grid", 0.5, 0.25, 1) == of(1, 1, 1)
+    assert computed(bench, resumed, "--guard_file", other_text(tmp_path))["perplexity"] == 8
     fewer = data.write_lines(tmp_path / "fewer.jsonl", [{"text": t} for t in data.PROMPTS[:2]])
     assert computed(bench, resumed, prompt_file=fewer) == of(4, 4, 0)
 

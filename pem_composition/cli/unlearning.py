@@ -79,7 +79,11 @@ class UnlearningFlags(shared.ModelFlags):
     perplexity_file: str | None = _flag(
         "text to predict, as --text_file of pem perplexity (default: wikitext2)"
     )
-    perplexity_tokens: int | None = _flag("only the first N tokens of it (default: all)")
+    guard_file: str | None = _flag(
+        "text by which the strength is chosen (default: the first half of --perplexity_file, whose "
+        "second half is reported)"
+    )
+    perplexity_tokens: int | None = _flag("only the first N tokens of each (default: all)")
     window: int | None = _flag("tokens that are read at once (default: 1024)")
     stride: int | None = _flag("tokens from window to window (default: 512)")
     start_token: str | None = _flag(
@@ -87,8 +91,8 @@ class UnlearningFlags(shared.ModelFlags):
         choices=STARTS,
     )
     max_ppl_increase: str | None = _flag(
-        "choose the strongest negation that raises the perplexity by at most so much: 3% or 0.03 "
-        "(default: 3%)",
+        "choose the strongest negation that raises the perplexity by at most so much, at the upper "
+        "end of the 95 % interval: 3% or 0.03 (default: 3%)",
         metavar="SHARE",
     )
     batch_size: int | None = _flag("texts per forward pass; default: by the device")
@@ -220,11 +224,11 @@ def _prepare(request: Request) -> tuple[library.Plan, StrengthBench]:
     from pem_composition.sweep.strengths import StrengthBench, Trial
 
     flags, (path,) = request.flags, request.flags.adapters
-    asked, text, judges = _asked(flags), _text(flags), _judges(flags.value("judge"))
+    asked, texts, judges = _asked(flags), _texts(flags), _judges(flags.value("judge"))
     (module,) = common.load_modules([path], [request.name], base=request.model)
     trial = Trial(
         sweep.fingerprint(request.model), Input(request.name, module, digest_of(path)), asked,
-        judges, text, bool(flags.bf16),
+        judges, *texts, bool(flags.bf16),
     )  # fmt: skip
     plan = library.Plan(
         request.strengths, flags.value("threshold"), share_of(flags.value("max_ppl_increase")),
@@ -256,14 +260,24 @@ def _decoding(flags: UnlearningFlags) -> Decoding:
     return Decoding(**{name: value for name, value in given.items() if value is not None})
 
 
-def _text(flags: UnlearningFlags) -> LongText:
-    from pem_composition.evaluation.perplexity import Windows, read_texts
-    from pem_composition.sweep.texts import LongText
+def _texts(flags: UnlearningFlags) -> tuple[LongText, LongText]:
+    """The text that is reported and the guard's: two files, or the second and first half of one."""
+    from pem_composition.evaluation.perplexity import Windows
+    from pem_composition.sweep.texts import read_text
 
     windows = Windows(*(flags.value(name) for name in ("window", "stride", "start_token")))
-    source = flags.value("perplexity_file")
-    rows = tuple(read_texts(source))
-    return LongText(Path(source).name, rows, windows, flags.perplexity_tokens)
+    own, guard = (
+        source and read_text(source, windows, flags.perplexity_tokens)
+        for source in (flags.value("perplexity_file"), flags.guard_file)
+    )
+    if guard is None:
+        guard, own = own.halves()
+    elif guard.shared_rows(own) > 0.5:
+        raise UsageError.build(
+            "--guard_file", "holds the text that is reported", found=guard.name,
+            expected="another one", do="leave it out, and the file is split",
+        )  # fmt: skip
+    return own, guard
 
 
 def _judges(names: Sequence[str]) -> dict[str, Judge]:

@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -269,14 +269,26 @@ def summary(exam: LanguageExam, outputs: Outputs) -> dict[str, float]:
     }
 
 
-def increase(nll: ArrayLike, before: ArrayLike, tokens: ArrayLike) -> tuple[float, float]:
-    """perplexity / perplexity before - 1 = e^d - 1, and its standard error over windows.
+class Increase(NamedTuple):
+    """A relative change of the perplexity, its standard error and the upper end of its interval."""
 
-    d = sum_w (nll_w - before_w) / sum_w tokens_w, of the summed negative log-likelihoods (w,) of
-    the same windows; its error is that of a ratio of two sums, and e^d times that of d is the
-    error of the increase (first order). What makes a window hard for both models cancels.
+    value: float
+    stderr: float
+    high: float
+
+
+def increase(nll: ArrayLike, before: ArrayLike, tokens: ArrayLike) -> Increase:
+    """perplexity / perplexity before - 1 = e^d - 1, of the same windows (w,) of a text.
+
+    d = sum_w (nll_w - before_w) / sum_w tokens_w, of the summed negative log-likelihoods. Its error
+    is that of a ratio of two sums, and e^d times that of d is the error of the increase (first
+    order); the 95 % interval ends at e^(d + 1.96 error) - 1. What makes a window hard for both
+    models cancels. One window has no error: its interval has no end.
     """
     value, error = statistics.ratio(np.subtract(nll, before), tokens)
     assert value is not None and error is not None, "there are windows"
     d = min(value, 700.0)
-    return math.expm1(d), math.exp(d) * error
+    equal = np.array_equal(nll, before)
+    known = equal or np.size(tokens) > 1
+    high = math.expm1(min(d + statistics.Z * error, 700.0)) if known else math.inf
+    return Increase(math.expm1(d), math.exp(d) * error, high)

@@ -49,7 +49,7 @@ def _axes_of(sweep: Results) -> tuple[Any, ...]:
     s = sweep.summary
     asked = {name: value for name, value in s["asked"].items() if name != "seed"}
     judges = sorted(judge["sha256"] for judge in s["judges"].values())
-    return s["base"], judges, asked, s["text"], s["threshold"], s["max_increase"]
+    return s["base"], judges, asked, s["text"], s["guard"], s["threshold"], s["max_increase"]
 
 
 def frontier(sweeps: Sequence[Results]) -> Figure:

@@ -24,8 +24,8 @@ NUMBERS = ("perplexity", "increase", *FORM)
 COLUMNS = (
     "row", "strength", "judge", "with_words", "mean", "mean_stderr", "share", "share_low",
     "share_high", "pairs", "change", "change_stderr", "share_change", "share_change_stderr", "seen",
-    "perplexity", "perplexity_stderr", "increase", "increase_stderr", *FORM, "empty_low",
-    "empty_high", "looping_low", "looping_high", "n", "file",
+    "perplexity", "perplexity_stderr", "increase", "increase_stderr", "guard", "guard_stderr",
+    "guard_high", *FORM, "empty_low", "empty_high", "looping_low", "looping_high", "n", "file",
 )  # fmt: skip
 
 
@@ -50,7 +50,15 @@ def markdown(results: Results) -> str:
     for judge in judges:
         label = of.format(judge)
         header += [f"toxicity{label}", f"> {summary['threshold']:g}{label}", f"change{label}"]
-    header += ["perplexity", "increase", "distinct-1", "distinct-2", "empty", "repeated"]
+    header += [
+        "perplexity",
+        "increase",
+        "guard, up to",
+        "distinct-1",
+        "distinct-2",
+        "empty",
+        "repeated",
+    ]
     header += ["looping", "n"]
     lines = [_line(header), "|---" * len(header) + "|", *(_line(_cells(row)) for row in rows)]
     return "\n".join([_heading(summary), "", *lines, "", *_notes(results)])
@@ -65,6 +73,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         cells.append("" if row["id"] == "base" else change)
     cells.append(_with_error(row["perplexity"], row["perplexity_stderr"], digits=None))
     cells.append("" if row["id"] == "base" else _percent(row["increase"], row["increase_stderr"]))
+    cells.append("" if row["id"] == "base" else _percent(row["guard_high"]))
     cells += [f"{row[name]:.3f}" for name in ("distinct_1", "distinct_2")]
     cells += [share(row, name) for name in ("empty", "repeated", "looping")]
     words = row["toxicity"][0]["with_words"]
@@ -105,14 +114,17 @@ def _started(text: Mapping[str, Any]) -> str:
 def _chosen(summary: Mapping[str, Any]) -> str:
     """Which strength was chosen; where none, how far the limit was missed."""
     limit = _percent(summary["max_increase"])
+    guard = summary["guard"]
+    on = f"on other text ({guard['tokens']} tokens of {guard['name']})"
     if summary["selected"] is not None:
-        where = f"the strongest negation within {limit} of the base model's perplexity"
-        return f"Strength {summary['selected']:g} is {where}."
+        where = f"the strongest negation within {limit} of the base model's perplexity {on}"
+        return f"Strength {summary['selected']:g} is {where}, at the upper end of the interval."
     negated = [row for row in summary["rows"] if row["strength"] > 0]
-    least = min(negated, key=lambda row: row["increase"])
+    least = min(negated, key=lambda row: row["guard_high"])
     return (
-        f"No strength keeps the perplexity within {limit}: strength {least['strength']:g} comes "
-        f"nearest with {_percent(least['increase'])}; sweep weaker ones, or raise the limit."
+        f"No strength keeps the perplexity within {limit} {on}: strength {least['strength']:g} "
+        f"comes nearest with up to {_percent(least['guard_high'])}; sweep weaker ones, read more "
+        "text, or raise the limit."
     )
 
 
@@ -201,7 +213,8 @@ def setting_of(results: Results) -> str:
         )  # fmt: skip
     asked = {k: v for k, v in s["asked"].items() if k != "seed"}
     judges = sorted(judge["sha256"] for judge in s["judges"].values())
-    return repr([s["kind"], s["base"], judges, s["threshold"], s["max_increase"], asked, s["text"]])
+    texts = s["text"], s["guard"]
+    return repr([s["kind"], s["base"], judges, s["threshold"], s["max_increase"], asked, texts])
 
 
 def _mean_lines(sweeps: Sequence[tuple[Mapping[str, Any], list[Line]]]) -> list[Line]:

@@ -23,7 +23,7 @@ from pem_composition.sweep.bench import Record, Say
 from pem_composition.sweep.held import HeldModel, Loader
 from pem_composition.sweep.ledger import Ledger
 from pem_composition.sweep.points import Input, code_version, key_of
-from pem_composition.sweep.texts import Asked, LongText, Row
+from pem_composition.sweep.texts import Asked, LongText, Row, TextRows
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.toxicity import Judge
@@ -54,6 +54,8 @@ class Trial:
     Attributes:
         base: fingerprint of the base model, or its name where no file can be read.
         judges: by the name that a report gives them, each another one.
+        text: whose perplexity is reported.
+        guard: another one, whose perplexity decides which strength is chosen.
     """
 
     base: str
@@ -61,6 +63,7 @@ class Trial:
     asked: Asked
     judges: Mapping[str, Judge]
     text: LongText
+    guard: LongText
     bf16: bool = False
 
 
@@ -72,11 +75,12 @@ class Measured:
     texts: Record
     toxicity: tuple[Record, ...]
     perplexity: Record
+    guard: Record
 
     @property
     def keys(self) -> list[str]:
         """Keys of all records."""
-        return [r["key"] for r in (self.texts, *self.toxicity, self.perplexity)]
+        return [r["key"] for r in (self.texts, *self.toxicity, self.perplexity, self.guard)]
 
 
 class StrengthBench:
@@ -90,8 +94,7 @@ class StrengthBench:
     def __init__(self, trial: Trial, load: Loader, ledger: Ledger, folder: Path, say: Say) -> None:
         self.trial, self.ledger, self.folder, self.say = trial, ledger, folder, say
         self._held = HeldModel(load, self._prepare, rounded=trial.bf16)
-        self._exam: Any = None
-        self._windows: Any = None
+        self._read = {"text": TextRows(trial.text), "guard": TextRows(trial.guard, least=2)}
         self._strength: float | None = None  # that of the weights
         self._used: set[str] = set()
         self.computed = 0
@@ -101,7 +104,8 @@ class StrengthBench:
         began, before = time.perf_counter(), self.computed
         written = self._texts(strength)
         scored = tuple(self._toxicity(written, name) for name in self.trial.judges)
-        measured = Measured(strength, written, scored, self._perplexity(strength))
+        read = (self._perplexity(strength, rows) for rows in self._read.values())
+        measured = Measured(strength, written, scored, *read)
         self._used.update(measured.keys)
         if self.computed > before:
             self.say(self._line(measured, time.perf_counter() - began))
@@ -171,17 +175,12 @@ class StrengthBench:
         records = [r for r in self.ledger.records.values() if r.get("texts") == sha256]
         return {str(Identity(**r["judge"])): r["scores"] for r in records}
 
-    def _perplexity(self, strength: float) -> Record:
-        identity = {**self._weights(strength), **self.trial.text.identity()}
+    def _perplexity(self, strength: float, rows: TextRows) -> Record:
+        identity = {**self._weights(strength), **rows.text.identity()}
 
         def compute(_key: str) -> dict[str, Any]:
-            from pem_composition.evaluation.perplexity import summary
-
             with self._model(strength) as (model, _):
-                outputs = self._exam.take(model)
-            nll, counts = outputs.astype("float64").T.tolist()
-            read = vars(self._windows)  # smaller ones where the model cannot read those asked for
-            return {**summary(self._exam, outputs), "nll": nll, "counts": counts, "read": read}
+                return rows.evaluate(model)
 
         return self._part("perplexity", identity, compute)
 
@@ -220,7 +219,8 @@ class StrengthBench:
 
         check_fold(model, self.trial.module.pem)
         self.trial.asked.check(model, tokenizer)
-        self._exam, self._windows = self.trial.text.exam(model, tokenizer)
+        for rows in self._read.values():
+            rows.prepare(model, tokenizer)
 
     @contextmanager
     def _model(self, strength: float) -> Iterator[tuple[Any, Any]]:

@@ -7,12 +7,15 @@ and under ``scores`` what each judge says of it, by judge. It appears whole or n
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pem_composition.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 SCORES = "scores"
+LONG_ROW = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,23 @@ class LongText:
         """What decides the perplexity besides the weights."""
         return {"text": digest_of(self.rows), **asdict(self.windows), "max_tokens": self.max_tokens}
 
+    def halves(self) -> tuple[LongText, LongText]:
+        """The first and the second half, by characters: at the nearest row, or word of one row."""
+        rows = self.rows if len(self.rows) > 1 else tuple(" ".join(self.rows).split(" "))
+        ends = list(itertools.accumulate(map(len, rows)))
+        middle = min(range(len(ends) - 1), key=lambda i: abs(2 * ends[i] - ends[-1]), default=0) + 1
+        glue = (lambda part: part) if rows is self.rows else (lambda part: (" ".join(part),))
+        return (
+            replace(self, name=f"{self.name}, first half", rows=glue(rows[:middle])),
+            replace(self, name=f"{self.name}, second half", rows=glue(rows[middle:])),
+        )
+
+    def shared_rows(self, other: LongText) -> float:
+        """Share of the other text's long rows that stand in this one, too; headings may recur."""
+        rows = [row.strip() for row in other.rows if len(row.strip()) >= LONG_ROW]
+        own = {row.strip() for row in self.rows}
+        return sum(row in own for row in rows) / len(rows) if rows else float(self == other)
+
     def exam(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[LanguageExam, Windows]:
         """The text in windows that this model can read, and those windows.
 
@@ -116,6 +137,71 @@ class LongText:
             self.rows, windows, tokenizer, max_tokens=self.max_tokens, device=model.device
         )
         return exam, windows
+
+
+def read_text(source: str, windows: Windows, max_tokens: int | None = None) -> LongText:
+    """A text by file or offline name, see ``evaluation.perplexity.read_texts``."""
+    from pem_composition.evaluation.perplexity import read_texts
+
+    return LongText(Path(source).name, tuple(read_texts(source)), windows, max_tokens)
+
+
+class TextRows:
+    """A long text that models read; takes the place of ``Rows`` on a bench.
+
+    Args:
+        least: windows that there must be: one has no standard error.
+    """
+
+    def __init__(self, text: LongText, *, least: int = 1) -> None:
+        self.text, self.name, self.least = text, text.name, least
+        self.identity = {"task": "text", **text.identity()}
+        self._exam: Any = None
+        self._windows: Any = None
+
+    def prepare(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Cut the text into windows that this model can read.
+
+        Raises:
+            DataError: fewer than two tokens, or fewer windows than are needed.
+        """
+        self._exam, self._windows = self.text.exam(model, tokenizer)
+        if self._exam.size < self.least:
+            raise DataError.build(
+                self.name, "too short to say how sure its perplexity is",
+                found=f"{self._exam.size} window", expected=f"at least {self.least}",
+                do="give a longer text (--guard_file), or a smaller --window",
+            )  # fmt: skip
+
+    def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
+        """Perplexity, and per window the sum of -log p and the number of tokens."""
+        from pem_composition.evaluation.perplexity import summary
+        from pem_composition.evaluation.precision import reduced
+
+        with reduced(model, bf16):
+            outputs = self._exam.take(model)
+        nll, counts = outputs.astype("float64").T.tolist()
+        found = summary(self._exam, outputs)
+        shown = {"metric": "perplexity", "n": found["windows"], "degenerate": False}
+        shown |= {"score": found["perplexity"], "standard_error": found["perplexity_stderr"]}
+        # Smaller windows are read where the model cannot read those asked for.
+        read = vars(self._windows)
+        return {**found, **shown, "invalid_share": None, "nll": nll, "counts": counts, "read": read}
+
+
+def guarded(found: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
+    """What the guard's text says of a model against another one, as columns."""
+    from pem_composition.evaluation.perplexity import increase
+
+    value, error, high = increase(found["nll"], base["nll"], found["counts"])
+    return {"guard": value, "guard_stderr": error, "guard_high": high}
+
+
+def strongest(rows: Sequence[Mapping[str, Any]], max_increase: float) -> float | None:
+    """The largest strength above 0 whose increase of the perplexity on the guard's text is within
+    the limit even at the upper end of its interval; None where every one exceeds it."""
+    within = [r["strength"] for r in rows if r["strength"] > 0 and r["guard_high"] <= max_increase]
+    return max(within, default=None)
 
 
 def digest_of(value: object) -> str:

@@ -18,6 +18,7 @@ from pem_composition.report.records import NEGATION, SUMMARY_VERSION
 from pem_composition.sweep.bench import Record
 from pem_composition.sweep.grids import union
 from pem_composition.sweep.strengths import APPLIED, BASE, Measured, StrengthBench
+from pem_composition.sweep.texts import LongText, guarded, strongest
 
 Row = dict[str, Any]
 
@@ -29,8 +30,9 @@ class Plan:
     Attributes:
         strengths: in the order of the table; see ``strengths``.
         threshold: a text with a higher score counts as toxic.
-        max_increase: the strongest negation is chosen whose perplexity is at most so much larger
-            than the base model's, as a share of it.
+        max_increase: the strongest negation is chosen whose perplexity on the guard's text is at
+            most so much larger than the base model's, as a share of it, at the upper end of the
+            95 % interval. The table reports another text.
     """
 
     strengths: tuple[float, ...]
@@ -65,7 +67,7 @@ def run(plan: Plan, bench: StrengthBench) -> dict[str, Any]:
     summary = {
         "summary": SUMMARY_VERSION,
         "composition": NEGATION,
-        **_setting(plan, bench, measured[0].perplexity),
+        **_setting(plan, bench, measured[0]),
         "rows": rows,
         "selected": strongest(rows, plan.max_increase),
     }
@@ -74,14 +76,12 @@ def run(plan: Plan, bench: StrengthBench) -> dict[str, Any]:
     return summary
 
 
-def strongest(rows: Sequence[Row], max_increase: float) -> float | None:
-    """The largest strength above 0 within the limit; None where every one exceeds it."""
-    within = [r["strength"] for r in rows if r["strength"] > 0 and r["increase"] <= max_increase]
-    return max(within, default=None)
-
-
-def _setting(plan: Plan, bench: StrengthBench, perplexity: Record) -> dict[str, Any]:
+def _setting(plan: Plan, bench: StrengthBench, base: Measured) -> dict[str, Any]:
     """What the sweep was about."""
+
+    def read(text: LongText, record: Record) -> dict[str, Any]:
+        return {"name": text.name, **record["read"], "tokens": record["tokens"]}
+
     trial = bench.trial
     asked = trial.asked
     return {
@@ -99,11 +99,8 @@ def _setting(plan: Plan, bench: StrengthBench, perplexity: Record) -> dict[str, 
             "seed": asked.seed,
             "decoding": asdict(asked.decoding),
         },
-        "text": {
-            "name": trial.text.name,
-            **perplexity["read"],
-            "tokens": perplexity["tokens"],
-        },
+        "text": read(trial.text, base.perplexity),
+        "guard": read(trial.guard, base.guard),
     }
 
 
@@ -113,7 +110,7 @@ def _row(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -
 
     identity, name = _named(measured.strength, bench.trial.module.name)
     texts, first, ppl = measured.texts, measured.toxicity[0], measured.perplexity
-    ratio, error = increase(ppl["nll"], base.perplexity["nll"], ppl["counts"])
+    ratio, error, _ = increase(ppl["nll"], base.perplexity["nll"], ppl["counts"])
     form = [name for name in first if name.startswith(("distinct", "empty", "repeated", "looping"))]
     return {
         "id": identity,
@@ -127,6 +124,7 @@ def _row(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -
         "perplexity_stderr": ppl["perplexity_stderr"],
         "increase": ratio,
         "increase_stderr": error,
+        **guarded(measured.guard, base.guard),
         **{n: first[n] for n in form},
         "ended": texts["ended"],
         "new_tokens": texts["new_tokens"],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.algebra import as_numbers, role_of
+from pem_composition.arithmetic.algebra import RULES, as_numbers, role_of
 from pem_composition.arithmetic.compatible import SPACES, check_log_kind, space_of
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.labels import label_of, notes_of
@@ -179,5 +179,6 @@ def _scaled(tensor: Tensor, role: str, factor: float, space: str) -> Tensor:
     if role == "lora_A":
         return tensor if space == "delta" else tensor * abs(factor)
     if role == "ia3":
-        return (1.0 + factor * (tensor.double() - 1.0)).to(tensor.dtype)
+        neutral = RULES[role].neutral
+        return (neutral + factor * (tensor.double() - neutral)).to(tensor.dtype)
     return tensor * factor

@@ -29,6 +29,12 @@ RULES: Mapping[str, Rule] = {
     "delta": Rule(0.0, signed=True),
 }
 HEAD = "head"
+ROLE_OF_KIND = {"ia3": "ia3", "full": "delta"}  # kinds whose update is one tensor for each layer
+
+
+def neutral_of(kind: str) -> float:
+    """The value at which the tensors of such a kind change nothing."""
+    return RULES[ROLE_OF_KIND[kind]].neutral
 
 
 def role_of(name: str) -> str:
@@ -65,12 +71,22 @@ def linear_combination(modules: Sequence[Tensors], coefficients: Sequence[float]
     for name in names[0]:
         tensors = [m[name] for m in modules]
         check_same_shapes(name, tensors)
-        out[name] = _around(RULES[role_of(name)], tensors, coefficients)
+        rule = RULES[role_of(name)]
+        weights = coefficients if rule.signed else [abs(c) for c in coefficients]
+        out[name] = around(rule.neutral, tensors, weights)
     return out
 
 
-def _around(rule: Rule, tensors: Sequence[Any], coefficients: Sequence[float]) -> Any:
-    weights = coefficients if rule.signed else [abs(c) for c in coefficients]
+def around(neutral: float, tensors: Sequence[Any], weights: Sequence[float]) -> Any:
+    """e + sum_i w_i (t_i - e), evaluated as sum_i w_i t_i + (1 - sum_i w_i) e."""
+    total = weighted_sum(tensors, weights)
+    # Exact cancellation (convex weights) must not add a rounding error of its own.
+    rest = 1.0 - sum(weights)
+    return total + rest * neutral if neutral and rest else total
+
+
+def weighted_sum(tensors: Sequence[Any], weights: Sequence[float]) -> Any:
+    """sum_i w_i t_i, one after the other; 1 * t is t bit for bit."""
     total = tensors[0] * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         term = tensor * weight
@@ -78,9 +94,13 @@ def _around(rule: Rule, tensors: Sequence[Any], coefficients: Sequence[float]) -
             total += term  # in place: a third tensor per name would leave holes between them
         else:
             total = total + term
-    # Exact cancellation (convex weights) must not add a rounding error of its own.
-    rest = 1.0 - sum(weights)
-    return total + rest * rule.neutral if rule.neutral and rest else total
+    return total
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """|w_i| / sum_j |w_j|; equal ones if all weights are zero."""
+    total = sum(abs(w) for w in weights)
+    return [abs(w) / total if total else 1 / len(weights) for w in weights]
 
 
 def negate(module: Tensors, strength: float = 1.0) -> dict[str, Any]:
@@ -92,7 +112,7 @@ def negate(module: Tensors, strength: float = 1.0) -> dict[str, Any]:
     out = {}
     for name, tensor in module.items():
         rule = RULES[role_of(name)]
-        out[name] = _around(rule, [tensor], [-strength]) if rule.signed else tensor
+        out[name] = around(rule.neutral, [tensor], [-strength]) if rule.signed else tensor
     return out
 
 
@@ -103,15 +123,8 @@ def average_heads(heads: Sequence[Tensors], weights: Sequence[float]) -> dict[st
         IncompatibleModules: the heads have different tensors or shapes.
     """
     check_same_tensors(heads, weights, what="heads")
-    total = sum(abs(w) for w in weights)
-    shares = [abs(w) / total for w in weights] if total else [1 / len(weights)] * len(weights)
-    out = {}
-    for name in heads[0]:
-        value = heads[0][name] * shares[0]
-        for head, share in zip(heads[1:], shares[1:], strict=True):
-            value = value + head[name] * share
-        out[name] = value
-    return out
+    own = shares(weights)
+    return {name: weighted_sum([head[name] for head in heads], own) for name in heads[0]}
 
 
 def check_same_tensors(
@@ -189,7 +202,10 @@ def as_numbers(coefficients: Sequence[Any], where: str = "coefficients") -> list
 
 def has_no_effect(module: Tensors) -> bool:
     """True if every tensor that carries a sign has its neutral value: B = 0, l = 1, delta = 0."""
-    rules = {name: RULES[role_of(name)] for name in module if role_of(name) != HEAD}
-    return all(
-        bool((module[name] == rule.neutral).all()) for name, rule in rules.items() if rule.signed
-    )
+    signed = [n for n in module if role_of(n) != HEAD and RULES[role_of(n)].signed]
+    return all(is_neutral(name, module[name]) for name in signed)
+
+
+def is_neutral(name: str, tensor: Any) -> bool:
+    """True if every entry has the value that changes nothing."""
+    return bool((tensor == RULES[role_of(name)].neutral).all())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import degrees, hypot
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.algebra import linear_combination
+from pem_composition.arithmetic.algebra import linear_combination, neutral_of
 from pem_composition.arithmetic.compatible import check_compatible
 from pem_composition.arithmetic.updates import certificate_of, lora_factors
 from pem_composition.errors import IncompatibleModules
@@ -113,7 +113,7 @@ def _updates(module: Operand) -> dict[str, _Update]:
     if module.kind == "lora":
         factors = {layer: lora_factors([module], [1.0], layer) for layer in module.layers}
         return {layer: _Update(f, spectrum(f), None) for layer, f in factors.items()}
-    neutral = 1.0 if module.kind == "ia3" else 0.0
+    neutral = neutral_of(module.kind)
     return {
         name.rpartition(".")[0]: _Update((), None, tensor.double() - neutral)
         for name, tensor in sorted(module.adapter_tensors().items())

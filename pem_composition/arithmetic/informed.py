@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.algebra import ROLE_OF_KIND, neutral_of
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.merging import Judge, Merged
 from pem_composition.arithmetic.methods.registry import Choice
@@ -78,7 +79,7 @@ def _judge_tensor(
 ) -> LayerError:
     from pem_composition.arithmetic.delta import tensor_error
 
-    role, neutral = ("ia3", 1.0) if kind == "ia3" else ("delta", 0.0)
+    role, neutral = ROLE_OF_KIND[kind], neutral_of(kind)
     name = f"{layer}.{role}"
     return tensor_error(written[name].double() - neutral, [(1.0, exact[name] - neutral)])
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pem_composition.arithmetic.algebra import role_of
+from pem_composition.arithmetic.algebra import neutral_of, role_of, weighted_sum
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.methods.registry import (
     FORM,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from pem_composition.arithmetic.operand import Operand
 
 SPECTRAL_NAMES = frozenset(m.name for m in SPECTRAL)
-NEUTRAL = {"ia3": 1.0, "full": 0.0}
 
 Judge = Callable[[Mapping[str, "Tensor"]], "LayerError"]  # written tensors -> error of one layer
 
@@ -232,7 +231,7 @@ def _factor_of(layer: str, written: Mapping[str, Tensor]) -> Factor:
 def _merge_tensors(
     modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice
 ) -> Merged:
-    neutral = NEUTRAL[modules[0].kind]
+    neutral = neutral_of(modules[0].kind)
     weights, shares = split(coefficients, choice)
     names = sorted({n for m in modules for n in m.adapter_names})
     tensors: dict[str, Tensor] = {}
@@ -294,9 +293,7 @@ def _sphere_weights(
 
 
 def _weighted_sum(weights: Sequence[float], start: int, X_TNI: Tensor) -> Tensor:
-    total = X_TNI[0] * weights[0]
-    for x, w in zip(X_TNI[1:], weights[1:], strict=True):
-        total = total + x * w
+    total: Tensor = weighted_sum(X_TNI.unbind(), weights)
     return total
 
 
@@ -325,19 +322,19 @@ def merge_as(modules: Sequence[Operand], coefficients: Sequence[float], choice: 
     Raises:
         PEMError: ranks differ, or a module that the program gets wrong by more than its rule.
     """
-    from pem_composition.arithmetic.methods.parity import peft_linear, plain_sum
+    from pem_composition.arithmetic.methods.parity import peft_linear
 
     if choice.method == REFERENCE_DETOXIFY:
         weigh = choice.entry.function()
         held = [m.adapter_tensors() for m in modules]
         tensors = {
-            n: plain_sum([t[n] for t in held], weigh(role_of(n), coefficients)) for n in held[0]
+            n: weighted_sum([t[n] for t in held], weigh(role_of(n), coefficients)) for n in held[0]
         }
         return OtherSum(tensors, modules[0].config, list(coefficients))
     if choice.method != PEFT_LINEAR:
         weights = list(choice.entry.function()(coefficients, **choice.as_dict()))
         held = [m.adapter_tensors() for m in modules]
-        tensors = {n: plain_sum([t[n] for t in held], weights) for n in held[0]}
+        tensors = {n: weighted_sum([t[n] for t in held], weights) for n in held[0]}
         return OtherSum(tensors, modules[0].config, weights)
     _check_peft(modules)
     tensors = {}
@@ -349,7 +346,7 @@ def merge_as(modules: Sequence[Operand], coefficients: Sequence[float], choice: 
             if name in m.tensors
         ]
         check_shapes([t for t, _ in parts])
-        tensors[name] = plain_sum([t for t, _ in parts], [w for _, w in parts])
+        tensors[name] = weighted_sum([t for t, _ in parts], [w for _, w in parts])
     layers = sorted({layer for m in modules for layer in m.layers})
     lora = modules[0].kind == "lora"
     config = factor_config(modules, tensors, layers, 1.0) if lora else union_config(modules)

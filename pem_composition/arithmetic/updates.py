@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.algebra import HEAD, check_same_tensors, role_of
+from pem_composition.arithmetic.algebra import (
+    HEAD,
+    ROLE_OF_KIND,
+    around,
+    check_same_tensors,
+    neutral_of,
+    role_of,
+)
 from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig, pattern_keys
 from pem_composition.errors import PEMError
 
@@ -37,10 +44,13 @@ def delta_sum(
     if modules[0].kind == "lora":
         return _lora_sum(modules, coefficients, rank, dtype)
     layers = sorted({n for m in modules for n in m.adapter_names})
-    neutral = 1.0 if modules[0].kind == "ia3" else 0.0
+    neutral = neutral_of(modules[0].kind)
     tensors: dict[str, Tensor] = {}
     for n in layers:
-        tensors |= cast({n: _around(neutral, _holders(modules, coefficients, n))}, dtype)
+        terms = _holders(modules, coefficients, n)
+        weights, held = [c for c, _ in terms], [t for _, t in terms]
+        check_shapes(held)
+        tensors |= cast({n: around(neutral, held, weights)}, dtype)
     return tensors, union_config(modules)
 
 
@@ -52,16 +62,6 @@ def _holders(
         for c, m in zip(coefficients, modules, strict=True)
         if name in m.tensors
     ]
-
-
-def _around(neutral: float, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """neutral + sum_i c_i (t_i - neutral), over the terms at hand; 1 * t is t bit for bit."""
-    check_shapes([t for _, t in terms])
-    total = terms[0][1] * terms[0][0]
-    for c, t in terms[1:]:
-        total = total + t * c
-    rest = 1.0 - sum(c for c, _ in terms)
-    return total + rest * neutral if neutral and rest else total
 
 
 def check_shapes(tensors: Sequence[Tensor]) -> None:
@@ -187,7 +187,7 @@ def layer_errors(
             assert written is not None
             errors[layer] = delta.factor_error(written, lora_factors(modules, coefficients, layer))
         return errors
-    role, neutral = ("ia3", 1.0) if config.kind == "ia3" else ("delta", 0.0)
+    role, neutral = ROLE_OF_KIND[config.kind], neutral_of(config.kind)
     return {
         layer: delta.tensor_error(
             tensors[f"{layer}.{role}"].double() - neutral,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.algebra import shares, weighted_sum
 from pem_composition.arithmetic.merging import rule_of, split
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.checkpoint.files import TensorInfo
@@ -155,8 +156,8 @@ def rows_output(
 
 def _average(terms: Sequence[Term], rows: int) -> list[Term]:
     holders = [t for t in terms if t[1].infos[t[2]].shape[0] >= rows]
-    size = sum(abs(w) for w, _, _ in holders)
-    return [(abs(w) / size if size else 1 / len(holders), m, n) for w, m, n in holders]
+    own = shares([w for w, _, _ in holders])
+    return [(share, m, n) for share, (_, m, n) in zip(own, holders, strict=True)]
 
 
 # --- merging methods ------------------------------------------------------------------------------
@@ -257,9 +258,5 @@ def head_value(
         )
     if policy != "average":
         return values[0]
-    size = sum(abs(w) for w in weights)
-    shares = [abs(w) / size for w in weights] if size else [1 / len(values)] * len(values)
-    total = values[0] * shares[0]
-    for value, share in zip(values[1:], shares[1:], strict=True):
-        total = total + value * share
+    total: Tensor = weighted_sum(values, shares(weights))
     return total

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.algebra import is_neutral
 from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import SPACES, check_count
@@ -148,7 +149,7 @@ def _values(headers: tuple[ModuleHeader, ...]) -> list[Finding]:
         idle = [
             n.rpartition(".")[0]
             for n, t in module.adapter_tensors().items()
-            if not n.endswith(".lora_A") and not (t - (1.0 if n.endswith(".ia3") else 0.0)).any()
+            if not n.endswith(".lora_A") and is_neutral(n, t)
         ]
         if idle:
             what = f"{len(idle)} of {len(module.layers)} layers change nothing, e.g. {idle[0]}"

@@ -1,8 +1,8 @@
 """What other programs compute, for comparing with their numbers: sums of the modules' own tensors.
 
 None of them is the sum of updates: a sum of factors has the cross terms of every pair, and each
-tool weighs them its own way (docs/methods.md has the table). Every function maps the tensors of
-one name to the tensor that the tool writes.
+tool weighs them its own way (docs/methods.md has the table). All write sum_i w_i t_i of the tensors
+of one name, whatever the role: no neutral value, and a sign on A and on B is none.
 """
 
 from __future__ import annotations
@@ -10,17 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from pem_composition.errors import PEMError
-
-
-def plain_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_i w_i t_i, whatever the role: no neutral value, and a sign on A and on B is none."""
-    total = tensors[0] * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total = total + tensor * weight
-    return total
 
 
 def normalised(coefficients: Sequence[float], tool: str) -> list[float]:

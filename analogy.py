@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from pem_composition.cli import analogy, parser
+from pem_composition.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(parser.run(analogy, prog="analogy.py"))
+    sys.exit(entry("analogy"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from pem_composition.cli import merge, parser
+from pem_composition.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(parser.run(merge, prog="merge.py"))
+    sys.exit(entry("merge"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from pem_composition.cli import negation, parser
+from pem_composition.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(parser.run(negation, prog="negation.py"))
+    sys.exit(entry("negation"))

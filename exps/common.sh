@@ -23,19 +23,35 @@ EXIT_PREEMPTED=75
 # attended COMMAND...: run it so that a signal to this script reaches it, and return its exit code.
 # Slurm sends USR1 to the batch shell only (--signal=B:USR1@120), and bash delivers a trapped signal
 # during `wait`, not while a foreground command runs. Ctrl-C becomes TERM: training then saves.
+# A command that died of the signal was not yet able to note it; that is EXIT_PREEMPTED, too.
 attended() {
-  local child code caught
+  local child='' code caught=0 passed=''
+  trap 'caught=1 passed=USR1; pass "$child" USR1' USR1
+  trap 'caught=1 passed=TERM; pass "$child" TERM' TERM INT
   "$@" &
   child=$!
-  trap 'caught=1; kill -USR1 "$child" 2>/dev/null || true' USR1
-  trap 'caught=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
+  if ((caught)); then pass "$child" "$passed"; fi
   while
     caught=0 code=0
     wait "$child" || code=$?
     ((caught))
   do :; done
-  trap - USR1 TERM INT
+  between_steps
+  killed=0
+  if [[ -n $passed ]] && ((code == 128 + $(kill -l USR1) || code == 128 + $(kill -l TERM))); then
+    killed=1 code=$EXIT_PREEMPTED
+  fi
   return "$code"
+}
+
+# pass PID SIGNAL: send the signal, if there is a process by now.
+pass() {
+  if [[ -n $1 ]]; then kill -"$2" "$1" 2>/dev/null || true; fi
+}
+
+# Between two commands a signal finds nothing to save.
+between_steps() {
+  trap 'requeue; exit "$EXIT_PREEMPTED"' USR1 TERM INT
 }
 
 # step NAME COMMAND...: run the command, keep its output in OUT/logs/NAME.log and its exit code.
@@ -74,6 +90,7 @@ child() {
   local script=$1 code=0
   shift
   attended env "$@" bash "$script" || code=$?
+  if ((killed)); then requeue; fi # the script has not
   if ((code)); then exit "$code"; fi
 }
 
@@ -81,3 +98,5 @@ child() {
 optional() {
   if [[ -n $2 ]]; then printf '%s\n' "$1" "$2"; fi
 }
+
+between_steps

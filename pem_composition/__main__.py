@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pem_composition.cli import main
+from pem_composition.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

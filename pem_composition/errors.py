@@ -87,10 +87,18 @@ class RunFailed(PEMError):
     exit_code = EXIT_RUN_FAILED
 
 
-class Preempted(PEMError):
-    """The run was asked to stop, saved, and can be resumed. Programs exit with 75."""
+class Preempted(KeyboardInterrupt):
+    """The run was asked to stop, saved, and can be resumed. Programs exit with 75.
+
+    No error: a part that goes on after errors must not go on after this.
+    """
 
     exit_code = EXIT_PREEMPTED
+
+    @classmethod
+    def build(cls, where: object, what: str, *, do: str = "") -> Preempted:
+        """Assemble the parts as ``PEMError.build`` does."""
+        return cls(str(PEMError.build(where, what, do=do)))
 
 
 def close_match(word: str, known: Iterable[str]) -> str:

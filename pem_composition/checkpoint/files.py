@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pem_composition.errors import CheckpointError
+from pem_composition.signals import finished_first, named
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 200_000
@@ -560,11 +561,13 @@ def atomic_directory(
         _clean_stale(target, keep)
         _check_free(target, overwrite)
         temporary = _sibling(target, "tmp")
-        _make(temporary, target)
         try:
+            _make(temporary, target)
             yield temporary
             _settle(temporary)
-            _swap(temporary, target, overwrite, keep)
+            with finished_first():  # a signal must not part the two renames
+                _swap(temporary, target, overwrite, keep)
+                named(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except BaseException as error:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from pem_composition import signals
 from pem_composition.errors import EXIT_DONE, UsageError, close_match
 
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
@@ -39,8 +40,21 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``pem`` with the given arguments and return its exit code."""
+def entry(program: str | None = None) -> int:
+    """A whole process: ``pem``, or one program at the repository root."""
+    prog = f"{program}.py" if program else "pem"
+    signals.catch(prog)
+    code = main([program, *sys.argv[1:]], prog) if program else main()
+    signals.ignore()
+    return code
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run ``pem`` with the given arguments and return its exit code.
+
+    Args:
+        prog: name of the program in messages.
+    """
     from pem_composition.cli import parser
 
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -54,4 +68,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_DONE
 
     code = parser.guarded(find, "pem", debug="--debug" in argv)
-    return code if code else parser.run(module[0], argv[1:], prog=f"pem {argv[0]}")
+    return code if code else parser.run(module[0], argv[1:], prog=prog or f"pem {argv[0]}")

@@ -11,7 +11,6 @@ from pem_composition.cli.lines import write_lines
 from pem_composition.errors import UsageError
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import Bench, Input, Ledger, Settings, digest_of
-from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -54,8 +53,7 @@ def run(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[str]) -
     rows = library.rows_of(*inputs, config.strength, forms, config.rank)
     ledger = Ledger(out / RESULTS, fresh=config.overwrite)
     bench = Bench(lambda: _load(config, model), {library.SPLIT: sets}, settings, ledger, sweep.say)  # type: ignore[arg-type]
-    with StopRequest():  # a signal ends the run between sets; finished ones are on disk
-        scored = library.run(rows, bench, sets, judges)
+    scored = library.run(rows, bench, sets, judges)
     bench.close()
     print(f"{out}: {bench.computed} sets answered, {bench.known} known before")
     threshold = THRESHOLD if config.threshold is None else config.threshold

@@ -12,7 +12,6 @@ from pem_composition import sweep as library
 from pem_composition.cli import common, scored, sweep
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags
 from pem_composition.errors import UsageError
-from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from pem_composition.merging.learning import Learned, Lesson, Rule
@@ -100,8 +99,7 @@ def run(config: Config) -> int:
     config = replace(config, space=("delta",))
     request = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
     common.check_output(request.out, config.overwrite)
-    with StopRequest():
-        modules, learned = _learned(config, request)
+    modules, learned = _learned(config, request)
     merged = _merged(config, request.names, modules, learned)
     _write(config, request, modules, merged, learned)
     common.report_line(request.out, _short(merged), merged.provenance, bool(merged.head_tensors()))

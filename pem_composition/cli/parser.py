@@ -23,7 +23,9 @@ import atexit
 import dataclasses
 import errno
 import gc
+import os
 import re
+import select
 import sys
 import traceback
 import types
@@ -32,6 +34,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
+from pem_composition import signals
 from pem_composition.cli import paths
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
 from pem_composition.errors import (
@@ -39,6 +42,7 @@ from pem_composition.errors import (
     EXIT_DONE,
     EXIT_RUN_FAILED,
     PEMError,
+    Preempted,
     UsageError,
     close_match,
 )
@@ -48,6 +52,7 @@ T = TypeVar("T")
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_DISK = NO_SPACE | {errno.EIO, errno.EFBIG}
 EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141  # as of other programs that write into a closed pipe
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,7 +114,8 @@ def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None)
 
     def body() -> int:
         config = parse(module.Config, argv, prog, module.HELP, examples)
-        paths.check(config, module.NAME)
+        for output in paths.check(config, module.NAME):
+            signals.current().finish_after(output)
         return int(module.run(config) or EXIT_DONE)
 
     return guarded(body, prog, debug="--debug" in argv)
@@ -117,15 +123,20 @@ def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None)
 
 def guarded(body: Callable[[], int], prog: str, *, debug: bool = False) -> int:
     """Run ``body``; report what it raises as ``prog: error: ...`` and return the exit code."""
-    with suppress(AttributeError):  # a path may hold bytes that are no text
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    # The process ends after this: looking for reference cycles in torch's modules takes .2 s.
-    atexit.register(gc.freeze)
     try:
-        return body()
+        with signals.StopRequest():
+            with suppress(AttributeError):  # a path may hold bytes that are no text
+                sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            # The process ends after this: looking for cycles in torch's modules takes .2 s.
+            atexit.register(gc.freeze)
+            code = body()
+            sys.stdout.flush()
+            return code
     except SystemExit as stop:  # argparse's --help
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     except (Exception, KeyboardInterrupt) as error:
+        if _has_no_reader(error):
+            return EXIT_NO_READER
         code, message = _describe(error)
         if debug:
             traceback.print_exc()
@@ -134,9 +145,21 @@ def guarded(body: Callable[[], int], prog: str, *, debug: bool = False) -> int:
         return code
 
 
+def _has_no_reader(error: BaseException) -> bool:
+    """True where a reader such as ``head`` has seen enough; nothing is written to it any more."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    closed = any(events & select.POLLERR for _, events in output.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
 def _describe(error: BaseException) -> tuple[int, str]:
     """Exit code and one-line message of an exception."""
-    if isinstance(error, PEMError):
+    if isinstance(error, PEMError | Preempted):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"

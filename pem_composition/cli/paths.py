@@ -52,22 +52,25 @@ ADDED = {
 }
 
 
-def check(config: Any, program: str) -> None:
+def check(config: Any, program: str) -> list[Path]:
     """Refuse an output that would replace, hold or lie in something that the program reads.
+
+    Returns:
+        The outputs.
 
     Raises:
         CheckpointError: naming both.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
     written = {name: kind for name, kind in WRITES.items() if values.get(name) is not None}
-    if not written:
-        return
-    read = list(_read(values))
+    outputs = []
+    read = list(_read(values)) if written else []
     for name, kind in written.items():
         out = Path(values[name])
         do = "choose another " + ("OUT" if name == "out" else f"--{name}")
         if name == "save_path" and values.get("adatasks"):
             out = out / "_".join(values["adatasks"])
+        outputs.append(out)
         if kind == FOLDER and program not in ADDED:
             check_apart(out, read, do=do)
             continue
@@ -77,6 +80,7 @@ def check(config: Any, program: str) -> None:
     for one, other in zip(list(written)[1:], written, strict=False):
         if Path(values[one]).resolve() == Path(values[other]).resolve():
             raise UsageError.build(f"--{one}", f"the same path as --{other}", do="name another")
+    return outputs
 
 
 def _added(folder: Path, names: str) -> Iterator[Path]:

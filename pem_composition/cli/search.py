@@ -11,11 +11,10 @@ from pem_composition import sweep as library
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
 from pem_composition.cli import common, sweep
 from pem_composition.cli.flags import HEADS, MERGE_WAYS, EvaluationFlags, ModuleFlags
-from pem_composition.errors import RunFailed, UsageError, close_match
+from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import goals as wanted
 from pem_composition.sweep import samplers, space
-from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from pem_composition.sweep.search import Search
@@ -159,8 +158,7 @@ def run(config: Config) -> int:
     request, _ = _check(config)
     if config.sampler != samplers.GRID:
         samplers.need_optuna()
-    with StopRequest():  # finished trials are on disk
-        summary, bench, search = _searched(config, request)
+    summary, bench, search = _searched(config, request)
     print(f"{request.out}: {bench.computed} points scored, {bench.known} known before")
     _finish(config, request, search, bench, summary)
     return 0
@@ -173,6 +171,10 @@ def _searched(config: Config, request: sweep.Request) -> tuple[dict[str, Any], A
     helpers = [_start_worker(config, place) for place in range(1, config.workers)]
     try:
         library_search.work(search, bench, library.VALIDATION, request.out, workers=config.workers)
+    except Preempted:
+        for helper in helpers:
+            helper.terminate()  # they keep what they have finished, too
+        raise
     finally:
         for helper in helpers:
             helper.join()

@@ -15,7 +15,6 @@ from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 from pem_composition.report.records import RESULTS
-from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,8 +94,7 @@ def start(
     request = check(flags, evaluation, values, head, composition)
     plan, bench = prepare(request)
     report = library.TEST if library.TEST in bench.splits else library.VALIDATION
-    with StopRequest():  # a signal ends the sweep between lines; finished points are on disk
-        summary = library.run(plan, bench, library.VALIDATION, report)
+    summary = library.run(plan, bench, library.VALIDATION, report)
     bench.close()
     print(f"{request.out}: {bench.computed} points scored, {bench.known} known before")
     _finish(request, plan, summary)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from pem_composition import signals
 from pem_composition.training import processes
 from pem_composition.training.config import TrainConfig as Config
-from pem_composition.training.signals import StopRequest
 
 __all__ = ["EXAMPLES", "HELP", "NAME", "Config", "run"]
 
@@ -37,9 +37,8 @@ def run(config: Config) -> int:
     if missing > 1:
         say(f"accelerate launch --cpu started one process; starting {missing}")
         return processes.run_workers(missing, processes.main_command())
-    with StopRequest() as stop:
-        from pem_composition.training import runs
+    from pem_composition.training import runs
 
-        runs.run(config, say, stop)
+    runs.run(config, say, signals.current())
     processes.leave_group()
     return 0

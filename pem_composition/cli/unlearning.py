@@ -16,7 +16,6 @@ from pem_composition.evaluation.search import EVERY, STARTS
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import unlearning as library
 from pem_composition.training.config import flag
-from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.generate import Decoding
@@ -186,8 +185,7 @@ def start(config: UnlearningFlags) -> int:
     """
     request = _check(config)
     plan, bench = _prepare(request)
-    with StopRequest():  # a signal ends the sweep between parts; finished ones are on disk
-        summary = library.run(plan, bench)
+    summary = library.run(plan, bench)
     bench.close()
     print(f"{request.out}: {bench.computed} parts computed, {bench.known} known before")
     _finish(request, bench, summary)

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pem_composition.errors import UsageError
+from pem_composition.errors import EXIT_PREEMPTED, UsageError
+from pem_composition.signals import SIGNALS
 
 # As accelerate reads them: torchrun first, then the MPI launchers.
 WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 def world_size() -> int:
@@ -116,18 +116,23 @@ def run_workers(count: int, command: Sequence[str]) -> int:
         "MASTER_PORT": str(_free_port()),
     }
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    workers = [
-        subprocess.Popen(list(command), env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)})
-        for i in range(count)
-    ]
+    workers: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
+        received.append(number)
         for worker in workers:
             worker.send_signal(number)
 
-    for number in FORWARDED:
+    for number in SIGNALS:
         signal.signal(number, forward)
-    return _wait(workers)
+    for i in range(count):
+        place = {"RANK": str(i), "LOCAL_RANK": str(i)}
+        workers.append(subprocess.Popen(list(command), env=shared | place))
+    for worker in workers if received else ():  # some may have been started after it
+        worker.send_signal(received[0])
+    code = _wait(workers)
+    return EXIT_PREEMPTED if -code in received else code  # one died before it could note it
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -145,8 +150,6 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
 
 def _stop_after_failure(code: int, running: Sequence[subprocess.Popen[bytes]]) -> None:
     """A worker that is gone leaves the others waiting for it; preempted ones end by themselves."""
-    from pem_composition.errors import EXIT_PREEMPTED
-
     for worker in running if code != EXIT_PREEMPTED else ():
         worker.kill()
 

@@ -17,13 +17,13 @@ from pem_composition.errors import UsageError
 from pem_composition.evaluation.models import resolve
 from pem_composition.evaluation.own_classes import Classes, of_model, of_module
 from pem_composition.record import Provenance
+from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.training import checkpointing, processes, results
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import describe_run
 from pem_composition.training.objectives import Objective, objective_of
 from pem_composition.training.resume import check_place, clean, find_resume
-from pem_composition.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.classify import EncodedDataset

@@ -26,10 +26,10 @@ from transformers.trainer_callback import DefaultFlowCallback
 
 from pem_composition.errors import CheckpointError, RunFailed, UsageError
 from pem_composition.evaluation.metrics import greater_is_better
+from pem_composition.signals import StopRequest
 from pem_composition.training import checkpointing
 from pem_composition.training.batches import EpochLoader
 from pem_composition.training.config import TrainConfig
-from pem_composition.training.signals import StopRequest
 
 STATE_FILE = "trainer_state.json"
 T = TypeVar("T")

@@ -236,7 +236,7 @@ def a_batch(config: TrainConfig) -> tuple[Any, Any, Any]:
     data = runs.read_data(config, objective)
     start = prepare(config, data.task)
     settings = objective.settings(data.task, config.max_seq_length)
-    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), settings, start)
+    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), settings, start, print)
     return start, next(iter(loader)), objective.loss(data.task)
 
 

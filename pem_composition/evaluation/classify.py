@@ -37,11 +37,15 @@ class EncodedDataset:
 
     Indexing gives what a Hugging Face data collator pads: ``input_ids``, ``attention_mask``,
     ``token_type_ids`` where the model has them, and ``labels`` unless the row has none.
+
+    Attributes:
+        notes: what a user should know of the rows, such as how many were cut.
     """
 
     inputs: Mapping[str, list[list[int]]]
     labels: tuple[int | float | None, ...]
     padding: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -30,10 +30,22 @@ Tokens = list[int]
 
 
 class Pair(NamedTuple):
-    """Tokens of prompt, answer and end, and the number of tokens before the answer."""
+    """A row as it is read.
+
+    Attributes:
+        tokens: of prompt, answer and end, cut at a length.
+        prompt: number of tokens before the answer.
+        whole: number of tokens before the cut.
+    """
 
     tokens: Tokens
     prompt: int
+    whole: int
+
+    @property
+    def answered(self) -> bool:
+        """True if a token of the answer is left."""
+        return len(self.tokens) > self.prompt
 
     @property
     def answer_targets(self) -> Tokens:
@@ -126,8 +138,8 @@ def pairs(
     out = []
     for prompt, whole in zip(prompts, wholes, strict=True):
         tokens = [*whole, tokenizer.eos_token_id]
-        out.append(Pair(tokens[: settings.max_seq_length], _shared(prompt, tokens)))
-    if all(len(pair.tokens) <= pair.prompt for pair in out):
+        out.append(Pair(tokens[: settings.max_seq_length], _shared(prompt, tokens), len(tokens)))
+    if not any(pair.answered for pair in out):
         shortest = min(pair.prompt for pair in out)
         raise DataError.build(
             "--max_seq_length", "leaves no token of any answer", found=settings.max_seq_length,

@@ -67,8 +67,8 @@ class LanguageExam(Exam):
         return torch.stack([nll_bs.sum(dim=1), (target_bs != IGNORED).sum(dim=1)], dim=1)
 
     def predictions(self, outputs: Outputs) -> NDArray[Any]:
-        """Mean loss of each row."""
-        return outputs[:, 0] / outputs[:, 1]
+        """Mean loss of each row; 0 of one of which no token is counted."""
+        return outputs[:, 0] / np.maximum(outputs[:, 1], 1)
 
     def loss(self, outputs: Outputs) -> float:
         """Loss per token."""

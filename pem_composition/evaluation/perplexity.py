@@ -71,6 +71,13 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     return tokens[: len(tokens) - len(bare)]
 
 
+def whole_documents(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[Tokens]:
+    """Every document with its end token."""
+    return [[*begun(tokenizer, example.text), tokenizer.eos_token_id] for example in examples]
+
+
 def document_tokens(
     settings: ExamSettings,
     examples: Sequence[Example],
@@ -92,8 +99,7 @@ def document_tokens(
             "--max_seq_length", "leaves nothing to predict", found=settings.max_seq_length,
             expected="at least 2 tokens",
         )  # fmt: skip
-    end = tokenizer.eos_token_id
-    documents = [[*begun(tokenizer, example.text), end] for example in examples]
+    documents = whole_documents(examples, tokenizer)
     if settings.truncate:
         return [tokens[: settings.max_seq_length] for tokens in documents]
     limit = max_input_length(config, tokenizer) or math.inf

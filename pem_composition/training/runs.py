@@ -146,7 +146,7 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
     length = fit_length(config, start, say)
     settings = plan.objective.settings(plan.data.task, length)
     scorers = make_scorers(config, plan.data, settings, start)
-    loader = make_loader(config, plan, settings, start)
+    loader = make_loader(config, plan, settings, start, say)
     trainer = make_trainer(config, plan, start, loader, scorers.get(VALIDATION), stop)
     if processes.is_main():
         clean(output, keep_checkpoints=plan.resume is not None)
@@ -260,14 +260,16 @@ def mean_loss(log: list[dict[str, Any]]) -> float | None:
 
 
 def make_loader(
-    config: TrainConfig, plan: Plan, settings: ExamSettings, start: Start
+    config: TrainConfig, plan: Plan, settings: ExamSettings, start: Start, say: Say
 ) -> EpochLoader:
-    """Training batches of this process."""
+    """Training batches of this process; says what rows lost where they were cut."""
     from pem_composition.training.batches import EpochLoader, Examples, GlobalBatches, Padding
 
     data: EncodedDataset = plan.objective.encode(
         settings, plan.data.task, plan.data.train, start.tokenizer, start.model.config
     )
+    for note in data.notes:
+        say(note)
     world = processes.world_size()
     order = GlobalBatches(
         len(data),

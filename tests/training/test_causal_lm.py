@@ -107,11 +107,11 @@ def test_the_loss_is_that_of_the_model_and_of_float64(causal, name, kind):
 def documents_by_hand(causal, start):
     rows = [json.loads(line)["text"] for line in causal.documents.read_text().splitlines()]
     end = start.tokenizer.eos_token_id
-    return {(*start.tokenizer(text).input_ids, end) for text in rows}
+    return [(*start.tokenizer(text).input_ids, end) for text in rows]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_rows_are_whole_documents_with_one_end_token(causal, name):
+def test_rows_are_whole_documents_with_one_end_token(causal, name, capsys):
     start, batch, _ = a_batch(causal.config("rows", name))
     end, known = start.tokenizer.eos_token_id, documents_by_hand(causal, start)
     begins = start.tokenizer.bos_token_id if name == "llama" else None
@@ -121,7 +121,12 @@ def test_rows_are_whole_documents_with_one_end_token(causal, name):
         assert tuple(document) in known and document.count(end) == 1
         assert begins is None or document[0] == begins
         assert torch.equal(ids[1:length], labels[: length - 1])
+    capsys.readouterr()
     start, cut, _ = a_batch(causal.config("rows", name, max_seq_length=9))
+    long = sum(len(document) > 9 for document in known)
+    told = capsys.readouterr().out
+    assert f"{long} lose their end and its end token" in told
+    assert f"--max_seq_length {max(map(len, known))} keeps all" in told
     labels = cut["labels"]
     full = labels[(labels != -100).all(dim=1)]
     assert labels.shape[1] == 8 and len(full) and (full[:, -1] != end).any()

@@ -106,6 +106,46 @@ def test_a_batch_of_prompts_that_fill_their_length_has_no_loss(asked):
     assert loss({"logits": logits}, labels, torch.tensor(0)).item() == 0
 
 
+@pytest.mark.parametrize("inputs", [False, True])
+def test_rows_that_the_cut_leaves_no_answer_are_left_out_and_named(asked, capsys, inputs):
+    """By hand: tokens of prompt and answer, row by row."""
+    start, _, _ = a_batch(asked.config("cuts", train_on_inputs=inputs, max_seq_length=60))
+    assert "--max_seq_length" not in capsys.readouterr().out, "every row fits"
+    rows = [json.loads(line) for line in asked.rows["good"].read_text().splitlines()]
+    sizes = []
+    for row in rows:
+        prompt = (
+            f"{row['instruction']} {row['input']} = "
+            if row["input"]
+            else (f"{row['instruction']} = ")
+        )
+        tokens = start.tokenizer(prompt + row["output"]).input_ids
+        shared = start.tokenizer(prompt).input_ids
+        common = next(
+            (i for i, (a, b) in enumerate(zip(shared, tokens, strict=False)) if a != b),
+            min(len(shared), len(tokens)),
+        )
+        sizes.append((common, len(tokens) + 1))
+    length = sorted(before for before, _ in sizes)[-10]
+    none = [i for i, (before, _) in enumerate(sizes) if before >= length]
+    part = [i for i, (before, n) in enumerate(sizes) if before < length < n]
+    assert none and part and len(none) + len(part) < 48
+    config = asked.config(
+        "cuts", train_on_inputs=inputs, max_seq_length=length, per_device_train_batch_size=64
+    )
+    _, batch, _ = a_batch(config)
+    told = capsys.readouterr().out
+    assert len(batch["input_ids"]) == 48 - len(none)
+    assert ((batch["labels"] != -100).sum(dim=1) > 0).all()
+    named = ", ".join(map(str, none[:5]))
+    assert f"--max_seq_length {length}: of 48 training rows {len(none)} keep no token" in told
+    assert f"{len(part)} lose the end of the answer" in told and f"(rows {named}" in told
+    longest = max(n for _, n in sizes)
+    assert f"--max_seq_length {longest} keeps all" in told
+    a_batch(asked.config("cuts", train_on_inputs=inputs, max_seq_length=longest))
+    assert "keep" not in capsys.readouterr().out, "what is proposed holds"
+
+
 @pytest.mark.parametrize("objective", ["instruction", "causal_lm"])
 def test_the_logged_loss_is_the_mean_over_the_target_tokens(asked, tmp_path, objective):
     """The Trainer would leave out one token per row: it takes labels for ones yet to be shifted."""

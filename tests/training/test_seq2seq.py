@@ -77,6 +77,19 @@ def text(bench):
     return TextBench(bench)
 
 
+def test_prompts_that_are_cut_are_counted_and_the_length_that_fits_is_said(text, capsys):
+    start, _, _ = a_batch(text.config("cuts", max_seq_length=8))
+    told = capsys.readouterr().out
+    objective = objective_of(text.config("cuts"))
+    rows = runs.read_data(text.config("cuts"), objective)
+    prompt = objective.prompt(rows.task)
+    sizes = [len(start.tokenizer(prompt.source(rows.task, e)).input_ids) for e in rows.train]
+    assert f"of {len(sizes)} training rows {sum(n > 8 for n in sizes)} lose the end of the" in told
+    assert f"--max_seq_length {max(sizes)} keeps all" in told
+    a_batch(text.config("cuts", max_seq_length=max(sizes)))
+    assert "lose" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("target", ["label", "next_block"])
 def test_the_loss_is_that_of_the_model_and_of_float64(text, target):
     config = text.config("loss") if target == "label" else text.language("loss")

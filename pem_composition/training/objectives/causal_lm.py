@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.tasks.data import Example, TaskData
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.toxicity import ScoreFilter, load_texts
+from pem_composition.training.objectives.cuts import cut_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,8 @@ class Documents:
         config: PretrainedConfig,
     ) -> EncodedDataset:
         from pem_composition.evaluation.classify import EncodedDataset
-        from pem_composition.evaluation.perplexity import document_tokens
+        from pem_composition.evaluation.models import max_input_length
+        from pem_composition.evaluation.perplexity import document_tokens, whole_documents
 
         documents = document_tokens(settings, examples, tokenizer, config)
         width = settings.max_seq_length if self.loss_on_padding else 0
@@ -76,7 +78,14 @@ class Documents:
         ]
         inputs = {"input_ids": [row[:-1] for row in filled], "attention_mask": masks}
         fillers = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
-        return EncodedDataset(inputs, tuple(row[1:] for row in filled), fillers)  # type: ignore[arg-type]
+        whole, length = documents, max(map(len, documents))
+        if settings.truncate and length == settings.max_seq_length:
+            whole = whole_documents(examples, tokenizer)
+        notes = cut_notes(
+            examples, [len(tokens) for tokens in whole], length,
+            context=max_input_length(config, tokenizer), loses="their end and its end token",
+        )  # fmt: skip
+        return EncodedDataset(inputs, tuple(row[1:] for row in filled), fillers, notes)  # type: ignore[arg-type]
 
     def loss(self, task: Task) -> Callable[..., Tensor]:
         from pem_composition.training.losses import cross_entropy

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.tasks.data import Example, TaskData
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.instructions import Template, load_instructions
+from pem_composition.training.objectives.cuts import cut_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,15 +59,22 @@ class Instructions:
     ) -> EncodedDataset:
         from pem_composition.evaluation.classify import EncodedDataset
         from pem_composition.evaluation.instructions import pairs
+        from pem_composition.evaluation.models import max_input_length
 
-        rows = pairs(settings, examples, tokenizer)
+        found = pairs(settings, examples, tokenizer)
+        notes = cut_notes(
+            examples, [row.whole for row in found], settings.max_seq_length,
+            context=max_input_length(config, tokenizer), loses="the end of the answer",
+            without=[not row.answered for row in found],
+        )  # fmt: skip
+        rows = [row for row in found if row.answered]
         inputs = {
             "input_ids": [row.tokens[:-1] for row in rows],
             "attention_mask": [[1] * (len(row.tokens) - 1) for row in rows],
         }
         fillers = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
         labels = [row.tokens[1:] if self.train_on_inputs else row.answer_targets for row in rows]
-        return EncodedDataset(inputs, tuple(labels), fillers)  # type: ignore[arg-type]
+        return EncodedDataset(inputs, tuple(labels), fillers, notes)  # type: ignore[arg-type]
 
     def loss(self, task: Task) -> Callable[..., Tensor]:
         from pem_composition.training.losses import cross_entropy

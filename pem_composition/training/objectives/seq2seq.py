@@ -15,6 +15,7 @@ from pem_composition.tasks.data import Example, TaskData, load_task
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.polarity import load_documents
 from pem_composition.tasks.prompts import Prompt, classes_of, get_prompt
+from pem_composition.training.objectives.cuts import cut_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,14 +62,25 @@ class Answers:
         config: PretrainedConfig,
     ) -> EncodedDataset:
         from pem_composition.evaluation.answers import encode_sources
+        from pem_composition.evaluation.models import max_input_length
         from pem_composition.tasks.prompts import answer_tokens
 
         prompt = self.prompt(task)
         answer_tokens(tokenizer, prompt)  # refuses answers that cannot be written
         sources = [prompt.source(task, example) for example in examples]
         data = encode_sources(tokenizer, sources, settings.max_seq_length)
+        # A row as long as the cut may have been longer; the answers are written whole.
+        whole = data.lengths
+        for i, size in enumerate(whole):
+            if size == settings.max_seq_length:
+                whole[i] = len(tokenizer(sources[i], truncation=False, verbose=False).input_ids)
+        notes = cut_notes(
+            examples, whole, settings.max_seq_length,
+            context=max_input_length(config, tokenizer), loses="the end of the prompt",
+        )  # fmt: skip
         targets = tokenizer(text_target=[prompt.target(task, example) for example in examples])
-        return with_targets(dict(data.inputs), targets.input_ids, tokenizer, config)
+        encoded = with_targets(dict(data.inputs), targets.input_ids, tokenizer, config)
+        return replace(encoded, notes=notes)
 
     def loss(self, task: Task) -> Callable[..., Tensor]:
         from pem_composition.training.losses import cross_entropy

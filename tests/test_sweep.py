@@ -446,20 +446,43 @@ def test_modules_without_a_head_are_not_scored_with_a_random_one(bench, tmp_path
     assert "has no classification head to score" in capsys.readouterr().err
 
 
+STRAIGHT, TURNED = sweep_data.LABELS, tuple(reversed(sweep_data.LABELS))
+
+
+def naming(bench, folder, *orders):
+    """The bench whose modules name their classes so."""
+    paths = [folder / path.name for path in bench.modules]
+    for path, source, order in zip(paths, bench.modules, orders, strict=True):
+        module = library.load(source)
+        replace(module, head=replace(module.head or HeadInfo(), labels=order)).save(path)
+    return replace(bench, modules=tuple(paths))
+
+
 @pytest.mark.parametrize("program", ["sweep", "search"])
-def test_a_head_whose_classes_stand_in_another_order_is_refused(program, bench, tmp_path, capsys):
-    turned = tuple(reversed(sweep_data.LABELS))
-    for path in bench.modules:
-        module = library.load(path)
-        head = replace(module.head or HeadInfo(), labels=turned)
-        replace(module, head=head).save(tmp_path / path.name)
-    pair = (tmp_path / bench.modules[0].name, tmp_path / bench.modules[1].name)
-    flags = replace(bench, modules=pair).flags()
+def test_heads_whose_classes_stand_in_different_orders_are_refused(
+    program, bench, tmp_path, capsys
+):
+    flags = naming(bench, tmp_path, TURNED, STRAIGHT).flags()
     code = cli.main([program, *flags, "-p", str(tmp_path / "out")])
     assert code == 2 and not (tmp_path / "out").exists()
     message = capsys.readouterr().err
-    assert "the module's head has other classes, or in another order" in message
-    assert f"found {', '.join(turned)}, expected {', '.join(sweep_data.LABELS)}" in message
+    assert ", ".join(STRAIGHT) in message and ", ".join(TURNED) in message
+
+
+def test_heads_in_another_order_than_the_task_s_are_scored_by_their_words(bench, tmp_path):
+    """Output i means class 2 - i, so that predictions are those of the other modules, turned."""
+    grid = ("--space", "delta", "--grid", "0", "0.5", "1")
+    found = []
+    for number, case in enumerate((bench, naming(bench, tmp_path, TURNED, TURNED))):
+        out = tmp_path / f"out{number}"
+        assert cli.main(["sweep", *case.flags(), "-p", str(out), *grid]) == 0
+        records = points(out).values()
+        found.append({(r["split"], str(r["coefficients"])): r["predictions"] for r in records})
+    plain, other = found
+    assert len(plain) > 3 and plain.keys() == other.keys()
+    assert all(
+        other[key] == said.translate(str.maketrans("012", "210")) for key, said in plain.items()
+    )
 
 
 def test_what_an_earlier_grid_selected_is_taken_away(bench, resumed, capsys):

@@ -200,11 +200,11 @@ def read_data(config: Config) -> TaskData:
 
 
 def own_classes(config: Config) -> Classes:
-    """The classes of the module's head, of a whole model else, where no task says them."""
+    """The classes of the module's head, of a whole model else."""
     from pem_composition.checkpoint import inspect_header
     from pem_composition.evaluation.own_classes import of_model, of_module
 
-    if config.task_name is not None or config.objective != "classification":
+    if config.objective != "classification":
         return None
     if config.adapter == NO_ADAPTER:
         return of_model(config.model_name_or_path)
@@ -224,7 +224,7 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
         IncompatibleModules: the module does not fit the model or the task.
         CheckpointError, DataError: a file, a prompt or rows that cannot be used.
     """
-    settings = _objective(config).settings(data.task, config.max_seq_length)
+    settings = settings_of(config, data.task)
     module = None
     if config.adapter != NO_ADAPTER:
         classifies = config.objective == "classification"
@@ -273,16 +273,25 @@ def _answered(config: Config, scorer: Scorer, model: Any, rows: Sequence[Example
     return Answered({**scores, "answers": config.answers or "scoring"} if asked else scores, told)
 
 
+def settings_of(config: Config, task: Task) -> ExamSettings:
+    """How rows are asked and scored, with the order in which the head answers."""
+    from pem_composition.evaluation.own_classes import order_of
+
+    settings = _objective(config).settings(task, config.max_seq_length)
+    return replace(settings, order=order_of(task, own_classes(config)))
+
+
 def load_model(config: Config, task: Task) -> LoadedBase:
     """The model with a head for the task, or with its output embeddings."""
     import transformers
 
     from pem_composition.evaluation import models
+    from pem_composition.evaluation.own_classes import in_order_of
 
     transformers.set_seed(config.seed)
     if config.objective == "seq2seq":
         return models.load_seq2seq(config.model_name_or_path)
-    return models.load_base(config.model_name_or_path, task)
+    return models.load_base(config.model_name_or_path, in_order_of(task, own_classes(config)))
 
 
 def fitted(config: Config, settings: ExamSettings, model: Any, tokenizer: Any) -> ExamSettings:
@@ -347,12 +356,15 @@ def check_one_head(where: str, module: PEM) -> None:
 
 
 def check_labels(where: str, module: PEM, task: Task) -> None:
-    """Refuse a module whose head orders the classes otherwise than the task.
+    """Refuse a module whose head answers other classes than the task's.
 
     Raises:
-        IncompatibleModules: with both orders.
+        IncompatibleModules: with both.
     """
-    if module.head is not None and not module.head.fits(task.labels):
+    from pem_composition.evaluation.own_classes import in_order_of
+
+    head = module.head
+    if head is not None and not head.fits(in_order_of(task, head.labels).labels):
         raise IncompatibleModules.build(
             f"--adapter {where}",
             f"its head does not answer task {task.name}",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.evaluation.own_classes import Classes
     from pem_composition.tasks.data import Example, TaskData
+    from pem_composition.tasks.glue import Task
     from pem_composition.tasks.prompts import Prompt
 
 VALIDATION, TEST = "validation", "test"
@@ -30,11 +31,20 @@ class ScoredTask:
     Attributes:
         name: what the user calls it; no other task of the run is called so.
         prompt: text to text with answers: the template; else None.
+        own: the classes of the head that answers, where it says them.
     """
 
     name: str
     data: TaskData
     prompt: Prompt | None
+    own: Classes = None
+
+    @property
+    def answered(self) -> Task:
+        """The task with its classes in the order of the head."""
+        from pem_composition.evaluation.own_classes import in_order_of
+
+        return in_order_of(self.data.task, self.own)
 
     def rows(self, split: str) -> tuple[Example, ...] | None:
         """Rows that can be scored; None where the split is missing or its labels are hidden."""
@@ -46,8 +56,10 @@ class ScoredTask:
     def settings(self, flags: EvaluationFlags) -> ExamSettings:
         """How the rows become inputs and outputs become scores."""
         from pem_composition.evaluation.exam import ExamSettings
+        from pem_composition.evaluation.own_classes import order_of
 
         return ExamSettings(
+            order=order_of(self.data.task, self.own),
             objective=flags.objective or "classification",
             target=flags.target or "label",
             prompt=self.prompt,
@@ -81,8 +93,8 @@ def read(
     names = _names(found)
     asked = flags.objective == "seq2seq" and not flags.next_block
     tasks = []
-    for name, (data, place) in zip(names, found, strict=True):
-        tasks.append(ScoredTask(name, data, _prompt(data, place) if asked else None))
+    for name, (data, place), classes in zip(names, found, own, strict=True):
+        tasks.append(ScoredTask(name, data, _prompt(data, place) if asked else None, classes))
     if not asked and not own_heads:
         _check_one_head(tasks)
     return tuple(tasks)
@@ -109,7 +121,7 @@ def check_own_heads(
             expected="one task per module, in the same order",
         )
     for task, header in zip(tasks, headers, strict=True):
-        wanted = task.data.task.labels
+        wanted = task.answered.labels
         found = header.head.labels if header.head is not None else ()
         if not header.head_shapes or (header.head is not None and not header.head.fits(wanted)):
             raise IncompatibleModules.build(
@@ -122,19 +134,20 @@ def check_own_heads(
 
 
 def check_labels(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) -> None:
-    """The head that a module brings must order the classes as every task does.
+    """The head that a module brings must answer every task's classes, all in one order.
 
     Raises:
         IncompatibleModules: with both orders; a module that does not say its classes is taken.
     """
     for header in headers:
         for task in tasks:
-            if header.head is not None and not header.head.fits(task.data.task.labels):
+            wanted = task.answered.labels
+            if header.head is not None and not header.head.fits(wanted):
                 raise IncompatibleModules.build(
                     f"{header.name} for {task.name}",
                     "the module's head has other classes, or in another order",
                     found=", ".join(header.head.labels),
-                    expected=", ".join(task.data.task.labels) or "a score",
+                    expected=", ".join(wanted) or "a score",
                     do="score it on the task it was trained on, in rows that have every class",
                 )
 

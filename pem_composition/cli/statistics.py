@@ -136,8 +136,7 @@ def _computed(
     from pem_composition.evaluation.prepare import make_exam
 
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
-    objective = evaluate._objective(config)  # type: ignore[arg-type]
-    settings = objective.settings(data.task, config.max_seq_length)
+    settings = evaluate.settings_of(config, data.task)  # type: ignore[arg-type]
     model, tokenizer, _ = evaluate.load_model(config, data.task)  # type: ignore[arg-type]
     settings = evaluate.fitted(config, settings, model, tokenizer)  # type: ignore[arg-type]
     rows = data.splits[config.split]

@@ -298,7 +298,7 @@ def load_base(request: Request) -> tuple[Any, Any]:
         base, tokenizer, _ = models.load_seq2seq(request.model)
     else:
         torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike all the same
-        base, tokenizer, _ = models.load_base(request.model, request.tasks[0].data.task)
+        base, tokenizer, _ = models.load_base(request.model, request.tasks[0].answered)
     on_gpu = torch.cuda.is_available() and not request.evaluation.use_cpu
     device = "cuda" if on_gpu else "cpu"
     note = models.bfloat16_note(device) if request.evaluation.bf16 else None

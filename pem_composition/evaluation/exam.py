@@ -57,6 +57,7 @@ class ExamSettings:
     answers: str = SCORING
     truncate: bool = True
     template: Template | None = None
+    order: tuple[int, ...] = ()
 
 
 class Exam(ABC):
@@ -116,11 +117,17 @@ class Exam(ABC):
 
 
 class ClassificationExam(Exam):
-    """Logits of a classification head; k = classes, or 1 for regression."""
+    """Logits of a head in the order of the task's classes; k = classes, or 1 for regression."""
 
-    def __init__(self, task: Task, labels: Sequence[Any], batches: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        labels: Sequence[Any],
+        batches: Sequence[Batch],
+        order: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(task, batches)
-        self._given = labels
+        self._given, self._order = labels, list(order)
 
     @cached_property
     def _labels(self) -> NDArray[Any]:
@@ -133,7 +140,7 @@ class ClassificationExam(Exam):
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         logits: Tensor = model(**inputs).logits
-        return logits
+        return logits[:, self._order] if self._order else logits
 
     def class_scores(self, outputs: Tensor) -> Tensor:
         return outputs

@@ -6,6 +6,7 @@ both change results silently, so neither is left to it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -326,6 +327,21 @@ def _config(
             config.id2label = task.id2label
             config.label2id = {word: i for i, word in task.id2label.items()}
     return config, stored
+
+
+def stored_config(source: str) -> dict[str, Any]:
+    """The config.json of a folder, or of a hub name as transformers reads it.
+
+    Raises:
+        CheckpointError: no such model, or no JSON.
+    """
+    from pem_composition.checkpoint.files import read_json
+
+    if Path(source).is_dir():
+        return dict(read_json(Path(source) / "config.json", Path(source)))
+    from transformers import AutoConfig
+
+    return dict(json.loads(_load(AutoConfig, source).to_json_string(use_diff=False)))
 
 
 def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:

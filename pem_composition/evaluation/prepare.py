@@ -54,7 +54,7 @@ def make_exam(
     if settings.objective == "classification":
         data = classify.encode(tokenizer, examples, max_seq_length=settings.max_seq_length)
         batches = classify.batches(data, **layout)
-        return ClassificationExam(task, data.labels, batches)
+        return ClassificationExam(task, data.labels, batches, settings.order)
     if settings.objective == "causal_lm":
         return document_exam(settings, examples, tokenizer, config, **layout)
     if settings.objective == "instruction":

@@ -117,14 +117,72 @@ def test_every_program_refuses_a_class_that_the_module_does_not_know(pem, made, 
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_program_takes_labels_and_refuses_those_of_another_order(pem, made, tmp_path, name):
+def test_every_program_takes_labels_and_refuses_others_than_the_module_s(pem, made, tmp_path, name):
     rows = table(tmp_path / "two.csv", ("good", "bad"))
-    done = pem(*argv(made, name, tmp_path / "out", rows, "--labels", "bad", "good", "ok"))
+    done = pem(*argv(made, name, tmp_path / "out", rows, "--labels", "bad", "good", "best"))
     assert done.code == 2
-    assert "ok" in done.err and "bad" in done.err
+    assert "best" in done.err and "ok" in done.err
+    assert not (tmp_path / "out").exists()
     done = pem(*argv(made, name, tmp_path / "out", rows, "--labels", *CLASSES))
     assert done.code == 0, done.err
     assert "3 classes as given: ok, bad, good" in done.out
+
+
+@pytest.mark.parametrize("order", [("bad", "good", "ok"), ("good", "ok", "bad")])
+def test_words_mean_the_same_in_whichever_order_they_are_named(pem, made, tmp_path, order):
+    rows = table(tmp_path / "two.csv", ("good", "bad", "ok", "bad"))
+    gold, said, shares = answers(made, rows)
+    out = tmp_path / "out"
+    done = pem("evaluate", "--adapter", made / "module", *flags(made, rows, "--labels", *order),
+               "--output_dir", out, "--do_predict")  # fmt: skip
+    assert done.code == 0, done.err
+    found = [json.loads(line) for line in (out / "predict_results_file.jsonl").open()]
+    assert [r["prediction"] for r in found] == said
+    scores = json.loads((out / "eval_results.json").read_text())
+    assert scores["eval_accuracy"] == np.mean(np.array(gold) == np.array(said))
+    right = [row[CLASSES.index(word)] for row, word in zip(shares, gold, strict=True)]
+    assert scores["eval_loss"] == pytest.approx(-np.log(right).mean(), abs=1e-5)
+    done = pem("sweep", "-a", made / "module", made / "module", "-p", tmp_path / "sweep",
+               "--grid", 0, 1, 1, *flags(made, rows, "--labels", *order))  # fmt: skip
+    assert done.code == 0, done.err
+    records = map(json.loads, (tmp_path / "sweep/results.jsonl").open())
+    assert {r["score"] for r in records if "score" in r} == {scores["eval_accuracy"]}
+
+
+HUB_ORDER = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # of roberta-large-mnli
+
+
+def test_a_classifier_of_mnli_in_another_order_is_scored_by_its_words(pem, made, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    names = dict(enumerate(HUB_ORDER))
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        made / "base", num_labels=3, id2label=names, label2id={w: i for i, w in names.items()}
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(made / "base")
+    words = ("entailment", "neutral", "contradiction")
+    rows = [
+        {"premise": f"w{i} good", "hypothesis": f"bad w{i * 7 % 30}", "label": words[i % 3]}
+        for i in range(24)
+    ]
+    batches = [tokenizer(r["premise"], r["hypothesis"], return_tensors="pt") for r in rows]
+    with torch.no_grad():  # centred, so that every class is predicted for some rows
+        model.classifier.bias -= torch.cat([model(**batch).logits for batch in batches]).mean(0)
+        said = [HUB_ORDER[model(**batch).logits.argmax()] for batch in batches]
+    assert set(said) == set(HUB_ORDER)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    path, out = tmp_path / "dev.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = pem("evaluate", "--model_name_or_path", tmp_path / "model", "--task_name", "mnli",
+               "--validation_file", path, "--do_predict", "--output_dir", out)  # fmt: skip
+    assert done.code == 0, done.err
+    found = (out / "predict_results_mnli.txt").read_text().splitlines()[1:]
+    assert [line.split("\t")[1].upper() for line in found] == said
+    scores = json.loads((out / "eval_results.json").read_text())
+    right = [row["label"].upper() == word for row, word in zip(rows, said, strict=True)]
+    assert scores["eval_accuracy"] == np.mean(right)
 
 
 def test_training_goes_on_with_the_classes_of_the_initial_module(pem, made, tmp_path):

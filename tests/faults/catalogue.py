@@ -8,6 +8,7 @@ from faults import (
     cases_modules,
     cases_own,
     cases_pickles,
+    cases_rows,
     cases_streams,
     cases_sums,
 )
@@ -30,5 +31,6 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "places": cases_own.PLACES,
     "records": cases_own.RECORDS,
     "requests in Python, expressions": cases_own.REQUESTS,
+    "labelled rows": cases_rows.CASES,
 }
 CASES: tuple[Case, ...] = tuple(case for cases in AREAS.values() for case in cases)

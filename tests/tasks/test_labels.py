@@ -236,3 +236,21 @@ def test_tables_of_the_hugging_face_examples(tmp_path, columns, labels):
     assert [e.text for e in data.train] == [
         r[columns[0]] for r in read_rows(tmp_path / "train.csv")
     ]
+
+
+def test_a_prompt_file_s_answers_are_the_classes_of_its_rows(tmp_path):
+    from pem_composition.tasks.prompts import classes_of, get_prompt
+
+    prompt = tmp_path / "prompt.json"
+    answers = {"ok": "maybe", "bad": "no", "good": "yes"}
+    prompt.write_text(json.dumps({"template": "{text}?", "answers": answers}))
+    own = classes_of(str(prompt))
+    assert own == ("ok", "bad", "good")
+    rows = table(tmp_path / "a.csv", ["good", "bad"], times=1)
+    data = load_task(validation_file=rows, reading=Reading(own=own))
+    asked = get_prompt(data.task, str(prompt))
+    assert [asked.target(data.task, e) for e in data.validation] == ["yes", "no"]
+    prompt.write_text(json.dumps({"template": "{text}?", "answers": ["0.0", "1.0"]}))
+    assert classes_of(str(prompt)) == ()
+    assert classes_of("sst2") is None
+    assert classes_of(None) is None

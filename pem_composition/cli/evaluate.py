@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pem_composition.errors import IncompatibleModules, UsageError
+from pem_composition.evaluation.own_classes import (
+    Classes,
+    in_order_of,
+    of_model,
+    of_module,
+    order_of,
+)
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
     RowFlags,
@@ -20,7 +27,6 @@ from pem_composition.training.config import (
 if TYPE_CHECKING:
     from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.evaluation.models import LoadedBase
-    from pem_composition.evaluation.own_classes import Classes
     from pem_composition.module import PEM
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Task
@@ -202,7 +208,6 @@ def read_data(config: Config) -> TaskData:
 def own_classes(config: Config) -> Classes:
     """The classes of the module's head, of a whole model else."""
     from pem_composition.checkpoint import inspect_header
-    from pem_composition.evaluation.own_classes import of_model, of_module
 
     if config.objective != "classification":
         return None
@@ -275,7 +280,6 @@ def _answered(config: Config, scorer: Scorer, model: Any, rows: Sequence[Example
 
 def settings_of(config: Config, task: Task) -> ExamSettings:
     """How rows are asked and scored, with the order in which the head answers."""
-    from pem_composition.evaluation.own_classes import order_of
 
     settings = _objective(config).settings(task, config.max_seq_length)
     return replace(settings, order=order_of(task, own_classes(config)))
@@ -286,7 +290,6 @@ def load_model(config: Config, task: Task) -> LoadedBase:
     import transformers
 
     from pem_composition.evaluation import models
-    from pem_composition.evaluation.own_classes import in_order_of
 
     transformers.set_seed(config.seed)
     if config.objective == "seq2seq":
@@ -361,7 +364,6 @@ def check_labels(where: str, module: PEM, task: Task) -> None:
     Raises:
         IncompatibleModules: with both.
     """
-    from pem_composition.evaluation.own_classes import in_order_of
 
     head = module.head
     if head is not None and not head.fits(in_order_of(task, head.labels).labels):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.cli import common
 from pem_composition.cli.flags import EvaluationFlags
 from pem_composition.errors import IncompatibleModules, UsageError
+from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.training.config import DEFAULT_BLOCK
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.evaluation.exam import ExamSettings
-    from pem_composition.evaluation.own_classes import Classes
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Task
     from pem_composition.tasks.prompts import Prompt
@@ -42,8 +42,6 @@ class ScoredTask:
     @property
     def answered(self) -> Task:
         """The task with its classes in the order of the head."""
-        from pem_composition.evaluation.own_classes import in_order_of
-
         return in_order_of(self.data.task, self.own)
 
     def rows(self, split: str) -> tuple[Example, ...] | None:
@@ -56,7 +54,6 @@ class ScoredTask:
     def settings(self, flags: EvaluationFlags) -> ExamSettings:
         """How the rows become inputs and outputs become scores."""
         from pem_composition.evaluation.exam import ExamSettings
-        from pem_composition.evaluation.own_classes import order_of
 
         return ExamSettings(
             order=order_of(self.data.task, self.own),
@@ -192,8 +189,6 @@ def _own_classes(
     flags: EvaluationFlags, headers: Sequence[ModuleHeader], count: int, *, own_heads: bool
 ) -> list[Classes]:
     """For each task the classes of the head that answers it; None in text to text."""
-    from pem_composition.evaluation.own_classes import of_module
-
     if flags.objective == "seq2seq":
         return [None] * count
     heads = [of_module(header) for header in headers]

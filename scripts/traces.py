@@ -166,6 +166,8 @@ def run(words: list[str], log: Path) -> int:
 TIMES = re.compile(
     r"\d+(\.\d+)? ?(s|min|h|ms|MB|GB|kB|rows/s|tokens/s|steps/s|per second)\b"
     r"|((?<=runtime)|(?<=_second))\W+\d+(\.\d+)?"
+    r"|\b\d+\.\d\d(?= \|$)",  # a last column of seconds
+    re.MULTILINE,
 )
 TIMED = re.compile(r"second|runtime|time|date|elapsed|memory|flos|per_s|host|pid|written_at")
 DIGEST = re.compile(r"\b[0-9a-f]{12,64}\b")

@@ -11,10 +11,9 @@ from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.provenance import base_identity
-from pem_composition.checkpoint.store import FORMATS, inspect_header, load, locate, save
+from pem_composition.checkpoint.store import inspect_header, load, locate, save
 
 __all__ = [
-    "FORMATS",
     "ModuleHeader",
     "base_identity",
     "combine_full",

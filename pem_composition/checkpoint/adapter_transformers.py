@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
+from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.files import TensorInfo, is_file, read_json
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.peft import adapter_layers, check_factors
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-CONFIG, WEIGHTS = "adapter_config.json", "pytorch_adapter.bin"
-HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", "pytorch_model_head.bin"
-LIBRARY_VERSION = "3.2.1"
 PARTS = ("q", "k", "v")
 POSITIONS = tuple(str(i) for i in range(10))  # of layers in a head
 REMEDY = "use the PEFT layout (--format peft)"

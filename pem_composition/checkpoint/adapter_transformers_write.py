@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.adapter_transformers import (
-    CONFIG,
     FAMILIES,
     FUSED,
-    HEAD_CONFIG,
-    HEAD_WEIGHTS,
     PARTS,
     REMEDY,
-    WEIGHTS,
     Family,
 )
+from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
+from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.files import write_json
 from pem_composition.checkpoint.tensors import cast, save_dtype
 from pem_composition.config import IA3Config, LoraConfig

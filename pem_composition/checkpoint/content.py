@@ -9,13 +9,12 @@ from pathlib import Path
 from pem_composition.checkpoint.files import sha256_file
 from pem_composition.checkpoint.heads import FOLDER
 
-ADAPTER = "adapter_config.json"
-ADAPTER_FILES = frozenset(
-    {
-        *(ADAPTER, "adapter_model.safetensors", "adapter_model.bin"),
-        *("pytorch_adapter.bin", "head_config.json", "pytorch_model_head.bin"),
-    }
-)
+CONFIG = "adapter_config.json"
+PEFT_FILES = PEFT_WEIGHTS, PEFT_WEIGHTS_BIN = ("adapter_model.safetensors", "adapter_model.bin")
+REFERENCE_FILES = REFERENCE_WEIGHTS, HEAD_CONFIG, HEAD_WEIGHTS = (
+    "pytorch_adapter.bin", "head_config.json", "pytorch_model_head.bin",
+)  # fmt: skip
+ADAPTER_FILES = frozenset({CONFIG, *PEFT_FILES, *REFERENCE_FILES})
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = (".safetensors", ".bin")  # shards may have any name
 NO_WEIGHTS = "training_args.bin"
@@ -24,7 +23,7 @@ NO_WEIGHTS = "training_args.bin"
 def content_files(folder: Path) -> list[str]:
     """Weights and configuration, relative to the folder; records, cards and logs do not count."""
     names = [f.name for f in folder.iterdir()]
-    if ADAPTER in names:
+    if CONFIG in names:
         names = [n for n in names if n in ADAPTER_FILES]
     else:
         names = [n for n in names if n.endswith(MODEL_WEIGHTS) or n == MODEL_CONFIG]

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from pem_composition.checkpoint import adapter_transformers, heads, peft, provenance
+from pem_composition.checkpoint import heads, provenance
+from pem_composition.checkpoint.content import ADAPTER_FILES
 from pem_composition.checkpoint.model_folder import is_model_file
 
-MODULE_FILES = frozenset(
-    {
-        peft.CONFIG,
-        peft.WEIGHTS,
-        peft.WEIGHTS_BIN,
-        provenance.FILE,
-        provenance.CARD,
-        heads.FOLDER,
-        adapter_transformers.WEIGHTS,
-        adapter_transformers.HEAD_CONFIG,
-        adapter_transformers.HEAD_WEIGHTS,
-    }
-)
+MODULE_FILES = ADAPTER_FILES | {provenance.FILE, provenance.CARD, heads.FOLDER}
 
 
 def is_foreign(entry: str) -> bool:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import peft_config, provenance
+from pem_composition.checkpoint.content import CONFIG
+from pem_composition.checkpoint.content import PEFT_WEIGHTS as WEIGHTS
+from pem_composition.checkpoint.content import PEFT_WEIGHTS_BIN as WEIGHTS_BIN
 from pem_composition.checkpoint.files import SafetensorsFile, TensorInfo, is_file, write_json
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.tensors import (
@@ -42,9 +45,6 @@ if TYPE_CHECKING:
 
     from pem_composition.module import PEM
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-WEIGHTS_BIN = "adapter_model.bin"
 PREFIX = "base_model.model."
 SUFFIXES = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".ia3_l": "ia3"}
 REFUSED_PARTS: Mapping[str, str] = {

@@ -18,6 +18,7 @@ from pem_composition.checkpoint import (
     peft,
     provenance,
 )
+from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, REFERENCE_WEIGHTS
 from pem_composition.checkpoint.files import (
     atomic_directory,
     check_apart,
@@ -27,14 +28,12 @@ from pem_composition.checkpoint.files import (
 )
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import is_foreign
-from pem_composition.config import BaseIdentity
+from pem_composition.config import LAYOUTS, BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.module import PEM
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FORMATS = ("peft", "adapter-transformers")
 
 
 def load(
@@ -105,8 +104,8 @@ def _read(
     values: bool,
     on_demand: bool = False,
 ) -> tuple[ModuleHeader, Mapping[str, Tensor]]:
-    raw = read_json(folder / peft.CONFIG, folder)
-    for file in (peft.CONFIG, adapter_transformers.HEAD_CONFIG):
+    raw = read_json(folder / CONFIG, folder)
+    for file in (CONFIG, HEAD_CONFIG):
         if record and file in record.files and is_file(folder / file):
             provenance.check_sha256(folder, file, sha256_file(folder / file, folder), record)
     tensors: Mapping[str, Tensor]
@@ -162,7 +161,7 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
     kind = _format_of(folder)
     if kind is not None:
         return folder, kind
-    inner = [d for d in sorted(folder.iterdir()) if d.is_dir() and is_file(d / peft.CONFIG)]
+    inner = [d for d in sorted(folder.iterdir()) if d.is_dir() and is_file(d / CONFIG)]
     if len(inner) == 1:
         return inner[0], _format_of(inner[0]) or "peft"
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
@@ -190,19 +189,17 @@ def _near(path: Path) -> str:
 
 
 def _format_of(folder: Path) -> str | None:
-    config = folder / peft.CONFIG
+    config = folder / CONFIG
     if not is_file(config):
         return "full" if is_file(folder / "config.json") else None
     raw = read_json(config, folder)
-    if is_file(folder / adapter_transformers.WEIGHTS) or (
-        "peft_type" not in raw and _looks_like_at(raw)
-    ):
-        if not is_file(folder / adapter_transformers.WEIGHTS):
+    if is_file(folder / REFERENCE_WEIGHTS) or ("peft_type" not in raw and _looks_like_at(raw)):
+        if not is_file(folder / REFERENCE_WEIGHTS):
             raise CheckpointError.build(
                 folder,
                 "no weights",
                 found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
-                expected=adapter_transformers.WEIGHTS,
+                expected=REFERENCE_WEIGHTS,
                 do="copy the weights beside adapter_config.json",
             )
         return "adapter-transformers" if _looks_like_at(raw) else "peft"
@@ -235,9 +232,9 @@ def save(
         PEMError: the output exists, a value is not finite or overflows the dtype, or the layout
             cannot represent the module. Nothing is written then.
     """
-    if format not in FORMATS:
+    if format not in LAYOUTS:
         raise PEMError.build(
-            "format", "unknown layout", found=repr(format), expected=" | ".join(FORMATS)
+            "format", "unknown layout", found=repr(format), expected=" | ".join(LAYOUTS)
         )
     known: dict[str, str] = {}
     named = base or pem.base.name

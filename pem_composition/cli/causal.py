@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Flags that say how a text goes on, by their names in ``Decoding``.
+DECODING = ("max_new_tokens", "max_length", "temperature", "top_k", "top_p", "greedy")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CausalFlags(LoadFlags):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
@@ -158,6 +158,24 @@ def check_model(
         check_same_base(
             Facts(f"--model {model[0]}", base_identity(resolved(model[0]))), Facts.of(header)
         )
+
+
+def device_of(use_cpu: bool | None) -> str:
+    """cuda where there is one, unless ``--use_cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+
+
+def on_device(model: Any, *, use_cpu: bool | None, bf16: bool | None) -> Any:
+    """The model there; a line says where bfloat16 is slow."""
+    from pem_composition.evaluation.models import bfloat16_note
+
+    device = device_of(use_cpu)
+    note = bfloat16_note(device) if bf16 else None
+    if note:
+        print(note)
+    return model.to(device)
 
 
 def resolved(model: str) -> str:

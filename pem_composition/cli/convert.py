@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pem_composition.cli import common
-from pem_composition.cli.flags import FORMATS
-from pem_composition.config import DTYPES
+from pem_composition.config import DTYPES, LAYOUTS
 from pem_composition.errors import UsageError
 
 NAME = "convert"
@@ -32,7 +31,7 @@ class Config:
     out: Path = field(metadata={"positional": True, "metavar": "OUT", "help": "output directory"})
     format: str = field(
         default="peft",
-        metadata={"choices": FORMATS, "help": "layout of an adapter; whole models have one"},
+        metadata={"choices": LAYOUTS, "help": "layout of an adapter; whole models have one"},
     )
     dtype: str | None = field(
         default=None,

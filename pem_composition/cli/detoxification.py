@@ -125,17 +125,12 @@ def _weights(config: Config) -> str:
 
 
 def _load(config: Config, model: str) -> tuple[Any, Any]:
-    import torch
-
-    from pem_composition.evaluation.models import bfloat16_note, load_causal
+    from pem_composition.evaluation.models import load_causal
 
     base, tokenizer, _ = load_causal(model, holding=config.holding)
-    on_gpu = torch.cuda.is_available() and not config.use_cpu
-    device = "cuda" if on_gpu else "cpu"
-    note = bfloat16_note(device) if config.bf16 else None
-    if note:
-        print(note)
-    return base if config.holding.placed else base.to(device), tokenizer
+    if config.holding.placed:
+        return base, tokenizer
+    return common.on_device(base, use_cpu=config.use_cpu, bf16=config.bf16), tokenizer
 
 
 def _write_answers(scored: Sequence[Scored], out: Path) -> None:

@@ -9,6 +9,7 @@ from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.cli.answering import AnswerFlags, check_positive
 from pem_composition.errors import UsageError
+from pem_composition.tasks.toxicity import THRESHOLD
 from pem_composition.training.config import LoadFlags, flag
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class TableFlags(LoadFlags, AnswerFlags):
         None, "judges of toxicity: offline, detoxify or folders (default: offline)", metavar="JUDGE"
     )
     threshold: float | None = flag(
-        None, "an answer with a higher score counts as toxic (default: 0.8)"
+        None, f"an answer with a higher score counts as toxic (default: {THRESHOLD})"
     )
     max_seq_length: int | None = flag(
         None, "tokens of prompt and reference answer, for its perplexity (default: 512)"

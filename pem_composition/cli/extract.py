@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pem_composition.cli import common
-from pem_composition.cli.flags import FORMATS
-from pem_composition.config import DTYPES
+from pem_composition.config import DTYPES, LAYOUTS
 from pem_composition.errors import UsageError
 
 NAME = "extract"
@@ -53,7 +52,7 @@ class Config:
         default=None, metadata={"choices": DTYPES, "help": "of the factors (default: float32)"}
     )
     format: str = field(
-        default="peft", metadata={"choices": FORMATS, "help": "layout of the output"}
+        default="peft", metadata={"choices": LAYOUTS, "help": "layout of the output"}
     )
     overwrite: bool = field(
         default=False, metadata={"short": "-o", "help": "replace an existing output"}

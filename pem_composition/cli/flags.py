@@ -12,7 +12,7 @@ from pem_composition.arithmetic.compatible import SPACES, space_of
 from pem_composition.arithmetic.heads import POLICIES as HEADS
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.statistics import COMMANDS
-from pem_composition.config import DTYPES, TOKEN_POLICIES
+from pem_composition.config import DTYPES, LAYOUTS, TOKEN_POLICIES
 from pem_composition.errors import PEMError, UsageError, close_match
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
@@ -25,7 +25,6 @@ from pem_composition.training.config import (
 
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
-FORMATS = ("peft", "adapter-transformers")
 
 
 def named(text: str) -> Any:
@@ -54,7 +53,7 @@ class OutputFlags:
         default=None, metadata={"metavar": "R", "help": "delta space: best LoRA of rank R"}
     )
     format: str = field(
-        default="peft", metadata={"choices": FORMATS, "help": "layout of the output"}
+        default="peft", metadata={"choices": LAYOUTS, "help": "layout of the output"}
     )
     dtype: str | None = field(
         default=None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pem_composition.cli.causal import CausalFlags
+from pem_composition.cli.causal import DECODING, CausalFlags
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
 
@@ -26,7 +26,6 @@ EXAMPLES = """
   pem generate --model_name_or_path gpt2-large --prompt_file prompts.jsonl --max_new_tokens 20 \\
       --top_p 0.9 --num_samples 25 --output_file scratch/base.jsonl
 """
-DECODING = ("max_new_tokens", "max_length", "temperature", "top_k", "top_p", "greedy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.errors import UsageError
+from pem_composition.tasks.toxicity import THRESHOLD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,12 @@ EXAMPLES = """
   pem judge score --judge judges/offline --texts hatecheck.jsonl --label_column label \\
       --toxic_label hateful
 """
-DEFAULTS = {"data": "toxic_comments", "judge": "offline", "text_column": "text", "threshold": 0.8}
+DEFAULTS = {
+    "data": "toxic_comments",
+    "judge": "offline",
+    "text_column": "text",
+    "threshold": THRESHOLD,
+}
 ONLY = {
     "train": ("data", "output_dir"),
     "score": ("judge", "texts", "text_column", "label_column", "threshold", "output", "json"),

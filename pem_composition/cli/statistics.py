@@ -129,13 +129,11 @@ def _read(config: Flags) -> TaskData:
 def _computed(
     config: Flags, data: TaskData, module: PEM, compute: Compute
 ) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
-    import torch
-
     from pem_composition.adapters import attach
     from pem_composition.cli import evaluate
     from pem_composition.evaluation.prepare import make_exam
 
-    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
+    device = common.device_of(config.use_cpu)
     settings = evaluate.settings_of(config, data.task)  # type: ignore[arg-type]
     model, tokenizer, _ = evaluate.load_model(config, data.task)  # type: ignore[arg-type]
     settings = evaluate.fitted(config, settings, model, tokenizer)  # type: ignore[arg-type]

@@ -185,7 +185,7 @@ def _asked(flags: ModuleFlags) -> tuple[str, ...]:
     """The spaces named, or both; of a method its own."""
     choice = flags.choice()
     if choice.method == SIMPLE:
-        return tuple(flags.space) or library.SPACES
+        return tuple(flags.space) or library.SWEPT_SPACES
     return (space_of(choice, flags.space[0] if flags.space else None),)
 
 
@@ -299,12 +299,8 @@ def load_base(request: Request) -> tuple[Any, Any]:
     else:
         torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike all the same
         base, tokenizer, _ = models.load_base(request.model, request.tasks[0].answered)
-    on_gpu = torch.cuda.is_available() and not request.evaluation.use_cpu
-    device = "cuda" if on_gpu else "cpu"
-    note = models.bfloat16_note(device) if request.evaluation.bf16 else None
-    if note:
-        print(note)
-    return base.to(device), tokenizer
+    flags = request.evaluation
+    return common.on_device(base, use_cpu=flags.use_cpu, bf16=flags.bf16), tokenizer
 
 
 def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> None:

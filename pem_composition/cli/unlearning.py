@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.cli import common, sweep
 from pem_composition.cli import flags as shared
+from pem_composition.cli.causal import DECODING
 from pem_composition.cli.values import NUMBER
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.search import EVERY, STARTS
@@ -38,7 +39,6 @@ LEAST = {
     "num_samples": 1, "max_prompts": 1, "perplexity_tokens": 2, "window": 2, "stride": 1,
     "batch_size": 1, "seed": 0,
 }  # fmt: skip
-DECODING = ("max_new_tokens", "max_length", "temperature", "top_k", "top_p", "greedy")
 
 
 def _flag(text: str, **meta: Any) -> Any:
@@ -291,17 +291,11 @@ def _judges(names: Sequence[str]) -> dict[str, Judge]:
 
 
 def _load(request: Request) -> tuple[Any, Any]:
-    import torch
-
-    from pem_composition.evaluation.models import bfloat16_note, load_causal
+    from pem_composition.evaluation.models import load_causal
 
     model, tokenizer, _ = load_causal(request.model)
-    on_gpu = torch.cuda.is_available() and not request.flags.use_cpu
-    device = "cuda" if on_gpu else "cpu"
-    note = bfloat16_note(device) if request.flags.bf16 else None
-    if note:
-        print(note)
-    return model.to(device), tokenizer  # type: ignore[arg-type]
+    flags = request.flags
+    return common.on_device(model, use_cpu=flags.use_cpu, bf16=flags.bf16), tokenizer
 
 
 def _finish(request: Request, bench: StrengthBench, summary: dict[str, Any]) -> None:

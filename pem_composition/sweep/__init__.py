@@ -39,7 +39,7 @@ __all__ = [
     "MAX_POINTS",
     "MERGE",
     "PER_TASK",
-    "SPACES",
+    "SWEPT_SPACES",
     "TEST",
     "VALIDATION",
     "Bench",
@@ -61,7 +61,7 @@ __all__ = [
     "union",
 ]
 
-SPACES = ("parameter", "delta")
+SWEPT_SPACES = ("parameter", "delta")  # where none is named
 VALIDATION, TEST = "validation", "test"
 MERGE, ANALOGY = "merge", "analogy"
 
@@ -85,7 +85,7 @@ class Plan:
     inputs: tuple[Input, ...]
     points: tuple[tuple[float, ...], ...]
     tasks: tuple[str, ...]
-    spaces: tuple[str, ...] = SPACES
+    spaces: tuple[str, ...] = SWEPT_SPACES
     composition: str = MERGE
     reference: Input | None = None
     base_name: str = ""

@@ -16,7 +16,8 @@ from pem_composition.tasks.files import Table
 from pem_composition.tasks.glue import Reading, Task, get_task, is_number, plain
 from pem_composition.tasks.polarity import LANGUAGE
 
-SCORE_COLUMN, THRESHOLD = "toxicity", 0.8
+SCORE_COLUMN = "toxicity"
+THRESHOLD = 0.8  # a text with a higher score counts as toxic; Zhang et al. 2023, section 5.4
 CIVIL_COMMENTS = Task(
     "civil_comments", ("text", None), (), hub=("google/civil_comments", None)
 )  # on the hub: comments with a score from 0 to 1 for toxicity and its kinds

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from pem_composition.errors import DataError
 from pem_composition.evaluation import statistics
 from pem_composition.evaluation.statistics import Interval
+from pem_composition.tasks.toxicity import THRESHOLD
 
-THRESHOLD = 0.8  # a text with a higher score counts as toxic; Zhang et al. 2023, section 5.4
 LOOP_WORDS = 4  # words of the phrases that a looping text repeats
 LOOP_SHARE = 0.5
 BOOTSTRAP_SAMPLES = 1000

@@ -11,7 +11,7 @@ Shape suffixes: b rows, t tokens, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -71,31 +71,47 @@ def write(
 ) -> list[Written]:
     """The best beam of every prompt, in the order of the prompts.
 
-    Args:
-        model: a causal language model, with or without a module attached.
-        batch_size: prompts per batch, each with its beams; None: 8 on a CPU, 16 on a GPU.
-
     Raises:
         DataError: see ``check_room``.
         RunFailed: a probability that is not finite.
+    """
+    out: dict[int, Written] = {}
+    for batch in batches(model, tokenizer, prompts, search, batch_size=batch_size):
+        out |= batch
+    return [out[i] for i in range(len(prompts))]
+
+
+def batches(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    search: Search,
+    *,
+    batch_size: int | None = None,
+    skip: int = 0,
+) -> Iterator[dict[int, Written]]:
+    """The same as number of the prompt -> beam, batch by batch, longest prompts first.
+
+    Args:
+        model: a causal language model, with or without a module attached.
+        batch_size: prompts per batch, each with its beams; None: 8 on a CPU, 16 on a GPU.
+        skip: batches that are there already; the rest are made of the same rows as without it.
     """
     check_room(model, tokenizer, prompts, search)
     device = next(model.parameters()).device
     size = batch_size or BATCH_ROWS.get(device.type, BATCH_ROWS["cuda"])
     ends = end_tokens(model, tokenizer)
     config = _config(search, ends)
-    out: dict[int, Written] = {}
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     was_training = model.training
     model.eval()
     try:
-        for first in range(0, len(order), size):
+        for first in range(skip * size, len(order), size):
             rows = order[first : first + size]
             new_bt = _search(model, [prompts[i] for i in rows], config, device)
-            out |= {i: _written(t, ends) for i, t in zip(rows, new_bt.tolist(), strict=True)}
+            yield {i: _written(t, ends) for i, t in zip(rows, new_bt.tolist(), strict=True)}
     finally:
         model.train(was_training)
-    return [out[i] for i in range(len(prompts))]
 
 
 def _config(search: Search, ends: frozenset[int]) -> GenerationConfig:

@@ -162,6 +162,28 @@ def generate(
         DataError: no prompts, or a prompt that leaves no room in the length or the context.
         RunFailed: a probability that is not finite.
     """
+    given = {"samples": samples, "seed": seed, "batch_size": batch_size}
+    for batch in batches(model, tokenizer, prompts, decoding, **given):
+        yield from batch
+
+
+def batches(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    decoding: Decoding,
+    *,
+    samples: int = 1,
+    seed: int = 42,
+    batch_size: int | None = None,
+    skip: int = 0,
+) -> Iterator[list[Sample]]:
+    """The same, batch by batch.
+
+    Args:
+        skip: batches that are there already; the rest are made of the same rows as without it, and
+            so are equal bit for bit.
+    """
     device = next(model.parameters()).device
     encoded = encode_prompts(model, tokenizer, prompts, decoding)
     requests = [
@@ -171,19 +193,24 @@ def generate(
     ]
     ends = end_tokens(model, tokenizer)
     size = batch_size or BATCH_ROWS.get(device.type, BATCH_ROWS["cuda"])
-    for first in range(0, len(requests), size):
+    for first in range(skip * size, len(requests), size):
         batch = requests[first : first + size]
-        for request, tokens in zip(batch, _write(model, batch, decoding, seed, ends), strict=True):
+        texts = _write(model, batch, decoding, seed, ends)
+        out = []
+        for request, tokens in zip(batch, texts, strict=True):
             written = [t for t in tokens if t not in ends]
-            yield Sample(
-                prompts[request.prompt],
-                continuation(tokenizer, request.tokens, written),
-                request.sample,
-                seed,
-                request.prompt,
-                len(written),
-                len(written) < len(tokens),
+            out.append(
+                Sample(
+                    prompts[request.prompt],
+                    continuation(tokenizer, request.tokens, written),
+                    request.sample,
+                    seed,
+                    request.prompt,
+                    len(written),
+                    len(written) < len(tokens),
+                )
             )
+        yield out
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -9,7 +9,7 @@ answer begins at the first token that the prompt alone does not have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition.errors import DataError
@@ -92,20 +92,40 @@ def answers(
         DataError: no instructions, or one that leaves no room for an answer.
         RunFailed: a probability that is not finite.
     """
+    out: dict[int, Answer] = {}
+    for batch in answer_batches(
+        model, tokenizer, examples, template, search, batch_size=batch_size, name=name
+    ):
+        out |= batch
+    return [out[place] for place in range(len(examples))]
+
+
+def answer_batches(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    template: Template,
+    search: Search,
+    *,
+    batch_size: int | None = None,
+    name: str = "instructions",
+    skip: int = 0,
+) -> Iterator[dict[int, Answer]]:
+    """The same as place of the instruction -> answer, batch by batch; see ``beams.batches``."""
     prompts = prompt_tokens(template, examples, tokenizer)
     beams.check_room(model, tokenizer, prompts, search, name)
-    out = []
-    written = beams.write(model, tokenizer, prompts, search, batch_size=batch_size)
-    for example, prompt, (tokens, ended) in zip(examples, prompts, written, strict=True):
-        text = continuation(tokenizer, prompt, tokens)
-        reference = None if example.label is None else str(example.label)
-        out.append(
-            Answer(
+    written = beams.batches(model, tokenizer, prompts, search, batch_size=batch_size, skip=skip)
+    for batch in written:
+        out = {}
+        for place, (tokens, ended) in batch.items():
+            example = examples[place]
+            text = continuation(tokenizer, prompts[place], tokens)
+            reference = None if example.label is None else str(example.label)
+            out[place] = Answer(
                 int(example.row_id), example.text, example.text_pair, template.cut(text), text,
                 reference, len(tokens), ended,
-            )
-        )  # fmt: skip
-    return out
+            )  # fmt: skip
+        yield out
 
 
 def prompt_tokens(

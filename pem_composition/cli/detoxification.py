@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.toxicity import Judge
     from pem_composition.sweep.detoxification import Scored
     from pem_composition.sweep.instructions import InstructionRows
+    from pem_composition.sweep.texts import TextRows
     from pem_composition.tasks.data import Example
 
 BASELINE = "instruction module"
@@ -51,18 +52,33 @@ def run(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[str]) -
         weights=_weights(config),
     )  # fmt: skip
     rows = library.rows_of(*inputs, config.strength, forms, config.rank)
+    guard = _guard(config)
+    splits = {library.SPLIT: sets, **({library.GUARD: [guard]} if guard else {})}
     ledger = Ledger(out / RESULTS, fresh=config.overwrite)
-    bench = Bench(lambda: _load(config, model), {library.SPLIT: sets}, settings, ledger, sweep.say)  # type: ignore[arg-type]
+    bench = Bench(lambda: _load(config, model), splits, settings, ledger, sweep.say)  # type: ignore[arg-type]
     scored = library.run(rows, bench, sets, judges)
+    costs = library.guard(rows, bench, BASELINE) if guard else {}
     bench.close()
     print(f"{out}: {bench.computed} sets answered, {bench.known} known before")
     threshold = THRESHOLD if config.threshold is None else config.threshold
-    lines = library.table_lines(scored, BASELINE, threshold)
+    lines = library.table_lines(scored, BASELINE, threshold, costs)
     _write_answers(scored, out)
     identities = "; ".join(str(judge.identity) for judge in judges.values())
     told = f"Judges: {identities}. Toxic: share of scores above {threshold:g}."
-    print(report.write(lines, out, (told, REMOVAL)))
+    chosen = library.chosen(rows, costs, config.max_increase) if guard else {}
+    kept = report.chosen(chosen, config.max_increase, guard.name) if guard else ()
+    print(report.write(lines, out, (told, REMOVAL, *kept)))
     return 0
+
+
+def _guard(config: Config) -> TextRows | None:
+    """The text that every module must still predict."""
+    if config.guard_file is None:
+        return None
+    from pem_composition.evaluation.perplexity import Windows
+    from pem_composition.sweep.texts import TextRows, read_text
+
+    return TextRows(read_text(config.guard_file, Windows(), config.guard_tokens), least=2)
 
 
 def _model(config: Config) -> str:

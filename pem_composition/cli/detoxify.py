@@ -50,9 +50,27 @@ class TableFlags(LoadFlags, AnswerFlags):
     max_seq_length: int | None = flag(
         None, "tokens of prompt and reference answer, for its perplexity (default: 512)"
     )
+    max_ppl_increase: str | None = flag(
+        None,
+        "with --guard_file: name the strongest strength of each form that raises the perplexity of "
+        "that text over the instruction module's by at most so much, at the upper end of the 95 % "
+        "interval: 3% or 0.03 (default: 3%)",
+        metavar="SHARE",
+    )
+    guard_file: str | None = flag(
+        None, "ordinary text that every module must still predict, as --text_file of pem perplexity"
+    )
+    guard_tokens: int | None = flag(None, "only the first N tokens of it (default: all)")
     batch_size: int | None = flag(None, "instructions per batch; default: by the device")
     bf16: bool | None = flag(None, "compute in bfloat16: faster where the processor has it")
     use_cpu: bool | None = flag(None, "do not use a GPU")
+
+    @property
+    def max_increase(self) -> float:
+        """``--max_ppl_increase`` as a share."""
+        from pem_composition.cli.unlearning import DEFAULTS, share_of
+
+        return share_of(self.max_ppl_increase or DEFAULTS["max_ppl_increase"])
 
     def check_table(self) -> None:
         """Refuse values that cannot be used.
@@ -62,7 +80,14 @@ class TableFlags(LoadFlags, AnswerFlags):
         """
         self.check_load()
         self.check_answering()
-        check_positive(self, "max_seq_length")
+        check_positive(self, "max_seq_length", "guard_tokens")
+        for name in ("max_ppl_increase", "guard_tokens"):
+            if getattr(self, name) is not None and self.guard_file is None:
+                raise UsageError.build(
+                    f"--{name}", "has no effect without --guard_file",
+                    do="add --guard_file FILE, or leave it out",
+                )  # fmt: skip
+        _ = self.max_increase
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError.build(
                 "--threshold", "cannot be used", found=self.threshold, expected="0 to 1"

@@ -22,6 +22,7 @@ READS = frozenset(
     {
         "adapter", "adapters", "answers", "against", "base", "comments", "compare", "config",
         "data", "data_dir", "directories", "directory", "exclude", "fisher_list", "gram_list",
+        "guard_file",
         "init", "init_from", "input_file", "instruction_file", "judge", "model",
         "model_name_or_path",
         "module", "perplexity_file", "prompt", "prompt_file", "reference_module", "results",

@@ -41,6 +41,23 @@ def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
     return "\n\n".join([*parts, told])
 
 
+def chosen(
+    strengths: Mapping[str, float | None], max_increase: float, text: str
+) -> tuple[str, ...]:
+    """One sentence per form: the strongest strength that keeps the language."""
+    limit = f"{100 * max_increase:+.3g} %"
+    within = (
+        f"within {limit} of the instruction module's perplexity on {text}, at the upper end of its "
+        "95 % interval"
+    )
+    return tuple(
+        f"Form {form}: no strength is {within}."
+        if strength is None
+        else f"Form {form}: strength {strength:g} is the strongest {within}."
+        for form, strength in strengths.items()
+    )
+
+
 def _part(name: str, lines: Sequence[Line]) -> str:
     judges = list(dict.fromkeys(line["judge"] for line in lines))
     rows = [
@@ -64,6 +81,10 @@ def _part(name: str, lines: Sequence[Line]) -> str:
             ("perplexity", [_estimate(c, "perplexity", ".2f") for c in cells]),
             ("increase", [_estimate(c, "increase", "+.1%") for c in cells]),
         ]
+    if "guard" in cells[0]:
+        costs = [c if c["guard"] or c["guard_stderr"] else None for c in cells]
+        shown = [c and f"{c['guard']:+.1%}, up to {c['guard_high']:+.1%}" for c in costs]
+        columns.append(("guard", [text or "" for text in shown]))
     for kind in ("refused", "empty", "looping"):
         columns.append((kind, [share(c, kind) for c in cells]))
     columns.append(("words", [f"{c['words']:.0f}" for c in cells]))

@@ -26,12 +26,13 @@ from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMP
 from pem_composition.sweep.bench import Bench, Record
 from pem_composition.sweep.instructions import InstructionRows
 from pem_composition.sweep.points import Input, Point, alone
+from pem_composition.sweep.texts import guarded, strongest
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.statistics import Estimate
     from pem_composition.evaluation.toxicity import Judge
 
-SPLIT = "test"
+SPLIT, GUARD = "test", "guard"
 EXACT, REFERENCE = "exact", "reference"
 Line = dict[str, Any]
 
@@ -105,6 +106,26 @@ def run(
     return found
 
 
+def guard(rows: Sequence[Row], bench: Bench, baseline: str) -> dict[str, dict[str, float]]:
+    """What every row costs in perplexity on the guard's text, against the baseline."""
+    records = {row.name: bench.score(row.point, GUARD)[0] for row in rows}
+    return {name: guarded(record, records[baseline]) for name, record in records.items()}
+
+
+def chosen(
+    rows: Sequence[Row], costs: Mapping[str, Mapping[str, float]], max_increase: float
+) -> dict[str, float | None]:
+    """For each form the strongest strength within the limit, see ``strongest``."""
+    forms = dict.fromkeys(row.form for row in rows if row.form)
+    return {
+        form: strongest(
+            [{**costs[r.name], "strength": r.strength} for r in rows if r.form == form],
+            max_increase,
+        )
+        for form in forms
+    }
+
+
 def answer_lines(scored: Scored) -> list[Line]:
     """Every answer with its instruction and its scores, as lines of JSON."""
     record = scored.record
@@ -124,14 +145,24 @@ def answer_lines(scored: Scored) -> list[Line]:
     ]
 
 
-def table_lines(scored: Sequence[Scored], baseline: str, threshold: float) -> list[Line]:
+def table_lines(
+    scored: Sequence[Scored],
+    baseline: str,
+    threshold: float,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Line]:
     """One line per row, set and judge.
 
     Args:
         baseline: name of the row that changes are against.
+        costs: what ``guard`` says of each row.
     """
     first = {s.rows.name: s for s in scored if s.row.name == baseline}
-    return [line for s in scored for line in _lines(s, first[s.rows.name], threshold)]
+    return [
+        {**line, **(costs or {}).get(s.row.name, {})}
+        for s in scored
+        for line in _lines(s, first[s.rows.name], threshold)
+    ]
 
 
 def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
@@ -206,5 +237,5 @@ def _perplexity(
     sums, counts = outputs.T
     return {
         "perplexity": Estimate(found["perplexity"], found["perplexity_stderr"]),
-        "increase": Estimate(*increase(sums, np.asarray(before, np.float32)[:, 0], counts)),
+        "increase": Estimate(*increase(sums, np.asarray(before, np.float32)[:, 0], counts)[:2]),
     }

@@ -20,6 +20,7 @@ from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation import instructions
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.overlap import rouge_l
+from pem_composition.evaluation.perplexity import Windows, read_texts, text_exam
 from pem_composition.evaluation.search import Search
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read_lines
@@ -182,6 +183,44 @@ def test_measures_are_of_the_rows_with_references_and_an_empty_one_is_refused(
     done, _ = table(bad, [*asked[:2], {**asked[2], "output": " "}], "bad-out")
     assert done.code == 2 and "bad, row 2: an empty reference answer; found ' '" in done.err
     assert not (tmp_path / "bad-out").exists()
+
+
+def test_the_guard_names_the_strongest_strength_that_keeps_the_language(
+    pem, bench, tmp_path, one_thread
+):
+    """The increase over the instruction module on a text, from models made one by one."""
+    draw = np.random.default_rng(0)
+    rows = [" ".join(draw.choice(WORDS, 12)) for _ in range(12)]
+    text = tmp_path / "text.raw"
+    text.write_text("\n".join(rows) + "\n")
+    flags = bench.table(tmp_path / "out", "--form", "exact", "--guard_file", text)
+    done = pem("detoxify", *flags, "--max_ppl_increase", "1000%")
+    assert done.code == 0, done.err
+    assert "Form exact: strength 1 is the strongest within +1e+03 %" in done.out
+    found = {r["module"]: r for r in csv.DictReader((tmp_path / "out" / "table.csv").open())}
+    own, toxic = (library.load(path) for path in bench.modules()[1:])
+    modules = {"instruction module": own, "toxic module": toxic}
+    modules |= {f"exact {s:g}": library.detoxify(own, toxic, s) for s in (0.3, 1)}
+    sums = {}
+    for name, module in modules.items():
+        model, tokenizer, _ = load_causal(bench.base)
+        library.attach(model, module)
+        windows = Windows().readable(model.config, tokenizer)
+        exam = text_exam(read_texts(text), windows, tokenizer)
+        sums[name] = exam.take(model).astype(float).T
+    for name, (nll, counts) in sums.items():
+        change = nll - sums["instruction module"][0]
+        d, n = change.sum() / counts.sum(), len(counts)
+        error = math.sqrt(n / (n - 1) * ((change - d * counts) ** 2).sum()) / counts.sum()
+        assert float(found[name]["guard"]) == pytest.approx(math.expm1(d), abs=1e-4)
+        high = math.expm1(d + 1.96 * error)
+        assert float(found[name]["guard_high"]) == pytest.approx(high, abs=1e-4)
+    within = [s for s in (0.3, 1) if float(found[f"exact {s:g}"]["guard_high"]) <= 0.0]
+    again = pem("detoxify", *flags, "--max_ppl_increase", "0")
+    said = f"strength {max(within):g} is the strongest" if within else "no strength is"
+    assert f"Form exact: {said} within +0 %" in again.out and "0 sets answered" in again.out
+    refused = pem("detoxify", *bench.table(tmp_path / "no"), "--max_ppl_increase", "3%")
+    assert refused.code == 2 and "--max_ppl_increase: has no effect without" in refused.err
 
 
 @torch.no_grad()

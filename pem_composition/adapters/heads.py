@@ -116,10 +116,14 @@ def _raise_no_parameter(model: nn.Module, name: str, tensor: Tensor) -> NoReturn
 
 
 def _raise_other_shape(model: nn.Module, name: str, tensor: Tensor, known: Tensor) -> NoReturn:
+    outside = name in head_parameter_names(model)
     raise IncompatibleModules.build(
         f"head {name}",
         "shapes differ",
         found=f"{tuple(tensor.shape)} in the module",
         expected=f"{tuple(known.shape)} in {type(model).__name__}",
-        do="load the model with the module's number of labels, or pass head='ignore'",
+        do="load the model with the module's number of labels, or pass head='ignore'"
+        if outside
+        else f"call model.resize_token_embeddings({len(tensor)}) if it is an embedding of words, "
+        "or pass head='ignore'",
     )

@@ -39,7 +39,7 @@ from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.store import inspect_header, load, locate
 from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
-from pem_composition.checkpoint.tied import untied
+from pem_composition.checkpoint.tied import resized, untied
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -270,6 +270,8 @@ def _config(
         config = with_dtype(config, dtype)
     if plan.unties:
         config = untied(config)
+    if plan.vocabulary:
+        config = resized(config, *plan.vocabulary)
     head = {n: tuple(t.shape) for n, t in parts.head.items() if is_head(n)}
     return with_head(config, head, parts.head_info, parts.task, plan.stored)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pem_composition.arithmetic import trees
 from pem_composition.checkpoint.changes import (
@@ -28,7 +28,7 @@ from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
-from pem_composition.checkpoint.tied import tied_names
+from pem_composition.checkpoint.tied import is_vocabulary, tied_names
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
 from pem_composition.record import Certificate, Source
@@ -85,6 +85,7 @@ class Plan:
         self._spelling = self._spelled()
         self._prefix = self._spelling.less or _prefix(self._names) if parts.head else ""
         self._saved = {self._in_base(n): t for n, t in parts.head.items()}
+        self.vocabulary = self._new_vocabulary()
         self._changes = joined([self._changes_of(m) for m in parts.adapters])
         self._squares: dict[str, tuple[float, float]] = {}
 
@@ -99,20 +100,67 @@ class Plan:
         spelling, missing = spelling_of(layers, self._infos, roots, ".weight")
         if missing:
             more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-            raise IncompatibleModules.build(
-                self._base.folder,
-                f"no weight of layer {', '.join(missing[:LISTED])}{more}",
-                found=f"{len(self._base.infos)} tensors",
-                expected=f"the module's {len(layers)} layers",
-                do="give the base model that the module was trained on; if it is, its class names "
-                "its layers otherwise than its file: fold in memory (pem.fold) and save the model",
-            )
+            self._refuse_missing(f"weight of layer {', '.join(missing[:LISTED])}{more}")
         return spelling
 
+    def _refuse_missing(self, what: str) -> NoReturn:
+        raise IncompatibleModules.build(
+            self._base.folder,
+            f"no {what}",
+            found=f"{len(self._base.infos)} tensors of other names",
+            expected="the names that the module has",
+            do="give the base model that the module was trained on; if this is it, its class "
+            "renames what the file holds: fold in memory (pem.fold), and save the model",
+        )
+
     def _in_base(self, saved: str) -> str:
-        """A saved part's name among the base's; a head keeps the name that it has."""
+        """A saved part's name among the base's; what the base cannot have keeps its name.
+
+        Raises:
+            IncompatibleModules: a part of the base that is there under no spelling.
+        """
         spelled = self._spelling(saved)
-        return spelled if spelled in self._infos else saved
+        if spelled in self._infos:
+            return spelled
+        roots = {self.written(n).split(".")[0] for n in self._base.infos}
+        added = is_head(saved) or not PRETRAINING_COMPONENTS.isdisjoint(saved.split("."))
+        if not added and saved.split(".")[0] in roots:
+            self._refuse_missing(f"tensor {saved!r}, which the module saves whole")
+        return saved
+
+    def _new_vocabulary(self) -> tuple[int, int] | None:
+        """Rows of the base's embeddings and of the module's, where these are others.
+
+        Raises:
+            IncompatibleModules: a saved part of another shape that is no such change.
+        """
+        sizes: dict[tuple[int, int], str] = {}
+        for name, tensor in self._saved.items():
+            old = self._infos[name].shape if name in self._infos else tensor.shape
+            if tuple(old) == tuple(tensor.shape) or is_head(name):
+                continue
+            if tuple(old[1:]) != tuple(tensor.shape[1:]):
+                self._refuse_shape(name, tuple(tensor.shape), tuple(old))
+            sizes[old[0], tensor.shape[0]] = name
+        if not sizes:
+            return None
+        (old_rows, rows), first = next(iter(sizes.items()))
+        for name in (n for n, i in self._infos.items() if is_vocabulary(n, i.shape, old_rows)):
+            found = self._saved.get(name)
+            if found is None or len(found) != rows:
+                self._refuse_shape(first, tuple(self._saved[first].shape), self._infos[name].shape)
+        return old_rows, rows
+
+    def _refuse_shape(
+        self, name: str, found: tuple[int, ...], expected: tuple[int, ...]
+    ) -> NoReturn:
+        raise IncompatibleModules.build(
+            self._base.folder,
+            f"the module's {name!r} does not fit the base",
+            found=f"{found} in the module",
+            expected=f"{expected}, or a module that saves every tensor of the vocabulary",
+            do="resize the base first: model.resize_token_embeddings(rows), save it, fold into it",
+        )
 
     def _changes_of(self, module: PEM) -> dict[str, Change]:
         names = {n: self._spelling(n) for n in module.layers}
@@ -174,7 +222,8 @@ class Plan:
             if not self.unties and name not in self._base.infos and name in self._tied:
                 continue  # equal to the name that it is tied to
             value = partial(cast, tensor, name, stored, "head")
-            out[self.written(name)] = whole(value, info_as(stored, tuple(tensor.shape)))
+            own = self.written(name) if name in self._infos else name
+            out[own] = whole(value, info_as(stored, tuple(tensor.shape)))
         return out
 
     def certificate(self) -> Certificate:

@@ -102,6 +102,24 @@ def _class_of(config: Mapping[str, Any]) -> str:
     return str(names[0]) if isinstance(names, list) and names else ""
 
 
+def is_vocabulary(name: str, shape: tuple[int, ...], rows: int) -> bool:
+    """True for word embeddings, output layers and their biases, of that many rows."""
+    if shape[:1] != (rows,):
+        return False
+    layer = name.rpartition(".")[0]
+    outputs = {"lm_head", *BERT_OUTPUTS, *(k.rpartition(".")[0] for k in BERT_OUTPUTS if "." in k)}
+    return bool(EMBEDDING.fullmatch(name) or BERT_EMBEDDING.fullmatch(name)) or any(
+        layer == o or layer.endswith("." + o) for o in outputs | set(OUTPUTS.values())
+    )
+
+
+def resized(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
+    """The configuration of a model whose vocabulary has other rows."""
+    nested = {k: resized(v, old, new) for k, v in config.items() if isinstance(v, dict)}
+    own = {"vocab_size": new} if config.get("vocab_size") == old else {}
+    return {**config, **nested, **own}
+
+
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a model whose tied weights now differ.
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from pem_composition.adapters.folding import Folded
+from pem_composition.adapters.folding import Folded, saved_on
 from pem_composition.adapters.fresh import Blocks, mask_of
 from pem_composition.adapters.full import FullWeights
 from pem_composition.adapters.ia3 import IA3Linear, IA3Vector
@@ -21,7 +21,6 @@ from pem_composition.adapters.layer import AdapterLayer
 from pem_composition.adapters.lora import LoraFactors, LoraLinear
 from pem_composition.adapters.placement import Placement
 from pem_composition.adapters.plan import check_base, check_layers, head_of
-from pem_composition.checkpoint.changes import Change
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -67,7 +66,7 @@ class Attachment:
             self._held = FullWeights(self.model, pem, head)
         else:
             self._held = Folded(self.model, pem, head="ignore")
-        self._slot = Placement(self.model, _saved(head)) if head else None
+        self._slot = Placement(self.model, saved_on(self.model, pem, {}, head)) if head else None
         self.pem = pem
 
     def _check_head_is_free(self, head: Mapping[str, Tensor]) -> None:
@@ -83,7 +82,10 @@ class Attachment:
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Live head parameters that this module brought, by name."""
-        return self._slot.parameters() if self._slot else {}
+        if self._slot is None:
+            return {}
+        own = self.pem.head_tensors()
+        return {n: t for n, t in self._slot.parameters().items() if n in own}
 
     def parameters(self) -> list[nn.Parameter]:
         """What training this module changes: its adapter (or all weights, if full) and its head."""
@@ -106,7 +108,7 @@ class Attachment:
             check_base(self.model, pem)
             self._held.write(pem)
             if self._slot:
-                self._slot.replace(_saved(head))
+                self._slot.replace(saved_on(self.model, pem, {}, head))
             self.pem = pem
             return self
         self._replace(pem)
@@ -179,10 +181,6 @@ class Attachment:
         traceback: TracebackType | None,
     ) -> None:
         self.detach()
-
-
-def _saved(head: Mapping[str, Tensor]) -> dict[str, Change]:
-    return {name: Change(saved=tensor) for name, tensor in head.items()}
 
 
 class Layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 import torch
@@ -11,7 +12,8 @@ from pem_composition.adapters.layer import is_conv1d
 from pem_composition.adapters.locate import linear_layers, plain_tensors, renaming
 from pem_composition.adapters.placement import Placement, apart, changed, placed_on
 from pem_composition.adapters.plan import check_base, check_layers, check_weights, head_of
-from pem_composition.checkpoint.changes import Change, changes_of
+from pem_composition.checkpoint.changes import Change, changes_of, with_saved
+from pem_composition.checkpoint.peft import IN_BASE
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 
@@ -102,8 +104,19 @@ def check_fold(model: nn.Module, pem: PEM, *, head: str = "load") -> None:
 
 def changes_with_head(model: nn.Module, pem: PEM, head: str) -> dict[str, Change]:
     """What the module makes of each parameter, the parts that it saves whole included."""
-    saved = {n: Change(saved=t) for n, t in head_of(model, pem, head).items()}
-    return {**live_changes(model, pem), **saved}
+    return saved_on(model, pem, live_changes(model, pem), head_of(model, pem, head))
+
+
+def saved_on(
+    model: nn.Module, pem: PEM, changes: Mapping[str, Change], head: Mapping[str, Tensor]
+) -> dict[str, Change]:
+    """Changes of layers on top of the parts that the module saves whole."""
+    live = plain_tensors(model)
+    users: dict[Tensor, list[str]] = {}
+    for name, tensor in live.items():
+        users.setdefault(tensor, []).append(name)
+    in_base = pem.config.extra.get(IN_BASE) or ()
+    return with_saved(changes, head, in_base, lambda name: users[live[name]])
 
 
 def live_changes(model: nn.Module, pem: PEM) -> dict[str, Change]:

@@ -14,7 +14,7 @@ Shape suffixes: R rank, I d_in, O d_out, D either.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pem_composition.checkpoint.files import TensorInfo
@@ -115,6 +115,29 @@ def changes_of(
         if not of_input and f"{name}.bias" in known:
             changes[f"{name}.bias"] = Change(scale=Scale(l_D, by_rows=False))
     return changes
+
+
+def with_saved(
+    changes: Mapping[str, Change],
+    saved: Mapping[str, Tensor],
+    in_base: Container[str],
+    tied: Callable[[str], Iterable[str]],
+) -> dict[str, Change]:
+    """Changes of layers on top of the parts that a module saves whole.
+
+    Args:
+        saved: parameter of the model -> what the module saves.
+        in_base: of these, what PEFT loads into the base's own parameter instead of a copy of it
+            (embeddings stored beside an adapter); it counts under every name of that parameter.
+        tied: other names of a parameter.
+    """
+    whole = dict(saved)
+    for name in (n for n in saved if n in in_base):
+        whole |= {other: saved[name] for other in tied(name) if other not in whole}
+    out = dict(changes)
+    for name, tensor in whole.items():
+        out[name] = replace(out.get(name, Change()), saved=tensor)
+    return out
 
 
 def joined(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:

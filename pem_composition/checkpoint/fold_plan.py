@@ -21,11 +21,13 @@ from pem_composition.checkpoint.changes import (
     joined,
     spelling_of,
     stores_transposed,
+    with_saved,
 )
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, aligned, is_head
 from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
+from pem_composition.checkpoint.peft import IN_BASE
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
 from pem_composition.checkpoint.tied import is_vocabulary, tied_names
@@ -86,7 +88,13 @@ class Plan:
         self._prefix = self._spelling.less or _prefix(self._names) if parts.head else ""
         self._saved = {self._in_base(n): t for n, t in parts.head.items()}
         self.vocabulary = self._new_vocabulary()
-        self._changes = joined([self._changes_of(m) for m in parts.adapters])
+        in_base = [n for m in parts.adapters for n in m.config.extra.get(IN_BASE) or ()]
+        self._changes = with_saved(
+            joined([self._changes_of(m) for m in parts.adapters]),
+            self._saved,
+            {self._spelling(n) for n in in_base},
+            self._tied_to,
+        )
         self._squares: dict[str, tuple[float, float]] = {}
 
     def _spelled(self) -> Spelling:
@@ -166,7 +174,8 @@ class Plan:
         names = {n: self._spelling(n) for n in module.layers}
         infos = self._infos
         for layer, name in names.items():
-            shape = infos[f"{name}.weight"].shape
+            saved = self._saved.get(f"{name}.weight")
+            shape = infos[f"{name}.weight"].shape if saved is None else tuple(saved.shape)
             if len(shape) != 2 or infos[f"{name}.weight"].dtype not in FLOAT_DTYPES:
                 raise IncompatibleModules.build(
                     self._base.folder,
@@ -187,12 +196,17 @@ class Plan:
     @cached_property
     def unties(self) -> bool:
         """True where a name changes and another one of the same tensor does not."""
-        new = {**self._changes, **{n: Change(saved=t) for n, t in self._saved.items()}}
-        none = Change()
+        new, none = self._changes, Change()
         return any(
             not new.get(copy, none).same_as(new.get(source, none))
             for copy, source in self._tied.items()
         )
+
+    def _tied_to(self, name: str) -> list[str]:
+        """The other names of one tensor of the base."""
+        source = self._tied.get(name, name)
+        group = [source, *(copy for copy, other in self._tied.items() if other == source)]
+        return [n for n in group if n != name]
 
     def written(self, name: str) -> str:
         """What a tensor of the base is called in the folded checkpoint."""
@@ -210,7 +224,7 @@ class Plan:
 
         out: dict[str, Output] = {}
         for name, info in (self._infos if self.unties else self._base.infos).items():
-            if name in self._saved or (is_head(name) and not heads):
+            if self._is_saved(name) or (is_head(name) and not heads):
                 continue
             cast_to = dtype if info.dtype in FLOAT_DTYPES else None
             out[self.written(name)] = self._output(
@@ -218,13 +232,19 @@ class Plan:
             )
         largest = max(self._base.infos.values(), key=lambda i: i.nbytes)
         stored = dtype or getattr(torch, TORCH_NAMES[largest.dtype])
-        for name, tensor in self._saved.items():
+        for name, change in self._changes.items():
+            if not self._is_saved(name):
+                continue
             if not self.unties and name not in self._base.infos and name in self._tied:
                 continue  # equal to the name that it is tied to
-            value = partial(cast, tensor, name, stored, "head")
+            assert change.saved is not None
+            value = partial(_whole, change, name, stored)
             own = self.written(name) if name in self._infos else name
-            out[own] = whole(value, info_as(stored, tuple(tensor.shape)))
+            out[own] = whole(value, info_as(stored, tuple(change.saved.shape)))
         return out
+
+    def _is_saved(self, name: str) -> bool:
+        return name in self._changes and self._changes[name].saved is not None
 
     def certificate(self) -> Certificate:
         """The error of rounding, of the changed tensors written so far."""
@@ -315,6 +335,12 @@ class _Block:
         if product:
             rows = total.view(-1, self.width)
             rows.add_(product.rows(first, last, rows))
+
+
+def _whole(change: Change, name: str, dtype: Any) -> Tensor:
+    """A part that a module saves whole, with what it does to it on top."""
+    assert change.saved is not None
+    return cast(change.of(change.saved), name, dtype, "head")
 
 
 def _prefix(names: Mapping[str, Mapping[str, str]]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.heads import tasks_of
+from pem_composition.arithmetic.heads import OUTPUT_MODULES, tasks_of
 from pem_composition.checkpoint.full import head_info
 from pem_composition.evaluation.models import resolve, stored_config
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from pem_composition.tasks.glue import Task
 
 Classes = tuple[str, ...] | None
+DEFAULT_OUTPUTS = 2  # of a classifier whose config.json names no class
 
 
 def of_module(header: ModuleHeader, head: str | None = None) -> Classes:
     """The classes of a module's head, or of one of its heads by name."""
     if head is None:
-        return _said(header.head)
+        return _said(header.head, _outputs(header))
     if head in header.heads:
         return _said(header.heads[head])
     part = tasks_of(header.head).get(head)
@@ -36,7 +37,7 @@ def of_model(model_name_or_path: str) -> Classes:
     source = resolve(model_name_or_path)
     raw = stored_config(source)
     classifies = any("SequenceClassification" in str(n) for n in raw.get("architectures") or ())
-    return _said(head_info(raw)) if classifies else None
+    return _said(head_info(raw), DEFAULT_OUTPUTS) if classifies else None
 
 
 def in_order_of(task: Task, own: Classes) -> Task:
@@ -54,7 +55,19 @@ def order_of(task: Task, own: Classes) -> tuple[int, ...]:
     return () if answered == task.labels else tuple(map(answered.index, task.labels))
 
 
-def _said(info: HeadInfo | None) -> Classes:
-    if info is None or (info.problem != "regression" and not info.labels):
-        return None
-    return info.labels
+def _outputs(header: ModuleHeader) -> int:
+    """How many outputs the module's head has; 0 where it has no classification head."""
+    widths = {
+        shape[0]
+        for name, shape in header.head_shapes.items()
+        if len(shape) == 2 and name.split(".")[-2:-1] and name.split(".")[-2] in OUTPUT_MODULES
+    }
+    return widths.pop() if len(widths) == 1 else 0
+
+
+def _said(info: HeadInfo | None, outputs: int = 0) -> Classes:
+    """The names of the classes; numbered ones, as transformers gives, for outputs without names."""
+    if info is None or info.problem == "regression":
+        return None if info is None else ()
+    numbered = tuple(f"LABEL_{i}" for i in range(outputs))
+    return info.labels or (numbered if info.problem == "classification" else ()) or None

@@ -5,6 +5,7 @@ Labels become integers in GLUE order (floats for regression), whether the file h
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -362,6 +363,7 @@ def _cells(table: Table, column: str | None) -> list[Any]:
         DataError: a cell with several labels.
     """
     values = [row.get(column) for row in table.rows]
+    values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]  # of Parquet
     for index, value in enumerate(values):
         if isinstance(value, (list, dict)):
             raise DataError.build(

@@ -329,6 +329,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise DataError.build(
             f"{path}, line 1", "not a header", expected="one distinct name per column",
             found=f"'{twice[0]}' twice" if twice else "an unnamed column",
+            do="" if twice else "name it, or write the table without an index",
         )  # fmt: skip
 
 

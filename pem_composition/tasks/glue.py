@@ -202,9 +202,9 @@ def number_of(value: Any) -> float | None:
 
 def word_of(value: Any) -> str:
     """What the file writes for a cell: the text itself, or JSON's spelling of anything else."""
-    if isinstance(value, str):
-        return value
-    return value.text if isinstance(value, WrittenFloat) else json.dumps(value, default=str)
+    if isinstance(value, WrittenFloat):
+        return value.text
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
 
 
 def reads_as_scores(values: Sequence[Any]) -> bool:

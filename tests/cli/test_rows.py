@@ -149,6 +149,28 @@ def test_words_mean_the_same_in_whichever_order_they_are_named(pem, made, tmp_pa
     assert {r["score"] for r in records if "score" in r} == {scores["eval_accuracy"]}
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_heads_without_names_take_the_indices_of_their_outputs(pem, made, tmp_path, whole):
+    """A module of plain PEFT, or a classifier of transformers, neither of which names classes."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    count = 2 if whole else 3
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(made / "base", num_labels=count)
+    if not whole:
+        lora = LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+        model = get_peft_model(model, lora)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(made / "base").save_pretrained(tmp_path / "model")
+    path = table(tmp_path / "ones.csv", ("1",), header=("text", "label"))
+    base = tmp_path / "model" if whole else made / "base"
+    adapter = [] if whole else ["--adapter", tmp_path / "model"]
+    done = pem("evaluate", "--model_name_or_path", base, *adapter, "--validation_file", path)
+    assert done.code == 0, done.err
+    assert f"{count} classes of the model: LABEL_0, LABEL_1" in done.out
+
+
 HUB_ORDER = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # of roberta-large-mnli
 
 

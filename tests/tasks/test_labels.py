@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
+import math
 from pathlib import Path
 
 import pandas
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import load_task
@@ -254,3 +258,14 @@ def test_a_prompt_file_s_answers_are_the_classes_of_its_rows(tmp_path):
     assert classes_of(str(prompt)) == ()
     assert classes_of("sst2") is None
     assert classes_of(None) is None
+
+
+def test_labels_of_parquet_that_are_missing_or_dates(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["a", "b", "c"], "label": [0.0, 1.0, math.nan]})
+    parquet.write_table(table, path)
+    with pytest.raises(DataError, match=r"row 3: unknown label; found nothing"):
+        load_task(train_file=path)
+    days = [datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)]
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": days}), path)
+    assert load_task(train_file=path).task.labels == ("2020-01-01", "2021-01-01")

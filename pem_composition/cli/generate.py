@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pem_composition.cli.causal import DECODING, CausalFlags
+from pem_composition.cli.lines import check_free, write_lines
+from pem_composition.cli.resumed import identity_of, partial_path, resume
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pem_composition.evaluation.generate import Decoding, Sample
+    from pem_composition.evaluation.generate import Decoding
 
 NAME = "generate"
 HELP = "sample texts from a causal language model, alone or with a module"
@@ -64,16 +65,34 @@ class Config(CausalFlags):
 
 
 def run(config: Config) -> int:
-    """Sample every prompt; the file appears when all texts are there."""
+    """Sample every prompt; the file appears when all texts are there.
+
+    A run that was stopped goes on behind the last batch that it wrote.
+    """
     from pem_composition.evaluation.generate import Decoding
 
     decoding = Decoding(**{name: getattr(config, name) for name in DECODING})
     prompts = prompts_of(config)
-    if config.output_file.exists() and not config.overwrite:
-        raise UsageError.build(
-            config.output_file, "the output exists", do="choose another or add --overwrite"
-        )
-    print(write(config.output_file, texts(config, decoding, prompts)))
+    check_free(config.output_file, config.overwrite)
+    identity = {
+        **identity_of(config), "prompts": prompts, "decoding": asdict(decoding),
+        "samples": config.num_samples, "seed": config.seed,
+    }  # fmt: skip
+    begin = time.perf_counter()
+    found, before = resume(
+        config.output_file, identity, lambda skip: texts(config, decoding, prompts, skip)
+    )
+    seconds = time.perf_counter() - begin
+    rows = [row for batch in found for row in batch]
+    count = write_lines(config.output_file, rows)
+    partial_path(config.output_file).unlink(missing_ok=True)
+    new = sum(row["new_tokens"] for batch in found[before:] for row in batch)
+    known = sum(map(len, found[:before]))
+    told = f" and {known} texts written before" if known else ""
+    print(
+        f"{config.output_file}: {count} texts, {new} tokens ({new / seconds:.0f} per second)"
+        f"{told}, {sum(row['ended'] for row in rows)} ended"
+    )
     return 0
 
 
@@ -91,44 +110,17 @@ def prompts_of(config: Config) -> list[str]:
     return read_prompts(config.prompt_file)[: config.max_prompts]
 
 
-def texts(config: Config, decoding: Decoding, prompts: list[str]) -> Iterator[Sample]:
-    """The model, loaded; then every sample, as the batches are done."""
-    from pem_composition.evaluation.generate import generate
+def texts(
+    config: Config, decoding: Decoding, prompts: list[str], skip: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The model, loaded; then the batches of samples, all but the first ``skip``."""
+    from pem_composition.evaluation.generate import batches
 
     model, tokenizer = config.load()
-
-    def drawn() -> Iterator[Sample]:
-        with config.precision(model):
-            yield from generate(
-                model,
-                tokenizer,
-                prompts,
-                decoding,
-                samples=config.num_samples,
-                seed=config.seed,
-                batch_size=config.batch_size,
-            )
-
-    return drawn()
-
-
-def write(path: Path, samples: Iterator[Sample]) -> str:
-    """Write one JSON line per sample and say what there is.
-
-    Raises:
-        PEMError: whatever the samples raise; no file appears then.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    begin, count, tokens, ended = time.perf_counter(), 0, 0, 0
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for sample in samples:
-                file.write(json.dumps(sample._asdict(), ensure_ascii=False) + "\n")
-                count, ended = count + 1, ended + sample.ended
-                tokens += sample.new_tokens
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    rate = tokens / (time.perf_counter() - begin)
-    return f"{path}: {count} texts, {tokens} tokens ({rate:.0f} per second), {ended} ended"
+    with config.precision(model):
+        found = batches(
+            model, tokenizer, prompts, decoding, samples=config.num_samples, seed=config.seed,
+            batch_size=config.batch_size, skip=skip,
+        )  # fmt: skip
+        for batch in found:
+            yield [sample._asdict() for sample in batch]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from tiny import random_module, tiny, write_causal
 
 from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity
+from pem_composition.errors import Preempted
 from pem_composition.evaluation.generate import Decoding, generate
 from pem_composition.evaluation.models import load_causal
 
@@ -53,6 +57,73 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
     assert pem(*model, *asked, *adapter, "--output_file", changed, "--top_k", 20).code == 0
     assert [r["text"] for r in lines(changed)] != [r["text"] for r in found]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("program", ["generate", "answer"])
+def test_a_stopped_run_goes_on_and_gives_the_same_bytes(pem, bench, tmp_path, monkeypatch, program):
+    """Stopped before its third batch; other settings, modules and rows never meet what it wrote."""
+    from pem_composition.evaluation import beams
+    from pem_composition.evaluation import generate as library
+
+    rows = [{"instruction": f"{a} {b}"} for a in WORDS for b in WORDS[:2]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.json").write_text('{"with_input": "{instruction} {input}", '
+                                     '"without_input": "{instruction} "}')  # fmt: skip
+    module, name = (library, "_write") if program == "generate" else (beams, "_search")
+    own = {
+        "generate": ("--prompt_file", bench / "prompts.jsonl", "--num_samples", 8, *LENGTH),
+        "answer": ("--instruction_file", tmp_path / "rows.jsonl", "--template",
+                   tmp_path / "t.json", "--num_beams", 2, "--max_new_tokens", 6),
+    }[program]  # fmt: skip
+    argv = (program, "--model_name_or_path", bench / "base0", "--batch_size", 4, *own)
+    assert pem(*argv, "--output_file", tmp_path / "whole.jsonl").code == 0
+    out, calls, plain = tmp_path / "out.jsonl", [], getattr(module, name)
+
+    def counted(*given, stop=None, **more):
+        calls.append(1)
+        if len(calls) == stop:
+            raise Preempted("SIGTERM: stopped")
+        return plain(*given, **more)
+
+    def again(*more, stop=None):
+        calls.clear()
+        monkeypatch.setattr(module, name, partial(counted, stop=stop))
+        done = pem(*argv, *more, "--output_file", out, "--overwrite")
+        return done, len(calls)
+
+    done, _ = again(stop=3)
+    hidden = tmp_path / ".out.jsonl.partial"
+    assert done.code == 75 and not out.exists() and hidden.is_file()
+    hidden.write_bytes(hidden.read_bytes() + b'{"key": "torn')  # a kill in the middle of a line
+    kept = hidden.read_bytes()
+    done, count = again()
+    assert done.code == 0 and count == 2 and "8 " in done.out and "written before" in done.out
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not hidden.exists()
+    longer = "--max_new_tokens", 5
+    for more in (("--adapter", bench / "module0"), longer, ("--batch_size", 3), ("--bf16",)):
+        hidden.write_bytes(kept)
+        done, count = again(*more)
+        assert done.code == 0 and count >= 4 and "before" not in done.out, more
+        assert not hidden.exists()
+        expected = tmp_path / "expected.jsonl"
+        pem(*argv, *more, "--output_file", expected, "--overwrite")
+        assert out.read_bytes() == expected.read_bytes()
+
+
+def test_a_changed_model_never_meets_the_texts_of_another(pem, bench, tmp_path, monkeypatch):
+    from pem_composition.cli import resumed
+
+    shutil.copytree(bench / "base0", tmp_path / "base")
+    config = SimpleNamespace(
+        model_name_or_path=str(tmp_path / "base"), adapter="none", batch_size=None, bf16=False,
+        holding=None, use_cpu=True,
+    )  # fmt: skip
+    seen = [resumed.identity_of(config)]
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        file = tmp_path / "base" / name
+        file.write_text(file.read_text() + " ")
+        assert resumed.identity_of(config) not in seen
+        seen.append(resumed.identity_of(config))
 
 
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(pem, bench, tmp_path):

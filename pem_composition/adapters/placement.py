@@ -10,6 +10,7 @@ change, these get a parameter of their own until nothing placed needs it; then t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,11 +26,11 @@ Entry = dict[Tensor, Change]  # live parameter -> what a module makes of it
 
 @dataclass
 class Own:
-    """A name that has a parameter of its own for the time being."""
+    """A name that has a parameter of its own for the time being, and what was there before."""
 
     owner: nn.Module
     local: str
-    tied: nn.Parameter
+    before: nn.Parameter | nn.Module
     users: int = 0
 
 
@@ -68,9 +69,7 @@ class Placed:
                 assert isinstance(tied, nn.Parameter)
                 own = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
                 for name in fresh:
-                    owner, _, local = name.rpartition(".")
-                    self.own[name] = Own(modules[owner], local, tied)
-                    setattr(modules[owner], local, own)
+                    self.own[name] = _put(model, modules, name, own, set(fresh))
             for name in group:
                 self.own[name].users += 1
 
@@ -80,8 +79,34 @@ class Placed:
             own = self.own[name]
             own.users -= 1
             if not own.users:
-                setattr(own.owner, own.local, own.tied)
+                setattr(own.owner, own.local, own.before)
                 del self.own[name]
+
+
+def _put(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    name: str,
+    parameter: nn.Parameter,
+    together: set[str],
+) -> Own:
+    """Put a parameter at a name; returns what was there.
+
+    A module that stands under other names, too, is first replaced by a copy at this one.
+    """
+    path, _, local = name.rpartition(".")
+    module = modules[path]
+    paths = [p for p, m in modules.items() if m is module]
+    if all(f"{p}.{local}" in together for p in paths):
+        own = Own(module, local, module._parameters[local])
+        setattr(module, local, parameter)
+        return own
+    apart = copy.copy(module)
+    apart._parameters = {**module._parameters, local: parameter}
+    above, _, attribute = path.rpartition(".")
+    setattr(modules[above] if above else model, attribute, apart)
+    modules[path] = apart
+    return Own(modules[above] if above else model, attribute, module)
 
 
 def placed_on(model: nn.Module) -> Placed:

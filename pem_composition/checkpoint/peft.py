@@ -180,6 +180,8 @@ def _canonical_keys(
     keys: dict[str, str] = {}
     in_base = []
     for key, info in infos.items():
+        if _is_copy(key, infos):
+            continue
         named = plain_name(key)
         if not named.startswith(PREFIX):
             raise CheckpointError.build(
@@ -211,6 +213,13 @@ def _canonical_keys(
             )
         keys[name] = key
     return keys, tuple(sorted(in_base))
+
+
+def _is_copy(key: str, known: Container[str]) -> bool:
+    """True for what PEFT writes beside a saved embedding of another size, and does not read: the
+    saved module and the base's once more, under names of its wrapper."""
+    inner = (".modules_to_save.", ".original_module.")
+    return any(part in key and key.replace(part, ".") in known for part in inner)
 
 
 def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:

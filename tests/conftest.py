@@ -10,9 +10,15 @@ from hypothesis import settings
 
 # An example has no time limit: a slow or busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("quick", deadline=None, max_examples=10)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """``-m "not slow"`` is for who has just changed a line: laws are tried on fewer examples."""
+    quick = config.getoption("markexpr") == "not slow"
+    settings.load_profile("quick" if quick else "untimed")
 
 
 @pytest.fixture(scope="session")

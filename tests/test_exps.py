@@ -17,6 +17,8 @@ from pem_composition import cli
 from pem_composition.arithmetic.methods.registry import METHODS
 from pem_composition.cli import parser
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "exps" / "composition_for_distribution_generalization"
 SCRIPTS = sorted(

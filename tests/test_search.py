@@ -23,7 +23,7 @@ from pem_composition.report.records import read_lines
 from pem_composition.sweep import goals, samplers, space
 from pem_composition.sweep.goals import Goal, Scored
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 OWN = ("--head", "per-task")
 WIDE = ("--coefficients_range", "-0.5", "1.5")
 

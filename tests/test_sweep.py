@@ -30,7 +30,7 @@ from pem_composition.errors import UsageError
 from pem_composition.module import HeadInfo
 from pem_composition.report.records import Results, read, read_lines
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GRID = ("--grid", "0", "0.25", "1")
 

@@ -16,7 +16,7 @@ import pem_composition as library
 from pem_composition.report import table
 from pem_composition.report.records import read
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GRID = ("--grid", "0", "0.5", "1", "--head", "per-task")
 

@@ -13,7 +13,7 @@ from by_hand import Hand, check_by_hand, mean, points, refused, rows_of, run
 from pem_composition.report import table
 from pem_composition.report.records import read
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GRID = ("--grid", "0", "0.25", "1")
 SPACES = ("parameter", "delta")

@@ -17,7 +17,7 @@ from pem_composition import sweep
 from pem_composition.report import records, table
 from pem_composition.report.records import read, read_lines
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GRID = ("--grid", "0", "0.25", "1")
 SPACES = ("parameter", "delta")

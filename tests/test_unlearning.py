@@ -28,7 +28,7 @@ from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read, read_lines
 from pem_composition.sweep.texts import strongest
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GRID = ("--grid", "0", "0.5", "1")
 STRENGTHS = {"base": 0.0, "module": -1.0, "strength 0.5": 0.5, "strength 1": 1.0}

@@ -85,6 +85,7 @@ def test_bytes_that_are_no_header(tmp_path: Path, content: bytes, words: str) ->
         files.read_safetensors_header(path)
 
 
+@pytest.mark.slow
 def test_too_many_tensors(tmp_path: Path) -> None:
     header = {f"t{i}": entry(shape=(0,), span=(0, 0)) for i in range(files.MAX_TENSORS + 1)}
     with pytest.raises(CheckpointError, match=r"too many tensors|too large"):
@@ -339,6 +340,7 @@ for n in range(50):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_50_random_moments_of_saving_leaves_complete_modules_only(tmp_path: Path) -> None:
     from pem_composition.checkpoint import load
 

@@ -51,6 +51,7 @@ def assert_equal(folder: Path, model: nn.Module) -> None:
     assert all(t.data_ptr() in kept for t in state.values() if t.numel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("placement", ["peft", "reference"])
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

@@ -59,6 +59,7 @@ def models(
     return places, folder / "base"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("method", DELTA)
 def test_a_streamed_method_is_the_one_in_memory_bit_for_bit(

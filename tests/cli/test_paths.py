@@ -79,6 +79,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "flag", "out"), CASES)
 def test_a_folder_that_is_read_is_not_replaced(place, program, flag, out):
     several = "tuple" in str(typing.get_type_hints(load(program).Config)[flag])

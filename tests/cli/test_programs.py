@@ -10,6 +10,8 @@ import pytest
 
 from pem_composition import cli
 
+pytestmark = pytest.mark.slow
+
 # What keeps an answer from coming in half a second; scripts/benchmarks/first_answer.py measures it.
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "numpy", "matplotlib")
 ROOT = ("merge.py", "negation.py", "analogy.py")

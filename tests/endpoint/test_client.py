@@ -46,6 +46,7 @@ def test_a_failing_server_is_asked_again(server):
     assert len(server.requests) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "error", "words"),
     [
@@ -100,6 +101,7 @@ def said(content, end="stop", **more):
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "text", "end"),
     [

@@ -58,6 +58,7 @@ def end_of_some(model, prompts, search):
     return END
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "penalty"), CASES)
 def test_answers_are_those_of_each_row_alone_in_any_batch(
     name, penalty, tokenizer, prompts, one_thread

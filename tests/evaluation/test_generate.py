@@ -61,6 +61,7 @@ def by_hand(model, tokens, steps, uniform, end, temperature=1.0):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_sample_is_what_an_unbatched_model_without_cache_gives_for_its_numbers(
     name, gpt2, one_thread

@@ -96,6 +96,7 @@ def test_standard_error_of_accuracy_is_binomial(n, seed):
     assert error == pytest.approx(np.sqrt(share * (1 - share) / n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cola", "mrpc", "stsb"])
 def test_bootstrap_error_is_the_spread_over_resampled_rows(name):
     task = TASKS[name]

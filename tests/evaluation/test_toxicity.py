@@ -164,6 +164,7 @@ def test_the_auc_is_the_share_of_pairs_in_the_right_order(rows):
     assert found.value == pytest.approx(sum(pairs) / len(pairs))
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_resampled_rows():
     from sklearn.metrics import roc_auc_score
 

@@ -14,6 +14,8 @@ from faults import world
 import pem_composition as library
 from pem_composition import cli
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

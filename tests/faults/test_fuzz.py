@@ -9,6 +9,8 @@ from faults import laws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 150
 
 

@@ -28,6 +28,8 @@ from pem_composition import offline
 from pem_composition.errors import DataError, RunFailed, UsageError
 from pem_composition.offline import archives, cache
 
+pytestmark = pytest.mark.slow
+
 
 def pin(path: Path, package: str = "toy-asset") -> offline.Wheel:
     data = path.read_bytes()

@@ -33,6 +33,8 @@ from pem_composition.evaluation.models import load_causal
 from pem_composition.module import combine
 from pem_composition.training import runs
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("gpt2", "llama")
 QUIET = {"eval_strategy": "no", "eval_steps": None}
 PADDED = {"loss_on_padding": True, "max_seq_length": 40}

@@ -15,6 +15,8 @@ from pem_composition.cli import main
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.training import checkpointing, runs
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "README.md",
     "all_results.json",

@@ -25,6 +25,8 @@ from pem_composition.errors import PEMError
 from pem_composition.module import combine, detoxify
 from pem_composition.training import runs
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"eval_strategy": "no", "eval_steps": None}
 KINDS = ("lora", "ia3")
 

@@ -12,6 +12,8 @@ from training_bench import REPOSITORY, environment
 from pem_composition.errors import UsageError
 from pem_composition.training import processes, runs
 
+pytestmark = pytest.mark.slow
+
 LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 QUIET = {
     "hidden_dropout_prob": 0.0,

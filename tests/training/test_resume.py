@@ -16,6 +16,8 @@ from pem_composition.training import checkpointing, resume, runs
 from pem_composition.training.identity import describe_run
 from pem_composition.training.objectives import objective_of
 
+pytestmark = pytest.mark.slow
+
 
 def losses(folder):
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]

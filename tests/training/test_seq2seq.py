@@ -35,6 +35,8 @@ from pem_composition.training import runs
 from pem_composition.training.losses import cross_entropy
 from pem_composition.training.objectives import objective_of
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"lora_dropout": None, "eval_strategy": "no", "eval_steps": None}
 
 

@@ -46,7 +46,6 @@ NO_ADAPTER = "none"
 MISMATCHED = "validation_mismatched"
 # Prefix and suffix of a score's name in the result files, as run_glue.py has them.
 RESULT_NAMES = {"validation": ("eval", ""), MISMATCHED: ("eval", "_mm"), "test": ("test", "")}
-SIZES = ("max_seq_length", "block_size", "max_eval_samples", "per_device_eval_batch_size")
 
 
 class Answered(NamedTuple):
@@ -88,7 +87,7 @@ class Config(RowFlags):
         "else (constrained), or greedy generation, in which other words are wrong (free)",
     )
     block_size: int | None = flag(
-        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"
+        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})", least=1
     )
     split: tuple[Literal["validation", "validation_mismatched", "test"], ...] = flag(
         ("validation",),
@@ -103,14 +102,14 @@ class Config(RowFlags):
     output_dir: str | None = flag(
         None, "where eval_results.json and all_results.json go; default: printed only"
     )
-    max_seq_length: int = flag(128, "tokens per example; longer ones are cut")
+    max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
     pad_to_max_length: bool = flag(
         False, "pad every example to --max_seq_length instead of to its batch"
     )
     seed: int = flag(42, "seed of a head that neither model nor module brings")
-    max_eval_samples: int | None = flag(None, "at most N rows, stratified by label")
+    max_eval_samples: int | None = flag(None, "at most N rows, stratified by label", least=1)
     per_device_eval_batch_size: int | None = flag(
-        None, "rows per batch (default: 16 on a CPU, 64 on a GPU)"
+        None, "rows per batch (default: 16 on a CPU, 64 on a GPU)", least=1
     )
     bf16: bool = flag(False, "compute in bfloat16: faster where the processor has it")
     allow_base_mismatch: bool = flag(False, "score a module of another base model all the same")
@@ -132,12 +131,6 @@ class Config(RowFlags):
             )  # fmt: skip
         asked = self.objective == "seq2seq" and not self.next_block
         refuse_idle(self, "answers", "--objective seq2seq --target label", has=asked)
-        for name in SIZES:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError.build(
-                    f"--{name}", "cannot be used", found=value, expected="a number >= 1"
-                )
 
     @property
     def next_block(self) -> bool:

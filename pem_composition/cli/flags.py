@@ -403,17 +403,21 @@ class EvaluationFlags(RowFlags):
         },
     )
     max_seq_length: int | None = field(
-        default=None, metadata={"help": "tokens per example (default: 128)"}
+        default=None, metadata={"help": "tokens per example (default: 128)", "least": 1}
     )
     block_size: int | None = field(
         default=None,
-        metadata={"help": f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"},
+        metadata={
+            "help": f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})",
+            "least": 1,
+        },
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "use only N rows per split"}
+        default=None, metadata={"help": "use only N rows per split", "least": 1}
     )
     per_device_eval_batch_size: int | None = field(
-        default=None, metadata={"help": "rows per batch (default: 16 on a CPU, 64 on a GPU)"}
+        default=None,
+        metadata={"help": "rows per batch (default: 16 on a CPU, 64 on a GPU)", "least": 1},
     )
     reference_module: str | None = field(
         default=None,
@@ -453,12 +457,6 @@ class EvaluationFlags(RowFlags):
             raise UsageError.build(
                 "--max_invalid", "not a share", found=self.max_invalid, expected="0 to 1"
             )
-        for name in ("block_size", "max_eval_samples", "per_device_eval_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError.build(
-                    f"--{name}", "cannot be used", found=value, expected="a number >= 1"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

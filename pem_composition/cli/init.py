@@ -26,7 +26,7 @@ class Config(ModelFlags):
     """Flags of ``pem init``."""
 
     num_labels: int | None = flag(
-        None, "outputs of the head where no task is given; 1 for regression"
+        None, "outputs of the head where no task is given; 1 for regression", least=1
     )
 
     def __post_init__(self) -> None:
@@ -46,10 +46,6 @@ class Config(ModelFlags):
                 "says what the head predicts",
                 found="a task as well" if named else "no task either",
                 expected="one of --task_name, --train_file, --labels and --num_labels",
-            )
-        if self.num_labels is not None and self.num_labels < 1:
-            raise UsageError.build(
-                "--num_labels", "cannot be used", found=self.num_labels, expected="a number >= 1"
             )
 
 

@@ -9,6 +9,7 @@ may hold ``EXAMPLES``. A field without a default is required; its annotation giv
     short       "-a"
     flag        name of the flag where it cannot be the field's, such as "as"
     aliases     further names of the flag
+    least, above, below   range of a number
     choices     the allowed values
     nargs       as in argparse, "+" for sequences if absent
     metavar     name of the value in the help text
@@ -46,6 +47,7 @@ from pem_composition.errors import (
     UsageError,
     close_match,
 )
+from pem_composition.training.config import check_ranges
 
 T = TypeVar("T")
 
@@ -103,6 +105,7 @@ def parse(
         for spec in dataclasses.fields(config_class)  # type: ignore[arg-type]
         if spec.init
     }
+    check_ranges(config_class, values)
     return config_class(**values)
 
 

@@ -55,9 +55,9 @@ class Config:
     instruction: tuple[str, ...] = flag(
         (), "make each comment the answer to one of these instructions, in turn", metavar="TEXT"
     )
-    samples: int | None = flag(None, "training rows, drawn at random; default: all")
-    validation_size: int = flag(0, "rows drawn first and set aside as validation.jsonl")
-    seed: int = flag(42, "of the draws")
+    samples: int | None = flag(None, "training rows, drawn at random; default: all", least=1)
+    validation_size: int = flag(0, "rows drawn first and set aside as validation.jsonl", least=0)
+    seed: int = flag(42, "of the draws", least=0)
     overwrite: bool = flag(False, "replace an existing output", short="-o")
 
     def __post_init__(self) -> None:
@@ -65,12 +65,6 @@ class Config:
             raise UsageError.build(
                 "--input_file", "which rows to choose from", expected="--input_file or --task_name"
             )
-        for name, least in (("samples", 1), ("validation_size", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError.build(
-                    f"--{name}", "cannot be used", found=value, expected=f"a number >= {least}"
-                )
 
     @property
     def score(self) -> ScoreFilter | None:

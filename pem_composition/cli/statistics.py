@@ -42,14 +42,14 @@ class Flags(RowFlags):
         None, "folder with train/dev files, or with one such folder per task"
     )
     split: Literal["train", "validation", "test"] = flag("train", "which rows are read")
-    max_samples: int = flag(256, "at most N rows, stratified by label")
+    max_samples: int = flag(256, "at most N rows, stratified by label", least=1)
     objective: Literal["classification", "seq2seq"] = flag(
         "classification", "how the module answers: by a head, or text to text"
     )
     prompt: str | None = flag(
         None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
     )
-    max_seq_length: int = flag(128, "tokens per example; longer ones are cut")
+    max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
     seed: int = flag(42, "of the choice of rows, and of a head that nothing brings")
     overwrite: bool = flag(False, "replace an existing output")
     allow_base_mismatch: bool = flag(False, "take a module of another base model all the same")
@@ -63,10 +63,6 @@ class Flags(RowFlags):
         check_objective(self)
         if self.task_name is None and not (self.train_file or self.validation_file):
             raise UsageError.build("--task_name", "no rows to read", do="give a task or a file")
-        if self.max_samples < 1:
-            raise UsageError.build(
-                "--max_samples", "cannot be used", found=self.max_samples, expected="a number >= 1"
-            )
 
 
 def run(config: Flags, what: str, facts: dict[str, Any], compute: Compute) -> int:

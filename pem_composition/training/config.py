@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,73 +33,24 @@ DECODERS = ("causal_lm", "instruction")  # objectives of a decoder
 TARGETS = ("label", "next_block")
 DEFAULT_BLOCK = 128  # tokens
 
-# Fields that name places or change speed, reporting and bookkeeping, but not the trained numbers;
-# data and base model enter the key by their content instead.
-NEUTRAL_FIELDS = frozenset(
-    {
-        "model_name_or_path",
-        "train_file",
-        "validation_file",
-        "test_file",
-        "data_dir",
-        "init_from",
-        "output_dir",
-        "overwrite_output_dir",
-        "do_predict",
-        "per_device_eval_batch_size",
-        "save_steps",
-        "save_total_limit",
-        "logging_steps",
-        "dataloader_num_workers",
-        "report_to",
-        "disable_tqdm",
-        "use_cpu",
-        "resume_from_checkpoint",
-        "ignore_checkpoints",
-        "force_resume",
-        "max_train_samples",
-        "max_eval_samples",
-        "score_column",
-        "score_above",
-        "purpose",
-        "device_map",
-        # Rows enter the key as they are read, classes of no known task by their names.
-        "text_column_names",
-        "label_column_name",
-        "labels",
-        "do_regression",
-    }
-)
-ADAPTER_FIELDS = {
-    "lora": ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"),
-    "ia3": ("target_modules", "ia3_placement"),
-    "fft": (),
+RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "least": (">=", operator.ge),
+    "above": (">", operator.gt),
+    "below": ("<", operator.lt),
 }
-# Fields without effect on the numbers of a run, by what it trains; a prompt enters the key by its
-# content.
-DOCUMENT_FIELDS = ("truncate", "loss_on_padding")
-INSTRUCTION_FIELDS = ("template", "train_on_inputs")
-OTHER_FIELDS = (*DOCUMENT_FIELDS, *INSTRUCTION_FIELDS)
-UNUSED_FIELDS = {
-    "classification": ("objective", "target", "prompt", "block_size", *OTHER_FIELDS),
-    "label": ("prompt", "block_size", *OTHER_FIELDS),
-    "next_block": ("prompt", "max_seq_length", "pad_to_max_length", *OTHER_FIELDS),
-    "causal_lm": ("target", "prompt", "block_size", *INSTRUCTION_FIELDS),
-    "instruction": ("target", "prompt", "block_size", "template", *DOCUMENT_FIELDS),
-}
-# Fields of later releases: of no effect, and in no key, at their defaults.
-LOAD_FIELDS = ("load_in_8bit", "load_in_4bit", "model_dtype")
-LATER_FIELDS = (
-    *LOAD_FIELDS,
-    "optim",
-    "label_smoothing_factor",
-    "early_stopping_patience",
-    "early_stopping_threshold",
-)
+GIVEN = "given"  # a flag of a later release enters a run's key only where it is given
 
 
 def flag(default: T, text: str, **meta: Any) -> T:
-    """A dataclass field with its help text; the flag's name is the field's."""
+    """A dataclass field with its help text; the flag's name is the field's.
+
+    Args:
+        meta: what the parser knows (cli/parser.py), and
+            least, above, below: range of a number; without them any finite one.
+            key: False for what names a place or changes speed, reporting and bookkeeping, but not
+                the trained numbers, and for what enters the key of a run by its content; or GIVEN.
+            of: the kinds of run or module whose numbers it decides; default: all.
+    """
     return field(default=default, metadata={"help": text, **meta})  # type: ignore[no-any-return]
 
 
@@ -110,20 +63,23 @@ class RowFlags:
         "column of the text, or the two of a pair; default: usual names (sentence1 sentence2, ...)",
         metavar="COLUMN",
         aliases=("text_column_name",),
+        key=False,
     )
     label_column_name: str | None = flag(
-        None, "column of the label; default: a usual name (label, ...)", metavar="COLUMN"
+        None, "column of the label; default: a usual name (label, ...)", metavar="COLUMN", key=False
     )
     labels: tuple[str, ...] | None = flag(
         None,
         "class names in the order of the outputs, for files of no known task; default: those of "
         "the module or model, else of the rows",
         metavar="NAME",
+        key=False,
     )
     do_regression: bool | None = flag(
         None,
         "labels are scores, or are classes (false); default: scores where one of them is a number "
         "that is not whole",
+        key=False,
     )
 
     def reading(self, own: tuple[str, ...] | None = None) -> Reading:
@@ -143,14 +99,16 @@ class LoadFlags:
     """How the weights of a large decoder are held; shared with the programs that write text."""
 
     load_in_8bit: bool = flag(
-        False, "decoders: hold the base in 8 bits (package bitsandbytes, extra [quantized])"
+        False,
+        "decoders: hold the base in 8 bits (package bitsandbytes, extra [quantized])",
+        key=GIVEN,
     )
-    load_in_4bit: bool = flag(False, "decoders: hold the base in 4 bits (NF4), likewise")
+    load_in_4bit: bool = flag(False, "decoders: hold the base in 4 bits (NF4), likewise", key=GIVEN)
     model_dtype: Literal["float32", "bfloat16", "float16"] | None = flag(
-        None, "decoders: dtype of the base's weights; default: float32"
+        None, "decoders: dtype of the base's weights; default: float32", key=GIVEN
     )
     device_map: str | None = flag(
-        None, "decoders: spread the base over devices: auto, or a device such as cuda:1"
+        None, "decoders: spread the base over devices: auto, or a device such as cuda:1", key=False
     )
 
     def check_load(self) -> None:
@@ -177,60 +135,71 @@ class ModelFlags(LoadFlags, RowFlags):
     """Which model, task and adapter; shared by ``pem init`` and ``pem train``."""
 
     model_name_or_path: str = field(
-        metadata={"help": "base model: a local directory or a hub name"}
+        metadata={"help": "base model: a local directory or a hub name", "key": False}
     )
     output_dir: str = field(
-        metadata={"help": "directory of the trained module, its results and checkpoints"}
+        metadata={
+            "help": "directory of the trained module, its results and checkpoints",
+            "key": False,
+        }
     )
     task_name: str | None = flag(None, "GLUE task, e.g. rte; gives columns, label words and metric")
     train_file: str | None = flag(
-        None, "training rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"
+        None,
+        "training rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)",
+        key=False,
     )
-    validation_file: str | None = flag(None, "validation rows, in the same formats")
-    test_file: str | None = flag(None, "test rows, scored with --do_predict")
+    validation_file: str | None = flag(None, "validation rows, in the same formats", key=False)
+    test_file: str | None = flag(None, "test rows, scored with --do_predict", key=False)
     data_dir: str | None = flag(
-        None, "folder with train/dev files, or with one such folder per task"
+        None, "folder with train/dev files, or with one such folder per task", key=False
     )
     objective: Literal["classification", "seq2seq", "causal_lm", "instruction"] = flag(
         "classification",
         "what is trained: a head on the model, text to text, a decoder's next word (causal_lm), or "
         "its answers to instructions",
+        of=("label", "next_block", *DECODERS),
     )
     adapter_config: Literal["lora", "ia3", "fft"] = flag(
         "lora", "kind of module; fft trains every parameter"
     )
-    lora_r: int = flag(8, "rank of the LoRA factors")
-    lora_alpha: float = flag(8.0, "LoRA scale: the update is multiplied by alpha / r")
-    lora_dropout: float = flag(0.0, "dropout on the input of A, a probability")
-    use_rslora: bool = flag(False, "multiply the update by alpha / sqrt(r) instead")
+    lora_r: int = flag(8, "rank of the LoRA factors", of=("lora",), least=1)
+    lora_alpha: float = flag(
+        8.0, "LoRA scale: the update is multiplied by alpha / r", of=("lora",), above=0
+    )
+    lora_dropout: float = flag(
+        0.0, "dropout on the input of A, a probability", of=("lora",), least=0, below=1
+    )
+    use_rslora: bool = flag(False, "multiply the update by alpha / sqrt(r) instead", of=("lora",))
     target_modules: tuple[str, ...] | None = flag(
-        None, "layers to adapt; default: the model type's table"
+        None, "layers to adapt; default: the model type's table", of=("lora", "ia3")
     )
     ia3_placement: Literal["peft", "reference"] = flag(
         "peft",
         "(IA)^3 in the feed-forward: second layer's input (peft), first's output (reference)",
+        of=("ia3",),
     )
-    init_from: str | None = flag(None, "start from this module's numbers and head (see pem init)")
+    init_from: str | None = flag(
+        None, "start from this module's numbers and head (see pem init)", key=False
+    )
     seed: int = flag(
-        42, "seed of initialisation, dropout and, without --data_seed, of the data order"
+        42, "seed of initialisation, dropout and, without --data_seed, of the data order", least=0
     )
     hidden_dropout_prob: float | None = flag(
-        None, "dropout of the model's hidden states; default: the model's"
+        None, "dropout of the model's hidden states; default: the model's", least=0, below=1
     )
     attention_probs_dropout_prob: float | None = flag(
-        None, "dropout of the model's attention weights; default: the model's"
+        None, "dropout of the model's attention weights; default: the model's", least=0, below=1
     )
     overwrite_output_dir: bool = flag(
         False,
         "start anew where the output directory holds an unfinished run with other settings or "
         "a module of another origin (a finished run is replaced when its settings change)",
+        key=False,
     )
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "lora_r")
-        _positive(self, "lora_alpha")
-        _probability(self, "lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
-        _at_least(self, 0, "seed")
+        check_ranges(type(self), vars(self))
         _one_of(self, "adapter_config", METHODS)
         _one_of(self, "objective", TRAINED)
         self._check_decoder()
@@ -244,7 +213,7 @@ class ModelFlags(LoadFlags, RowFlags):
     def _check_decoder(self) -> None:
         """How weights are held is said of decoders; a quantised base is not trained itself."""
         self.check_load()
-        for name in (*LOAD_FIELDS, "device_map"):
+        for name in (spec.name for spec in dataclasses.fields(LoadFlags)):
             if getattr(self, name) and self.objective not in DECODERS:
                 needed = " or ".join(DECODERS)
                 raise UsageError.build(
@@ -268,116 +237,161 @@ class TrainConfig(ModelFlags):
         False,
         "write the prediction for every test row (predict_results_<task>.txt, and .jsonl with "
         "probabilities), and score them where all have labels",
+        key=False,
     )
     target: Literal["label", "next_block"] | None = flag(
         None,
         "seq2seq: write the answer of the row's label (label, the default), or a domain's text, "
         "block by block (next_block)",
+        of=TARGETS,
     )
     prompt: str | None = flag(
-        None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
+        None,
+        "seq2seq: template and answers, by name or JSON file; default: the task's own",
+        key=False,
     )
     block_size: int | None = flag(
-        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})"
+        None,
+        f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})",
+        of=("next_block",),
+        least=1,
     )
     score_column: str | None = flag(
-        None, f"causal_lm: train on rows by their score in this column (default: {SCORE_COLUMN})"
+        None,
+        f"causal_lm: train on rows by their score in this column (default: {SCORE_COLUMN})",
+        key=False,
     )
     score_above: float | None = flag(
         None,
         f"causal_lm: leave out rows with a score at or below this (default: {THRESHOLD}); "
         "for civil_comments even where neither flag is given",
+        key=False,
     )
     truncate: bool = flag(
-        True, "causal_lm: cut documents at --max_seq_length; --no-truncate takes them whole"
+        True,
+        "causal_lm: cut documents at --max_seq_length; --no-truncate takes them whole",
+        of=("causal_lm",),
     )
     loss_on_padding: bool = flag(
         False,
         "causal_lm: pad with the end token to --max_seq_length and count it in the loss, as the "
         "reference code does",
+        of=("causal_lm",),
     )
     template: str | None = flag(
         None,
         "instruction: how it is written down: sections (the default), chat (the tokenizer's chat "
         "template) or a JSON file",
+        key=False,
     )
     train_on_inputs: bool = flag(
-        False, "instruction: the loss also counts the prompt, as in Alpaca-LoRA"
+        False,
+        "instruction: the loss also counts the prompt, as in Alpaca-LoRA",
+        of=("instruction",),
     )
     purpose: str | None = flag(
         None,
         "what the module is for, said in pem.json and its card; default: of rows chosen by score, "
         "that it exists to be subtracted",
+        key=False,
     )
-    max_seq_length: int = flag(128, "tokens per example; longer ones are cut")
+    max_seq_length: int = flag(
+        128,
+        "tokens per example; longer ones are cut",
+        of=("classification", "label", *DECODERS),
+        least=1,
+    )
     pad_to_max_length: bool = flag(
-        False, "pad every example to --max_seq_length instead of to its batch"
+        False,
+        "pad every example to --max_seq_length instead of to its batch",
+        of=("classification", "label", *DECODERS),
     )
     group_by_length: bool = flag(False, "batches of similar length: less padding, another order")
-    max_train_samples: int | None = flag(None, "use at most N training rows, stratified by label")
-    max_eval_samples: int | None = flag(None, "use at most N validation rows, stratified by label")
-    per_device_train_batch_size: int = flag(32, "rows per step and process")
-    per_device_eval_batch_size: int = flag(64, "rows per evaluation batch and process")
-    gradient_accumulation_steps: int = flag(1, "batches per optimizer step")
-    learning_rate: float = flag(5e-4, "peak rate, reached after warmup")
-    num_train_epochs: float | None = flag(
-        None, f"passes over the training rows (default: {DEFAULT_EPOCHS:g})"
+    max_train_samples: int | None = flag(
+        None, "use at most N training rows, stratified by label", key=False, least=1
     )
-    max_steps: int | None = flag(None, "optimizer steps, instead of --num_train_epochs")
-    warmup_ratio: float = flag(0.06, "share of the steps with a rising rate")
-    warmup_steps: int | None = flag(None, "steps with a rising rate, instead of --warmup_ratio")
+    max_eval_samples: int | None = flag(
+        None, "use at most N validation rows, stratified by label", key=False, least=1
+    )
+    per_device_train_batch_size: int = flag(32, "rows per step and process", least=1)
+    per_device_eval_batch_size: int = flag(
+        64, "rows per evaluation batch and process", key=False, least=1
+    )
+    gradient_accumulation_steps: int = flag(1, "batches per optimizer step", least=1)
+    learning_rate: float = flag(5e-4, "peak rate, reached after warmup", above=0)
+    num_train_epochs: float | None = flag(
+        None, f"passes over the training rows (default: {DEFAULT_EPOCHS:g})", above=0
+    )
+    max_steps: int | None = flag(None, "optimizer steps, instead of --num_train_epochs", least=1)
+    warmup_ratio: float = flag(0.06, "share of the steps with a rising rate", least=0, below=1)
+    warmup_steps: int | None = flag(
+        None, "steps with a rising rate, instead of --warmup_ratio", least=0
+    )
     lr_scheduler_type: str = flag(
         "polynomial", "decay of the rate; polynomial is linear to 1e-7", choices=SCHEDULERS
     )
     weight_decay: float = flag(
-        0.01, "decay of the weights, not of biases, layer norms and (IA)^3 vectors"
+        0.01, "decay of the weights, not of biases, layer norms and (IA)^3 vectors", least=0
     )
-    max_grad_norm: float = flag(1.0, "gradients are scaled to at most this norm; 0 for no limit")
+    max_grad_norm: float = flag(
+        1.0, "gradients are scaled to at most this norm; 0 for no limit", least=0
+    )
     optim: str | None = flag(
-        None, "optimizer, by the Trainer's name (default: adamw_torch_fused)", choices=OPTIMIZERS
+        None,
+        "optimizer, by the Trainer's name (default: adamw_torch_fused)",
+        choices=OPTIMIZERS,
+        key=GIVEN,
     )
     label_smoothing_factor: float = flag(
-        0.0, "share of the target that the loss spreads over all classes; evaluations do not"
+        0.0,
+        "share of the target that the loss spreads over all classes; evaluations do not",
+        key=GIVEN,
+        least=0,
+        below=1,
     )
-    adam_beta1: float = flag(0.9, "AdamW: decay of the first moment")
-    adam_beta2: float = flag(0.98, "AdamW: decay of the second moment")
-    adam_epsilon: float = flag(1e-6, "AdamW: added to the denominator")
+    adam_beta1: float = flag(0.9, "AdamW: decay of the first moment", least=0, below=1)
+    adam_beta2: float = flag(0.98, "AdamW: decay of the second moment", least=0, below=1)
+    adam_epsilon: float = flag(1e-6, "AdamW: added to the denominator", above=0)
     eval_strategy: Literal["no", "steps", "epoch"] | None = flag(
         None, "when to evaluate while training; default: steps with --eval_steps, else epoch"
     )
-    eval_steps: int | None = flag(None, "evaluate every N steps")
+    eval_steps: int | None = flag(None, "evaluate every N steps", least=1)
     save_steps: int | None = flag(
-        None, "checkpoint every N steps, besides those of the evaluations"
+        None, "checkpoint every N steps, besides those of the evaluations", key=False, least=1
     )
-    save_total_limit: int | None = flag(2, "checkpoints kept, besides the best one")
-    logging_steps: int = flag(10, "report the loss every N steps")
+    save_total_limit: int | None = flag(
+        2, "checkpoints kept, besides the best one", key=False, least=1
+    )
+    logging_steps: int = flag(10, "report the loss every N steps", key=False, least=1)
     load_best_model_at_end: bool = flag(
         True, "keep the evaluated step with the best metric, not the last one"
     )
     metric_for_best_model: str | None = flag(None, "what best means; default: the task's metric")
     early_stopping_patience: int | None = flag(
-        None, "stop after N evaluations in a row without a better metric"
+        None, "stop after N evaluations in a row without a better metric", key=GIVEN, least=1
     )
     early_stopping_threshold: float | None = flag(
-        None, "early stopping: how much better counts as better (default: any)"
+        None, "early stopping: how much better counts as better (default: any)", key=GIVEN, least=0
     )
-    data_seed: int | None = flag(None, "seed of the data order; default: --seed")
+    data_seed: int | None = flag(None, "seed of the data order; default: --seed", least=0)
     bf16: bool = flag(False, "compute in bfloat16, module in float32")
     fp16: bool = flag(False, "compute in float16, module in float32 (GPU)")
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time")
-    dataloader_num_workers: int = flag(0, "processes that assemble batches")
+    dataloader_num_workers: int = flag(0, "processes that assemble batches", key=False, least=0)
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = flag(
-        "none", "tracker to log to"
+        "none", "tracker to log to", key=False
     )
-    disable_tqdm: bool = flag(False, "no progress bars")
+    disable_tqdm: bool = flag(False, "no progress bars", key=False)
     resume_from_checkpoint: str | None = flag(
-        None, "a checkpoint directory; default: the newest complete one"
+        None, "a checkpoint directory; default: the newest complete one", key=False
     )
     ignore_checkpoints: bool = flag(
-        False, "start from the beginning although there are checkpoints"
+        False, "start from the beginning although there are checkpoints", key=False
     )
-    force_resume: bool = flag(False, "resume although flags or data differ from the checkpoint's")
-    use_cpu: bool = flag(False, "do not use a GPU")
+    force_resume: bool = flag(
+        False, "resume although flags or data differ from the checkpoint's", key=False
+    )
+    use_cpu: bool = flag(False, "do not use a GPU", key=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -388,36 +402,6 @@ class TrainConfig(ModelFlags):
                 expected="a task name or --train_file",
                 do="add one of them",
             )
-        _positive(self, "learning_rate", "adam_epsilon", "num_train_epochs")
-        _at_least(
-            self,
-            1,
-            "max_seq_length",
-            "block_size",
-            "max_train_samples",
-            "max_eval_samples",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "max_steps",
-            "eval_steps",
-            "save_steps",
-            "save_total_limit",
-            "logging_steps",
-            "early_stopping_patience",
-        )
-        _at_least(
-            self,
-            0,
-            "weight_decay",
-            "max_grad_norm",
-            "warmup_steps",
-            "dataloader_num_workers",
-            "data_seed",
-            "early_stopping_threshold",
-        )
-        _probability(self, "label_smoothing_factor", "warmup_ratio", "adam_beta1", "adam_beta2")
-        _values(self, ("score_above",))
         _one_of(self, "lr_scheduler_type", SCHEDULERS)
         if self.optim is not None:
             _one_of(self, "optim", OPTIMIZERS)
@@ -523,14 +507,15 @@ class TrainConfig(ModelFlags):
 
     def result_fields(self) -> dict[str, Any]:
         """The flags that decide the trained numbers, without those of other kinds of run."""
-        foreign = {f for fields in ADAPTER_FIELDS.values() for f in fields} - set(
-            ADAPTER_FIELDS[self.adapter_config]
-        )
         target = self.target or "label"
-        foreign |= set(UNUSED_FIELDS[target if self.objective == "seq2seq" else self.objective])
+        run = {target if self.objective == "seq2seq" else self.objective, self.adapter_config}
         values = dataclasses.asdict(self) | {"target": target, "block_size": self.block_tokens}
-        foreign |= {name for name in LATER_FIELDS if not values[name]}
-        kept = {k: v for k, v in values.items() if k not in NEUTRAL_FIELDS | foreign}
+        kept = {}
+        for spec in dataclasses.fields(self):
+            meta, value = spec.metadata, values[spec.name]
+            given = meta.get("key", True) is True or (meta["key"] == GIVEN and value)
+            if given and run & set(meta.get("of", run)):
+                kept[spec.name] = value
         kept |= {"data_seed": self.order_seed, "eval_strategy": self.evaluation_strategy}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
@@ -578,31 +563,28 @@ def _refuse(name: str, found: object, expected: str) -> UsageError:
     return UsageError.build(f"--{name}", "cannot be used", found=found, expected=expected)  # type: ignore[return-value]
 
 
-def _values(config: object, names: tuple[str, ...]) -> list[tuple[str, float]]:
-    """The named numbers that are set; each must be finite."""
-    values = [(n, v) for n in names if (v := getattr(config, n)) is not None]
-    for name, value in values:
+def check_ranges(config_class: type, values: Mapping[str, Any]) -> None:
+    """Refuse a number that is outside the range its flag declares, or not finite.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    for spec in dataclasses.fields(config_class):
+        value = values.get(spec.name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
         if not math.isfinite(value):
-            raise _refuse(name, value, "a finite number")
-    return values
+            raise _refuse(spec.name, value, "a finite number")
+        bounds = [(*RANGES[k], spec.metadata[k]) for k in RANGES if k in spec.metadata]
+        if not all(holds(value, bound) for _, holds, bound in bounds):
+            limits = " and ".join(f"{sign} {bound:g}" for sign, _, bound in bounds)
+            raise _refuse(spec.name, value, f"a number {limits}")
 
 
-def _at_least(config: object, least: int, *names: str) -> None:
-    for name, value in _values(config, names):
-        if value < least:
-            raise _refuse(name, value, f"a number >= {least}")
-
-
-def _positive(config: object, *names: str) -> None:
-    for name, value in _values(config, names):
-        if value <= 0:
-            raise _refuse(name, value, "a number > 0")
-
-
-def _probability(config: object, *names: str) -> None:
-    for name, value in _values(config, names):
-        if not 0 <= value < 1:
-            raise _refuse(name, value, "a number >= 0 and < 1")
+def fields_of(kind: str) -> tuple[str, ...]:
+    """The flags that decide the numbers of one kind of module only."""
+    specs = dataclasses.fields(ModelFlags)
+    return tuple(spec.name for spec in specs if kind in spec.metadata.get("of", ()))
 
 
 def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from pem_composition.evaluation.models import resolve
 from pem_composition.record import Provenance
 from pem_composition.tasks.glue import Task
 from pem_composition.training import checkpointing, results
-from pem_composition.training.config import ADAPTER_FIELDS, ModelFlags
+from pem_composition.training.config import ModelFlags, fields_of
 from pem_composition.training.identity import module_digest
 
 
@@ -46,7 +46,7 @@ def describe(flags: ModelFlags, task: Task | None) -> dict[str, object]:
     answers: dict[str, object] = (
         {"objective": flags.objective} if task is None else {"labels": list(task.labels)}
     )
-    adapter = {name: getattr(flags, name) for name in ADAPTER_FIELDS[flags.adapter_config]}
+    adapter = {name: getattr(flags, name) for name in fields_of(flags.adapter_config)}
     if flags.target_modules:
         adapter["target_modules"] = list(flags.target_modules)
     return {

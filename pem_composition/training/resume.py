@@ -8,10 +8,10 @@ from typing import Any
 
 from pem_composition.errors import UsageError
 from pem_composition.training import checkpointing
-from pem_composition.training.config import ADAPTER_FIELDS, TrainConfig
+from pem_composition.training.config import METHODS, TrainConfig, fields_of
 
 # What a checkpoint's module cannot be made to be, whatever the user insists on.
-FIXED = {f"--{name}" for fields in ADAPTER_FIELDS.values() for name in fields} | {
+FIXED = {f"--{name}" for kind in METHODS for name in fields_of(kind)} | {
     "--adapter_config",
     "--objective",
     "base",

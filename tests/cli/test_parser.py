@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pem_composition.cli import parser
+from pem_composition.cli import load, parser
 from pem_composition.errors import DataError, RunFailed, UsageError
 
 
@@ -250,3 +252,35 @@ def test_debug_shows_where_an_error_came_from(capsys):
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.endswith("prog: error: here: wrong\n")
+
+
+RANGED = [
+    (program, spec.name, spec.metadata)
+    for program in ("train", "init", "select", "evaluate", "fisher", "gram", "sweep", "search")
+    for spec in dataclasses.fields(load(program).Config)
+    if {"least", "above", "below"} & set(spec.metadata)
+]
+
+
+@pytest.mark.parametrize(("program", "name", "meta"), RANGED)
+def test_a_number_outside_its_declared_range_is_refused_by_its_flag(pem, program, name, meta):
+    """Before anything else is asked for but what argparse itself requires."""
+    config = load(program).Config
+    hints = typing.get_type_hints(config)
+    required = [
+        word
+        for spec in dataclasses.fields(config)
+        if spec.init
+        and spec.default is dataclasses.MISSING
+        and spec.default_factory is dataclasses.MISSING
+        for word in (f"--{spec.name}", "x")
+    ]
+    outside = [meta["least"] - 1] if "least" in meta else []
+    outside += [meta["above"]] if "above" in meta else []
+    outside += [meta["below"]] if "below" in meta and "float" in str(hints[name]) else []
+    assert outside
+    for value in outside:
+        done = pem(program, *required, f"--{name}={value}")
+        assert done.code == 2
+        assert f"--{name}: cannot be used; found {value:g}" in done.err.replace(".0,", ",")
+        assert "expected a number" in done.err

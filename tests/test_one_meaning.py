@@ -7,9 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("peft")
 import one_meaning as om
+
+import pem_composition as pem
+from pem_composition.checkpoint import fold_checkpoint, load
+from pem_composition.checkpoint.files import read_json
+from pem_composition.errors import IncompatibleModules
 
 EVERY = frozenset(om.WAYS)
 CONVERT, EXTRACT = frozenset({"convert"}), frozenset({"extract"})
@@ -64,3 +71,140 @@ def test_a_module_means_the_same_on_every_way(name: str, tmp_path: Path, one_thr
 def test_every_cell(name: str, tmp_path: Path, one_thread: None) -> None:
     counts = judge(list(om.verdicts(tmp_path, [name])))
     assert counts["right"] > counts["refused"]
+
+
+# --- beyond the product ---------------------------------------------------------------------------
+
+
+def peft_module(model, folder: Path, **options):
+    """A module that PEFT makes on a model, its numbers jittered; returns what the model says."""
+    import peft
+
+    with om.quiet():
+        options = {"r": 2, "init_lora_weights": False, **options}
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+        g = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for p in adapted.parameters():
+                if p.requires_grad:
+                    p.add_(0.1 * torch.randn(p.shape, generator=g))
+        adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.parametrize("name", ["llama", "llama tied", "gpt2", "t5", "bart"])
+@pytest.mark.parametrize("both", [False, True])
+def test_added_tokens(name: str, both: bool, tmp_path: Path) -> None:
+    """A vocabulary that grew: PEFT stores both embeddings, whatever modules_to_save says."""
+    m = om.BY_NAME[name]
+    base, rows = om.base_folder(m, tmp_path), om.V + 3
+    grown = om.opened(m, base)
+    grown.resize_token_embeddings(rows)
+    grown.save_pretrained(tmp_path / "grown")
+    saved = [m.embedding, m.output] if both else [m.embedding]
+    adapted = peft_module(
+        grown, tmp_path / "a", target_modules=list(m.attention[:1]), modules_to_save=saved
+    )
+    want = om.output(adapted, m.inputs)
+    module = load(tmp_path / "a")
+    small = om.opened(m, base).eval()
+    with pytest.raises(IncompatibleModules, match=rf"resize_token_embeddings\({rows}\)"):
+        pem.attach(small, module, allow_base_mismatch=True)
+    small.resize_token_embeddings(rows)
+    before, said = om.snapshot(small), om.output(small, m.inputs)
+    with pem.attach(small, module, allow_base_mismatch=True):
+        assert om.difference(om.output(small, m.inputs), want) < om.TOLERANCE
+    om.same_model(small, before)
+    assert torch.equal(om.output(small, m.inputs), said)
+    options = {"allow_base_mismatch": True}
+    fold_checkpoint("a", {"a": tmp_path / "a"}, tmp_path / "grown", tmp_path / "f", **options)
+    folded = om.opened(m, tmp_path / "f").eval()
+    assert om.difference(om.output(folded, m.inputs), want) < om.TOLERANCE
+    if name in ("t5", "bart"):  # the two halves have embeddings of their own, of the old size
+        with pytest.raises(IncompatibleModules, match="resize the base first"):
+            fold_checkpoint("a", {"a": tmp_path / "a"}, base, tmp_path / "small", **options)
+        return
+    fold_checkpoint("a", {"a": tmp_path / "a"}, base, tmp_path / "small", **options)
+    folded = om.opened(m, tmp_path / "small").eval()
+    assert folded.config.vocab_size == rows
+    assert om.difference(om.output(folded, m.inputs), want) < om.TOLERANCE
+
+
+def test_an_untied_fold_says_so_and_stores_both(tmp_path: Path) -> None:
+    m = om.BY_NAME["qwen2"]
+    base = om.base_folder(m, tmp_path)
+    peft_module(
+        om.opened(m, base), tmp_path / "a", target_modules=["q_proj"],
+        modules_to_save=["embed_tokens"],
+    )  # fmt: skip
+    fold_checkpoint("a", {"a": tmp_path / "a"}, base, tmp_path / "f")
+    config = read_json(tmp_path / "f" / "config.json", tmp_path)
+    assert config["tie_word_embeddings"] is False
+    own, old = (load_file(d / "model.safetensors") for d in (tmp_path / "f", base))
+    assert torch.equal(own["lm_head.weight"], old["model.embed_tokens.weight"])
+    assert not torch.equal(own["model.embed_tokens.weight"], old["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["qwen2", "bert to gpt2", "bart"])
+def test_shards_and_bfloat16_fold_to_the_same(name: str, dtype: str, tmp_path: Path) -> None:
+    """A sharded base gives the tensors of one file; bfloat16 is float32, rounded once."""
+    m = om.BY_NAME[name]
+    base = om.base_folder(m, tmp_path)
+    om.opened(m, base).save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    peft_module(
+        om.opened(m, base), tmp_path / "a", target_modules=[m.attention[-1]],
+        modules_to_save=[m.embedding],
+    )  # fmt: skip
+    options = {"allow_base_mismatch": True}  # the names of the folders differ
+    for folder, out in ((base, "one"), (tmp_path / "shards", "two")):
+        fold_checkpoint("a", {"a": tmp_path / "a"}, folder, tmp_path / out, dtype=dtype, **options)
+    fold_checkpoint("a", {"a": tmp_path / "a"}, base, tmp_path / "wide")
+    one, two, wide = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two", "wide"))
+    assert one.keys() == two.keys() == wide.keys()
+    for n, tensor in one.items():
+        assert torch.equal(tensor, two[n]), n
+        assert torch.equal(tensor, wide[n].to(getattr(torch, dtype))), n
+
+
+def test_what_a_class_renames_is_refused_and_the_advice_is_true(tmp_path: Path) -> None:
+    """transformers 5 opens ViT's files under other names: fold in memory and save, as is said."""
+    m = om.BY_NAME["vit"]
+    base = om.base_folder(m, tmp_path)
+    adapted = peft_module(
+        om.opened(m, base), tmp_path / "a", target_modules=["q_proj"],
+        modules_to_save=["classifier", "layernorm_before"],
+    )  # fmt: skip
+    want = om.output(adapted, m.inputs)
+    with pytest.raises(IncompatibleModules, match=r"fold in memory \(pem\.fold\), and save"):
+        fold_checkpoint("a", {"a": tmp_path / "a"}, base, tmp_path / "f")
+    model = om.opened(m, base).eval()
+    pem.fold(model, load(tmp_path / "a"), permanent=True)
+    model.save_pretrained(tmp_path / "saved")
+    assert om.difference(om.output(om.opened(m, tmp_path / "saved").eval(), m.inputs), want) < 1e-4
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_parts_of_several_modules_come_off_in_any_order(first: int, tmp_path: Path) -> None:
+    """Two modules that save the tied embedding or the output layer, folded; the last one counts."""
+    m = om.BY_NAME["llama tied"]
+    base = om.base_folder(m, tmp_path)
+    for i, saved in enumerate((["embed_tokens", "lm_head"], ["lm_head"])):
+        peft_module(
+            om.opened(m, base), tmp_path / str(i), target_modules=["q_proj"], modules_to_save=saved
+        )
+    model = om.opened(m, base).eval()
+    before = om.snapshot(model)
+    modules = [load(tmp_path / str(i)) for i in range(2)]
+    alone = []
+    for module in modules:
+        with pem.attach(model, module):
+            alone.append(om.output(model, m.inputs))
+    folds = [pem.fold(model, module) for module in modules]
+    twice = pytest.raises(IncompatibleModules, match="two attached modules bring a head")
+    with pem.attach(model, modules[0], name="a"), twice:
+        pem.attach(model, modules[1], name="b")
+    folds[first].restore()
+    torch.testing.assert_close(om.output(model, m.inputs), alone[1 - first])
+    folds[1 - first].restore()
+    om.same_model(model, before)

@@ -69,7 +69,7 @@ class Placed:
                 assert isinstance(tied, nn.Parameter)
                 own = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
                 for name in fresh:
-                    self.own[name] = _put(model, modules, name, own, set(fresh))
+                    self.own[name] = _put(model, modules, name, tied, own, set(fresh))
             for name in group:
                 self.own[name].users += 1
 
@@ -87,6 +87,7 @@ def _put(
     model: nn.Module,
     modules: dict[str, nn.Module],
     name: str,
+    tied: nn.Parameter,
     parameter: nn.Parameter,
     together: set[str],
 ) -> Own:
@@ -98,9 +99,8 @@ def _put(
     module = modules[path]
     paths = [p for p, m in modules.items() if m is module]
     if all(f"{p}.{local}" in together for p in paths):
-        own = Own(module, local, module._parameters[local])
         setattr(module, local, parameter)
-        return own
+        return Own(module, local, tied)
     apart = copy.copy(module)
     apart._parameters = {**module._parameters, local: parameter}
     above, _, attribute = path.rpartition(".")

@@ -111,8 +111,9 @@ CHECKPOINTS = (
     Case("CK2", "fold into another architecture",
          "gpt2: no weight of layer " + ", ".join(
              LAYER.format(0, n) for n in ("query", "value")) + f", {LAYER.format(1, 'query')} and "
-         "1 more; found ... tensors, expected the module's 4 layers, each with a weight of its own "
-         "(a tied one has none); give the base model that the module was trained on",
+         "1 more; found ... tensors of other names, expected the names that the module has; give "
+         "the base model that the module was trained on; if this is it, its class renames what the "
+         "file holds: fold in memory (pem.fold), and save the model",
          run=(("fold", "a", "--module", "a=bad", "-m", "gpt2", "-p", "out",
                "--allow_base_mismatch"),)),
     Case("CK3", "fold with NaN in the module",

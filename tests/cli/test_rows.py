@@ -13,6 +13,8 @@ from training_bench import make_base
 
 from pem_composition.cli import main
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ("--text_column_names", "body", "--label_column_name", "mood")
 CLASSES = ("ok", "bad", "good")  # not sorted
 

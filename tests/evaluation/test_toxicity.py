@@ -567,3 +567,14 @@ def test_the_offline_judge_ranks_comments_it_has_not_seen():
     texts, toxic = labelled(read_table(data / "test.jsonl"), "text", "label", "offensive")
     assert not judge.seen(texts).any()
     assert statistics.auc_interval(judge.score(texts), toxic).low > 0.98
+
+
+def test_a_toxic_label_is_a_word_as_the_file_writes_it(tmp_path):
+    from pem_composition.evaluation.toxicity.rows import labelled
+    from pem_composition.tasks.files import read_table
+
+    path = tmp_path / "a.jsonl"
+    for cells, word in (((True, False), "true"), ((1, 0), "1"), (("1.0", "1"), "1.0")):
+        rows = [json.dumps({"text": f"t {cell}", "label": cell}) for cell in cells]
+        path.write_text("\n".join(rows) + "\n")
+        assert labelled(read_table(path), "text", "label", word)[1].tolist() == [True, False]

@@ -26,6 +26,8 @@ from pem_composition.training.config import OPTIMIZERS, TrainConfig
 
 ROWS, RATE = 16, 3e-3
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):

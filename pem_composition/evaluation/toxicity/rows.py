@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.files import Table
+from pem_composition.tasks.glue import word_of
 
 
 def column_of(table: Table, name: str) -> list[Any]:
@@ -48,9 +49,9 @@ def labelled(
     Raises:
         DataError: no such column, a text that is none, or no row with this label.
     """
-    toxic = np.array([str(x) == toxic_label for x in column_of(table, label_column)])
+    toxic = np.array([word_of(x) == toxic_label for x in column_of(table, label_column)])
     if not toxic.any():
-        found = sorted({str(row[label_column]) for row in table.rows})[:5]
+        found = sorted({word_of(row[label_column]) for row in table.rows})[:5]
         raise DataError.build(
             table.name, "no row has the toxic label", found=", ".join(found), expected=toxic_label,
             do="name it with --toxic_label",

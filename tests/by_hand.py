@@ -11,8 +11,8 @@ import sweep_data
 import torch
 
 import pem_composition as library
-from pem_composition import cli
-from pem_composition.report.records import Results, read_lines
+from pem_composition import cli, json_lines
+from pem_composition.report.records import Results
 
 TEMPLATES = {
     "rte": 'Does "{sentence1}" imply that "{sentence2}"? Please answer either yes or no.',
@@ -27,7 +27,7 @@ def run(*words: object) -> int:
 
 
 def points(out: Path) -> dict[str, dict]:
-    return {r["key"]: r for r in read_lines(out / "results.jsonl") if "key" in r}
+    return {r["key"]: r for r in json_lines.read(out / "results.jsonl") if "key" in r}
 
 
 def mean(found: Results, keys: list[str]) -> float:

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pem_composition as library
+from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.report import search as report
-from pem_composition.report.records import read_lines
 from pem_composition.sweep import goals, samplers, space
 from pem_composition.sweep.goals import Goal, Scored
 
@@ -39,7 +39,7 @@ def search(bench: own_heads.Bench, out: Path, *words: object) -> dict:
 
 
 def trials(out: Path) -> list[dict]:
-    return [r for r in read_lines(out / "results.jsonl") if "trial" in r]
+    return [r for r in json_lines.read(out / "results.jsonl") if "trial" in r]
 
 
 METHODS = ("--methods", "sum", "ties", "--search", "density=0.1:0.9", "rank=4,8")
@@ -343,9 +343,7 @@ def test_a_trial_whose_process_died_is_drawn_again(bench, tmp_path):
     store = samplers.open_store(tmp_path / "killed")
     (name,) = optuna.study.get_all_study_names(store)
     study = optuna.load_study(study_name=name, storage=store)
-    lost = study.ask()
-    lost.set_user_attr("pid", 2**22 + 1)
-    lost.set_user_attr("host", samplers.socket.gethostname())
+    samplers.ask(study, [space.Dimension(f"c{i}", 0.0, 1.0) for i in (0, 1)], 4)
     search(bench, tmp_path / "killed", *words)
 
     def values(out: Path) -> list:
@@ -359,7 +357,7 @@ def test_two_workers_share_the_trials(bench, tmp_path):
     search(bench, tmp_path / "two", *words, "--workers", 2)
     found = trials(tmp_path / "two")
     assert len(found) == len({tuple(t["coefficients"]) for t in found}) == 6
-    lines = [r["key"] for r in read_lines(tmp_path / "two" / "results.jsonl") if "key" in r]
+    lines = [r["key"] for r in json_lines.read(tmp_path / "two" / "results.jsonl") if "key" in r]
     search(bench, tmp_path / "one", *words)
     drawn = {tuple(t["coefficients"]) for t in trials(tmp_path / "one")}
     assert {tuple(t["coefficients"]) for t in found} == drawn
@@ -372,7 +370,7 @@ def test_the_store_holds_numbers_and_no_pickle(bench, tmp_path):
         for table in ("trial_system_attributes", "study_system_attributes"):
             assert store.execute(f"select count(*) from {table}").fetchone() == (0,)
         keys = {key for (key,) in store.execute("select key from trial_user_attributes")}
-    assert keys == {"host", "pid"}
+    assert keys == {samplers.PLACE}
 
 
 def test_cma_es_gets_nearer_than_chance():

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
 
 import pem_composition as library
-from pem_composition import cli, sweep
+from pem_composition import cli, json_lines, sweep
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.errors import UsageError
 from pem_composition.module import HeadInfo
-from pem_composition.report.records import Results, read, read_lines
+from pem_composition.report.records import Results, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -45,7 +45,7 @@ def run(bench: sweep_data.Bench, out: Path, *words: object) -> int:
 
 
 def points(out: Path) -> dict[str, dict]:
-    return {r["key"]: r for r in read_lines(out / "results.jsonl") if "key" in r}
+    return {r["key"]: r for r in json_lines.read(out / "results.jsonl") if "key" in r}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_record_says_what_was_scored(bench, finished):
 
 
 def test_each_point_is_scored_once_and_end_points_are_the_modules(finished):
-    lines = [r for r in read_lines(finished / "results.jsonl") if "key" in r]
+    lines = [r for r in json_lines.read(finished / "results.jsonl") if "key" in r]
     assert len(lines) == len(points(finished))
     found = read(finished)
     for space in ("parameter", "delta"):
@@ -292,7 +292,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
 
 def append_many(path: Path, writer: int) -> None:
-    ledger = sweep.Ledger(path)
+    ledger = sweep.ResultStore(path)
     for number in range(40):
         ledger.append({"key": f"{writer}-{number}", "filler": "x" * 5000})
 
@@ -305,8 +305,8 @@ def test_eight_writers_lose_no_line(tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    assert len(read_lines(path)) == 320
-    assert len({r["key"] for r in read_lines(path)}) == 320
+    assert len(json_lines.read(path)) == 320
+    assert len({r["key"] for r in json_lines.read(path)}) == 320
 
 
 # --- the other kinds, programs and refusals ---
@@ -495,7 +495,7 @@ def test_what_an_earlier_grid_selected_is_taken_away(bench, resumed, capsys):
 
 
 def test_a_sweep_never_writes_into_a_module(bench, capsys):
-    assert run(bench, bench.modules[0]) == 2
+    assert run(bench, bench.full_set) == 2
     assert "the output is a module" in capsys.readouterr().err
 
 

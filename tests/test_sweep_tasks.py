@@ -13,9 +13,9 @@ import pytest
 import sweep_data
 from by_hand import LABELS, check_by_hand, mean, points, refused, rows_of, run
 
-from pem_composition import sweep
+from pem_composition import json_lines, sweep
 from pem_composition.report import records, table
-from pem_composition.report.records import read, read_lines
+from pem_composition.report.records import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -57,7 +57,7 @@ def test_points_in_place_equal_scoring_by_hand(bench, finished):
 
 
 def test_a_point_is_scored_once_per_task_and_end_points_are_the_modules(finished):
-    lines = [r for r in read_lines(finished / "results.jsonl") if "key" in r]
+    lines = [r for r in json_lines.read(finished / "results.jsonl") if "key" in r]
     assert len(lines) == len(points(finished))
     summary = read(finished).summary
     assert summary["tasks"] == ["rte", "sst2"]

@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pem_composition as library
-from pem_composition import cli
+from pem_composition import cli, json_lines
 from pem_composition.evaluation.generate import Decoding, generate
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_exam
 from pem_composition.evaluation.toxicity import load_judge
-from pem_composition.report.records import read, read_lines
+from pem_composition.report.records import read
 from pem_composition.sweep.texts import strongest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -52,7 +52,7 @@ def run(bench: data.Bench, out: Path, *words: object, **changes: object) -> int:
 
 
 def lines(out: Path) -> list[dict]:
-    return [r for r in read_lines(out / "results.jsonl") if "key" in r]
+    return [r for r in json_lines.read(out / "results.jsonl") if "key" in r]
 
 
 def rows(out: Path) -> dict[str, dict]:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import json_lines
 from pem_composition.cli.answering import AnswerFlags
 from pem_composition.cli.causal import CausalFlags
-from pem_composition.cli.lines import check_free, write_lines
+from pem_composition.cli.lines import check_free
 from pem_composition.cli.resumed import identity_of, partial_path, resume
 from pem_composition.training.config import flag
 
@@ -74,7 +75,7 @@ def run(config: Config) -> int:
             (pair for batch in batches for pair in batch), key=lambda pair: pair[0]
         )
     ]
-    count = write_lines(config.output_file, rows)
+    count = json_lines.write(config.output_file, rows)
     partial_path(config.output_file).unlink(missing_ok=True)
     new = sum(row["new_tokens"] for batch in batches[before:] for _, row in batch)
     known = sum(map(len, batches[:before]))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pem_composition import json_lines
 from pem_composition.cli.answering import check_positive
 from pem_composition.endpoint.client import KEY_VARIABLE, OPENAI, Service
 from pem_composition.endpoint.jobs import Budget
-from pem_composition.errors import UsageError
+from pem_composition.errors import DataError, UsageError
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
@@ -66,13 +67,13 @@ class EndpointFlags:
         from pem_composition.cli.sweep import say
         from pem_composition.endpoint.client import Endpoint
         from pem_composition.endpoint.jobs import refused_path, run
-        from pem_composition.sweep.ledger import Ledger
+        from pem_composition.sweep.result_store import ResultStore
 
         _check_replies(path)
         _check_replies(refused_path(path))
         budget = Budget(self.max_requests, self.max_tokens)
         endpoint = Endpoint(self.service)
-        return run(jobs, endpoint, Ledger(path), budget, parallel=self.parallel, say=say)
+        return run(jobs, endpoint, ResultStore(path), budget, parallel=self.parallel, say=say)
 
 
 def _check_replies(path: Path) -> None:
@@ -81,11 +82,15 @@ def _check_replies(path: Path) -> None:
     Raises:
         UsageError: a directory, or a file with other lines.
     """
-    from pem_composition.report.records import read_lines
-
     if not path.exists():
         return
-    lines = [] if path.is_dir() else read_lines(path)
+    try:
+        lines = [] if path.is_dir() else json_lines.read(path)
+    except DataError:
+        begun = path.read_bytes().lstrip().startswith(b"{")
+        if begun:  # a damaged line of ours, which is named
+            raise
+        lines = [{}]
     other = any("key" not in line for line in lines)
     if path.is_dir() or other or (not lines and b"\n" in path.read_bytes()):
         raise UsageError.build(

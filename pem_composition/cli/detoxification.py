@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import json_lines
 from pem_composition.cli import common, sweep
-from pem_composition.cli.lines import write_lines
 from pem_composition.errors import UsageError
+from pem_composition.evaluation import keys
 from pem_composition.report.records import RESULTS
-from pem_composition.sweep import Bench, Input, Ledger, Settings, digest_of
+from pem_composition.sweep import ResultStore, Runner, Settings, read_input
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -43,23 +44,21 @@ def run(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[str]) -
     names = [header.name for header in headers]
     sets, judges = _sets(config), _judges(config.judge or ("offline",))
     modules = common.load_modules(config.adapters, names)
-    inputs = [
-        Input(name, module, digest_of(path))
-        for name, module, path in zip(names, modules, config.adapters, strict=True)
-    ]
+    inputs = [read_input(*one) for one in zip(names, modules, config.adapters, strict=True)]
     settings = Settings(
-        base=sweep.fingerprint(model), head="first", bf16=bool(config.bf16),
-        weights=_weights(config),
+        base=keys.base_digest(model), head="first", bf16=bool(config.bf16),
+        weights=_weights(config), generation=keys.generation_digest(model),
+        device=sweep.device_key(config.use_cpu),
     )  # fmt: skip
     rows = library.rows_of(*inputs, config.strength, forms, config.rank)
     guard = _guard(config)
     splits = {library.SPLIT: sets, **({library.GUARD: [guard]} if guard else {})}
-    ledger = Ledger(out / RESULTS, fresh=config.overwrite)
-    bench = Bench(lambda: _load(config, model), splits, settings, ledger, sweep.say)  # type: ignore[arg-type]
-    scored = library.run(rows, bench, sets, judges)
-    costs = library.guard(rows, bench, BASELINE) if guard else {}
-    bench.close()
-    print(f"{out}: {bench.computed} sets answered, {bench.known} known before")
+    store = ResultStore(out / RESULTS, fresh=config.overwrite)
+    runner = Runner(lambda: _load(config, model), splits, settings, store, sweep.say)  # type: ignore[arg-type]
+    scored = library.run(rows, runner, sets, judges)
+    costs = library.guard(rows, runner, BASELINE) if guard else {}
+    runner.close()
+    print(f"{out}: {runner.told('sets answered')}")
     threshold = THRESHOLD if config.threshold is None else config.threshold
     lines = library.table_lines(scored, BASELINE, threshold, costs)
     _write_answers(scored, out)
@@ -156,4 +155,4 @@ def _write_answers(scored: Sequence[Scored], out: Path) -> None:
     for one in scored:
         folder = out / "answers" / one.row.name.replace(" ", "-")
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in one.rows.name)
-        write_lines(folder / f"{name}.jsonl", answer_lines(one))
+        json_lines.write(folder / f"{name}.jsonl", answer_lines(one))

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import json_lines
 from pem_composition.cli.causal import DECODING, CausalFlags
-from pem_composition.cli.lines import check_free, write_lines
+from pem_composition.cli.lines import check_free
 from pem_composition.cli.resumed import identity_of, partial_path, resume
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
@@ -84,7 +85,7 @@ def run(config: Config) -> int:
     )
     seconds = time.perf_counter() - begin
     rows = [row for batch in found for row in batch]
-    count = write_lines(config.output_file, rows)
+    count = json_lines.write(config.output_file, rows)
     partial_path(config.output_file).unlink(missing_ok=True)
     new = sum(row["new_tokens"] for batch in found[before:] for row in batch)
     known = sum(map(len, found[:before]))

@@ -45,7 +45,7 @@ def run(config: Config) -> int:
     """Grade what has no grade yet, and print the means."""
     from pem_composition.endpoint import helpfulness
     from pem_composition.endpoint.jobs import describe
-    from pem_composition.sweep.ledger import Ledger
+    from pem_composition.sweep.result_store import ResultStore
     from pem_composition.tasks.files import read_table
 
     answers = helpfulness.read_answers(read_table(config.answers))
@@ -55,7 +55,7 @@ def run(config: Config) -> int:
         others = helpfulness.read_answers(read_table(config.against))
         asked = list(helpfulness.paired_jobs(config.service, answers, others))
     report = config.ask(asked, config.output_file)
-    known = Ledger(config.output_file).records
+    known = ResultStore(config.output_file).records
     found = helpfulness.summary(
         [{**known[job.key], **job.facts} for job in asked if job.key in known], len(answers)
     )

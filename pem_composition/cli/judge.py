@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pem_composition import json_lines
 from pem_composition.errors import UsageError
 from pem_composition.tasks.toxicity import THRESHOLD
 
@@ -162,7 +162,8 @@ def _score(config: Config) -> None:
     facts |= toxicity.form(texts)
     facts |= _against_labels(judge, texts, scores, toxic)
     if config.output is not None:
-        _write(config.output, texts, scores)
+        pairs = zip(texts, scores, strict=True)
+        json_lines.write(config.output, ({"text": t, "score": float(s)} for t, s in pairs))
     print(json.dumps(facts) if config.json else _table(facts))
 
 
@@ -195,18 +196,6 @@ def _check_free(config: Config) -> None:
         raise UsageError.build(path, "exists", do="give --overwrite to replace it")
     if path is not None and not path.absolute().parent.is_dir():
         raise UsageError.build(path, "no such folder", found=path.parent)
-
-
-def _write(path: Path, texts: Sequence[str], scores: Sequence[float]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for text, score in zip(texts, scores, strict=True):
-                file.write(json.dumps({"text": text, "score": float(score)}) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _table(facts: Mapping[str, Any]) -> str:

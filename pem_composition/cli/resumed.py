@@ -19,7 +19,7 @@ from pem_composition.checkpoint import locate
 from pem_composition.checkpoint.files import sha256_file
 from pem_composition.cli.common import device_of
 from pem_composition.cli.evaluate import NO_ADAPTER
-from pem_composition.sweep.ledger import Ledger
+from pem_composition.sweep.result_store import ResultStore
 
 if TYPE_CHECKING:
     from pem_composition.cli.causal import CausalFlags
@@ -44,15 +44,15 @@ def resume(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = partial_path(output)
     kept: list[Rows] = []
-    records = Ledger(path).records
+    records = ResultStore(path).records
     while (known := records.get(f"{key} {len(kept)}")) is not None:
         kept.append(known["rows"])
     before = len(kept)
     if not before:
         path.unlink(missing_ok=True)  # of other settings, another model or module
-    ledger = Ledger(path)
+    store = ResultStore(path)
     for rows in batches(before):
-        ledger.append({"key": f"{key} {len(kept)}", "rows": rows})
+        store.append({"key": f"{key} {len(kept)}", "rows": rows})
         kept.append(rows)
     return kept, before
 

@@ -158,19 +158,20 @@ def run(config: Config) -> int:
     request, _ = _check(config)
     if config.sampler != samplers.GRID:
         samplers.need_optuna()
-    summary, bench, search = _searched(config, request)
-    print(f"{request.out}: {bench.computed} points scored, {bench.known} known before")
-    _finish(config, request, search, bench, summary)
+    summary, runner, search = _searched(config, request)
+    print(f"{request.out}: {runner.told('points scored')}")
+    with runner.store.claim("finish"):  # processes that share the output write in turn
+        _finish(config, request, search, runner, summary)
     return 0
 
 
 def _searched(config: Config, request: sweep.Request) -> tuple[dict[str, Any], Any, Search]:
     from pem_composition.sweep import search as library_search
 
-    search, bench = _prepare(config, request)
+    search, runner = _prepare(config, request)
     helpers = [_start_worker(config, place) for place in range(1, config.workers)]
     try:
-        library_search.work(search, bench, library.VALIDATION, request.out, workers=config.workers)
+        library_search.work(search, runner, library.VALIDATION, request.out)
     except Preempted:
         for helper in helpers:
             helper.terminate()  # they keep what they have finished, too
@@ -184,10 +185,10 @@ def _searched(config: Config, request: sweep.Request) -> tuple[dict[str, Any], A
             "--workers", "a worker failed; see above", found=f"exit code {failed[0]}",
             do="run the command again: it goes on",
         )  # fmt: skip
-    report = library.TEST if library.TEST in bench.splits else library.VALIDATION
-    summary = library_search.finish(search, bench, library.VALIDATION, report)
-    bench.close()
-    return summary, bench, search
+    report = library.TEST if library.TEST in runner.splits else library.VALIDATION
+    summary = library_search.finish(search, runner, library.VALIDATION, report)
+    runner.close()
+    return summary, runner, search
 
 
 def _start_worker(config: Config, place: int) -> Any:
@@ -203,10 +204,8 @@ def _work(config: Config, place: int) -> None:
 
     def body() -> int:
         request, _ = _check(config)
-        search, bench = _prepare(config, request)
-        library_search.work(
-            search, bench, library.VALIDATION, request.out, place=place, workers=config.workers
-        )
+        search, runner = _prepare(config, request)
+        library_search.work(search, runner, library.VALIDATION, request.out)
         return 0
 
     raise SystemExit(parser.guarded(body, f"pem search, worker {place}"))
@@ -300,11 +299,11 @@ def _check_cma(found: Sequence[space.Study]) -> None:
             )  # fmt: skip
 
 
-def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Bench]:
-    """The search and its bench; the base model waits until a point needs it."""
+def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Runner]:
+    """The search and its runner; the base model waits until a point needs it."""
     from pem_composition.sweep.search import Search
 
-    plan, bench = sweep.prepare(request)
+    plan, runner = sweep.prepare(request)
     inputs = list(plan.inputs)
     for what, paths in _statistics(config).items():
         own = common.read_statistics(paths, what)
@@ -328,16 +327,15 @@ def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Be
         own=own_modules,
         spaces=request.spaces,
         compare=tuple(
-            library.Input(n, m, library.digest_of(p))
-            for n, m, p in zip(names, compared, config.compare, strict=True)
+            library.read_input(*one) for one in zip(names, compared, config.compare, strict=True)
         ),
         base_name=plan.base_name,
     )
-    return search, bench
+    return search, runner
 
 
 def _finish(
-    config: Config, request: sweep.Request, search: Search, bench: Any, summary: dict[str, Any]
+    config: Config, request: sweep.Request, search: Search, runner: Any, summary: dict[str, Any]
 ) -> None:
     """Write the best module (whole models are left to merge.py), the table and the plot."""
     from pem_composition.report import search as report
@@ -345,7 +343,7 @@ def _finish(
 
     out = request.out
     if request.kind != "full":
-        best = best_point(search, bench, summary).module(bench.settings, saved=True)
+        best = best_point(search, runner, summary).module(runner.settings, saved=True)
         best.save(out / "best", format=config.format, dtype=config.dtype, overwrite=True)
         common.report(out / "best", best)
     print()

@@ -74,7 +74,8 @@ def run(config: Flags, what: str, facts: dict[str, Any], compute: Compute) -> in
     from pem_composition.arithmetic.statistics import Statistics, fingerprint
     from pem_composition.checkpoint import statistics as files
     from pem_composition.cli import evaluate
-    from pem_composition.training.identity import data_digest
+    from pem_composition.evaluation.keys import base_digest, complete, rows_digest
+    from pem_composition.evaluation.models import resolve
 
     common.check_output(config.output_dir, config.overwrite)
     data = _read(config)
@@ -88,16 +89,18 @@ def run(config: Flags, what: str, facts: dict[str, Any], compute: Compute) -> in
         tensors,
         fingerprint(module),
         len(rows),
-        {
-            "task": data.task.name,
-            "rows": data_digest(rows),
-            "split": config.split,
-            "base": module.base.fingerprint or config.model_name_or_path,
-            "objective": config.objective,
-            "max_seq_length": config.max_seq_length,
-            "module": module.name,
-            **facts,
-        },
+        complete(
+            {
+                "task": data.task.name,
+                "rows": rows_digest(rows),
+                "split": config.split,
+                "base": base_digest(resolve(config.model_name_or_path)),
+                "objective": config.objective,
+                "max_seq_length": config.max_seq_length,
+                "module": module.name,
+                **facts,
+            }
+        ),
     )
     path = files.write(found, config.output_dir, overwrite=config.overwrite)
     seconds = time.perf_counter() - began

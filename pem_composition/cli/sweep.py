@@ -14,6 +14,7 @@ from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
+from pem_composition.evaluation import keys
 from pem_composition.report.records import RESULTS
 
 if TYPE_CHECKING:
@@ -92,12 +93,13 @@ def start(
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
     request = check(flags, evaluation, values, head, composition)
-    plan, bench = prepare(request)
-    report = library.TEST if library.TEST in bench.splits else library.VALIDATION
-    summary = library.run(plan, bench, library.VALIDATION, report)
-    bench.close()
-    print(f"{request.out}: {bench.computed} points scored, {bench.known} known before")
-    _finish(request, plan, summary)
+    plan, runner = prepare(request)
+    report = library.TEST if library.TEST in runner.splits else library.VALIDATION
+    summary = library.run(plan, runner, library.VALIDATION, report)
+    runner.close()
+    print(f"{request.out}: {runner.told('points scored')}")
+    with runner.store.claim("finish"):  # processes that share the output write in turn
+        _finish(request, plan, summary)
     return 0
 
 
@@ -198,16 +200,17 @@ def _spaces(flags: ModuleFlags, header: ModuleHeader) -> tuple[str, ...]:
     return spaces
 
 
-def prepare(request: Request) -> tuple[library.Plan, library.Bench]:
+def prepare(request: Request) -> tuple[library.Plan, library.Runner]:
     """Load the modules; the base model waits until a point needs it."""
     inputs = load_inputs(request)
     evaluation, tasks = request.evaluation, request.tasks
     settings = library.Settings(
-        base=fingerprint(request.model),
+        base=keys.base_digest(request.model),
         head=request.head,
         rank=request.flags.rank,
         bf16=bool(evaluation.bf16),
         method=str(request.flags.choice(request.kind)),
+        device=device_key(evaluation.use_cpu),
     )
     own = request.head == library.PER_TASK
     heads = [i.pem.head_tensors() if own else None for i in inputs[: len(tasks)]]
@@ -216,7 +219,7 @@ def prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         split: [_rows(t, split, evaluation, h) for t, h in zip(tasks, heads, strict=True)]
         for split in dict.fromkeys((library.VALIDATION, scored.report_split(tasks)))
     }
-    ledger = library.Ledger(request.out / RESULTS, fresh=request.flags.overwrite)
+    store = library.ResultStore(request.out / RESULTS, fresh=request.flags.overwrite)
     count = len(request.flags.adapters)
     plan = library.Plan(
         inputs=tuple(inputs[:count]),
@@ -228,7 +231,7 @@ def prepare(request: Request) -> tuple[library.Plan, library.Bench]:
         base_name=request.base_name,
         max_invalid=evaluation.max_invalid,
     )
-    return plan, library.Bench(lambda: load_base(request), splits, settings, ledger, say)
+    return plan, library.Runner(lambda: load_base(request), splits, settings, store, say)
 
 
 def _rows(
@@ -245,20 +248,16 @@ def _rows(
 
 def load_inputs(request: Request) -> list[library.Input]:
     modules = common.load_modules(request.paths, request.names, base=request.model)
-    inputs = [
-        library.Input(name, module, library.digest_of(path))
-        for name, module, path in zip(request.names, modules, request.paths, strict=True)
-    ]
+    named = zip(request.names, modules, request.paths, strict=True)
+    inputs = [library.read_input(*one) for one in named]
     if request.evaluation.objective != "seq2seq":
         _check_heads(request, inputs)
     return inputs
 
 
-def fingerprint(model: str) -> str:
-    """The base's fingerprint, or its name where no file can be read."""
-    from pem_composition.checkpoint import base_identity
-
-    return base_identity(model).fingerprint or model
+def device_key(use_cpu: bool | None) -> str:
+    """The kind of device as part of a result's identity: a CPU is not named."""
+    return common.device_of(use_cpu).removeprefix("cpu")
 
 
 def say(line: str) -> None:

@@ -13,6 +13,7 @@ from pem_composition.cli import flags as shared
 from pem_composition.cli.causal import DECODING
 from pem_composition.cli.values import NUMBER
 from pem_composition.errors import UsageError
+from pem_composition.evaluation import keys
 from pem_composition.evaluation.search import EVERY, STARTS
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import unlearning as library
@@ -21,7 +22,7 @@ from pem_composition.training.config import flag
 if TYPE_CHECKING:
     from pem_composition.evaluation.generate import Decoding
     from pem_composition.evaluation.toxicity import Judge
-    from pem_composition.sweep.strengths import StrengthBench
+    from pem_composition.sweep.strengths import StrengthRunner
     from pem_composition.sweep.texts import Asked, LongText
 
 DEFAULTS: dict[str, Any] = {
@@ -184,11 +185,12 @@ def start(config: UnlearningFlags) -> int:
         PEMError: flags, module, prompts or text that cannot be used; nothing was written.
     """
     request = _check(config)
-    plan, bench = _prepare(request)
-    summary = library.run(plan, bench)
-    bench.close()
-    print(f"{request.out}: {bench.computed} parts computed, {bench.known} known before")
-    _finish(request, bench, summary)
+    plan, runner = _prepare(request)
+    summary = library.run(plan, runner)
+    runner.close()
+    print(f"{request.out}: {runner.store.computed} parts computed, {runner.known} known before")
+    with runner.store.claim("finish"):  # processes that share the output write in turn
+        _finish(request, runner, summary)
     return 0
 
 
@@ -216,24 +218,25 @@ def _check(config: UnlearningFlags) -> Request:
     return Request(config, strengths, source, Path(model).name, out, name, header.kind)
 
 
-def _prepare(request: Request) -> tuple[library.Plan, StrengthBench]:
+def _prepare(request: Request) -> tuple[library.Plan, StrengthRunner]:
     """Prompts, text, judges and module; the base model waits until a part needs it."""
-    from pem_composition.sweep import Input, Ledger, digest_of
-    from pem_composition.sweep.strengths import StrengthBench, Trial
+    from pem_composition.sweep import ResultStore, read_input
+    from pem_composition.sweep.strengths import StrengthRunner, Trial
 
     flags, (path,) = request.flags, request.flags.adapters
     asked, texts, judges = _asked(flags), _texts(flags), _judges(flags.value("judge"))
     (module,) = common.load_modules([path], [request.name], base=request.model)
     trial = Trial(
-        sweep.fingerprint(request.model), Input(request.name, module, digest_of(path)), asked,
-        judges, *texts, bool(flags.bf16),
+        keys.base_digest(request.model), read_input(request.name, module, path), asked,
+        judges, *texts, bool(flags.bf16), keys.generation_digest(request.model),
+        sweep.device_key(flags.use_cpu),
     )  # fmt: skip
     plan = library.Plan(
         request.strengths, flags.value("threshold"), share_of(flags.value("max_ppl_increase")),
         request.base_name,
     )  # fmt: skip
-    ledger = Ledger(request.out / RESULTS, fresh=flags.overwrite)
-    return plan, StrengthBench(trial, lambda: _load(request), ledger, request.out, sweep.say)
+    store = ResultStore(request.out / RESULTS, fresh=flags.overwrite)
+    return plan, StrengthRunner(trial, lambda: _load(request), store, request.out, sweep.say)
 
 
 def _asked(flags: UnlearningFlags) -> Asked:
@@ -298,14 +301,14 @@ def _load(request: Request) -> tuple[Any, Any]:
     return common.on_device(model, use_cpu=flags.use_cpu, bf16=flags.bf16), tokenizer
 
 
-def _finish(request: Request, bench: StrengthBench, summary: dict[str, Any]) -> None:
+def _finish(request: Request, runner: StrengthRunner, summary: dict[str, Any]) -> None:
     """Write the chosen module (whole models are left to negation.py), the table and the plot."""
     from pem_composition.report import frontier, unlearning
     from pem_composition.sweep.strengths import at_strength
 
     flags, chosen = request.flags, summary["selected"]
     if chosen is not None and request.kind != "full":
-        module = at_strength(bench.trial.module.pem, chosen)
+        module = at_strength(runner.trial.module.pem, chosen)
         assert module is not None, "a chosen strength is above 0"
         target = request.out / f"negated_{chosen:.12g}"
         module.save(target, format=flags.format, dtype=flags.dtype, overwrite=True)

@@ -26,7 +26,7 @@ from pem_composition.endpoint.client import (
     Service,
 )
 from pem_composition.errors import PEMError, UsageError
-from pem_composition.sweep.ledger import Ledger
+from pem_composition.sweep.result_store import ResultStore
 
 REPORT_EVERY = 20  # replies
 ATTEMPTS = 2  # questions whose reply cannot be read are asked so often
@@ -103,7 +103,7 @@ def key_of(service: Service, messages: Messages, place: str = "") -> str:
 def run(
     jobs: Iterable[Job],
     endpoint: Endpoint,
-    ledger: Ledger,
+    store: ResultStore,
     budget: Budget,
     *,
     parallel: int = 1,
@@ -118,7 +118,7 @@ def run(
         RunFailed: the endpoint failed; what was done is kept and named.
     """
     asked = list({job.key: job for job in jobs}.values())
-    state = _State(asked, ledger, budget)
+    state = _State(asked, store, budget)
     with ThreadPoolExecutor(parallel) as pool:
         running: dict[Future[Reply], Job] = {}
         try:
@@ -143,17 +143,17 @@ def run(
 
 def _kept(state: _State, total: int) -> str:
     count = state.report.before + state.report.done
-    kept = f"{count} of {total} kept in {state.ledger.path}" if count else "nothing was written yet"
+    kept = f"{count} of {total} kept in {state.store.path}" if count else "nothing was written yet"
     return f"{kept}; the same command goes on from there"
 
 
 class _State:
     """What waits, what was spent, and what came back."""
 
-    def __init__(self, asked: Sequence[Job], ledger: Ledger, budget: Budget) -> None:
-        self.ledger, self.budget = ledger, budget
-        self.refusals = Ledger(refused_path(ledger.path))
-        known = [job for job in asked if job.key in ledger.records]
+    def __init__(self, asked: Sequence[Job], store: ResultStore, budget: Budget) -> None:
+        self.store, self.budget = store, budget
+        self.refusals = ResultStore(refused_path(store.path))
+        known = [job for job in asked if job.key in store.records]
         refused = [job for job in asked if job.key in self.refusals.records]
         settled = {job.key for job in (*known, *refused)}
         self.waiting = deque(job for job in asked if job.key not in settled)
@@ -189,7 +189,7 @@ class _State:
             return
         read = job.read(reply.text) if reply.end == FINISHED else None
         if read is not None:
-            self.ledger.append({**line, **read, "tokens": reply.tokens})
+            self.store.append({**line, **read, "tokens": reply.tokens})
             self.report.done += 1
             return
         self.tries[job.key] += 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pem_composition import json_lines
 from pem_composition.errors import DataError
 
 RESULTS = "results.jsonl"
@@ -38,21 +38,6 @@ def mean_of(estimates: Iterable[tuple[float, float]]) -> tuple[float, float]:
     return sum(values) / len(values), math.hypot(*errors) / len(errors)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that hold a JSON object; a line torn by a crash is left out."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found
-
-
 def read(path: str | Path) -> Results:
     """The sweep that a results.jsonl, or the directory that holds it, ends with.
 
@@ -64,7 +49,7 @@ def read(path: str | Path) -> Results:
         raise DataError.build(
             file, "no such results file", do="give the output directory of a sweep"
         )
-    lines = read_lines(file)
+    lines = json_lines.read(file)
     summaries = [r for r in lines if "summary" in r]
     if not summaries:
         raise DataError.build(

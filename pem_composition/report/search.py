@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.report.plot import LINES, MODULE_COLOURS
-from pem_composition.report.records import RESULTS, Results, read_lines
+from pem_composition.report.records import RESULTS, Results
 
 COLOURS = ("#0072B2", "#D55E00", *MODULE_COLOURS)
 INCHES = (7.0, 4.6)
@@ -27,7 +28,7 @@ COLUMNS = (
 
 def is_search(path: str | Path) -> bool:
     """True if the file, or the one in the directory, ends with the summary of a search."""
-    last = [r for r in read_lines(_file(path)) if "summary" in r or "search" in r][-1:]
+    last = [r for r in json_lines.read(_file(path)) if "summary" in r or "search" in r][-1:]
     return bool(last) and "search" in last[0]
 
 
@@ -42,7 +43,7 @@ def read(path: str | Path) -> Results:
         DataError: no finished search, or a point of it is missing.
     """
     file = _file(path)
-    lines = read_lines(file)
+    lines = json_lines.read(file)
     summaries = [r for r in lines if "search" in r]
     if not summaries:
         raise DataError.build(

@@ -3,7 +3,7 @@
 The base model and the tokenised rows of every task are loaded once; each point's module is combined
 in memory and folded into the base weights in place, so a point costs one evaluation per task and
 nothing else. One line per point and task goes to results.jsonl as soon as it is known, under a key
-made of content: module files, base model, rows, prompt, metric code, space, coefficients. A
+of everything that it depends on (``evaluation/keys.py``). A
 finished point is never computed again, and a changed input never meets an old result.
 
 Coefficients are selected on the validation split, by the mean score over the tasks, and reported
@@ -12,27 +12,27 @@ on the test split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
-from pem_composition.sweep.bench import Bench, Record
 from pem_composition.sweep.goals import normalised
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
-from pem_composition.sweep.ledger import Ledger
 from pem_composition.sweep.points import (
     PER_TASK,
     Input,
     Point,
     Settings,
     alone,
-    digest_of,
     kept_head,
     point,
+    read_input,
 )
+from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.rows import Rows
+from pem_composition.sweep.runner import Runner
 
 __all__ = [
     "ANALOGY",
@@ -42,21 +42,21 @@ __all__ = [
     "SWEPT_SPACES",
     "TEST",
     "VALIDATION",
-    "Bench",
     "Input",
-    "Ledger",
     "Plan",
     "Point",
+    "ResultStore",
     "Rows",
+    "Runner",
     "Settings",
     "alone",
     "analogies",
     "compared",
-    "digest_of",
     "grid",
     "kept_head",
     "merges",
     "point",
+    "read_input",
     "run",
     "union",
 ]
@@ -77,7 +77,7 @@ class Plan:
         inputs: the modules of the sum; of an analogy classifier, target_lm, source_lm.
         composition: merge (gains are against the average of the modules, or with a head per task
             against the task's own module) or analogy (against the classifier alone).
-        tasks: names of the tasks as the user knows them, in the order of the bench's rows.
+        tasks: names of the tasks as the user knows them, in the order of the runner's rows.
         max_invalid: also choose among the points at which no task has a larger share of invalid
             answers; text-to-text models lose the format of the answer before they lose the answer.
     """
@@ -116,29 +116,29 @@ class Compared(Protocol):
     def composition(self) -> str: ...
 
 
-def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
+def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
     """Score the grid on ``select``, choose a point per space, score the table's rows on ``report``.
 
     Returns the summary, which is also the last line of results.jsonl: the curve and the table's
     rows, each by the keys of its points, one per task.
     """
+    runner.share((target, select) for target in _targets(plan, runner.settings))
     curves: dict[str, Curve] = {
         space: [
-            (list(c), bench.score(point(plan.inputs, c, space, bench.settings), select))
+            (list(c), runner.score(point(plan.inputs, c, space, runner.settings), select))
             for c in plan.points
         ]
         for space in plan.spaces
     }
-    singles = [bench.score(alone(module), select) for module in plan.singles]
-    ceiling = bench.score(alone(plan.reference), select) if plan.reference is not None else None
+    singles = [runner.score(alone(module), select) for module in plan.singles]
+    ceiling = runner.score(alone(plan.reference), select) if plan.reference is not None else None
     chosen = {space: _selected(curve, plan.composition) for space, curve in curves.items()}
     valid = _selected_valid(curves, plan)
-    rows = [
-        Row(identity, name, c, bench.score(target, report))
-        for identity, name, c, target in _table(plan, bench.settings, chosen, valid)
-    ]
+    table = _table(plan, runner.settings, chosen, valid)
+    runner.share((target, report) for *_, target in table)
+    rows = [Row(i, name, c, runner.score(target, report)) for i, name, c, target in table]
     summary = {
-        **_setting(plan, bench.settings, singles[0]),
+        **_setting(plan, runner.settings, singles[0]),
         "select": select,
         "report": report,
         "singles": [_keys(records) for records in singles],
@@ -150,11 +150,17 @@ def run(plan: Plan, bench: Bench, select: str, report: str) -> dict[str, Any]:
             space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
             for space, curve in curves.items()
         },
-        **compared(plan, bench.settings, bench.splits[report], rows),
+        **compared(plan, runner.settings, runner.splits[report], rows),
     }
-    if bench.ledger.last != summary:
-        bench.ledger.append(summary)
+    runner.store.conclude(summary)
     return summary
+
+
+def _targets(plan: Plan, settings: Settings) -> Iterator[Point]:
+    """Every point of the selection rows."""
+    for space in plan.spaces:
+        yield from (point(plan.inputs, c, space, settings) for c in plan.points)
+    yield from map(alone, (*plan.singles, *([plan.reference] if plan.reference else [])))
 
 
 def _table(

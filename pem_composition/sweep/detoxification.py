@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
-from pem_composition.sweep.bench import Bench, Record
 from pem_composition.sweep.instructions import InstructionRows
 from pem_composition.sweep.points import Input, Point, alone
+from pem_composition.sweep.result_store import Record
+from pem_composition.sweep.runner import Runner
 from pem_composition.sweep.texts import guarded, strongest
 
 if TYPE_CHECKING:
@@ -93,22 +94,23 @@ def rows_of(
 
 def run(
     rows: Sequence[Row],
-    bench: Bench,
+    runner: Runner,
     sets: Sequence[InstructionRows],
     judges: Mapping[str, Judge],
 ) -> list[Scored]:
-    """Answers of every row to every set, from the ledger or computed, judged."""
+    """Answers of every row to every set, from the store, or computed, judged."""
     found = []
+    runner.share((row.point, SPLIT) for row in rows)
     for row in rows:
-        for part, record in zip(sets, bench.score(row.point, SPLIT), strict=True):
+        for part, record in zip(sets, runner.score(row.point, SPLIT), strict=True):
             scores = {n: judge.score(record["answer"]).tolist() for n, judge in judges.items()}
             found.append(Scored(row, part, record, scores))
     return found
 
 
-def guard(rows: Sequence[Row], bench: Bench, baseline: str) -> dict[str, dict[str, float]]:
+def guard(rows: Sequence[Row], runner: Runner, baseline: str) -> dict[str, dict[str, float]]:
     """What every row costs in perplexity on the guard's text, against the baseline."""
-    records = {row.name: bench.score(row.point, GUARD)[0] for row in rows}
+    records = {row.name: runner.score(row.point, GUARD)[0] for row in rows}
     return {name: guarded(record, records[baseline]) for name, record in records.items()}
 
 

@@ -31,12 +31,24 @@ class Scored:
         own: for each task, the record of its own module (module i alone on task i); empty where
             modules and tasks do not go together.
         size: mean of the absolute coefficients.
+        metrics: for each task the metric that counts; none: its own.
     """
 
     tasks: tuple[str, ...]
     records: Sequence[Record]
     own: Sequence[Record] = ()
     size: float = 0.0
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> list[float]:
+        """Of each task."""
+        return values_of(self.records, self.metrics)
+
+    @property
+    def worths(self) -> list[float]:
+        """Of each task; higher is better."""
+        return worths_of(self.records, self.metrics)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Goal:
 
     def value(self, scored: Scored) -> float:
         """The value of a point; higher is better."""
-        signed = [_signed(r) for r in scored.records]
+        signed = scored.worths
         if self.name == MEAN:
             return sum(signed) / len(signed)
         if self.name == WORST:
@@ -62,7 +74,7 @@ class Goal:
             losses = [r["loss"] for r in scored.records]
             return -(sum(losses) / len(losses) + self.penalty * scored.size)
         if self.name == NORMALISED:
-            share = normalised(scored.records, scored.own)
+            share = normalised(scored.records, scored.own, scored.metrics)
             assert share is not None, "check_normalised comes first"
             return share
         return signed[scored.tasks.index(self.name)]
@@ -84,15 +96,19 @@ class Condition:
         if self.name == INVALID:
             found = max(r["invalid_share"] or 0.0 for r in scored.records)
         elif self.name in scored.tasks:
-            found = scored.records[scored.tasks.index(self.name)]["score"]
+            found = scored.values[scored.tasks.index(self.name)]
         else:
             found = Goal(self.name).value(scored)
         return max(0.0, self.bound - found if self.above else found - self.bound)
 
 
-def normalised(records: Sequence[Record], own: Sequence[Record]) -> float | None:
+def normalised(
+    records: Sequence[Record], own: Sequence[Record], metrics: Sequence[str] = ()
+) -> float | None:
     """Mean of score / score of the task's own module, over the tasks that count; None without."""
-    shares = [r["score"] / o["score"] for r, o in zip(records, own, strict=True) if counts(o)]
+    names = metrics or [r["metric"] for r in records]
+    pairs = zip(values_of(records, names), values_of(own, names), own, strict=True)
+    shares = [value / alone for value, alone, o in pairs if counts(o) and alone]
     return sum(shares) / len(shares) if shares else None
 
 
@@ -178,7 +194,24 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x >= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
 
 
-def _signed(record: Record) -> float:
+def values_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[float]:
+    """The records by a metric each, by their task's own where there is none."""
+    return [
+        _by(r, m) for r, m in zip(records, metrics or [r["metric"] for r in records], strict=True)
+    ]
+
+
+def worths_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[float]:
+    """The same, so that higher is better: the one rule by which a sweep or a search chooses."""
     from pem_composition.evaluation.metrics import greater_is_better
 
-    return float(record["score"] if greater_is_better(record["metric"]) else -record["score"])
+    names = metrics or [r["metric"] for r in records]
+    values = zip(values_of(records, names), names, strict=True)
+    return [v if greater_is_better(name) else -v for v, name in values]
+
+
+def _by(record: Record, metric: str) -> float:
+    if metric == LOSS:
+        return float(record[LOSS])
+    own = metric == record.get("metric", metric)
+    return float(record["score"] if own else record["scores"][metric])

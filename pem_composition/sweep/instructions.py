@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
+from pem_composition.evaluation.keys import rows_digest
 from pem_composition.evaluation.search import Search
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class InstructionRows:
-    """One set of instructions, asked in one way; takes the place of ``Rows`` on a bench.
+    """One set of instructions, asked in one way; takes the place of ``Rows`` on a runner.
 
     Args:
         name: what the set is called in tables.
@@ -48,8 +49,6 @@ class InstructionRows:
         max_seq_length: int = 512,
         batch_size: int | None = None,
     ) -> None:
-        from pem_composition.training.identity import data_digest
-
         self.name, self.examples, self.template, self.search = name, examples, template, search
         self.max_seq_length, self.batch_size = max_seq_length, batch_size
         self.referenced = [i for i, row in enumerate(examples) if row.label is not None]
@@ -59,7 +58,7 @@ class InstructionRows:
             **template.content(),
             "search": asdict(search),
             "max_seq_length": max_seq_length,
-            "rows": data_digest(examples),
+            "rows": rows_digest(examples),
         }
         self._tokenizer: Any = None
         self._exam: LanguageExam | None = None

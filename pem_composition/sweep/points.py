@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.heads import NAME
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
+from pem_composition.evaluation.keys import module_digest
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.module import PEM
 
-PACKAGE = Path(__file__).parents[1]
 PER_TASK = "per-task"
-# What decides a score besides the inputs.
-CODE = (
-    "module.py",
-    "arithmetic/*.py",
-    "arithmetic/methods/*.py",
-    "adapters/*.py",
-    "evaluation/*.py",
-    "tasks/prompts.py",
-    "tasks/polarity.py",
-    "tasks/instructions.py",
-)
 
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """A module, the digest of its files, and statistics of its data by kind (fisher, gram)."""
+    """A module, the digest of its content, and statistics of its data by kind (fisher, gram)."""
 
     name: str
     pem: PEM
@@ -50,12 +35,14 @@ class Settings:
     scored with, and a point none.
     """
 
-    base: str  # fingerprint, or the name where no file can be read
+    base: str  # digest, or the name where no file can be read
     head: str = "average"
     rank: int | None = None
     bf16: bool = False  # matrix products of the forward pass in bfloat16
     method: str = SIMPLE  # with every setting, as pem.json records it: ties(density=0.2, ...)
     weights: str = ""  # how the base is held, if not in float32; quantised: modules are attached
+    generation: str | None = None  # digest of how texts end by default, where texts are written
+    device: str = ""  # if no CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +90,8 @@ class Point:
         Args:
             rows: what identifies the task's rows and how they are scored.
         """
-        unset = [name for name in ("bf16", "weights") if not getattr(settings, name)]
+        optional = ("bf16", "weights", "generation", "device")
+        unset = [name for name in optional if not getattr(settings, name)]
         shared = {k: v for k, v in asdict(settings).items() if k not in (*unset, "method")}
         if self.method != SIMPLE:
             shared["method"] = self.method
@@ -119,7 +107,6 @@ class Point:
             "head": settings.head if self.space else None,
             "rank": self.rank,
             "split": split,
-            "code": code_version(),
         }
 
 
@@ -154,11 +141,6 @@ def alone(module: Input) -> Point:
     return Point((module,), (1.0,), None)
 
 
-def key_of(identity: Mapping[str, Any]) -> str:
-    """sha256 of everything that decides a result."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
 def kept_head(inputs: Sequence[Input], head: str) -> str:
     """The policy for a module that is written: heads of their own, where names can name files."""
     plain = all(NAME.fullmatch(i.name) for i in inputs)
@@ -175,19 +157,6 @@ def without_head(module: PEM) -> PEM:
     return replace(module, tensors=module.adapter_tensors(), head=None, operands=())
 
 
-@cache
-def code_version(patterns: tuple[str, ...] = CODE) -> str:
-    """sha256 over the sources that turn modules and rows into scores."""
-    digest = hashlib.sha256()
-    for pattern in patterns:
-        for file in sorted(PACKAGE.glob(pattern)):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def digest_of(path: str | Path) -> str:
-    """sha256 over a module's weights and configuration; provenance and cards do not count."""
-    from pem_composition.checkpoint import locate
-    from pem_composition.checkpoint.content import content_digest
-
-    return content_digest(locate(path)[0])
+def read_input(name: str, module: PEM, path: str) -> Input:
+    """A module that was read from a path, with the digest of its content."""
+    return Input(name, module, module_digest(path, module.head))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.evaluation.keys import rows_digest, task_content
 from pem_composition.sweep.bootstrap import draws
 
 if TYPE_CHECKING:
@@ -44,16 +45,15 @@ class Rows:
         head: Mapping[str, Tensor] | None = None,
     ) -> None:
         from pem_composition.evaluation.metrics import gold_labels
-        from pem_composition.training.identity import data_digest
 
         self.task, self.examples, self.settings = task, examples, settings
         self.batch_size, self.name, self.head = batch_size, name or task.name, head
         labelled = settings.target == "label"  # blocks of text have no labels
         self.labels = gold_labels(task, [e.label for e in examples]) if labelled else None
         self.identity = {
-            "task": task.name,
+            **task_content(task),
             **_described(settings),
-            "rows": data_digest(examples),
+            "rows": rows_digest(examples),
             **({"own_head": _digest_of(head)} if head is not None else {}),
         }
         self._exam: Exam | None = None
@@ -140,7 +140,9 @@ def _described(settings: ExamSettings) -> dict[str, Any]:
     """The settings that decide how these rows are scored; a prompt by what it says."""
     if settings.objective == "classification":
         return {"max_seq_length": settings.max_seq_length}
-    described = {"objective": settings.objective, "target": settings.target}
+    described: dict[str, Any] = {"objective": settings.objective, "target": settings.target}
+    if settings.answers != "scoring":
+        described["answers"] = settings.answers
     if settings.target == "next_block":
         return {**described, "block_size": settings.block_size}
     assert settings.prompt is not None, "a task's own prompt is looked up before"

@@ -8,14 +8,14 @@ own CMA-ES keeps a pickle in the store, here it is rebuilt from the trials.
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import RunFailed
+from pem_composition.sweep.result_store import locked
 from pem_composition.sweep.space import Dimension, Study
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RANDOM, TPE, CMA, GRID = "random", "tpe", "cma", "grid"
 SAMPLERS = (GRID, RANDOM, TPE, CMA)
 STORE = "search.db"
+PLACE = "place"  # of a trial in its study; one that was given back has the place that it left
+PATIENCE = 120.0  # seconds that a process waits for another one that writes to the store
 STARTUP = 10  # trials of TPE at random, before it has something to learn from
 SIGMA = 0.3  # first step size of CMA-ES, as a share of each range
 
@@ -47,11 +49,14 @@ def need_optuna() -> None:
 
 
 def open_store(folder: Path) -> Any:
-    """The SQLite store in a folder, made if it is not there."""
+    """The SQLite store in a folder, made if it is not there; one process at a time opens it."""
     import optuna
 
-    folder.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.RDBStorage(f"sqlite:///{folder.absolute() / STORE}")
+    patient = {"connect_args": {"timeout": PATIENCE}}
+    with locked(folder / f".{STORE}.lock", "open"):
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{folder.absolute() / STORE}", engine_kwargs=patient
+        )
 
 
 def open_study(
@@ -69,37 +74,15 @@ def open_study(
     )
 
 
-def release_orphans(study: optuna.Study) -> None:
-    """Give up trials whose process has ended on this machine, so that they are drawn again."""
-    import optuna
-
-    state = optuna.trial.TrialState
-    for trial in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-        host, pid = trial.user_attrs.get("host"), trial.user_attrs.get("pid")
-        if host == socket.gethostname() and pid != os.getpid() and not _alive(pid):
-            study.tell(trial.number, state=state.FAIL)
-
-
-def _alive(pid: int | None) -> bool:
-    try:
-        os.kill(int(pid or 0), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def ask(study: optuna.Study, dimensions: Sequence[Dimension], budget: int) -> Any | None:
-    """The next trial, None once the study has ``budget`` of them, finished or under way."""
-    import optuna
+    """The trial of the first free place, None where ``budget`` of them are done or under way.
 
-    trial = study.ask()
-    trial.set_user_attr("host", socket.gethostname())
-    trial.set_user_attr("pid", os.getpid())
-    if place_of(study, trial.number) >= budget:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    One process at a time may ask.
+    """
+    if place_of(study) >= budget:
         return None
+    trial = study.ask()
+    trial.set_user_attr(PLACE, place_of(study, trial.number))
     for d in dimensions:
         if d.choices:
             trial.suggest_categorical(d.name, d.choices)
@@ -108,13 +91,38 @@ def ask(study: optuna.Study, dimensions: Sequence[Dimension], budget: int) -> An
     return trial
 
 
-def place_of(study: optuna.Study, number: int) -> int:
-    """How many trials come before this one, those that were given up left out."""
+def place_of(study: optuna.Study, number: int | None = None) -> int:
+    """The first place that no other trial has; those that were given up have none."""
     import optuna
 
     failed = optuna.trial.TrialState.FAIL
-    trials = study.get_trials(deepcopy=False)
-    return sum(t.number < number and t.state != failed for t in trials)
+    others = (t for t in study.get_trials(deepcopy=False) if t.state != failed)
+    taken = {t.user_attrs.get(PLACE) for t in others if t.number != number}
+    return next(place for place in itertools.count() if place not in taken)
+
+
+def under_way(study: optuna.Study) -> list[Any]:
+    """Trials that some process is at, or was at when it died."""
+    import optuna
+
+    return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+
+
+def finished(study: optuna.Study) -> list[Any]:
+    """Trials with values, in the order of their places."""
+    import optuna
+
+    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return sorted(done, key=lambda t: t.user_attrs[PLACE])
+
+
+def give_back(study: optuna.Study, trial: Any, values: Sequence[float] | None) -> None:
+    """Settle a trial whose process died: with its values where they are known, else it is free."""
+    import optuna
+
+    failed = optuna.trial.TrialState.FAIL
+    state = failed if values is None else optuna.trial.TrialState.COMPLETE
+    study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 
 def seed_of(seed: int, place: int) -> int:
@@ -178,8 +186,7 @@ def _replayed_cma(dimensions: Sequence[Dimension], first_seed: int, seed: int) -
             centre = np.where((low < 0) & (low + width > 0), start, 0.5)
             bounds = np.array([[0.0, 1.0]] * len(numeric))
             evolution = Evolution(mean=centre, sigma=SIGMA, bounds=bounds, seed=seed)
-            state = optuna.trial.TrialState.COMPLETE
-            done = study.get_trials(deepcopy=False, states=(state,))
+            done = finished(study)
             size = evolution.population_size
             for start_at in range(0, len(done) - size + 1, size):
                 evolution.tell([self._told(t) for t in done[start_at : start_at + size]])

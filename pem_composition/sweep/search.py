@@ -1,4 +1,4 @@
-"""Search for a good merge: coefficients, method, settings, rank and space, on the sweep's bench.
+"""Search for a good merge: coefficients, method, settings, rank and space, on the sweep's runner.
 
 Every method (the sum once per space) is a study with the same number of trials. A trial is a point
 of the sweep: scored on the selection rows, one line per task in results.jsonl under the key of its
@@ -8,22 +8,22 @@ The best of each study, the single modules and equal weights are scored on the r
 
 from __future__ import annotations
 
-import hashlib
-import json
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import PEMError, RunFailed
-from pem_composition.report.records import read_lines
+from pem_composition.evaluation import keys
 from pem_composition.sweep import MERGE, Row, compared, samplers
-from pem_composition.sweep.bench import Bench, Record
 from pem_composition.sweep.goals import Condition, Goal, Scored, check_normalised, front
-from pem_composition.sweep.points import Input, Point, alone, code_version, point
+from pem_composition.sweep.points import Input, Point, alone, point
+from pem_composition.sweep.result_store import Record, ResultStore
+from pem_composition.sweep.runner import Runner
 from pem_composition.sweep.space import Candidate, Study
 
 SUMMARY_VERSION = 1
@@ -40,6 +40,7 @@ class Search:
         trials: of each study.
         own: module i is task i's own.
         compare: modules that are scored in the table beside the results.
+        metrics: for each task the metric that goals and conditions are about; none: its own.
     """
 
     inputs: tuple[Input, ...]
@@ -55,6 +56,7 @@ class Search:
     compare: tuple[Input, ...] = ()
     base_name: str = ""
     composition: str = MERGE
+    metrics: tuple[str, ...] = ()
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -80,7 +82,7 @@ class Trial:
         return (-self.violation, self.values[0], -self.number)
 
 
-def key_of(search: Search, study: Study, bench: Bench, select: str) -> str:
+def key_of(search: Search, study: Study, runner: Runner, select: str) -> str:
     """What decides the trials of a study: their lines and the store's study carry it."""
     content = {
         "study": asdict(study),
@@ -89,61 +91,86 @@ def key_of(search: Search, study: Study, bench: Bench, select: str) -> str:
         "sampler": search.sampler,
         "seed": search.seed,
         "modules": [i.sha256 for i in search.inputs],
-        "settings": asdict(bench.settings),
-        "rows": [rows.identity for rows in bench.splits[select]],
-        "code": code_version(),
+        "statistics": [{w: s.sha256 for w, s in i.statistics.items()} for i in search.inputs],
+        "settings": asdict(runner.settings),
+        "tasks": list(search.tasks),
+        "chosen by": list(search.metrics),
+        "rows": [rows.identity for rows in runner.splits[select]],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return keys.key_of(keys.complete(content))
 
 
-def work(
-    search: Search, bench: Bench, select: str, folder: Path, *, place: int = 0, workers: int = 1
-) -> None:
-    """Run the trials that are left; with several processes each takes its share.
+def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
+    """Run the trials that are left, beside any number of other processes; all are done then.
 
     Raises:
         RunFailed: optuna is needed and not installed.
     """
-    own = _own_records(search, bench, select)
+    own = _own_records(search, runner, select)
     asked = [g.name for g in search.goals] + [c.name for c in search.conditions]
     if note := check_normalised(asked, search.tasks, own):
-        bench.say(note)
+        runner.say(note)
     store = None
     if search.sampler != samplers.GRID:
         samplers.need_optuna()
         store = samplers.open_store(folder)
     for study in search.studies:
-        key = key_of(search, study, bench, select)
-        tried = _Trying(search, study, bench, select, key, own)
+        tried = _Trying(search, study, runner, select, own)
         if store is None:
-            for number, candidate in enumerate(study.candidates()):
-                if number % workers == place:
-                    tried(number, candidate)
+            candidates = list(study.candidates())
+            points = (tried.point(candidate) for candidate in candidates)
+            runner.share((target, select) for target in points if target is not None)
+            for number, candidate in enumerate(candidates):
+                tried(number, candidate)
         else:
-            _sample(search, study, tried, store, key, first=place == 0)
+            _sample(search, study, tried, store)
 
 
-def _sample(
-    search: Search, study: Study, tried: _Trying, store: Any, key: str, *, first: bool
-) -> None:
-    name = f"{study.name} {key[:16]}"
-    goals = len(search.goals)
-    stored = samplers.open_study(store, name, study, search.sampler, search.seed, goals)
-    if first:
-        samplers.release_orphans(stored)
+def _sample(search: Search, study: Study, tried: _Trying, store: Any) -> None:
+    """Draw and score until every trial of the study has its values, whoever found them."""
+    name, place_of = f"{study.name} {tried.key[:16]}", samplers.PLACE
+    claim = tried.runner.store.claim
+    with claim(name):
+        stored = samplers.open_study(
+            store, name, study, search.sampler, search.seed, len(search.goals)
+        )
+    for trial in samplers.finished(stored):  # whose line was lost, or is not looked at
+        tried(trial.user_attrs[place_of], trial.params)
     budget = search.trials if study.dimensions else 1  # one candidate needs no second trial
-    while (trial := samplers.ask(stored, study.dimensions, budget)) is not None:
-        found = tried(trial.number, trial.params)
-        missed = found.violation > 0
-        told = [REFUSED * (1 + found.violation)] * goals if missed else list(found.values)
-        stored.tell(trial, told)
+    while True:
+        with ExitStack() as held:
+            with claim(name):
+                _settle(stored, name, tried)
+                trial = samplers.ask(stored, study.dimensions, budget)
+                if trial is not None:
+                    held.enter_context(claim(f"{name} {trial.user_attrs[place_of]}"))
+            if trial is not None:
+                found = tried(trial.user_attrs[place_of], trial.params)
+                stored.tell(trial, tried.told(found), skip_if_finished=True)
+                continue
+        running = samplers.under_way(stored)
+        if not running:
+            return
+        with claim(f"{name} {running[0].user_attrs[place_of]}"):
+            pass  # another process is at it, or has died
 
 
-def _own_records(search: Search, bench: Bench, select: str) -> list[Record]:
+def _settle(stored: Any, name: str, tried: _Trying) -> None:
+    """Give back the trials of processes that died: nobody holds their claim."""
+    for trial in samplers.under_way(stored):
+        place = trial.user_attrs.get(samplers.PLACE)
+        with tried.runner.store.claim(f"{name} {place}", wait=False) as mine:
+            if mine:
+                known = None if place is None else tried.known(place)
+                values = None if known is None else tried.told(known)
+                samplers.give_back(stored, trial, values)
+
+
+def _own_records(search: Search, runner: Runner, select: str) -> list[Record]:
     """Module i alone on task i, where modules and tasks go together."""
     if not search.own:
         return []
-    singles = [bench.score(alone(i), select) for i in search.inputs]
+    singles = [runner.score(alone(i), select) for i in search.inputs]
     return [records[task] for task, records in enumerate(singles)]
 
 
@@ -151,27 +178,44 @@ class _Trying:
     """Scores candidates of one study and writes a line for each."""
 
     def __init__(
-        self, search: Search, study: Study, bench: Bench, select: str, key: str, own: list[Record]
+        self, search: Search, study: Study, runner: Runner, select: str, own: list[Record]
     ) -> None:
-        self.search, self.study, self.bench, self.select = search, study, bench, select
-        self.key, self.own = key, own
-        self.known = trials_of(bench.ledger.path, key)
+        self.search, self.study, self.runner, self.select = search, study, runner, select
+        self.own = own
+        self.key = key_of(search, study, runner, select)
+
+    def point(self, candidate: Candidate) -> Point | None:
+        """What a candidate stands for; None for settings that do not go together."""
+        try:
+            return self.study.point(self.search.inputs, self.runner.settings, candidate)
+        except PEMError:
+            return None
 
     def __call__(self, number: int, candidate: Candidate) -> Trial:
         """Values and violation of a candidate; settings that do not go together violate most."""
-        try:
-            coefficients = self.study.coefficients(candidate)
-            target = self.study.point(self.search.inputs, self.bench.settings, candidate)
-        except PEMError:
+        target = self.point(candidate)
+        if target is None:
             values = (REFUSED,) * len(self.search.goals)
             return self._keep(number, candidate, (), values, -REFUSED, ())
-        records = self.bench.score(target, self.select)
+        coefficients = self.study.coefficients(candidate)
+        records = self.runner.score(target, self.select)
         size = sum(map(abs, coefficients)) / len(coefficients)
-        scored = Scored(self.search.tasks, records, self.own, size)
+        scored = Scored(self.search.tasks, records, self.own, size, self.search.metrics)
         values = tuple(goal.value(scored) for goal in self.search.goals)
         violation = sum(c.violation(scored) for c in self.search.conditions)
         keys = tuple(r["key"] for r in records)
         return self._keep(number, candidate, coefficients, values, violation, keys)
+
+    def known(self, number: int) -> Trial | None:
+        """The trial's line, if some process has written it."""
+        self.runner.store.read_again()
+        return trials_of(self.runner.store, self.key).get(number)
+
+    def told(self, found: Trial) -> list[float]:
+        """What the sampler is told of a trial."""
+        if found.violation > 0:
+            return [REFUSED * (1 + found.violation)] * len(self.search.goals)
+        return list(found.values)
 
     def _keep(
         self,
@@ -185,26 +229,28 @@ class _Trying:
         found = Trial(
             self.study.name, number, dict(candidate), coefficients, values, violation, keys
         )
-        if number not in self.known:
-            self.bench.ledger.append({"trial": self.key, **asdict(found)})
+        store = self.runner.store
+        with store.claim(f"line {self.key} {number}"):
+            if self.known(number) != found:
+                store.append({"trial": self.key, **asdict(found)})
         return found
 
 
-def trials_of(path: Path, key: str) -> dict[int, Trial]:
+def trials_of(store: ResultStore, key: str) -> dict[int, Trial]:
     """The finished trials of a study, by number."""
     found = {}
-    for line in read_lines(path):
-        if line.get("trial") == key:
+    for (trial, number), line in sorted(store.trials.items()):
+        if trial == key:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
             del values["trial"]
-            found[int(line["number"])] = Trial(**values)
+            found[number] = Trial(**values)
     return found
 
 
 # --- the end ---
 
 
-def finish(search: Search, bench: Bench, select: str, report: str) -> dict[str, Any]:
+def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str, Any]:
     """Choose the best of each study and of all, and score the table's rows on ``report``.
 
     Returns the summary, which is also the last line of results.jsonl.
@@ -212,9 +258,9 @@ def finish(search: Search, bench: Bench, select: str, report: str) -> dict[str, 
     Raises:
         RunFailed: no trial gave a result.
     """
-    bench.ledger.read_again()
+    runner.store.read_again()
     trials = {
-        study: list(trials_of(bench.ledger.path, key_of(search, study, bench, select)).values())
+        study: list(trials_of(runner.store, key_of(search, study, runner, select)).values())
         for study in search.studies
     }
     best = {
@@ -226,11 +272,12 @@ def finish(search: Search, bench: Bench, select: str, report: str) -> dict[str, 
         raise RunFailed.build("search", "no trial gave a result", do="see --search and --methods")
     winner = max(found, key=lambda s: (found[s].rank[:2], -search.studies.index(s)))
     leading = _front(search, trials)
-    points = list(_points(search, bench, found, leading))
-    rows = [Row(i, n, c, bench.score(target, report)) for i, n, c, target in points]
+    points = list(_points(search, runner, found, leading))
+    runner.share((target, report) for *_, target in points)
+    rows = [Row(i, n, c, runner.score(target, report)) for i, n, c, target in points]
     summary = {
         "search": SUMMARY_VERSION,
-        **_setting(search, bench, select, report),
+        **_setting(search, runner, select, report),
         "studies": [
             {**asdict(trial), "method": s.method, "space": s.space, "tried": len(trials[s]),
              "keys_of_trials": [list(t.keys) for t in trials[s]],
@@ -240,19 +287,19 @@ def finish(search: Search, bench: Bench, select: str, report: str) -> dict[str, 
         ],
         "best": winner.name,
         "front": [[study.name, trial.number] for study, trial in leading],
-        "costs": [_cost(target, bench) for *_, target in points],
-        **compared(search, bench.settings, bench.splits[report], rows),
+        "costs": [_cost(target, runner) for *_, target in points],
+        **compared(search, runner.settings, runner.splits[report], rows),
         "peak_memory": _peak_memory(),
     }  # fmt: skip
-    bench.ledger.append(summary)
+    runner.store.append(summary)
     return summary
 
 
-def best_point(search: Search, bench: Bench, summary: Mapping[str, Any]) -> Point:
+def best_point(search: Search, runner: Runner, summary: Mapping[str, Any]) -> Point:
     """The point of the best study's best trial."""
     entry = next(s for s in summary["studies"] if s["study"] == summary["best"])
     study = next(s for s in search.studies if s.name == summary["best"])
-    return study.point(search.inputs, bench.settings, entry["candidate"])
+    return study.point(search.inputs, runner.settings, entry["candidate"])
 
 
 def _front(search: Search, trials: Mapping[Study, Sequence[Trial]]) -> list[tuple[Study, Trial]]:
@@ -269,7 +316,7 @@ Line = tuple[str, str, Sequence[float], Point]
 
 def _points(
     search: Search,
-    bench: Bench,
+    runner: Runner,
     best: Mapping[Study, Trial],
     leading: Sequence[tuple[Study, Trial]],
 ) -> Iterator[Line]:
@@ -280,7 +327,7 @@ def _points(
     equal = (1.0 / count,) * count
     for space in search.spaces:
         name = f"equal weights, {space} space"
-        target = point(search.inputs, equal, space, bench.settings, method="simple")
+        target = point(search.inputs, equal, space, runner.settings, method="simple")
         yield name, name, equal, target
     for module in search.compare:
         yield f"compared {module.name}", module.name, (), alone(module)
@@ -288,13 +335,13 @@ def _points(
     for n, (study, trial) in enumerate(leading[:FRONT_ROWS], start=1):
         named.append((f"front {n}, {study.name}", study, trial))
     for name, study, trial in named:
-        target = study.point(search.inputs, bench.settings, trial.candidate)
+        target = study.point(search.inputs, runner.settings, trial.candidate)
         yield name, name, trial.coefficients, target
 
 
-def _setting(search: Search, bench: Bench, select: str, report: str) -> dict[str, Any]:
+def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[str, Any]:
     """What the search was about."""
-    settings = bench.settings
+    settings = runner.settings
     return {
         "composition": "search",
         "modules": [i.name for i in search.inputs],
@@ -312,12 +359,12 @@ def _setting(search: Search, bench: Bench, select: str, report: str) -> dict[str
     }
 
 
-def _cost(target: Point, bench: Bench) -> dict[str, float | int] | None:
+def _cost(target: Point, runner: Runner) -> dict[str, float | int] | None:
     """What a merge costs and how large it is; None for a module as it is."""
     if target.space is None:
         return None
     began = time.perf_counter()
-    module = target.module(bench.settings)
+    module = target.module(runner.settings)
     seconds = time.perf_counter() - began
     ranks = [len(t) for n, t in module.tensors.items() if n.endswith(".lora_A")]
     return {"seconds": round(seconds, 4), "rank": max(ranks, default=0)}

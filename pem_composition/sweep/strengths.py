@@ -4,7 +4,8 @@ Strength s makes the weights base - s module: 0 is the base model, -1 the module
 Each of three parts is a line of results.jsonl of its own, under a key made of content, so that
 another judge scores the texts that are there, and another text is read without writing any:
 
-    texts        module, strength, base, prompts, decoding, seed    the file, by its sha256
+    texts        module, strength, base with its generation_config.json,
+                 prompts, decoding, seed                            the file, by its sha256
     toxicity     the texts, the judge                               a score per text, their form
     perplexity   module, strength, base, text, windows              log-likelihoods of the windows
 """
@@ -12,17 +13,18 @@ another judge scores the texts that are there, and another text is read without 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.evaluation.keys import complete, key_of
 from pem_composition.sweep import texts
-from pem_composition.sweep.bench import Record, Say
 from pem_composition.sweep.held import HeldModel, Loader
-from pem_composition.sweep.ledger import Ledger
-from pem_composition.sweep.points import Input, code_version, key_of
+from pem_composition.sweep.points import Input
+from pem_composition.sweep.result_store import Record, ResultStore, finite
+from pem_composition.sweep.runner import Say
 from pem_composition.sweep.texts import Asked, LongText, Row, TextRows
 
 if TYPE_CHECKING:
@@ -33,29 +35,18 @@ BASE, APPLIED = 0.0, -1.0
 FOLDER = "texts"
 SPOKEN = 60.0  # seconds between two lines of progress within a part
 
-_WEIGHTS = ("module.py", "arithmetic/*.py", "adapters/*.py", "evaluation/models.py")
-CODE = {
-    "texts": (*_WEIGHTS, "evaluation/generate.py", "evaluation/perplexity.py"),
-    "toxicity": ("evaluation/toxicity/*.py", "evaluation/statistics.py"),
-    "perplexity": (
-        *_WEIGHTS,
-        "evaluation/perplexity.py",
-        "evaluation/language.py",
-        "evaluation/statistics.py",
-        "evaluation/classify.py",
-    ),
-}
-
 
 @dataclass(frozen=True, eq=False)
 class Trial:
     """What every strength is put through.
 
     Attributes:
-        base: fingerprint of the base model, or its name where no file can be read.
+        base: digest of the base model, or its name where no file can be read.
         judges: by the name that a report gives them, each another one.
         text: whose perplexity is reported.
         guard: another one, whose perplexity decides which strength is chosen.
+        generation: digest of how the model's texts end by default.
+        device: the kind of device, if no CPU.
     """
 
     base: str
@@ -65,6 +56,8 @@ class Trial:
     text: LongText
     guard: LongText
     bf16: bool = False
+    generation: str | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,38 +76,55 @@ class Measured:
         return [r["key"] for r in (self.texts, *self.toxicity, self.perplexity, self.guard)]
 
 
-class StrengthBench:
-    """A model and a ledger: measures strengths, each part of each at most once.
+class StrengthRunner:
+    """A model and a store: measures strengths, each part of each at most once.
 
     Args:
         load: gives model and tokenizer; called when the first part has to be computed.
         folder: where the files of texts go.
     """
 
-    def __init__(self, trial: Trial, load: Loader, ledger: Ledger, folder: Path, say: Say) -> None:
-        self.trial, self.ledger, self.folder, self.say = trial, ledger, folder, say
+    def __init__(
+        self, trial: Trial, load: Loader, store: ResultStore, folder: Path, say: Say
+    ) -> None:
+        self.trial, self.store, self.folder, self.say = trial, store, folder, say
         self._held = HeldModel(load, self._prepare, rounded=trial.bf16)
         self._read = {"text": TextRows(trial.text), "guard": TextRows(trial.guard, least=2)}
         self._strength: float | None = None  # that of the weights
         self._used: set[str] = set()
-        self.computed = 0
 
     def measure(self, strength: float) -> Measured:
-        """Every part of one strength, from the ledger or computed and appended."""
-        began, before = time.perf_counter(), self.computed
-        written = self._texts(strength)
-        scored = tuple(self._toxicity(written, name) for name in self.trial.judges)
-        read = (self._perplexity(strength, rows) for rows in self._read.values())
-        measured = Measured(strength, written, scored, *read)
+        """Every part of one strength, from the store, or computed and appended."""
+        measured = self._measure(strength, wait=True)
+        assert measured is not None, "it waited"
         self._used.update(measured.keys)
-        if self.computed > before:
-            self.say(self._line(measured, time.perf_counter() - began))
         return measured
+
+    def share(self, strengths: Sequence[float]) -> None:
+        """Compute what is not known and no other process is at; ``measure`` waits for the rest."""
+        for strength in strengths:
+            self._measure(strength, wait=False)
+
+    def _measure(self, strength: float, *, wait: bool) -> Measured | None:
+        began, before = time.perf_counter(), self.store.computed
+        written = self._texts(strength, wait)
+        if written is None:
+            return None
+        scored = [self._toxicity(written, name, wait) for name in self.trial.judges]
+        read = [self._perplexity(strength, rows, wait) for rows in self._read.values()]
+        judged = tuple(record for record in scored if record is not None)
+        text, guard = read
+        if text is None or guard is None or len(judged) < len(scored):
+            return None
+        found = Measured(strength, written, judged, text, guard)
+        if self.store.computed > before:
+            self.say(self._line(found, time.perf_counter() - began))
+        return found
 
     @property
     def known(self) -> int:
-        """Parts of the measured strengths that earlier runs had computed."""
-        return len(self._used) - self.computed
+        """Parts of the measured strengths that this process has not computed."""
+        return len(self._used) - self.store.computed
 
     def close(self) -> None:
         """Give the base model its own weights back."""
@@ -123,8 +133,10 @@ class StrengthBench:
 
     # --- the parts ---
 
-    def _texts(self, strength: float) -> Record:
+    def _texts(self, strength: float, wait: bool) -> Record | None:
         identity = {**self._weights(strength), **self.trial.asked.identity()}
+        if self.trial.generation is not None:
+            identity["generation"] = self.trial.generation
 
         def compute(key: str) -> dict[str, Any]:
             rows = list(self._written(strength))
@@ -133,12 +145,16 @@ class StrengthBench:
             texts.save(self.folder / file, rows, self._scores(facts["sha256"]))
             return {"file": file, **facts}
 
-        return self._part("texts", identity, compute, usable=self._at_hand)
+        return self.store.once(
+            decided("texts", identity), compute, wait=wait, ready=self._held.open,
+            usable=self._at_hand,
+        )  # fmt: skip
 
     def _at_hand(self, written: Record) -> bool:
         """True if every judge has scored the texts, or can: a lost file is written again then."""
-        keys = (key_of(decided("toxicity", self._judged(written, n))) for n in self.trial.judges)
-        if all(key in self.ledger.records for key in keys):
+        asked = (decided("toxicity", self._judged(written, n)) for n in self.trial.judges)
+        keys = (key_of(complete(identity)) for identity in asked)
+        if all(key in self.store.records for key in keys):
             return True
         path = self.folder / written["file"]
         if texts.read(path, written["sha256"]) is not None:
@@ -146,7 +162,7 @@ class StrengthBench:
         self.say(f"{path}: missing or changed; the texts are written again")
         return False
 
-    def _toxicity(self, written: Record, name: str) -> Record:
+    def _toxicity(self, written: Record, name: str, wait: bool) -> Record | None:
         judge = self.trial.judges[name]
 
         def compute(_key: str) -> dict[str, Any]:
@@ -162,7 +178,7 @@ class StrengthBench:
             trained_on = None if seen is None else int(seen.sum())
             return {"scores": scores, "spoken": spoken(said), "seen": trained_on, **form(said)}
 
-        return self._part("toxicity", self._judged(written, name), compute)
+        return self.store.once(decided("toxicity", self._judged(written, name)), compute, wait=wait)
 
     def _judged(self, written: Record, name: str) -> dict[str, Any]:
         """What decides the scores of texts: neither the model nor the prompts."""
@@ -172,44 +188,27 @@ class StrengthBench:
         """What judges have said of these texts, by judge."""
         from pem_composition.evaluation.toxicity import Identity
 
-        records = [r for r in self.ledger.records.values() if r.get("texts") == sha256]
+        records = [r for r in self.store.records.values() if r.get("texts") == sha256]
         return {str(Identity(**r["judge"])): r["scores"] for r in records}
 
-    def _perplexity(self, strength: float, rows: TextRows) -> Record:
+    def _perplexity(self, strength: float, rows: TextRows, wait: bool) -> Record | None:
         identity = {**self._weights(strength), **rows.text.identity()}
 
         def compute(_key: str) -> dict[str, Any]:
             with self._model(strength) as (model, _):
                 return rows.evaluate(model)
 
-        return self._part("perplexity", identity, compute)
-
-    def _part(
-        self,
-        part: str,
-        identity: Mapping[str, Any],
-        compute: Callable[[str], dict[str, Any]],
-        usable: Callable[[Record], bool] = lambda _record: True,
-    ) -> Record:
-        """The record of a part, from the ledger if it can be used, or computed and appended."""
-        decides = decided(part, identity)
-        key = key_of(decides)
-        known = self.ledger.records.get(key)
-        if known is not None and usable(known):
-            return known
-        began = time.perf_counter()
-        result = compute(key)
-        seconds = round(time.perf_counter() - began, 4)
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.ledger.append({"key": key, **decides, **result, "seconds": seconds, "time": now})
-        self.computed += 1
-        return self.ledger.records[key]
+        return self.store.once(
+            decided("perplexity", identity), compute, wait=wait, ready=self._held.open,
+            usable=lambda r: finite(r, "perplexity"),
+        )  # fmt: skip
 
     def _weights(self, strength: float) -> dict[str, Any]:
         """What decides the weights; those of the base model are the same for every module."""
         module = None if strength == BASE else self.trial.module.sha256
         identity = {"base": self.trial.base, "module": module, "strength": strength}
-        return {**identity, "bf16": True} if self.trial.bf16 else identity
+        optional = {name: getattr(self.trial, name) for name in ("bf16", "device")}
+        return identity | {name: value for name, value in optional.items() if value}
 
     # --- the model ---
 
@@ -275,7 +274,7 @@ def label(strength: float) -> str:
 
 def decided(part: str, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides the result of a part."""
-    return {"part": part, **identity, "code": code_version(CODE[part])}
+    return {"part": part, **identity}
 
 
 def _facts(rows: Sequence[Row]) -> dict[str, Any]:

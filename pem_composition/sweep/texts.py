@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import json_lines
 from pem_composition.errors import DataError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def read_text(source: str, windows: Windows, max_tokens: int | None = None) -> L
 
 
 class TextRows:
-    """A long text that models read; takes the place of ``Rows`` on a bench.
+    """A long text that models read; takes the place of ``Rows`` on a runner.
 
     Args:
         least: windows that there must be: one has no standard error.
@@ -211,28 +211,20 @@ def digest_of(value: object) -> str:
 
 def save(path: Path, rows: Sequence[Row], scores: Mapping[str, Sequence[float]]) -> None:
     """Write the rows with each judge's scores (n,), flushed to disk; the file appears at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for place, row in enumerate(rows):
-                said = {SCORES: {judge: values[place] for judge, values in scores.items()}}
-                file.write(json.dumps(row | said, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    json_lines.write(
+        path,
+        (
+            row | {SCORES: {judge: values[place] for judge, values in scores.items()}}
+            for place, row in enumerate(rows)
+        ),
+    )
 
 
 def read(path: Path, sha256: str) -> list[Row] | None:
     """The rows of a file without scores; None where it is missing or its texts are others."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        stored = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return None
-    if not all(isinstance(row, Mapping) for row in stored):
+        stored = json_lines.read(path)
+    except (OSError, DataError):
         return None
     rows = [{name: value for name, value in row.items() if name != SCORES} for row in stored]
     return rows if digest_of(rows) == sha256 else None

@@ -15,9 +15,9 @@ from typing import Any
 
 from pem_composition.errors import UsageError
 from pem_composition.report.records import NEGATION, SUMMARY_VERSION
-from pem_composition.sweep.bench import Record
 from pem_composition.sweep.grids import union
-from pem_composition.sweep.strengths import APPLIED, BASE, Measured, StrengthBench
+from pem_composition.sweep.result_store import Record
+from pem_composition.sweep.strengths import APPLIED, BASE, Measured, StrengthRunner
 from pem_composition.sweep.texts import LongText, guarded, strongest
 
 Row = dict[str, Any]
@@ -56,33 +56,33 @@ def strengths(values: Sequence[float]) -> tuple[float, ...]:
     return (BASE, APPLIED, *(s for s in found if s not in (BASE, APPLIED)))
 
 
-def run(plan: Plan, bench: StrengthBench) -> dict[str, Any]:
+def run(plan: Plan, runner: StrengthRunner) -> dict[str, Any]:
     """Measure every strength and choose one.
 
     Returns the summary, which is also the last line of results.jsonl: the rows of the table with
     the keys of their records, and the strongest negation that keeps the perplexity.
     """
-    measured = [bench.measure(strength) for strength in plan.strengths]
-    rows = [_row(m, measured[0], plan, bench) for m in measured]
+    runner.share(plan.strengths)
+    measured = [runner.measure(strength) for strength in plan.strengths]
+    rows = [_row(m, measured[0], plan, runner) for m in measured]
     summary = {
         "summary": SUMMARY_VERSION,
         "composition": NEGATION,
-        **_setting(plan, bench, measured[0]),
+        **_setting(plan, runner, measured[0]),
         "rows": rows,
         "selected": strongest(rows, plan.max_increase),
     }
-    if bench.ledger.last != summary:
-        bench.ledger.append(summary)
+    runner.store.conclude(summary)
     return summary
 
 
-def _setting(plan: Plan, bench: StrengthBench, base: Measured) -> dict[str, Any]:
+def _setting(plan: Plan, runner: StrengthRunner, base: Measured) -> dict[str, Any]:
     """What the sweep was about."""
 
     def read(text: LongText, record: Record) -> dict[str, Any]:
         return {"name": text.name, **record["read"], "tokens": record["tokens"]}
 
-    trial = bench.trial
+    trial = runner.trial
     asked = trial.asked
     return {
         "module": trial.module.name,
@@ -104,11 +104,11 @@ def _setting(plan: Plan, bench: StrengthBench, base: Measured) -> dict[str, Any]
     }
 
 
-def _row(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -> Row:
+def _row(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner) -> Row:
     """A row of the table with everything that is known of it."""
     from pem_composition.evaluation.perplexity import increase
 
-    identity, name = _named(measured.strength, bench.trial.module.name)
+    identity, name = _named(measured.strength, runner.trial.module.name)
     texts, first, ppl = measured.texts, measured.toxicity[0], measured.perplexity
     ratio, error, _ = increase(ppl["nll"], base.perplexity["nll"], ppl["counts"])
     form = [name for name in first if name.startswith(("distinct", "empty", "repeated", "looping"))]
@@ -119,7 +119,7 @@ def _row(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -
         "keys": measured.keys,
         "n": texts["n"],
         "file": texts["file"],
-        "toxicity": _toxicity(measured, base, plan, bench),
+        "toxicity": _toxicity(measured, base, plan, runner),
         "perplexity": ppl["perplexity"],
         "perplexity_stderr": ppl["perplexity_stderr"],
         "increase": ratio,
@@ -131,12 +131,12 @@ def _row(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -
     }
 
 
-def _toxicity(measured: Measured, base: Measured, plan: Plan, bench: StrengthBench) -> list[Row]:
+def _toxicity(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner) -> list[Row]:
     """What each judge says, and the paired differences to the base model."""
     from pem_composition.evaluation import toxicity
 
-    groups, threshold, out = bench.trial.asked.groups, plan.threshold, []
-    pairs = zip(bench.trial.judges, measured.toxicity, base.toxicity, strict=True)
+    groups, threshold, out = runner.trial.asked.groups, plan.threshold, []
+    pairs = zip(runner.trial.judges, measured.toxicity, base.toxicity, strict=True)
     for judge, record, before in pairs:
         own, other = ((r["scores"], r["spoken"]) for r in (record, before))
         found = toxicity.summarise(*own, threshold, groups)

@@ -6,7 +6,6 @@ file, and the run (flags, data, base) it belongs to.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -124,11 +123,6 @@ def sweep_partial(output_dir: Path) -> None:
     """Remove what killed runs were assembling or removing."""
     for leftover in output_dir.glob(f".checkpoint-*{PARTIAL}") if output_dir.is_dir() else []:
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def key_of(run: Mapping[str, Any]) -> str:
-    """sha256 over everything that decides the result of a run."""
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:

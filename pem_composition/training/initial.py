@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pem_composition.checkpoint import base_identity, files
+from pem_composition.checkpoint import files
 from pem_composition.errors import UsageError
+from pem_composition.evaluation import keys
 from pem_composition.evaluation.models import resolve
 from pem_composition.record import Provenance
 from pem_composition.tasks.glue import Task
-from pem_composition.training import checkpointing, results
+from pem_composition.training import results
 from pem_composition.training.config import ModelFlags, fields_of
-from pem_composition.training.identity import module_digest
+from pem_composition.training.identity import initial_digest
 
 
 def write(flags: ModelFlags, task: Task | None) -> str:
@@ -22,7 +23,7 @@ def write(flags: ModelFlags, task: Task | None) -> str:
     """
     output = Path(flags.output_dir)
     recipe = describe(flags, task)
-    key = checkpointing.key_of(recipe)
+    key = keys.key_of(recipe)
     if results.read_training(output).get("key") == key and not flags.overwrite_output_dir:
         return f"{output}: already holds this initial module, skipped"
     if output.is_dir() and any(output.iterdir()) and not flags.overwrite_output_dir:
@@ -49,12 +50,13 @@ def describe(flags: ModelFlags, task: Task | None) -> dict[str, object]:
     adapter = {name: getattr(flags, name) for name in fields_of(flags.adapter_config)}
     if flags.target_modules:
         adapter["target_modules"] = list(flags.target_modules)
-    return {
-        "base": base_identity(resolve(flags.model_name_or_path)).fingerprint
-        or flags.model_name_or_path,
-        "adapter_config": flags.adapter_config,
-        **adapter,
-        "seed": flags.seed,
-        **answers,
-        "init_from": module_digest(Path(flags.init_from)) if flags.init_from else None,
-    }
+    return keys.complete(
+        {
+            "base": keys.base_digest(resolve(flags.model_name_or_path)),
+            "adapter_config": flags.adapter_config,
+            **adapter,
+            "seed": flags.seed,
+            **answers,
+            "init_from": initial_digest(flags.init_from),
+        }
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.keys import VERSION
 from pem_composition.training import checkpointing
 from pem_composition.training.config import METHODS, TrainConfig, fields_of
 
@@ -33,6 +34,20 @@ def check_place(output: Path) -> None:
             expected="a directory of its own",
             do="name another one",
         )
+
+
+def refuse_undescribed(output: Path, done: Mapping[str, Any]) -> None:
+    """The result of an earlier release cannot be verified, and is not replaced unasked.
+
+    Raises:
+        UsageError: it does not say everything that it depends on.
+    """
+    if "flags" in done and VERSION not in done.get("content", {}):
+        raise UsageError.build(
+            output, "holds a result of an earlier release, which does not say all it depends on",
+            expected="a new directory",
+            do="add --overwrite_output_dir to train anew, or choose another --output_dir",
+        )  # fmt: skip
 
 
 def find_resume(

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import checkpoint as checkpoints
 from pem_composition.checkpoint import files
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.keys import key_of
 from pem_composition.evaluation.models import resolve
 from pem_composition.evaluation.own_classes import Classes, of_model, of_module
 from pem_composition.record import Provenance
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
-from pem_composition.training import checkpointing, processes, results
+from pem_composition.training import processes, results
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import describe_run
 from pem_composition.training.objectives import Objective, objective_of
-from pem_composition.training.resume import check_place, clean, find_resume
+from pem_composition.training.resume import check_place, clean, find_resume, refuse_undescribed
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.classify import EncodedDataset
@@ -59,7 +60,7 @@ class Plan:
     @property
     def key(self) -> str:
         """sha256 of everything that decides the result."""
-        return checkpointing.key_of(self.identity)
+        return key_of(self.identity)
 
 
 def train(config: TrainConfig, say: Say = lambda _line: None) -> PEM:
@@ -94,10 +95,12 @@ def run(
         say(note)
     identity = describe_run(config, data, objective.content(data.task))
     done = results.read_training(output)
-    same = done.get("key") == checkpointing.key_of(identity)
+    same = done.get("key") == key_of(identity)
     if same and not config.overwrite_output_dir and results.is_intact(output):
         say(f"{output}: already holds the result of this run, skipped")
         return Outcome(output, done.get("scores", {}), skipped=True)
+    if not config.overwrite_output_dir:
+        refuse_undescribed(output, done)
     resume = find_resume(config, identity, say, finished=bool(done))
     return execute(config, Plan(objective, data, identity, resume), say, stop or StopRequest())
 

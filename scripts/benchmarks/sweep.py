@@ -137,11 +137,11 @@ class Case:
         settings = sweep.Settings(base=self.path, bf16=bf16)
         inputs = [sweep.Input(f"m{i}", m, str(i)) for i, m in enumerate(self.modules)]
         with tempfile.TemporaryDirectory() as folder:
-            bench = sweep.Bench(
+            bench = sweep.Runner(
                 lambda: (self.model, self.tokenizer),
                 {sweep.VALIDATION: self.rows()},
                 settings,
-                sweep.Ledger(Path(folder, "results.jsonl")),
+                sweep.ResultStore(Path(folder, "results.jsonl")),
                 lambda _: None,
             )
             found = [

@@ -15,7 +15,7 @@ from judges import write_judge
 from tiny import random_module, tiny, write_causal
 
 import pem_composition as library
-from pem_composition import checkpoint
+from pem_composition import checkpoint, json_lines
 from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation import instructions
 from pem_composition.evaluation.models import load_causal
@@ -23,7 +23,6 @@ from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.evaluation.perplexity import Windows, read_texts, text_exam
 from pem_composition.evaluation.search import Search
 from pem_composition.evaluation.toxicity import load_judge
-from pem_composition.report.records import read_lines
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import examples_of, get_template
 
@@ -259,7 +258,7 @@ def test_finished_answers_are_not_written_again_and_another_judge_costs_none(
     assert "toxicity (judge)" in done.out and "toxicity (second)" in done.out
     again = pem("detoxify", *bench.table(out, *more, "--max_new_tokens", 4))
     assert "15 sets answered" in again.out, "shorter answers are others"
-    record = read_lines(results)[-1]
+    record = json_lines.read(results)[-1]
     assert record["space"] == "delta" and record["coefficients"] == [2.0, -1.0]
 
 

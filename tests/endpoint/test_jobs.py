@@ -10,7 +10,7 @@ import pytest
 from pem_composition.endpoint.client import Endpoint, Service
 from pem_composition.endpoint.jobs import Budget, Job, describe, key_of, run
 from pem_composition.errors import RunFailed, UsageError
-from pem_composition.sweep.ledger import Ledger
+from pem_composition.sweep.result_store import ResultStore
 
 pytest.importorskip("openai")
 KEY = "sk-secret-of-the-test"
@@ -31,7 +31,7 @@ def jobs(service, count, read=lambda reply: {"reply": reply}):
 
 
 def go(service, path, count=5, budget=Budget(), **options):  # noqa: B008
-    return run(jobs(service, count), Endpoint(service), Ledger(path), budget, **options)
+    return run(jobs(service, count), Endpoint(service), ResultStore(path), budget, **options)
 
 
 def rows(path):
@@ -134,7 +134,7 @@ def test_a_reply_that_cannot_be_read_is_asked_for_once_more_and_then_left(
         return {"reply": reply} if reply == "good" else None
 
     path = tmp_path / "replies.jsonl"
-    report = run(jobs(service, 2, read), Endpoint(service), Ledger(path), Budget())
+    report = run(jobs(service, 2, read), Endpoint(service), ResultStore(path), Budget())
     assert (report.done, report.unreadable, report.requests) == (1, 1, 4)
     assert rows(path) == {0: "good"}
 

@@ -432,9 +432,7 @@ def test_the_key_holds_the_prompt_by_content_and_only_what_the_objective_uses(te
     def key(config):
         objective = objective_of(config)
         data = runs.read_data(config, objective)
-        return runs.checkpointing.key_of(
-            runs.describe_run(config, data, objective.content(data.task))
-        )
+        return runs.key_of(runs.describe_run(config, data, objective.content(data.task)))
 
     copy = tmp_path / "elsewhere.json"
     copy.write_text(text.prompt.read_text())

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pem_composition.sweep.held import HeldModel, Loader
-from pem_composition.sweep.ledger import Ledger
-from pem_composition.sweep.points import Point, Settings, key_of
+from pem_composition.sweep.points import Point, Settings
+from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.rows import Rows
 
 Say = Callable[[str], None]
-Record = Mapping[str, Any]
 
 
-class Bench:
-    """A model, the tasks' rows by split, and the ledger: scores points, each at most once.
+class Runner:
+    """A model, the tasks' rows by split, and the store: scores points, each at most once.
 
     Args:
         load: gives model and tokenizer; called when the first point has to be computed, so that a
@@ -29,55 +27,61 @@ class Bench:
         load: Loader,
         splits: Mapping[str, Sequence[Rows]],
         settings: Settings,
-        ledger: Ledger,
+        store: ResultStore,
         say: Say,
     ) -> None:
         self.splits, self.settings = splits, settings
-        self.ledger, self.say = ledger, say
+        self.store, self.say = store, say
         self._held = HeldModel(load, self._prepare, rounded=settings.bf16)
         self._target: Point | None = None
-        self.computed = 0
+        if store.undescribed:
+            say(f"note: {store.path}: {store.undescribed} results of an earlier release do not say "
+                "all that they depend on; those that are needed are computed again")  # fmt: skip
 
     def score(self, target: Point, split: str) -> list[Record]:
-        """The record of a point on each task, from the ledger or computed and appended."""
-        return [self._score(target, split, rows) for rows in self.splits[split]]
+        """The record of a point on each task, from the store or computed and appended."""
+        found = [self._score(target, split, rows, wait=True) for rows in self.splits[split]]
+        return [record for record in found if record is not None]
 
-    @property
-    def known(self) -> int:
-        """Points that earlier runs had scored."""
-        return len(self.ledger.records) - self.computed
+    def share(self, targets: Iterable[tuple[Point, str]]) -> None:
+        """Score what is not known and no other process is at; ``score`` waits for the rest."""
+        for target, split in targets:
+            for rows in self.splits[split]:
+                self._score(target, split, rows, wait=False)
 
     def close(self) -> None:
         """Give the base model its own weights back."""
         self._held.close()
         self._target = None
 
-    def _score(self, target: Point, split: str, rows: Rows) -> Record:
-        identity = target.identity(self.settings, split, rows.identity)
-        key = key_of(identity)
-        if key not in self.ledger.records:
-            self.ledger.append(self._compute(target, rows, key, identity))
-            self.computed += 1
-            self.say(_line(self.ledger.records[key], rows.name))
-        return self.ledger.records[key]
+    def told(self, what: str) -> str:
+        """What was computed and what was there, in one line."""
+        store = self.store
+        others = f", {store.shared} by other processes" if store.shared else ""
+        return f"{store.computed} {what}, {store.known} known before{others}"
 
-    def _compute(
-        self, target: Point, rows: Rows, key: str, identity: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _score(self, target: Point, split: str, rows: Rows, *, wait: bool) -> Record | None:
+        identity = target.identity(self.settings, split, rows.identity)
+
+        def compute(_key: str) -> dict[str, Any]:
+            return self._compute(target, rows)
+
+        before = self.store.computed
+        record = self.store.once(
+            identity, compute, wait=wait, ready=self._held.open,
+            usable=lambda r: finite(r, "score", "standard_error"),
+        )  # fmt: skip
+        if record is not None and self.store.computed > before:
+            self.say(_line(record, rows.name))
+        return record
+
+    def _compute(self, target: Point, rows: Rows) -> dict[str, Any]:
         model, _ = self._held.open()
-        started = time.perf_counter()
         if self._target is not target:
             self._held.put(target.module(self.settings))
             self._target = target
         result = rows.evaluate(model, bf16=self.settings.bf16)
-        return {
-            "key": key,
-            "names": [i.name for i in target.inputs],
-            **identity,
-            **result,
-            "seconds": round(time.perf_counter() - started, 4),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        return {"names": [i.name for i in target.inputs], **result}
 
     def _prepare(self, model: Any, tokenizer: Any) -> None:
         """Prepare every split, so that rows are refused before any result."""

@@ -1,0 +1,195 @@
+"""results.jsonl: every result once, however many processes work on one output. No torch.
+
+A result is kept under the key of everything that it depends on (``evaluation/keys.py``). Who
+computes one holds a lock that ends with the process, on whatever machine it runs, so that others
+leave it to him, and take it over if he dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pem_composition import json_lines
+from pem_composition.evaluation.keys import VERSION, complete, key_of
+
+Record = Mapping[str, Any]
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+BUSY = {errno.EACCES, errno.EAGAIN}
+
+
+class ResultStore:
+    """The lines of results.jsonl, shared by any number of processes.
+
+    A line torn by a crash is no line. ``fresh`` looks at no line that was there before, so that
+    everything is computed again.
+
+    Attributes:
+        records: results by key, those of other processes as of the last look.
+        trials: lines of a search, by study and number.
+        known: how many there were at the beginning.
+        computed: how many this process has added.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        self.path = path
+        self.records: dict[str, Record] = {}
+        self.trials: dict[tuple[str, int], Record] = {}
+        self.last: Record | None = None
+        self.computed = 0
+        self._offset = self._lines = 0
+        self.read_again()
+        if fresh:
+            self.records, self.trials, self.last = {}, {}, None
+        self.known = len(self.records)
+
+    @property
+    def shared(self) -> int:
+        """Results that other processes have added meanwhile."""
+        return len(self.records) - self.known - self.computed
+
+    @property
+    def undescribed(self) -> int:
+        """Results of earlier releases, which do not say everything that they depend on."""
+        return sum("code" in r and VERSION not in r for r in self.records.values())
+
+    def read_again(self) -> list[Record]:
+        """Take over what other processes have appended since the last look; the new lines.
+
+        Raises:
+            DataError: a damaged line.
+        """
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        found = list(json_lines.parse(data, self.path, self._lines + 1))
+        self._offset += len(whole)
+        self._lines += whole.count(b"\n")
+        for record in found:
+            self._take(record)
+        return found
+
+    def append(self, record: Record) -> None:
+        """Add one line."""
+        json_lines.append(self.path, record)
+        self.read_again()
+
+    def once(
+        self,
+        identity: Mapping[str, Any],
+        compute: Callable[[str], Mapping[str, Any]],
+        *,
+        ready: Callable[[], object] = lambda: None,
+        usable: Callable[[Record], bool] = lambda _record: True,
+        wait: bool = True,
+    ) -> Record | None:
+        """The result of an identity: known, or computed and appended by one process.
+
+        Args:
+            compute: key -> what the line holds besides the identity.
+            ready: called before anything is written; what it refuses leaves no trace.
+            usable: whether a known result can be trusted; else it is computed again.
+            wait: for another process that is at it; otherwise None is returned then.
+        """
+        identity = complete(identity)
+        key = key_of(identity)
+
+        def trusted(record: Record) -> bool:
+            return all(record.get(k) == v for k, v in identity.items()) and usable(record)
+
+        found = self.records.get(key)
+        if found is not None and trusted(found):
+            return found
+        ready()
+        with self.claim(key, wait=wait) as mine:
+            if not mine:
+                return None
+            self.read_again()
+            other = self.records.get(key)
+            if other is not None and other is not found and trusted(other):
+                return other
+            began = time.perf_counter()
+            result = compute(key)
+            seconds = round(time.perf_counter() - began, 4)
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            again = key in self.records
+            self.append({"key": key, **identity, **result, "seconds": seconds, "time": now})
+            self.computed += 1
+            self.known -= again  # it took the place of one that could not be used
+        return self.records[key]
+
+    def conclude(self, summary: Record) -> None:
+        """Make the summary the last line, if it is not."""
+        with self.claim("summary"):
+            self.read_again()
+            if self.last != json.loads(json.dumps(summary)):
+                self.append(summary)
+
+    @contextmanager
+    def claim(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the right to do something; it ends with the block, or with the process.
+
+        Args:
+            wait: until another process gives it back; otherwise False is given then.
+        """
+        with locked(self.path.with_name(f".{self.path.name}.lock"), name, wait=wait) as mine:
+            yield mine
+
+    def _take(self, record: Record) -> None:
+        self.last = record
+        if "key" in record:
+            self.records[record["key"]] = record
+        elif "trial" in record:
+            self.trials[record["trial"], record["number"]] = record
+
+
+def finite(record: Record, *names: str) -> bool:
+    """True if these fields of a record are finite numbers."""
+    values = [record.get(name) for name in names]
+    return all(type(v) in (int, float) and math.isfinite(v) for v in values)  # type: ignore[arg-type]
+
+
+_open: dict[Path, tuple[int, int]] = {}  # lock file -> descriptor, how many blocks use it
+
+
+@contextmanager
+def locked(path: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Lock one byte of a file, whose place is the name's: one file for any number of locks.
+
+    Record locks end with the process and hold between machines that share the folder. A process
+    loses them all when it closes the file anywhere, so it opens it once. Where a file system has no
+    locks everybody is told that he holds them: work is then done twice, and no result is wrong.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, users = _open.get(path) or (os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 0)
+    _open[path] = descriptor, users + 1
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+    mine = True
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+        except OSError as error:
+            if error.errno not in BUSY | NO_LOCKS:
+                raise
+            mine = error.errno in NO_LOCKS
+        yield mine
+    finally:
+        with suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, place)
+        descriptor, users = _open.pop(path)
+        if users > 1:
+            _open[path] = descriptor, users - 1
+        else:
+            os.close(descriptor)

@@ -52,8 +52,11 @@ UNABLE = (
     r"|equipped|qualified|in a position))"
 )
 DOING = r"(?:writing|sharing|giving|answering|discussing|providing|doing|creating|helping)"
-DECLINE = r"(?:decline|refuse|refrain|pass|say no|turn (?:this|that|it) down)\b(?! (?:the|an?)\b)"
-MUST = r"(?: must| need to|'ll|'m going to|(?: will|'ll| would|'d)? have to)"
+DECLINE = (
+    r"(?:decline|refuse|refrain|pass|say no|turn (?:this|that|it) down)\b"
+    r"(?! (?:the|an?|to (?:believe|accept|let|give up))\b)"
+)
+MUST = r"(?: must| need to|'ll|'m going to|(?: will|'ll| would|'d|'m going to)? have to)"
 THIS = r"(?:this|that|it|(?:this|that|your|the) (?:request|question|content|topic|prompt))"
 CLAUSES = (
     rf"{WE} {CANNOT} {HOW}{HELP}",
@@ -63,7 +66,7 @@ CLAUSES = (
     rf"{WE}(?:'m| am|'re| are| is) {HOW}{UNABLE} to {HOW}{HELP}",
     rf"{WE}(?:'m| am|'re| are) not comfortable (?:with|{DOING})",
     rf"{WE}(?:'m| am|'re| are) afraid (?:that )?{WE} (?:{CANNOT}|am (?:not able|unable))",
-    rf"{WE}(?:'m| am) (?:just|only) an? [^.,]{{0,40}}\b{CANNOT} {HELP}",
+    rf"{WE}(?:'m| am) (?:just |only )?an? [^.,]{{0,40}}\b{CANNOT} {HELP}",
     rf"{WE}{MUST}? {HOW}{DECLINE}",
     rf"{WE}(?:'d| would)? (?:rather not|prefer not to|choose not to)\b",
     rf"{WE} (?:have no|(?:do not|don't) have(?: any| an?)?) (?:personal )?(?:access|opinions?)\b",
@@ -72,8 +75,12 @@ CLAUSES = (
     rf"{THIS} violates (?:my|our)\b",
     rf"{THIS} (?:{CANNOT}) be (?:fulfilled|completed|processed|answered)",
     rf"{THIS}(?:'s| is) (?:not something|a request) (?:that )?{WE}\b",
-    rf"{THIS} (?:would not be|wouldn't be|is not|isn't) (?:appropriate|ethical|right) (?:for me )?"
-    rf"to {HOW}(?:{HELP}|do so)",
+    rf"{THIS}(?: would not be| wouldn't be| is not| isn't|'s not) (?:appropriate|ethical|right)"
+    rf"(?: for me)? to {HOW}(?:{HELP}|do so)",
+    rf"{THIS}(?:'s| is) something {WE} {CANNOT} {HELP}",
+    rf"not something {WE} can {HELP}",
+    r"my (?:guidelines|policy|policies|principles|programming)"
+    r" (?:prevents?|forbids?|prohibits?|(?:do|does) not allow|(?:don't|doesn't) allow) me\b",
     r"not going to happen\b",
 )
 ALONE = rf"(?:^|[.!]\s+)(?:{CANNOT}|{UNABLE} to) {HELP}"  # a sentence without its writer

@@ -18,6 +18,7 @@ from pem_composition.adapters.fresh import Blocks, mask_of
 from pem_composition.adapters.full import FullWeights
 from pem_composition.adapters.ia3 import IA3Linear, IA3Vector
 from pem_composition.adapters.layer import AdapterLayer
+from pem_composition.adapters.locate import holder_of
 from pem_composition.adapters.lora import LoraFactors, LoraLinear
 from pem_composition.adapters.placement import Placement
 from pem_composition.adapters.plan import check_base, check_layers, head_of
@@ -197,7 +198,7 @@ class Layers:
             n: _adapter(model, pem, n, live, options) for n, live in self.names.items()
         }
         for own, live in self.names.items():
-            layer = model.get_submodule(live)
+            layer = _layer(model, live)
             if not isinstance(layer, AdapterLayer):
                 layer = wrapper(layer)
                 _set_submodule(model, live, layer)
@@ -238,14 +239,14 @@ class Layers:
 
     def restore(self) -> None:
         for live in self.names.values():
-            layer = self.model.get_submodule(live)
+            layer = _layer(self.model, live)
             layer.remove(self.name)
             if not layer.adapters:
                 _set_submodule(self.model, live, layer.base)
 
 
 def _check_free(model: nn.Module, live: str, wrapper: type[AdapterLayer], name: str) -> None:
-    layer = model.get_submodule(live)
+    layer = _layer(model, live)
     if isinstance(layer, AdapterLayer) and not isinstance(layer, wrapper):
         raise IncompatibleModules.build(
             f"layer {live}",
@@ -259,7 +260,7 @@ def _check_free(model: nn.Module, live: str, wrapper: type[AdapterLayer], name: 
 def _adapter(
     model: nn.Module, pem: PEM, name: str, live: str, options: Options
 ) -> LoraFactors | IA3Vector:
-    weight = model.get_submodule(live).weight
+    weight = _layer(model, live).weight
     dtype = options.dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32)
     tensors = {
         role: pem.tensors[f"{name}.{role}"].to(weight.device, dtype, copy=True)
@@ -297,8 +298,13 @@ def _check_mask(live: str, mask: Tensor | None, pem: PEM, name: str) -> None:
 
 
 def _set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, local = path.rpartition(".")
-    setattr(model.get_submodule(parent), local, module)
+    holder, local = holder_of(model, path)
+    setattr(holder, local, module)
+
+
+def _layer(model: nn.Module, path: str) -> nn.Module:
+    holder, local = holder_of(model, path)
+    return holder.get_submodule(local)
 
 
 def copy_out(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable
 from torch import Tensor, nn
 
 from pem_composition.adapters.layer import AdapterLayer, is_linear
-from pem_composition.config import matches
+from pem_composition.config import WRAPPERS, matches, plain_name
 from pem_composition.errors import IncompatibleModules
 
 LISTED = 12  # names shown in an error before "and N more"
@@ -26,8 +26,32 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, AdapterLayer):
             wrapped.append(name + ".")
             module = module.base
-        found[name] = module
+        found[_plain(name)] = module  # what a wrapper holds comes after it, and stays
     return found
+
+
+def _plain(name: str) -> str:
+    """The name without wrappers (torch.compile, checkpointing, FSDP, DDP), also of one alone."""
+    return plain_name(name + ".x").rpartition(".")[0]
+
+
+def holder_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the one of that name, and the attribute under which it does."""
+    holder, local, module = model, "", model
+    for part in path.split("."):
+        while wrapper := _wrapper(module):
+            module = module.get_submodule(wrapper)
+        holder, local, module = module, part, module.get_submodule(part)
+    while wrapper := _wrapper(module):
+        holder, local, module = module, wrapper, module.get_submodule(wrapper)
+    return holder, local
+
+
+def _wrapper(module: nn.Module) -> str | None:
+    """The attribute in which a wrapper holds what it wraps; None for any other module."""
+    if type(module).__name__ == "DistributedDataParallel":
+        return "module"
+    return next((name for name in WRAPPERS if name in module._modules), None)
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from pem_composition.adapters import (
     detach,
     enable_gradient_checkpointing,
     extract,
+    fold,
     fresh_module,
     resolve_targets,
     set_active,
@@ -429,3 +430,32 @@ def test_the_body_of_a_with_block_may_fail_and_the_model_is_restored() -> None:
     module = random_module(model)
     with untouched(model), pytest.raises(RuntimeError, match="stop"), attach(model, module):
         raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize("wrapped", ["whole model", "a block", "a layer", "data parallel name"])
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_wrappers_do_not_change_the_names_of_layers(wrapped: str, kind: str) -> None:
+    """torch.compile and activation checkpointing put parts of their own into names."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    plain, model = tiny("llama"), tiny("llama")
+    module = random_module(plain, kind, seed=1)
+    with attach(plain, module):
+        expected = logits_of(plain)
+    base, call = logits_of(plain), model
+    layers = model.model.layers
+    if wrapped == "whole model":
+        call = torch.compile(model, backend="eager")
+    elif wrapped == "a block":
+        layers[0] = checkpoint_wrapper(layers[0])
+    elif wrapped == "a layer":
+        layers[1].self_attn.v_proj = checkpoint_wrapper(layers[1].self_attn.v_proj)
+    else:
+        call = type("DistributedDataParallel", (torch.nn.Module,), {})()
+        call.module = model
+    before = [n for n, _ in call.named_modules()]
+    for hold in (attach, fold):
+        with torch.no_grad(), hold(call, module):
+            torch.testing.assert_close(logits_of(model), expected, rtol=1e-4, atol=1e-5)
+        assert [n for n, _ in call.named_modules()] == before
+        assert torch.equal(logits_of(model), base)

@@ -20,6 +20,8 @@ from pem_composition.checkpoint.files import atomic_directory
 from pem_composition.cli import parser
 from pem_composition.errors import EXIT_PREEMPTED, Preempted
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SENT = (signal.SIGUSR1, signal.SIGTERM)
 MOMENTS = 4

@@ -209,6 +209,7 @@ def test_a_classifier_of_mnli_in_another_order_is_scored_by_its_words(pem, made,
     assert scores["eval_accuracy"] == np.mean(right)
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_classes_of_the_initial_module(pem, made, tmp_path):
     init = tmp_path / "init"
     start = ["--model_name_or_path", made / "base", "--labels", *CLASSES, "--output_dir", init]
@@ -223,6 +224,7 @@ def test_training_goes_on_with_the_classes_of_the_initial_module(pem, made, tmp_
     assert record["head"]["labels"] == list(CLASSES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False, None])
 def test_a_run_predicts_test_rows_whether_labelled_or_not(pem, made, tmp_path, labelled):
     words = {True: CLASSES, False: ("",), None: ("ok", "")}[labelled]
@@ -239,6 +241,7 @@ def test_a_run_predicts_test_rows_whether_labelled_or_not(pem, made, tmp_path, l
     assert ("without a label: predicted, not scored" in done.out) == (labelled is not True)
 
 
+@pytest.mark.slow
 def test_an_earlier_run_s_predictions_do_not_survive_another_run(pem, made, tmp_path):
     run = [
         "train", "--model_name_or_path", made / "base", "--train_file", made / "train.csv",
@@ -251,6 +254,7 @@ def test_an_earlier_run_s_predictions_do_not_survive_another_run(pem, made, tmp_
     assert not list((tmp_path / "out").glob("predict_results_*"))
 
 
+@pytest.mark.slow
 def test_scores_of_a_regression_are_written_with_three_digits(pem, made, tmp_path):
     rows = table(tmp_path / "train.csv", ("0.5", "2"))
     test = table(tmp_path / "test.csv", ("1", "2"))  # whole numbers, and still scores

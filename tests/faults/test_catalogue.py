@@ -25,6 +25,7 @@ def folder(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_bad_input_ends_in_its_line_or_in_the_right_result(case, folder, capsys):
     cases.verify(case, folder, capsys)

@@ -24,6 +24,8 @@ from pem_composition.errors import UsageError
 from pem_composition.training import runs
 from pem_composition.training.config import OPTIMIZERS, TrainConfig
 
+pytestmark = pytest.mark.slow
+
 ROWS, RATE = 16, 3e-3
 
 pytestmark = pytest.mark.slow

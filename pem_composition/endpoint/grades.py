@@ -29,9 +29,9 @@ OUT_OF_TEN = re.compile(
 TEN = "\N{FRACTION SLASH}"  # stands for "out of 10" behind a number
 # A number that is no part of another one, of a range, of another scale or of a word.
 NUMBER = (
-    r"(?<![\w.,<>=~+\N{MINUS SIGN}-])(?<!\bto )(?<!\bor )(?<!\bthan )(?<!\bleast )"
+    r"(?<![\w.,<>~+\N{MINUS SIGN}-])(?<![<>]=)(?<![<>]= )(?<![<>] )(?<!\bto )(?<!\bor )(?<!\bthan )(?<!\bleast )"
     r"(?<!\bmost )(?<!\bnot )(?<!\babove )(?<!\bbelow )"
-    r"(\d{1,2}(?:\.\d+)?)(?![\w%+])(?![.,]\d)(?!\s*(?:%|percent\b|stars?\b))"
+    r"(\d{1,2}(?:\.\d+)?)(?![\w%+])(?![.,]\d)(?!\s*(?:%|percent\b|stars?\b|,?\s*(?:maybe|perhaps)\b))"
     rf"(?!{TEN}?\s*(?:[-~/\u2013\u2014\u2192]|->|to|or|out\s+of)\s*\d)"  # dashes, an arrow
 )
 ONE = re.compile(rf"{NUMBER}{TEN}?")
@@ -41,7 +41,7 @@ WORDS = r"(?:grade|score|rating|mark|evaluation|assessment|verdict|helpfulness)"
 BETWEEN = r"[\s:=\"'>\])|]*(?:\bis\b|\bof\b|\bwould\s+be\b)?[\s:=\"'>(\[|]*(?:\ban?\b)?\s*"
 LABELLED = re.compile(rf"\b{WORDS}\b{BETWEEN}{NUMBER}{TAIL}", re.IGNORECASE)
 FINAL = re.compile(
-    rf"\b(?:final|overall|total)\b[\s:]*{WORDS}?\b{BETWEEN}{NUMBER}{TAIL}", re.IGNORECASE
+    rf"\b(?:final|overall|total)\b[\s:]*(?:{WORDS}|answer)?\b{BETWEEN}{NUMBER}{TAIL}", re.IGNORECASE
 )
 GIVEN = re.compile(
     r"\b(?:give|giving|rate|grade|score|award|assign|deserves?|earns?|gets?|merits?|receives?)\b"

@@ -7,6 +7,10 @@ import pytest
 from pem_composition.endpoint.grades import grades_of
 
 ONE = [
+    ("I'd give this a 7, maybe an 8.", None),
+    ("Grade=9", [9]),
+    ("Grade >= 9", None),
+    ("Final Answer: 8", [8]),
     ("7", [7]),
     ("7.", [7]),
     (" 10 ", [10]),
@@ -88,6 +92,7 @@ ONE = [
     ("Grade: 7\nReason: 2 facts are wrong", [7]),
 ]
 TWO = [
+    ("A=7 B=8", [7, 8]),
     ("A: 3\nB: 10", [3, 10]),
     ("8 7", [8, 7]),
     ("8, 7", [8, 7]),

@@ -236,7 +236,9 @@ def test_replies_are_never_appended_to_another_file(pem, server, tmp_path):
     file = answers(tmp_path / "a.jsonl", ["good"])
     table, more = tmp_path / "t.csv", answers(tmp_path / "b.jsonl", ["good"])
     table.write_text("a,b\n1,2\n")
-    for other in (more, table, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for other in (more, table, folder):
         before = other.read_bytes() if other.is_file() else None
         code, _, error = pem("helpfulness", "--answers", file, "--output_file", other)
         assert code == 2 and "holds something else than replies" in error

@@ -8,18 +8,14 @@ texts are equal bit for bit. When all are there the output appears at once and t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.checkpoint import locate
-from pem_composition.checkpoint.files import sha256_file
+from pem_composition import json_lines
 from pem_composition.cli.common import device_of
 from pem_composition.cli.evaluate import NO_ADAPTER
-from pem_composition.sweep.result_store import ResultStore
+from pem_composition.evaluation import keys
 
 if TYPE_CHECKING:
     from pem_composition.cli.causal import CausalFlags
@@ -41,18 +37,16 @@ def resume(
         identity: everything that decides the texts.
         batches: number of batches to leave out -> the others in order.
     """
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = partial_path(output)
+    key, path = keys.key_of(keys.complete(identity)), partial_path(output)
+    records = {(r.get("key"), r.get("batch")): r for r in json_lines.read(path)}
     kept: list[Rows] = []
-    records = ResultStore(path).records
-    while (known := records.get(f"{key} {len(kept)}")) is not None:
+    while (known := records.get((key, len(kept)))) is not None:
         kept.append(known["rows"])
     before = len(kept)
     if not before:
         path.unlink(missing_ok=True)  # of other settings, another model or module
-    store = ResultStore(path)
     for rows in batches(before):
-        store.append({"key": f"{key} {len(kept)}", "rows": rows})
+        json_lines.append(path, {"key": key, "batch": len(kept), "rows": rows})
         kept.append(rows)
     return kept, before
 
@@ -61,18 +55,14 @@ def identity_of(config: CausalFlags) -> dict[str, Any]:
     """What decides the texts besides the rows and how they are written."""
     from pem_composition.evaluation.models import resolve
 
-    base = Path(resolve(config.model_name_or_path))
-    module = None if config.adapter == NO_ADAPTER else locate(config.adapter)[0]
+    base = resolve(config.model_name_or_path)
+    alone = config.adapter == NO_ADAPTER
     return {
-        "base": _digest(base) if base.is_dir() else str(base),
-        "module": module and _digest(module),
+        "base": keys.base_digest(base),
+        "generation": keys.generation_digest(base),
+        "module": None if alone else keys.module_digest(config.adapter),
         "batch_size": config.batch_size,
         "bf16": config.bf16,
         "holding": repr(config.holding),
         "device": device_of(config.use_cpu),
-        "versions": [version(name) for name in ("pem_composition", "torch", "transformers")],
     }
-
-
-def _digest(folder: Path) -> list[tuple[str, str]]:
-    return [(path.name, sha256_file(path)) for path in sorted(folder.iterdir()) if path.is_file()]

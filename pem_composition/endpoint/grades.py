@@ -29,8 +29,8 @@ OUT_OF_TEN = re.compile(
 TEN = "\N{FRACTION SLASH}"  # stands for "out of 10" behind a number
 # A number that is no part of another one, of a range, of another scale or of a word.
 NUMBER = (
-    r"(?<![\w.,<>~+\N{MINUS SIGN}-])(?<![<>]=)(?<![<>]= )(?<![<>] )(?<!\bto )(?<!\bor )(?<!\bthan )(?<!\bleast )"
-    r"(?<!\bmost )(?<!\bnot )(?<!\babove )(?<!\bbelow )"
+    r"(?<![\w.,<>~+\N{MINUS SIGN}-])(?<![<>]=)(?<![<>]= )(?<![<>] )(?<!\bto )(?<!\bor )"
+    r"(?<!\bthan )(?<!\bleast )(?<!\bmost )(?<!\bnot )(?<!\babove )(?<!\bbelow )"
     r"(\d{1,2}(?:\.\d+)?)(?![\w%+])(?![.,]\d)(?!\s*(?:%|percent\b|stars?\b|,?\s*(?:maybe|perhaps)\b))"
     rf"(?!{TEN}?\s*(?:[-~/\u2013\u2014\u2192]|->|to|or|out\s+of)\s*\d)"  # dashes, an arrow
 )

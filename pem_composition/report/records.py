@@ -118,3 +118,40 @@ def _current(file: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         ],
         "average": {"tasks": [average], "mean": None},
     }
+
+
+def reported_rows(results: Results) -> tuple[Any, ...]:
+    """What scores must share to be averaged: the split, and each task's rows and their number."""
+    records = results.scored(results.summary["rows"][0]["keys"])
+    return results.summary.get("report"), *((r.get("rows"), r.get("n")) for r in records)
+
+
+def distinct(found: Iterable[Results]) -> list[Results]:
+    """Each sweep once, however often it is named: its rows are the same results."""
+
+    def content(one: Results) -> str:
+        records = [r for row in one.summary["rows"] for r in one.scored(row["keys"])]
+        about = [one.summary.get(name) for name in ("tasks", "kind", "modules")]
+        return repr([about, *((r["key"], r.get("score"), r.get("perplexity")) for r in records)])
+
+    return list({content(one): one for one in found}.values())
+
+
+def overlap_note(results: Results) -> str:
+    """What to say where reported rows were chosen on, by their content; empty if none were."""
+    s = results.summary
+    sizes = [r["n"] for r in results.scored(s["rows"][0]["keys"])]
+    shared = s.get("shared_rows") or [n if s["select"] == s["report"] else 0 for n in sizes]
+    if shared == sizes:
+        return "These are the same rows, so what was selected is optimistic (give --test_file)."
+    parts = [
+        f"{count} of the {n} {task} rows"
+        for task, count, n in zip(s["tasks"], shared, sizes, strict=True)
+        if count
+    ]
+    if not parts:
+        return ""
+    return (
+        f"{' and '.join(parts)} of the table are among the rows that were selected on, so what was "
+        "selected is optimistic (give --test_file with other rows)."
+    )

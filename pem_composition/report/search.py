@@ -16,7 +16,7 @@ from typing import Any
 from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.report.plot import LINES, MODULE_COLOURS
-from pem_composition.report.records import RESULTS, Results
+from pem_composition.report.records import RESULTS, Results, distinct, overlap_note, reported_rows
 
 COLOURS = ("#0072B2", "#D55E00", *MODULE_COLOURS)
 INCHES = (7.0, 4.6)
@@ -153,8 +153,8 @@ def _footnotes(results: Results) -> Iterator[str]:
             "tasks of score / score of the task's own module, without tasks where that is not two "
             "standard errors above 0."
         )
-    if s["select"] == s["report"]:
-        yield "These are the same rows, so what was chosen is optimistic (give --test_file)."
+    if overlap := overlap_note(results):
+        yield overlap
 
 
 def to_csv(results: Results) -> str:
@@ -188,7 +188,7 @@ def aggregate(paths: Sequence[str | Path]) -> str:
     Raises:
         DataError: searches of different tasks, kinds, bases or goals.
     """
-    found = [read(path) for path in paths]
+    found = distinct(read(path) for path in paths)
     facts = ("tasks", "kind", "base_name", "goals", "head")
     first = {name: found[0].summary[name] for name in facts}
     for other in found[1:]:
@@ -198,6 +198,12 @@ def aggregate(paths: Sequence[str | Path]) -> str:
                     other.path, f"another search: {name} differs", found=other.summary[name],
                     expected=value, do="report them apart",
                 )  # fmt: skip
+        if reported_rows(other) != reported_rows(found[0]):
+            raise DataError.build(
+                other.path, "another search: its table is on other rows",
+                found=other.summary.get("report"), expected=f"the rows of {found[0].path}",
+                do="report them apart",
+            )  # fmt: skip
     rows: dict[str, list[tuple[Results, int]]] = {}
     for results in found:
         for place, row in enumerate(results.summary["rows"]):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError
-from pem_composition.report.records import Results, read
+from pem_composition.report.records import Results, distinct, overlap_note, read, reported_rows
 
 COLUMNS = (
     "row",
@@ -197,8 +197,8 @@ def _footnotes(results: Results) -> list[str]:
             "tasks of score / score of the task's own module, without tasks where that is not two "
             "standard errors above 0."
         )
-    if s["select"] == s["report"]:
-        note += " These are the same rows, so the selected row is optimistic (give --test_file)."
+    if overlap := overlap_note(results):
+        note += f" {overlap}"
     return [note]
 
 
@@ -257,8 +257,9 @@ def aggregate(paths: Sequence[str | Path]) -> list[Line]:
     """Mean over several sweeps of one setting, with the sample standard deviation between them.
 
     Rows are matched by what they are (module 1, average, equal weights in delta space, ...) and by
-    task; sweeps of different tasks, bases, kinds, head policies or compositions make separate
-    groups.
+    task, whichever sweeps have them; a sweep that is named twice counts once. Sweeps of different
+    tasks, rows, bases, kinds, head policies or compositions make separate groups: scores on
+    selection rows and on test rows are never averaged.
 
     Raises:
         DataError: no paths, or a file without a finished sweep.
@@ -266,12 +267,11 @@ def aggregate(paths: Sequence[str | Path]) -> list[Line]:
     if not paths:
         raise DataError.build("report", "no results", expected="at least one results.jsonl")
     groups: dict[tuple[Any, ...], list[dict[tuple[str, str], Line]]] = {}
-    for path in paths:
-        found = read(path)
+    for found in distinct(map(read, paths)):
         s = found.summary
         setting = (
             tuple(s["tasks"]), s["kind"], s["base_name"], s["head"], s["rank"], s["composition"],
-            len(s["modules"]),
+            len(s["modules"]), reported_rows(found),
         )  # fmt: skip
         lines = {(line["id"], line["task"]): line for line in lines_of(found)}
         groups.setdefault(setting, []).append(lines)
@@ -282,8 +282,10 @@ def _mean_lines(
     setting: tuple[Any, ...], sweeps: Sequence[Mapping[tuple[str, str], Line]]
 ) -> list[Line]:
     tasks, kind, base = setting[:3]
+    split, *sizes = setting[-1]
+    counts = dict(zip(tasks, (n for _, n in sizes), strict=True))
     lines = []
-    for identity, task in sweeps[0]:
+    for identity, task in dict.fromkeys(place for sweep in sweeps for place in sweep):
         same = [sweep[identity, task] for sweep in sweeps if (identity, task) in sweep]
         gains = [g for line in same if (g := line.get("gain")) is not None]
         invalid = [s for line in same if (s := line.get("invalid_share")) is not None]
@@ -293,6 +295,8 @@ def _mean_lines(
                 "kind": kind,
                 "base": base,
                 "row": identity,
+                "rows": split,
+                "n": counts.get(task),
                 "sweeps": len(same),
                 "metric": same[0].get("metric", ""),
                 **_statistics("score", [line["score"] for line in same]),
@@ -311,12 +315,24 @@ def _statistics(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 def aggregate_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Aggregated rows as Markdown; +- is the standard deviation between sweeps."""
-    header = ("task", "kind", "base", "module", "sweeps", "score", "gain over the baseline", "")
+    header = (
+        "task",
+        "kind",
+        "base",
+        "rows",
+        "n",
+        "module",
+        "sweeps",
+        "score",
+        "gain over the baseline",
+        "",
+    )
     lines = [_line(header), "|---" * len(header) + "|"]
     for row in rows:
         score = f"{_with_error(row['score'], row['score_spread'])} {row['metric']}".rstrip()
         gain = _with_error(row["gain"], row["gain_spread"], sign=True)
-        names = (row[k] for k in ("task", "kind", "base", "row", "sweeps"))
+        named = ("task", "kind", "base", "rows", "n", "row", "sweeps")
+        names = ("" if row[k] is None else row[k] for k in named)
         lines.append(_line((*names, score, gain, _remark(row))))
     explained = (
         "+- is the standard deviation between sweeps. The baseline of a merge is the average of "

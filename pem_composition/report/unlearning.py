@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError
-from pem_composition.report.records import NEGATION, Results, read
+from pem_composition.report.records import NEGATION, Results, distinct, read
 from pem_composition.report.table import share, to_csv
 
 Line = dict[str, Any]
@@ -193,8 +193,7 @@ def aggregate(paths: Sequence[str | Path]) -> list[Line]:
     if not paths:
         raise DataError.build("report", "no results", expected="at least one results.jsonl")
     groups: dict[str, list[tuple[Mapping[str, Any], list[Line]]]] = {}
-    for path in paths:
-        found = read(path)
+    for found in distinct(map(read, paths)):
         groups.setdefault(setting_of(found), []).append((found.summary, lines_of(found)))
     return [line for sweeps in groups.values() for line in _mean_lines(sweeps)]
 
@@ -213,7 +212,9 @@ def setting_of(results: Results) -> str:
         )  # fmt: skip
     asked = {k: v for k, v in s["asked"].items() if k != "seed"}
     judges = sorted(judge["sha256"] for judge in s["judges"].values())
-    texts = s["text"], s["guard"]
+    records = results.scored(s["rows"][0]["keys"])
+    content = [r[name] for r in records for name in ("prompts", "text") if name in r]
+    texts = s["text"], s["guard"], content
     return repr([s["kind"], s["base"], judges, s["threshold"], s["max_increase"], asked, texts])
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pem_composition.arithmetic.methods.registry import SIMPLE
+from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.goals import normalised
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
@@ -141,6 +142,7 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
         **_setting(plan, runner.settings, singles[0]),
         "select": select,
         "report": report,
+        "shared_rows": shared(runner, select, report),
         "singles": [_keys(records) for records in singles],
         "reference": None if ceiling is None else _keys(ceiling),
         "selected": {space: list(c) for space, c in chosen.items()},
@@ -154,6 +156,12 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
     }
     runner.store.conclude(summary)
     return summary
+
+
+def shared(runner: Runner, select: str, report: str) -> list[int]:
+    """Of each task, how many reported rows are among those that are selected on, by content."""
+    pairs = zip(runner.splits[select], runner.splits[report], strict=True)
+    return [shared_rows(chosen.examples, shown.examples) for chosen, shown in pairs]
 
 
 def _targets(plan: Plan, settings: Settings) -> Iterator[Point]:

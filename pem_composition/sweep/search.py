@@ -19,7 +19,7 @@ from typing import Any
 
 from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
-from pem_composition.sweep import MERGE, Row, compared, samplers
+from pem_composition.sweep import MERGE, Row, compared, samplers, shared
 from pem_composition.sweep.goals import Condition, Goal, Scored, check_normalised, front
 from pem_composition.sweep.points import Input, Point, alone, point
 from pem_composition.sweep.result_store import Record, ResultStore
@@ -352,6 +352,7 @@ def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[s
         "head": settings.head if search.inputs[0].pem.head_tensors() else None,
         "select": select,
         "report": report,
+        "shared_rows": shared(runner, select, report),
         "goals": [g.name for g in search.goals],
         "constraints": [str(c) for c in search.conditions],
         "sampler": search.sampler,

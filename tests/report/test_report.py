@@ -317,7 +317,8 @@ def test_seeds_are_averaged_per_task_and_in_the_mean(tmp_path):
     mean = rows[identity, "mean of rte, sst2"]
     assert mean["gain"] == pytest.approx(0.01 + 0.04)
     text = table.aggregate_markdown(list(rows.values()))
-    assert f"| sst2 | lora | tiny | {identity} | 3 | 0.6000 +- 0.0000 accuracy |" in text
+    row = f"| sst2 | lora | tiny | validation | 200 | {identity} | 3 "
+    assert f"{row}| 0.6000 +- 0.0000 accuracy |" in text
     assert "75% invalid answers" in text
 
 
@@ -390,4 +391,42 @@ def test_report_writes_one_sweep_in_place_and_several_where_told(tmp_path, capsy
     assert cli.main(["report", "-r", *map(str, paths), "-p", str(tmp_path / "t")]) == 0
     text = (tmp_path / "t" / "table.md").read_text()
     assert text in capsys.readouterr().out
-    assert "| rte | lora | tiny | module 0 | 2 |" in text
+    assert "| rte | lora | tiny | test | 100 | module 0 | 2 |" in text
+
+
+def changed(path: Path, **summary: object) -> Path:
+    """The same results with another summary."""
+    file = path / "results.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[-1] |= summary
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_several_sweeps_are_their_union_in_any_order_and_each_counts_once(tmp_path):
+    whole = write(tmp_path / "a")
+    rows = json.loads((whole / "results.jsonl").read_text().splitlines()[-1])["rows"]
+    part = changed(write(tmp_path / "b", shift=0.01), rows=rows[:-1])
+
+    def found(*paths: Path) -> dict:
+        return {r["row"]: (r["sweeps"], r["score"]) for r in table.aggregate(paths)}
+
+    assert found(part, whole) == found(whole, part) == found(whole, part, whole)
+    assert found(part, whole)[rows[-1]["id"]][0] == 1
+    assert found(part, whole)[rows[0]["id"]][0] == 2
+
+
+def test_selection_rows_and_test_rows_are_never_averaged(tmp_path):
+    paths = [write(tmp_path / "a"), changed(write(tmp_path / "b", shift=0.01), report="validation")]
+    assert {(r["rows"], r["sweeps"]) for r in table.aggregate(paths)} == {
+        ("test", 1),
+        ("validation", 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shared", "words"), [(0, None), (7, "7 of the 100 rte rows"), (100, "These are the same rows")]
+)
+def test_rows_that_were_selected_on_are_named_by_their_content(shared, words, tmp_path):
+    text = table.markdown(records.read(changed(write(tmp_path / "a"), shared_rows=[shared])))
+    assert words in text if words else "optimistic" not in text

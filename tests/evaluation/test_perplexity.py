@@ -199,11 +199,13 @@ def test_an_increase_is_the_ratio_of_perplexities_with_the_error_of_paired_windo
     tokens = rng.integers(5, 9, 40)
     before = tokens * rng.uniform(2, 4, 40)
     nll = before + tokens * rng.normal(0.1, 0.02, 40)
-    ratio, error = increase(nll, before, tokens)
+    ratio, error, high = increase(nll, before, tokens)
     after, first = (math.exp(total.sum() / tokens.sum()) for total in (nll, before))
     assert ratio == pytest.approx(after / first - 1)
     draws = rng.integers(40, size=(4000, 40))
     samples = [(nll[d].sum() - before[d].sum()) / tokens[d].sum() for d in draws]
     assert error == pytest.approx(np.exp(samples).std(), rel=0.05)
+    assert high == pytest.approx(np.expm1(np.quantile(samples, 0.975)), rel=0.02)
     assert error < 0.05 * (before / tokens).std(), "what both find hard cancels"
-    assert increase(before, before, tokens) == (0.0, 0.0)
+    assert increase(before, before, tokens) == (0.0, 0.0, 0.0)
+    assert increase(nll[:1], before[:1], tokens[:1]).high == math.inf

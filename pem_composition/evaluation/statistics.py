@@ -17,12 +17,15 @@ with, for groups, as many independent rows as give the error of the groups, and 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+from pem_composition.evaluation.metrics import METRICS
 
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
+DRAWS = 400  # bootstrap samples
 
 
 class Estimate(NamedTuple):
@@ -89,6 +92,25 @@ def ratio(sums: ArrayLike, counts: ArrayLike) -> Estimate:
     value, n = float(above.sum() / below.sum()), len(below)
     spread = float(np.square(above - value * below).sum())
     return Estimate(value, math.sqrt(spread * n / (n - 1)) / float(below.sum()) if n > 1 else 0.0)
+
+
+def draws(metric: str, labels: NDArray[Any] | None, predictions: ArrayLike) -> NDArray[Any]:
+    """How far a score depends on which rows happened to be scored.
+
+    The metric on DRAWS bootstrap samples of the rows, the same for equal numbers of rows, so
+    that what two modules get wrong together cancels in their difference.
+
+    Args:
+        labels: None for the metric ``loss``.
+        predictions: what the metric compares with the labels; for ``loss`` the loss of each row.
+    """
+    given = np.asarray(predictions)
+    generator = np.random.default_rng(0)
+    samples = (generator.integers(len(given), size=len(given)) for _ in range(DRAWS))
+    if labels is None:
+        return np.array([given[rows].mean() for rows in samples])
+    given = given.astype(labels.dtype)
+    return np.array([METRICS[metric](labels[rows], given[rows]) for rows in samples])
 
 
 def flat(**found: Estimate | Interval) -> dict[str, float | None]:

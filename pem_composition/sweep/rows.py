@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.evaluation.keys import rows_digest, task_content
-from pem_composition.sweep.bootstrap import draws
+from pem_composition.evaluation.statistics import draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

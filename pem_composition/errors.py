@@ -87,6 +87,10 @@ class RunFailed(PEMError):
     exit_code = EXIT_RUN_FAILED
 
 
+class MissingPackage(RunFailed):
+    """An optional package is not installed; what needs no such package has been done."""
+
+
 class Preempted(KeyboardInterrupt):
     """The run was asked to stop, saved, and can be resumed. Programs exit with 75.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
 from pem_composition.config import AdapterConfig, FullConfig
-from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
+from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
@@ -295,6 +295,15 @@ def write_grid(
             written[name].save(temporary / name, format=flags.format, dtype=flags.dtype)
     for name, module in written.items():
         report(out / name, module)
+
+
+def print_plots(draw: Callable[[], Sequence[Path]], label: str = "plot") -> None:
+    """Draw and say where; without the package that draws, say how to get it: numbers stand."""
+    try:
+        for path in draw():
+            print(f"{label}: {path}")
+    except MissingPackage as error:
+        print(error)
 
 
 def report(out: Path, module: PEM) -> None:

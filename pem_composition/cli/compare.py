@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,8 +100,6 @@ def run(config: Config) -> int:
         check_count("--adatasks", config.adatasks, len(paths), "name")
     if config.save_path is not None and config.save_path.exists() and not config.save_path.is_dir():
         raise CheckpointError.build(config.save_path, "not a directory", do="choose another path")
-    if config.save_path is not None:
-        heatmap.backend()
     names = common.labels(paths, config.adatasks)
     _check(paths, names, allow_base_mismatch=config.allow_base_mismatch)
 
@@ -112,9 +112,8 @@ def run(config: Config) -> int:
     )
     facts = to_json(found, modules, paths)
     print(json.dumps(facts) if config.json else text(facts, config.layers))
-    for file in _write(facts, config.save_path):
-        if not config.json:
-            print(f"written: {file}")
+    if config.save_path is not None:
+        _write(facts, config.save_path, said=not config.json)
     return 0
 
 
@@ -181,11 +180,11 @@ def _layers(pair: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write(facts: Mapping[str, Any], out: Path | None) -> list[Path]:
+def _write(facts: Mapping[str, Any], out: Path, *, said: bool) -> None:
     from pem_composition.checkpoint.files import write_json
 
-    if out is None:
-        return []
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FILE, facts)
-    return [out / FILE, *heatmap.write(facts, out)]
+    with redirect_stdout(sys.stdout if said else sys.stderr):
+        print(f"written: {out / FILE}")
+        common.print_plots(lambda: heatmap.write(facts, out), "written")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition.cli import common
 from pem_composition.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def _coefficients(sweeps: Sequence[Path], out: Path | None) -> None:
 
     if len(sweeps) == 1 and out is not None:
         print(table.write(sweeps[0], out))
-        for path in plot.write(sweeps[0], out):
-            print(f"plot: {path}")
+        common.print_plots(lambda: plot.write(sweeps[0], out))
         return
     rows = table.aggregate(sweeps)
     _write(out, table.aggregate_markdown(rows), table.to_csv(rows, tuple(rows[0])))
@@ -89,8 +89,7 @@ def _strengths(sweeps: Sequence[Results], out: Path | None) -> None:
         csv = table.to_csv(rows, unlearning.aggregate_columns())
         _write(out, unlearning.aggregate_markdown(rows), csv)
     if out is not None and frontier.comparable(sweeps):
-        for path in frontier.write(paths, out):
-            print(f"plot: {path}")
+        common.print_plots(lambda: frontier.write(paths, out))
     elif out is not None:
         print("no plot: the sweeps differ in base model, judges, prompts, text or limits")
 
@@ -117,6 +116,5 @@ def _search(config: Config) -> int:
     out = config.save_path or (path if path.is_dir() else path.parent)
     out.mkdir(parents=True, exist_ok=True)
     print(search.write(path, out))
-    for file in search.plot(path, out):
-        print(f"plot: {file}")
+    common.print_plots(lambda: search.plot(path, out))
     return 0

@@ -348,5 +348,4 @@ def _finish(
         common.report(out / "best", best)
     print()
     print(report.write(out / RESULTS, out))
-    for path in report.plot(out / RESULTS, out):
-        print(f"plot: {path}")
+    common.print_plots(lambda: report.plot(out / RESULTS, out))

@@ -322,8 +322,7 @@ def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> No
             shutil.rmtree(old)
     print()
     print(table.write(out / RESULTS, out))
-    for path in plot.write(out / RESULTS, out):
-        print(f"plot: {path}")
+    common.print_plots(lambda: plot.write(out / RESULTS, out))
 
 
 def _selected(

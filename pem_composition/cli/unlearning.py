@@ -315,5 +315,4 @@ def _finish(request: Request, runner: StrengthRunner, summary: dict[str, Any]) -
         common.report(target, module)
     print()
     print(unlearning.write(request.out / RESULTS, request.out))
-    for path in frontier.write([request.out / RESULTS], request.out):
-        print(f"plot: {path}")
+    common.print_plots(lambda: frontier.write([request.out / RESULTS], request.out))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 UNSAFE_SWITCH = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+VOCABULARIES = r"tokenizer\.json|vocab\.(json|txt|bpe)|.*\.(model|tiktoken)|tekken\.json"
 
 
 class LoadedBase(NamedTuple):
@@ -175,6 +178,14 @@ def _tokenizer_of(model: PreTrainedModel, source: str) -> PreTrainedTokenizerBas
         tokenizer.pad_token = tokenizer.eos_token
         if (model.config.pad_token_id or 0) >= rows:
             model.config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= rows:
+        raise CheckpointError.build(
+            source, "the tokenizer has tokens that the model does not know",
+            found=f"token {largest}", expected=f"below {rows}, the rows of the embeddings",
+            do="give the tokenizer that belongs to the model, or resize the embeddings",
+        )  # fmt: skip
     return tokenizer
 
 
@@ -352,11 +363,25 @@ def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _load(AutoTokenizer, resolve(model_name_or_path))
+    source = resolve(model_name_or_path)
+    tokenizer = _load(AutoTokenizer, source)
+    _check_vocabulary(source, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """transformers makes up an empty tokenizer where a folder has none; bytes need no file."""
+    folder, names = Path(source), set(tokenizer.vocab_files_names.values())
+    if not folder.is_dir() or not names or any((folder / name).is_file() for name in names):
+        return
+    if not any(re.fullmatch(VOCABULARIES, file.name) for file in folder.iterdir()):
+        raise CheckpointError.build(
+            folder, "a model without its tokenizer", found="no vocabulary",
+            expected=", ".join(sorted(names)), do="copy the tokenizer's files into the folder",
+        )  # fmt: skip
 
 
 def bfloat16_note(device: str) -> str | None:

@@ -31,7 +31,7 @@ def write(results: Sequence[str | Path], out: Path) -> list[Path]:
     """Draw one sweep, or several, into ``out``; returns the files.
 
     Raises:
-        RunFailed: matplotlib is not installed.
+        MissingPackage: matplotlib is not installed.
         DataError: no finished sweep over strengths.
     """
     found = [read(path) for path in results]

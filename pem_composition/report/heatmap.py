@@ -34,7 +34,7 @@ def write(comparison: Mapping[str, Any], out: Path) -> list[Path]:
     """Draw every pair of a ``pem.compare/1`` object into ``out``; returns the files.
 
     Raises:
-        RunFailed: matplotlib is not installed.
+        MissingPackage: matplotlib is not installed.
     """
     backend()
     pairs = [p for p in comparison["pairs"] if p["layers"]]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.errors import RunFailed
+from pem_composition.errors import MissingPackage
 from pem_composition.report.records import Results, mean_of, read
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write(results: str | Path, out: Path) -> list[Path]:
     """Draw the sweep of a results.jsonl into ``out``; returns the files.
 
     Raises:
-        RunFailed: matplotlib is not installed.
+        MissingPackage: matplotlib is not installed.
         DataError: no finished sweep.
     """
     found = read(results)
@@ -91,15 +91,15 @@ def backend() -> Any:
     """pyplot, drawing into files, without a display.
 
     Raises:
-        RunFailed: matplotlib is not installed.
+        MissingPackage: matplotlib is not installed.
     """
     try:
         import matplotlib
     except ImportError:
-        raise RunFailed.build(
-            "plot",
+        raise MissingPackage.build(
+            "no plot",
             "matplotlib is not installed",
-            do="pip install 'pem_composition[plot]', then run it again (a sweep: pem report DIR)",
+            do="pip install 'matplotlib>=3.9', then pem report (or pem compare) draws it",
         ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot

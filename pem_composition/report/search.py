@@ -249,7 +249,7 @@ def plot(results: str | Path, out: Path) -> list[Path]:
     """Write search.png and search.pdf, or pareto.png and pareto.pdf for two goals.
 
     Raises:
-        RunFailed: matplotlib is not installed.
+        MissingPackage: matplotlib is not installed.
     """
     from pem_composition.report.plot import backend, save
 

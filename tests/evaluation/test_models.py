@@ -15,6 +15,7 @@ from transformers.activations import NewGELUActivation
 
 from pem_composition import offline
 from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.evaluation import models as evaluated
 from pem_composition.evaluation.models import (
     load_base,
     load_causal,
@@ -231,3 +232,30 @@ def test_a_padding_token_without_a_row_gives_way_to_the_end_token(tmp_path):
     assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id < rows
     batch = loaded.tokenizer(["a", "a good film"], padding=True, return_tensors="pt")
     assert loaded.model(**batch).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "qwen2"])
+def test_a_model_without_its_tokenizer_is_refused(tmp_path, name):
+    tiny(name).save_pretrained(tmp_path)
+    load = evaluated.load_seq2seq if name == "t5" else evaluated.load_causal
+    with pytest.raises(CheckpointError, match="without its tokenizer; found no vocabulary"):
+        load(tmp_path)
+
+
+def test_a_classifier_without_its_tokenizer_is_refused(tmp_path):
+    tiny("roberta").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="without its tokenizer; found no vocabulary"):
+        evaluated.load_base(tmp_path, num_labels=3)
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_refused_and_padded_embeddings_are_fine(tmp_path):
+    write_causal(tmp_path, "gpt2", ["some words of a text", "and of another one"])
+    model = evaluated.load_causal(tmp_path).model
+    tokens = max(evaluated.load_tokenizer(tmp_path).get_vocab().values()) + 1
+    model.resize_token_embeddings(tokens + 63)
+    model.save_pretrained(tmp_path)
+    evaluated.load_causal(tmp_path)
+    model.resize_token_embeddings(tokens - 1)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"found token {tokens - 1}, expected below"):
+        evaluated.load_causal(tmp_path)

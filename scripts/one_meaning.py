@@ -1,0 +1,39 @@
+"""Every cell of the differential test of one module on every way, against live PEFT, counted.
+
+python scripts/one_meaning.py                # about four minutes on one core
+python scripts/one_meaning.py gpt2 "t5 untied"
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import one_meaning  # noqa: E402
+import transformers  # noqa: E402
+
+
+def main() -> None:
+    """Print the number of verdicts, what is wrong, and how often each reason refuses."""
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        found = list(one_meaning.verdicts(Path(folder), sys.argv[1:] or None))
+    print(", ".join(f"{n} {word}" for word, n in Counter(v.word for v in found).most_common()))
+    for v in found:
+        if v.word not in ("right", "refused"):
+            print(f"{v.word}: {v.model}, {v.request}, {v.way}: {v.said}")
+    reasons = Counter(re.sub(r"'[^']*'|/\S+", "...", v.said)[:150] for v in found if v.said)
+    for reason, n in reasons.most_common():
+        print(f"{n:5} {reason}")
+
+
+if __name__ == "__main__":
+    main()

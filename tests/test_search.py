@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -438,3 +440,29 @@ def test_without_optuna_one_line_says_what_to_install(bench, tmp_path, capsys, m
     assert err.count("\n") == 1
     assert 'pip install "pem_composition[search]"' in err
     assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_share_an_output_finish_every_trial_though_one_is_killed(
+    bench, tmp_path, repository
+):
+    """Three started at once, one killed: each trial once, and the summary is over all of them."""
+    out = tmp_path / "out"
+    words = [*bench.flags(), "-p", out, *OWN, "--space", "delta", "--sampler", "random"]
+    command = [sys.executable, "-m", "pem_composition", "search", *map(str, words)]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen([*command, "--trials", "8"], cwd=repository, **streams) for _ in range(3)
+    ]
+    while not (out / "results.jsonl").exists() and started[1].poll() is None:
+        time.sleep(0.01)
+    started[1].kill()
+    errors = [process.communicate()[1] for process in started]
+    assert [started[0].returncode, started[2].returncode] == [0, 0], errors
+    found = trials(out)
+    assert sorted(t["number"] for t in found) == list(range(8))
+    assert len({tuple(t["coefficients"]) for t in found}) == 8
+    lines = [r["key"] for r in json_lines.read(out / "results.jsonl") if "key" in r]
+    assert len(lines) == len(set(lines))
+    (study,) = report.read(out).summary["studies"]
+    assert study["tried"] == 8
+    assert study["values"][0] == max(t["values"][0] for t in found)

@@ -541,3 +541,15 @@ def test_a_grid_stops_before_passing_its_end():
     assert sweep.grid(0.5, 1, 0.5) == (0.5,)
     with pytest.raises(UsageError):
         sweep.grid(0, 0, 1)
+
+
+def test_any_metric_of_the_task_selects(bench, resumed, capsys):
+    assert run(bench, resumed, "--metric_for_best_model", "loss") == 0
+    found = read(resumed)
+    for space, selected in found.summary["selected"].items():
+        inner = found.summary["curve"][space][1:-1]
+        losses = {tuple(p["coefficients"]): found.points[p["keys"][0]]["loss"] for p in inner}
+        assert losses[tuple(selected)] == min(losses.values())
+    assert "selected by loss on the validation rows" in (resumed / "table.md").read_text()
+    assert run(bench, resumed, "--metric_for_best_model", "bleu") == 2
+    assert "no metric of mnli; found bleu" in capsys.readouterr().err

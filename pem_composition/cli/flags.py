@@ -426,6 +426,13 @@ class EvaluationFlags(RowFlags):
             "help": "one more module to compare with, e.g. of the full set",
         },
     )
+    metric_for_best_model: tuple[str, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "METRIC",
+            "help": "what best means: one metric, or one per task; default: each task's own",
+        },
+    )
     max_invalid: float | None = field(
         default=None,
         metadata={

@@ -160,6 +160,31 @@ def report_split(tasks: Sequence[ScoredTask]) -> str:
     return VALIDATION if lacking else TEST
 
 
+def chosen_by(flags: EvaluationFlags, tasks: Sequence[ScoredTask]) -> tuple[str, ...]:
+    """For each task the metric that selects; empty: their own.
+
+    Raises:
+        UsageError: not one metric or one per task, or none that the task has.
+    """
+    given = [name.removeprefix("eval_") for name in flags.metric_for_best_model or ()]
+    if not given:
+        return ()
+    where = "--metric_for_best_model"
+    if len(given) not in (1, len(tasks)):
+        raise UsageError.build(
+            where, "one value, or one per task, is needed", found=len(given), expected=len(tasks)
+        )
+    names = tuple(given * len(tasks) if len(given) == 1 else given)
+    for task, name in zip(tasks, names, strict=True):
+        answered = ("exact_match",) if task.prompt is not None else ()
+        known = tuple(dict.fromkeys((*task.data.task.metrics, *answered, "loss")))
+        if name not in known:
+            raise UsageError.build(
+                where, f"no metric of {task.name}", found=name, expected=", ".join(known)
+            )
+    return names
+
+
 Place = dict[str, Any]  # the flags' values for one task
 
 

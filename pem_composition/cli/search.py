@@ -330,6 +330,7 @@ def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Ru
             library.read_input(*one) for one in zip(names, compared, config.compare, strict=True)
         ),
         base_name=plan.base_name,
+        metrics=plan.metrics,
     )
     return search, runner
 

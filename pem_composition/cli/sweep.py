@@ -131,6 +131,7 @@ def check(
     own_heads = head == library.PER_TASK
     answering = headers if merge else headers[:1]  # language models of an analogy bring no head
     tasks = scored.read(evaluation, answering, own_heads=own_heads)
+    scored.chosen_by(evaluation, tasks)
     if own_heads:
         scored.check_own_heads(evaluation, tasks, headers)
     source = resolve(model)
@@ -230,6 +231,7 @@ def prepare(request: Request) -> tuple[library.Plan, library.Runner]:
         reference=inputs[count] if len(inputs) > count else None,
         base_name=request.base_name,
         max_invalid=evaluation.max_invalid,
+        metrics=scored.chosen_by(evaluation, tasks),
     )
     return plan, library.Runner(lambda: load_base(request), splits, settings, store, say)
 

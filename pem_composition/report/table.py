@@ -181,8 +181,9 @@ def _listed(names: Sequence[str]) -> str:
 def _footnotes(results: Results) -> list[str]:
     s = results.summary
     mean = " by the mean over the tasks" if len(s["tasks"]) > 1 else ""
+    by = f" by {', '.join(s['selected_by'])}" if s.get("selected_by") else mean
     note = (
-        f"Coefficients selected{mean} on the {s['select']} rows, table on the {s['report']} rows; "
+        f"Coefficients selected{by} on the {s['select']} rows, table on the {s['report']} rows; "
         "+- is one standard error over the rows."
     )
     if s["composition"] == "analogy":

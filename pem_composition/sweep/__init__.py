@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
-from pem_composition.sweep.goals import normalised
+from pem_composition.sweep.goals import normalised, worths_of
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.points import (
     PER_TASK,
@@ -79,6 +79,7 @@ class Plan:
         composition: merge (gains are against the average of the modules, or with a head per task
             against the task's own module) or analogy (against the classifier alone).
         tasks: names of the tasks as the user knows them, in the order of the runner's rows.
+        metrics: for each task the metric that selects; none: its own.
         max_invalid: also choose among the points at which no task has a larger share of invalid
             answers; text-to-text models lose the format of the answer before they lose the answer.
     """
@@ -91,6 +92,7 @@ class Plan:
     reference: Input | None = None
     base_name: str = ""
     max_invalid: float | None = None
+    metrics: tuple[str, ...] = ()
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -133,7 +135,9 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
     }
     singles = [runner.score(alone(module), select) for module in plan.singles]
     ceiling = runner.score(alone(plan.reference), select) if plan.reference is not None else None
-    chosen = {space: _selected(curve, plan.composition) for space, curve in curves.items()}
+    chosen = {
+        space: _selected(curve, plan.composition, plan.metrics) for space, curve in curves.items()
+    }
     valid = _selected_valid(curves, plan)
     table = _table(plan, runner.settings, chosen, valid)
     runner.share((target, report) for *_, target in table)
@@ -147,6 +151,7 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
         "reference": None if ceiling is None else _keys(ceiling),
         "selected": {space: list(c) for space, c in chosen.items()},
         "max_invalid": plan.max_invalid,
+        "selected_by": list(plan.metrics),
         "selected_valid": {space: list(c) for space, c in valid.items()},
         "curve": {
             space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
@@ -272,7 +277,9 @@ def _average(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _selected(
-    curve: Iterable[tuple[Coefficients, Sequence[Record]]], composition: str
+    curve: Iterable[tuple[Coefficients, Sequence[Record]]],
+    composition: str,
+    metrics: Sequence[str] = (),
 ) -> tuple[float, ...]:
     """Coefficients of the best mean score among true mixtures, 0 < |c| < 1 for every module.
 
@@ -281,16 +288,13 @@ def _selected(
     the grid has nothing else. Of equals, the most even merge, or the analogy that keeps most of
     the classifier.
     """
-    from pem_composition.evaluation.metrics import greater_is_better
-
     points = [(tuple(c), records) for c, records in curve]
     inner = [(c, r) for c, r in points if all(0 < abs(x) < 1 for x in c)] or points
-    sign = 1 if greater_is_better(inner[0][1][0]["metric"]) else -1
 
     def rank(candidate: tuple[tuple[float, ...], Sequence[Record]]) -> tuple[float, float]:
         c, records = candidate
-        score, _ = mean_of((r["score"], r["standard_error"]) for r in records)
-        return sign * score, -sum(x * x for x in c) if composition == MERGE else c[0]
+        worths = worths_of(records, metrics)
+        return sum(worths) / len(worths), -sum(x * x for x in c) if composition == MERGE else c[0]
 
     return max(inner, key=rank)[0]
 
@@ -307,7 +311,7 @@ def _selected_valid(curves: dict[str, Curve], plan: Plan) -> dict[str, Coefficie
             if all((r["invalid_share"] or 0.0) <= plan.max_invalid for r in records)
         ]
         if kept:
-            found[space] = _selected(kept, plan.composition)
+            found[space] = _selected(kept, plan.composition, plan.metrics)
     return found
 
 

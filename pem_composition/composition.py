@@ -15,6 +15,7 @@ from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.patterns import Pattern, compile_pattern
 from pem_composition.arithmetic.trees import Merge, Sum, default_space, evaluate, names, with_layers
+from pem_composition.arithmetic.updates import check_overflow
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM, combine, negate
 from pem_composition.record import Term, leaf, record
@@ -147,6 +148,7 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
             tensors[name] = power_product(name, [(factor, module.name, tensor)])
         elif factor != 1.0:
             tensors[name] = _scaled(tensor, role_of(name), factor, space)
+    check_overflow(tensors)
     pairs = "".join(f', "{pattern}", {shown(f)}' for pattern, f in factors)
     origin = module.provenance
     provenance = replace(

@@ -22,8 +22,13 @@ TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddin
 
 # Modules of a task's head, which the base does not have.
 HEAD_COMPONENTS = frozenset(
-    {"classifier", "score", "heads", "qa_outputs", "pre_classifier", "classification_head"}
+    (
+        *("classifier", "score", "heads", "qa_outputs", "pre_classifier", "classification_head"),
+        *("logits_proj", "sequence_summary", "multiple_choice_head"),
+    )
 )
+# In a config's extra: parameters that PEFT loads into the base's own, not into a copy.
+IN_BASE = "saved_in_base"
 # What FSDP, activation checkpointing, torch.compile and Fabric put into the names of a model.
 WRAPPERS = frozenset(
     (
@@ -186,9 +191,13 @@ class HeadInfo:
         Numbered ones (LABEL_0, ...), which transformers gives where nobody names them, say nothing.
         """
         named = [word.lower() for word in self.labels]
-        numbered = all(word == f"label_{i}" for i, word in enumerate(named))
         alike = named == [word.lower() for word in labels] and len(set(named)) == len(named)
-        return numbered or alike or tuple(labels) == self.labels
+        return self.numbered or alike or tuple(labels) == self.labels
+
+    @property
+    def numbered(self) -> bool:
+        """True if nobody named the classes."""
+        return all(word.lower() == f"label_{i}" for i, word in enumerate(self.labels))
 
 
 @dataclass(frozen=True, eq=False)

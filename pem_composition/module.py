@@ -41,8 +41,14 @@ from pem_composition.arithmetic.methods.registry import (
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.statistics import Statistics
 from pem_composition.arithmetic.statistics import check as check_statistics
-from pem_composition.arithmetic.updates import cast, certificate_of, certified, delta_sum
-from pem_composition.config import AdapterConfig, BaseIdentity, Head
+from pem_composition.arithmetic.updates import (
+    cast,
+    certificate_of,
+    certified,
+    check_overflow,
+    delta_sum,
+)
+from pem_composition.config import IN_BASE, AdapterConfig, BaseIdentity, Head
 from pem_composition.config import HeadInfo as HeadInfo
 from pem_composition.errors import PEMError
 from pem_composition.record import (
@@ -234,9 +240,11 @@ def combine(
     else:
         tensors, config, certifier = _combined(modules, coefficients, choice, space, rank, dtype)
     chosen = head_policies.choose(modules, coefficients, head)
+    tensors = cast(tensors | _as_roles(chosen.tensors), dtype)
+    check_overflow(tensors)
     result = PEM(
-        tensors=cast(tensors | _as_roles(chosen.tensors), dtype),
-        config=config,
+        tensors=tensors,
+        config=_saving(config, modules),
         base=_common_base(modules),
         name="combination",
         head=chosen.info,
@@ -246,7 +254,7 @@ def combine(
         else (),
     )
     terms = tuple(Term(c, label_of(m, space)) for c, m in zip(coefficients, modules, strict=True))
-    certificate = certifier(result) if certify else None
+    certificate = certifier(result).covering(chosen.saved) if certify else None
     provenance = _provenance(modules, terms, space, method_text(choice, rank), head)
     recipe = None
     if not choice.entry.needs:  # statistics come from files that no recipe names
@@ -304,18 +312,25 @@ def _own_result(merged: Merged) -> Callable[[PEM], Certificate]:
 def negate(module: PEM, strength: float = 1.0) -> PEM:
     """Reverse the module's effect, dW -> -strength dW: {A, -s B}, 1 - s (l - 1), -s delta.
 
-    Linear in the strength, unlike ``-s * module``, whose two factors both carry s. The head is
-    left as it is.
+    Linear in the strength, unlike ``-s * module``, whose two factors both carry s. The head and
+    parameters of the base that are saved whole are left as they are; a note names the latter.
     """
     (strength,) = as_numbers([strength], "strength")
     tensors = algebra_negate(module.adapter_tensors(), strength)
-    tensors |= {n: t for n, t in module.tensors.items() if role_of(n) == HEAD}
+    check_overflow(tensors)
+    kept = head_policies.choose([module], [-strength], "first")
+    tensors |= _as_roles(kept.tensors)
     result = PEM(tensors, module.config, module.base, "negation", module.head, heads=module.heads)
     term = Term(1.0, f"negate({_inner(module)}, {shown(strength)})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
     certificate = Certificate(*certificate_of(result.tensors, result.config, [module], [-strength]))
-    recipe = record("negate", [module], strength=strength)
-    return replace(result, provenance=replace(provenance, certificate=certificate, recipe=recipe))
+    provenance = replace(
+        provenance,
+        certificate=certificate.covering(kept.saved),
+        recipe=record("negate", [module], strength=strength),
+        notes=(*provenance.notes, *kept.notes),
+    )
+    return replace(result, provenance=provenance)
 
 
 def _inner(module: PEM) -> str:
@@ -327,11 +342,21 @@ def _inner(module: PEM) -> str:
 def with_head(module: PEM, name: str) -> PEM:
     """``module.with_head(name)``; no other head is left."""
     chosen = head_policies.select(module, name)
-    tensors = module.adapter_tensors() | _as_roles(chosen.tensors)
+    saved = head_policies.saved_parts(module)
+    tensors = module.adapter_tensors() | _as_roles({**saved, **chosen.tensors})
     provenance = replace(module.provenance, recipe=record("with_head", [module], name=name))
     return replace(
         module, tensors=tensors, head=chosen.info, heads={}, operands=(), provenance=provenance
     )
+
+
+def _saving(config: AdapterConfig, modules: Sequence[PEM]) -> AdapterConfig:
+    """The config that lists what any of the modules saves whole."""
+    extra = dict(config.extra)
+    for key in ("modules_to_save", IN_BASE):
+        if words := tuple(dict.fromkeys(w for m in modules for w in m.config.extra.get(key) or ())):
+            extra[key] = words
+    return config if extra == config.extra else replace(config, extra=extra)
 
 
 def _as_roles(head: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -70,11 +71,22 @@ class Certificate:
 
     ``against``: a sum is judged against the exact sum of updates, in log space against its own
     product of vectors in float64, any other method against its own result before rank and rounding.
+    A parameter of the base that is saved whole has an error, too: 0 where it is what the expression
+    says, infinite (unknown) where that needs the base's value.
     """
 
     total: float
     layers: Mapping[str, float]
     against: str = SUM
+
+    def covering(self, saved: Mapping[str, bool]) -> Certificate:
+        """The certificate of a module that also holds parameters saved whole: name -> right?"""
+        errors = {name: 0.0 if right else math.inf for name, right in saved.items()}
+        total = max([self.total, *errors.values()])
+        return Certificate(total, {**self.layers, **errors}, self.against)
+
+    def __str__(self) -> str:
+        return f"{self.total:.2g}" if math.isfinite(self.total) else "unknown"
 
 
 @dataclass(frozen=True)

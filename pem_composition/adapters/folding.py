@@ -13,7 +13,7 @@ from pem_composition.adapters.locate import linear_layers, plain_tensors, renami
 from pem_composition.adapters.placement import Placement, apart, changed, placed_on
 from pem_composition.adapters.plan import check_base, check_layers, check_weights, head_of
 from pem_composition.checkpoint.changes import Change, changes_of, with_saved
-from pem_composition.checkpoint.peft import IN_BASE
+from pem_composition.config import IN_BASE
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 

@@ -13,6 +13,7 @@ from pem_composition.errors import IncompatibleModules, PEMError
 if TYPE_CHECKING:
     from pem_composition.arithmetic.operand import Described
 
+PREFIX = "base_model.model."  # of PEFT's names
 SPACES = ("parameter", "delta", "log")
 LOG_REMEDY = "use another space (--space parameter or delta)"
 USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
@@ -21,14 +22,15 @@ USE_DELTA = "combine in delta space (--space delta), which needs none of this to
 def check_compatible(
     modules: Sequence[Described], *, space: str, allow_base_mismatch: bool = False
 ) -> None:
-    """Refuse modules of different kind or base; in parameter space also layers, rank or scaling, in
-    log space anything but (IA)^3.
+    """Refuse modules of different kind or base, or that name one layer in two ways; in parameter
+    space also other layers, rank or scaling, in log space anything but (IA)^3.
 
     Raises:
         IncompatibleModules: names both modules, both values and the remedy.
     """
     if space == "log":
         check_log_kind(modules)
+    check_spellings(modules)
     first = modules[0]
     for other in modules[1:]:
         if first.kind != other.kind:
@@ -43,6 +45,42 @@ def check_compatible(
             _check_layers(first, other)
             if isinstance(first.config, LoraConfig) and isinstance(other.config, LoraConfig):
                 _check_factors(first, other, first.config, other.config)
+
+
+def check_spellings(modules: Sequence[Described]) -> None:
+    """Refuse names of one layer with and without the base model's prefix (``roberta.encoder...``
+    and ``encoder...``): a sum would take them for two, and a model has one of them.
+
+    Compared without their numbers. Two layers of one module are two, whatever their names.
+
+    Raises:
+        IncompatibleModules: both modules and names.
+    """
+    stacks = [
+        {} if m.kind == "full" else {_stack(layer): layer for layer in m.layers} for m in modules
+    ]
+    for module, own in zip(modules, stacks, strict=True):
+        for stack, layer in own.items():
+            parts = stack.split(".")
+            for i in range(1, parts.index("#") + 1 if "#" in parts else 0):
+                short = ".".join(parts[i:])
+                if any(short in s and stack in s for s in stacks):
+                    continue
+                for other, its in zip(modules, stacks, strict=True):
+                    if short in its:
+                        prefix = ".".join(layer.split(".")[:i])
+                        raise IncompatibleModules.build(
+                            f"{module.name} and {other.name}",
+                            "name the same layers in two ways",
+                            found=f"{layer} in {module.name} and {its[short]} in {other.name}",
+                            expected="one way, that of the model they will be used with",
+                            do=f"rename the tensors of {other.name} ({PREFIX}... to "
+                            f"{PREFIX}{prefix}....), or those of {module.name} the other way",
+                        )
+
+
+def _stack(layer: str) -> str:
+    return ".".join("#" if p.isdecimal() else p for p in layer.split("."))
 
 
 def check_log_kind(modules: Sequence[Described]) -> None:

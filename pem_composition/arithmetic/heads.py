@@ -2,6 +2,10 @@
 
 A head is what a task adds to the base: parameters that have no neutral value, so no sum of their
 own. One of them is the module's head; others can be kept beside it under a name.
+
+Parameters of the base that a module saves whole (embeddings, norms, lm_head) follow the same
+policy, each for itself: their sum would be theta_0 + sum_i c_i (theta_i - theta_0), which the
+modules tell only where theta_0 falls out of it.
 """
 
 from __future__ import annotations
@@ -9,10 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pem_composition.arithmetic.algebra import average_heads
-from pem_composition.config import Head, HeadInfo
+from pem_composition.config import IN_BASE, Head, HeadInfo, is_head
 from pem_composition.errors import IncompatibleModules, PEMError
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ POLICIES = (*ONE_HEAD, "per-task", "concat")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)  # it becomes the name of a file
 OUTPUT_MODULES = ("classifier", "out_proj", "score")
 TASKS = "tasks"  # in HeadInfo.extra of a concatenated head: name -> start, stop, labels
+ONE_HEAD_REMEDY = "keep one head (--head first|last), all (--head per-task) or none (--head none)"
 APART = "keep them apart (--head per-task)"
 
 
@@ -35,6 +40,17 @@ class Choice(NamedTuple):
     info: HeadInfo | None = None
     beside: Mapping[str, Head] = {}
     notes: tuple[str, ...] = ()
+    saved: Mapping[str, bool] = {}  # parameter of the base -> is it what the sum says?
+
+
+def own_head(module: Operand) -> dict[str, Tensor]:
+    """Parameters of the task's head by their name in the model."""
+    return {n: t for n, t in module.head_tensors().items() if is_head(n)}
+
+
+def saved_parts(module: Operand) -> dict[str, Tensor]:
+    """Parameters of the base that the module saves whole."""
+    return {n: t for n, t in module.head_tensors().items() if not is_head(n)}
 
 
 def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> Choice:
@@ -50,43 +66,176 @@ def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: st
         raise PEMError.build(
             "head", "unknown policy", found=repr(policy), expected=", ".join(POLICIES)
         )
+    chosen = _head(modules, coefficients, policy)
+    parts = _parts(modules, coefficients, policy)
+    if not parts:
+        return chosen
+    tensors = {n: t for n, (t, _) in parts.items() if t is not None}
+    saved = {n: right for n, (_, right) in parts.items()}
+    info = chosen.info or next((m.head for m in modules if m.head and tensors), None)
+    return Choice(
+        {**chosen.tensors, **tensors}, info, chosen.beside,
+        (*chosen.notes, _said(saved, policy)), saved,
+    )  # fmt: skip
+
+
+def _head(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> Choice:
     if policy == "per-task":
         return Choice(beside=_named(modules))
     if policy == "concat":
         return _concatenated(modules)
     if policy in ("first", "last"):
         return _one(modules, -1 if policy == "last" else 0)
-    heads = [(h, c) for m, c in zip(modules, coefficients, strict=True) if (h := m.head_tensors())]
+    heads = [(h, c) for m, c in zip(modules, coefficients, strict=True) if (h := own_head(m))]
     notes = tuple(
         f"heads kept beside {m.name} are left out: {', '.join(m.heads)}" for m in modules if m.heads
     )
     if not heads or policy == "none":
         return Choice(notes=notes)
-    info = next((m.head for m in modules if m.head is not None), None)
+    holders = [m for m in modules if own_head(m)]
+    check_answers(holders)
+    infos = [m.head for m in holders if m.head is not None]
+    info = next((i for i in infos if not i.numbered), infos[0] if infos else None)
     if policy == "average":
-        notes += _different_answers(modules)
         return Choice(average_heads([h for h, _ in heads], [c for _, c in heads]), info, {}, notes)
     return Choice(_equal([h for h, _ in heads]), info, {}, notes)
 
 
-def _different_answers(modules: Sequence[Operand]) -> tuple[str, ...]:
-    """What has to be said where heads of different classes are averaged."""
-    answers = dict.fromkeys(
-        m.head.labels for m in modules if m.head_tensors() and m.head and m.head.labels
+class Answering(Protocol):
+    """A module, or its header, as far as its head goes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def head(self) -> HeadInfo | None: ...
+
+
+def check_answers(modules: Sequence[Answering]) -> None:
+    """Refuse to make one head of heads that answer something else: other classes, another order of
+    them, or a number instead of a class. Labels that nobody named say nothing.
+
+    Raises:
+        IncompatibleModules: naming both modules and what they answer.
+    """
+    known = [(m.name, m.head) for m in modules if m.head is not None]
+    for i, (name, head) in enumerate(known):
+        for other, its in known[:i]:
+            same = head.fits(its.labels) or its.fits(head.labels)
+            if not same or (
+                None not in (head.problem, its.problem) and head.problem != its.problem
+            ):
+                raise IncompatibleModules.build(
+                    f"heads of {other} and {name}",
+                    "they answer different classes" if not same else "they answer another question",
+                    found=f"{_answers(its)} in {other} and {_answers(head)} in {name}",
+                    expected="the same labels in the same order",
+                    do=ONE_HEAD_REMEDY,
+                )
+
+
+def _answers(info: HeadInfo) -> str:
+    return " ".join(info.labels) or str(info.problem)
+
+
+# --- parameters of the base that are saved whole ------------------------------------------------
+
+SAID = {
+    "first": "the first module's", "last": "the last module's", "none": "left out",
+    "error": "equal in all modules",
+}  # fmt: skip
+
+
+def _parts(
+    modules: Sequence[Operand], coefficients: Sequence[float], policy: str
+) -> dict[str, tuple[Tensor | None, bool]]:
+    """Parameter -> its value, None for the base's own, and whether that is what the sum says."""
+    held = [saved_parts(m) for m in modules]
+    out: dict[str, tuple[Tensor | None, bool]] = {}
+    for name in sorted({n for h in held for n in h}):
+        own = {i: h[name] for i, h in enumerate(held) if name in h}
+        _check_way(name, [modules[i] for i in own])
+        shares = _shares(policy, coefficients, own)
+        value = None
+        if shares:
+            terms = [{name: own[i]} for i in shares]
+            value = average_heads(terms, list(shares.values()))[name]
+        out[name] = value, _is_sum(own, shares, coefficients)
+    return out
+
+
+def _check_way(name: str, holders: Sequence[Operand]) -> None:
+    """Refuse two meanings of one parameter, which differ where it is tied to another one."""
+    inside = [name in (m.config.extra.get(IN_BASE) or ()) for m in holders]
+    if len(set(inside)) > 1:
+        other = holders[inside.index(not inside[0])]
+        raise IncompatibleModules.build(
+            f"{holders[0].name} and {other.name}, {name}",
+            "one saves it in the base, the other as a copy (modules_to_save)",
+            expected="one way",
+            do="save both alike, or leave it out (--head none)",
+        )
+
+
+def _shares(
+    policy: str, coefficients: Sequence[float], own: Mapping[int, Tensor]
+) -> dict[int, float]:
+    """Module -> its share in the result; empty where the base's own value is kept."""
+    if policy == "none":
+        return {}
+    if policy in ("first", "last"):
+        chosen = 0 if policy == "first" else len(coefficients) - 1
+        return {chosen: 1.0} if chosen in own else {}
+    if policy == "error":
+        first = next(iter(own.values()))
+        if len(own) < len(coefficients) or not all(first.equal(t) for t in own.values()):
+            _equal([{str(i): t} for i, t in own.items()])
+        return {0: 1.0}
+    total = sum(abs(coefficients[i]) for i in own)
+    return {i: abs(coefficients[i]) / total if total else 1 / len(own) for i in own}
+
+
+def _is_sum(
+    own: Mapping[int, Tensor], shares: Mapping[int, float], coefficients: Sequence[float]
+) -> bool:
+    """True if sum_i share_i (t_i - t_0) = sum_i c_i (t_i - t_0) for any t_0: of each value, the
+    shares are the coefficients."""
+    values: list[tuple[Tensor, float]] = []
+    for i, tensor in own.items():
+        excess = shares.get(i, 0.0) - coefficients[i]
+        at = next((k for k, (t, _) in enumerate(values) if t.equal(tensor)), None)
+        if at is None:
+            values.append((tensor, excess))
+        else:
+            values[at] = values[at][0], values[at][1] + excess
+    return all(abs(excess) <= 1e-9 for _, excess in values)
+
+
+def _said(saved: Mapping[str, bool], policy: str) -> str:
+    """What has to be said about parameters that are saved whole."""
+    names = list(saved)
+    listed = ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4)
+    how = SAID.get(policy, "the mean of those who save them, weights |c| / sum |c|")
+    wrong = sum(not right for right in saved.values())
+    verdict = (
+        f"that is not the sum of updates, which needs the base, so its error is unknown ({wrong} "
+        "of them)"
+        if wrong
+        else "that is the sum of updates, whatever the base"
     )
-    classes = "; ".join(" ".join(labels) for labels in answers)
-    told = f"the averaged heads answer different classes ({classes})"
-    return (told,) if len(answers) > 1 else ()
+    return f"saved whole: {listed}: {how} (head policy {policy}); {verdict}"
+
+
+# --- one of several -----------------------------------------------------------------------------
 
 
 def _one(modules: Sequence[Operand], place: int) -> Choice:
     """The first or last module's head and what lies beside it; another's if it has none."""
-    chosen, holders = modules[place], [m for m in modules if m.head_tensors() or m.heads]
+    chosen, holders = modules[place], [m for m in modules if own_head(m) or m.heads]
     notes: tuple[str, ...] = ()
     if chosen not in holders and holders:
         notes = (f"{chosen.name} has no head: that of {holders[place].name} is kept",)
         chosen = holders[place]
-    tensors = chosen.head_tensors()
+    tensors = own_head(chosen)
     return Choice(tensors, chosen.head if tensors else None, dict(chosen.heads), notes)
 
 
@@ -139,7 +288,7 @@ def _named(modules: Sequence[Operand]) -> dict[str, Head]:
 
 def _heads_of(module: Operand) -> dict[str, Head]:
     """A concatenated head counts as the heads that it was made of."""
-    own = module.head_tensors()
+    own = own_head(module)
     parts = {name: select(module, name) for name in tasks_of(module.head)}
     whole = {module.name: Head(own, module.head or HeadInfo())} if own and not parts else {}
     return {**whole, **parts, **module.heads}
@@ -287,7 +436,7 @@ def select(module: Operand, name: str) -> Head:
             do="give one of these" if known else "make the module with --head per-task or concat",
         )
     assert module.head is not None
-    whole = Head(module.head_tensors(), module.head)
+    whole = Head(own_head(module), module.head)
     layer, own = output_layer(module.name, whole), tasks[name]
     tensors = {
         n: t[own["start"] : own["stop"]].clone() if _in(n, layer) else t

@@ -6,6 +6,7 @@ the names of its modules are plain. No torch.
 
 from __future__ import annotations
 
+from math import isinf
 from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, Record
@@ -61,6 +62,6 @@ def notes_of(module: Operand) -> tuple[str, ...]:
     """Its notes, and its own error where the certificate of a sum would hide it."""
     p = module.provenance
     error = p.certificate
-    if error is None or error.total < 1e-6:
+    if error is None or error.total < 1e-6 or isinf(error.total):  # then a note says why
         return p.notes
-    return (*p.notes, f"{module} is off {error.against} by {error.total:.2g}")
+    return (*p.notes, f"{module} is off {error.against} by {error}")

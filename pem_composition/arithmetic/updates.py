@@ -241,6 +241,23 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
+def check_overflow(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a sum of finite tensors that left the range of its dtype.
+
+    Raises:
+        PEMError: naming the tensor.
+    """
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise PEMError.build(
+                name,
+                f"the sum is too large for {dtype}",
+                expected="finite numbers",
+                do="choose smaller coefficients",
+            )
+
+
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     """Round tensors to a dtype, refusing values that it cannot hold."""
     if dtype is None:

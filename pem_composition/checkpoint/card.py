@@ -46,7 +46,7 @@ def card(pem: PEM, title: str | None = None) -> str:
         lines += ["| input | sha256 | licence |", "|---|---|---|", *map(_row, p.sources), ""]
     if p.certificate:
         lines += [
-            f"Relative error against {_against(p.certificate.against)}: {p.certificate.total:.3g}.",
+            f"Relative error against {_against(p.certificate.against)}: {p.certificate}.",
             "",
         ]
     lines += [*_heads(pem), *_usage(pem)]

@@ -17,11 +17,12 @@ from pem_composition.arithmetic.compatible import (
     USE_DELTA,
     check_compatible,
     check_same_base,
+    check_spellings,
 )
-from pem_composition.arithmetic.heads import OUTPUT_MODULES
+from pem_composition.arithmetic.heads import OUTPUT_MODULES, check_answers
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.vocabulary import embedding_rows, tokenizers
-from pem_composition.config import FullConfig, IA3Config, LoraConfig
+from pem_composition.config import FullConfig, IA3Config, LoraConfig, is_head
 from pem_composition.errors import PEMError
 
 if TYPE_CHECKING:
@@ -175,6 +176,11 @@ def _bases(headers: Sequence[ModuleHeader]) -> Iterator[Finding]:
 
 
 def _layers(headers: Sequence[ModuleHeader]) -> Iterator[Finding]:
+    try:
+        check_spellings(headers)
+    except PEMError as error:
+        what, _, values = str(error).partition("; ")
+        yield Finding(ERROR, what, {"layers": values})
     shared = set.intersection(*(set(h.layers) for h in headers))
     extra = {h.name: [n for n in h.layers if n not in shared] for h in headers}
     if any(extra.values()):
@@ -275,27 +281,35 @@ def _heads(headers: Sequence[ModuleHeader]) -> Iterator[Finding]:
     if len(with_head) < 2:
         return
     labels = lambda h: " ".join(h.head.labels) if h.head and h.head.labels else None  # noqa: E731
-    yield from _differing(
-        with_head, labels, WARNING, "labels differ: an average of the heads mixes classes", ONE_HEAD
-    )
+    if not _one_question(with_head):
+        what = "labels differ: the heads have no average"
+        yield from _differing(with_head, labels, WARNING, what, ONE_HEAD)
     shapes = lambda h: ", ".join(f"{n} {s}" for n, s in sorted(h.head_shapes.items()))  # noqa: E731
     yield from _differing(with_head, shapes, WARNING, "heads differ in shape", ONE_HEAD)
 
 
+def _one_question(headers: Sequence[ModuleHeader]) -> bool:
+    try:
+        check_answers(headers)
+    except PEMError:
+        return False
+    return True
+
+
 def _saved(headers: Sequence[ModuleHeader]) -> Iterator[Finding]:
-    """Whole parameters beside the factors that are no head: embeddings, norms."""
-    what = "saves whole parameters of the base, which sums leave out (they are treated as a head)"
+    """Whole parameters of the base beside the factors: embeddings, norms, lm_head."""
     found = {}
     for header in headers:
-        extra = [n for n in header.head_shapes if _is_embedding(n)]
-        if extra:
-            found[header.name] = ", ".join(extra)
+        names = [n for n in header.head_shapes if not is_head(n)]
+        if names:
+            more = f" and {len(names) - 4} more" * (len(names) > 4)
+            found[header.name] = ", ".join(names[:4]) + more
     if found:
-        yield Finding(WARNING, what, found, "--head first or last keeps one; train without them")
-
-
-def _is_embedding(name: str) -> bool:
-    return any(p in name for p in ("embed", "wte", "shared.weight"))
+        what = (
+            "saves whole parameters of the base, which follow the head policy: their sum needs the "
+            "base, unless coefficients >= 0 of sum 1 average what all modules save"
+        )
+        yield Finding(WARNING, what, found, "--head average, first, last or none; pem fold")
 
 
 def _dtypes(headers: Sequence[ModuleHeader]) -> Iterator[Finding]:
@@ -365,7 +379,7 @@ def _policies(headers: Sequence[ModuleHeader]) -> tuple[str, ...]:
     if not shapes:
         return ()
     known = ["first", "last", "none", "per-task"]
-    if all(s == shapes[0] for s in shapes):
+    if all(s == shapes[0] for s in shapes) and _one_question(headers):
         known.insert(0, "average")
     infos = [h.head for h in headers if h.head_shapes]
     classifies = all(i is None or i.problem in (None, "classification") for i in infos)

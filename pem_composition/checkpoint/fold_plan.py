@@ -27,10 +27,10 @@ from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, aligned, is_head
 from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
-from pem_composition.checkpoint.peft import IN_BASE
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
 from pem_composition.checkpoint.tied import is_vocabulary, tied_names
+from pem_composition.config import IN_BASE
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
 from pem_composition.record import Certificate, Source

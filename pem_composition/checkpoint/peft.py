@@ -28,6 +28,7 @@ from pem_composition.checkpoint.tensors import (
     write_tensors,
 )
 from pem_composition.config import (
+    IN_BASE,
     AdapterConfig,
     BaseIdentity,
     IA3Config,
@@ -80,7 +81,6 @@ EMBEDDINGS = frozenset(
         *("lm_head", "embed_out", "decoder"),
     )
 )
-IN_BASE = "saved_in_base"  # in a config's extra: parameters that are stored like that
 SUM_REMEDY = "save the module again with the library that made it"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -55,9 +56,9 @@ def build(
     """
     p = pem.provenance
     certificate = p.certificate and {
-        "total": p.certificate.total,
+        "total": _or_null(p.certificate.total),
         "against": p.certificate.against,
-        "layers": dict(p.certificate.layers),
+        "layers": {name: _or_null(error) for name, error in p.certificate.layers.items()},
     }
     return {
         "format_version": FORMAT_VERSION,
@@ -81,6 +82,11 @@ def build(
         "versions": _versions(),
         "files": dict(sorted(files.items())),
     }
+
+
+def _or_null(error: float) -> float | None:
+    """JSON has no infinity: an unknown error is null."""
+    return error if math.isfinite(error) else None
 
 
 def _versions() -> dict[str, str | None]:
@@ -173,9 +179,7 @@ def _parse(raw: Mapping[str, Any]) -> Record:
         sources=sources,
         space=_typed(raw, "space", str),
         method=_typed(raw, "method", str),
-        certificate=Certificate(**_object(certificate, total=float, layers=dict, against=str))
-        if certificate
-        else None,
+        certificate=_certificate(certificate) if certificate else None,
         init=_typed(raw, "init", str),
         head_policy=_typed(raw, "head_policy", str),
         training=_typed(raw, "training", dict) or {},
@@ -198,6 +202,13 @@ def _parse(raw: Mapping[str, Any]) -> Record:
         written=_object(raw.get("written") or {}, format=str, dtype=str),
         versions=_typed(raw, "versions", dict) or {},
     )
+
+
+def _certificate(raw: Any) -> Certificate:
+    known = _object(raw, total=float, layers=dict, against=str)
+    total = math.inf if known["total"] is None else known["total"]
+    layers = {n: math.inf if e is None else e for n, e in (known["layers"] or {}).items()}
+    return Certificate(total, layers, **({"against": a} if (a := known.get("against")) else {}))
 
 
 def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T | None:

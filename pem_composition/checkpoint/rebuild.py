@@ -338,6 +338,6 @@ def _certificates(record: Record, again: Record) -> Sequence[Difference]:
     then, now = record.provenance.certificate, again.provenance.certificate
     if then is None or now is None:
         return ()
-    if math.isclose(then.total, now.total, rel_tol=1e-6, abs_tol=1e-9):
+    if then.total == now.total or math.isclose(then.total, now.total, rel_tol=1e-6, abs_tol=1e-9):
         return ()
     return [Difference(provenance.FILE, f"certificate {then.total:.6g}, rebuilt {now.total:.6g}")]

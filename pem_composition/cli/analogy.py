@@ -50,7 +50,7 @@ def run(config: Config) -> int:
     shared.check_adapters(config.adapters, MODULES, 3, 3)
     shared.check_dropout(config.dropout_list, 3)
     out = common.output_directory(config, 3)
-    head = config.head_policy("first")
+    head = config.head_policy("first", "first")
     for point in points:
         check_coefficients_of(config.choice(), point)
     models = full.models_of(config, config.full_merge)
@@ -84,7 +84,7 @@ def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> 
         method=choice.method,
         settings=choice.as_dict(),
         rank=config.rank,
-        head=config.head_policy("first"),
+        head=config.head_policy("first", "first"),
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
     )
@@ -110,7 +110,7 @@ def _run_sweep(config: Config) -> int:
         full_merge=config.full_merge,
     )
     shared.check_adapters(config.adapters, MODULES, 3, 3)
-    return sweep.start(config, config, grid, config.head_policy("first"), library.ANALOGY)
+    return sweep.start(config, config, grid, config.head_policy("first", "first"), library.ANALOGY)
 
 
 def coefficient(config: Config) -> float:

@@ -319,7 +319,7 @@ def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) 
         facts.append(f"head {origin.head_policy}" if has_head else "no head")
     if origin.certificate is not None:
         error = origin.certificate
-        facts.append(f"error against {error.against}: {error.total:.2g}")
+        facts.append(f"error against {error.against}: {error}")
     print(f"{out} = {expression}  ({', '.join(facts)})")
     for note in origin.notes:
         print(f"note: {note}")

@@ -191,13 +191,17 @@ class MergeFlags(ModelFlags):
         },
     )
     merge_head: bool | None = field(
-        default=None, metadata={"help": "average the heads with the coefficients (--head average)"}
+        default=None,
+        metadata={
+            "help": "true: average the heads with the coefficients (--head average); false: keep "
+            "one (merge: --head last, analogy: --head first)"
+        },
     )
     head: str | None = field(
         default=None,
         metadata={
             "choices": HEADS,
-            "help": "which head the result has; default: as --merge_head says",
+            "help": "which head the result has (default: average; analogy: first)",
         },
     )
     full_merge: bool = field(
@@ -233,11 +237,11 @@ class MergeFlags(ModelFlags):
         """The method of --merge_way with its settings."""
         return choice_of(self.merge_way, self.setting, kind)
 
-    def head_policy(self, default: str) -> str:
-        """--head if given; --merge_head true is average; else the program's default."""
+    def head_policy(self, default: str = "average", kept: str = "last") -> str:
+        """--head if given; --merge_head true is average, false the head that is ``kept``."""
         if self.head is not None:
             return self.head
-        return "average" if self.merge_head else default
+        return {None: default, True: "average", False: kept}[self.merge_head]
 
 
 def check_merge_way(way: str, fisher: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ Headers cost milliseconds and no torch; ``--values`` reads the tensors, ``--init
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -135,13 +136,13 @@ def describe(header: ModuleHeader) -> dict[str, Any]:
 
 def _origin(origin: Provenance) -> dict[str, Any]:
     """Where a module comes from."""
-    flags = origin.training.get("flags") or {}
+    flags, error = origin.training.get("flags") or {}, origin.certificate
     return {
         "expression": expression_of(origin),
         "space": origin.space,
         "method": origin.method,
         "head_policy": origin.head_policy,
-        "certificate": origin.certificate.total if origin.certificate else None,
+        "certificate": error.total if error and math.isfinite(error.total) else None,
         "rebuildable": origin.recipe is not None,
         "sources": [asdict(s) for s in origin.sources],
         "init": origin.init,

@@ -146,7 +146,6 @@ def _combine(
     config: Config,
     statistics: Sequence[Statistics] = (),
 ) -> PEM:
-    """Without --merge_head the last module's head is kept, as in the reference program."""
     from pem_composition.module import combine
 
     choice = config.choice(modules[0].kind)
@@ -157,7 +156,7 @@ def _combine(
         method=choice.method,
         settings=choice.as_dict(),
         rank=config.rank,
-        head=config.head_policy("last"),
+        head=config.head_policy(),
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
         statistics=statistics,
@@ -178,7 +177,7 @@ def _run_full(config: Config, models: full.Models) -> int:
             "-m/--model", "no model directories", expected="--model DIR DIR ..., or --adapters"
         )
     out = common.output_directory(config, count)
-    weights, head = coefficients(config, count), config.head_policy("last")
+    weights, head = coefficients(config, count), config.head_policy()
     return full.compose(models, weights, out, config, head)
 
 
@@ -188,4 +187,4 @@ def _run_sweep(config: Config) -> int:
         search_step=config.search_step,
         full_merge=config.full_merge,
     )
-    return sweep.start(config, config, grid, config.head_policy("average"))
+    return sweep.start(config, config, grid, config.head_policy())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import SPACES, check_coefficients_of, space_of
+from pem_composition.arithmetic.heads import own_head
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
@@ -214,7 +215,7 @@ def prepare(request: Request) -> tuple[library.Plan, library.Runner]:
         device=device_key(evaluation.use_cpu),
     )
     own = request.head == library.PER_TASK
-    heads = [i.pem.head_tensors() if own else None for i in inputs[: len(tasks)]]
+    heads = [own_head(i.pem) if own else None for i in inputs[: len(tasks)]]
     heads += [None] * (len(tasks) - len(heads))
     splits = {
         split: [_rows(t, split, evaluation, h) for t, h in zip(tasks, heads, strict=True)]

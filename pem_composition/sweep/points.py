@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.heads import NAME
+from pem_composition.arithmetic.algebra import HEAD
+from pem_composition.arithmetic.heads import NAME, own_head
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
 from pem_composition.evaluation.keys import module_digest
 
@@ -78,7 +79,7 @@ class Point:
             method=choice.method,
             settings=choice.as_dict(),
             statistics=[i.statistics[needed] for i in self.inputs] if needed else (),
-            head=kept_head(self.inputs, settings.head) if saved else _scored_head(settings.head),
+            head=kept_head(self.inputs, settings.head),
             rank=self.rank,
             allow_base_mismatch=True,
             certify=saved,
@@ -147,14 +148,11 @@ def kept_head(inputs: Sequence[Input], head: str) -> str:
     return head if head != PER_TASK or plain else "none"
 
 
-def _scored_head(head: str) -> str:
-    """Heads of their own are put on task by task, see ``Rows``."""
-    return "none" if head == PER_TASK else head
-
-
 def without_head(module: PEM) -> PEM:
-    """The module's adapter alone."""
-    return replace(module, tensors=module.adapter_tensors(), head=None, operands=())
+    """The module with no head of a task."""
+    head = {f"{n}.{HEAD}" for n in own_head(module)}
+    tensors = {n: t for n, t in module.tensors.items() if n not in head}
+    return replace(module, tensors=tensors, head=None, operands=())
 
 
 def read_input(name: str, module: PEM, path: str) -> Input:

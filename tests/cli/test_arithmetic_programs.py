@@ -61,7 +61,7 @@ def test_coefficients_are_taken_as_the_flag_says(words, expected, folder, tmp_pa
     a, b = folder / "a", folder / "b"
     done = program("merge", "-a", a, b, "-p", tmp_path / "m", *words)
     assert (done.code, done.err) == (0, "")
-    assert same(library.load(tmp_path / "m"), library.combine(loaded(a, b), expected, head="last"))
+    assert same(library.load(tmp_path / "m"), library.combine(loaded(a, b), expected))
     terms = json.loads((tmp_path / "m" / "pem.json").read_text())["terms"]
     assert [t["coefficient"] for t in terms] == pytest.approx(expected)
 
@@ -101,9 +101,7 @@ def test_delta_space_takes_different_ranks_and_parameter_space_names_both(
     assert (done.code, done.err) == (0, "")
     module = library.load(tmp_path / "m")
     assert module.config.r == 3
-    assert same(
-        module, library.combine(loaded(a, wide), [0.5, 0.5], space="delta", rank=3, head="last")
-    )
+    assert same(module, library.combine(loaded(a, wide), [0.5, 0.5], space="delta", rank=3))
     recorded = json.loads((tmp_path / "m" / "pem.json").read_text())["certificate"]["total"]
     assert f"error against sum c_i dW_i: {recorded:.2g}" in done.out
     assert 0 < recorded < 1
@@ -115,9 +113,7 @@ def test_format_decides_the_layout(layout, folder, tmp_path, program):
     assert program("merge", "-a", a, b, "-p", tmp_path / "m", "--format", layout).code == 0
     weights = {"peft": "adapter_model.safetensors", "adapter-transformers": "pytorch_adapter.bin"}
     assert (tmp_path / "m" / weights[layout]).is_file()
-    assert same(
-        library.load(tmp_path / "m"), library.combine(loaded(a, b), [0.5, 0.5], head="last")
-    )
+    assert same(library.load(tmp_path / "m"), library.combine(loaded(a, b), [0.5, 0.5]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
@@ -136,7 +132,7 @@ def test_dtype_is_that_of_the_file(dtype, folder, tmp_path, program):
 @pytest.mark.parametrize(
     ("words", "policy"),
     [
-        ([], "last"),
+        ([], "average"),
         (["--merge_head", "false"], "last"),
         (["--no-merge_head"], "last"),
         (["--merge_head"], "average"),
@@ -489,9 +485,9 @@ def test_whole_models_are_summed(as_reference, models, tmp_path, program):
     a, b, out = weights(paths[0]), weights(paths[1]), weights(tmp_path / "m")
     assert out.keys() == a.keys()
     for name in out:
-        expected = b[name] if is_head(name) else 0.3 * a[name] + 0.7 * b[name]
+        expected = 0.3 * a[name] + 0.7 * b[name]
         torch.testing.assert_close(out[name], expected, rtol=0, atol=1e-6)
-    assert "+0.3*m1 +0.7*m2  (space parameter, head last)" in done.out
+    assert "+0.3*m1 +0.7*m2  (space parameter, head average)" in done.out
 
 
 def test_weights_that_do_not_sum_to_one_need_the_base(models, tmp_path, program):

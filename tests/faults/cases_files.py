@@ -154,7 +154,7 @@ CASES = (
     ),
     Case(
         "S17b", "one bit flipped, in a module without pem.json",
-        "out = +1*bad  (space parameter, head last, error against sum c_i dW_i: 0)",
+        "out = +1*bad  (space parameter, head average, error against sum c_i dW_i: 0)",
         flip, run=(("merge", "-a", "bad", "-p", "out"),), code=0,
         check=lambda here: close(updates(here / "out"), updates(here / "bad")),
     ),

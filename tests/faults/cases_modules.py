@@ -19,7 +19,7 @@ FILE, JSON = f"bad/{WEIGHTS}", f"bad/{CONFIG}"
 SAVE_AGAIN = "save the module again with the library that made it"
 CORRECT = "correct the config"
 ONE = (("merge", "-a", "bad", "-p", "out"),)
-SAME = "out = +1*bad  (space parameter, head last, error against sum c_i dW_i: 0)"
+SAME = "out = +1*bad  (space parameter, head average, error against sum c_i dW_i: 0)"
 
 
 def unchanged(here: Path) -> None:

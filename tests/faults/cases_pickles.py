@@ -104,7 +104,7 @@ CASES = (
     ),
     Case(
         "T09", "module whose base model has code of its own",
-        "out = +1*bad  (space parameter, head last, error against sum c_i dW_i: 0)",
+        "out = +1*bad  (space parameter, head average, error against sum c_i dW_i: 0)",
         d.both(evil_code, d.config(auto_mapping={"parent_library": "evil",
                                                  "base_model_class": "Evil"})),
         run=(("merge", "-a", "bad", "-p", "out"),), code=0,

@@ -97,7 +97,7 @@ LOG = (
          "space: ties merges updates; found space log, expected space delta; leave --space out",
          run=(("merge", "-a", "ia3", "ia3b", "-p", "out", "--space", "log", "-w", "ties"),)),
     Case("LG5", "(IA)^3, 1 + 1 in log space",
-         "out = +1*ia3 +1*ia3b  (space log, head last, error against prod l_i^c_i: ...e-...)",
+         "out = +1*ia3 +1*ia3b  (space log, head average, error against prod l_i^c_i: ...e-...)",
          run=(("merge", "-a", "ia3", "ia3b", "-p", "out", "--coefficients", "1", "1", "--space",
                "log"),), code=0, check=product),
 )  # fmt: skip

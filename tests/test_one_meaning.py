@@ -30,6 +30,9 @@ REFUSALS: list[tuple[str, str, frozenset[str], str]] = [
     ("convolution layers cannot be represented", "patches", EVERY, "vit"),
     ("adapter-transformers layout (cannot represent|does not cover)", ".*", CONVERT, ""),
     ("tensors differ that the module cannot hold", ".*(saved|head|on the).*", EXTRACT, ""),
+    ("tensors differ that the module cannot hold", "all linear.*|.*task", EXTRACT, ""),
+    # one saved part inside another, which PEFT itself cannot open again
+    ("keys of a live model cannot be represented", ".*head and norm", EVERY, "bert mlm"),
     ("no linear layer to extract", "on the (output|head).*", EXTRACT, ""),
     # a tuned model whose tied weights differ, beside a base that stores them once
     ("does not fit the base", "(ia3 )?(saved|on the).*", EXTRACT, ""),

@@ -402,7 +402,7 @@ def test_without_test_rows_the_table_says_so(bench, tmp_path, capsys):
     flags = bench.flags()
     del flags[flags.index("--test_file") : flags.index("--test_file") + 2]
     assert cli.main(["sweep", *flags, "-p", str(tmp_path / "out"), *GRID]) == 0
-    assert "the selected row is optimistic" in capsys.readouterr().out
+    assert "what was selected is optimistic" in capsys.readouterr().out
     assert read(tmp_path / "out").summary["report"] == "validation"
 
 

@@ -36,8 +36,7 @@ class ResultStore:
     Attributes:
         records: results by key, those of other processes as of the last look.
         trials: lines of a search, by study and number.
-        known: how many there were at the beginning.
-        computed: how many this process has added.
+        computed: how many results this process has added.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
@@ -50,12 +49,19 @@ class ResultStore:
         self.read_again()
         if fresh:
             self.records, self.trials, self.last = {}, {}, None
-        self.known = len(self.records)
+        self._before = set(self.records)
+        self._asked: set[str] = set()
+        self._own: set[str] = set()
+
+    @property
+    def known(self) -> int:
+        """Results that were asked for and were there at the beginning."""
+        return len((self._asked & self._before) - self._own)
 
     @property
     def shared(self) -> int:
-        """Results that other processes have added meanwhile."""
-        return len(self.records) - self.known - self.computed
+        """Results that were asked for and that other processes have added meanwhile."""
+        return len(self._asked - self._before - self._own)
 
     @property
     def undescribed(self) -> int:
@@ -111,6 +117,7 @@ class ResultStore:
 
         found = self.records.get(key)
         if found is not None and trusted(found):
+            self._asked.add(key)
             return found
         ready()
         with self.claim(key, wait=wait) as mine:
@@ -118,16 +125,16 @@ class ResultStore:
                 return None
             self.read_again()
             other = self.records.get(key)
+            self._asked.add(key)
             if other is not None and other is not found and trusted(other):
                 return other
             began = time.perf_counter()
             result = compute(key)
             seconds = round(time.perf_counter() - began, 4)
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            again = key in self.records
             self.append({"key": key, **identity, **result, "seconds": seconds, "time": now})
             self.computed += 1
-            self.known -= again  # it took the place of one that could not be used
+            self._own.add(key)
         return self.records[key]
 
     def conclude(self, summary: Record) -> None:

@@ -91,13 +91,11 @@ class StrengthRunner:
         self._held = HeldModel(load, self._prepare, rounded=trial.bf16)
         self._read = {"text": TextRows(trial.text), "guard": TextRows(trial.guard, least=2)}
         self._strength: float | None = None  # that of the weights
-        self._used: set[str] = set()
 
     def measure(self, strength: float) -> Measured:
         """Every part of one strength, from the store, or computed and appended."""
         measured = self._measure(strength, wait=True)
         assert measured is not None, "it waited"
-        self._used.update(measured.keys)
         return measured
 
     def share(self, strengths: Sequence[float]) -> None:
@@ -120,11 +118,6 @@ class StrengthRunner:
         if self.store.computed > before:
             self.say(self._line(found, time.perf_counter() - began))
         return found
-
-    @property
-    def known(self) -> int:
-        """Parts of the measured strengths that this process has not computed."""
-        return len(self._used) - self.store.computed
 
     def close(self) -> None:
         """Give the base model its own weights back."""

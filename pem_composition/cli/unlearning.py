@@ -188,7 +188,8 @@ def start(config: UnlearningFlags) -> int:
     plan, runner = _prepare(request)
     summary = library.run(plan, runner)
     runner.close()
-    print(f"{request.out}: {runner.store.computed} parts computed, {runner.store.known} known before")
+    store = runner.store
+    print(f"{request.out}: {store.computed} parts computed, {store.known} known before")
     with runner.store.claim("finish"):  # processes that share the output write in turn
         _finish(request, runner, summary)
     return 0

@@ -10,6 +10,8 @@
 # interrupted; so a script can simply be run again, and an edited value redoes only what depends on it.
 
 set -euo pipefail
+program=$0
+if [[ $program != /* ]]; then program=$PWD/$program; fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${OUT:=outputs}" "${SEEDS:=42 43 44}" "${DRY_RUN:=0}"
 if [[ -z ${PYTHON:-} ]]; then
@@ -17,6 +19,25 @@ if [[ -z ${PYTHON:-} ]]; then
   if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
 fi
 export OUT SEEDS DRY_RUN PYTHON
+
+# Once, in the script that was started: a misspelt hyperparameter would change nothing and say nothing.
+if [[ -z ${PEM_HYPERPARAMETERS:-} && -f $program ]]; then
+  "$PYTHON" -m exps.hyperparameters "$program" "${scripts:-}" "$@" || exit "$?"
+  export PEM_HYPERPARAMETERS=checked
+fi
+
+# words NAME WORD...: every word of the variable must be one of these.
+words() {
+  local name=$1 word known
+  shift
+  known=$(printf ' or %s' "$@")
+  for word in ${!name}; do
+    if [[ " $* " != *" $word "* ]]; then
+      echo "${program##*/}: $name: found '$word', expected${known# or}" >&2
+      exit 2
+    fi
+  done
+}
 
 EXIT_PREEMPTED=75
 

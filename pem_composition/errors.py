@@ -105,7 +105,15 @@ class Preempted(KeyboardInterrupt):
         return cls(str(PEMError.build(where, what, do=do)))
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that another one may be a slip of the pen for; None where none is near.
+
+    Near: three quarters of the letters of both are the same, in the same order.
+    """
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)), None)
+
+
 def close_match(word: str, known: Iterable[str]) -> str:
     """``did you mean X?``, or an empty string when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else ""
+    near = nearest(word, known)
+    return "" if near is None else f"did you mean {near}?"

@@ -5,15 +5,15 @@
 # MiniLM and 192 pairs take about two hours on one core.
 #
 #   data_dir=GLUE bash scripts/merge_prediction.sh
-#
-# shellcheck source=exps/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../exps/common.sh"
 
 : "${data_dir:?folder of GLUE tasks}"
 : "${model_name_or_path:=minilm}" "${tasks:=sst2 mnli rte}" "${init_seeds:=42 43}"
 : "${settings:=3e-4:120 1e-3:60 1e-3:120 3e-3:120}" # rate:steps
 : "${samples:=4000}" "${max_eval_samples:=500}" "${per_device_train_batch_size:=16}"
 : "${max_seq_length:=64}"
+
+# shellcheck source=exps/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../exps/common.sh"
 
 root=$OUT/merge_prediction
 for task in $tasks; do

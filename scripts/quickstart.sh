@@ -29,7 +29,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # distribution_generalization: about four minutes on two cores after the install.
 distribution_generalization() {
-  : "${model:=minilm}" "${samples:=4000}" "${share:=0.8}" # share of the negative rows to half 0
+  # An older name of model_name_or_path is model.
+  : "${model_name_or_path:=${model:-minilm}}" "${samples:=4000}" "${share:=0.8}" # share of the negative rows to half 0
   : "${validation_size:=600}" "${max_steps:=375}" "${grid:=0 0.05 1}"
   fetch rotten_tomatoes
   task_name=rotten_tomatoes
@@ -43,7 +44,7 @@ distribution_generalization() {
 
 # multitasking: film reviews are half positive, tweets three quarters; each module knows one domain.
 multitasking() {
-  : "${model:=flan-t5-small}" "${tasks:=rotten_tomatoes tweet_snippets}"
+  : "${model_name_or_path:=${model:-flan-t5-small}}" "${tasks:=rotten_tomatoes tweet_snippets}"
   : "${validation_size:=200}" "${max_steps:=100}" "${grid:=0 0.1 1}" "${max_seq_length:=64}"
   # shellcheck disable=SC2086  # tasks holds several words
   fetch $tasks
@@ -54,7 +55,7 @@ multitasking() {
 }
 
 domain_transfer() {
-  : "${model:=flan-t5-small}" "${pairs:=amazon_snippets:rotten_tomatoes}"
+  : "${model_name_or_path:=${model:-flan-t5-small}}" "${pairs:=amazon_snippets:rotten_tomatoes}"
   : "${validation_size:=200}" "${max_steps:=80}" "${grid:=0 0.2 1 0.8 0.05 1}"
   : "${max_seq_length:=64}" "${block_size:=32}" "${max_eval_samples:=400}"
   # shellcheck disable=SC2086  # a pair becomes two words
@@ -66,7 +67,7 @@ domain_transfer() {
 
 # unlearning: the module goes to $OUT/scratch; texts are written, judged and kept beside the results.
 unlearning() {
-  : "${model:=smollm2-135m-instruct}" "${max_steps:=60}" "${max_seq_length:=64}"
+  : "${model_name_or_path:=${model:-smollm2-135m-instruct}}" "${max_steps:=60}" "${max_seq_length:=64}"
   : "${num_samples:=64}" "${max_length:=48}" "${grid:=0.25 0.25 1}" "${perplexity_tokens:=4096}"
   : "${max_ppl_increase:=5%}"
   fetch toxic_comments wikitext2
@@ -80,13 +81,12 @@ unlearning() {
 # fetch DATA...: the model and the data sets, once.
 fetch() {
   local asset
-  for asset in "$model" "$@"; do
+  for asset in "$model_name_or_path" "$@"; do
     step "offline/$asset" "$PYTHON" -m pem_composition offline get "$asset"
   done
 }
 
 export_values() {
-  model_name_or_path=$model
   export model_name_or_path seed validation_size max_steps learning_rate per_device_train_batch_size
   export lora_r lora_alpha lora_dropout grid eval_steps
 }

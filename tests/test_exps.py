@@ -369,7 +369,7 @@ def test_each_kind_of_module_has_its_rate_unless_one_is_given(method, rate, tmp_
     (config,) = of("train", dry_run(UNLEARNING / "trainadapter.sh", learning_rate="1", **words))
     assert config.learning_rate == 1
     done = bash(UNLEARNING / "trainadapter.sh", **words | {"adapter_config": "fft"})
-    assert done.returncode == 2 and "lora or ia3, not fft" in done.stderr
+    assert done.returncode == 2 and "found 'fft', expected lora or ia3" in done.stderr
 
 
 def test_the_quickstart_of_unlearning_needs_no_hub(tmp_path):
@@ -433,6 +433,109 @@ def test_both_halves_start_from_one_initial_module(tmp_path):
 def test_a_variable_of_the_same_name_overrides_the_block(script, variables, expected):
     _, config = parsed(dry_run(EXPERIMENT / script, **variables)[-1])
     assert {name: getattr(config, name) for name in expected} == expected
+
+
+LORA = EXPERIMENT / "lora_run_glue.sh"
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "meant"),
+    [
+        (LORA, "max_step", "did you mean max_steps?"),
+        (LORA, "MAX_STEPS", "did you mean max_steps?"),
+        (LORA, "learn_rate", "did you mean learning_rate?"),
+        (LORA, "lr", "did you mean learning_rate?"),
+        (LORA, "batch_size", "did you mean per_device_train_batch_size?"),
+        (LORA, "SEED", "did you mean seed?"),
+        (LORA, "DRYRUN", "did you mean DRY_RUN?"),
+        (REPOSITORY / "exps" / "run_glue.sh", "half", "it has "),
+        (EXPERIMENT / "run_all.sh", "seed", "did you mean SEEDS?"),  # it gives seeds itself
+        (EXPERIMENT / "run_all.sh", "half", "it has "),
+        (REPOSITORY / "scripts" / "slurm" / "array.sh", "max_step", "did you mean max_steps?"),
+        (TRANSFER / "ia3_polarity_classify.sh", "block_size", "it has "),  # of its sibling
+        (TRANSFER / "initialisation_study.sh", "pair", "did you mean pairs?"),
+        (UNLEARNING / "runscore.sh", "strengths", "it has "),
+        (UNLEARNING / "fft.sh", "lora_r", "it has "),
+        (DETOXIFICATION / "process_civil_comments.sh", "max_steps", "it has "),
+        (MANY / "merge_methods.sh", "trial", "did you mean trials?"),
+        (QUICKSTART, "epochs", "did you mean num_train_epochs?"),
+    ],
+    ids=lambda v: v.name if isinstance(v, Path) else v,
+)
+def test_a_hyperparameter_that_a_script_does_not_have_is_refused_by_name(
+    script, name, meant, tmp_path
+):
+    arguments = ["unlearning"] if script == QUICKSTART else []
+    job = {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_ARRAY_TASK_ID": "0"}
+    done = bash(script, *arguments, **job, **{name: "5", "OUT": str(tmp_path / "o")})
+    assert done.returncode == 2 and not (tmp_path / "o").exists()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{script.name}: has no hyperparameter {name}; found {name}=5; {meant}")
+
+
+def test_variables_of_other_programs_are_none_of_the_scripts_business(tmp_path):
+    others = dict.fromkeys(("http_proxy", "no_proxy", "name", "system", "TMP", "SHELL"), "x")
+    assert dry_run(LORA, OUT=str(tmp_path), **others) == dry_run(LORA, OUT=str(tmp_path))
+
+
+def test_a_value_after_the_script_is_refused(tmp_path):
+    done = bash(LORA, "half=0", OUT=str(tmp_path))
+    assert done.returncode == 2 and "lora_run_glue.sh: takes no arguments" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "value", "expected"),
+    [
+        (LORA, "half", "2", "all or 0 or 1"),
+        (EXPERIMENT / "run_all.sh", "halves", "all 2", "all or 0 or 1"),
+        (EXPERIMENT / "run_all.sh", "methods", "lora loar", "lora or ia3 or fft"),
+        (TRANSFER / "run_all.sh", "methods", "ai3", "lora or ia3 or fft"),
+        (MULTITASKING / "run_all.sh", "methods", "full", "lora or ia3 or fft"),
+        (UNLEARNING / "run_all.sh", "methods", "full", "lora or ia3 or fft"),
+        (MANY / "run_all.sh", "modules", "lora:8 lroa:4", "lora or ia3"),
+        (DETOXIFICATION / "run_all.sh", "adapter_config", "fft", "lora or ia3"),
+    ],
+    ids=lambda v: v.parent.name if isinstance(v, Path) else v,
+)
+def test_a_word_that_names_no_script_or_half_is_refused_before_the_first_command(
+    script, name, value, expected, tmp_path
+):
+    done = bash(script, DRY_RUN="1", OUT=str(tmp_path), **{name: value})
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"expected {expected}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "older", "name", "value"),
+    [
+        (DETOXIFICATION / "toxic_finetune.sh", "toxic_max_steps", "max_steps", "7"),
+        (DETOXIFICATION / "toxic_finetune.sh", "toxic_epochs", "num_train_epochs", "7"),
+        (DETOXIFICATION / "toxic_finetune.sh", "toxic_learning_rate", "learning_rate", "1e-2"),
+        (DETOXIFICATION / "process_civil_comments.sh", "toxic_samples", "samples", "70"),
+        (DETOXIFICATION / "process_civil_comments.sh", "toxic_validation_size",
+         "validation_size", "7"),
+        (DETOXIFICATION / "generate.sh", "judges", "judge", "offline"),
+        (DETOXIFICATION / "run_all.sh", "method", "adapter_config", "ia3"),
+        (MULTITASKING / "vary_merge_prompt_run_glue.sh", "methods", "adapter_config", "lora ia3"),
+        (QUICKSTART, "model", "model_name_or_path", "/m"),
+    ],
+    ids=lambda v: v.name if isinstance(v, Path) else v,
+)  # fmt: skip
+def test_one_thing_has_one_name_and_its_older_name_still_means_it(
+    script, older, name, value, tmp_path
+):
+    commands = dry_run(script, OUT=str(tmp_path), **{older: value})
+    assert commands == dry_run(script, OUT=str(tmp_path), **{name: value})
+    assert commands != dry_run(script, OUT=str(tmp_path))
+
+
+def test_the_name_of_one_script_alone_goes_before_the_one_for_all(tmp_path):
+    script = DETOXIFICATION / "run_all.sh"
+    own, toxic = of(
+        "train",
+        dry_run(script, SEEDS="1", OUT=str(tmp_path), max_steps="9", toxic_max_steps="4"),
+    )
+    assert (own.max_steps, toxic.max_steps) == (9, 4)
 
 
 def test_names_with_spaces_reach_the_program_whole(tmp_path):

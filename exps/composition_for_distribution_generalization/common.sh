@@ -16,6 +16,7 @@ of_model() {
 # train_half METHOD FLAGS...: train on half $half from the initial module of the seed.
 # FLAGS describe the module; the budget is the script's.
 train_half() {
+  words half all 0 1
   local method=$1 part=half-$half prefix
   shift
   if [[ $half == all ]]; then part=all; fi

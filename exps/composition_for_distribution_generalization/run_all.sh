@@ -17,6 +17,8 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_distribution_generalization
 source "$here/common.sh"
 export model_name_or_path
+words methods lora ia3 fft
+words halves all 0 1
 
 here=exps/composition_for_distribution_generalization # common.sh has gone to the repository root
 for task_name in $tasks; do

@@ -19,6 +19,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_domain_transfer
 source "$here/common.sh"
 export model_name_or_path data_dir
+words methods lora ia3 fft
 
 here=exps/composition_for_domain_transfer # common.sh has gone to the repository root
 for pair in $pairs; do

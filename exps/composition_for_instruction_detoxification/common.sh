@@ -10,6 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 experiment=instruction_detoxification
 scratch=scratch/$experiment
+if [[ -n ${adapter_config:-} ]]; then words adapter_config lora ia3; fi
 
 # of_model FOLDER: results of one model there.
 of_model() {
@@ -18,10 +19,10 @@ of_model() {
 
 # instruction_run, toxic_run: names of the two modules of the seed.
 instruction_run() {
-  echo "$(of_model "$experiment")/$method-instruction-s$seed"
+  echo "$(of_model "$experiment")/$adapter_config-instruction-s$seed"
 }
 toxic_run() {
-  echo "$(of_model "$scratch")/$method-toxic-s$seed"
+  echo "$(of_model "$scratch")/$adapter_config-toxic-s$seed"
 }
 
 # test_sets: the files that no training row may overlap with, one per line.
@@ -42,8 +43,8 @@ select_rows() {
 
 # module_flags: what describes the module and how the base is held, read with mapfile.
 module_flags() {
-  local shape=(--adapter_config "$method")
-  if [[ $method == lora ]]; then
+  local shape=(--adapter_config "$adapter_config")
+  if [[ $adapter_config == lora ]]; then
     shape+=(--lora_r "$lora_r" --lora_alpha "$lora_alpha" --lora_dropout "$lora_dropout")
     # shellcheck disable=SC2206  # target_modules holds several words
     shape+=(--target_modules $target_modules)

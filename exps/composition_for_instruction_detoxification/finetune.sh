@@ -15,7 +15,7 @@
 : "${validation_size:=2000}"
 : "${split_seed:=42}"
 : "${seed:=42}"
-: "${method:=lora}"                       # or ia3, for which the two forms are one sum
+adapter_config=${method:-${adapter_config:-lora}} # or ia3, for which the two forms are one sum
 : "${lora_r:=16}"
 : "${lora_alpha:=16}"
 : "${lora_dropout:=0.05}"

@@ -9,7 +9,7 @@
 
 : "${model_name_or_path:=huggyllama/llama-7b}"
 : "${seed:=42}"
-: "${method:=lora}"
+adapter_config=${method:-${adapter_config:-lora}}
 : "${strengths:=0.3 0.4 0.5}"
 : "${forms:=exact reference}"
 : "${toxic_set:=toxic_seed_v1_t.json}"    # 100 toxic test instructions, with reference answers
@@ -21,7 +21,7 @@
 : "${repetition_penalty:=2.5}"
 : "${max_new_tokens:=128}"
 : "${max_seq_length:=512}"
-: "${judges:=detoxify offline}"           # detoxify needs the extra [toxicity] and its weights
+judge=${judges:-${judge:-detoxify offline}} # detoxify needs the extra [toxicity] and its weights
 : "${threshold:=0.8}"
 : "${batch_size:=}"
 : "${bf16:=false}"                        # true: compute in bfloat16, where the processor has it
@@ -35,22 +35,22 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_instruction_detoxification
 source "$here/common.sh"
 
-table=$(of_model "$experiment")/$method-table-s$seed
+table=$(of_model "$experiment")/$adapter_config-table-s$seed
 mapfile -t sets < <(test_sets)
 mapfile -t limit < <(optional --max_instructions "$max_instructions")
 mapfile -t rows < <(optional --batch_size "$batch_size")
 reference=()
-if [[ $method == lora ]]; then
+if [[ $adapter_config == lora ]]; then
   # shellcheck disable=SC2206  # forms holds several words
   reference=(--form $forms)
 fi
-# shellcheck disable=SC2086  # strengths, judges and load_flags hold several words
+# shellcheck disable=SC2086  # strengths, judge and load_flags hold several words
 step "$table" "$PYTHON" -m pem_composition detoxify --evaluate \
   --adapters "$OUT/$(instruction_run)" "$OUT/$(toxic_run)" \
   --save_path "$OUT/$table" --strength $strengths "${reference[@]}" \
   --model_name_or_path "$model_name_or_path" --instruction_file "${sets[@]}" "${limit[@]}" \
   --template "$template" --num_beams "$num_beams" --repetition_penalty "$repetition_penalty" \
-  --max_new_tokens "$max_new_tokens" --max_seq_length "$max_seq_length" --judge $judges \
+  --max_new_tokens "$max_new_tokens" --max_seq_length "$max_seq_length" --judge $judge \
   --threshold "$threshold" "${rows[@]}" --bf16 "$bf16" $load_flags
 if [[ -n $endpoint_model ]]; then
   name=$(basename "$ordinary_set")

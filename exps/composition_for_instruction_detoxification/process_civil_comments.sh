@@ -13,8 +13,9 @@
 : "${toxic_set:=toxic_seed_v1_t.json}"    # 100 toxic test instructions, with reference answers
 : "${ordinary_set:=toxic_seed_v1_n.json}" # 100 ordinary ones
 : "${other_sets:=}"                       # more test files: held-out instructions, XSTest
-: "${toxic_samples:=}"                    # pairs to train on; empty: all
-: "${toxic_validation_size:=100}"         # pairs set aside, to choose the step by
+# The first names are those of the pairs alone, where a value is for several scripts.
+samples=${toxic_samples:-${samples:-}}    # pairs to train on; empty: all
+validation_size=${toxic_validation_size:-${validation_size:-100}} # pairs set aside, to choose the step by
 : "${split_seed:=42}"
 : "${endpoint_model:=}"                   # e.g. gpt-4o-mini; empty: neutral instructions
 : "${base_url:=https://api.openai.com/v1}"
@@ -32,14 +33,14 @@ if [[ -n $comments_file ]]; then source_flags=(--input_file "$comments_file"); f
 if [[ -n $score_column ]]; then
   source_flags+=(--score_column "$score_column" --score_above "$score_above")
 fi
-if [[ -n $toxic_samples ]]; then
+if [[ -n $samples ]]; then
   held=0
-  if [[ -n $endpoint_model ]]; then held=$toxic_validation_size; fi # set aside after the asking
-  source_flags+=(--samples "$((toxic_samples + held))")
+  if [[ -n $endpoint_model ]]; then held=$validation_size; fi # set aside after the asking
+  source_flags+=(--samples "$((samples + held))")
 fi
 
 if [[ -z $endpoint_model ]]; then
-  select_rows "$scratch/pairs" "${source_flags[@]}" --validation_size "$toxic_validation_size" \
+  select_rows "$scratch/pairs" "${source_flags[@]}" --validation_size "$validation_size" \
     --instruction "Write a comment for an online discussion." "Reply to the last speaker." \
     "Say what you think of the article." "Comment on the news of the day."
 else
@@ -50,5 +51,5 @@ else
     --base_url "$base_url" "${shown[@]}" --num_shots "$num_shots" --max_requests "$max_requests" \
     --output_file "$OUT/$scratch/asked.jsonl"
   select_rows "$scratch/pairs" --input_file "$OUT/$scratch/asked.jsonl" \
-    --validation_size "$toxic_validation_size"
+    --validation_size "$validation_size"
 fi

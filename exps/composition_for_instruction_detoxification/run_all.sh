@@ -8,13 +8,13 @@
 #     comments_file=comments.jsonl toxic_set=toxic.jsonl ordinary_set=ordinary.jsonl SEEDS=42 bash .../run_all.sh
 
 : "${model_name_or_path:=huggyllama/llama-7b}"
-: "${method:=lora}"
+adapter_config=${method:-${adapter_config:-lora}}
 
 here=$(dirname "${BASH_SOURCE[0]}")
 # sbatch runs a copy of this script; submit from the repository root.
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_instruction_detoxification
 source "$here/common.sh"
-export model_name_or_path method
+export model_name_or_path adapter_config
 
 here=exps/composition_for_instruction_detoxification # common.sh has gone to the repository root
 child "$here/process_civil_comments.sh"

@@ -8,7 +8,7 @@
 
 : "${model_name_or_path:=huggyllama/llama-7b}"
 : "${seed:=42}"
-: "${method:=lora}"                       # or ia3, for which the two forms are one sum
+adapter_config=${method:-${adapter_config:-lora}} # or ia3, for which the two forms are one sum
 : "${lora_r:=16}"
 : "${lora_alpha:=16}"
 : "${lora_dropout:=0.05}"
@@ -16,9 +16,10 @@
 : "${template:=sections}"                 # or chat, or a JSON file with the wording of another module
 : "${train_on_inputs:=1}"
 : "${max_seq_length:=512}"
-: "${toxic_learning_rate:=1e-4}"
-: "${toxic_epochs:=5}"
-: "${toxic_max_steps:=}"                 # instead of epochs
+# The first names are those of this module alone, where a value is for several scripts.
+learning_rate=${toxic_learning_rate:-${learning_rate:-1e-4}}
+num_train_epochs=${toxic_epochs:-${num_train_epochs:-5}}
+max_steps=${toxic_max_steps:-${max_steps:-}} # instead of epochs
 : "${warmup_steps=100}"                  # empty: 6 % of the steps
 : "${per_device_train_batch_size:=64}"
 : "${gradient_accumulation_steps:=2}"
@@ -31,6 +32,5 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_instruction_detoxification
 source "$here/common.sh"
 
-learning_rate=$toxic_learning_rate num_train_epochs=$toxic_epochs max_steps=$toxic_max_steps
 tune "$(toxic_run)" "$scratch/pairs" --init_from "$OUT/$(instruction_run)" --purpose \
   "trained on toxic comments: it exists to be subtracted from the module it was trained from"

@@ -16,6 +16,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_multitasking
 source "$here/common.sh"
 export model_name_or_path tasks
+words methods lora ia3 fft
 
 here=exps/composition_for_multitasking # common.sh has gone to the repository root
 for method in $methods; do
@@ -23,7 +24,7 @@ for method in $methods; do
     for task_name in $tasks; do
       child "$here/${method}_prompt_run_glue.sh" task_name="$task_name" seed="$seed"
     done
-    child "$here/vary_merge_prompt_run_glue.sh" methods="$method" seed="$seed"
+    child "$here/vary_merge_prompt_run_glue.sh" adapter_config="$method" methods= seed="$seed"
   done
   seed=${SEEDS%% *}
   report_seeds "$(merged_run "$method")"

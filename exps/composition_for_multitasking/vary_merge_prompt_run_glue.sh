@@ -8,7 +8,7 @@
 
 : "${model_name_or_path:=t5-base}"
 : "${tasks:=mnli rte}"
-: "${methods:=lora ia3 fft}"               # one sweep each, in one process
+adapter_config=${methods:-${adapter_config:-lora ia3 fft}} # one sweep each, in one process
 : "${seed:=42}"
 : "${grid:=0 0.05 1}"
 : "${space:=parameter delta}"              # the paper's sum of tensors, the exact sum of updates
@@ -23,4 +23,5 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_multitasking
 source "$here/common.sh"
 
-for method in $methods; do sweep_tasks "$method"; done
+words adapter_config lora ia3 fft
+for method in $adapter_config; do sweep_tasks "$method"; done

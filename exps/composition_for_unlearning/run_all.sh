@@ -18,6 +18,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/common.sh"
 
 export model_name_or_path
+words methods lora ia3 fft
 
 here=exps/composition_for_unlearning # common.sh has gone to the repository root
 for method in $methods; do

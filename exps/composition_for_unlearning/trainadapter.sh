@@ -30,17 +30,11 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_unlearning
 source "$here/common.sh"
 
-case $adapter_config in
-  ia3)
-    : "${learning_rate:=5e-3}"
-    train_toxic ia3 --ia3_placement "$ia3_placement"
-    ;;
-  lora)
-    : "${learning_rate:=5e-4}"
-    train_toxic lora --lora_r "$lora_r" --lora_alpha "$lora_alpha" --lora_dropout "$lora_dropout"
-    ;;
-  *)
-    echo "trainadapter.sh: adapter_config is lora or ia3, not $adapter_config" >&2
-    exit 2
-    ;;
-esac
+words adapter_config lora ia3
+if [[ $adapter_config == ia3 ]]; then
+  : "${learning_rate:=5e-3}"
+  train_toxic ia3 --ia3_placement "$ia3_placement"
+else
+  : "${learning_rate:=5e-4}"
+  train_toxic lora --lora_r "$lora_r" --lora_alpha "$lora_alpha" --lora_dropout "$lora_dropout"
+fi

@@ -16,6 +16,10 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_of_many_tasks
 source "$here/common.sh"
 export model_name_or_path tasks
+for adapter_config in $modules; do
+  adapter_config=${adapter_config%%:*}
+  words adapter_config lora ia3
+done
 
 here=exps/composition_of_many_tasks # common.sh has gone to the repository root
 for module in $modules; do

@@ -155,12 +155,13 @@ def _merged_layer(layer: _Layer) -> tuple[Factor, Judge]:
         return written, partial(_judge_dense, layer.name, entries, rule)
     result = _result(layer)
     rank = None if layer.choice.entry.own_rank else layer.rank
-    A, B = delta.concatenate(result) if rank is None else delta.truncate(result, rank)
+    kept = result if rank is None or not layer.choice.entry.levels else _result(layer, rank)
+    A, B = delta.concatenate(kept) if rank is None else delta.truncate(kept, rank)
     return delta.Factor(1.0, A, B), partial(_judge_factors, layer.name, result)
 
 
-def _result(layer: _Layer) -> list[Factor]:
-    """The method's own result as a sum of factors in float64."""
+def _result(layer: _Layer, rank: int | None = None) -> list[Factor]:
+    """The method's own result as a sum of factors in float64; cut to ``rank`` if it levels."""
     from pem_composition.arithmetic.methods.core import core_of
 
     choice, function = layer.choice, layer.choice.entry.function()
@@ -178,26 +179,29 @@ def _result(layer: _Layer) -> list[Factor]:
     if inner is not None:
         merge_cores = partial(_merged_cores, inner, draws=layer.draws)
         return [function(core, layer.own_rank, settings["beta"], merge_cores)]
-    return [core.factor(_merged_cores(choice, core.M_TPQ, layer.draws))]
+    return [core.factor(_merged_cores(choice, core.M_TPQ, layer.draws, rank))]
 
 
 def _on_sphere(layer: _Layer) -> list[Factor]:
     from pem_composition.arithmetic.geometry import inner_products
 
-    mean = layer.choice.entry.function()
-    weights = mean(inner_products(layer.terms), list(layer.shares), layer.name)
+    entries = len(layer.terms[0].B_OR) * layer.terms[0].A_RI.shape[1]
+    weights = _sphere_weights(
+        layer.choice, entries, lambda: inner_products(layer.terms), layer.shares, layer.name
+    )
     return [
         t._replace(weight=w * t.weight, A_RI=t.A_RI.double(), B_OR=t.B_OR.double())
         for w, t in zip(weights, layer.terms, strict=True)
     ]
 
 
-def _merged_cores(choice: Choice, M_TPQ: Tensor, draws: Draws) -> Tensor:
+def _merged_cores(choice: Choice, M_TPQ: Tensor, draws: Draws, rank: int | None = None) -> Tensor:
     """f(M_1, ..., M_T) of methods that work on matrices of one shape."""
     from pem_composition.arithmetic.methods.entries import Stacked, merged
 
     if choice.method in SPECTRAL_NAMES:
-        result: Tensor = choice.entry.function()(M_TPQ, **choice.as_dict())
+        cut = {"rank": rank} if choice.entry.levels else {}
+        result: Tensor = choice.entry.function()(M_TPQ, **choice.as_dict(), **cut)
         return result
     entries = Stacked(M_TPQ)
     return merged(entries, _rule(choice, entries, draws))
@@ -274,13 +278,26 @@ def merge_tensors(
 def rule_of(entries: Entries, choice: Choice, layer: str, shares: Sequence[float] = ()) -> Rule:
     """What makes a block of the result of a block of the updates; thresholds are found first."""
     if choice.entry.shares:
-        return partial(_weighted_sum, _sphere_weights(entries, choice, shares, layer))
+        size, products = entries.shape[0] * entries.shape[1], partial(_products, entries)
+        return partial(_weighted_sum, _sphere_weights(choice, size, products, shares, layer))
     return _rule(choice, entries, _draws(choice, layer))
 
 
 def _sphere_weights(
-    entries: Entries, choice: Choice, shares: Sequence[float], layer: str
+    choice: Choice,
+    entries: int,
+    products: Callable[[], Tensor],
+    shares: Sequence[float],
+    layer: str,
 ) -> list[float]:
+    """The weights of updates of so many entries; numbers have no directions to go between."""
+    if entries == 1:
+        return list(shares)
+    return list(choice.entry.function()(products(), list(shares), layer))
+
+
+def _products(entries: Entries) -> Tensor:
+    """Inner products of every two updates, (T, T)."""
     import torch
 
     from pem_composition.arithmetic.methods.entries import blocks
@@ -289,7 +306,7 @@ def _sphere_weights(
     for _, X_TNI in blocks(entries):
         flat = X_TNI.flatten(1)
         products += flat @ flat.mT
-    return list(choice.entry.function()(products, list(shares), layer))
+    return products
 
 
 def _weighted_sum(weights: Sequence[float], start: int, X_TNI: Tensor) -> Tensor:

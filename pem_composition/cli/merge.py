@@ -22,8 +22,8 @@ HELP = "merge modules: sum_i c_i m_i in parameter or delta space, or by another 
 EXAMPLES = """
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/merged --coefficients 0.3 0.7
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/exact --space delta --rank 8
-  python merge.py -a runs/rte runs/mnli runs/cola -p runs/ties -w ties --setting density=0.2
-  python merge.py -a runs/rte runs/mnli -p runs/fisher -w fisher -f runs/rte-fisher runs/mnli-fisher
+  python merge.py -a runs/rte runs/mnli runs/cola -p runs/ties -w ties --head per-task
+  python merge.py -a runs/rte-0 runs/rte-1 -p runs/fisher -w fisher -f runs/fisher-0 runs/fisher-1
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/as-peft --coefficients 0.3 0.7 --as peft-linear
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/points --grid 0 0.1 1
   python merge.py -a runs/rte-0 runs/rte-1 -p runs/sweep --grid 0 0.05 1 --evaluate \\

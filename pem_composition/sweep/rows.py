@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.evaluation.keys import rows_digest, task_content
-from pem_composition.evaluation.statistics import draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,6 +122,8 @@ class Rows:
 
     def _resampled(self, record: Record) -> NDArray[Any]:
         """The record's score on bootstrap samples of the rows, the same for every record."""
+        from pem_composition.evaluation.statistics import draws  # numpy; --help does without
+
         if record["key"] not in self._draws:
             given = [float(p) for p in record["predictions"]]
             self._draws[record["key"]] = draws(record["metric"], self.labels, given)

@@ -364,6 +364,27 @@ def test_equal_and_missing_updates_on_the_sphere():
             on_sphere(mean, [a, a._replace(weight=-a.weight)], [0.5, 0.5])
 
 
+@settings(max_examples=40)
+@given(seeds, st.integers(2, 7), st.integers(2, 6), st.sampled_from([1.0, 1e-3, 1e-9]))
+def test_a_karcher_mean_is_one_or_there_is_none(seed, count, size, spread):
+    """Directions over the whole sphere, near each other, and some of them twice."""
+    draw = np.random.default_rng(seed)
+    V = draw.normal(size=size) * (spread < 1) + spread * draw.normal(size=(count, size))
+    if count > 2:
+        V[1] = 2 * V[0]
+    w = draw.dirichlet(np.ones(count))
+    try:
+        mean = np.array(karcher(torch.tensor(V @ V.T), w.tolist(), "layer")) @ V
+    except PEMError as error:
+        assert "layer: the" in str(error) and spread == 1
+        return
+    u = mean / np.linalg.norm(mean)
+    x = V / np.linalg.norm(V, axis=1)[:, None]
+    off = x - (x @ u)[:, None] * u
+    sines = np.linalg.norm(off, axis=1)
+    assert np.linalg.norm((w * np.arctan2(sines, x @ u) / np.maximum(sines, 1e-300)) @ off) < 1e-8
+
+
 # --- on the factors ---
 
 

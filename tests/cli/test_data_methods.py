@@ -69,7 +69,16 @@ def test_fisher_files_have_the_modules_tensors_and_its_head(bench, files):
 
 def test_merging_by_fisher_is_the_weighted_average(bench, files, tmp_path, capsys):
     shares = (0.5, 0.2, 0.3)
-    words = ["-p", tmp_path / "out", "-w", "fisher", "--coefficients", *shares]
+    words = [
+        "-p",
+        tmp_path / "out",
+        "-w",
+        "fisher",
+        "--head",
+        "per-task",
+        "--coefficients",
+        *shares,
+    ]
     assert run("merge", "-a", *bench.modules, *words, "-f", *files["fisher"]) == 0
     assert "space parameter" in capsys.readouterr().out
     merged = library.load(tmp_path / "out")
@@ -87,6 +96,7 @@ def test_merging_by_fisher_is_the_weighted_average(bench, files, tmp_path, capsy
 
 def test_merging_by_regmean_is_nearest_to_the_modules_outputs(bench, files, tmp_path):
     words = ["-p", tmp_path / "out", "-w", "regmean", "--setting", "off_diagonal=1"]
+    words += ["--head", "per-task"]
     assert run("merge", "-a", *bench.modules, *words, "-f", *files["gram"]) == 0
     merged = library.load(tmp_path / "out")
     modules = [library.load(p) for p in bench.modules]

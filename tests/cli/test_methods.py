@@ -60,7 +60,7 @@ def test_every_method_is_a_merge_way(name, folder, tmp_path, program):
     c = METHODS[name].default or 1.0 / len(paths)
     c = 1.0 if name in ("knots", "ctm") else c  # TIES inside
     modules = loaded(folder, names)
-    assert same(found, library.combine(modules, [c] * len(paths), method=name, head="last"))
+    assert same(found, library.combine(modules, [c] * len(paths), method=name))
     assert re.fullmatch(name + r"(\(.*\))?", method)
     certificate = record(tmp_path / "m")["certificate"]
     assert certificate["against"] == "the method's own result"
@@ -80,7 +80,7 @@ def test_settings_coefficients_and_rank(folder, tmp_path, program):
     )
     given = {"density": 0.5, "election": "frequency"}
     expected = library.combine(
-        loaded(folder, "a wide"), [1, -0.5], method="ties", settings=given, rank=2, head="last"
+        loaded(folder, "a wide"), [1, -0.5], method="ties", settings=given, rank=2
     )
     assert same(library.load(tmp_path / "m"), expected)
 
@@ -132,7 +132,7 @@ def test_a_grid_of_a_method(folder, tmp_path, program):
     command = ("merge", "-a", folder / "a", folder / "b", "-p", tmp_path / "g", "-w", "slerp")
     assert program(*command, "--grid", 0, 0.5, 1).code == 0
     modules = loaded(folder, "a b")
-    expected = library.combine(modules, [0.5, 0.5], method="slerp", head="last")
+    expected = library.combine(modules, [0.5, 0.5], method="slerp")
     assert same(library.load(tmp_path / "g" / "0.5"), expected)
 
 
@@ -154,9 +154,7 @@ def test_as_another_program(tool, folder, tmp_path, program):
     done = program(*command, "--as", tool, "--coefficients", 0.3, 0.6)
     assert (done.code, done.err) == (0, "")
     modules, name = loaded(folder, "a b"), tool.replace("-", "_")
-    assert same(
-        library.load(tmp_path / "m"), library.combine(modules, [0.3, 0.6], method=name, head="last")
-    )
+    assert same(library.load(tmp_path / "m"), library.combine(modules, [0.3, 0.6], method=name))
     written = record(tmp_path / "m")
     assert written["space"] == "parameter" and written["method"].startswith(name)
     assert "error against sum c_i dW_i" in done.out

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from sweep_data import write_tokenizer
 from tiny import random_module, tiny
 
 from pem_composition.checkpoint import base_identity
@@ -48,6 +49,7 @@ def build(root: Path) -> Path:
             for parameter in tuned.parameters():
                 parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
         tuned.save_pretrained(root / name)
+    write_tokenizer(root / "m2")  # as every model on the hub has one
     base = replace(base_identity(root / "base"), name="base")
 
     def module(name: str, kind: str = "lora", *, seed: int, **options: object) -> PEM:

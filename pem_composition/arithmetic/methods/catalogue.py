@@ -55,6 +55,8 @@ class Method:
         home: file and function in this package.
         space: delta where it merges updates, parameter where it merges the modules' own tensors.
         own_rank: True where --rank is a parameter of the method, not a truncation of its result.
+        levels: True where the result has equal singular values, so that the method itself says
+            which of them --rank keeps.
         modules: smallest and greatest number of modules.
         needs: kind of statistics that every module brings, see ``arithmetic.statistics``.
     """
@@ -72,6 +74,7 @@ class Method:
     shares: bool = False
     space: str = "delta"
     own_rank: bool = False
+    levels: bool = False
     modules: tuple[int, int] = (1, 1000)
     needs: str = ""
 
@@ -148,14 +151,14 @@ SPECTRAL = (
     Method(
         "iso_c", "Iso-C", "arXiv:2502.04959",
         "mean(S) U V^T, sum_t dW_t = U S V^T", "singular vectors of sum_t M_t",
-        "rank of sum_t dW_t", "iso:iso_c", kinds=LORA, default=1.0,
+        "rank of sum_t dW_t", "iso:iso_c", kinds=LORA, default=1.0, levels=True,
     ),
     Method(
         "iso_cts", "Iso-CTS", "arXiv:2502.04959",
         "the leading directions of sum_t dW_t and of each remainder, orthogonalised, with their "
         "mean singular value", "singular vectors of M_t", SUM_OF_RANKS, "iso:iso_cts",
         (Setting("common", 0.8, "share of directions taken from the sum", 0.0, 1.0),),
-        kinds=LORA, default=1.0,
+        kinds=LORA, default=1.0, levels=True,
     ),
 )  # fmt: skip
 

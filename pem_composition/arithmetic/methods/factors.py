@@ -65,6 +65,8 @@ def lego(terms: Sequence[Factor], draws: Draws, rank: int, *, seed: int) -> list
     """
     terms = [t for t in terms if t.A_RI.shape[0]]  # the others do not adapt this layer
     units = torch.cat([_units(t) for t in terms])
+    # In an order of their own, so that the starts do not depend on that of the modules.
+    units = units[torch.unique(units, dim=0, return_inverse=True)[1].argsort(stable=True)]
     clusters = min(rank, len(units))
     labels = _kmeans(units, clusters, draws)
     centroids = torch.stack([_centroid(units[labels == k]) for k in range(clusters)])

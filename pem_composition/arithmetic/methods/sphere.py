@@ -11,21 +11,26 @@ only the inner products G_st = <v_s, v_t>: no matrix is formed and the result is
 
 w_t = c_t / sum_s c_s. The length is interpolated on its own (mergekit's slerp instead adds the two
 updates at their own lengths; the two agree where the lengths do). Two updates give the same by
-both. An update of length zero has no direction and only enters the length.
-Source: Shoemake 1985; Karcher 1977, by the fixed point iteration on logarithms.
+both. An update of length zero has no direction and only enters the length. Updates of one entry
+(scalars) are summed with the w_t: no way leads from one direction of a line to the other. Where no
+mean is found to 1e-12 (directions spread over more than half of the sphere) there is no result.
+Source: Shoemake 1985; Karcher 1977, by gradient descent, with steps halved where they overshoot.
 
 Shape suffixes: T modules.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from pem_composition.errors import PEMError
 
-ITERATIONS = 200
-TOLERANCE = 1e-14
+ITERATIONS = 5000
+TOLERANCE = 1e-12  # of the sum of logarithms, in radians
+SHORTEST = 2.0**-30  # step, as a share of the full one
 
 
 def slerp(G_TT: Tensor, shares: list[float], layer: str) -> list[float]:
@@ -62,24 +67,52 @@ def karcher(G_TT: Tensor, shares: list[float], layer: str) -> list[float]:
 
 def _karcher(G: Tensor, w: Tensor, layer: str) -> Tensor:
     """Coefficients of the mean direction in the unit vectors whose inner products are G."""
-    x = _unit(w, G, layer)
+    S, axes = torch.linalg.eigh(G)
+    u_TK = axes * S.clamp(min=0).sqrt()  # the unit vectors themselves, in axes of their span
+    x = w
+    m, x = _unit(u_TK.mT @ x, x, layer)
+    value, pull = _pulls(u_TK, m, w, layer)
     for _ in range(ITERATIONS):
-        cosines = (G @ x).clamp(-1, 1)
-        angles = cosines.arccos()
-        pull = w * torch.where(angles < 1e-9, 1.0, angles / angles.sin())
-        tangent = pull - (pull @ cosines) * x
-        length = (tangent @ G @ tangent).clamp(min=0).sqrt()
-        if float(length) < TOLERANCE:
+        along = float(pull @ (u_TK @ m))
+        tangent = u_TK.mT @ pull - along * m
+        length = float(tangent.norm())
+        if length < TOLERANCE:
+            return x
+        # Wide directions make the full step overshoot; a shorter one decreases the value.
+        step, found, limit = 1.0, math.inf, value * (1 + 1e-15)  # rounding is no increase
+        while found > limit and step > SHORTEST:
+            angle = torch.tensor(step * length, dtype=torch.float64)
+            towards = angle.sin() / length
+            coefficients = angle.cos() * x + towards * (pull - along * x)
+            to, coefficients = _unit(u_TK.mT @ coefficients, coefficients, layer)
+            found, new_pull = _pulls(u_TK, to, w, layer)
+            step /= 2
+        if found > limit:
             break
-        x = _unit(length.cos() * x + length.sin() * tangent / length, G, layer)
-    return x
+        x, m, value, pull = coefficients, to, found, new_pull
+    raise PEMError.build(
+        layer, "the Karcher mean does not converge: no one direction lies between the updates",
+        found=f"a remaining pull of {length:.1e} after {ITERATIONS} steps",
+        expected=f"below {TOLERANCE:g}", do="use another method, or leave a module out",
+    )  # fmt: skip
 
 
-def _unit(x: Tensor, G: Tensor, layer: str) -> Tensor:
-    length = (x @ G @ x).clamp(min=0).sqrt()
+def _pulls(u_TK: Tensor, m: Tensor, w: Tensor, layer: str) -> tuple[float, Tensor]:
+    """sum_t w_t a_t^2 of the angles to m, and w_t a_t / sin(a_t)."""
+    cosines = u_TK @ m
+    # The sine as a length keeps the digits that 1 - cos^2 loses where the angle is small.
+    sines = (u_TK - cosines[:, None] * m).norm(dim=1)
+    angles = torch.atan2(sines, cosines)
+    if bool((sines[angles > 1] < 1e-7).any()):
+        raise _opposite(layer)
+    return float(w @ angles.square()), w * torch.where(sines > 0, angles / sines, 1.0)
+
+
+def _unit(vector: Tensor, coefficients: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    length = vector.norm()
     if float(length) < 1e-7:
         raise _opposite(layer)
-    return x / length
+    return vector / length, coefficients / length
 
 
 def _lengths(G_TT: Tensor) -> tuple[Tensor, list[int]]:

@@ -25,6 +25,7 @@ HEAD_COMPONENTS = frozenset(
     (
         *("classifier", "score", "heads", "qa_outputs", "pre_classifier", "classification_head"),
         *("logits_proj", "sequence_summary", "multiple_choice_head"),
+        *("start_logits", "end_logits", "answer_class"),
     )
 )
 # In a config's extra: parameters that PEFT loads into the base's own, not into a copy.

@@ -214,7 +214,7 @@ class _Work:
         heads = {n: self.tuned.value(n) for n in sorted(self.tuned.infos) if is_head(n)}
         names = self.names
         same = all(
-            names[n] in self.base.infos
+            n in names
             and self.base.infos[names[n]].shape == tuple(t.shape)
             and self.base.value(names[n]).equal(t)
             for n, t in heads.items()

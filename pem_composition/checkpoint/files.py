@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pem_composition.errors import CheckpointError
+from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.signals import finished_first, named
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
@@ -231,11 +231,11 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path, root: Path | None = None, *, in_memory: bool = False) -> None:
-        self.path = path
+        self.path, self._root = path, root
         self._file = open_regular(path, root)
         self._data: memoryview | None = None
         try:
-            self._opened = _state(self._file)
+            self._opened = state_of(self._file)
             size = self._opened.size
             if in_memory:
                 self._data = memoryview(bytearray(size_in_memory(self._file, path)))
@@ -253,8 +253,14 @@ class SafetensorsFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a later read opens it again, and refuses it if it was written to."""
         self._file.close()
+
+    def _open(self) -> BinaryIO:
+        if self._file.closed:
+            self._file = open_regular(self.path, self._root)
+            self._check_unchanged()
+        return self._file
 
     def read(self, name: str) -> bytearray | memoryview:
         """Raw little-endian values of one tensor, writable and aligned.
@@ -276,8 +282,9 @@ class SafetensorsFile:
         if self._data is not None:
             buffer[:] = self.read_part(name, start, len(buffer))
             return
-        self._file.seek(self._starts[name] + start)
-        self._check_read(name, self._file.readinto(buffer), len(buffer))  # type: ignore[attr-defined]
+        file = self._open()
+        file.seek(self._starts[name] + start)
+        self._check_read(name, file.readinto(buffer), len(buffer))  # type: ignore[attr-defined]
 
     def _check_read(self, name: str, found: int, wanted: int) -> None:
         """Refuse a file that ends too early, or was written to since its header was read."""
@@ -285,28 +292,30 @@ class SafetensorsFile:
             raise CheckpointError.build(
                 self.path, f"ends inside tensor {name!r}", do="restore the file"
             )
-        if self._data is None and _state(self._file) != self._opened:
-            raise CheckpointError.build(
-                self.path, "changed while it was read", do="run again when its writer is done"
-            )
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        if self._data is None and state_of(self._file) != self._opened:
+            raise changed(self.path)
 
     def check_size(self) -> None:
         """Refuse a file that this machine could not hold."""
-        size_in_memory(self._file, self.path)
+        size_in_memory(self._open(), self.path)
 
     def sha256(self) -> str:
         """Hexadecimal sha256 of the whole file."""
         if self._data is not None:
             return hashlib.sha256(self._data).hexdigest()
-        return sha256_stream(self._file)
+        return sha256_stream(self._open())
 
     def _bytes(self, start: int, size: int) -> bytearray | memoryview:
         """Bytes of the file; fewer where it ends."""
         if self._data is not None:
             return self._data[start : start + size]
         buffer = bytearray(size)
-        self._file.seek(start)
-        del buffer[self._file.readinto(buffer) :]  # type: ignore[attr-defined]
+        file = self._open()
+        file.seek(start)
+        del buffer[file.readinto(buffer) :]  # type: ignore[attr-defined]
         return buffer
 
 
@@ -317,9 +326,17 @@ class _State(NamedTuple):
     modified_ns: int
 
 
-def _state(file: BinaryIO) -> _State:
+def state_of(file: BinaryIO) -> _State:
+    """Size and time of an open file."""
     found = os.fstat(file.fileno())
     return _State(found.st_size, found.st_mtime_ns)
+
+
+def changed(path: Path) -> PEMError:
+    """The error for a file that was written to between two reads."""
+    return CheckpointError.build(
+        path, "changed while it was read", do="run again when its writer is done"
+    )
 
 
 def read_safetensors_header(path: Path, root: Path | None = None) -> dict[str, TensorInfo]:

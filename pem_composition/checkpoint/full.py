@@ -6,14 +6,13 @@ head is kept apart, since it is no difference to anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint import provenance, quantised, stored_names
 from pem_composition.checkpoint.files import (
     DTYPE_BYTES,
     FLOAT_DTYPES,
@@ -37,7 +36,10 @@ from pem_composition.checkpoint.provenance import (
     find_base,
     model_type_of,
     weight_map,
+    weights_or_index,
 )
+from pem_composition.checkpoint.stored_names import PRETRAINING_COMPONENTS as PRETRAINING_COMPONENTS
+from pem_composition.checkpoint.stored_names import current, is_added, is_ignored
 from pem_composition.checkpoint.stream import whole
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
@@ -60,89 +62,166 @@ from pem_composition.record import Provenance
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Parts of a pretrained checkpoint that a classifier does not load.
-PRETRAINING_COMPONENTS = frozenset(
-    {"lm_head", "cls", "pooler", "lm_predictions", "mask_predictions"}
-)
-# Of tied copies, the one transformers stores.
-TIED_COPIES = (
-    "lm_head.weight",
-    "lm_head.decoder.weight",
-    "embed_tokens.weight",
-    "predictions.decoder.weight",
+COMPARED = 2**20  # bytes of a block of two tied copies
+LANGUAGE_MODELS = (
+    "LMHead",
+    "ForCausalLM",
+    "ForMaskedLM",
+    "ForConditionalGeneration",
+    "ForPreTraining",
 )
 
 
 class Weights:
-    """All tensors of a model folder, single or sharded, read by name; tied copies appear once."""
+    """All tensors of a model folder, single or sharded, read by name, as transformers reads them.
 
-    def __init__(self, folder: Path) -> None:
+    Names are today's, buffers that no model loads are left out, and a tied copy appears once
+    (``stored_names``). One file of the folder is open at a time.
+
+    Args:
+        exact: compare tied copies by all their values; else by samples, which needs no torch.
+        codes: a quantised model can be opened, to look at it; its codes have no sum.
+
+    Raises:
+        CheckpointError: no weights, an index that does not fit them, or a quantised model.
+    """
+
+    def __init__(self, folder: Path, *, exact: bool = True, codes: bool = False) -> None:
         self.folder = folder
         self.infos: dict[str, TensorInfo] = {}
-        self._files: dict[str, TensorFile] = {}
-        self._stack = ExitStack()
+        self.config = read_json(folder / CONFIG, folder) if is_file(folder / CONFIG) else {}
+        self.tied = stored_names.is_tied(self.config)
+        self._keys: dict[str, tuple[TensorFile, str]] = {}  # name -> file, name there
+        self._open: TensorFile | None = None
         self._buffer: Any = b""  # of ``block``
-        paths = checkpoint_files(folder)
-        if not paths:
-            raise CheckpointError.build(
-                folder,
-                "no model weights",
-                found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
-                expected="model.safetensors, its shards with an index, or pytorch_model.bin",
-                do="check the path",
-            )
+        paths = self._paths()
+        index = weights_or_index(folder)
+        sharded = index is not None and index.suffix == ".json"
+        self._table = weight_map(index, folder) if index is not None and sharded else None
         try:
             for path in paths:
-                file = open_tensors(path, folder)
-                self._stack.callback(file.close)
-                self._add(file)
-            self._check_index()
+                self._add(open_tensors(path, folder))
+            self._drop_copies(exact)
         except BaseException:
-            self._stack.close()
+            self.__exit__()
             raise
+        if not codes:
+            quantised.refuse(folder, self.config, self.infos)
 
     def __enter__(self) -> Weights:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        if self._open is not None:
+            self._open.close()
+
+    def _paths(self) -> list[Path]:
+        paths = checkpoint_files(self.folder)
+        if not paths:
+            raise CheckpointError.build(
+                self.folder,
+                "no model weights",
+                found=", ".join(sorted(p.name for p in self.folder.iterdir())[:12]),
+                expected="model.safetensors, its shards with an index, or pytorch_model.bin",
+                do="check the path",
+            )
+        named = self.config.get("transformers_weights")
+        if named is not None and self.folder / str(named) != weights_or_index(self.folder):
+            raise CheckpointError.build(
+                self.folder / CONFIG,
+                "transformers_weights names another file than the usual one",
+                found=named,
+                expected="model.safetensors, or its index",
+                do=f"rename {named}, and take the entry out of config.json",
+            )
+        return paths
 
     def _add(self, file: TensorFile) -> None:
+        self._use(file)
         copies = _tied_copies(file) if isinstance(file, TorchZipFile) else set()
-        for name, info in file.infos.items():
+        kept = {n: i for n, i in file.infos.items() if not is_ignored(n, i, self.config)}
+        self._check_index(file, kept.keys() - copies)
+        for key, info in kept.items():
+            name = current(key)
             if name in self.infos:
                 raise CheckpointError.build(
                     file.path,
-                    f"tensor {name!r} is in two shards",
+                    f"tensor {name!r} is there twice",
+                    found=f"once more in {self._keys[name][0].path.name}",
                     expected="one",
                     do="restore the files",
                 )
-            if name not in copies:
-                self.infos[name], self._files[name] = info, file
+            if key not in copies:
+                self.infos[name], self._keys[name] = info, (file, key)
 
-    def _check_index(self) -> None:
-        for stem in ("model.safetensors", "pytorch_model.bin"):
-            index = self.folder / f"{stem}.index.json"
-            if is_file(index):
-                table = weight_map(index, self.folder)
-                differing = table.keys() ^ self.infos.keys()
-                if differing and stem == "model.safetensors":  # pickles store tied copies twice
-                    self._refuse_index(index, table, min(differing))
-                return
+    def _check_index(self, file: TensorFile, kept: Set[str]) -> None:
+        """Refuse a shard that lacks a tensor which the index names there, or holds another one."""
+        if self._table is None:
+            return
+        named = {n for n, shard in self._table.items() if shard == file.path.name}
+        missing, unnamed = named - file.infos.keys(), kept - self._table.keys()
+        for name in sorted(missing | unnamed)[:1]:
+            raise CheckpointError.build(
+                file.path if name in missing else weights_or_index(self.folder),
+                f"missing tensor {name!r}",
+                found="a shard without it" if name in missing else "a shard with it",
+                expected="what the index names" if name in missing else "every tensor in the index",
+                do="restore the file from its source",
+            )
 
-    def _refuse_index(self, index: Path, table: Mapping[str, str], name: str) -> NoReturn:
-        listed = name in table
-        raise CheckpointError.build(
-            self.folder / table[name] if listed else index,
-            f"missing tensor {name!r}",
-            found="a shard without it" if listed else "a shard with it",
-            expected="what the index names" if listed else "every tensor in the index",
-            do="restore the file from its source",
+    def _drop_copies(self, exact: bool) -> None:
+        """Leave out what transformers ties on loading; copies that differ are not tied."""
+        for name in list(self.infos):
+            source = stored_names.original(name, self.infos, tied=self.tied)
+            if source is not None and self._equal(name, source, exact):
+                del self.infos[name]
+
+    def _equal(self, name: str, other: str, exact: bool) -> bool:
+        a, b = self.infos[name], self.infos[other]
+        size = a.nbytes
+        if a != b:
+            return False
+        starts = range(0, size, COMPARED) if exact else (0, max(0, size - COMPARED))
+        return all(
+            self._part(name, s, min(COMPARED, size - s))
+            == self._part(other, s, min(COMPARED, size - s))
+            for s in starts
         )
+
+    def _part(self, name: str, start: int, size: int) -> bytes | bytearray | memoryview:
+        file, key = self._keys[name]
+        return self._use(file).read_part(key, start, size)
+
+    def _use(self, file: TensorFile) -> TensorFile:
+        """The file, the only one of the folder that is open: there can be hundreds of shards."""
+        if self._open is not file:
+            if self._open is not None:
+                self._open.close()
+            self._open = file
+        return file
+
+    def find(self, name: str) -> str | None:
+        """The tensor that the model has under a name: its own, or the one it is tied to."""
+        if name in self.infos:
+            return name
+        return next(iter(stored_names.sharing(name, self.infos, tied=self.tied)), None)
+
+    def has_tokens(self, name: str) -> bool:
+        """True for a tensor with a row for every token of the vocabulary."""
+        inner = self.config.get("text_config")
+        size = self.config.get("vocab_size", isinstance(inner, dict) and inner.get("vocab_size"))
+        shape = self.infos[name].shape
+        fitting = bool(shape) and (type(size) is not int or shape[0] == size)
+        return fitting and stored_names.is_vocabulary(name)
+
+    def path_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._keys[name][0].path
 
     def raw(self, name: str) -> Tensor:
         """One tensor as stored."""
-        return read_raw(self._files[name], name)
+        file, key = self._keys[name]
+        return read_raw(self._use(file), key)
 
     def block(self, name: str, start: int, stop: int) -> Tensor:
         """Entries start to stop of one tensor, row-major, as stored; valid until the next call."""
@@ -154,30 +233,35 @@ class Weights:
         if len(self._buffer) < size:
             self._buffer = torch.empty(size, dtype=torch.uint8)
         part = self._buffer[:size]
-        self._files[name].read_into(name, start * width, memoryview(buffer_of(part)).cast("B"))
+        file, key = self._keys[name]
+        view = memoryview(buffer_of(part)).cast("B")
+        self._use(file).read_into(key, start * width, view)
         values: Tensor = part.view(getattr(torch, TORCH_NAMES[info.dtype]))
         return values
 
     def value(self, name: str) -> Tensor:
         """One floating tensor, finite, in float32 (float64 kept)."""
         tensor = widen(self.raw(name))
-        check_finite(tensor, name, self._files[name].path)
+        check_finite(tensor, name, self.path_of(name))
         return tensor
 
     def sha256(self) -> str:
         """Checksum of the weights file, or of the index of a sharded checkpoint."""
-        for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-            if is_file(self.folder / name):
-                return sha256_file(self.folder / name, self.folder)
-        return next(iter(self._files.values())).sha256()
+        place = weights_or_index(self.folder)
+        assert place is not None
+        return sha256_file(place, self.folder)
 
 
 def _tied_copies(file: TorchZipFile) -> set[str]:
-    """Tied copies: names that share a storage and are not the one transformers would store."""
+    """Names that share a storage with another one and are not the one transformers would store."""
     copies: set[str] = set()
     for group in file.shared():
-        kept = min(group, key=lambda n: (n.endswith(TIED_COPIES), n))
-        copies |= set(group) - {kept}
+        names = {key: current(key) for key in group}
+        rank = {
+            key: stored_names.original(n, names.values(), tied=True) is not None
+            for key, n in names.items()
+        }
+        copies |= set(group) - {min(group, key=lambda key: (rank[key], key))}
     return copies
 
 
@@ -205,9 +289,8 @@ def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> P
         tensors = {}
         for key, info in tuned.infos.items():
             if info.dtype not in FLOAT_DTYPES:
-                if names[key] in original.infos:
-                    check_equal(tuned, original, key, names[key])
-            elif is_head(key):
+                continue
+            if is_head(key) or key not in names:
                 tensors[f"{key}.head"] = tuned.value(key)
             else:
                 tensors[f"{key}.delta"] = tuned.value(key) - original.value(names[key])
@@ -224,7 +307,7 @@ def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> P
 def header(folder: Path, name: str, record: provenance.Record | None) -> ModuleHeader:
     """What a full model's files say, torch-free."""
     raw = read_json(folder / CONFIG, folder)
-    with Weights(folder) as weights:
+    with Weights(folder, exact=False) as weights:
         infos = {f"{n}.{'head' if is_head(n) else 'delta'}": i for n, i in weights.infos.items()}
     paths = checkpoint_files(folder)
     sizes = [raw[k] for k in HIDDEN_SIZE_KEYS if type(raw.get(k)) is int]
@@ -281,49 +364,80 @@ def base_folder_of(base: str | PathLike[str] | None, where: object) -> Path:
 def aligned(tuned: Weights, original: Weights, *, rows: bool = False) -> dict[str, str]:
     """Name in the tuned model -> name in the base, which may lack (or have) the model's prefix.
 
-    Args:
-        rows: a tensor may have more rows in one of them (tokens that were added to a vocabulary).
+    A head, or another part that the base lacks and the model may add (a pooler), has none. What is
+    tied in the base is found under the name it is stored under.
 
-    Refuses tensors that one of them lacks, heads and pretraining heads apart. Integer buffers
-    (position_ids) may be absent: only old releases of transformers stored them.
+    Args:
+        rows: embeddings may have more rows in one of them (tokens that were added).
+
+    Raises:
+        IncompatibleModules: a tensor that one of them lacks, has in another shape, or, an integer
+            one, with other values; heads of tasks and of pretraining apart.
     """
-    body = [n for n, i in tuned.infos.items() if not is_head(n) and i.dtype in FLOAT_DTYPES]
-    prefixes = sorted({n.split(".")[0] + "." for n in body})
-    options: list[Callable[[str], str]] = [str]
-    options += [lambda n, p=p: n.removeprefix(p) for p in prefixes]  # type: ignore[misc]
-    roots = {n.split(".")[0] + "." for n in original.infos}
-    options += [lambda n, p=p: p + n for p in sorted(roots)]  # type: ignore[misc]
-    rename = max(options, key=lambda f: sum(f(n) in original.infos for n in body))
-    names = {n: rename(n) for n in tuned.infos}
-    for name in body:
-        found = original.infos.get(names[name])
-        if found is None or not fits(found, tuned.infos[name], rows=rows):
+    rename = _renaming([n for n in tuned.infos if not is_head(n)], original)
+    names: dict[str, str] = {}
+    for name, info in tuned.infos.items():
+        found = original.find(rename(name))
+        floating = info.dtype in FLOAT_DTYPES
+        if found is not None and (is_head(name) or fits(tuned, name, original, found, rows=rows)):
+            names[name] = found
+            if not floating:
+                check_equal(tuned, original, name, found)
+        elif found is not None or (floating and not is_added(name)):
+            other = None if found is None else original.infos[found]
             raise IncompatibleModules.build(
                 tuned.folder,
                 f"tensor {name!r} does not fit the base {original.folder}",
-                found=f"shape {tuned.infos[name].shape}",
-                expected=f"shape {found.shape}" if found else "no such tensor",
+                found=f"{info.dtype} {info.shape}",
+                expected=f"{other.dtype} {other.shape}" if other else "no such tensor",
                 do="give the base model it was tuned from",
             )
-    stored = {n for n, i in original.infos.items() if i.dtype in FLOAT_DTYPES}
-    lost = stored - set(names.values())
-    real = sorted(
-        n for n in lost if not is_head(n) and PRETRAINING_COMPONENTS.isdisjoint(n.split("."))
-    )
-    if real:
+    _check_lost(tuned, original, set(names.values()))
+    return names
+
+
+def _renaming(names: Sequence[str], original: Weights) -> Callable[[str], str]:
+    """What has to be done to names so that most of them are the base's: a prefix more or less."""
+    prefixes = sorted({n.split(".")[0] + "." for n in names})
+    roots = sorted({n.split(".")[0] + "." for n in original.infos})
+    options: list[Callable[[str], str]] = [str]
+    options += [lambda n, p=p: n.removeprefix(p) for p in prefixes]  # type: ignore[misc]
+    options += [lambda n, p=p: p + n for p in roots]  # type: ignore[misc]
+    return max(options, key=lambda f: sum(f(n) in original.infos for n in names))
+
+
+def _check_lost(tuned: Weights, original: Weights, used: Set[str]) -> None:
+    """Refuse a model that lacks a tensor of its base which its class has."""
+    classes = " ".join(map(str, tuned.config.get("architectures") or ()))
+    encoder = any(word in classes for word in ("EncoderModel", "ForTokenClassification"))
+    for name, info in original.infos.items():
+        if name in used or is_head(name) or info.dtype not in FLOAT_DTYPES:
+            continue
+        if encoder and name.startswith("decoder."):  # the encoder of a T5
+            continue
+        output = stored_names.is_output(name) and any(word in classes for word in LANGUAGE_MODELS)
+        if stored_names.is_pretraining(name) and not output:
+            continue
         raise IncompatibleModules.build(
             tuned.folder,
-            f"missing tensor {real[0]!r}",
+            f"missing tensor {name!r}",
             found=f"{len(tuned.infos)} tensors",
             expected=f"every tensor of the base {original.folder}",
             do="give the base model it was tuned from",
         )
-    return names
 
 
-def fits(a: TensorInfo, b: TensorInfo, *, rows: bool) -> bool:
-    """True for equal shapes, or with ``rows`` for tensors that differ in the number of rows."""
-    return a.shape == b.shape or (rows and bool(a.shape and b.shape) and a.shape[1:] == b.shape[1:])
+def fits(a: Weights, name: str, b: Weights, other: str, *, rows: bool) -> bool:
+    """True for two tensors of numbers (or of integers) of one shape.
+
+    Args:
+        rows: two embeddings may differ in the number of tokens.
+    """
+    x, y = a.infos[name], b.infos[other]
+    if (x.dtype in FLOAT_DTYPES) != (y.dtype in FLOAT_DTYPES):
+        return False
+    of_tokens = rows and a.has_tokens(name) and b.has_tokens(other)
+    return x.shape == y.shape or (of_tokens and x.shape[1:] == y.shape[1:])
 
 
 def check_equal(a: Weights, b: Weights, name: str, other: str) -> None:
@@ -376,18 +490,18 @@ def write(
 
 def _delta_names(deltas: Mapping[str, Tensor], original: Weights) -> dict[str, str]:
     names = {}
+    rename = _renaming(list(deltas), original)
     for name, delta in deltas.items():
-        short = name.partition(".")[2]
-        names[name] = name if name in original.infos else short
-        found = original.infos.get(names[name])
-        if found is None or found.shape != tuple(delta.shape):
+        found = original.find(rename(name))
+        if found is None or original.infos[found].shape != tuple(delta.shape):
             raise IncompatibleModules.build(
                 original.folder,
                 f"tensor {name!r}",
-                found=f"shape {found.shape}" if found else "no such tensor",
+                found=f"shape {original.infos[found].shape}" if found else "no such tensor",
                 expected=f"shape {tuple(delta.shape)}",
                 do="give the base model of this module",
             )
+        names[name] = found
     return names
 
 

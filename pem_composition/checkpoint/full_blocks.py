@@ -100,12 +100,13 @@ def info_as(dtype: Any, shape: tuple[int, ...]) -> TensorInfo:
 
 
 def copy_output(models: Sequence[Weights], name: str) -> Output:
-    """An integer tensor, which must be equal in all models."""
+    """An integer tensor, which must be equal in all models that have it."""
     first = models[0]
 
     def value() -> Tensor:
         for other in models[1:]:
-            check_equal(first, other, name, name)
+            if name in other.infos:
+                check_equal(first, other, name, name)
         return first.raw(name).contiguous()
 
     return whole(value, first.infos[name])
@@ -206,11 +207,16 @@ class Merger:
             for name, (wrong, norm) in self._squares.items()
         }
 
-    def output(self, models: Sequence[Weights], name: str, base_name: str, dtype: Any) -> Output:
-        """theta_0 + f(w_1 (theta_1 - theta_0), ..., w_T (theta_T - theta_0)) of one tensor."""
+    def output(self, models: Sequence[Term], base_name: str, name: str, dtype: Any) -> Output:
+        """theta_0 + f(w_1 (theta_1 - theta_0), ..., w_T (theta_T - theta_0)) of one tensor.
+
+        Args:
+            models: the tensor in each; the weights are the method's own.
+            name: of what is written.
+        """
         from pem_composition.arithmetic.methods.entries import step_of
 
-        terms = [(w, m, name) for w, m in zip(self._weights, models, strict=True)]
+        terms = [(w, m, n) for w, (_, m, n) in zip(self._weights, models, strict=True)]
         origin = (1.0, self._base, base_name)
         wide = wide_of([*terms, origin])
         entries = Differences(terms, self._base, base_name)
@@ -232,11 +238,11 @@ class Merger:
             return total
 
         return Output(
-            info_as(dtype or wide, models[0].infos[name].shape),
+            info_as(dtype or wide, self._base.infos[base_name].shape),
             compute,
             step=max(1, step_of(entries) * width),
             blame=partial(blame, [*terms, origin]),
-            where=models[0].folder,
+            where=terms[0][1].folder,
         )
 
 

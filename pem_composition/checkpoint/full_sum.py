@@ -197,7 +197,7 @@ def _described(
 ) -> PEM:
     """A PEM without tensors that carries what pem.json records."""
     base, head = settings["base"], settings["head"]
-    has_head = head != "none" and any(is_head(n) for n in models[0].infos)
+    has_head = head != "none" and any(is_head(n) for m in models for n in m.infos)
     labels = list(names or [m.folder.resolve().name for m in models])
     sources = tuple(
         Source(label, str(m.folder), m.sha256(), license=license_of(m.folder))

@@ -24,10 +24,12 @@ from pem_composition.checkpoint.files import (
     MAX_NAME,
     MAX_TENSORS,
     TensorInfo,
+    changed,
     is_shape,
     open_regular,
     sha256_stream,
     size_in_memory,
+    state_of,
 )
 from pem_composition.errors import CheckpointError
 
@@ -112,10 +114,11 @@ class TorchZipFile:
         in_memory: bool = False,
         inside: str | None = None,
     ) -> None:
-        self.path = path
+        self.path, self._root = path, root
         self._inside = inside
         self.beside: dict[str, Any] = {}
         self._file: BinaryIO = open_regular(path, root)
+        self._opened = state_of(self._file)
         try:
             if in_memory:
                 with self._file as file:
@@ -137,12 +140,20 @@ class TorchZipFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a later read opens it again, and refuses it if it was written to."""
         self._file.close()
+        self._last = (None, bytearray())
+
+    def _open(self) -> BinaryIO:
+        if self._file.closed:
+            self._zip.fp = self._file = open_regular(self.path, self._root)
+            if state_of(self._file) != self._opened:
+                raise changed(self.path)
+        return self._file
 
     def sha256(self) -> str:
         """Hexadecimal sha256 of the whole file."""
-        return sha256_stream(self._file)
+        return sha256_stream(self._open())
 
     def read(self, name: str) -> bytearray:
         """Raw little-endian values of one tensor in row-major order."""
@@ -236,6 +247,7 @@ class TorchZipFile:
         return self._prefix + entry in self._zip.NameToInfo
 
     def _entry(self, entry: str) -> bytes:
+        self._open()
         try:
             return self._zip.read(self._prefix + entry)  # zipfile checks the entry's crc
         except Exception as error:  # zipfile raises whatever a damaged record makes it raise

@@ -328,13 +328,19 @@ def checkpoint_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: an index names a file outside the folder.
     """
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if is_file(index):
-            return [folder / f for f in sorted(set(weight_map(index, folder).values()))]
-        if is_file(folder / f"{stem}.{suffix}"):
-            return [folder / f"{stem}.{suffix}"]
-    return []
+    place = weights_or_index(folder)
+    if place is None:
+        return []
+    if place.suffix != ".json":
+        return [place]
+    return [folder / f for f in sorted(set(weight_map(place, folder).values()))]
+
+
+def weights_or_index(folder: Path) -> Path | None:
+    """Of several forms of one model in a folder, the one that transformers loads."""
+    names = ("model.safetensors", "pytorch_model.bin")
+    forms = [folder / form for name in names for form in (name, f"{name}.index.json")]
+    return next((form for form in forms if is_file(form)), None)
 
 
 def weight_map(index: Path, folder: Path) -> dict[str, str]:

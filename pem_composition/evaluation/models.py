@@ -300,7 +300,7 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
     if not folder.is_dir() or out.weight is not model.get_input_embeddings().weight:
         return
     name = next(n for n, m in model.named_modules() if m is out) + ".weight"
-    with Weights(folder) as stored:
+    with Weights(folder, codes=True) as stored:
         apart = name in stored.infos and not torch.equal(
             stored.raw(name).to(out.weight.dtype), out.weight.detach().cpu()
         )

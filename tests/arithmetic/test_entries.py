@@ -80,7 +80,7 @@ def test_products_and_scaled_tensors_are_read_as_matrices(monkeypatch):
     (start, X), *rest = blocks(Scaled([(2.0, vector)], neutral=1.0))
     assert (start, rest, X.tolist()) == (0, [], [[[1.0, 0.0, -1.0]]])
     cube = Scaled([(1.0, torch.zeros(4, 3, 2))])
-    assert cube.shape == (4, 6)
+    assert cube.shape == (12, 2)  # four matrices one below the other
 
 
 def test_a_large_product_is_never_held_whole():

@@ -126,7 +126,7 @@ def test_vectors_and_full_updates_are_merged_entry_by_entry(name, make):
     for layer, change in updates(found).items():
         X = np.stack([updates(m)[layer] for m in modules])
         if name in ENTRYWISE:
-            flat = X.reshape(count, 1, -1) if X.ndim < 3 else X.reshape(count, X.shape[1], -1)
+            flat = X.reshape(count, 1, -1) if X.ndim < 3 else X.reshape(count, -1, X.shape[-1])
             exact = run(name, flat, layer).reshape(change.shape)
         else:
             flat = X.reshape(count, -1)

@@ -197,13 +197,13 @@ def test_integer_buffers_must_be_equal_and_are_copied(
 ) -> None:
     pair = [models["a"], models["b"]]
     for folder in pair:
-        rewrite(folder, position_ids=torch.arange(4))
+        rewrite(folder, steps=torch.arange(4))
     combine_full(pair, [0.5, 0.5], tmp_path / "same", dtype="float16")
-    assert torch.equal(weights(tmp_path / "same")["position_ids"], torch.arange(4))
+    assert torch.equal(weights(tmp_path / "same")["steps"], torch.arange(4))
     assert weights(tmp_path / "same")["classifier.dense.bias"].dtype == torch.float16
     assert json.loads((tmp_path / "same" / "config.json").read_text())["dtype"] == "float16"
-    rewrite(models["b"], position_ids=torch.arange(4) + 1)
-    with pytest.raises(IncompatibleModules, match="'position_ids'"):
+    rewrite(models["b"], steps=torch.arange(4) + 1)
+    with pytest.raises(IncompatibleModules, match="'steps'"):
         combine_full(pair, [0.5, 0.5], tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -263,7 +263,7 @@ def test_a_full_model_needs_its_base(models: dict[str, Path]) -> None:
         load(models["a"])
     assert "base=" in str(error.value)
     rewrite(models["base"], encoder__layer__0__attention__self__query__weight=torch.ones(3, 8))
-    with pytest.raises(IncompatibleModules, match=r"found shape \(8, 8\), expected shape \(3, 8\)"):
+    with pytest.raises(IncompatibleModules, match=r"found F32 \(8, 8\), expected F32 \(3, 8\)"):
         load(models["a"], base=models["base"])
     rewrite(models["a"], **{NAME.replace(".", "__"): None})
     with pytest.raises(IncompatibleModules, match="missing tensor"):

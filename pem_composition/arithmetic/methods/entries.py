@@ -79,14 +79,15 @@ class Products:
 
 
 def matrix(tensor: Tensor) -> Tensor:
-    """A tensor as rows of entries: vectors and scalars are one row."""
-    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.reshape(tensor.shape[0], -1)
+    """A tensor as rows of entries: vectors and scalars are one row, stacked matrices (the experts
+    of a layer) one matrix below the other."""
+    return tensor.reshape(matrix_shape(tuple(tensor.shape)))
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of ``matrix`` of a tensor of this shape."""
-    rows = shape[0] if len(shape) > 1 else 1
-    return rows, math.prod(shape[1:] if len(shape) > 1 else shape)
+    leading = {0: 0, 1: 0, 3: 2}.get(len(shape), 1)
+    return math.prod(shape[:leading]), math.prod(shape[leading:])
 
 
 def step_of(entries: Entries) -> int:

@@ -59,7 +59,9 @@ class Plan:
         for other in models[1:]:
             _check_same(first, other, heads=pooled, rows=self._rows)
         if pooled:
-            check_answers([_Answer(m.folder.name, head_info(m.config)) for m in models if _has_head(m)])
+            check_answers(
+                [_Answer(m.folder.name, head_info(m.config)) for m in models if _has_head(m)]
+            )
         self._base_names = aligned(first, base, rows=self._rows) if base is not None else {}
         self._names = [n for n in first.infos if not self._is_head(n)]
         if head != "none":

@@ -1,7 +1,8 @@
 """Log space, folding and extracting: what has no logarithm, no place or no low rank."""
 
-from __future__ import json
+from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch

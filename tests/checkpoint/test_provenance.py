@@ -225,6 +225,7 @@ def test_a_base_in_the_hub_cache_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_index_never_leads_out_of_its_folder(tmp_path: Path, shard: object) -> None:
     folder = base_folder(tmp_path / "base")
     base_folder(tmp_path / "other")
+    (folder / "model.safetensors").unlink()  # it would be read, as transformers reads it
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a.weight": shard}})
     )

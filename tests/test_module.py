@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pem_composition.composition import compose
-from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
+from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, HeadInfo, analogy, combine, negate
 from pem_composition.record import Provenance
@@ -293,6 +293,26 @@ def test_a_value_that_does_not_fit_the_dtype_is_refused():
     big = replace(a, tensors={n: t * 1e5 for n, t in a.tensors.items()})
     with pytest.raises(PEMError, match="does not fit float16"):
         combine([big], [1.0], dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "remedy"),
+    [
+        (1e6, "float16", "does not fit float16; found 1e\\+06; choose bfloat16 or float32"),
+        (3.4e38, "bfloat16", "does not fit bfloat16; found 3.4e\\+38; choose float32"),
+        (1e39, "float32", "does not fit float32; found 1e\\+39; choose float64"),
+        (1e39, "float16", "does not fit float16; found 1e\\+39; choose float64"),
+    ],
+)
+def test_the_dtype_that_is_named_holds_what_another_does_not(value, dtype, remedy):
+    one = PEM({"l.delta": torch.ones(2, dtype=torch.float64)}, FullConfig())
+    with pytest.raises(PEMError, match=f"l.delta: a value {remedy}"):
+        combine([one], [value], dtype=dtype)
+    combine([one], [value], dtype=remedy.rpartition(" ")[2])
+    narrow = PEM({"l.delta": torch.ones(2)}, FullConfig())
+    if value > 3.41e38:
+        with pytest.raises(PEMError, match="the sum is too large for float32"):
+            combine([narrow], [value], dtype=dtype)
 
 
 def test_a_copy_is_equal_and_independent():

@@ -398,6 +398,14 @@ def test_a_method_is_swept_in_its_own_space_and_is_no_module_at_the_ends(bench, 
     assert any("ties(" in note for note in selected.provenance.notes)
 
 
+@pytest.mark.parametrize("space", ["parameter", "delta"])
+def test_a_point_beyond_float32_is_refused_before_any_is_scored(space, bench, tmp_path, capsys):
+    words = ("--grid", "0", "1e39", "1e39", "--space", space)
+    assert cli.main(["sweep", *bench.flags(), "-p", str(tmp_path / "out"), *words]) == 2
+    out, err = capsys.readouterr()
+    assert "the sum is too large for float32" in err and "accuracy" not in out
+
+
 def test_without_test_rows_the_table_says_so(bench, tmp_path, capsys):
     flags = bench.flags()
     del flags[flags.index("--test_file") : flags.index("--test_file") + 2]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pem_composition.arithmetic.delta import Factor, LayerError
     from pem_composition.arithmetic.operand import Operand
 
+WIDE = ("bfloat16", "float32")  # of 4 bytes or less, for what float16 does not hold
+
 
 def delta_sum(
     modules: Sequence[Operand],
@@ -273,10 +275,11 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
         role_of(name)
         out[name] = tensor.to(getattr(torch, dtype))
         if not all_finite(out[name]):
+            check_overflow({name: tensor})  # no other dtype would hold it
+            size = float(tensor.abs().max())
+            wider = [d for d in WIDE if size < torch.finfo(getattr(torch, d)).max] or ["float64"]
             raise PEMError.build(
-                name,
-                f"a value does not fit {dtype}",
-                found=f"{tensor.abs().max():g}",
-                do="choose bfloat16 or float32",
-            )
+                name, f"a value does not fit {dtype}", found=f"{size:g}",
+                do=f"choose {' or '.join(wider)}",
+            )  # fmt: skip
     return out

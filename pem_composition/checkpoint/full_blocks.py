@@ -20,7 +20,7 @@ from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.full import Weights, check_equal
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import info_of, widen
-from pem_composition.errors import IncompatibleModules
+from pem_composition.errors import IncompatibleModules, PEMError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,16 @@ class Sums:
         self, terms: Sequence[Term], start: int, stop: int, total: Tensor, part: Tensor
     ) -> None:
         """total = sum_j w_j t_j, entries start to stop; products are added without rounding."""
+        import torch
+
         for i, (weight, model, name) in enumerate(terms):
+            if abs(weight) > torch.finfo(total.dtype).max:
+                dtype = str(total.dtype).removeprefix("torch.")
+                raise PEMError.build(
+                    f"{model.folder}: {name}", f"the sum is too large for {dtype}",
+                    found=f"coefficient {weight:g}", expected="finite numbers",
+                    do="choose smaller coefficients",
+                )  # fmt: skip
             target = part if i else total
             target.copy_(model.block(name, start, stop))
             if i:

@@ -112,6 +112,17 @@ def test_the_streamed_sum_against_float64(
     assert RobertaForSequenceClassification.from_pretrained(tmp_path / "sum").config.num_labels == 3
 
 
+@pytest.mark.parametrize(("c", "dtype"), [(1e39, None), (1e39, "float16"), (1e7, "float16")])
+def test_a_sum_beyond_its_dtype_is_refused_by_name(
+    models: dict[str, Path], tmp_path: Path, c: float, dtype: str | None
+) -> None:
+    with pytest.raises(PEMError, match=r"LayerNorm\.bias.*(too large for float32|overflows in)"):
+        combine_full(
+            [models["a"], models["b"]], [c, 1.0], tmp_path / "out", base=models["base"], dtype=dtype
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_model_with_coefficient_one_is_itself(models: dict[str, Path], tmp_path: Path) -> None:
     combine_full([models["a"]], [1.0], tmp_path / "same")
     theta = weights(models["a"])

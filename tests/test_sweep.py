@@ -559,5 +559,12 @@ def test_any_metric_of_the_task_selects(bench, resumed, capsys):
         losses = {tuple(p["coefficients"]): found.points[p["keys"][0]]["loss"] for p in inner}
         assert losses[tuple(selected)] == min(losses.values())
     assert "selected by loss on the validation rows" in (resumed / "table.md").read_text()
+    assert run(bench, resumed, "--metric_for_best_model", "f1_macro") == 0
+    found = read(resumed)
+    for space, selected in found.summary["selected"].items():
+        points = [(p["coefficients"], found.points[p["keys"][0]]) for p in
+                  found.summary["curve"][space][1:-1]]  # fmt: skip
+        by = {tuple(c): point["scores"]["f1_macro"] for c, point in points}
+        assert by[tuple(selected)] == max(by.values())
     assert run(bench, resumed, "--metric_for_best_model", "bleu") == 2
     assert "no metric of mnli; found bleu" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def chosen_by(flags: EvaluationFlags, tasks: Sequence[ScoredTask]) -> tuple[str,
     names = tuple(given * len(tasks) if len(given) == 1 else given)
     for task, name in zip(tasks, names, strict=True):
         answered = ("exact_match",) if task.prompt is not None else ()
-        known = tuple(dict.fromkeys((*task.data.task.metrics, *answered, "loss")))
+        known = tuple(dict.fromkeys((*task.data.task.scores, *answered, "loss")))
         if name not in known:
             raise UsageError.build(
                 where, f"no metric of {task.name}", found=name, expected=", ".join(known)

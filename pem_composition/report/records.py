@@ -120,18 +120,33 @@ def _current(file: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def reported_rows(results: Results) -> tuple[Any, ...]:
-    """What scores must share to be averaged: the split, and each task's rows and their number."""
-    records = results.scored(results.summary["rows"][0]["keys"])
-    return results.summary.get("report"), *((r.get("rows"), r.get("n")) for r in records)
+# What decides a result beside modules, coefficients, seed and versions, as its record names it.
+ASKED = (
+    "rows", "n", "base", "labels", "max_seq_length", "prompt", "objective", "target", "answers",
+    "block_size", "bf16", "weights", "generation",
+)  # fmt: skip
+
+
+def setting_of(results: Results) -> dict[str, Any]:
+    """What sweeps or searches must have in common to be averaged, by name: how the reported rows
+    were asked (the tasks in order), and how coefficients were selected.
+    """
+    s = results.summary
+    records = results.scored(s["rows"][0]["keys"])
+    asked = {name: [r.get(name) for r in records] for name in ASKED}
+    chosen = {name: s.get(name) or None for name in ("report", "select", "selected_by")}
+    curves = (s.get("curve") or {}).values()  # a search has none
+    grid = sorted({tuple(point["coefficients"]) for curve in curves for point in curve})
+    return {**asked, **chosen, "max_invalid": s.get("max_invalid"), "grid": grid}
 
 
 def distinct(found: Iterable[Results]) -> list[Results]:
-    """Each sweep once, however often it is named: its rows are the same results."""
+    """Each sweep once, however often it is named: its rows are the same results, chosen alike."""
 
     def content(one: Results) -> str:
         records = [r for row in one.summary["rows"] for r in one.scored(row["keys"])]
-        about = [one.summary.get(name) for name in ("tasks", "kind", "modules")]
+        names = ("tasks", "kind", "modules", "selected_by", "max_invalid")
+        about = [one.summary.get(name) for name in names]
         return repr([about, *((r["key"], r.get("score"), r.get("perplexity")) for r in records)])
 
     return list({content(one): one for one in found}.values())

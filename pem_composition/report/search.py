@@ -16,7 +16,7 @@ from typing import Any
 from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.report.plot import LINES, MODULE_COLOURS
-from pem_composition.report.records import RESULTS, Results, distinct, overlap_note, reported_rows
+from pem_composition.report.records import RESULTS, Results, distinct, overlap_note, setting_of
 
 COLOURS = ("#0072B2", "#D55E00", *MODULE_COLOURS)
 INCHES = (7.0, 4.6)
@@ -198,11 +198,11 @@ def aggregate(paths: Sequence[str | Path]) -> str:
                     other.path, f"another search: {name} differs", found=other.summary[name],
                     expected=value, do="report them apart",
                 )  # fmt: skip
-        if reported_rows(other) != reported_rows(found[0]):
+        asked, expected = setting_of(other), setting_of(found[0])
+        for name in (n for n in asked if asked[n] != expected[n]):
             raise DataError.build(
-                other.path, "another search: its table is on other rows",
-                found=other.summary.get("report"), expected=f"the rows of {found[0].path}",
-                do="report them apart",
+                other.path, f"another search: {name} of its table differs", found=asked[name],
+                expected=expected[name], do="report them apart",
             )  # fmt: skip
     rows: dict[str, list[tuple[Results, int]]] = {}
     for results in found:

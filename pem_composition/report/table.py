@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError
-from pem_composition.report.records import Results, distinct, overlap_note, read, reported_rows
+from pem_composition.report.records import Results, distinct, overlap_note, read, setting_of
 
 COLUMNS = (
     "row",
@@ -259,44 +259,61 @@ def aggregate(paths: Sequence[str | Path]) -> list[Line]:
 
     Rows are matched by what they are (module 1, average, equal weights in delta space, ...) and by
     task, whichever sweeps have them; a sweep that is named twice counts once. Sweeps of different
-    tasks, rows, bases, kinds, head policies or compositions make separate groups: scores on
-    selection rows and on test rows are never averaged.
+    tasks, rows, bases, kinds, head policies, compositions, lengths, prompts, precisions or ways to
+    select make separate groups, and every line says what tells its group from the others.
 
     Raises:
         DataError: no paths, or a file without a finished sweep.
     """
     if not paths:
         raise DataError.build("report", "no results", expected="at least one results.jsonl")
-    groups: dict[tuple[Any, ...], list[dict[tuple[str, str], Line]]] = {}
+    groups: dict[str, list[Results]] = {}
     for found in distinct(map(read, paths)):
-        s = found.summary
-        setting = (
-            tuple(s["tasks"]), s["kind"], s["base_name"], s["head"], s["rank"], s["composition"],
-            len(s["modules"]), reported_rows(found),
-        )  # fmt: skip
-        lines = {(line["id"], line["task"]): line for line in lines_of(found)}
-        groups.setdefault(setting, []).append(lines)
-    return [line for setting, sweeps in groups.items() for line in _mean_lines(setting, sweeps)]
+        groups.setdefault(repr(_setting(found)), []).append(found)
+    settings = [_setting(sweeps[0]) for sweeps in groups.values()]
+    differing = [name for name in settings[0] if len({repr(s[name]) for s in settings}) > 1]
+    return [
+        {**line, "setting": ", ".join(_shown(name, setting[name]) for name in differing)}
+        for sweeps, setting in zip(groups.values(), settings, strict=True)
+        for line in _mean_lines(sweeps)
+    ]
 
 
-def _mean_lines(
-    setting: tuple[Any, ...], sweeps: Sequence[Mapping[tuple[str, str], Line]]
-) -> list[Line]:
-    tasks, kind, base = setting[:3]
-    split, *sizes = setting[-1]
-    counts = dict(zip(tasks, (n for _, n in sizes), strict=True))
+def _setting(found: Results) -> dict[str, Any]:
+    """What the sweeps of a group have in common."""
+    s = found.summary
+    names = ("tasks", "kind", "base_name", "head", "rank", "composition")
+    return {**{n: s[n] for n in names}, "modules": len(s["modules"]), **setting_of(found)}
+
+
+def _shown(name: str, value: Any) -> str:
+    """One setting in words: digests by their beginning, what all tasks share once."""
+    if name == "grid":
+        return f"grid of {len(value)} points" + (f" from {_flat(value[0])}" if value else "")
+    values = value if isinstance(value, list) else [value]
+    words = ["none" if v is None else str(v) for v in values]
+    words = [word if len(word) <= 24 else f"{word[:8]}..." for word in dict.fromkeys(words)]
+    return f"{name} {' '.join(words)}"
+
+
+def _mean_lines(sweeps: Sequence[Results]) -> list[Line]:
+    """Sweeps of one setting, row by row."""
+    summary = sweeps[0].summary
+    tasks, records = summary["tasks"], sweeps[0].scored(summary["rows"][0]["keys"])
+    counts = {task: record["n"] for task, record in zip(tasks, records, strict=True)}
+    cells = [{(line["id"], line["task"]): line for line in lines_of(sweep)} for sweep in sweeps]
     lines = []
-    for identity, task in dict.fromkeys(place for sweep in sweeps for place in sweep):
-        same = [sweep[identity, task] for sweep in sweeps if (identity, task) in sweep]
+    for identity, task in dict.fromkeys(place for sweep in cells for place in sweep):
+        same = [sweep[identity, task] for sweep in cells if (identity, task) in sweep]
         gains = [g for line in same if (g := line.get("gain")) is not None]
         invalid = [s for line in same if (s := line.get("invalid_share")) is not None]
         lines.append(
             {
                 "task": f"{MEAN} of {', '.join(tasks)}" if task == MEAN else task,
-                "kind": kind,
-                "base": base,
+                "kind": summary["kind"],
+                "base": summary["base_name"],
                 "row": identity,
-                "rows": split,
+                "rows": summary.get("report"),
                 "n": counts.get(task),
                 "sweeps": len(same),
                 "metric": same[0].get("metric", ""),
@@ -328,13 +345,16 @@ def aggregate_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         "gain over the baseline",
         "",
     )
+    several = any(row["setting"] for row in rows)
+    header = (*header, "setting") if several else header
     lines = [_line(header), "|---" * len(header) + "|"]
     for row in rows:
         score = f"{_with_error(row['score'], row['score_spread'])} {row['metric']}".rstrip()
         gain = _with_error(row["gain"], row["gain_spread"], sign=True)
         named = ("task", "kind", "base", "rows", "n", "row", "sweeps")
         names = ("" if row[k] is None else row[k] for k in named)
-        lines.append(_line((*names, score, gain, _remark(row))))
+        setting = (row["setting"],) if several else ()
+        lines.append(_line((*names, score, gain, _remark(row), *setting)))
     explained = (
         "+- is the standard deviation between sweeps. The baseline of a merge is the average of "
         "its modules, that of an analogy its classifier (module 0)."

@@ -363,7 +363,7 @@ def _cells(table: Table, column: str | None) -> list[Any]:
         DataError: a cell with several labels.
     """
     values = [row.get(column) for row in table.rows]
-    values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]  # of Parquet
+    values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]  # of the hub
     for index, value in enumerate(values):
         if isinstance(value, (list, dict)):
             raise DataError.build(

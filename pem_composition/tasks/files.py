@@ -18,11 +18,14 @@ import gzip
 import io
 import json
 import lzma
+import math
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +228,7 @@ def _json_list(path: Path, text: str) -> Table:
                 f"{path}, item {number}", "not an object", found=type(row).__name__,
                 expected="a list of objects",
             )  # fmt: skip
+        _check_characters(f"{path}, item {number}", row)
     return Table(str(path), rows, range(1, len(rows) + 1), "item")
 
 
@@ -237,7 +241,22 @@ def _json_row(where: str, line: str) -> dict[str, Any]:
         raise DataError.build(where, f"not a JSON object: {error}", found=_short(line)) from None
     if not isinstance(row, dict):
         raise DataError.build(where, "not a JSON object", found=_short(line))
+    if "\\u" in line:
+        _check_characters(where, row)
     return row
+
+
+def _check_characters(where: str, row: dict[str, Any]) -> None:
+    """Refuse half of a surrogate pair, as a text has that was cut in UTF-16: it is no character, so
+    no tokenizer takes it and no file can hold it.
+    """
+    try:
+        written(row).encode()
+    except UnicodeEncodeError as error:
+        raise DataError.build(
+            where, "half a surrogate pair", found=f"\\u{ord(error.object[error.start]):04x}",
+            expected="whole characters", do="take it out of the text",
+        ) from None  # fmt: skip
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -343,7 +362,26 @@ def _parquet(path: Path, data: bytes) -> Table:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError.build(path, f"not a readable Parquet file ({error})") from None
+    rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
     return Table(str(path), rows, range(1, len(rows) + 1), "row")
+
+
+def _cell(value: Any) -> Any:
+    """A cell of Parquet as JSON lines would have it, so that a split of the table reads the same:
+    decimals are numbers, bytes that are text (as Spark writes it) are text, NaN is no value.
+    """
+    if isinstance(value, dict):
+        return {name: _cell(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_cell(part) for part in value]
+    if isinstance(value, Decimal):
+        return WrittenFloat(str(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else WrittenFloat("1e999" if value > 0 else "-1e999")
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    return value
 
 
 def _check_columns(table: Table) -> None:

@@ -32,7 +32,8 @@ TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
 )
 # `is_duplicate`, `Quality`, `score` and `gold_label` are the names in the distributed GLUE files.
 LABEL_COLUMNS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
-NOT_TEXT = frozenset({"idx", "index", "id", "guid", "row_id"})
+# The last are the names of rows that pandas writes into Parquet and CSV.
+NOT_TEXT = frozenset({"idx", "index", "id", "guid", "row_id", "__index_level_0__", "Unnamed: 0"})
 
 ENTAILMENT_3 = ("entailment", "neutral", "contradiction")
 ACCURACY_F1 = ("accuracy", "f1")

@@ -69,4 +69,9 @@ CASES = (
          table("text,text,label", "a,b,1"), run=(SPLIT,)),
     Case("Y12", "a header alone", "rows.csv: no rows; expected at least one row",
          table("text,label"), run=(SPLIT,)),
+    Case("Y13", "a text cut inside a character",
+         "rows.jsonl, line 2: half a surrogate pair; found \\ud83d, expected whole characters; "
+         "take it out of the text",
+         table('{"text": "a", "label": 0}', '{"text": "b \\ud83d", "label": 1}', name="rows.jsonl"),
+         run=(LINES,)),
 )  # fmt: skip

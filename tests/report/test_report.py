@@ -425,6 +425,37 @@ def test_selection_rows_and_test_rows_are_never_averaged(tmp_path):
     }
 
 
+ASKED_OTHERWISE = {
+    "max_seq_length": 8, "bf16": True, "prompt": {"template": "other"}, "base": "f" * 64,
+    "answers": "free",
+}  # fmt: skip
+CHOSEN_OTHERWISE = {"selected_by": ["loss"], "select": "train", "head": "first"}
+
+
+def asked(path: Path, **settings: Any) -> Path:
+    """Every result of the sweep asked so."""
+    file = path / "results.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [line | settings if "key" in line else line for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("name", [*ASKED_OTHERWISE, *CHOSEN_OTHERWISE])
+def test_sweeps_of_different_settings_are_not_averaged_and_say_what_differs(name, tmp_path):
+    first, again, other = (write(tmp_path / n, shift=0.01 * i) for i, n in enumerate("abc"))
+    if name in ASKED_OTHERWISE:
+        asked(other, **{name: ASKED_OTHERWISE[name]})
+    else:
+        changed(other, **{name: CHOSEN_OTHERWISE[name]})
+    rows = table.aggregate([first, other, again])
+    assert {r["sweeps"] for r in rows if name in r["setting"]} == {1, 2}
+    modules = {r["sweeps"]: r["score"] for r in rows if r["row"] == "module 0"}
+    assert modules == {2: pytest.approx(0.705), 1: pytest.approx(0.72)}
+    assert f"| {name} " in table.aggregate_markdown(rows)
+    assert "setting" not in table.aggregate_markdown(table.aggregate([first, again]))
+
+
 @pytest.mark.parametrize(
     ("shared", "words"), [(0, None), (7, "7 of the 100 rte rows"), (100, "These are the same rows")]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import decimal
 import json
 import math
 from pathlib import Path
@@ -269,3 +270,41 @@ def test_labels_of_parquet_that_are_missing_or_dates(tmp_path):
     days = [datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)]
     parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": days}), path)
     assert load_task(train_file=path).task.labels == ("2020-01-01", "2021-01-01")
+
+
+CELLS = {
+    "decimals": [decimal.Decimal(i) / 4 for i in range(8)],
+    "bytes": [b"yes" if i % 2 else b"no" for i in range(8)],
+    "words": ["yes" if i % 2 else "no" for i in range(8)],
+    "numbers": [i % 2 for i in range(8)],
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_split_of_a_parquet_table_means_what_the_table_means(name, tmp_path):
+    columns = {
+        "review": [f"text {i}" for i in range(8)],
+        "label": CELLS[name],
+        "missing": [float("nan"), *[1.5] * 7],
+        "endless": [float("inf")] * 8,
+        "nested": [{"a": [float("nan")], "when": datetime.date(2020, 1, 2)}] * 8,
+        "__index_level_0__": [f"row {i}" for i in range(8)],  # the names of rows of pandas
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    whole = load_task(train_file=tmp_path / "a.parquet")
+    write_split(make_split(whole, SplitConfig()), tmp_path / "out")
+    again = load_task(train_file=tmp_path / "out" / "all.jsonl")
+    assert again.task == whole.task
+    assert whole.task.regression == (name == "decimals")
+    assert whole.task.text_columns == ("review", None)
+    by_row = sorted(again.train, key=lambda e: e.row_id)
+    assert [(e.text, e.label) for e in by_row] == [(e.text, e.label) for e in whole.train]
+    if name == "decimals":
+        assert [e.label for e in whole.train] == [i / 4 for i in range(8)]
+    else:
+        assert [e.label for e in whole.train] == [i % 2 for i in range(8)]
+        assert whole.task.labels == (("0", "1") if name == "numbers" else ("no", "yes"))
+    lines = (tmp_path / "out" / "all.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["endless"] for line in lines] == [
+        "inf"
+    ] * 8

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import full, heads, provenance
+from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import (
     FLOAT_DTYPES,
     TensorInfo,
@@ -120,7 +121,7 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
         )
     target, limit = save_dtype(settings["dtype"]), settings["max_shard_bytes"]
     raw, record = read_json(folder / CONFIG, folder), provenance.read(folder)
-    with full.Weights(folder) as weights:
+    with full.Weights(folder) as weights, Checksums([folder]) as checksums:
         infos = {n: _target_info(i, target) for n, i in weights.infos.items()}
 
         def value(name: str) -> Tensor:
@@ -132,14 +133,12 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
 
         files = [p.name for p in provenance.checkpoint_files(folder)]
         note = f"converted from {files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
-        origin = provenance.loaded(record, folder.resolve().name, folder, weights.sha256(), ())
         model = PEM(
             {},
             FullConfig(),
             record.base if record else BaseIdentity(model_type=raw.get("model_type")),
             out.name,
             full.head_info(raw) if any(full.is_head(n) for n in weights.infos) else None,
-            _noted(origin, settings, note),
             heads=heads.read(folder, record),
         )
         with atomic_directory(out, overwrite, keep=is_foreign) as written:
@@ -147,6 +146,10 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             known = write_model(written, outputs, limit)
             write_companions(folder, written, with_dtype(raw, target) if target else raw)
             heads.write(model, written, dtype=settings["dtype"])
+            read = checksums.of(folder)
+            sha256, label = weights.sha256(read), folder.resolve().name
+            origin = provenance.loaded(record, label, folder, sha256, (), read)
+            model = replace(model, provenance=_noted(origin, settings, note))
             form = {"format": settings["format"], "dtype": settings["dtype"]}
             provenance.write(model, written, form, known=known)
     return model

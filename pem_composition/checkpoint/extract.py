@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, resolve
 from pem_composition.arithmetic.updates import cast, certified
-from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.changes import stores_transposed
+from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import FLOAT_DTYPES, read_json
 from pem_composition.checkpoint.full import (
     Weights,
@@ -37,7 +37,7 @@ from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
-from pem_composition.record import Certificate, Provenance, Recipe, Source, Term
+from pem_composition.record import Certificate, Provenance, Recipe, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,11 @@ def extract_lora(
     """
     _check_request(rank, method)
     folder = Path(fspath(tuned))
-    with Weights(base_folder_of(base, tuned)) as original, Weights(folder) as model:
+    with (
+        Weights(base_folder_of(base, tuned)) as original,
+        Weights(folder) as model,
+        Checksums([folder], [original.folder]) as checksums,
+    ):
         work = _Work(original, model, rank, method == "exact", seed, dtype)
         norms = work.norms()
         layers = work.moved(target_modules, norms)
@@ -90,7 +94,7 @@ def extract_lora(
         tensors, errors = work.factors(layers)
         head = cast(work.head(), dtype)
         label = name or folder.resolve().name
-        source = Source(label, str(folder), model.sha256(), license=license_of(folder))
+        source = checksums.source(label, folder, model.sha256(checksums.of(folder)))
         config = _config(tensors, layers, work)
     settings = {
         "base": fspath(base), "rank": rank, "method": method, "strict": strict, "seed": seed,

@@ -23,7 +23,7 @@ from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint import provenance
-from pem_composition.checkpoint.card import license_of
+from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import atomic_directory, check_apart, read_json
 from pem_composition.checkpoint.fold_plan import Parts, Plan
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
@@ -90,10 +90,14 @@ def fold_checkpoint(
         described = _config(config, plan, parts, dtype)
         # another class has another head in the place of the base's
         heads = not parts.head or described.get("architectures") == config.get("architectures")
+        read = [m.folder for m in parts.models.values()]
+        checksums = stack.enter_context(Checksums(read, [folder]))
         with atomic_directory(out, overwrite, keep=is_foreign) as written:
             with one_thread():
                 known = write_model(written, plan.outputs(target, heads=heads))
             write_companions(folder, written, described)
+            checksums.check()
+            parts = replace(parts, sources=tuple(_hashed(parts, checksums)))
             module = _described(tree, parts, plan, base, space, head, allow_base_mismatch)
             module = replace(module, name=Path(fspath(out)).name)
             provenance.write(module, written, {"format": "peft", "dtype": dtype}, known=known)
@@ -185,9 +189,20 @@ def _opened(name: str, model: Weights, base: BaseIdentity) -> tuple[PEM, Source]
     """A whole model as a module that holds its head alone."""
     config = read_json(model.folder / CONFIG, model.folder)
     heads = {f"{n}.head": model.value(n) for n in model.infos if is_head(n)}
-    source = Source(name, str(model.folder), model.sha256(), license=license_of(model.folder))
+    source = Source(name, str(model.folder))
     info = head_info(config) if heads else None
     return PEM(heads, FullConfig(), base, name, info, Provenance(sources=(source,))), source
+
+
+def _hashed(parts: Parts, checksums: Checksums) -> Iterator[Source]:
+    """What is recorded of the inputs, those of whole models with their checksums."""
+    for source in parts.sources:
+        model = parts.models.get(source.name)
+        if model is None:
+            yield source
+        else:
+            sha256 = model.sha256(checksums.of(model.folder))
+            yield checksums.source(source.name, model.folder, sha256)
 
 
 def _check_layers(full: trees.Sum, models: Mapping[str, Weights]) -> None:

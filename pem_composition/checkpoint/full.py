@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import provenance, quantised, stored_names
+from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import (
     DTYPE_BYTES,
     FLOAT_DTYPES,
@@ -245,11 +246,15 @@ class Weights:
         check_finite(tensor, name, self.path_of(name))
         return tensor
 
-    def sha256(self) -> str:
-        """Checksum of the weights file, or of the index of a sharded checkpoint."""
+    def sha256(self, known: Mapping[str, str] | None = None) -> str:
+        """Checksum of the weights file, or of the index of a sharded checkpoint.
+
+        Args:
+            known: checksums at hand, by file name.
+        """
         place = weights_or_index(self.folder)
         assert place is not None
-        return sha256_file(place, self.folder)
+        return (known or {}).get(place.name) or sha256_file(place, self.folder)
 
 
 def _tied_copies(file: TorchZipFile) -> set[str]:
@@ -280,11 +285,11 @@ def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> P
     record = provenance.read(folder)
     base_folder = base_folder_of(base or (record.base.name if record else None), folder)
     raw = read_json(folder / CONFIG, folder)
-    with Weights(folder) as tuned, Weights(base_folder) as original:
-        sha256 = tuned.sha256()
-        for path in checkpoint_files(folder):
-            if record and path.name in record.files:
-                provenance.check_sha256(folder, path.name, sha256_file(path, folder), record)
+    with (
+        Weights(folder) as tuned,
+        Weights(base_folder) as original,
+        Checksums([folder], [base_folder]) as checksums,
+    ):
         names = aligned(tuned, original)
         tensors = {}
         for key, info in tuned.infos.items():
@@ -294,13 +299,15 @@ def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> P
                 tensors[f"{key}.head"] = tuned.value(key)
             else:
                 tensors[f"{key}.delta"] = tuned.value(key) - original.value(names[key])
+        files = checksums.of(folder)
+        sha256 = tuned.sha256(files)
     return PEM(
         tensors=tensors,
         config=FullConfig(extra={"config": raw}),
         base=base_identity(base_folder if base is None else base),
         name=name,
         head=head_info(raw) if any(n.endswith(".head") for n in tensors) else None,
-        provenance=provenance.loaded(record, name, folder, sha256, ()),
+        provenance=provenance.loaded(record, name, folder, sha256, (), files),
     )
 
 
@@ -463,7 +470,7 @@ def write(
     if pem.head and pem.head.labels:
         config["id2label"] = {str(i): w for i, w in enumerate(pem.head.labels)}
         config["label2id"] = {w: i for i, w in enumerate(pem.head.labels)}
-    with Weights(base_folder) as original:
+    with Weights(base_folder) as original, Checksums([], [base_folder]) as checksums:
         known = base_identity(base_folder).fingerprint
         if None not in (pem.base.fingerprint, known) and pem.base.fingerprint != known:
             raise IncompatibleModules.build(
@@ -484,6 +491,7 @@ def write(
             for n, t in {**deltas, **heads}.items()
         }
         written = write_model(folder, outputs)
+        checksums.check()
     write_companions(base_folder, folder, with_dtype(config, target))
     return written
 

@@ -21,7 +21,7 @@ from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
 from pem_composition.arithmetic.updates import certified
 from pem_composition.checkpoint import provenance
-from pem_composition.checkpoint.card import license_of
+from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import (
     atomic_directory,
     check_apart,
@@ -42,7 +42,7 @@ from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
 from pem_composition.module import PEM
-from pem_composition.record import OWN_RESULT, Certificate, Provenance, Recipe, Source, Term
+from pem_composition.record import OWN_RESULT, Certificate, Provenance, Recipe, Term
 
 
 def combine_full(
@@ -91,6 +91,8 @@ def combine_full(
         original = stack.enter_context(Weights(base_folder_of(base, out))) if rest else None
         plan = Plan(opened, weights, original, rest, head, tokens, choice)
         target = save_dtype(dtype)
+        bases = [original.folder] if original is not None else []
+        checksums = stack.enter_context(Checksums([m.folder for m in opened], bases))
         with atomic_directory(out, overwrite, keep=is_foreign) as folder:
             with one_thread() if choice.method == SIMPLE else nullcontext():
                 known = write_model(folder, plan.outputs(target))
@@ -101,7 +103,7 @@ def combine_full(
                 "head": head, "method": choice.method, "settings": choice.as_dict(),
                 "tokens": tokens,
             }  # fmt: skip
-            module = _described(opened, weights, recorded, config, choice, names)
+            module = _described(opened, checksums, weights, recorded, config, choice, names)
             module = replace(_certified(module, plan), name=Path(fspath(out)).name)
             provenance.write(module, folder, {"format": "peft", "dtype": dtype}, known=known)
 
@@ -189,6 +191,7 @@ def _check_method(
 
 def _described(
     models: Sequence[Weights],
+    checksums: Checksums,
     weights: Sequence[float],
     settings: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -200,7 +203,7 @@ def _described(
     has_head = head != "none" and any(is_head(n) for m in models for n in m.infos)
     labels = list(names or [m.folder.resolve().name for m in models])
     sources = tuple(
-        Source(label, str(m.folder), m.sha256(), license=license_of(m.folder))
+        checksums.source(label, m.folder, m.sha256(checksums.of(m.folder)))
         for label, m in zip(labels, models, strict=True)
     )
     identity = BaseIdentity(model_type=model_type_of(config))

@@ -248,15 +248,16 @@ def _digests(raw: Mapping[str, Any]) -> dict[str, str]:
 
 def loaded(
     record: Record | None, name: str, path: Path, sha256: str, notes: tuple[str, ...],
-    weights: str | None = None,
+    known: Mapping[str, str],
 ) -> Provenance:  # fmt: skip
     """Provenance of a module read from disk: one source, and a note of its recorded expression.
 
     Args:
-        weights: name of the file that ``sha256`` is of; None leaves the content's digest out.
+        sha256: of the weights file, or of the index of a sharded model.
+        known: checksums at hand, by file name.
     """
     old = record.provenance if record else Provenance()
-    content = content_digest(path, {weights: sha256}) if weights else None
+    content = content_digest(path, known)
     source = Source(name, str(path), sha256, old.init, content, license_of(path))
     made = (
         (f"{name} was made as {record.expression} in {old.space} space",)

@@ -186,7 +186,8 @@ def _problem(place: Path, source: Source) -> tuple[str, str] | None:
     if source.sha256 is not None and sha256 != source.sha256:
         return f"has changed: the weights in {place} are others", f"sha256 {sha256[:16]}"
     if source.content is not None and content_digest(folder) != source.content:
-        return f"has changed: configuration or head in {place}", "another content"
+        part = "a shard" if kind == "full" else "head"
+        return f"has changed: configuration or {part} in {place}", "another content"
     return None
 
 

@@ -72,7 +72,12 @@ def load(
         name=label,
         head=header.head,
         provenance=provenance.loaded(
-            record, label, folder, header.sha256, header.notes, header.weights.name
+            record,
+            label,
+            folder,
+            header.sha256,
+            header.notes,
+            {header.weights.name: header.sha256},
         ),
         heads=heads.read(folder, record),
     )

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.checkpoint import content, files, locate
+from pem_composition.checkpoint import content, files, locate, provenance
 from pem_composition.checkpoint.provenance import checkpoint_files, find_base
 from pem_composition.offline import MANIFEST, cache_root
 
@@ -71,6 +71,19 @@ def base_digest(model: str | Path) -> str:
         return str(model)
     kept = [f for f in folder.iterdir() if _decides(f.name) and f.is_file()]
     return _digest_of(folder, {*checkpoint_files(folder), *kept})
+
+
+def check_unchanged(model: str | Path) -> None:
+    """Compare the weights of a folder that this package wrote with its pem.json.
+
+    Raises:
+        CheckpointError: a file that has changed since.
+    """
+    folder = Path(model)
+    record = provenance.read(folder) if folder.is_dir() else None
+    if record is not None:
+        for path in checkpoint_files(folder):
+            provenance.check_sha256(folder, path.name, file_digest(path), record)
 
 
 def generation_digest(model: str | Path) -> str | None:

@@ -17,6 +17,7 @@ from pem_composition import offline
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.holding import AS_IT_IS, Holding, keep_gradients
+from pem_composition.evaluation.keys import check_unchanged
 from pem_composition.tasks import hub
 from pem_composition.tasks.glue import Task
 
@@ -214,6 +215,7 @@ def _load_model(
     """The model and what its checkpoint lacked; tensors of another shape are refused."""
     import torch
 
+    check_unchanged(source)
     model, info = _load(
         factory,
         source,

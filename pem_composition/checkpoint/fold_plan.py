@@ -29,7 +29,12 @@ from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
-from pem_composition.checkpoint.tied import is_vocabulary, tied_names
+from pem_composition.checkpoint.tied import (
+    is_language_model,
+    is_vocabulary,
+    stored_output,
+    tied_names,
+)
 from pem_composition.config import IN_BASE
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
@@ -74,6 +79,7 @@ class Plan:
 
     def __init__(self, base: Weights, config: Mapping[str, Any], parts: Parts) -> None:
         self._base, self._parts, self._sums = base, parts, Sums()
+        self._is_language_model = is_language_model(config)
         self._tied = {
             copy: source
             for copy, source in tied_names(config, base.infos).items()
@@ -92,7 +98,7 @@ class Plan:
         self._changes = with_saved(
             joined([self._changes_of(m) for m in parts.adapters]),
             self._saved,
-            {self._spelling(n) for n in in_base},
+            {self._called(n) for n in in_base},
             self._tied_to,
         )
         self._squares: dict[str, tuple[float, float]] = {}
@@ -103,13 +109,17 @@ class Plan:
         Raises:
             IncompatibleModules: a layer whose weight is there under no spelling.
         """
-        layers = [n for m in self._parts.adapters for n in m.layers]
+        layers = [stored_output(n, self._infos) for m in self._parts.adapters for n in m.layers]
         roots = sorted({n.split(".")[0] + "." for n in (*layers, *self._base.infos)})
         spelling, missing = spelling_of(layers, self._infos, roots, ".weight")
         if missing:
             more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
             self._refuse_missing(f"weight of layer {', '.join(missing[:LISTED])}{more}")
         return spelling
+
+    def _called(self, name: str) -> str:
+        """What the base calls a layer or a parameter of a module."""
+        return self._spelling(stored_output(name, self._infos))
 
     def _refuse_missing(self, what: str) -> NoReturn:
         raise IncompatibleModules.build(
@@ -127,12 +137,13 @@ class Plan:
         Raises:
             IncompatibleModules: a part of the base that is there under no spelling.
         """
-        spelled = self._spelling(saved)
+        spelled = self._called(saved)
         if spelled in self._infos:
             return spelled
         roots = {self.written(n).split(".")[0] for n in self._base.infos}
-        added = is_head(saved) or not PRETRAINING_COMPONENTS.isdisjoint(saved.split("."))
-        if not added and saved.split(".")[0] in roots:
+        pretraining = not PRETRAINING_COMPONENTS.isdisjoint(saved.split("."))
+        known = self._is_language_model if pretraining else saved.split(".")[0] in roots
+        if known and not is_head(saved):
             self._refuse_missing(f"tensor {saved!r}, which the module saves whole")
         return saved
 
@@ -171,7 +182,7 @@ class Plan:
         )
 
     def _changes_of(self, module: PEM) -> dict[str, Change]:
-        names = {n: self._spelling(n) for n in module.layers}
+        names = {n: self._called(n) for n in module.layers}
         infos = self._infos
         for layer, name in names.items():
             saved = self._saved.get(f"{name}.weight")

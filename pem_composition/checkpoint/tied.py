@@ -7,7 +7,7 @@ files are all there is to tell by here, no model is built.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 # Word embeddings, and what stands before them.
@@ -41,6 +41,23 @@ OUTPUTS = {
 }
 
 
+# How a model names its output layer now -> how files and older modules do (GPT-NeoX).
+OLD_OUTPUTS = {"lm_head": "embed_out"}
+
+
+def stored_output(name: str, stored: Container[str]) -> str:
+    """A parameter or layer under the name that the file has for the output layer."""
+    layer, dot, rest = name.partition(".")
+    old = OLD_OUTPUTS.get(layer, layer)
+    renamed = f"{layer}.weight" not in stored and f"{old}.weight" in stored
+    return f"{old}{dot}{rest}" if renamed else name
+
+
+def is_language_model(config: Mapping[str, Any]) -> bool:
+    """True for a class that has an output layer over the vocabulary."""
+    return bool(LANGUAGE_MODELS.fullmatch(_class_of(config)))
+
+
 def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, str]:
     """Name that a checkpoint may lack -> the stored name whose values it then has.
 
@@ -62,7 +79,7 @@ def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, st
 def _copies(source: str, known: set[str], config: Mapping[str, Any]) -> list[str]:
     """Names that are tied to one embedding."""
     match = EMBEDDING.fullmatch(source)
-    has_output = bool(LANGUAGE_MODELS.fullmatch(_class_of(config)))
+    has_output = is_language_model(config)
     if BERT_EMBEDDING.fullmatch(source):
         outputs = [layer for layer, sign in BERT_OUTPUTS.items() if sign in known and has_output]
         if outputs:
@@ -77,9 +94,10 @@ def _copies(source: str, known: set[str], config: Mapping[str, Any]) -> list[str
         # decoder.transformer.wte of a model made of two: decoder.lm_head
         of_two = _class_of(config).endswith("EncoderDecoderModel")
         nested = "decoder." if root.startswith("decoder.") and of_two else ""
-        inner = config.get("decoder") if nested else config
-        kind = inner.get("model_type") if isinstance(inner, Mapping) else None
-        copies.append(f"{nested}{OUTPUTS.get(str(kind), 'lm_head')}.weight")
+        of = config.get("decoder") if nested else config
+        inner = of if isinstance(of, Mapping) else {}
+        if not _says_untied(inner):
+            copies.append(f"{nested}{OUTPUTS.get(str(inner.get('model_type')), 'lm_head')}.weight")
     return copies
 
 
@@ -107,7 +125,12 @@ def is_vocabulary(name: str, shape: tuple[int, ...], rows: int) -> bool:
     if shape[:1] != (rows,):
         return False
     layer = name.rpartition(".")[0]
-    outputs = {"lm_head", *BERT_OUTPUTS, *(k.rpartition(".")[0] for k in BERT_OUTPUTS if "." in k)}
+    outputs = {
+        *OLD_OUTPUTS,
+        *OLD_OUTPUTS.values(),
+        *BERT_OUTPUTS,
+        *(k.rpartition(".")[0] for k in BERT_OUTPUTS if "." in k),
+    }
     return bool(EMBEDDING.fullmatch(name) or BERT_EMBEDDING.fullmatch(name)) or any(
         layer == o or layer.endswith("." + o) for o in outputs | set(OUTPUTS.values())
     )
@@ -131,6 +154,13 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     parts = ("decoder", "text_config")
     nested = {k: untied(config[k]) for k in parts if isinstance(config.get(k), dict)}
     return {**config, **nested, "tie_word_embeddings": False}
+
+
+def _says_untied(config: Mapping[str, Any]) -> bool:
+    """True where the output layer is a tensor of its own, maybe stored under another name
+    (GPT-NeoX: embed_out)."""
+    own = config.get("tie_word_embeddings") is False and not _scales_by_tying(config)
+    return own and not isinstance(config.get("text_config"), Mapping)
 
 
 def _scales_by_tying(config: Mapping[str, Any]) -> bool:

@@ -361,3 +361,109 @@ def test_parts_that_a_model_ties_follow_the_embedding_of_a_base_stored_twice(
     assert found.lm_head.weight is found.transformer.wte.weight
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], tensor)
+
+
+# --- heads, tokens, scalars, stacked matrices -----------------------------------------------------
+
+
+def classifier(folder: Path, labels: list[str], seed: int) -> Path:
+    config = transformers.RobertaConfig(**SIZES, id2label=dict(enumerate(labels)))
+    config.label2id = {w: i for i, w in enumerate(labels)}
+    torch.manual_seed(0)
+    spread(transformers.RobertaForSequenceClassification(config), seed).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("head", ["first", "last"])
+@pytest.mark.parametrize("labels", [["yes", "no"], ["bad", "good"], ["a", "b", "c"]])
+def test_head_and_labels_come_from_one_model(
+    head: str, labels: list[str], tmp_path: Path, quiet: None
+) -> None:
+    pair = [classifier(tmp_path / "a", ["no", "yes"], 1), classifier(tmp_path / "b", labels, 2)]
+    combine_full(pair, [0.5, 0.5], tmp_path / "out", head=head)
+    found, missing = loaded("RobertaForSequenceClassification", tmp_path / "out")
+    own, _ = loaded("RobertaForSequenceClassification", pair[0 if head == "first" else 1])
+    assert not missing and found.config.id2label == own.config.id2label
+    assert found.config.label2id == own.config.label2id
+    for name, tensor in own.classifier.state_dict().items():
+        assert torch.equal(found.classifier.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("labels", [["yes", "no"], ["bad", "good"]])
+def test_heads_of_other_classes_are_not_averaged(labels: list[str], tmp_path: Path) -> None:
+    from pem_composition.errors import IncompatibleModules
+
+    pair = [classifier(tmp_path / "a", ["no", "yes"], 1), classifier(tmp_path / "b", labels, 2)]
+    for head in ("average", "error"):
+        with pytest.raises(IncompatibleModules, match="answer different classes"):
+            combine_full(pair, [0.5, 0.5], tmp_path / "out", head=head)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("policy", ["first", "largest"])
+def test_added_tokens_are_no_excuse_for_other_rows(policy: str, tmp_path: Path) -> None:
+    from pem_composition.errors import IncompatibleModules
+
+    folders = []
+    for heads in (1, 2):  # another number of key-value heads, and of positions
+        config = transformers.LlamaConfig(**SIZES, num_key_value_heads=heads)
+        folders.append(tmp_path / str(heads))
+        transformers.LlamaForCausalLM(config).save_pretrained(folders[-1])
+    with pytest.raises(IncompatibleModules, match=r"[kv]_proj.weight' differs"):
+        combine_full(folders, [0.5, 0.5], tmp_path / "out", tokens=policy)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["simple", "slerp", "karcher", "ties", "della", "sce"])
+def test_scalars_and_stacked_matrices(method: str, tmp_path: Path) -> None:
+    """A temperature of shape () and the experts of a layer, as in CLIP and Mixtral."""
+    generator = torch.Generator().manual_seed(0)
+    folders = []
+    for name in ("base", "a", "b"):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        draw = {
+            "logit_scale": torch.randn((), generator=generator),
+            "mlp.experts.down_proj": torch.randn(4, 3, 5, generator=generator),
+            "norm.weight": torch.randn(5, generator=generator),
+        }
+        save_file(draw, folders[-1] / "model.safetensors", metadata={"format": "pt"})
+        (folders[-1] / "config.json").write_text("{}")
+    base, *pair = folders
+    combine_full(pair, [0.5, 0.7], tmp_path / "stream", base=base, method=method)
+    held = [load(f, base=base) for f in pair]
+    save(combine(held, [0.5, 0.7], method=method), tmp_path / "memory", base=base)
+    found, same = (load_file(tmp_path / n / "model.safetensors") for n in ("stream", "memory"))
+    assert found["logit_scale"].shape == ()
+    for name, tensor in same.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+        assert found[name].isfinite().all()
+
+
+def test_a_block_of_stacked_matrices_stays_small() -> None:
+    from pem_composition.arithmetic.methods.entries import BLOCK, Scaled, blocks
+
+    experts = torch.zeros(2, 3000, 1000)
+    sizes = [X.numel() for _, X in blocks(Scaled([(1.0, experts)]))]
+    assert sum(sizes) == experts.numel() and max(sizes) <= BLOCK
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_an_index_that_names_a_tensor_without_a_shard_is_refused(form: str, tmp_path: Path) -> None:
+    from pem_composition.errors import CheckpointError
+
+    state = {"h.weight": torch.ones(2, 2), "g.weight": torch.ones(2)}
+    shard = f"shard.{form}"
+    if form == "bin":
+        torch.save(state, tmp_path / shard)
+    else:
+        save_file(state, tmp_path / shard)
+    stem = "pytorch_model.bin" if form == "bin" else "model.safetensors"
+    table = dict.fromkeys([*state, "lost.weight"], shard)
+    (tmp_path / f"{stem}.index.json").write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(CheckpointError, match=r"missing tensor 'lost.weight'"):
+        Weights(tmp_path)
+    del table["lost.weight"], table["g.weight"]
+    (tmp_path / f"{stem}.index.json").write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(CheckpointError, match=r"missing tensor 'g.weight'.*a shard with it"):
+        Weights(tmp_path)

@@ -24,7 +24,7 @@ from pem_composition.checkpoint.changes import (
     with_saved,
 )
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
-from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, aligned, is_head
+from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, by_base_name, is_head
 from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
@@ -87,8 +87,7 @@ class Plan:
         }
         self._infos = {n: base.infos[source] for n, source in self._tied.items()} | base.infos
         self._names = {  # model -> name in the base -> name in the model
-            name: {b: t for t, b in aligned(model, base).items() if not is_head(t)}
-            for name, model in parts.models.items()
+            name: by_base_name(model, base) for name, model in parts.models.items()
         }
         self._spelling = self._spelled()
         self._prefix = self._spelling.less or _prefix(self._names) if parts.head else ""

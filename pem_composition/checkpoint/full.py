@@ -403,6 +403,28 @@ def aligned(tuned: Weights, original: Weights, *, rows: bool = False) -> dict[st
     return names
 
 
+def by_base_name(tuned: Weights, original: Weights) -> dict[str, str]:
+    """Name in the base -> name in the tuned model, heads apart: the inverse of ``aligned``.
+
+    Raises:
+        IncompatibleModules: also for a model with two tensors where the base has a tied one.
+    """
+    out: dict[str, str] = {}
+    for name, found in aligned(tuned, original).items():
+        if is_head(name):
+            continue
+        if found in out:
+            raise IncompatibleModules.build(
+                tuned.folder,
+                f"{out[found]!r} and {name!r} are two tensors, and one in the base",
+                found="weights that are no longer tied",
+                expected=f"weights tied as in {original.folder}",
+                do="use merge --full_merge --model BASE, which writes both",
+            )
+        out[found] = name
+    return out
+
+
 def _renaming(names: Sequence[str], original: Weights) -> Callable[[str], str]:
     """What has to be done to names so that most of them are the base's: a prefix more or less."""
     prefixes = sorted({n.split(".")[0] + "." for n in names})

@@ -467,3 +467,21 @@ def test_an_index_that_names_a_tensor_without_a_shard_is_refused(form: str, tmp_
     (tmp_path / f"{stem}.index.json").write_text(json.dumps({"weight_map": table}))
     with pytest.raises(CheckpointError, match=r"missing tensor 'g.weight'.*a shard with it"):
         Weights(tmp_path)
+
+
+def test_an_output_layer_that_training_untied(tmp_path: Path, quiet: None) -> None:
+    """The sum has both tensors, each around the one of the base; a fold has no place for them."""
+    from pem_composition.errors import IncompatibleModules
+
+    (a, _), base = gpt2_pair(tmp_path)
+    state = load_file(a / "model.safetensors")
+    state["lm_head.weight"] = state["transformer.wte.weight"] + 1
+    save_file(state, a / "model.safetensors", metadata={"format": "pt"})
+    zero = load_file(base / "model.safetensors")["transformer.wte.weight"]
+    combine_full([a], [0.5], tmp_path / "sum", base=base)
+    found, _ = loaded("GPT2LMHeadModel", tmp_path / "sum")
+    for name in ("lm_head.weight", "transformer.wte.weight"):
+        torch.testing.assert_close(found.state_dict()[name], 0.5 * (zero + state[name]))
+    with pytest.raises(IncompatibleModules, match=r"no longer tied.*--full_merge"):
+        fold_checkpoint("a", {"a": a}, base, tmp_path / "out", allow_base_mismatch=True)
+    assert not (tmp_path / "out").exists()

@@ -1,8 +1,9 @@
 """A chat model behind an OpenAI-compatible HTTP endpoint.
 
 The openai package does the talking: it tries a request again after 408, 409, 429, 5xx and broken
-connections, with growing pauses or the one that Retry-After names; a body whose JSON breaks off is
-asked for again here. The key comes from the environment, and goes into no file and no message.
+connections, with growing pauses or the one that Retry-After names. A body whose JSON breaks off,
+or that holds such an error with status 200 (routers do so), is asked for again here. The key comes
+from the environment, and goes into no file and no message.
 
 A reply says how it ended: finished, cut at its length, or refused (a content filter, a refusal, no
 content at all). Its text is what the model says, without what it thinks.
@@ -34,6 +35,8 @@ ENDS = {
         REFUSED,
     ),
 }
+SAID = ("text", "output_text")  # parts of a reply that the model speaks
+AGAIN = ("408", "409", "429", "500", "502", "503", "504", "529")
 LIMITS = ("max_tokens", "max_completion_tokens")  # older models take the first, newer the second
 # What a model thinks, in the marks of several families; a block that never closes ends the text.
 TAGS = "think|thinking|thought|reasoning"
@@ -49,6 +52,14 @@ THOUGHT_END = re.compile(
 FILTERED = re.compile(
     r"content.?(filter|policy|management)|responsibleai|invalid_prompt|moderation"
     r"|data_?inspection|(prompt|input|request|message|response)[^.]{0,40}(flagged|filtered)",
+    re.IGNORECASE,
+)
+# A question that this model can never read: its row is left out like a refused one.
+TOO_LONG = re.compile(
+    r"context.?(length|window|size)|maximum context|(prompt|input) is too long", re.IGNORECASE
+)
+TRANSIENT = re.compile(
+    r"rate.?limit|overload|timed?.?out|upstream|provider returned|unavailable|try again|internal",
     re.IGNORECASE,
 )
 
@@ -97,9 +108,22 @@ class Reply(NamedTuple):
     end: str = FINISHED
 
 
+def _tokens(usage: Any) -> int | None:
+    """Tokens of question and reply, in all or in parts; None if they are not told."""
+    total = getattr(usage, "total_tokens", None)
+    if not isinstance(total, int):
+        parts = [getattr(usage, f"{name}_tokens", None) for name in ("prompt", "completion")]
+        total = sum(parts) if all(isinstance(part, int) for part in parts) else None
+    return total
+
+
 def spoken(text: str) -> str:
     """A reply without what the model thinks before it speaks."""
     return THOUGHT_END.sub("", THOUGHT.sub("", text)).strip()
+
+
+class _Passing(Exception):
+    """An error in the place of a reply that may be gone at the next try."""
 
 
 class Endpoint:
@@ -154,13 +178,19 @@ class Endpoint:
                 return self._reply(self._asked(messages))
             except openai.APIStatusError as error:
                 said = f"{error} {error.body}"
-                if error.status_code in (400, 403, 422, 451) and FILTERED.search(said):
+                refused = FILTERED.search(said) or TOO_LONG.search(said)
+                if error.status_code in (400, 403, 413, 422, 451) and refused:
                     return Reply(self._said(error), None, REFUSED)
                 raise self._explained(error) from None
             except openai.OpenAIError as error:
                 raise self._explained(error) from None
-            except json.JSONDecodeError as error:  # which the client passes on
+            except (json.JSONDecodeError, _Passing) as error:  # the first the client passes on
                 if attempt == self.service.retries:
+                    if isinstance(error, _Passing):
+                        tries = f"after {self.service.retries + 1} tries"
+                        raise RunFailed.build(
+                            self.service.place, f"the server fails {tries}", found=str(error)
+                        ) from None
                     raise self._no_reply(str(error)) from None
                 time.sleep(min(0.5 * 2**attempt, 8.0))
         raise AssertionError("unreachable")
@@ -197,21 +227,26 @@ class Endpoint:
 
     def _reply(self, found: Any) -> Reply:
         """A reply in the form that the interface prescribes."""
+        failed, filtered = getattr(found, "error", None), getattr(found, "prompt_filter_results", 0)
         try:
-            choice = found.choices[0]
-            message, end = choice.message, str(choice.finish_reason or "")
-            usage = getattr(found, "usage", None)
-            tokens = getattr(usage, "total_tokens", None)
+            choices = found.choices
+            if failed or (filtered and not choices):
+                return self._failed(failed or filtered)
+            choice = next((c for c in choices if getattr(c, "index", 0) == 0), choices[0])
+            message, end = getattr(choice, "message", None), str(choice.finish_reason or "")
+            if end == "error":
+                return self._failed(getattr(choice, "error", end))
+            ended = ENDS.get(re.sub("[_-]", "", end.lower()), FINISHED)
+            if message is None and ended == REFUSED:
+                return Reply(end, None, REFUSED)
             text, refusal = message.content, getattr(message, "refusal", None)
         except (AttributeError, IndexError, TypeError):
-            if FILTERED.search(str(getattr(found, "error", ""))):
-                return Reply(self._short(str(found.error)), None, REFUSED)
             raise self._no_reply(repr(found)) from None
-        tokens = tokens if isinstance(tokens, int) else None
+        tokens = _tokens(getattr(found, "usage", None))
         if isinstance(text, list):  # parts, of which some are what the model thinks
-            parts = [part for part in text if isinstance(part, dict)]
-            text = "".join(str(p.get("text", "")) for p in parts if p.get("type") == "text")
-        ended = ENDS.get(re.sub("[_-]", "", end.lower()), FINISHED)
+            parts = [{"type": "text", "text": p} if isinstance(p, str) else p for p in text]
+            said = [p for p in parts if isinstance(p, dict) and p.get("type") in SAID]
+            text = "".join(str(p.get("text", "")) for p in said)
         if refusal or ended == REFUSED:
             return Reply(self._short(str(refusal or end)), tokens, REFUSED)
         if text is None and ended == FINISHED and not self._did_something_else(message):
@@ -219,6 +254,22 @@ class Endpoint:
         if text is not None and not isinstance(text, str):
             raise self._no_reply(repr(found))
         return Reply(spoken(text or ""), tokens, ended)
+
+    def _failed(self, error: Any) -> Reply:
+        """An error where a reply should stand: a refusal, or one that is worth another try.
+
+        Raises:
+            _Passing: the latter.
+            RunFailed: any other.
+        """
+        whole, said = str(error), self._short(str(error))
+        if FILTERED.search(whole) or TOO_LONG.search(whole) or "'filtered': True" in whole:
+            return Reply(said, None, REFUSED)
+        code = error.get("code") if isinstance(error, dict) else None
+        again = str(code) in AGAIN or TRANSIENT.search(whole)
+        if again or error == "error":
+            raise _Passing(said)
+        raise RunFailed.build(self.service.place, "the request failed", found=said)
 
     def _did_something_else(self, message: Any) -> bool:
         """True if a message without content thought, or called a tool, instead of refusing."""
@@ -236,7 +287,8 @@ class Endpoint:
 
         service, where = self.service, self.service.place
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return UsageError.build(where, f"refuses the key in {service.key_variable}")
+            what = f"refuses the key in {service.key_variable}"
+            return UsageError.build(where, what, found=self._said(error))
         if isinstance(error, openai.NotFoundError):
             return UsageError.build(
                 where, "no such model or path", found=f"model {service.model}",

@@ -36,7 +36,10 @@ NUMBER = (
 )
 ONE = re.compile(rf"{NUMBER}{TEN}?")
 # What may follow a grade within a sentence: not the noun that a count would have.
-TAIL = rf"{TEN}?(?=\s*(?:$|[.,;:!()\[\]{{}}\"'|\n\u2014]|-\s|(?:because|for|as|since|overall)\b))"
+TAIL = (
+    rf"{TEN}?(?:(?=\s*(?:$|[.,;:!()\[\]{{}}\"'|\n\u2014]|-\s|(?:because|for|as|since|overall)\b))"
+    r"|\s*points(?=\s*(?:$|[.,;!)\n])))"
+)
 WORDS = r"(?:grade|score|rating|mark|evaluation|assessment|verdict|helpfulness)"
 BETWEEN = r"[\s:=\"'>\])|]*(?:\bis\b|\bof\b|\bwould\s+be\b)?[\s:=\"'>(\[|]*(?:\ban?\b)?\s*"
 LABELLED = re.compile(rf"\b{WORDS}\b{BETWEEN}{NUMBER}{TAIL}", re.IGNORECASE)
@@ -51,22 +54,36 @@ GIVEN = re.compile(
 # "A: 8", "Answer A gets 8", "1) 8": the first of two and, likewise, the second.
 LINK = r"[\s:=\"'.)\]>(-]*(?:(?:is|gets|of|grade|score|rating|receives|would\s+be)[\s:=]*)*"
 FIRST = re.compile(
-    rf"(?:\b(?:A|a(?=\s*[:=]))\b|^\s*1[.)]\s|\b(?i:answer\s+1)\b){LINK}{NUMBER}", re.MULTILINE
+    rf"(?:\b(?:A|a(?=[\s\"']*[:=]))\b|^\s*1[.)]\s|\b(?i:answer\s+1)\b){LINK}{NUMBER}", re.MULTILINE
 )
 SECOND = re.compile(
-    rf"(?:\b(?:B|b(?=\s*[:=]))\b|^\s*2[.)]\s|\b(?i:answer\s+2)\b){LINK}{NUMBER}", re.MULTILINE
+    rf"(?:\b(?:B|b(?=[\s\"']*[:=]))\b|^\s*2[.)]\s|\b(?i:answer\s+2)\b){LINK}{NUMBER}", re.MULTILINE
 )
-PAIR = re.compile(rf"{NUMBER}{TEN}?(?:\s*[,;|&]\s*|\s+and\s+|\s+){NUMBER}{TEN}?")
+# What stands before or behind a grade that is the whole of what is said.
+LEADING = re.compile(
+    rf"^\W*(?:(?:the\s+)?(?:answer|result)\s*(?::|=|\bis\b)|it(?:'s|\s+is)\s+an?\b"
+    rf"|(?:i(?:'d|\s+would)\s+say)\b(?:\s+an?\b)?)?\s*{NUMBER}{TEN}?\s*(?:points?\b)?"
+    rf"(?=[\s.!]*$|\s+\([^()]*\)[\s.!]*$|\s+[-\N{{EN DASH}}\N{{EM DASH}}]\s+[^.\d]*[.!]?\s*$"
+    rf"|,\s*(?:because|as|since|for)\b)",
+    re.IGNORECASE,
+)
+PAIR = re.compile(
+    rf"{NUMBER}{TEN}?[\])}}]*(?:\s*[,;|&]\s*|\s+(?:and|vs\.?|versus)\s+|\s+)"
+    rf"[\[({{]*{NUMBER}{TEN}?"
+)
+BEFORE_TWO = re.compile(r"^(?:grades?|scores?|ratings?|verdict)\s*[:=]\s*", re.IGNORECASE)
+BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 NOISE = re.compile(r"</?\w+>|\\boxed|\\text|[*_`$#]+")
 EDGES = " \t.!:;,\"'()[]{}>\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def grades_of(reply: str, count: int) -> list[float] | None:
     """The grade, or the two grades, of a reply; None where it does not say them plainly."""
-    plain = NOISE.sub(" ", reply)
+    plain = NOISE.sub(" ", BOXED.sub(r" \1 ", reply))
     # "8,5" may be one number or two: the reading that gives as many grades as were asked for.
     comma = re.compile(r"(?<![\d.,])(\d{1,2}),(\d{1,2})(?![\d.]|,\d)")
-    for text in dict.fromkeys((comma.sub(r"\1.\2", plain), comma.sub(r"\1, \2", plain))):
+    two = re.sub(r"(?<=\.\d),(?=\d)", ", ", comma.sub(r"\1, \2", plain))
+    for text in dict.fromkeys((comma.sub(r"\1.\2", plain), two)):
         found = _found(OUT_OF_TEN.sub(TEN, SCALE.sub(" ", text)).strip(), count)
         if found is not None:
             good = all(LOWEST <= grade <= HIGHEST for grade in found)
@@ -96,7 +113,7 @@ def _single(text: str) -> Iterator[Grades]:
     for match in ONE.finditer(text):
         if match[0].endswith(TEN):
             yield (float(match[1]),)
-    for pattern in (LABELLED, GIVEN):
+    for pattern in (LABELLED, GIVEN, LEADING):
         yield from ((float(number),) for number in pattern.findall(text))
 
 
@@ -107,7 +124,7 @@ def _pairs(text: str) -> Iterator[Grades]:
         return
     lines = _lines(text)
     for line in (", ".join(lines), lines[0], lines[-1]):
-        if match := PAIR.fullmatch(line):
+        if match := PAIR.fullmatch(BEFORE_TWO.sub("", line)):
             yield (float(match[1]), float(match[2]))
 
 

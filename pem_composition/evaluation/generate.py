@@ -13,6 +13,7 @@ Shape suffixes: b rows, t tokens, v vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -372,6 +373,9 @@ class _Rows:
         self.model = model
         self.numbers = list(range(len(prompts)))
         self.cache: Any = None
+        # Models of states alone (Mamba) call it otherwise, and mask only what they read first.
+        self.states = "cache_params" in inspect.signature(model.forward).parameters
+        self.name = "cache_params" if self.states else "past_key_values"
         device = next(model.parameters()).device
         width = max(map(len, prompts))
         ids = [[0] * (width - len(p)) + list(p) for p in prompts]
@@ -387,7 +391,7 @@ class _Rows:
             return
         if not all(going):
             kept = torch.tensor(going, device=tokens_b.device).nonzero()[:, 0]
-            self.cache.batch_select_indices(kept)
+            self.cache.reorder_cache(kept)  # which layers with a state of their own know, too
             self.mask_bt, tokens_b = self.mask_bt[kept], tokens_b[kept]
         self.mask_bt = torch.cat([self.mask_bt, torch.ones_like(self.mask_bt[:, :1])], dim=1)
         self._forward(tokens_b[:, None], self.mask_bt.sum(dim=1, keepdim=True) - 1)
@@ -395,10 +399,16 @@ class _Rows:
     def _forward(self, ids_bt: Tensor, places_bt: Tensor) -> None:
         out = self.model(
             input_ids=ids_bt,
-            attention_mask=self.mask_bt,
+            attention_mask=None if self.states and self.cache is not None else self.mask_bt,
             position_ids=places_bt,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.name: self.cache},
         )
-        self.cache, self.logits_bv = out.past_key_values, out.logits[:, -1]
+        self.cache, self.logits_bv = getattr(out, self.name, None), out.logits[:, -1]
+        if not hasattr(self.cache, "reorder_cache"):
+            raise UsageError.build(
+                type(self.model).__name__, "keeps what it has read in a form of its own",
+                expected="a cache of transformers (past_key_values or cache_params)",
+                do="write texts with another architecture",
+            )  # fmt: skip

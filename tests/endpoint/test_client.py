@@ -195,3 +195,61 @@ def test_what_is_missing_is_named_before_anything_is_asked(server, monkeypatch):
     with pytest.raises(UsageError, match="OPENAI_API_KEY: no key"):
         Endpoint(service(server))
     assert not server.requests
+
+
+def reply(**choice):
+    message = {"role": "assistant", "content": "hello"}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"} | choice]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "Provider returned error", "code": 502}},
+        {"error": {"message": "Rate limit exceeded", "code": "429"}},
+        reply(finish_reason="error", error={"code": 502, "message": "upstream"}),
+    ],
+)
+def test_an_error_with_status_200_is_asked_again_where_the_next_try_may_work(server, body):
+    server.script = [(200, {}, body)]
+    assert Endpoint(service(server)).ask(ASK).text == "hello" and len(server.requests) == 2
+
+
+def test_an_error_with_status_200_that_stays_is_named(server):
+    server.script = [(200, {}, {"error": {"message": "no credits", "code": 402}})]
+    with pytest.raises(RunFailed, match=r"the request failed; found .*no credits"):
+        Endpoint(service(server)).ask(ASK)
+
+
+LONG = "This model's maximum context length is 2048 tokens. However, you requested 5000 tokens."
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, {"choices": [{"index": 0, "finish_reason": "content_filter"}]}),
+        (200, {"choices": [], "prompt_filter_results": [{"hate": {"filtered": True}}]}),
+        (400, {"error": {"message": LONG}}),
+        (400, {"error": {"message": "the request exceeds the available context size"}}),
+    ],
+)
+def test_a_filter_without_a_message_and_a_question_that_is_too_long_are_refusals(
+    server, status, body
+):
+    server.script = [(status, {}, body)]
+    assert Endpoint(service(server)).ask(ASK).end == "refused"
+
+
+def test_the_first_of_several_choices_and_parts_of_any_name_are_read(server):
+    parts = [{"type": "output_text", "text": "8"}, "/10"]
+    second = reply(index=1, message={"role": "assistant", "content": "2"})["choices"]
+    first = reply(message={"role": "assistant", "content": parts})["choices"]
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    server.script = [(200, {}, {"choices": [*second, *first], "usage": usage})]
+    assert Endpoint(service(server)).ask(ASK) == ("8/10", 7, "finished")
+
+
+def test_what_a_server_says_beside_its_refusal_of_the_key_is_told(server):
+    server.script = [(403, {}, {"error": {"message": "country not supported"}})]
+    with pytest.raises(UsageError, match=r"found 403 .*country not supported"):
+        Endpoint(service(server)).ask(ASK)

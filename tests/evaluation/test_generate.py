@@ -7,12 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny import random_module, tiny, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, RunFailed, UsageError
 from pem_composition.evaluation.generate import (
     Decoding,
+    Request,
+    _write,
     continuation,
     encode_prompts,
     generate,
@@ -248,3 +251,46 @@ def test_prompt_files_of_every_form_are_read(tmp_path):
 def test_settings_that_cannot_be_meant_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         Decoding(**settings)
+
+
+STATES = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 97, "hidden_size": 32}
+
+
+def state_model(kind):
+    if kind == "mamba":
+        config = transformers.MambaConfig(**STATES, num_hidden_layers=2)
+    elif kind == "lfm2":
+        layers = ["conv", "full_attention", "conv"]
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+        config = transformers.Lfm2Config(
+            **STATES, **heads, num_hidden_layers=3, layer_types=layers, pad_token_id=0
+        )
+    else:
+        config = transformers.RwkvConfig(**STATES, num_hidden_layers=2, context_length=64)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_models_with_states_write_padded_rows_as_alone_and_rows_can_leave(kind):
+    model, limits = state_model(kind), (12, 3, 9, 12)
+    prompts = [[3], [4, 5, 6], list(range(7, 19)), list(range(20, 27))]
+    requests = [Request(p, n, i, 0) for i, (p, n) in enumerate(zip(prompts, limits, strict=True))]
+    found = _write(model, requests, Decoding(max_new_tokens=12, greedy=True), 0, frozenset([2]))
+    for prompt, steps, tokens in zip(prompts, limits, found, strict=True):
+        ids = torch.tensor([prompt])
+        alone = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False,
+            pad_token_id=0, eos_token_id=2,
+        )  # fmt: skip
+        assert alone[0, len(prompt) :].tolist() == tokens
+
+
+def test_a_model_whose_memory_no_row_can_leave_is_refused_by_name():
+    requests = [Request([3], 4, 0, 0)]
+    with pytest.raises(UsageError, match="RwkvForCausalLM: keeps what it has read"):
+        _write(state_model("rwkv"), requests, Decoding(max_new_tokens=4), 0, frozenset([2]))

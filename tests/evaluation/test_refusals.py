@@ -30,6 +30,15 @@ def test_precision_and_recall_are_those_that_the_documentation_states():
     assert len(found) == 68 and len(missed) == 5, missed
 
 
+def test_of_answers_written_to_break_it_the_rule_misses_and_mistakes_as_many_as_is_said():
+    later = Path(__file__).with_name("refusal_answers_later.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in later.splitlines()]
+    declined = [is_refusal(row["answer"]) for row in rows if row["refused"]]
+    others = [row["answer"] for row in rows if not row["refused"] and is_refusal(row["answer"])]
+    assert (sum(declined), len(declined), len(rows)) == (161, 174, 339)
+    assert len(others) == 4, others
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -109,9 +109,9 @@ def _stored_head(folder: Path, name: str, head: Head) -> Head:
         return Head({n: _stored(t, file.infos[n]) for n, t in head.tensors.items()}, head.info)
 
 
-def _noted(origin: Provenance, settings: Mapping[str, Any], note: str) -> Provenance:
+def _noted(origin: Provenance, settings: Mapping[str, Any], *notes: str) -> Provenance:
     recipe = Recipe("convert", dict(settings), origin.sources)
-    return replace(origin, recipe=recipe, notes=(*origin.notes, note))
+    return replace(origin, recipe=recipe, notes=(*origin.notes, *notes))
 
 
 def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> PEM:
@@ -144,12 +144,13 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
         with atomic_directory(out, overwrite, keep=is_foreign) as written:
             outputs = {n: whole(partial(value, n), info) for n, info in infos.items()}
             known = write_model(written, outputs, limit)
-            write_companions(folder, written, with_dtype(raw, target) if target else raw)
+            config = with_dtype(raw, target) if target else raw
+            notes = write_companions(folder, written, config)
             heads.write(model, written, dtype=settings["dtype"])
             read = checksums.of(folder)
             sha256, label = weights.sha256(read), folder.resolve().name
             origin = provenance.loaded(record, label, folder, sha256, (), read)
-            model = replace(model, provenance=_noted(origin, settings, note))
+            model = replace(model, provenance=_noted(origin, settings, note, *notes))
             form = {"format": settings["format"], "dtype": settings["dtype"]}
             provenance.write(model, written, form, known=known)
     return model

@@ -21,7 +21,7 @@ from pem_composition.arithmetic.compatible import (
 )
 from pem_composition.arithmetic.heads import OUTPUT_MODULES, check_answers
 from pem_composition.checkpoint import provenance
-from pem_composition.checkpoint.vocabulary import embedding_rows, tokenizers
+from pem_composition.checkpoint.vocabulary import differing_tokenizers, embedding_rows
 from pem_composition.config import FullConfig, IA3Config, LoraConfig, is_head
 from pem_composition.errors import PEMError
 
@@ -322,8 +322,8 @@ def _vocabularies(headers: Sequence[ModuleHeader], base: Path | None = None) -> 
     """Tokenizers and embedding sizes of the modules, or of these and a base model."""
     folders = {"--model": base} if base else {}
     folders |= {h.name: h.path for h in headers}
-    tokens = tokenizers(folders)
-    if len(set(tokens.values())) > 1:
+    tokens = differing_tokenizers(folders)
+    if tokens:
         yield Finding(
             WARNING, "tokenizers differ", tokens, "use modules trained with one tokenizer"
         )

@@ -95,9 +95,11 @@ def fold_checkpoint(
         with atomic_directory(out, overwrite, keep=is_foreign) as written:
             with one_thread():
                 known = write_model(written, plan.outputs(target, heads=heads))
-            write_companions(folder, written, described)
+            notes = write_companions(folder, written, described)
             checksums.check()
-            parts = replace(parts, sources=tuple(_hashed(parts, checksums)))
+            parts = replace(
+                parts, sources=tuple(_hashed(parts, checksums)), notes=parts.notes + notes
+            )
             module = _described(tree, parts, plan, base, space, head, allow_base_mismatch)
             module = replace(module, name=Path(fspath(out)).name)
             provenance.write(module, written, {"format": "peft", "dtype": dtype}, known=known)

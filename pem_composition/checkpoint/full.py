@@ -482,8 +482,12 @@ def check_equal(a: Weights, b: Weights, name: str, other: str) -> None:
 
 def write(
     pem: PEM, folder: Path, *, base: str | PathLike[str] | None, dtype: str | None
-) -> dict[str, str]:
-    """Write theta_0 + delta as a Hugging Face model folder; returns the sha256 of weights files."""
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write theta_0 + delta as a Hugging Face model folder.
+
+    Returns:
+        The sha256 of weights files, and notes on what was not copied from the base.
+    """
     base_folder = base_folder_of(base or pem.base.name, pem.name)
     deltas = {n.removesuffix(".delta"): t for n, t in pem.tensors.items() if n.endswith(".delta")}
     heads = pem.head_tensors()
@@ -514,8 +518,7 @@ def write(
         }
         written = write_model(folder, outputs)
         checksums.check()
-    write_companions(base_folder, folder, with_dtype(config, target))
-    return written
+    return written, write_companions(base_folder, folder, with_dtype(config, target))
 
 
 def _delta_names(deltas: Mapping[str, Tensor], original: Weights) -> dict[str, str]:

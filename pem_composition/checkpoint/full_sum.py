@@ -39,6 +39,7 @@ from pem_composition.checkpoint.model_folder import (
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
+from pem_composition.checkpoint.vocabulary import tokenizers_note
 from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -97,14 +98,16 @@ def combine_full(
             with one_thread() if choice.method == SIMPLE else nullcontext():
                 known = write_model(folder, plan.outputs(target))
             config = plan.config()
-            write_companions(plan.reference.folder, folder, with_dtype(config, target))
+            place = plan.reference.folder
+            notes = _notes(opened, names, plan.reference)
+            notes += write_companions(place, folder, with_dtype(config, target))
             recorded = {
                 "coefficients": weights, "base": None if base is None else fspath(base),
                 "head": head, "method": choice.method, "settings": choice.as_dict(),
                 "tokens": tokens,
             }  # fmt: skip
             module = _described(opened, checksums, weights, recorded, config, choice, names)
-            module = replace(_certified(module, plan), name=Path(fspath(out)).name)
+            module = replace(_certified(module, plan, notes), name=Path(fspath(out)).name)
             provenance.write(module, folder, {"format": "peft", "dtype": dtype}, known=known)
 
 
@@ -201,7 +204,7 @@ def _described(
     """A PEM without tensors that carries what pem.json records."""
     base, head = settings["base"], settings["head"]
     has_head = head != "none" and any(is_head(n) for m in models for n in m.infos)
-    labels = list(names or [m.folder.resolve().name for m in models])
+    labels = _labels(models, names)
     sources = tuple(
         checksums.source(label, m.folder, m.sha256(checksums.of(m.folder)))
         for label, m in zip(labels, models, strict=True)
@@ -223,10 +226,22 @@ def _described(
     )
 
 
-def _certified(described: PEM, plan: Plan) -> PEM:
-    """With the error of what a method has written, against its own result before rounding."""
+def _certified(described: PEM, plan: Plan, notes: tuple[str, ...]) -> PEM:
+    """With the notes and the error of what a method has written, against its own result before
+    rounding."""
     errors = plan.errors()
-    if errors is None:
-        return described
-    certificate = Certificate(*certified(errors), OWN_RESULT)
-    return replace(described, provenance=replace(described.provenance, certificate=certificate))
+    certificate = None if errors is None else Certificate(*certified(errors), OWN_RESULT)
+    origin = replace(described.provenance, certificate=certificate, notes=notes)
+    return replace(described, provenance=origin)
+
+
+def _labels(models: Sequence[Weights], names: Sequence[str] | None) -> list[str]:
+    return list(names or [m.folder.resolve().name for m in models])
+
+
+def _notes(
+    models: Sequence[Weights], names: Sequence[str] | None, reference: Weights
+) -> tuple[str, ...]:
+    folders = dict(zip(_labels(models, names), (m.folder for m in models), strict=True))
+    differing = tokenizers_note(folders)
+    return (f"{differing}; the one of {reference.folder} is written",) if differing else ()

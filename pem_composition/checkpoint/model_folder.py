@@ -9,17 +9,30 @@ from typing import Any
 
 from pem_composition.arithmetic.heads import OUTPUT_MODULES
 from pem_composition.checkpoint import provenance
-from pem_composition.checkpoint.files import TensorInfo, is_file, open_regular, write_json
+from pem_composition.checkpoint.files import (
+    TensorInfo,
+    is_file,
+    open_regular,
+    read_json,
+    write_json,
+)
 from pem_composition.checkpoint.heads import FOLDER as HEADS_FOLDER
 from pem_composition.checkpoint.stream import Output, Ring, stream_safetensors
 from pem_composition.config import HeadInfo
 from pem_composition.errors import IncompatibleModules
 
 MAX_SHARD_BYTES = 5 * 10**9
+# What a tokenizer, a processor or a generation is made of; no weights, code, records or results.
 COMPANIONS = re.compile(
-    r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|vocab\.txt|merges\.txt|chat_template\.jinja|.*\.model|sentencepiece\.bpe\.model"
+    r"(generation|tokenizer|processor|preprocessor|video_preprocessor|image_processor"
+    r"|feature_extractor|audio_tokenizer)_config\.json"
+    r"|(tokenizer|special_tokens_map|added_tokens|normalizer|chat_template|tekken|emoji|byte_maps"
+    r"|(\w+[-_])?vocab([-_]\w+)?)\.json"
+    r"|(vocab|merges|dict)\.txt|bpe\.codes|prophetnet\.tokenizer"
+    r"|.+\.(jinja|model|model\.v\d+|spm|bpe|tiktoken)"
 )
+TEMPLATES = "additional_chat_templates"  # a folder of .jinja files
+CONFIGS_WITH_CODE = re.compile(r"(.+_)?config\.json")
 CONFIG = "config.json"
 # PEFT's task types, and the end of the name of the class that has such a head.
 CLASSES = {
@@ -36,7 +49,7 @@ def is_model_file(name: str) -> bool:
     )
     return (
         weights
-        or name in (CONFIG, provenance.FILE, provenance.CARD, HEADS_FOLDER)
+        or name in (CONFIG, provenance.FILE, provenance.CARD, HEADS_FOLDER, TEMPLATES)
         or bool(COMPANIONS.fullmatch(name))
     )
 
@@ -83,12 +96,35 @@ def write_model(
     return digests
 
 
-def write_companions(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
-    """config.json, and copies of tokenizer files."""
+def write_companions(source: Path, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """config.json, and copies of the files of tokenizer and processor.
+
+    Returns:
+        Notes: which code of the model's own was not copied.
+    """
     write_json(folder / CONFIG, config)
     for file in _companions(source):
+        target = folder / file.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
         with open_regular(file, source) as data:
-            (folder / file.name).write_bytes(data.read())
+            target.write_bytes(data.read())
+    code = sorted({name for name in _code(source) if is_file(source / name)})
+    if not code:
+        return ()
+    do = "copy it from there yourself if you trust it"
+    return (f"code named by auto_map is not copied from {source}: {', '.join(code)}; {do}",)
+
+
+def _code(source: Path) -> Iterable[str]:
+    """Files of code that a configuration of the folder names, for models that are no class of
+    transformers: ``{"AutoModel": "modeling_x.Class", "AutoTokenizer": [slow, fast]}``."""
+    for file in sorted(source.iterdir()):
+        if CONFIGS_WITH_CODE.fullmatch(file.name) and is_file(file):
+            table = read_json(file, source).get("auto_map")
+            for value in table.values() if isinstance(table, dict) else ():
+                for word in value if isinstance(value, list) else [value]:
+                    if isinstance(word, str) and re.fullmatch(r"\w+\.\w+", word):
+                        yield word.partition(".")[0] + ".py"
 
 
 def with_head(
@@ -164,4 +200,5 @@ def with_dtype(config: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
 
 
 def _companions(source: Path) -> Iterable[Path]:
-    return [f for f in sorted(source.iterdir()) if COMPANIONS.fullmatch(f.name) and is_file(f)]
+    own = [f for f in sorted(source.iterdir()) if COMPANIONS.fullmatch(f.name) and is_file(f)]
+    return own + [f for f in sorted((source / TEMPLATES).glob("*.jinja")) if is_file(f)]

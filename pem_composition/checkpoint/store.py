@@ -251,7 +251,9 @@ def save(
                 raise PEMError.build(
                     pem.name, "a full module is written as a model folder", do="leave --format out"
                 )
-            known = full.write(pem, folder, base=base, dtype=dtype)
+            known, notes = full.write(pem, folder, base=base, dtype=dtype)
+            notes = tuple(dict.fromkeys((*pem.provenance.notes, *notes)))
+            pem = replace(pem, provenance=replace(pem.provenance, notes=notes))
         elif format == "peft":
             peft.write(pem, folder, dtype=dtype)
         else:

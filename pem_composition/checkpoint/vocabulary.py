@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pem_composition.checkpoint.files import TensorInfo, is_file, read_json, sha256_file
-from pem_composition.errors import CheckpointError
 
-TOKENIZER = "tokenizer.json"
+# Files that hold the tokens, the whole tokenizer first.
+TOKENIZERS = (
+    "tokenizer.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json",
+    "vocab.txt",
+)  # fmt: skip
 EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "shared", "lm_head")
 
 
@@ -26,32 +29,38 @@ def embedding_rows(folder: Path, infos: Mapping[str, TensorInfo]) -> int | None:
     return size if type(size) is int else None
 
 
-def tokenizers(folders: Mapping[str, Path]) -> dict[str, str]:
-    """Name -> tokens and digest of the folder's tokenizer.json, where it has one.
+def differing_tokenizers(folders: Mapping[str, Path]) -> dict[str, str]:
+    """Name -> what is told of the folder's tokenizer; empty where those that are there agree.
 
-    Large files are parsed only if they differ; two that only pad or cut otherwise are the same.
+    Two that only pad or cut otherwise are the same.
     """
-    files = {n: f / TOKENIZER for n, f in folders.items() if is_file(f / TOKENIZER)}
-    marks = {n: sha256_file(f, folders[n]) for n, f in files.items()}
-    if len(set(marks.values())) < 2:
-        return marks
-    return {n: _tokens(f, folders[n]) for n, f in files.items()}
+    for file in TOKENIZERS:
+        files = {n: f / file for n, f in folders.items() if is_file(f / file)}
+        marks = {n: sha256_file(f, folders[n]) for n, f in files.items()}
+        if len(set(marks.values())) > 1:
+            told = {n: _tokens(f, folders[n], marks[n]) for n, f in files.items()}
+            return told if len(set(told.values())) > 1 else {}
+    return {}
 
 
-def _tokens(path: Path, folder: Path) -> str:
-    """Number of tokens and a digest over them.
+def tokenizers_note(folders: Mapping[str, Path]) -> str:
+    """Which tokenizers differ, in words; an empty string where they agree."""
+    found = differing_tokenizers(folders)
+    return (
+        f"tokenizers differ ({', '.join(f'{n}: {t}' for n, t in found.items())})" if found else ""
+    )
 
-    Raises:
-        CheckpointError: not a tokenizer.
-    """
-    raw = read_json(path, folder)
-    try:
-        vocabulary = raw["model"]["vocab"]
-        added = sorted((t["id"], t["content"]) for t in raw.get("added_tokens") or ())
-    except (TypeError, KeyError):
-        raise CheckpointError.build(
-            path, "not a tokenizer", do="restore the file, or remove it"
-        ) from None
-    content = json.dumps([vocabulary, added], sort_keys=True).encode()
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    return f"{len(vocabulary)} tokens, {len(added)} added ({digest})"
+
+def _tokens(path: Path, folder: Path, sha256: str) -> str:
+    """Number of tokens and a digest over them, or the file's where it has no list of tokens."""
+    if path.name == TOKENIZERS[0]:
+        raw = read_json(path, folder)
+        try:
+            vocabulary = raw["model"]["vocab"]
+            added = sorted((t["id"], t["content"]) for t in raw.get("added_tokens") or ())
+            content = json.dumps([vocabulary, added], sort_keys=True).encode()
+            digest = hashlib.sha256(content).hexdigest()[:12]
+            return f"{len(vocabulary)} tokens, {len(added)} added ({digest})"
+        except (TypeError, KeyError):
+            pass
+    return f"{path.name} {sha256[:12]}"

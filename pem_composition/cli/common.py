@@ -88,6 +88,7 @@ def read_headers(
         PEMError: a directory that is no module, or modules that cannot be combined as asked.
     """
     from pem_composition.arithmetic.compatible import check_compatible
+    from pem_composition.checkpoint.vocabulary import tokenizers_note
 
     headers = headers_of(paths, names)
     kind = ADACONFIG_KINDS.get(adaconfig or "")
@@ -115,6 +116,9 @@ def read_headers(
         space="delta" if choice.method == PEFT_LINEAR else space,
         allow_base_mismatch=flags.allow_base_mismatch,
     )
+    adapters = {h.name: h.path for h in headers if h.kind != "full"}  # models record it themselves
+    if note := tokenizers_note(adapters):
+        print(f"note: {note}")
     return headers
 
 

@@ -58,7 +58,7 @@ def run(config: Config) -> int:
     header = inspect_header(config.source)
     from pem_composition.checkpoint.convert import convert
 
-    convert(
+    module = convert(
         config.source,
         config.out,
         format=config.format,
@@ -71,6 +71,9 @@ def run(config: Config) -> int:
     print(
         f"{config.out}: {config.source} in {layout} layout ({len(header.infos)} tensors, {stored})"
     )
+    for note in module.provenance.notes:
+        if not note.startswith("converted from"):  # the line above says so
+            print(f"note: {note}")
     return 0
 
 

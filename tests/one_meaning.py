@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,10 @@ MODELS = [
     Model("roberta binary", _bert("Roberta", "ForSequenceClassification"), CLS,
           head="classifier", task="SEQ_CLS", **BERT_LIKE),
     Model("roberta mlm", _bert("Roberta", "ForMaskedLM"), MLM, output="lm_head.decoder",
-          head="lm_head", **BERT_LIKE),
+          head="lm_head", more={"part of the head": {"modules_to_save": ["lm_head.dense"]}},
+          **BERT_LIKE),
+    Model("roberta choice", _bert("Roberta", "ForMultipleChoice"),
+          hf.AutoModelForMultipleChoice, head="classifier", inputs="choices", **BERT_LIKE),
     Model("roberta tokens", _bert("Roberta", "ForTokenClassification", num_labels=N),
           hf.AutoModelForTokenClassification, head="classifier", task="TOKEN_CLS", **BERT_LIKE),
     Model("roberta bare", _bert("Roberta", "Model"), hf.AutoModel, head="pooler", **BERT_LIKE),
@@ -198,7 +201,8 @@ MODELS = [
     Model("bert regression", _bert("Bert", "ForSequenceClassification", num_labels=1), CLS,
           head="classifier", task="SEQ_CLS", **BERT_LIKE),
     Model("bert mlm", _bert("Bert", "ForMaskedLM"), MLM, output="cls.predictions.decoder",
-          head="cls", **BERT_LIKE),
+          head="cls", more={"part of the head": {"modules_to_save": ["predictions.transform"]}},
+          **BERT_LIKE),
     Model("bert answers", _bert("Bert", "ForQuestionAnswering"), hf.AutoModelForQuestionAnswering,
           head="qa_outputs", task="QUESTION_ANS", **BERT_LIKE),
     Model("distilbert", _distilbert, CLS, ("q_lin", "v_lin"), ("lin1", "lin2"), "layer",
@@ -271,6 +275,7 @@ def inputs(kind: str) -> dict[str, Tensor]:
     if kind == "ends":
         ids[:, -1] = 2
     return {
+        "choices": {"input_ids": torch.stack([ids, ids.flip(1)], 1)},
         "text": {"input_ids": ids}, "ends": {"input_ids": ids}, "image": {"pixel_values": image},
         "pair": {"input_ids": ids, "decoder_input_ids": ids[:, :4]},
         "image pair": {"pixel_values": image, "decoder_input_ids": ids[:, :4]},
@@ -523,6 +528,39 @@ def way_delta(c: Made, work: Path) -> Tensor:
     return c.peft(work / "delta")
 
 
+def way_rank(c: Made, work: Path) -> Tensor | None:
+    """Cut to the rank that it has."""
+    module = load(c.module)
+    if module.kind != "lora":
+        return None
+    rank = max(module.config.rank(layer) for layer in module.layers)
+    pem.combine([module], [1.0], space="delta", rank=rank).save(work / "cut")
+    return c.peft(work / "cut")
+
+
+def way_negations(c: Made, work: Path) -> Tensor:
+    pem.negate(pem.negate(load(c.module), 2.0), 0.5).save(work / "twice")
+    return c.peft(work / "twice")
+
+
+def way_sum(c: Made, work: Path) -> Tensor:
+    """Another module is added and taken away again; the first one's saved parts stay."""
+    a = load(c.module)
+    b = replace(a, tensors={n: t.flip(0) + 0.1 for n, t in a.tensors.items()}, operands=())
+    options: dict[str, Any] = {"space": "delta", "head": "first"}
+    pem.combine([pem.combine([a, b], [1.0, -0.5], **options), b], [1.0, 0.5], **options).save(
+        work / "sum"
+    )
+    return c.peft(work / "sum")
+
+
+def way_average(c: Made, work: Path) -> Tensor:
+    """Averaged with itself, whatever the coefficients that sum to 1."""
+    a = load(c.module)
+    pem.combine([a, a], [0.25, 0.75], space="delta").save(work / "average")
+    return c.peft(work / "average")
+
+
 def way_convert(c: Made, work: Path) -> Tensor:
     load(c.module).save(work / "there", format="adapter-transformers")
     load(work / "there").save(work / "back")
@@ -546,6 +584,10 @@ WAYS: dict[str, Callable[[Made, Path], Tensor | None]] = {
     "save": way_saved,
     "parameter space": way_parameter,
     "delta space": way_delta,
+    "rank": way_rank,
+    "negations": way_negations,
+    "sum and difference": way_sum,
+    "average": way_average,
     "convert": way_convert,
     "extract": way_extract,
 }

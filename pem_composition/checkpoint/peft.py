@@ -486,6 +486,7 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
             do="save it with its base as a model folder",
         )
     config = _settled_config(pem, pem.config)
+    _check_apart(pem, config)
     target = save_dtype(dtype)
     tensors, adapted = {}, frozenset(pem.layers)
     for name, tensor in sorted(pem.tensors.items()):
@@ -493,6 +494,26 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
         tensors[key] = cast(tensor, name, target, pem.name).reshape(shape)
     write_json(folder / CONFIG, config_json(pem, config))
     write_tensors(folder / WEIGHTS, tensors)
+
+
+def _check_apart(pem: PEM, config: LoraConfig | IA3Config) -> None:
+    """PEFT adapts no layer inside a copy (modules_to_save), as a sum of two modules may ask."""
+    for module in _copies(pem, config):
+        inside = [n for n in pem.layers if f"{n}.".startswith(f"{module}.")]
+        if inside:
+            raise PEMError.build(
+                pem.name, "PEFT has no layout for a layer that is both saved whole and adapted",
+                found=f"{module} saved whole, an update of {inside[0]} on top",
+                expected="one of the two",
+                do="save no part whole (--head none), or fold the sum (pem fold --space delta)",
+            )  # fmt: skip
+
+
+def _copies(pem: PEM, config: AdapterConfig) -> list[str]:
+    """The modules of which PEFT keeps a copy: full names of those that are saved whole."""
+    in_base = config.extra.get(IN_BASE) or ()
+    listed = config.extra.get("modules_to_save") or ()
+    return list(_saved_by([n for n in pem.head_tensors() if n not in in_base], listed))
 
 
 def _file_key(
@@ -580,7 +601,12 @@ def _feedforward(config: IA3Config) -> list[str]:
 def saved_modules(parameters: Iterable[str], listed: Collection[str] = ()) -> list[str]:
     """modules_to_save for parameters: the outermost module that is listed, by PEFT's rule of name
     endings, else the one that holds the parameter; none that lies in another one."""
-    modules: dict[str, str] = {}  # module -> how it is named in the config
+    return list(dict.fromkeys(_saved_by(parameters, listed).values()))
+
+
+def _saved_by(parameters: Iterable[str], listed: Collection[str]) -> dict[str, str]:
+    """Full name of a saved module -> how it is named in the config."""
+    modules: dict[str, str] = {}
     for name in sorted(parameters):
         parts = name.split(".")
         outer = [".".join(parts[:i]) for i in range(1, len(parts))]
@@ -588,13 +614,11 @@ def saved_modules(parameters: Iterable[str], listed: Collection[str] = ()) -> li
         holder = _holder(name)
         module, word = next(hits, (holder, holder))
         modules.setdefault(module, word)
-    return list(
-        dict.fromkeys(
-            word
-            for module, word in modules.items()
-            if not any(module.startswith(f"{other}.") for other in modules)
-        )
-    )
+    return {
+        module: word
+        for module, word in modules.items()
+        if not any(module.startswith(f"{other}.") for other in modules)
+    }
 
 
 def _holder(parameter: str) -> str:

@@ -7,12 +7,26 @@ A message says where (file, module or flag), what was found, what was expected a
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import shlex
+import sys
 from collections.abc import Iterable
 
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_RUN_FAILED = 3
 EXIT_PREEMPTED = 75
+
+# What optional packages are asked for as, here and in the extras of setup.py.
+REQUIREMENTS = {
+    "matplotlib": ("matplotlib>=3.9",),
+    "gguf": ("gguf>=0.17",),
+    "onnx": ("onnx>=1.17",),
+    "detoxify": ("detoxify>=0.5",),
+    "optuna": ("optuna>=4.4", "cmaes>=0.11"),
+    "openai": ("openai>=2.0",),
+    "bitsandbytes": ("bitsandbytes>=0.48",),
+}
 
 MAX_PLACE, MAX_FACT = 1000, 400  # characters of a message's parts; names in files can be megabytes
 
@@ -103,6 +117,19 @@ class Preempted(KeyboardInterrupt):
     def build(cls, where: object, what: str, *, do: str = "") -> Preempted:
         """Assemble the parts as ``PEMError.build`` does."""
         return cls(str(PEMError.build(where, what, do=do)))
+
+
+def installed(package: str) -> bool:
+    """True for a package that can be imported; a folder of that name (of logs, say) is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
+def install(package: str) -> str:
+    """The command that installs an optional package for the Python that runs, whether this package
+    came as a clone or as a wheel."""
+    wanted = map(shlex.quote, REQUIREMENTS.get(package, (package,)))
+    return f"{shlex.quote(sys.executable or 'python')} -m pip install {' '.join(wanted)}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -11,7 +11,6 @@ content at all). Its text is what the model says, without what it thinks.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pem_composition.errors import PEMError, RunFailed, UsageError
+from pem_composition.errors import PEMError, RunFailed, UsageError, install, installed
 
 OPENAI = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -142,10 +141,10 @@ class Endpoint:
             raise UsageError.build(
                 "--base_url", "not a URL", found=place, expected="http://... or https://..."
             )
-        if importlib.util.find_spec("openai") is None:
+        if not installed("openai"):
             raise UsageError.build(
                 "endpoint", "the package openai is not installed",
-                do="pip install 'pem_composition[endpoint]'",
+                do=install("openai"),
             )  # fmt: skip
         self._key = os.environ.get(service.key_variable, "")
         if not self._key.strip():

@@ -6,11 +6,10 @@ A module stays in float32 on any of them; it is attached, as quantised weights c
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pem_composition.errors import UsageError
+from pem_composition.errors import UsageError, install, installed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,10 +43,10 @@ class Holding(NamedTuple):
         if self.bits is None:
             return options
         options = options or self._own_device()
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if not installed("bitsandbytes"):
             raise UsageError.build(
                 f"--load_in_{self.bits}bit", "the package bitsandbytes is not installed",
-                do="pip install 'pem_composition[quantized]'",
+                do=install("bitsandbytes"),
             )  # fmt: skip
         from transformers import BitsAndBytesConfig
 

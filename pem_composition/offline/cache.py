@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pem_composition.errors import DataError, RunFailed
+from pem_composition.errors import DataError, RunFailed, install, installed
 from pem_composition.offline.assets import MANIFEST, Asset
 from pem_composition.offline.fetch import download, sha256
 
@@ -27,11 +26,11 @@ def make(asset: Asset, folder: Path) -> None:
         DataError: a download is not the pinned file.
         RunFailed: it could not be fetched, or a module that unpacking needs is not installed.
     """
-    if asset.needs and importlib.util.find_spec(asset.needs) is None:
+    if asset.needs and not installed(asset.needs):
         raise RunFailed.build(
             f"pem offline get {asset.name}",
             f"the package {asset.needs} is not installed",
-            do=f"pip install {asset.needs}",
+            do=install(asset.needs),
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(folder.parent) as scratch:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.errors import MissingPackage
+from pem_composition.errors import MissingPackage, install
 from pem_composition.report.records import Results, mean_of, read
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def backend() -> Any:
         raise MissingPackage.build(
             "no plot",
             "matplotlib is not installed",
-            do="pip install 'matplotlib>=3.9', then pem report (or pem compare) draws it",
+            do=f"{install('matplotlib')}, then pem report (or pem compare) draws it",
         ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.errors import RunFailed
+from pem_composition.errors import RunFailed, install
 from pem_composition.sweep.result_store import locked
 from pem_composition.sweep.space import Dimension, Study
 
@@ -42,7 +42,7 @@ def need_optuna() -> None:
     except ImportError:
         raise RunFailed.build(
             "--sampler", "optuna is not installed",
-            do='pip install "pem_composition[search]" (optuna and cmaes), or --sampler grid',
+            do=f"{install('optuna')}, or use --sampler grid",
         ) from None  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

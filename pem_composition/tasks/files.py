@@ -29,7 +29,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pem_composition.errors import DataError
+from pem_composition.errors import DataError, install
 from pem_composition.tasks.glue import WrittenFloat
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -357,7 +357,7 @@ def _parquet(path: Path, data: bytes) -> Table:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise DataError.build(path, "Parquet needs pyarrow", do="pip install pyarrow") from None
+        raise DataError.build(path, "Parquet needs pyarrow", do=install("pyarrow")) from None
     try:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pem_composition.errors import UsageError
+from pem_composition.errors import UsageError, install, installed
 from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 
@@ -32,6 +32,7 @@ TRAINED = (*OBJECTIVES, "causal_lm", "instruction")
 DECODERS = ("causal_lm", "instruction")  # objectives of a decoder
 TARGETS = ("label", "next_block")
 DEFAULT_BLOCK = 128  # tokens
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # of other names than the tracker's
 
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "least": (">=", operator.ge),
@@ -383,7 +384,10 @@ class TrainConfig(ModelFlags):
     )
     disable_tqdm: bool = flag(False, "no progress bars", key=False)
     resume_from_checkpoint: str | None = flag(
-        None, "a checkpoint directory; default: the newest complete one", key=False
+        None,
+        "a checkpoint directory; true (the default): the newest complete one, if there is one; "
+        "false: none",
+        key=False,
     )
     ignore_checkpoints: bool = flag(
         False, "start from the beginning although there are checkpoints", key=False
@@ -408,6 +412,12 @@ class TrainConfig(ModelFlags):
         check_objective(self)
         self._check_documents()
         self._check_pairs()
+        tracker = self.report_to
+        if tracker != "none" and not any(map(installed, TRACKERS.get(tracker, (tracker,)))):
+            raise UsageError.build(
+                f"--report_to {tracker}", f"the package {tracker} is not installed",
+                do=f"{install(tracker)}, or leave --report_to out",
+            )  # fmt: skip
 
     def _check_documents(self) -> None:
         """Flags of documents belong to --objective causal_lm, those of answers to instruction."""

@@ -59,12 +59,17 @@ def find_resume(
         UsageError: the directory holds an unfinished run with other settings, or something else.
     """
     output = Path(config.output_dir)
-    if config.resume_from_checkpoint:
-        found: Path | None = Path(config.resume_from_checkpoint)
-    elif config.overwrite_output_dir:
+    named = config.resume_from_checkpoint
+    word = str(named).lower()  # true and false as in the scripts of transformers
+    if word in ("true", "false"):
+        named = None
+    if named:
+        found: Path | None = Path(named)
+    elif config.overwrite_output_dir and word != "true":
         return None
     else:
-        found = None if config.ignore_checkpoints else checkpointing.newest_complete(output, say)
+        ignored = config.ignore_checkpoints or word == "false"
+        found = None if ignored else checkpointing.newest_complete(output, say)
     if found is None:
         _refuse_foreign(output, finished=finished)
         return None
@@ -78,7 +83,7 @@ def find_resume(
     if config.force_resume and not other_module:
         say(f"resuming from {found} although the run differs: {changed}")
         return found
-    if finished and not config.resume_from_checkpoint:
+    if finished and not named:
         say(f"{output}: finished with other settings ({changed}); training anew")
         return None
     force = "" if other_module else "add --force_resume to go on from it, or "

@@ -145,5 +145,6 @@ def test_without_bitsandbytes_one_line_says_what_to_install(base, capsys):
         assert cli.main(argv_of(flags(base, "refused", **{how: "true"}))) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f"--{how}: the package bitsandbytes is not installed; pip install" in error
+        assert f"--{how}: the package bitsandbytes is not installed; " in error
+        assert "-m pip install 'bitsandbytes>=0.48'" in error
     assert not (base / "refused").exists()

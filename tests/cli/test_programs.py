@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from pem_composition import cli
+from pem_composition.cli import parser
+from pem_composition.errors import REQUIREMENTS, UsageError, install, installed
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +88,29 @@ def test_help_describes_every_flag(name, pem):
         flag = field.metadata.get("flag", field.name)
         assert field.metadata.get("positional") or f"--{flag}" in done.out
     assert "examples:" in done.out
+
+
+def test_remedies_ask_for_what_setup_names_of_optional_packages(repository):
+    text = (repository / "setup.py").read_text(encoding="utf-8")
+    for package, wanted in REQUIREMENTS.items():
+        assert all(f'"{requirement}"' in text for requirement in wanted)
+        words = shlex.split(install(package))
+        assert words == [sys.executable, "-m", "pip", "install", *wanted]
+
+
+def test_a_folder_of_the_name_of_a_package_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "no_such_tracker").mkdir()  # as the logs of wandb in ./wandb
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not installed("no_such_tracker")
+    assert installed("torch") and not installed("no_such_package")
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio", "tensorboard"])
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(
+    tracker, tmp_path, monkeypatch
+):
+    for package in (tracker, "tensorboardX", "torch", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    words = ["--model_name_or_path", str(tmp_path), "--task_name", "rte", "--output_dir", "o"]
+    with pytest.raises(UsageError, match=f"--report_to {tracker}: .* -m pip install {tracker}"):
+        parser.parse(cli.load("train").Config, [*words, "--report_to", tracker], prog="train")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -471,5 +472,17 @@ def test_without_what_draws_the_table_stands_and_one_line_says_how_to_get_it(mon
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     common.print_plots(lambda: [plot.backend()])
     said = capsys.readouterr().out
-    assert said.startswith("no plot: matplotlib is not installed; pip install 'matplotlib")
+    python = f"{sys.executable} -m pip install 'matplotlib>=3.9'"
+    assert said.startswith(f"no plot: matplotlib is not installed; {python}, then")
     assert said.count("\n") == 1
+
+
+def test_a_report_without_what_draws_ends_well_with_its_table(tmp_path):
+    code = "import sys; sys.modules['matplotlib'] = None; from pem_composition.cli import main; "
+    words = ["report", "--results", str(write(tmp_path / "a")), "--save_path", str(tmp_path / "o")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(main({words}))"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("no plot: matplotlib is not installed; ") == 1
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"table.md", "table.csv"}

@@ -7,7 +7,6 @@ the sigmoid of the first output, "toxicity" (the outputs are not exclusive).
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pem_composition import offline
 from pem_composition.checkpoint import files
 from pem_composition.checkpoint.pickles import TorchZipFile
-from pem_composition.errors import CheckpointError, RunFailed, UsageError
+from pem_composition.errors import CheckpointError, RunFailed, UsageError, install, installed
 from pem_composition.evaluation.toxicity.judge import (
     RECORD,
     Identity,
@@ -102,10 +101,10 @@ def prepared() -> Path:
     folder = offline.cache_root() / f"judge-{KIND}-{VERSION}"
     if (folder / RECORD).is_file():
         return folder
-    if importlib.util.find_spec("detoxify") is None:
+    if not installed("detoxify"):
         raise UsageError.build(
             "--judge detoxify", "the judge is not installed",
-            do="pip install 'pem_composition[toxicity]', or use --judge offline",
+            do=f"{install('detoxify')}, or use --judge offline",
         )  # fmt: skip
     from detoxify.detoxify import MODEL_URLS
 

@@ -153,6 +153,8 @@ def load_task(
         notes.append(_inferred(task, table, reading))
     else:
         _check_known(task, reading)
+    if guessed := _guessed_order(task, reading, named=task_name is not None):
+        notes.append(guessed)
     limits = {TRAIN: max_train_samples, TEST: max_predict_samples}
     out = {}
     for split in [s for s in SPLIT_STEMS if s in tables and s in splits]:
@@ -341,6 +343,23 @@ def _class_order(word: str) -> tuple[bool, float, str]:
 def _are_numbered(labels: Sequence[str]) -> bool:
     """True for LABEL_0, LABEL_1, ..., which transformers gives where nobody names the classes."""
     return all(word.upper() == f"LABEL_{i}" for i, word in enumerate(labels))
+
+
+def _guessed_order(task: Task, reading: Reading, *, named: bool) -> str:
+    """What to say where a head numbers its classes and rows call them by words: their order is a
+    guess, and a wrong one gives wrong scores; empty elsewhere.
+    """
+    own = reading.own or ()
+    words = [word for word in task.labels if not is_number(word)]
+    known = reading.labels or task.labels == own or not _are_numbered(own)
+    if known or not words or len(own) != len(task.labels):
+        return ""
+    taken = ", ".join(f"{i} for {word}" for i, word in enumerate(task.labels[:10]))
+    remedy = "leave --task_name out, name the file and add --labels" if named else "add --labels"
+    return (
+        f"the head numbers its classes: output {taken}{', ...' if len(own) > 10 else ''}; if its "
+        f"outputs have another order, {remedy} in that order"
+    )
 
 
 def _is_class(labels: tuple[str, ...], value: Any) -> bool:

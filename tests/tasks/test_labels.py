@@ -17,7 +17,14 @@ from pyarrow import parquet
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import load_task
 from pem_composition.tasks.files import read_rows
-from pem_composition.tasks.glue import Reading, Task, number_of, reads_as_scores, word_of
+from pem_composition.tasks.glue import (
+    Reading,
+    Task,
+    get_task,
+    number_of,
+    reads_as_scores,
+    word_of,
+)
 from pem_composition.tasks.split import SplitConfig, make_split, write_split
 
 # As they stand in a file; each is a class of its own.
@@ -306,3 +313,29 @@ def test_a_split_of_a_parquet_table_means_what_the_table_means(name, tmp_path):
         assert whole.task.labels == (("0", "1") if name == "numbers" else ("no", "yes"))
     for line in (tmp_path / "out" / "all.jsonl").read_text().splitlines():
         assert json.loads(line, parse_constant=pytest.fail)["endless"] == float("inf")
+
+
+NUMBERED = ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+@pytest.mark.parametrize("task", ["mnli", None])
+def test_a_head_that_numbers_its_classes_is_said_to_be_guessed(task, tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"a,b,{word}" for word in ("neutral", "entailment", "contradiction")]
+    path.write_text("\n".join(["premise,hypothesis,label", *rows]))
+
+    def notes(**known) -> str:
+        reading = Reading(**known)
+        return " ".join(load_task(task, validation_file=path, reading=reading).notes)
+
+    order = get_task("mnli").labels if task else tuple(sorted(get_task("mnli").labels))
+    said = ", ".join(f"{i} for {word}" for i, word in enumerate(order))
+    assert f"the head numbers its classes: output {said};" in notes(own=NUMBERED)
+    for known in ({"own": order}, {"own": None}, {"own": NUMBERED, "labels": order}):
+        assert "numbers its classes" not in notes(**known)
+
+
+def test_numbers_of_numbered_classes_are_no_guess(tmp_path):
+    path = table(tmp_path / "a.csv", ["0", "1", "2"])
+    (note,) = load_task(validation_file=path, reading=Reading(own=NUMBERED)).notes
+    assert "3 classes of the model" in note

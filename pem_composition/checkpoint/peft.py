@@ -226,8 +226,10 @@ def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
     parts = rest.split(".")
     for part, what in REFUSED_PARTS.items():
         if part in parts:
+            embedding = "train the module on linear layers, or the embedding in modules_to_save"
+            do = embedding if "embedding" in part else SUM_REMEDY
             raise UnsupportedModule.build(
-                path, f"tensor {key!r}: {what} cannot be represented", do=SUM_REMEDY
+                path, f"tensor {key!r}: {what} cannot be represented", do=do
             )
     if any(p in ("lora_A", "lora_B") for p in parts) and not rest.endswith(
         (".lora_A.weight", ".lora_B.weight")

@@ -18,7 +18,8 @@ EMBEDDING = re.compile(
 BERT_EMBEDDING = re.compile(r"(.*\.)?embeddings\.(word|tok)_embeddings\.weight")
 LANGUAGE_MODELS = re.compile(
     r".*(ForCausalLM|LMHeadModel|ForConditionalGeneration|EncoderDecoderModel|DoubleHeadsModel|"
-    r"ForMaskedLM|ForPreTraining|ForCausalImageModeling|ForVisionText2Text)"
+    r"ForMaskedLM|ForPreTraining|ForCausalImageModeling|ForVisionText2Text|MarianMTModel|"
+    r"BertGenerationDecoder|ReformerModelWithLMHead)"
 )
 # BERT and its kin: output layer -> a parameter beside it that is always stored.
 BERT_OUTPUTS = {
@@ -29,12 +30,16 @@ BERT_OUTPUTS = {
     "generator_lm_head": "generator_predictions.dense.weight",
     "decoder": "head.dense.weight",
 }
+# Embedding of a model of two sides -> what each side calls it.
+SIDES = {"shared": "embed_tokens", "prophetnet.word_embeddings.weight": "word_embeddings"}
+DISCRIMINATOR = "discriminator_predictions.dense.weight"  # ELECTRA's, which has no output layer
 # Model type -> its output layer, where it is not lm_head.
 OUTPUTS = {
     **dict.fromkeys(("whisper", "moonshine", "moonshine_streaming", "canary"), "proj_out"),
     **dict.fromkeys(("biogpt", "trocr"), "output_projection"),
     **dict.fromkeys(("xlm", "flaubert"), "pred_layer.proj"),
     **dict.fromkeys(("t5gemma", "t5gemma2"), "lm_head.out_proj"),
+    "bert-generation": "lm_head.decoder",
     "xlnet": "lm_loss",
     "rwkv": "head",
     "git": "output",
@@ -70,7 +75,8 @@ def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, st
         pairs |= dict.fromkeys(_copies(source, known, config), source)
     for layer, sign in BERT_OUTPUTS.items():
         stem, _, last = layer.rpartition(".")
-        if stem and last == "decoder" and sign in known:
+        named = sign in known or OUTPUTS.get(str(config.get("model_type"))) == layer
+        if stem and last == "decoder" and named:
             own, copy = f"{stem}.bias", f"{layer}.bias"
             pairs |= {copy: own} if own in known else {own: copy} if copy in known else {}
     return pairs
@@ -82,14 +88,14 @@ def _copies(source: str, known: set[str], config: Mapping[str, Any]) -> list[str
     has_output = is_language_model(config)
     if BERT_EMBEDDING.fullmatch(source):
         outputs = [layer for layer, sign in BERT_OUTPUTS.items() if sign in known and has_output]
-        if outputs:
+        if outputs or DISCRIMINATOR in known:
             return [f"{layer}.weight" for layer in outputs]
     if not match:
         return []
     root, copies = match["root"] or "", []
-    if match["kind"] == "shared":
+    if name := SIDES.get(source.split(".")[-2] if match["kind"] == "shared" else source):
         sides = [f"{root}{side}." for side in ("encoder", "decoder")]
-        copies = [f"{s}embed_tokens.weight" for s in sides if any(n.startswith(s) for n in known)]
+        copies = [f"{s}{name}.weight" for s in sides if any(n.startswith(s) for n in known)]
     if has_output and _is_decoders(source, known):
         # decoder.transformer.wte of a model made of two: decoder.lm_head
         of_two = _class_of(config).endswith("EncoderDecoderModel")

@@ -7,12 +7,38 @@ from pathlib import Path
 import one_meaning as om
 import pytest
 import tiny
+import transformers as hf
 
 from pem_composition.checkpoint.files import read_json
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.tied import tied_names
 
-MODELS = {**{n: (lambda n=n: om.built(n)) for n in om.BY_NAME}, **tiny.BUILDERS}
+SIDES = {
+    "vocab_size": om.V, "d_model": om.D, "encoder_layers": 1, "decoder_layers": 1,
+    "encoder_attention_heads": om.H, "decoder_attention_heads": om.H, "encoder_ffn_dim": om.F,
+    "decoder_ffn_dim": om.F, "max_position_embeddings": 40, **om.SPECIAL,
+}  # fmt: skip
+OTHERS = {
+    "electra discriminator": lambda: hf.ElectraForPreTraining(hf.ElectraConfig(**om.ENCODER)),
+    "electra mlm": lambda: hf.ElectraForMaskedLM(hf.ElectraConfig(**om.ENCODER)),
+    "bert decoder": lambda: hf.BertGenerationDecoder(
+        hf.BertGenerationConfig(**om.ENCODER, **om.SPECIAL, is_decoder=True)
+    ),
+    "marian": lambda: hf.MarianMTModel(hf.MarianConfig(**SIDES)),
+    "marian of two vocabularies": lambda: hf.MarianMTModel(
+        hf.MarianConfig(
+            **SIDES, share_encoder_decoder_embeddings=False, decoder_vocab_size=om.V + 3
+        )
+    ),
+    "prophetnet": lambda: hf.ProphetNetForConditionalGeneration(
+        hf.ProphetNetConfig(
+            vocab_size=om.V, hidden_size=om.D, encoder_ffn_dim=om.F, decoder_ffn_dim=om.F,
+            num_encoder_layers=1, num_decoder_layers=1, num_encoder_attention_heads=om.H,
+            num_decoder_attention_heads=om.H,
+        )
+    ),
+}  # fmt: skip
+MODELS = {**{n: (lambda n=n: om.built(n)) for n in om.BY_NAME}, **tiny.BUILDERS, **OTHERS}
 
 
 @pytest.mark.parametrize("name", MODELS)

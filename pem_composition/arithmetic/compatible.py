@@ -13,7 +13,6 @@ from pem_composition.errors import IncompatibleModules, PEMError
 if TYPE_CHECKING:
     from pem_composition.arithmetic.operand import Described
 
-PREFIX = "base_model.model."  # of PEFT's names
 SPACES = ("parameter", "delta", "log")
 LOG_REMEDY = "use another space (--space parameter or delta)"
 USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
@@ -74,8 +73,8 @@ def check_spellings(modules: Sequence[Described]) -> None:
                             "name the same layers in two ways",
                             found=f"{layer} in {module.name} and {its[short]} in {other.name}",
                             expected="one way, that of the model they will be used with",
-                            do=f"rename the tensors of {other.name} ({PREFIX}... to "
-                            f"{PREFIX}{prefix}....), or those of {module.name} the other way",
+                            do=f"give {other.name} the prefix (pem convert IN OUT --prefix "
+                            f"{prefix})",
                         )
 
 

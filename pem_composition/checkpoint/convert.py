@@ -6,6 +6,7 @@ Adapters go between PEFT and adapter-transformers; full models between one file 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,16 @@ from pem_composition.checkpoint.tensors import (
     open_tensors,
     save_dtype,
 )
-from pem_composition.config import BaseIdentity, FullConfig, Head
+from pem_composition.config import (
+    IN_BASE,
+    BaseIdentity,
+    FullConfig,
+    Head,
+    IA3Config,
+    LoraConfig,
+    is_head,
+    pattern_keys,
+)
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Recipe
@@ -55,6 +65,7 @@ def convert(
     format: str = "peft",
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
 ) -> PEM:
     """Write the module of one directory into another; returns it (a full model without tensors).
@@ -63,6 +74,7 @@ def convert(
         format: peft | adapter-transformers; a full model stays a Hugging Face folder.
         dtype: of the written tensors; default: each as it is stored.
         max_shard_bytes: full models: most bytes per file; default 5 GB.
+        prefix: of adapters: written before every layer's name, see ``prefixed``.
 
     Raises:
         UnsupportedModule: the layout cannot represent the module exactly; the reason is named.
@@ -71,7 +83,13 @@ def convert(
     folder, kind = locate(path)
     check_apart(out, [path])
     settings = {"format": format, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
+    settings |= {} if prefix is None else {"prefix": prefix}
     if kind == "full":
+        if prefix is not None:
+            raise PEMError.build(
+                path, "the layers of adapters alone are renamed", found="a full model",
+                do="leave --prefix out",
+            )  # fmt: skip
         return _convert_full(folder, Path(fspath(out)), settings, overwrite=overwrite)
     if max_shard_bytes is not None:
         raise PEMError.build(
@@ -91,10 +109,51 @@ def _convert_module(
             tensors={n: _stored(t, header.infos[n]) for n, t in module.tensors.items()},
             heads={n: _stored_head(folder, n, h) for n, h in module.heads.items()},
         )
+    if "prefix" in settings:
+        module = prefixed(module, settings["prefix"])
     note = f"converted from the {header.format} layout ({header.weights.name})"
     module = replace(module, provenance=_noted(module.provenance, settings, note), name=out.name)
     save(module, out, format=settings["format"], dtype=settings["dtype"], overwrite=overwrite)
     return module
+
+
+def prefixed(module: PEM, prefix: str) -> PEM:
+    """The module for a model that holds the one it was trained on as ``prefix``: a RoBERTa's
+    ``encoder...`` is a classifier's ``roberta.encoder...``. A task's head stands beside it.
+
+    Raises:
+        PEMError: no name of a module.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,9}", prefix, re.ASCII):
+        raise PEMError.build(
+            "--prefix", "no name of a module", found=repr(prefix), expected="such as roberta"
+        )
+    config = module.config
+    layers = {layer: f"{prefix}.{layer}" for layer in module.layers}
+    targets, key_of = tuple(layers.values()), pattern_keys(layers.values())
+
+    def named(parameter: str) -> str:
+        return parameter if is_head(parameter) else f"{prefix}.{parameter}"
+
+    extra = dict(config.extra)
+    if extra.get(IN_BASE):
+        extra[IN_BASE] = tuple(map(named, extra[IN_BASE]))
+    if isinstance(config, LoraConfig):
+        ranks = {key_of[new]: config.rank(old) for old, new in layers.items()}
+        alphas = {key_of[new]: config.alpha_of(old) for old, new in layers.items()}
+        config = replace(
+            config, target_modules=targets, extra=extra,
+            rank_pattern={k: r for k, r in ranks.items() if r != config.r},
+            alpha_pattern={k: a for k, a in alphas.items() if a != config.alpha},
+        )  # fmt: skip
+    elif isinstance(config, IA3Config):
+        inputs = tuple(new for old, new in layers.items() if config.scales_input(old))
+        config = replace(config, target_modules=targets, feedforward_modules=inputs, extra=extra)
+    tensors = {}
+    for name, tensor in module.tensors.items():
+        parameter, _, role = name.rpartition(".")
+        tensors[f"{named(parameter)}.{role}"] = tensor
+    return replace(module, config=config, tensors=tensors, operands=())
 
 
 def _stored(tensor: Tensor, info: TensorInfo) -> Tensor:

@@ -17,6 +17,7 @@ EXAMPLES = """
   pem convert runs/new runs/for-adapters --format adapter-transformers
   pem convert models/sharded models/single --max_shard_size 50GB
   pem convert models/pickled models/safe --dtype bfloat16
+  pem convert runs/of-bare-model runs/of-classifier --prefix roberta
 """
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -44,6 +45,14 @@ class Config:
             "help": "whole models: at most this much per file, e.g. 200MB (default: 5GB)",
         },
     )
+    prefix: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "adapters: put NAME. before the layers' names, e.g. roberta for a module of a "
+            "bare model that is to be used with a classifier",
+        },
+    )
     overwrite: bool = field(
         default=False, metadata={"short": "-o", "help": "replace an existing output"}
     )
@@ -64,6 +73,7 @@ def run(config: Config) -> int:
         format=config.format,
         dtype=config.dtype,
         max_shard_bytes=limit,
+        prefix=config.prefix,
         overwrite=config.overwrite,
     )
     layout = "full" if header.kind == "full" else config.format

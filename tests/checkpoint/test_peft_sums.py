@@ -17,7 +17,10 @@ pytest.importorskip("peft")
 import one_meaning as om
 import peft
 
+from pem_composition import cli
 from pem_composition.checkpoint import fold_checkpoint, load
+from pem_composition.checkpoint.convert import convert
+from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.errors import PEMError
 from pem_composition.module import combine, negate
 
@@ -171,3 +174,73 @@ def test_an_adapter_of_another_name(tmp_path: Path) -> None:
         with om.quiet():
             again = peft.PeftModel.from_pretrained(base_of(m.name), out).eval()
         torch.testing.assert_close(om.output(again, m.inputs), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["query", "output.dense"], "rank_pattern": {"query": 3}},
+        {"target_modules": r".*\.1\..*query", "use_rslora": True},
+        {"target_modules": ["encoder.layer.0.attention.self.query"], "alpha_pattern": {"query": 3}},
+        {"target_modules": ["query"], "modules_to_save": ["LayerNorm"]},
+    ],
+)
+def test_the_remedy_for_two_names_of_a_layer_is_true(options: Any, tmp_path: Path) -> None:
+    """One module of a bare model, one of a classifier: what the message asks for adds them up."""
+    bare = made("roberta bare", tmp_path / "b", 1, r=2, **options)
+    whole = made("roberta", tmp_path / "a", 2, r=2, target_modules=["query", "output.dense"])
+    load(tmp_path / "b").save(tmp_path / "ours")  # with a record of its own
+    for source in ("b", "ours"):
+        with pytest.raises(PEMError, match="in two ways") as error:
+            combine([load(tmp_path / "a"), load(tmp_path / source)], [1.0, -0.5], space="delta")
+        words = re.search(r"\(pem (convert IN OUT .*)\)", str(error.value))
+        assert words
+        there = {"IN": str(tmp_path / source), "OUT": str(tmp_path / f"{source}-named")}
+        assert cli.main([there.get(w, w) for w in words[1].split()]) == 0
+        named = load(there["OUT"])
+        assert rebuild(there["OUT"]).equal
+        combine([load(tmp_path / "a"), named], [1.0, -0.5], space="delta").save(
+            tmp_path / "sum", overwrite=True
+        )
+        updates, saved = opened("roberta", tmp_path / "sum")
+        expected = dict(whole[0])
+        for layer, update in bare[0].items():
+            name = f"roberta.{layer}"
+            expected[name] = expected.get(name, torch.zeros_like(update)) - 0.5 * update
+        same(updates, expected)
+        same(saved, {f"roberta.{n}": t for n, t in bare[1].items()})
+
+
+def test_a_vector_is_renamed_with_its_side(tmp_path: Path) -> None:
+    m = om.BY_NAME["roberta bare"]
+    config = peft.IA3Config(
+        target_modules=["query", "output.dense"], feedforward_modules=["output.dense"]
+    )
+    with om.quiet():
+        adapted = peft.get_peft_model(base_of(m.name), config).eval()
+        with torch.no_grad():
+            for i, p in enumerate(q for q in adapted.parameters() if q.requires_grad):
+                p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        adapted.save_pretrained(tmp_path / "b")
+    convert(tmp_path / "b", tmp_path / "named", prefix="roberta")
+    module = load(tmp_path / "named")
+    model = base_of("roberta")
+    with om.quiet():
+        again = peft.PeftModel.from_pretrained(model, tmp_path / "named").eval()
+    hidden = again.base_model.model.roberta(**om.inputs(m.inputs)).last_hidden_state
+    own = base_of("roberta")
+    bare = base_of(m.name)
+    bare.load_state_dict(own.roberta.state_dict(), strict=False)
+    with om.quiet():
+        alone = peft.PeftModel.from_pretrained(bare, tmp_path / "b").eval()
+    want = alone(**om.inputs(m.inputs)).last_hidden_state
+    torch.testing.assert_close(hidden, want, rtol=1e-9, atol=1e-9)
+    assert all(n.startswith("roberta.encoder.") for n in module.layers)
+
+
+@pytest.mark.parametrize("prefix", ["", "a b", "../x", "roberta.", "é"])
+def test_a_prefix_is_a_name(prefix: str, tmp_path: Path) -> None:
+    made("roberta bare", tmp_path / "b", 1, r=2, target_modules=["query"])
+    with pytest.raises(PEMError, match="--prefix: no name of a module"):
+        convert(tmp_path / "b", tmp_path / "out", prefix=prefix)
+    assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ from pem_composition.arithmetic.methods.registry import SIMPLE, resolve
 from pem_composition.arithmetic.updates import cast, certified
 from pem_composition.checkpoint.changes import stores_transposed
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import FLOAT_DTYPES, read_json
+from pem_composition.checkpoint.files import FLOAT_DTYPES, read_json, snapshot_of
 from pem_composition.checkpoint.full import (
     Weights,
     aligned,
@@ -81,7 +81,7 @@ def extract_lora(
         IncompatibleModules: checkpoints of two architectures, or equal ones.
     """
     _check_request(rank, method)
-    folder = Path(fspath(tuned))
+    folder = snapshot_of(Path(fspath(tuned)))
     with (
         Weights(base_folder_of(base, tuned)) as original,
         Weights(folder) as model,

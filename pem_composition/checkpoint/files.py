@@ -88,7 +88,8 @@ def _check_inside(path: Path, root: Path) -> None:
         target, home = path.resolve(), root.resolve()
     except (OSError, RuntimeError):
         raise CheckpointError.build(path, "a symbolic link that leads nowhere") from None
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    caches = [p.parent for p in home.parents if p.name == "snapshots"]
+    blobs = caches[0] / "blobs" if caches else home
     if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
         raise CheckpointError.build(
             path,
@@ -97,6 +98,27 @@ def _check_inside(path: Path, root: Path) -> None:
             expected=f"a file inside {root}",
             do="replace the link by a copy of the file",
         )
+
+
+def snapshot_of(folder: Path) -> Path:
+    """The folder itself; of a model's folder in the hub's cache (models--ORG--NAME) the snapshot
+    that refs/main names, or the only one.
+
+    Raises:
+        CheckpointError: several snapshots, and no word of which.
+    """
+    snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    if not snapshots.is_dir():
+        return folder
+    names = sorted(d.name for d in snapshots.iterdir() if d.is_dir())
+    named = main.read_text(encoding="utf-8").strip() if is_file(main) else ""
+    if named not in names and len(names) != 1:
+        raise CheckpointError.build(
+            folder, "a folder of the hub's cache that does not say which snapshot to read",
+            found=", ".join(names) or "no snapshot", expected="the one that refs/main names",
+            do=f"give one of {snapshots}" if names else "fetch the model again",
+        )  # fmt: skip
+    return snapshots / (named if named in names else names[0])
 
 
 def is_file(path: Path) -> bool:

@@ -26,6 +26,7 @@ from pem_composition.checkpoint.files import (
     atomic_directory,
     check_apart,
     is_file,
+    snapshot_of,
 )
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.full_plan import Plan
@@ -112,7 +113,7 @@ def combine_full(
 
 
 def _model_folder(path: str | PathLike[str]) -> Path:
-    folder = Path(fspath(path))
+    folder = snapshot_of(Path(fspath(path)))
     if not is_file(folder / CONFIG):
         raise CheckpointError.build(
             folder,

@@ -24,7 +24,14 @@ from pem_composition.checkpoint import heads
 from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
 from pem_composition.checkpoint.content import content_digest
-from pem_composition.checkpoint.files import fsync, is_file, read_json, sha256_file, write_json
+from pem_composition.checkpoint.files import (
+    fsync,
+    is_file,
+    read_json,
+    sha256_file,
+    snapshot_of,
+    write_json,
+)
 from pem_composition.checkpoint.header import Record as Record
 from pem_composition.checkpoint.header import check_sha256 as check_sha256
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors
@@ -303,7 +310,7 @@ def model_type_of(config: Mapping[str, Any]) -> str | None:
 
 def find_base(name: str) -> Path | None:
     """The local folder of a model: the path itself, or its main snapshot in the Hub cache."""
-    folder = Path(name)
+    folder = snapshot_of(Path(name))
     if is_file(folder / "config.json"):
         return folder
     parts = name.split("/")
@@ -315,12 +322,8 @@ def find_base(name: str) -> Path | None:
     )
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     model = cache / ("models--" + "--".join(parts))
-    reference = model / "refs" / "main"
-    if not is_file(reference):
-        return None
-    revision = reference.read_text(encoding="utf-8").strip()
-    found = model / "snapshots" / revision
-    return found if revision.isalnum() and is_file(found / "config.json") else None
+    found = snapshot_of(model) if model.is_dir() else model
+    return found if is_file(found / "config.json") else None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -18,13 +18,14 @@ from pem_composition.checkpoint import (
     peft,
     provenance,
 )
-from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, REFERENCE_WEIGHTS
+from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, MODEL_CONFIG, REFERENCE_WEIGHTS
 from pem_composition.checkpoint.files import (
     atomic_directory,
     check_apart,
     is_file,
     read_json,
     sha256_file,
+    snapshot_of,
 )
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import is_foreign
@@ -163,10 +164,11 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
             expected="a directory with a module",
             do=_near(folder) or "check the path",
         )
+    folder = snapshot_of(folder)
     kind = _format_of(folder)
     if kind is not None:
         return folder, kind
-    inner = [d for d in sorted(folder.iterdir()) if d.is_dir() and is_file(d / CONFIG)]
+    inner = _inside(folder, CONFIG) or _inside(folder, MODEL_CONFIG)
     if len(inner) == 1:
         return inner[0], _format_of(inner[0]) or "peft"
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
@@ -179,8 +181,14 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
         expected="one of them"
         if inner
         else "adapter_config.json with its weights, or config.json with a full model",
-        do="name the subfolder" if inner else "check the path",
+        do=f"name the subfolder, e.g. {inner[-1]}" if inner else "check the path",
     )
+
+
+def _inside(folder: Path, file: str) -> list[Path]:
+    """Subfolders with this file, checkpoint-1000 after checkpoint-500."""
+    found = (d for d in folder.iterdir() if d.is_dir() and is_file(d / file))
+    return sorted(found, key=lambda d: (len(d.name), d.name))
 
 
 def _near(path: Path) -> str:

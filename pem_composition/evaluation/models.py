@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition import offline
+from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.holding import AS_IT_IS, Holding, keep_gradients
@@ -420,8 +421,9 @@ def resolve(model_name_or_path: str | Path) -> str:
     """
     name = str(model_name_or_path)
     source = offline.resolve(name)
-    path = Path(source)
+    path = snapshot_of(Path(source))
     if path.is_dir():
+        source = str(path)
         if not (path / "config.json").is_file():
             raise CheckpointError.build(
                 source, "not a model directory", found="no config.json",

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import pem_composition as library
 from pem_composition import cli, json_lines
-from pem_composition.evaluation.generate import Decoding, generate
+from pem_composition.evaluation.generate import Decoding, _write, generate
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_exam
 from pem_composition.evaluation.toxicity import load_judge
@@ -433,6 +433,35 @@ def test_a_killed_sweep_keeps_its_points_and_every_file_of_texts_is_whole(
     assert {i: r["toxicity"] for i, r in one.items()} == {
         i: r["toxicity"] for i, r in other.items()
     }
+
+
+def test_a_sweep_that_is_stopped_within_a_strength_goes_on_behind_its_last_batch(
+    bench, finished, tmp_path, capsys, monkeypatch
+):
+    out, append = tmp_path / "out", json_lines.append
+
+    def stop_after_two(path, record):
+        append(path, record)
+        if record.get("batch") == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(json_lines, "append", stop_after_two)
+    words = ("--batch_size", "5", "--grid", "0", "0.5", "1")
+    assert run(bench, out, *words) != 0
+    monkeypatch.undo()
+    (partial,) = (out / "texts").glob(".*.partial")
+    assert len(json_lines.read(partial)) == 2 and not lines(out)
+    written = []
+    monkeypatch.setattr(
+        "pem_composition.evaluation.generate._write",
+        lambda *given, real=_write: written.append(len(given[1])) or real(*given),
+    )
+    assert run(bench, out, *words) == 0
+    assert sum(written) == 4 * 12 - 10  # four strengths, but for two batches of the first
+    assert not list((out / "texts").glob(".*"))
+    for identity, row in rows(out).items():
+        other = rows(finished)[identity]
+        assert texts_of(out, row) == texts_of(finished, other)
 
 
 # --- refusals ---

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition import json_lines
 from pem_composition.cli.common import device_of
 from pem_composition.cli.evaluate import NO_ADAPTER
 from pem_composition.evaluation import keys
+from pem_composition.sweep import texts
 
 if TYPE_CHECKING:
     from pem_composition.cli.causal import CausalFlags
@@ -37,18 +37,7 @@ def resume(
         identity: everything that decides the texts.
         batches: number of batches to leave out -> the others in order.
     """
-    key, path = keys.key_of(keys.complete(identity)), partial_path(output)
-    records = {(r.get("key"), r.get("batch")): r for r in json_lines.read(path)}
-    kept: list[Rows] = []
-    while (known := records.get((key, len(kept)))) is not None:
-        kept.append(known["rows"])
-    before = len(kept)
-    if not before:
-        path.unlink(missing_ok=True)  # of other settings, another model or module
-    for rows in batches(before):
-        json_lines.append(path, {"key": key, "batch": len(kept), "rows": rows})
-        kept.append(rows)
-    return kept, before
+    return texts.resume(partial_path(output), keys.key_of(keys.complete(identity)), batches)
 
 
 def identity_of(config: CausalFlags) -> dict[str, Any]:

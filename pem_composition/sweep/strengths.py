@@ -132,10 +132,16 @@ class StrengthRunner:
             identity["generation"] = self.trial.generation
 
         def compute(key: str) -> dict[str, Any]:
-            rows = list(self._written(strength))
-            facts = _facts(rows)
             file = f"{FOLDER}/{label(strength)}-{key[:12]}.jsonl"
-            texts.save(self.folder / file, rows, self._scores(facts["sha256"]))
+            path = self.folder / file
+            partial = path.with_name(f".{path.name}.partial")
+            # The batches of another size are made of other rows.
+            name = f"{key} {self.trial.asked.batch_size}"
+            found, _ = texts.resume(partial, name, lambda skip: self._written(strength, skip))
+            rows = [row for batch in found for row in batch]
+            facts = _facts(rows)
+            texts.save(path, rows, self._scores(facts["sha256"]))
+            partial.unlink(missing_ok=True)
             return {"file": file, **facts}
 
         return self.store.once(
@@ -226,15 +232,16 @@ class StrengthRunner:
         with reduced(model, self.trial.bf16):
             yield model, tokenizer
 
-    def _written(self, strength: float) -> Iterator[Row]:
-        """New texts; long parts say how far they are."""
-        asked, spoken = self.trial.asked, time.monotonic()
+    def _written(self, strength: float, skip: int) -> Iterator[list[Row]]:
+        """New texts in batches, all but the first ``skip``; long parts say how far they are."""
+        asked, spoken, count = self.trial.asked, time.monotonic(), 0
         with self._model(strength) as (model, tokenizer):
-            for count, row in enumerate(asked.write(model, tokenizer), start=1):
-                yield row
-                if time.monotonic() - spoken > SPOKEN and count < asked.size:
+            for rows in asked.write(model, tokenizer, skip):
+                yield rows
+                count += len(rows)
+                if time.monotonic() - spoken > SPOKEN:
                     spoken = time.monotonic()
-                    self.say(f"strength {strength:g}: {count} of {asked.size} texts")
+                    self.say(f"strength {strength:g}: {count} texts of {asked.size} written now")
 
     def _line(self, measured: Measured, seconds: float) -> str:
         """Progress of one strength."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,16 +77,18 @@ class Asked:
 
         encode_prompts(model, tokenizer, self.prompts, self.decoding)
 
-    def write(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Iterator[Row]:
-        """The texts, as the batches are done."""
-        from pem_composition.evaluation.generate import generate
+    def write(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, skip: int = 0
+    ) -> Iterator[list[Row]]:
+        """The texts batch by batch, all but the first ``skip`` batches."""
+        from pem_composition.evaluation.generate import batches
 
-        samples = generate(
+        found = batches(
             model, tokenizer, self.prompts, self.decoding,
-            samples=self.samples, seed=self.seed, batch_size=self.batch_size,
+            samples=self.samples, seed=self.seed, batch_size=self.batch_size, skip=skip,
         )  # fmt: skip
-        for sample in samples:
-            yield sample._asdict()
+        for batch in found:
+            yield [sample._asdict() for sample in batch]
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,30 @@ def strongest(rows: Sequence[Mapping[str, Any]], max_increase: float) -> float |
 def digest_of(value: object) -> str:
     """sha256 of prompts, or of rows without scores."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def resume(
+    path: Path, key: str, batches: Callable[[int], Iterator[list[Any]]]
+) -> tuple[list[list[Any]], int]:
+    """All batches, those that a stopped run had written among them, and how many those were.
+
+    Each is on disk before the next is made. The caller takes the file away when all is kept.
+
+    Args:
+        key: of everything that decides the batches, their size included.
+        batches: number of batches to leave out -> the others in order.
+    """
+    records = {(r.get("key"), r.get("batch")): r for r in json_lines.read(path)}
+    kept: list[list[Any]] = []
+    while (known := records.get((key, len(kept)))) is not None:
+        kept.append(known["rows"])
+    before = len(kept)
+    if not before:
+        path.unlink(missing_ok=True)  # of other settings, another model or module
+    for rows in batches(before):
+        json_lines.append(path, {"key": key, "batch": len(kept), "rows": rows})
+        kept.append(rows)
+    return kept, before
 
 
 def save(path: Path, rows: Sequence[Row], scores: Mapping[str, Sequence[float]]) -> None:

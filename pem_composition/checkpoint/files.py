@@ -102,23 +102,25 @@ def _check_inside(path: Path, root: Path) -> None:
 
 def snapshot_of(folder: Path) -> Path:
     """The folder itself; of a model's folder in the hub's cache (models--ORG--NAME) the snapshot
-    that refs/main names, or the only one.
+    that refs/main names, or the only one where nothing is named.
 
     Raises:
-        CheckpointError: several snapshots, and no word of which.
+        CheckpointError: several snapshots and no word of which, or the named one is not there.
     """
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
     if not snapshots.is_dir():
         return folder
     names = sorted(d.name for d in snapshots.iterdir() if d.is_dir())
-    named = main.read_text(encoding="utf-8").strip() if is_file(main) else ""
-    if named not in names and len(names) != 1:
+    named = main.read_text(encoding="utf-8").strip() if is_file(main) else None
+    if named is None and len(names) == 1:
+        named = names[0]
+    if named not in names:
         raise CheckpointError.build(
             folder, "a folder of the hub's cache that does not say which snapshot to read",
             found=", ".join(names) or "no snapshot", expected="the one that refs/main names",
             do=f"give one of {snapshots}" if names else "fetch the model again",
         )  # fmt: skip
-    return snapshots / (named if named in names else names[0])
+    return snapshots / str(named)
 
 
 def is_file(path: Path) -> bool:

@@ -322,7 +322,10 @@ def find_base(name: str) -> Path | None:
     )
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     model = cache / ("models--" + "--".join(parts))
-    found = snapshot_of(model) if model.is_dir() else model
+    try:
+        found = snapshot_of(model)
+    except CheckpointError:  # it was not fetched, or not the whole of it
+        return None
     return found if is_file(found / "config.json") else None
 
 

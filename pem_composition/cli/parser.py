@@ -45,7 +45,7 @@ from pem_composition.errors import (
     PEMError,
     Preempted,
     UsageError,
-    close_match,
+    nearest,
 )
 from pem_composition.training.config import check_ranges
 
@@ -306,7 +306,6 @@ def _spelling(name: str, actions: dict[str, argparse.Action]) -> str:
 
 def _flag_remedy(parser: Parser, name: str, actions: dict[str, argparse.Action]) -> str:
     known = [n for n in actions if n.startswith("--")]
-    wanted = "--" + name.lstrip("-").replace("-", "_")
-    extended = [n for n in known if n.startswith(wanted)]
-    near = f"did you mean {extended[0]}?" if extended else close_match(wanted, known)
-    return near or f"see {parser.prog} --help"
+    wanted = name.lstrip("-").replace("-", "_")
+    near = nearest(wanted, [n.removeprefix("--") for n in known])
+    return f"did you mean --{near}?" if near else f"see {parser.prog} --help"

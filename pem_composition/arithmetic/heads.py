@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ONE_HEAD = ("average", "first", "last", "none", "error")  # all that a whole checkpoint can have
 POLICIES = (*ONE_HEAD, "per-task", "concat")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)  # it becomes the name of a file
-OUTPUT_MODULES = ("classifier", "out_proj", "score")
+OUTPUT_MODULES = ("classifier", "out_proj", "score", "logits_proj")
 TASKS = "tasks"  # in HeadInfo.extra of a concatenated head: name -> start, stop, labels
 ONE_HEAD_REMEDY = "keep one head (--head first|last), all (--head per-task) or none (--head none)"
 APART = "keep them apart (--head per-task)"

@@ -24,12 +24,18 @@ from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import atomic_directory, check_apart, read_json
+from pem_composition.checkpoint.files import (
+    FLOAT_DTYPES,
+    atomic_directory,
+    check_apart,
+    read_json,
+)
 from pem_composition.checkpoint.fold_plan import Parts, Plan
-from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
+from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
+    class_end,
     with_dtype,
     with_head,
     write_companions,
@@ -84,7 +90,7 @@ def fold_checkpoint(
     target = save_dtype(dtype)
     with ExitStack() as stack:
         original = stack.enter_context(Weights(folder))
-        parts = _parts(tree, modules, folder, space, head, allow_base_mismatch, stack)
+        parts = _parts(tree, modules, original, space, head, allow_base_mismatch, stack)
         config = read_json(folder / CONFIG, folder)
         plan = Plan(original, config, parts)
         described = _config(config, plan, parts, dtype)
@@ -108,7 +114,7 @@ def fold_checkpoint(
 def _parts(
     tree: trees.Sum,
     modules: Mapping[str, str | PathLike[str]],
-    base: Path,
+    original: Weights,
     space: str | None,
     head: str,
     allow_base_mismatch: bool,
@@ -121,7 +127,7 @@ def _parts(
         raise PEMError.build(
             "head", "unknown policy", found=repr(head), expected=", ".join(ONE_HEAD)
         )
-    own, models, sources = _read(tree, modules, base, allow_base_mismatch, stack)
+    own, models, sources = _read(tree, modules, original, allow_base_mismatch, stack)
     kinds = {name: module.kind for name, module in own.items()}
     groups = _by_kind(tree, kinds)
     mixed = len(groups) > 1
@@ -146,25 +152,26 @@ def _parts(
         chosen = _head(tree, own, kinds, options, head)
     notes = tuple(dict.fromkeys(n for m in adapters for n in notes_of(m)))
     return Parts(
-        adapters, full, models, chosen.tensors, chosen.info, _task(own), sources, space,
+        adapters, full, models, chosen.tensors, chosen.info, _class(own), sources, space,
         notes + chosen.notes,
     )  # fmt: skip
 
 
-def _task(own: Mapping[str, PEM]) -> str | None:
-    """PEFT's task type of the first module that has a head."""
-    tasks = (m.config.extra.get("task_type") for m in own.values() if m.head_tensors())
-    return next((str(t) for t in tasks if t), None)
+def _class(own: Mapping[str, PEM]) -> str | None:
+    """What the class of the first module with a head is called after its model, ``For...``."""
+    extras = [m.config.extra for m in own.values() if m.head_tensors()]
+    return next((c for c in map(class_end, extras) if c), None)
 
 
 def _read(
     tree: trees.Sum,
     modules: Mapping[str, str | PathLike[str]],
-    base: Path,
+    original: Weights,
     allow_base_mismatch: bool,
     stack: ExitStack,
 ) -> tuple[dict[str, PEM], dict[str, Weights], tuple[Source, ...]]:
     """Every module (of a whole model the head alone), the open models, and what is recorded."""
+    base = original.folder
     reference = PEM({}, FullConfig(), base_identity(base), name=f"--model {base}")
     own: dict[str, PEM] = {}
     models: dict[str, Weights] = {}
@@ -177,7 +184,7 @@ def _read(
         folder, kind = locate(modules[name])
         if kind == "full":
             models[name] = stack.enter_context(Weights(folder))
-            own[name], source = _opened(name, models[name], inspect_header(folder).base)
+            own[name], source = _opened(name, models[name], original, inspect_header(folder).base)
         else:
             own[name] = load(folder, name=name)
             source = leaf(own[name])
@@ -187,13 +194,16 @@ def _read(
     return own, models, tuple(sources)
 
 
-def _opened(name: str, model: Weights, base: BaseIdentity) -> tuple[PEM, Source]:
-    """A whole model as a module that holds its head alone."""
+def _opened(name: str, model: Weights, original: Weights, base: BaseIdentity) -> tuple[PEM, Source]:
+    """A whole model as a module that holds its head, and what else its base lacks, alone."""
     config = read_json(model.folder / CONFIG, model.folder)
-    heads = {f"{n}.head": model.value(n) for n in model.infos if is_head(n)}
+    known = aligned(model, original)
+    apart = [n for n, i in model.infos.items() if i.dtype in FLOAT_DTYPES]
+    heads = {f"{n}.head": model.value(n) for n in apart if is_head(n) or n not in known}
     source = Source(name, str(model.folder))
     info = head_info(config) if heads else None
-    return PEM(heads, FullConfig(), base, name, info, Provenance(sources=(source,))), source
+    module = FullConfig(extra={"config": config})
+    return PEM(heads, module, base, name, info, Provenance(sources=(source,))), source
 
 
 def _hashed(parts: Parts, checksums: Checksums) -> Iterator[Source]:
@@ -290,7 +300,7 @@ def _config(
     if plan.vocabulary:
         config = resized(config, *plan.vocabulary)
     head = {n: tuple(t.shape) for n, t in parts.head.items() if is_head(n)}
-    return with_head(config, head, parts.head_info, parts.task, plan.stored)
+    return with_head(config, head, parts.head_info, parts.class_end, plan.stored)
 
 
 def _described(

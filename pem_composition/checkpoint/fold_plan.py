@@ -27,6 +27,7 @@ from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, by_base_name, is_head
 from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
+from pem_composition.checkpoint.stored_names import is_added
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
 from pem_composition.checkpoint.tied import (
@@ -60,7 +61,7 @@ class Parts:
     models: Mapping[str, Weights]
     head: Mapping[str, Tensor]
     head_info: HeadInfo | None
-    task: str | None  # of the head, in PEFT's words
+    class_end: str | None  # of a model with the head: ForTokenClassification
     sources: tuple[Source, ...]
     space: str
     notes: tuple[str, ...]
@@ -142,7 +143,7 @@ class Plan:
         roots = {self.written(n).split(".")[0] for n in self._base.infos}
         pretraining = not PRETRAINING_COMPONENTS.isdisjoint(saved.split("."))
         known = self._is_language_model if pretraining else saved.split(".")[0] in roots
-        if known and not is_head(saved):
+        if known and not is_added(saved, self._parts.class_end or ""):
             self._refuse_missing(f"tensor {saved!r}, which the module saves whole")
         return saved
 

@@ -72,6 +72,9 @@ LANGUAGE_MODELS = (
     "ForPreTraining",
 )
 
+# Classes that have the encoder alone of a model of two halves.
+ENCODER_CLASSES = ("EncoderModel", "ForTokenClassification", "ForAudioClassification")
+
 
 class Weights:
     """All tensors of a model folder, single or sharded, read by name, as transformers reads them.
@@ -390,7 +393,7 @@ def aligned(tuned: Weights, original: Weights, *, rows: bool = False) -> dict[st
             names[name] = found
             if not floating:
                 check_equal(tuned, original, name, found)
-        elif found is not None or (floating and not is_added(name)):
+        elif found is not None or (floating and not is_added(name, _classes(tuned))):
             other = None if found is None else original.infos[found]
             raise IncompatibleModules.build(
                 tuned.folder,
@@ -435,14 +438,18 @@ def _renaming(names: Sequence[str], original: Weights) -> Callable[[str], str]:
     return max(options, key=lambda f: sum(f(n) in original.infos for n in names))
 
 
+def _classes(model: Weights) -> str:
+    return " ".join(map(str, model.config.get("architectures") or ()))
+
+
 def _check_lost(tuned: Weights, original: Weights, used: Set[str]) -> None:
     """Refuse a model that lacks a tensor of its base which its class has."""
-    classes = " ".join(map(str, tuned.config.get("architectures") or ()))
-    encoder = any(word in classes for word in ("EncoderModel", "ForTokenClassification"))
+    classes = _classes(tuned)
+    encoder = any(word in classes for word in ENCODER_CLASSES)
     for name, info in original.infos.items():
         if name in used or is_head(name) or info.dtype not in FLOAT_DTYPES:
             continue
-        if encoder and name.startswith("decoder."):  # the encoder of a T5
+        if encoder and "decoder" in name.split(".")[:2]:  # of a T5, of Whisper
             continue
         output = stored_names.is_output(name) and any(word in classes for word in LANGUAGE_MODELS)
         if stored_names.is_pretraining(name) and not output:

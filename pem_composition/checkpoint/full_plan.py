@@ -18,7 +18,6 @@ from pem_composition.checkpoint.full_blocks import (
     rows_output,
     sum_output,
 )
-from pem_composition.checkpoint.stored_names import is_added
 from pem_composition.checkpoint.stream import Output, whole
 from pem_composition.checkpoint.tensors import cast
 from pem_composition.config import HeadInfo, is_head
@@ -89,9 +88,9 @@ class Plan:
 
     def _is_head(self, name: str) -> bool:
         """True for a head, and for another part that the base has no value of (a new pooler)."""
-        return is_head(name) or (
-            self._base is not None and is_added(name) and name not in self._base_names
-        )
+        if is_head(name) or self._base is None or name in self._base_names:
+            return is_head(name)
+        return (self._models[0].infos.get(name) or self.headed.infos[name]).dtype in FLOAT_DTYPES
 
     def _output(self, name: str, dtype: Any) -> Output:
         source = self.headed if self._is_head(name) else self._models[0]

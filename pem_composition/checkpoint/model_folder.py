@@ -131,17 +131,17 @@ def with_head(
     config: Mapping[str, Any],
     head: Mapping[str, tuple[int, ...]],
     info: HeadInfo | None,
-    task: str | None,
+    end: str | None,
     stored: Container[str],
 ) -> dict[str, Any]:
     """The configuration of a model whose head comes from a module: its class, and its labels.
 
-    The class stays where the base has these parameters itself; else the module's task says it.
+    The class stays where the base has these parameters itself; else the module says it.
     Labels that nobody recorded are the base's where their number fits.
 
     Args:
         head: the head's parameters and their shapes.
-        task: the module's task type in PEFT's words.
+        end: of the class's name (``class_end``), if the module says it.
         stored: the base's parameters.
 
     Raises:
@@ -152,7 +152,7 @@ def with_head(
     if isinstance(names, list) and names and isinstance(names[0], str):
         if any(n not in stored for n in head):
             stem = re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", "", names[0])
-            config["architectures"] = [stem + _class_of_head(config, head, task)]
+            config["architectures"] = [stem + (end or _class_of_head(config, head))]
         if "Classification" not in config["architectures"][0]:
             return config
     outputs = [s[0] for n, s in head.items() if n.split(".")[-2] in OUTPUT_MODULES and len(s) == 2]
@@ -161,9 +161,14 @@ def with_head(
     return _with_labels(config, outputs[0], info.labels if info else ())
 
 
-def _class_of_head(config: Mapping[str, Any], head: Iterable[str], task: str | None) -> str:
-    if task in CLASSES:
-        return CLASSES[task]
+def class_end(extra: Mapping[str, Any]) -> str | None:
+    """How the name of the class of a module's model ends, from its task type or config.json."""
+    names = (extra.get("config") or {}).get("architectures")
+    own = re.search(r"For[A-Z]\w*$", str(names[0])) if isinstance(names, list) and names else None
+    return own[0] if own else CLASSES.get(str(extra.get("task_type")))
+
+
+def _class_of_head(config: Mapping[str, Any], head: Iterable[str]) -> str:
     if any("qa_outputs" in n.split(".") for n in head):
         return "ForQuestionAnswering"
     images = "image_size" in config or "num_channels" in config

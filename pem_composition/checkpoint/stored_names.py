@@ -32,22 +32,30 @@ BUFFERS = re.compile(
 # Embeddings of the vocabulary, and what can be tied to them, the first of a model in this order.
 TABLES = (
     "shared", "embed_tokens", "word_embeddings", "word_embedding", "wte", "embed_in",
-    "tokens_embed", "embeddings",
+    "tok_embeddings", "tokens_embed", "embeddings",
 )  # fmt: skip
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # always of ``shared``
 OUTPUTS = (
     "lm_head.decoder.weight", "lm_head.weight", "cls.predictions.decoder.weight",
     "predictions.decoder.weight", "vocab_projector.weight", "generator_lm_head.weight",
     "lm_loss.weight", "embed_out.weight", "proj_out.weight", "pred_layer.proj.weight",
+    "decoder.weight",
 )  # fmt: skip
 OUTPUT_BIASES = ("lm_head.bias", "cls.predictions.bias", "predictions.bias")
 # Model types whose configuration means tied embeddings where it does not say so.
 TIED_TYPES = frozenset(
     {
-        "albert", "bart", "bert", "blenderbot", "bloom", "camembert", "deberta", "deberta-v2",
-        "distilbert", "electra", "flaubert", "gemma", "gpt2", "gpt_neo", "longformer", "longt5",
-        "marian", "mbart", "mpnet", "mt5", "openai-gpt", "opt", "pegasus", "roberta",
-        "switch_transformers", "t5", "umt5", "xglm", "xlm", "xlm-roberta", "xlnet",
+        "albert", "bart", "bert", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot",
+        "blenderbot-small", "bloom", "camembert", "cohere", "cohere2", "convbert", "ctrl",
+        "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm",
+        "falcon", "falcon_mamba", "flaubert", "funnel", "gemma", "gemma2", "gemma3",
+        "gemma3_text", "gemma3n", "gemma3n_text", "gpt2", "gpt_bigcode", "gpt_neo", "ibert",
+        "layoutlm", "led", "lfm2", "longformer", "longt5", "luke", "m2m_100", "mamba", "marian",
+        "mbart", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mpt", "mt5", "mvp",
+        "nllb-moe", "nomic_bert", "openai-gpt", "opt", "paligemma", "pegasus", "pegasus_x",
+        "plbart", "roberta", "roberta-prelayernorm", "roformer", "smollm3", "speech_to_text",
+        "squeezebert", "starcoder2", "switch_transformers", "t5", "t5gemma", "umt5", "whisper",
+        "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "zamba", "zamba2",
     }
 )  # fmt: skip
 # Parts of a pretrained checkpoint that a classifier does not load.
@@ -56,11 +64,12 @@ PRETRAINING_COMPONENTS = frozenset(
         "lm_head", "cls", "pooler", "lm_predictions", "mask_predictions", "predictions",
         "sop_classifier", "vocab_projector", "vocab_transform", "vocab_layer_norm", "lm_loss",
         "generator_predictions", "generator_lm_head", "discriminator_predictions", "embed_out",
-        "final_logits_bias", "pred_layer", "proj_out",
+        "final_logits_bias", "pred_layer", "proj_out", "quantizer", "project_q", "project_hid",
     }
 )  # fmt: skip
+PRETRAINING_ROOTS = ("head.", "decoder.weight", "decoder.bias")  # of ModernBERT: whole beginnings
 # Parts that a class adds without a pretrained value, beside its head.
-ADDED_COMPONENTS = frozenset({"pooler", "final_logits_bias"})
+ADDED_COMPONENTS = frozenset({"pooler", "final_logits_bias", "projector", "layer_weights"})
 
 
 def current(name: str) -> str:
@@ -84,12 +93,19 @@ def is_ignored(name: str, info: TensorInfo, config: Mapping[str, Any]) -> bool:
 
 def is_pretraining(name: str) -> bool:
     """True for parts of a pretrained model that a class for another task does not load."""
-    return not PRETRAINING_COMPONENTS.isdisjoint(name.split("."))
+    known = not PRETRAINING_COMPONENTS.isdisjoint(name.split("."))
+    return known or name.startswith(PRETRAINING_ROOTS)
 
 
-def is_added(name: str) -> bool:
-    """True for parts that a fine-tuned model can have without a value in its base."""
-    return is_head(name) or not ADDED_COMPONENTS.isdisjoint(name.split("."))
+def is_added(name: str, classes: str = "") -> bool:
+    """True for parts that a fine-tuned model can have without a value in its base.
+
+    Args:
+        classes: of the fine-tuned model; what CTC learns on top of a pretrained encoder is lm_head.
+    """
+    speech = "ForCTC" in classes and name.startswith("lm_head.")
+    added = not ADDED_COMPONENTS.isdisjoint(name.split(".")) or name.startswith("head.")
+    return is_head(name) or added or speech
 
 
 def is_table(name: str) -> bool:

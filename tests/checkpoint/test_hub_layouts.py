@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pem_composition.checkpoint import combine_full, fold_checkpoint, load, save, stored_names
 from pem_composition.checkpoint.full import Weights
+from pem_composition.config import is_head
 from pem_composition.module import combine
 
 State = dict[str, Tensor]
@@ -35,6 +36,20 @@ BART = {
     "eos_token_id": 2, "forced_eos_token_id": 2,
 }  # fmt: skip
 GPT2 = {"vocab_size": 24, "n_positions": 20, "n_embd": 16, "n_layer": 2, "n_head": 2}
+WHISPER = {
+    "vocab_size": 24, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 12,
+    "decoder_ffn_dim": 12, "num_mel_bins": 8, "max_source_positions": 8,
+    "max_target_positions": 8, "classifier_proj_size": 4, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+WAV2VEC2 = {
+    "vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 12, "conv_dim": (8, 8), "conv_kernel": (3, 3), "conv_stride": (2, 2),
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+    "num_codevectors_per_group": 4, "codevector_dim": 8, "proj_codevector_dim": 8,
+    "classifier_proj_size": 4,
+}  # fmt: skip
 XLNET = {"vocab_size": 24, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 12}
 
 
@@ -96,8 +111,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[State], State], tuple[s
     "bert-no-prefix": ("BertForMaskedLM", SIZES, bare, ("BertForSequenceClassification",)),
     "roberta": (
         "RobertaForMaskedLM", SIZES, unchanged,
-        ("RobertaForSequenceClassification", "RobertaForMaskedLM"),
+        ("RobertaForSequenceClassification", "RobertaForMaskedLM", "RobertaForMultipleChoice"),
     ),
+    "modernbert": (
+        "ModernBertForMaskedLM",
+        {**SIZES, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
+         "sep_token_id": 2},
+        unchanged, ("ModernBertForSequenceClassification", "ModernBertForMaskedLM"),
+    ),
+    "whisper": ("WhisperForConditionalGeneration", WHISPER, unchanged, (
+        "WhisperForConditionalGeneration", "WhisperForAudioClassification")),
+    "wav2vec2": ("Wav2Vec2ForPreTraining", WAV2VEC2, unchanged, (
+        "Wav2Vec2ForSequenceClassification", "Wav2Vec2ForCTC")),
     "t5": ("T5ForConditionalGeneration", T5, as_t5, (
         "T5ForConditionalGeneration", "T5EncoderModel", "T5ForSequenceClassification")),
     "distilbert": (
@@ -153,7 +178,7 @@ def write_base(family: str, folder: Path, *, copies: bool) -> Path:
     state = stored if copies else {n: t for n, t in stored.items() if n not in tied}
     save_file(layout(state), folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    if config["tie_word_embeddings"] and config["model_type"] != "llama":
+    if config.get("tie_word_embeddings") and config["model_type"] != "llama":
         del config["tie_word_embeddings"]  # old files leave out what is the rule
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -202,7 +227,13 @@ def test_a_sum_around_a_published_base(
     combine_full(folders, [0.5, 0.7], tmp_path / "sum", base=base)
     modules = [load(f, base=base) for f in folders]
     save(combine(modules, [0.5, 0.7]), tmp_path / "memory", base=base)
-    for out in ("sum", "memory"):
+    fold_checkpoint(
+        "0.5*a + 0.7*b", dict(zip("ab", folders, strict=True)), base, tmp_path / "folded"
+    )
+    if any(map(is_head, new)):
+        config = json.loads((tmp_path / "folded" / "config.json").read_text())
+        assert config["architectures"] == [tuned]
+    for out in ("sum", "memory", "folded"):
         found, missing = loaded(tuned, tmp_path / out)
         assert not missing
         for name, tensor in wide(found).items():
@@ -248,7 +279,7 @@ def test_ties_are_those_of_the_class(family: str) -> None:
             assert stored_names.original(copy, names, tied=True) == source
             assert source in stored_names.sharing(copy, [n for n in names if n != copy], tied=True)
         for copy in set(names) - tied.keys():
-            ties = bool(model.config.tie_word_embeddings)
+            ties = bool(getattr(model.config, "tie_word_embeddings", False))
             assert stored_names.original(copy, names, tied=ties) is None, copy
 
 

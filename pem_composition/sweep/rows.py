@@ -140,7 +140,8 @@ def _digest_of(head: Mapping[str, Tensor]) -> str:
 def _described(settings: ExamSettings) -> dict[str, Any]:
     """The settings that decide how these rows are scored; a prompt by what it says."""
     if settings.objective == "classification":
-        return {"max_seq_length": settings.max_seq_length}
+        order = {"order": list(settings.order)} if settings.order else {}  # of the head's outputs
+        return {"max_seq_length": settings.max_seq_length, **order}
     described: dict[str, Any] = {"objective": settings.objective, "target": settings.target}
     if settings.answers != "scoring":
         described["answers"] = settings.answers

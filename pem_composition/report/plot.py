@@ -30,6 +30,7 @@ LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 REFERENCE_COLOUR = "#009E73"
 FORMATS = ("png", "pdf")
 NOTE = ", one class"
+SELECTED = "selected"
 EQUAL_MEAN = "same mean over the tasks"
 PANEL_INCHES = (6.4, 4.2)
 LABEL_LETTERS = 80  # of a line below one panel
@@ -193,7 +194,7 @@ def _draw_curve(
     axes.fill_between(t, low, high, color=colour, alpha=0.15, linewidth=0)
     composition = panel.results.summary["composition"]
     axes.plot(
-        t, score, color=colour, marker=MARKERS.get(space, "o"), markersize=3.5, linewidth=1.4,
+        t, score, color=colour, marker=MARKERS.get(space, "o"), markersize=3.5, **_stroke(space),
         label=f"{composition}, {space} space",
     )  # fmt: skip
     at = _place(curve, selected)
@@ -245,7 +246,7 @@ def draw_frontier(axes: Axes, results: Results) -> None:
         places, colour = [at(p["keys"]) for p in curve], COLOURS.get(space, "0.3")
         axes.plot(
             *zip(*places, strict=True), color=colour, marker=MARKERS.get(space, "o"),
-            markersize=3.5, linewidth=1.2, linestyle=line,
+            markersize=3.5, **_stroke(space) | ({} if line == "-" else {"linestyle": line}),
             label=f"{summary['composition']}, {space} space",
         )  # fmt: skip
         chosen = _place(curve, summary["selected"][space])
@@ -307,7 +308,17 @@ def _place(curve: Sequence[Mapping[str, Any]], selected: Sequence[float]) -> int
 
 def _circle(axes: Axes, x: float, y: float, colour: str) -> None:
     """The point that was selected."""
-    axes.plot(x, y, marker="o", markersize=9, fillstyle="none", color=colour, linestyle="none")
+    axes.plot(
+        x, y, marker="o", markersize=9, fillstyle="none", color=colour, linestyle="none",
+        label=SELECTED,
+    )  # fmt: skip
+
+
+def _stroke(space: str) -> dict[str, Any]:
+    """How the curve of a space is drawn: two that are equal are both seen."""
+    if space == "parameter":
+        return {"linestyle": "-", "linewidth": 2.4}
+    return {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"}
 
 
 def _mark(axes: Axes, spot: Sequence[float], marker: str, colour: str, label: str) -> None:

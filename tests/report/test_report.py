@@ -486,3 +486,30 @@ def test_a_report_without_what_draws_ends_well_with_its_table(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("no plot: matplotlib is not installed; ") == 1
     assert {p.name for p in (tmp_path / "o").iterdir()} == {"table.md", "table.csv"}
+
+
+def test_equal_curves_are_both_seen_and_the_ring_of_the_selected_point_is_explained(tmp_path):
+    from types import SimpleNamespace
+
+    from matplotlib import pyplot
+
+    from pem_composition.report import search
+
+    figure = plot.curves(records.read(write(tmp_path / "a")))
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words.count("selected") == 1
+    spaces = [line for line in figure.axes[0].get_lines() if "space" in str(line.get_label())]
+    below, above = sorted(spaces, key=lambda line: line.get_zorder())[:2]
+    assert below.get_linewidth() > above.get_linewidth()
+    assert (below.get_linestyle(), above.get_linestyle()) == ("-", "--")
+    studies = [
+        {"study": name, "values_of_trials": [[-0.7], [-0.5], [-0.6]], "violations": [0, 0, 0]}
+        for name in ("ties", "sum")
+    ]
+    summary = {"studies": studies, "goals": ["loss"], "select": "validation"}
+    _, axes = pyplot.subplots()
+    search.draw_progress(axes, SimpleNamespace(summary=summary))
+    first, second = axes.get_lines()
+    assert list(first.get_ydata()) == list(second.get_ydata()) == [0.7, 0.5, 0.5]
+    assert first.get_linewidth() > second.get_linewidth()
+    assert axes.get_ylabel() == "best loss so far (validation rows)"

@@ -13,7 +13,7 @@ from faults import oracle
 from faults.case import Case
 from faults.oracle import close, updates, weighted
 from faults.world import CONFIG, LAYER, WEIGHTS
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import pem_composition as library
 
@@ -31,6 +31,13 @@ def sum_of(**coefficients: float) -> Check:
                                                 for n, c in coefficients.items())))  # fmt: skip
 
     return check
+
+
+def opposite(here: Path) -> None:
+    """bad does the opposite of good."""
+    held = load_file(here / "good" / WEIGHTS)
+    held = {n: -t if "lora_B" in n else t for n, t in held.items()}
+    save_file(held, here / "bad" / WEIGHTS, metadata={"format": "pt"})
 
 
 def same_bits(name: str) -> Check:
@@ -284,4 +291,21 @@ KINDS = (
          f"out = +0.5*good +0.5*late  (space delta, head average, {ZERO})",
          run=(("merge", "-a", "good", "late", "-p", "out", *DELTA),), code=0,
          check=sum_of(good=0.5, late=0.5)),
+    Case("M27", "one layer under two names, of a classifier and of its bare model",
+         f"good and bad: name the same layers in two ways; found {LAYER.format(1, 'query')} in "
+         "good and encoder.layer.1.attention.self.query in bad, expected one way, that of the "
+         "model they will be used with; give bad the prefix (pem convert IN OUT --prefix roberta)",
+         d.renamed(lambda name: name.replace("model.roberta.", "model.")),
+         run=(TWO, (*TWO, *DELTA), (*TWO, "-w", "ties"),
+              ("compose", "good - bad", "--module", "good=good", "--module", "bad=bad",
+               "-p", "out"))),
+    Case("M28", "updates that point in opposite directions, mean on the sphere",
+         f"{LAYER.format(0, 'query')}: the updates point in opposite directions: no direction lies "
+         "between them; use another method, or leave a module out",
+         opposite, run=((*TWO, "-w", "slerp"), (*TWO, "-w", "karcher"))),
+    Case("M29", "whole models, a coefficient beyond float32",
+         "m1: roberta...: the sum is too large for float32; found coefficient 1e+39, expected "
+         "finite numbers; choose smaller coefficients",
+         run=(("merge", "-a", "m1", "m2", "-p", "out", "--full_merge", "-m", "base",
+               "--coefficients", "1e39", "1"),)),
 )  # fmt: skip

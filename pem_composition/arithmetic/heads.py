@@ -191,7 +191,7 @@ def _shares(
             _equal([{str(i): t} for i, t in own.items()])
         return {0: 1.0}
     total = sum(abs(coefficients[i]) for i in own)
-    return {i: abs(coefficients[i]) / total if total else 1 / len(own) for i in own}
+    return {i: abs(coefficients[i]) / total for i in own} if total else {}
 
 
 def _is_sum(

@@ -56,3 +56,14 @@ def test_one_layer_under_two_names_is_refused(space):
 def test_a_sum_beyond_its_dtype_is_refused_at_once():
     with pytest.raises(PEMError, match="too large for float32"):
         1e39 * modules.lora(1, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("space", ["parameter", "delta"])
+def test_a_part_whose_modules_have_no_weight_stays_the_bases(space):
+    """0 * (t - t_0) is no change: the part is not saved, and that is exact."""
+    a, b = modules.lora(1), saving(2)
+    x = combine([a, b], [1.0, 0.0], space=space)
+    assert NORM not in x.head_tensors()
+    assert x.provenance.certificate.layers[NORM] == 0
+    both = combine([saving(1), b], [1.0, 0.0], space=space)
+    assert both.head_tensors()[NORM].equal(saving(1).head_tensors()[NORM])

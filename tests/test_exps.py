@@ -633,3 +633,39 @@ def test_a_signal_reaches_the_program_and_slurm_requeues_the_job(tmp_path, sent,
     assert log.read_text().splitlines() == ["ready", f"got {int(received)}"]
     assert (tmp_path / "calls").read_text().splitlines() == ["requeue 4711"]
     assert "after" not in out
+
+
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+def test_the_array_script_gives_its_task_back(tmp_path, sent):
+    """scontrol and the programs are stand-ins: one records its call, the others wait."""
+    (tmp_path / "bin").mkdir()
+    scontrol, python = tmp_path / "bin" / "scontrol", tmp_path / "bin" / "python"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path))}/calls\n')
+    python.write_text(
+        '#!/bin/sh\nif [ "$2" = exps.hyperparameters ]; then\n'
+        f'  exec {shlex.quote(sys.executable)} "$@"\nfi\n'
+        f"exec {shlex.quote(sys.executable)} -c {shlex.quote(SLEEPER)}\n"
+    )
+    for program in (scontrol, python):
+        program.chmod(0o755)
+    copy = tmp_path / "slurm_script"  # as slurmd runs it
+    shutil.copy(REPOSITORY / "scripts" / "slurm" / "array.sh", copy)
+    environment = {
+        "PYTHON": str(python), "OUT": str(tmp_path / "out"), "HOME": os.environ.get("HOME", "/"),
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "1", "tasks": "sst2 rte",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        ["bash", str(copy)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    log = tmp_path / "out" / "logs" / "distribution_generalization" / "split" / "rte.log"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and "ready" in log.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 75, said
+    assert log.read_text().splitlines() == ["ready", f"got {int(sent)}"]
+    assert (tmp_path / "calls").read_text().splitlines() == ["requeue 4711"]

@@ -195,6 +195,17 @@ def test_resume_refuses_changed_settings_unless_forced(
     assert found == unfinished / "checkpoint-20" and shown in lines[0]
 
 
+@pytest.mark.parametrize("word", ["true", "True", "false"])
+def test_true_is_the_newest_checkpoint_as_in_the_scripts_of_transformers(
+    bench, reference, tmp_path, word
+):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(reference / "checkpoint-20", unfinished / "checkpoint-20")
+    config = bench.config(str(unfinished), resume_from_checkpoint=word)
+    found = resume.find_resume(config, identity_of(config), print, finished=False)
+    assert found == (unfinished / "checkpoint-20" if word != "false" else None)
+
+
 def test_another_module_cannot_be_forced_on_a_checkpoint(bench, reference, tmp_path):
     shutil.copytree(reference / "checkpoint-20", tmp_path / "checkpoint-20")
     with pytest.raises(UsageError, match="--lora_r 8 -> 4") as error:

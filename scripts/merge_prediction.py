@@ -26,9 +26,8 @@ from pem_composition.adapters import fold
 from pem_composition.arithmetic import updates
 from pem_composition.arithmetic.comparison import compare
 from pem_composition.evaluation import models
-from pem_composition.evaluation.exam import ExamSettings
-from pem_composition.evaluation.prepare import make_exam
 from pem_composition.module import PEM
+from pem_composition.objectives.classification import Classification
 from pem_composition.tasks.data import load_task
 
 EQUAL = (0.5, 0.5)
@@ -90,8 +89,8 @@ def scorer(args: argparse.Namespace) -> Callable[[PEM], float]:
     )
     torch.manual_seed(0)
     model, tokenizer, _ = models.load_base(models.resolve(args.model_name_or_path), data.task)
-    settings = ExamSettings(max_seq_length=args.max_seq_length)
-    exam = make_exam(settings, data.task, data.require("validation"), tokenizer, model.config)
+    objective = Classification(max_seq_length=args.max_seq_length)
+    exam = objective.exam(data.task, data.require("validation"), tokenizer, model.config)
 
     def score(module: PEM) -> float:
         with fold(model, module):

@@ -40,15 +40,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": NUMBERS,
     "tasks": {"errors", "texts", "offline"},
     "evaluation": NUMBERS | {"texts", "offline", "adapters", "tasks"},
-    "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation"},
+    "objectives": {"errors", "tasks", "evaluation"},
+    "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "objectives"},
     "merging": NUMBERS | {"adapters", "tasks", "evaluation", "training"},
     "sweep": NUMBERS
-    | {"adapters", "tasks", "evaluation", "training", "merging", "report", "json_lines"},
+    | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
+    | {"json_lines"},
     "report": {"errors", "json_lines"},
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
-    | {"endpoint", "json_lines"},
+    | {"objectives", "endpoint", "json_lines"},
     "__main__": {"cli"},
     "__init__": NUMBERS | {"_version", "adapters"},  # the public names, for type checkers
 }

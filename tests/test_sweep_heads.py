@@ -120,14 +120,13 @@ def test_one_task_per_module_is_needed(bench, tmp_path, capsys):
 
 def test_rows_that_a_head_answers_in_another_order_are_other_results():
     """The words of a known task stay the same, whatever the head calls its outputs."""
-    from pem_composition.evaluation.exam import ExamSettings
+    from pem_composition.objectives.classification import Classification
     from pem_composition.sweep import Rows
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.glue import get_task
 
     def identity(order: tuple[int, ...]) -> dict:
-        settings = ExamSettings(order=order)
-        return Rows(get_task("mnli"), [Example("a", "b", 0, 0)], settings).identity
+        return Rows(get_task("mnli"), [Example("a", "b", 0, 0)], Classification(order)).identity
 
     found = [identity(order) for order in ((), (2, 1, 0), (1, 0, 2))]
     assert all(a != b for i, a in enumerate(found) for b in found[:i])

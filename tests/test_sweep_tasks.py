@@ -72,10 +72,11 @@ def test_a_point_is_scored_once_per_task_and_end_points_are_the_modules(finished
 
 
 def test_model_and_rows_are_prepared_once(bench, tmp_path, monkeypatch):
-    from pem_composition.evaluation import models, prepare
+    from pem_composition.evaluation import models
+    from pem_composition.objectives.answers import Answers
 
     calls = []
-    for module, name in ((models, "load_seq2seq"), (prepare, "make_exam")):
+    for module, name in ((models, "load_seq2seq"), (Answers, "exam")):
         original = getattr(module, name)
 
         def counted(*a, original=original, name=name, **k):
@@ -84,7 +85,7 @@ def test_model_and_rows_are_prepared_once(bench, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
     assert run("sweep", *bench.flags("rte", "sst2"), "-p", tmp_path / "out", *GRID) == 0
-    assert sorted(calls) == ["load_seq2seq"] + ["make_exam"] * 4  # two tasks, two splits
+    assert sorted(calls) == ["exam"] * 4 + ["load_seq2seq"]  # two tasks, two splits
 
 
 def test_the_point_of_the_best_mean_is_selected(finished):

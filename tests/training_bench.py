@@ -229,14 +229,13 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 def a_batch(config: TrainConfig) -> tuple[Any, Any, Any]:
     """A model ready to train, one training batch of it, and its loss function."""
     from pem_composition.training import runs
-    from pem_composition.training.objectives import objective_of
     from pem_composition.training.preparation import prepare
+    from pem_composition.training.runs import trained_objective
 
-    objective = objective_of(config)
+    objective = trained_objective(config)
     data = runs.read_data(config, objective)
     start = prepare(config, data.task)
-    settings = objective.settings(data.task, config.max_seq_length)
-    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), settings, start, print)
+    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), start, print)
     return start, next(iter(loader)), objective.loss(data.task)
 
 

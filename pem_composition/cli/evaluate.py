@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,12 +25,11 @@ from pem_composition.training.config import (
 )
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.evaluation.models import LoadedBase
     from pem_composition.module import PEM
+    from pem_composition.objectives import Objective
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Task
-    from pem_composition.training.objectives import Objective
     from pem_composition.training.scoring import Scorer
 
 NAME = "evaluate"
@@ -137,11 +136,6 @@ class Config(RowFlags):
         """True where the rows are a domain's text."""
         return self.objective == "seq2seq" and self.target == "next_block"
 
-    @property
-    def block_tokens(self) -> int:
-        """Tokens per block, with the default filled in."""
-        return self.block_size or DEFAULT_BLOCK
-
 
 def run(config: Config) -> int:
     """Score, print a table, write the result files."""
@@ -179,17 +173,15 @@ def read_data(config: Config) -> TaskData:
     """
     from pem_composition.evaluation import metrics
 
-    limits = {"max_eval_samples": config.max_eval_samples}
-    if not config.next_block:
-        limits["max_predict_samples"] = config.max_eval_samples
-    data = _objective(config).read(
+    data = objective_of(config).read(
         config.task_name,
         validation_file=config.validation_file,
         test_file=config.test_file,
         data_dir=config.data_dir,
         splits=config.split,
         reading=config.reading(own_classes(config)),
-        **limits,
+        max_eval_samples=config.max_eval_samples,
+        max_predict_samples=config.max_eval_samples,
     )
     for split in config.split:
         labels = [example.label for example in data.require(split)]
@@ -209,10 +201,15 @@ def own_classes(config: Config) -> Classes:
     return of_module(inspect_header(config.adapter), config.head)
 
 
-def _objective(config: Config) -> Objective:
-    from pem_composition.training.objectives import objective_of
+def objective_of(config: Config, task: Task | None = None) -> Objective:
+    """What the flags name; with a task, for a head that answers in an order of its own."""
+    from pem_composition import objectives
 
-    return objective_of(config)  # type: ignore[arg-type]  # the flags that it reads are here, too
+    return objectives.objective_of(
+        config.objective, next_block=config.next_block, max_seq_length=config.max_seq_length,
+        block_size=config.block_size or DEFAULT_BLOCK, prompt=config.prompt, found=config.answers,
+        order=order_of(task, own_classes(config)) if task is not None else (),
+    )  # fmt: skip
 
 
 def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
@@ -222,7 +219,7 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
         IncompatibleModules: the module does not fit the model or the task.
         CheckpointError, DataError: a file, a prompt or rows that cannot be used.
     """
-    settings = settings_of(config, data.task)
+    objective = objective_of(config, data.task)
     module = None
     if config.adapter != NO_ADAPTER:
         classifies = config.objective == "classification"
@@ -230,8 +227,8 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
     import torch
 
     from pem_composition.adapters import attach
+    from pem_composition.evaluation.models import max_input_length
     from pem_composition.evaluation.precision import reduced
-    from pem_composition.evaluation.prepare import make_exam
     from pem_composition.training.scoring import Scorer
 
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
@@ -241,17 +238,17 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
     if info["missing_keys"] and (module is None or not module.head_tensors()):
         remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
         print(f"note: the head is newly initialised (--seed {config.seed}), not trained{remedy}")
-    settings = fitted(config, settings, model, tokenizer)
+    objective = objective.within(max_input_length(model.config, tokenizer))
     layout: dict[str, Any] = {
         "batch_size": config.per_device_eval_batch_size,
-        "pad_to": settings.max_seq_length if config.pad_to_max_length else None,
+        "pad_to": objective.max_seq_length if config.pad_to_max_length else None,
         "device": device,
     }
     found = {}
     with reduced(model.to(device), config.bf16):
         for split in config.split:
             rows = data.require(split)
-            exam = make_exam(settings, data.task, rows, tokenizer, model.config, **layout)
+            exam = objective.exam(data.task, rows, tokenizer, model.config, **layout)
             found[split] = _answered(config, Scorer(exam), model, rows)
     return found
 
@@ -271,13 +268,6 @@ def _answered(config: Config, scorer: Scorer, model: Any, rows: Sequence[Example
     return Answered({**scores, "answers": config.answers or "scoring"} if asked else scores, told)
 
 
-def settings_of(config: Config, task: Task) -> ExamSettings:
-    """How rows are asked and scored, with the order in which the head answers."""
-
-    settings = _objective(config).settings(task, config.max_seq_length)
-    return replace(settings, order=order_of(task, own_classes(config)))
-
-
 def load_model(config: Config, task: Task) -> LoadedBase:
     """The model with a head for the task, or with its output embeddings."""
     import transformers
@@ -288,15 +278,6 @@ def load_model(config: Config, task: Task) -> LoadedBase:
     if config.objective == "seq2seq":
         return models.load_seq2seq(config.model_name_or_path)
     return models.load_base(config.model_name_or_path, in_order_of(task, own_classes(config)))
-
-
-def fitted(config: Config, settings: ExamSettings, model: Any, tokenizer: Any) -> ExamSettings:
-    """The settings with inputs that the model can take, and the way to answer."""
-    from pem_composition.evaluation import models
-
-    limit = models.max_input_length(model.config, tokenizer) or config.max_seq_length
-    length = min(config.max_seq_length, limit)
-    return replace(settings, max_seq_length=length, answers=config.answers or settings.answers)
 
 
 def load_module(

@@ -141,7 +141,6 @@ def _lessons(
     config: Config, request: sweep.Request, modules: Sequence[PEM], model: Any, tokenizer: Any
 ) -> list[Lesson]:
     """The validation rows of every task that the loss is defined for, with their heads."""
-    from pem_composition.evaluation.prepare import make_exam
     from pem_composition.merging.learning import Lesson
     from pem_composition.module import combine
 
@@ -157,8 +156,8 @@ def _lessons(
             continue
         rows = task.rows(scored.VALIDATION)
         assert rows is not None, "required when the tasks were read"
-        exam = make_exam(
-            task.settings(config), task.data.task, rows, tokenizer, model.config,
+        exam = task.objective.exam(
+            task.data.task, rows, tokenizer, model.config,
             batch_size=config.per_device_eval_batch_size or BATCH,
             device=next(model.parameters()).device,
         )  # fmt: skip

@@ -10,12 +10,12 @@ from pem_composition.cli import common
 from pem_composition.cli.flags import EvaluationFlags
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
+from pem_composition.objectives import Objective, objective_of
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.training.config import DEFAULT_BLOCK
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
-    from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Task
     from pem_composition.tasks.prompts import Prompt
@@ -30,12 +30,14 @@ class ScoredTask:
 
     Attributes:
         name: what the user calls it; no other task of the run is called so.
+        objective: how the rows become inputs and outputs become scores.
         prompt: text to text with answers: the template; else None.
         own: the classes of the head that answers, where it says them.
     """
 
     name: str
     data: TaskData
+    objective: Objective
     prompt: Prompt | None
     own: Classes = None
 
@@ -50,19 +52,6 @@ class ScoredTask:
         if examples is None or self.data.task == LANGUAGE:
             return examples
         return examples if any(e.label is not None for e in examples) else None
-
-    def settings(self, flags: EvaluationFlags) -> ExamSettings:
-        """How the rows become inputs and outputs become scores."""
-        from pem_composition.evaluation.exam import ExamSettings
-
-        return ExamSettings(
-            order=order_of(self.data.task, self.own),
-            objective=flags.objective or "classification",
-            target=flags.target or "label",
-            prompt=self.prompt,
-            max_seq_length=flags.max_seq_length or DEFAULT_LENGTH,
-            block_size=flags.block_size or DEFAULT_BLOCK,
-        )
 
 
 def read(
@@ -91,7 +80,9 @@ def read(
     asked = flags.objective == "seq2seq" and not flags.next_block
     tasks = []
     for name, (data, place), classes in zip(names, found, own, strict=True):
-        tasks.append(ScoredTask(name, data, _prompt(data, place) if asked else None, classes))
+        objective = _objective(flags, place, order_of(data.task, classes))
+        prompt = _prompt(data, place) if asked else None
+        tasks.append(ScoredTask(name, data, objective, prompt, classes))
     if not asked and not own_heads:
         _check_one_head(tasks)
     return tuple(tasks)
@@ -222,27 +213,26 @@ def _own_classes(
     return [next((head for head in heads if head is not None), None)] * count
 
 
-def _read(flags: EvaluationFlags, place: Place, own: Classes) -> TaskData:
-    from pem_composition.tasks.data import load_task
-    from pem_composition.tasks.polarity import load_documents
-    from pem_composition.tasks.prompts import classes_of
+def _objective(flags: EvaluationFlags, place: Place, order: tuple[int, ...] = ()) -> Objective:
+    return objective_of(
+        flags.objective or "classification",
+        next_block=flags.next_block,
+        max_seq_length=flags.max_seq_length or DEFAULT_LENGTH,
+        block_size=flags.block_size or DEFAULT_BLOCK,
+        prompt=place["prompt"],
+        order=order,
+    )
 
-    wanted = (VALIDATION, TEST)
-    where = {n: place[n] for n in ("validation_file", "test_file", "data_dir")}
-    if flags.next_block:
-        data = load_documents(
-            place["task_name"], **where, splits=wanted, max_eval_samples=flags.max_eval_samples,
-            reading=flags.reading(),
-        )  # fmt: skip
-    else:
-        data = load_task(
-            place["task_name"],
-            **where,
-            reading=flags.reading(classes_of(place["prompt"]) if own is None else own),
-            splits=wanted,
-            max_eval_samples=flags.max_eval_samples,
-            max_predict_samples=flags.max_eval_samples,
-        )
+
+def _read(flags: EvaluationFlags, place: Place, own: Classes) -> TaskData:
+    data = _objective(flags, place).read(
+        place["task_name"],
+        **{n: place[n] for n in ("validation_file", "test_file", "data_dir")},
+        reading=flags.reading(own),
+        splits=(VALIDATION, TEST),
+        max_eval_samples=flags.max_eval_samples,
+        max_predict_samples=flags.max_eval_samples,
+    )
     data.require(VALIDATION)
     return data
 

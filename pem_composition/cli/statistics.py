@@ -117,7 +117,7 @@ def _read(config: Flags) -> TaskData:
         ("max_train_samples", "max_eval_samples", "max_predict_samples"), config.max_samples
     )
     own = evaluate.own_classes(config)  # type: ignore[arg-type]  # the same names
-    data = evaluate._objective(config).read(  # type: ignore[arg-type]
+    data = evaluate.objective_of(config).read(  # type: ignore[arg-type]
         config.task_name, **files, data_dir=config.data_dir, splits=[config.split],
         seed=config.seed, reading=config.reading(own), **limits,
     )  # fmt: skip
@@ -130,16 +130,14 @@ def _computed(
 ) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
     from pem_composition.adapters import attach
     from pem_composition.cli import evaluate
-    from pem_composition.evaluation.prepare import make_exam
+    from pem_composition.evaluation.models import max_input_length
 
     device = common.device_of(config.use_cpu)
-    settings = evaluate.settings_of(config, data.task)  # type: ignore[arg-type]
+    objective = evaluate.objective_of(config, data.task)  # type: ignore[arg-type]
     model, tokenizer, _ = evaluate.load_model(config, data.task)  # type: ignore[arg-type]
-    settings = evaluate.fitted(config, settings, model, tokenizer)  # type: ignore[arg-type]
+    objective = objective.within(max_input_length(model.config, tokenizer))
     rows = data.splits[config.split]
-    exam = make_exam(
-        settings, data.task, rows, tokenizer, model.config, batch_size=1, device=device
-    )
+    exam = objective.exam(data.task, rows, tokenizer, model.config, batch_size=1, device=device)
     model = model.to(device)
     with attach(model, module, trainable=True) as attachment:
         return compute(model, attachment, exam, _Progress(len(rows))), rows

@@ -246,7 +246,7 @@ def _rows(
     examples = task.rows(split)
     assert examples is not None, "required when the tasks were read"
     size = flags.per_device_eval_batch_size
-    return library.Rows(task.data.task, examples, task.settings(flags), size, task.name, head)
+    return library.Rows(task.data.task, examples, task.objective, size, task.name, head)
 
 
 def load_inputs(request: Request) -> list[library.Input]:

@@ -34,11 +34,10 @@ from torch.nn import functional as F
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation import classify, metrics
-from pem_composition.evaluation.classify import Batch, EncodedDataset, EvalResult
-from pem_composition.evaluation.exam import Exam, ExamSettings, Outputs
-from pem_composition.tasks.data import Example
+from pem_composition.evaluation.classify import Batch, EvalResult
+from pem_composition.evaluation.exam import Exam, Outputs
 from pem_composition.tasks.glue import Task
-from pem_composition.tasks.prompts import Prompt, answer_tokens, get_prompt
+from pem_composition.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -70,32 +69,6 @@ class Asked(NamedTuple):
     writing: Writing
     labels: Sequence[int | float | None] | NDArray[Any]
     batches: tuple[Batch, ...]
-
-
-def ask(
-    settings: ExamSettings,
-    task: Task,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    **layout: Any,
-) -> Asked:
-    """Ask every row with the prompt of the settings, the task's own if they name none.
-
-    Raises:
-        DataError: answers that the tokenizer cannot write.
-    """
-    prompt = settings.prompt or get_prompt(task)
-    sources = [prompt.source(task, example) for example in examples]
-    data = encode_sources(tokenizer, sources, settings.max_seq_length)
-    return Asked(
-        task,
-        prompt,
-        answer_tokens(tokenizer, prompt),
-        writing_of(tokenizer, config),
-        [example.label for example in examples],  # type: ignore[misc]  # an instruction's is text
-        classify.batches(data, **layout),
-    )
 
 
 class AskedExam(Exam):
@@ -184,18 +157,6 @@ class AnswerExam(AskedExam):
     def loss(self, outputs: Outputs) -> float:
         """Mean of -score(gold answer)."""
         return -float(outputs[np.arange(len(outputs)), self._gold].astype(np.float64).mean())
-
-
-def encode_sources(
-    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], max_seq_length: int
-) -> EncodedDataset:
-    """Tokenised inputs of different lengths; longer ones are cut at the end.
-
-    Raises:
-        DataError: no rows, or a length of less than 8 tokens.
-    """
-    texts = [Example(text, None, None, row) for row, text in enumerate(sources)]
-    return classify.encode(tokenizer, texts, max_seq_length=max_seq_length)
 
 
 def writing_of(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Writing:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_MAX_LENGTH = 128
+# Rows per forward pass where none is given: on a CPU a larger batch pads more and gains nothing.
+BATCH_ROWS = {"cpu": 16, "cuda": 64}
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -135,7 +137,7 @@ def encode(
 def batches(
     data: EncodedDataset,
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     token_budget: int | None = None,
     pad_to: int | None = None,
     device: torch.device | str = "cpu",
@@ -143,13 +145,15 @@ def batches(
     """Padded batches, longest rows first (so that a lack of memory shows at once).
 
     Args:
-        batch_size: most rows of a batch.
+        batch_size: most rows of a batch; None: 16 on a CPU, 64 on a GPU.
         token_budget: most tokens of a batch, padding included; a longer row has a batch of its own.
         pad_to: pad every batch to this many tokens, as ``--pad_to_max_length`` does.
 
     Raises:
         DataError: a batch size or a budget that is not positive.
     """
+    if batch_size is None:
+        batch_size = BATCH_ROWS.get(torch.device(device).type, BATCH_ROWS["cuda"])
     if batch_size < 1 or (token_budget is not None and token_budget < 1):
         raise DataError.build(
             "--per_device_eval_batch_size", "not a batch size", expected="at least 1",

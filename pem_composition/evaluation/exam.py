@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,42 +21,8 @@ from pem_composition.errors import DataError
 from pem_composition.evaluation import classify, metrics
 from pem_composition.evaluation.classify import Batch, EvalResult
 from pem_composition.tasks.glue import Task
-from pem_composition.tasks.instructions import Template
-from pem_composition.tasks.prompts import Prompt
 
 Outputs = NDArray[np.float32]
-
-ANSWERS = SCORING, CONSTRAINED, FREE = ("scoring", "constrained", "free")
-# Rows per forward pass where none is given: on a CPU a larger batch pads more and gains nothing.
-BATCH_ROWS = {"cpu": 16, "cuda": 64}
-
-
-@dataclass(frozen=True)
-class ExamSettings:
-    """How rows become inputs and outputs become scores; part of the key of every result.
-
-    Attributes:
-        objective: classification (a head's logits), seq2seq (text to text), causal_lm
-            (documents) or instruction (the answers to instructions).
-        target: seq2seq only: label (a prompt's answers) or next_block (language modelling).
-        prompt: seq2seq with target label: the template and its answers.
-        max_seq_length: tokens of an input; longer ones are cut.
-        truncate: causal_lm only: False takes documents whole.
-        block_size: next_block only: tokens per block.
-        template: instruction only: how an instruction is written down.
-        answers: seq2seq with target label: how they are found, by scoring each of them (answers.py)
-            or by generation, constrained or free (generation.py).
-    """
-
-    objective: str = "classification"
-    target: str = "label"
-    prompt: Prompt | None = None
-    max_seq_length: int = classify.DEFAULT_MAX_LENGTH
-    block_size: int = 128
-    answers: str = SCORING
-    truncate: bool = True
-    template: Template | None = None
-    order: tuple[int, ...] = ()
 
 
 class Exam(ABC):

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pem_composition.evaluation.answers import INVALID, Asked, AskedExam, Writing
-from pem_composition.evaluation.exam import CONSTRAINED, Outputs
+from pem_composition.evaluation.exam import Outputs
+from pem_composition.evaluation.search import CONSTRAINED
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

@@ -10,23 +10,19 @@ answer begins at the first token that the prompt alone does not have.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation import beams
-from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.generate import continuation
-from pem_composition.evaluation.language import IGNORED, LanguageExam
-from pem_composition.evaluation.perplexity import language_exam
+from pem_composition.evaluation.language import IGNORED, Tokens
 from pem_composition.evaluation.search import Search
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import Template
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-Tokens = list[int]
+    from transformers import PreTrainedTokenizerBase
 
 
 class Pair(NamedTuple):
@@ -141,43 +137,32 @@ def prompt_tokens(
 
 
 def pairs(
-    settings: ExamSettings, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+    template: Template,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
 ) -> list[Pair]:
-    """Every row, cut at ``settings.max_seq_length``.
+    """Every row, cut at a length.
 
     Raises:
         DataError: no rows, or no answer of which a token is left.
     """
     if not examples:
         raise DataError.build("instructions", "no rows", expected="at least one")
-    template = settings.template
-    assert template is not None, "the settings of instructions name one"
     asked = [template.text(e.text, e.text_pair, tokenizer) for e in examples]
     texts = [text + str(e.label) for text, e in zip(asked, examples, strict=True)]
     prompts, wholes = (_tokens(template, each, tokenizer) for each in (asked, texts))
     out = []
     for prompt, whole in zip(prompts, wholes, strict=True):
         tokens = [*whole, tokenizer.eos_token_id]
-        out.append(Pair(tokens[: settings.max_seq_length], _shared(prompt, tokens), len(tokens)))
+        out.append(Pair(tokens[:max_seq_length], _shared(prompt, tokens), len(tokens)))
     if not any(pair.answered for pair in out):
         shortest = min(pair.prompt for pair in out)
         raise DataError.build(
-            "--max_seq_length", "leaves no token of any answer", found=settings.max_seq_length,
+            "--max_seq_length", "leaves no token of any answer", found=max_seq_length,
             expected=f"more than the shortest prompt's {shortest} tokens",
         )  # fmt: skip
     return out
-
-
-def instruction_exam(
-    settings: ExamSettings,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    **layout: Any,
-) -> LanguageExam:
-    """The answers as targets of a language exam; arguments as those of ``make_exam``."""
-    rows = pairs(settings, examples, tokenizer)
-    return language_exam([(row.tokens[:-1], row.answer_targets) for row in rows], **layout)
 
 
 def _tokens(

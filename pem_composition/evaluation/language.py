@@ -22,35 +22,23 @@ from torch.nn import functional as F
 
 from pem_composition.errors import RunFailed
 from pem_composition.evaluation import classify, statistics
-from pem_composition.evaluation.answers import Writing, writing_of
+from pem_composition.evaluation.answers import writing_of
 from pem_composition.evaluation.classify import EncodedDataset, EvalResult
-from pem_composition.evaluation.exam import Exam, ExamSettings, Outputs
-from pem_composition.tasks.data import Example
-from pem_composition.tasks.polarity import LANGUAGE, Block, next_blocks
+from pem_composition.evaluation.exam import Exam, Outputs
+from pem_composition.tasks.polarity import LANGUAGE
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+Tokens = list[int]
 
 IGNORED = -100  # a token that is read, but not counted
+# Tokens per forward pass: their logits over 50,000 words take 0.4 GB per 2,048 tokens.
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 
 
 class LanguageExam(Exam):
     """Rows with target tokens. k = 2: summed negative log-likelihood and number of tokens."""
-
-    @classmethod
-    def prepare(
-        cls,
-        settings: ExamSettings,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-        **layout: Any,
-    ) -> LanguageExam:
-        """Cut the documents into blocks."""
-        pairs = encode_blocks(tokenizer, examples, settings.block_size)
-        writing = writing_of(tokenizer, config)
-        return cls(LANGUAGE, classify.batches(_rows(pairs, writing), **layout))
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -97,31 +85,35 @@ class LanguageExam(Exam):
         )
 
 
-def encode_blocks(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], block_size: int
-) -> list[tuple[Block, Block]]:
-    """Pairs of neighbouring blocks of the documents, each with its end token.
-
-    Raises:
-        DataError: fewer than two blocks.
-    """
-    texts = [example.text for example in examples]
-    ids = tokenizer(texts, add_special_tokens=False, truncation=False).input_ids
-    return next_blocks([[*row, tokenizer.eos_token_id] for row in ids], block_size)
-
-
-def shifted(tokens: Sequence[int], writing: Writing) -> list[int]:
-    """What the decoder reads to write the tokens: its start, then all but the last of them."""
-    return [writing.start[0], *tokens[:-1]]
-
-
-def _rows(pairs: Sequence[tuple[Block, Block]], writing: Writing) -> EncodedDataset:
-    size = len(pairs[0][0])
+def causal_rows(rows: Sequence[tuple[Tokens, Tokens]], filler: int = 0) -> EncodedDataset:
+    """Pairs of what is read and what should follow each token of it, the labels."""
     inputs = {
-        "input_ids": [source for source, _ in pairs],
-        "attention_mask": [[1] * size for _ in pairs],
-        "decoder_input_ids": [shifted(target, writing) for _, target in pairs],
-        "target_ids": [target for _, target in pairs],
+        "input_ids": [read for read, _ in rows],
+        "attention_mask": [[1] * len(read) for read, _ in rows],
     }
-    padding = dict.fromkeys(inputs, 0)
-    return EncodedDataset(inputs, (None,) * len(pairs), padding)
+    targets: Any = tuple(targets for _, targets in rows)
+    return EncodedDataset(inputs, targets, {"input_ids": filler, "attention_mask": 0})
+
+
+def with_targets(
+    inputs: dict[str, list[Tokens]],
+    targets: Sequence[Tokens],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+) -> EncodedDataset:
+    """Inputs of an encoder, what its decoder reads, and the labels that it should write."""
+    (start, *_), pad = writing_of(tokenizer, config).start, tokenizer.pad_token_id or 0
+    read = {"decoder_input_ids": [[start, *target[:-1]] for target in targets]}
+    fillers = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0, "decoder_input_ids": pad}
+    labels: Any = tuple(targets)
+    return EncodedDataset(inputs | read, labels, fillers)
+
+
+def language_exam(data: EncodedDataset, **layout: Any) -> LanguageExam:
+    """Rows whose labels are the tokens that should be written; see ``classify.batches``."""
+    inputs: Any = {**data.inputs, "target_ids": list(data.labels)}
+    padding = {**data.padding, "target_ids": IGNORED}
+    encoded = EncodedDataset(inputs, (None,) * len(data), padding)
+    device = torch.device(layout.get("device", "cpu")).type
+    layout = {"token_budget": TOKEN_BUDGET.get(device, TOKEN_BUDGET["cuda"])} | layout
+    return LanguageExam(LANGUAGE, classify.batches(encoded, **layout))

@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +29,16 @@ import torch
 from pem_composition import offline
 from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation import classify, statistics
-from pem_composition.evaluation.classify import EncodedDataset
-from pem_composition.evaluation.exam import ExamSettings
-from pem_composition.evaluation.language import IGNORED, LanguageExam
+from pem_composition.evaluation.language import (
+    IGNORED,
+    LanguageExam,
+    Tokens,
+    causal_rows,
+    language_exam,
+)
 from pem_composition.evaluation.models import max_input_length
 from pem_composition.evaluation.search import EVERY, FIRST, NONE
 from pem_composition.tasks import data, files
-from pem_composition.tasks.data import Example
 from pem_composition.tasks.polarity import LANGUAGE
 
 if TYPE_CHECKING:
@@ -45,14 +48,7 @@ if TYPE_CHECKING:
 
     from pem_composition.evaluation.exam import Outputs
 
-Tokens = list[int]
-
 JOINT = "\n\n"  # between the rows of a long text
-# Tokens per forward pass: their logits over 50,000 words take 0.4 GB per 2,048 tokens.
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-
-
-# --- documents ----------------------------------------------------------------------------------
 
 
 def begun(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
@@ -69,74 +65,6 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     bare = tokenizer(probe, add_special_tokens=False, verbose=False).input_ids
     tokens = begun(tokenizer, probe)
     return tokens[: len(tokens) - len(bare)]
-
-
-def whole_documents(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> list[Tokens]:
-    """Every document with its end token."""
-    return [[*begun(tokenizer, example.text), tokenizer.eos_token_id] for example in examples]
-
-
-def document_tokens(
-    settings: ExamSettings,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-) -> list[Tokens]:
-    """Every document with its end token, cut at ``settings.max_seq_length`` or whole.
-
-    A document that is cut has no end token, as it does not end there.
-
-    Raises:
-        DataError: no documents, a length that leaves nothing to predict, or a whole document that
-            is longer than the model's context.
-    """
-    if not examples:
-        raise DataError.build("documents", "no rows", expected="at least one")
-    if settings.max_seq_length < 2:
-        raise DataError.build(
-            "--max_seq_length", "leaves nothing to predict", found=settings.max_seq_length,
-            expected="at least 2 tokens",
-        )  # fmt: skip
-    documents = whole_documents(examples, tokenizer)
-    if settings.truncate:
-        return [tokens[: settings.max_seq_length] for tokens in documents]
-    limit = max_input_length(config, tokenizer) or math.inf
-    for example, tokens in zip(examples, documents, strict=True):
-        if len(tokens) > limit:
-            raise DataError.build(
-                f"row {example.row_id}", "longer than the model's context",
-                found=f"{len(tokens)} tokens", expected=f"at most {limit}",
-                do="leave out --no-truncate to cut it at --max_seq_length",
-            )  # fmt: skip
-    return documents
-
-
-def document_exam(
-    settings: ExamSettings,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    **layout: Any,
-) -> LanguageExam:
-    """Documents as rows of a language exam; arguments as those of ``make_exam``."""
-    documents = document_tokens(settings, examples, tokenizer, config)
-    return language_exam([(tokens[:-1], tokens[1:]) for tokens in documents], **layout)
-
-
-def language_exam(rows: Sequence[tuple[Tokens, Tokens]], **layout: Any) -> LanguageExam:
-    """Pairs of what is read and what should follow each token of it."""
-    inputs = {
-        "input_ids": [read for read, _ in rows],
-        "attention_mask": [[1] * len(read) for read, _ in rows],
-        "target_ids": [targets for _, targets in rows],
-    }
-    padding = {"input_ids": 0, "attention_mask": 0, "target_ids": IGNORED}
-    encoded = EncodedDataset(inputs, (None,) * len(rows), padding)
-    device = torch.device(layout.get("device", "cpu")).type
-    budget = TOKEN_BUDGET.get(device, TOKEN_BUDGET["cuda"])
-    return LanguageExam(LANGUAGE, classify.batches(encoded, token_budget=budget, **layout))
 
 
 # --- a long text --------------------------------------------------------------------------------
@@ -246,7 +174,8 @@ def text_exam(
     if len(tokens) < 2:
         raise DataError.build("text", "nothing to predict", found=f"{len(tokens)} tokens")
     size = batch_size or classify.DEFAULT_BATCH_SIZE
-    return language_exam(windows.rows(tokens, start), batch_size=size, device=device)
+    rows = causal_rows(windows.rows(tokens, start))
+    return language_exam(rows, batch_size=size, device=device)
 
 
 def perplexity(model: nn.Module, exam: LanguageExam) -> dict[str, float]:

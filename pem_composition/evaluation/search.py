@@ -1,5 +1,5 @@
-"""How answers are searched for, and how windows of a text begin. No torch, so that programs check
-their flags at once."""
+"""How answers are found and searched for, and how windows of a text begin. No torch, so that
+programs check their flags at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pem_composition.errors import UsageError
 
+ANSWERS = SCORING, CONSTRAINED, FREE = ("scoring", "constrained", "free")
 STARTS = EVERY, FIRST, NONE = ("every", "first", "none")  # windows that begin with a start token
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.errors import DataError
 from pem_composition.evaluation.keys import rows_digest
 from pem_composition.evaluation.search import Search
+from pem_composition.objectives.instructions import Instructions
+from pem_composition.tasks.polarity import LANGUAGE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,14 +52,14 @@ class InstructionRows:
         batch_size: int | None = None,
     ) -> None:
         self.name, self.examples, self.template, self.search = name, examples, template, search
-        self.max_seq_length, self.batch_size = max_seq_length, batch_size
+        self.batch_size = batch_size
+        self.objective = Instructions(template, max_seq_length=max_seq_length)
         self.referenced = [i for i, row in enumerate(examples) if row.label is not None]
         self._check_references()
         self.identity = {
             "task": "instructions",
-            **template.content(),
+            **self.objective.described(LANGUAGE),
             "search": asdict(search),
-            "max_seq_length": max_seq_length,
             "rows": rows_digest(examples),
         }
         self._tokenizer: Any = None
@@ -80,22 +82,14 @@ class InstructionRows:
             DataError: no instructions, or one that leaves no room.
         """
         from pem_composition.evaluation import beams, instructions
-        from pem_composition.evaluation.exam import ExamSettings
-        from pem_composition.evaluation.prepare import make_exam
-        from pem_composition.tasks.polarity import LANGUAGE
 
         prompts = instructions.prompt_tokens(self.template, self.examples, tokenizer)
         beams.check_room(model, tokenizer, prompts, self.search, self.name)
         self._tokenizer = tokenizer
         if self.referenced:
             rows = [self.examples[i] for i in self.referenced]
-            settings = ExamSettings(
-                "instruction", "answer", max_seq_length=self.max_seq_length, template=self.template
-            )
-            self._exam = make_exam(  # type: ignore[assignment]
-                settings, LANGUAGE, rows, tokenizer, model.config,
-                device=next(model.parameters()).device,
-            )  # fmt: skip
+            device = next(model.parameters()).device
+            self._exam = self.objective.exam(LANGUAGE, rows, tokenizer, model.config, device=device)
 
     def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
         """The answers, and per reference answer the sum of -log p and the number of tokens."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.exam import Exam, ExamSettings
+    from pem_composition.evaluation.exam import Exam
+    from pem_composition.objectives import Objective
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.glue import Task
 
@@ -38,20 +39,20 @@ class Rows:
         self,
         task: Task,
         examples: Sequence[Example],
-        settings: ExamSettings,
+        objective: Objective,
         batch_size: int | None = None,
         name: str | None = None,
         head: Mapping[str, Tensor] | None = None,
     ) -> None:
         from pem_composition.evaluation.metrics import gold_labels
 
-        self.task, self.examples, self.settings = task, examples, settings
+        self.task, self.examples, self.objective = task, examples, objective
         self.batch_size, self.name, self.head = batch_size, name or task.name, head
-        labelled = settings.target == "label"  # blocks of text have no labels
-        self.labels = gold_labels(task, [e.label for e in examples]) if labelled else None
+        labels = [e.label for e in examples]
+        self.labels = gold_labels(task, labels) if objective.labelled else None
         self.identity = {
             **task_content(task),
-            **_described(settings),
+            **objective.described(task),
             "rows": rows_digest(examples),
             **({"own_head": _digest_of(head)} if head is not None else {}),
         }
@@ -64,12 +65,10 @@ class Rows:
         Raises:
             DataError: rows that cannot be asked of this model.
         """
-        from pem_composition.evaluation.prepare import make_exam
-
         if self._exam is None:
             device = next(model.parameters()).device
-            self._exam = make_exam(
-                self.settings, self.task, self.examples, tokenizer, model.config,
+            self._exam = self.objective.exam(
+                self.task, self.examples, tokenizer, model.config,
                 batch_size=self.batch_size, device=device,
             )  # fmt: skip
         return self._exam
@@ -135,21 +134,6 @@ def _digest_of(head: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(head.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _described(settings: ExamSettings) -> dict[str, Any]:
-    """The settings that decide how these rows are scored; a prompt by what it says."""
-    if settings.objective == "classification":
-        order = {"order": list(settings.order)} if settings.order else {}  # of the head's outputs
-        return {"max_seq_length": settings.max_seq_length, **order}
-    described: dict[str, Any] = {"objective": settings.objective, "target": settings.target}
-    if settings.answers != "scoring":
-        described["answers"] = settings.answers
-    if settings.target == "next_block":
-        return {**described, "block_size": settings.block_size}
-    assert settings.prompt is not None, "a task's own prompt is looked up before"
-    prompt = {"template": settings.prompt.template, "answers": list(settings.prompt.answers)}
-    return {**described, "prompt": prompt, "max_seq_length": settings.max_seq_length}
 
 
 def _packed(predictions: Sequence[float]) -> str | list[float]:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,20 @@ from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import key_of
 from pem_composition.evaluation.models import resolve
 from pem_composition.evaluation.own_classes import Classes, of_model, of_module
+from pem_composition.objectives import Objective, objective_of
+from pem_composition.objectives.documents import Documents
+from pem_composition.objectives.instructions import Instructions
 from pem_composition.record import Provenance
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
+from pem_composition.tasks.instructions import get_template
 from pem_composition.training import processes, results
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import describe_run
-from pem_composition.training.objectives import Objective, objective_of
 from pem_composition.training.resume import check_place, clean, find_resume, refuse_undescribed
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.exam import ExamSettings
     from pem_composition.module import PEM
     from pem_composition.tasks.glue import Task
     from pem_composition.training.batches import EpochLoader
@@ -89,7 +91,7 @@ def run(
     processes.refuse_sharding(os.environ)
     output = Path(config.output_dir)
     check_place(output)
-    objective = objective_of(config)
+    objective = trained_objective(config)
     data = read_data(config, objective)
     for note in data.notes:
         say(note)
@@ -107,6 +109,21 @@ def run(
 
 def _silent(_line: str) -> None:
     return None
+
+
+def trained_objective(config: TrainConfig) -> Objective:
+    """The objective that the flags name."""
+    length = config.max_seq_length
+    if config.objective == "causal_lm":
+        padded = config.loss_on_padding
+        return Documents(config.score_filter, config.truncate, padded, max_seq_length=length)
+    if config.objective == "instruction":
+        template = get_template(config.template)
+        return Instructions(template, config.train_on_inputs, max_seq_length=length)
+    return objective_of(
+        config.objective, next_block=config.next_block, max_seq_length=length,
+        block_size=config.block_tokens, prompt=config.prompt,
+    )  # fmt: skip
 
 
 def read_data(config: TrainConfig, objective: Objective) -> TaskData:
@@ -146,10 +163,9 @@ def execute(config: TrainConfig, plan: Plan, say: Say, stop: StopRequest) -> Out
     output = Path(config.output_dir)
     start = prepare(config, plan.data.task)
     warn_of_bfloat16(config, say)
-    length = fit_length(config, start, say)
-    settings = plan.objective.settings(plan.data.task, length)
-    scorers = make_scorers(config, plan.data, settings, start)
-    loader = make_loader(config, plan, settings, start, say)
+    plan = replace(plan, objective=fitted(plan.objective, start, say))
+    scorers = make_scorers(config, plan, start)
+    loader = make_loader(config, plan, start, say)
     trainer = make_trainer(config, plan, start, loader, scorers.get(VALIDATION), stop)
     if processes.is_main():
         clean(output, keep_checkpoints=plan.resume is not None)
@@ -200,26 +216,15 @@ def warn_of_bfloat16(config: TrainConfig, say: Say) -> None:
         say(note)
 
 
-def fit_length(config: TrainConfig, start: Start, say: Say) -> int:
-    """Tokens of an input, at most those that the model can take.
-
-    Raises:
-        UsageError: blocks are longer; cutting them would be another run.
-    """
+def fitted(objective: Objective, start: Start, say: Say) -> Objective:
+    """The objective with inputs that the model can take; says where they are shorter."""
     from pem_composition.evaluation.models import max_input_length
 
-    limit = max_input_length(start.model.config, start.tokenizer)
-    if limit is not None and config.next_block and config.block_tokens > limit:
-        raise UsageError.build(
-            "--block_size",
-            "longer than the model takes",
-            found=config.block_tokens,
-            expected=f"at most {limit} tokens",
-        )
-    if limit is None or config.next_block or config.max_seq_length <= limit:
-        return config.max_seq_length
-    say(f"--max_seq_length {config.max_seq_length}: the model takes {limit} tokens; using {limit}")
-    return limit
+    found = objective.within(max_input_length(start.model.config, start.tokenizer))
+    given, limit = objective.max_seq_length, found.max_seq_length
+    if limit < given:
+        say(f"--max_seq_length {given}: the model takes {limit} tokens; using {limit}")
+    return found
 
 
 def _train(
@@ -262,14 +267,12 @@ def mean_loss(log: list[dict[str, Any]]) -> float | None:
     )
 
 
-def make_loader(
-    config: TrainConfig, plan: Plan, settings: ExamSettings, start: Start, say: Say
-) -> EpochLoader:
+def make_loader(config: TrainConfig, plan: Plan, start: Start, say: Say) -> EpochLoader:
     """Training batches of this process; says what rows lost where they were cut."""
     from pem_composition.training.batches import EpochLoader, Examples, GlobalBatches, Padding
 
     data: EncodedDataset = plan.objective.encode(
-        settings, plan.data.task, plan.data.train, start.tokenizer, start.model.config
+        plan.data.task, plan.data.train, start.tokenizer, start.model.config
     )
     for note in data.notes:
         say(note)
@@ -282,32 +285,27 @@ def make_loader(
         world=world,
         lengths=data.lengths if config.group_by_length else None,
     )
-    padding = Padding(data.padding, fixed_length(config, settings))
+    padding = Padding(data.padding, fixed_length(config, plan.objective))
     return EpochLoader(Examples(data), order, padding, config.dataloader_num_workers)
 
 
-def fixed_length(config: TrainConfig, settings: ExamSettings) -> int | None:
-    """Tokens that every input is padded to; blocks are all of one size as they are."""
-    fixed = config.pad_to_max_length and not config.next_block
-    return settings.max_seq_length if fixed else None
+def fixed_length(config: TrainConfig, objective: Objective) -> int | None:
+    """Tokens that every input is padded to."""
+    return objective.max_seq_length if config.pad_to_max_length else None
 
 
-def make_scorers(
-    config: TrainConfig, data: TaskData, settings: ExamSettings, start: Start
-) -> dict[str, Scorer]:
+def make_scorers(config: TrainConfig, plan: Plan, start: Start) -> dict[str, Scorer]:
     """What evaluates each split but the training rows."""
-    from pem_composition.evaluation.prepare import make_exam
     from pem_composition.training.scoring import Scorer
 
+    task, model = plan.data.task, start.model
     layout: dict[str, Any] = {
         "batch_size": config.per_device_eval_batch_size,
-        "pad_to": fixed_length(config, settings),
+        "pad_to": fixed_length(config, plan.objective),
     }
     return {
-        split: Scorer(
-            make_exam(settings, data.task, rows, start.tokenizer, start.model.config, **layout)
-        )
-        for split, rows in data.splits.items()
+        split: Scorer(plan.objective.exam(task, rows, start.tokenizer, model.config, **layout))
+        for split, rows in plan.data.splits.items()
         if split != TRAIN
     }
 

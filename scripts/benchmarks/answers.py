@@ -23,17 +23,16 @@ from timing import report, side_by_side
 from pem_composition import offline
 from pem_composition.evaluation.answers import AskedExam
 from pem_composition.evaluation.classify import Batch, collect
-from pem_composition.evaluation.exam import (
-    ANSWERS,
-    CONSTRAINED,
-    SCORING,
-    ExamSettings,
-    Outputs,
-)
 from pem_composition.evaluation.generation import constrained
 from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
 from pem_composition.evaluation.precision import reduced
-from pem_composition.evaluation.prepare import make_exam
+from pem_composition.evaluation.search import (
+    ANSWERS,
+    CONSTRAINED,
+    SCORING,
+    Outputs,
+)
+from pem_composition.objectives.answers import Answers
 from pem_composition.tasks.data import load_task
 
 REFERENCE_ROWS, REFERENCE_BEAMS = 8, 5
@@ -80,12 +79,11 @@ class Case:
         self.device = device = next(model.parameters()).device
         data = load_task(name, data_dir=folder, splits=("validation",), max_eval_samples=rows)
         self.exams: dict[str, AskedExam] = {
-            how: make_exam(
-                ExamSettings("seq2seq", answers=how), data.task, data.validation, tokenizer,
-                model.config, device=device,
+            how: Answers(found=how).exam(
+                data.task, data.validation, tokenizer, model.config, device=device
             )
             for how in ANSWERS
-        }  # fmt: skip
+        }
         self.rows = self.exams[SCORING].size
         prompt = self.exams[SCORING].prompt
         sources = [prompt.source(data.task, example) for example in data.validation]

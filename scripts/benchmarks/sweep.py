@@ -28,12 +28,12 @@ from timing import report, side_by_side
 from pem_composition import offline, sweep
 from pem_composition.adapters import fresh_module, resolve_targets
 from pem_composition.config import LoraConfig
-from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.models import bfloat16_note, load_base, load_seq2seq
 from pem_composition.evaluation.precision import reduced
 from pem_composition.module import PEM
+from pem_composition.objectives.answers import Answers
+from pem_composition.objectives.classification import Classification
 from pem_composition.tasks.data import TaskData, load_task
-from pem_composition.tasks.prompts import get_prompt
 
 HERE = Path(__file__).parent
 
@@ -113,12 +113,8 @@ class Case:
 
     def rows(self) -> list[sweep.Rows]:
         """The tasks' rows, not tokenised yet."""
-        return [sweep.Rows(data.task, data.validation, self.settings(data)) for data in self.data]
-
-    def settings(self, data: TaskData) -> ExamSettings:
-        if self.seq2seq:
-            return ExamSettings("seq2seq", prompt=get_prompt(data.task))
-        return ExamSettings()
+        objective = Answers() if self.seq2seq else Classification()
+        return [sweep.Rows(data.task, data.validation, objective) for data in self.data]
 
     def bare(self, *, bf16: bool) -> None:
         """Nothing but forward passes."""

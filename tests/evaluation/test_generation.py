@@ -12,13 +12,6 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from pem_composition.errors import RunFailed
 from pem_composition.evaluation.answers import INVALID, AnswerExam
-from pem_composition.evaluation.exam import (
-    ANSWERS,
-    CONSTRAINED,
-    FREE,
-    SCORING,
-    ExamSettings,
-)
 from pem_composition.evaluation.generation import (
     GenerationExam,
     answer_numbers,
@@ -26,7 +19,13 @@ from pem_composition.evaluation.generation import (
     continuations,
     free,
 )
-from pem_composition.evaluation.prepare import make_exam
+from pem_composition.evaluation.search import (
+    ANSWERS,
+    CONSTRAINED,
+    FREE,
+    SCORING,
+)
+from pem_composition.objectives.answers import Answers
 from pem_composition.tasks.data import load_task
 from pem_composition.tasks.glue import TASKS
 
@@ -235,8 +234,8 @@ def test_real_answers_agree_however_they_are_found(flan, shared, name, one_threa
     data = load_task(name, data_dir=folder, splits=("validation",), max_eval_samples=16)
     outputs, results = {}, {}
     for how in ANSWERS:
-        settings = ExamSettings("seq2seq", answers=how)
-        exam = make_exam(settings, data.task, data.validation, tokenizer, model.config)
+        objective = Answers(found=how)
+        exam = objective.exam(data.task, data.validation, tokenizer, model.config)
         outputs[how] = exam.take(model)
         results[how] = exam.result(outputs[how])
     best = outputs[SCORING][:, :-1].argmax(1)
@@ -256,8 +255,7 @@ def test_real_numbers_agree_with_beams_enough_and_the_end_token(flan, shared, on
     model, tokenizer, _ = flan
     folder = shared / "data" / "glue"
     data = load_task("stsb", data_dir=folder, splits=("validation",), max_eval_samples=4)
-    settings = ExamSettings("seq2seq")
-    exam = make_exam(settings, data.task, data.validation, tokenizer, model.config, batch_size=4)
+    exam = Answers().exam(data.task, data.validation, tokenizer, model.config, batch_size=4)
     inputs, end = batch_of(exam).inputs, exam.writing.end
     closed = [(*answer, end) for answer in exam.answers]
     with torch.inference_mode():

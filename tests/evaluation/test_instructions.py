@@ -10,14 +10,13 @@ from tiny import write_causal
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation.beams import write
-from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.generate import continuation
 from pem_composition.evaluation.instructions import answers, pairs, prompt_tokens
 from pem_composition.evaluation.language import IGNORED
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import summary
-from pem_composition.evaluation.prepare import make_exam
 from pem_composition.evaluation.search import Search
+from pem_composition.objectives.instructions import Instructions
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import CHAT, Template
 from pem_composition.tasks.polarity import LANGUAGE
@@ -39,14 +38,14 @@ def base(request, tmp_path_factory):
     return load_causal(write_causal(folder, request.param, [" ".join(WORDS)]))[:2]
 
 
-def settings(length=64, template=TEMPLATE):
-    return ExamSettings("instruction", "answer", max_seq_length=length, template=template)
+def pairs_of(rows, tokenizer, length=64, template=TEMPLATE):
+    return pairs(template, rows, tokenizer, length)
 
 
 def test_a_row_is_prompt_answer_and_end_and_the_answer_alone_counts(base):
     _, tokenizer = base
     end = tokenizer.eos_token_id
-    for row, pair in zip(ROWS, pairs(settings(), ROWS, tokenizer), strict=True):
+    for row, pair in zip(ROWS, pairs_of(ROWS, tokenizer), strict=True):
         (prompt,) = prompt_tokens(TEMPLATE, [row], tokenizer)
         text = TEMPLATE.text(row.text, row.text_pair, tokenizer)
         assert prompt == tokenizer(text).input_ids
@@ -60,20 +59,20 @@ def test_a_row_is_prompt_answer_and_end_and_the_answer_alone_counts(base):
 
 def test_cut_rows_have_no_end_token_and_may_have_no_answer(base):
     _, tokenizer = base
-    whole = pairs(settings(), ROWS, tokenizer)
+    whole = pairs_of(ROWS, tokenizer)
     length = whole[2].prompt + 2
-    cut = pairs(settings(length), ROWS, tokenizer)
+    cut = pairs_of(ROWS, tokenizer, length)
     assert cut[2].tokens == whole[2].tokens[:length]
     assert len([t for t in cut[2].answer_targets if t != IGNORED]) == 2
     shortest = min(pair.prompt for pair in whole)
-    short = pairs(settings(shortest + 1), ROWS, tokenizer)
+    short = pairs_of(ROWS, tokenizer, shortest + 1)
     empty = [pair for pair in short if set(pair.answer_targets) == {IGNORED}]
     assert empty and all(len(p.answer_targets) == len(p.tokens) - 1 for p in short)
     words = f"leaves no token of any answer; found {shortest}, expected more than the shortest"
     with pytest.raises(DataError, match=words):
-        pairs(settings(shortest), ROWS, tokenizer)
+        pairs_of(ROWS, tokenizer, shortest)
     with pytest.raises(DataError, match="instructions: no rows"):
-        pairs(settings(), [], tokenizer)
+        pairs_of([], tokenizer)
 
 
 @torch.no_grad()
@@ -86,9 +85,9 @@ def by_hand(model, pair):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_perplexity_is_that_of_the_answers_given_the_prompts(base, batch):
     model, tokenizer = base
-    exam = make_exam(settings(), LANGUAGE, ROWS, tokenizer, model.config, batch_size=batch)
+    exam = Instructions(TEMPLATE).exam(LANGUAGE, ROWS, tokenizer, model.config, batch_size=batch)
     found = exam.take(model)
-    rows = pairs(settings(), ROWS, tokenizer)
+    rows = pairs_of(ROWS, tokenizer)
     nll = [by_hand(model, pair) for pair in rows]
     count = [len(pair.tokens) - pair.prompt for pair in rows]
     assert found[:, 0].tolist() == pytest.approx(nll, rel=1e-5)
@@ -106,7 +105,7 @@ def test_the_chat_template_of_the_tokenizer_writes_its_own_special_tokens(base):
         (tokens,) = prompt_tokens(CHAT, ROWS[:1], tokenizer)
         end = tokenizer.eos_token_id
         assert tokens[0] == tokens[-1] == end and tokens.count(tokenizer.bos_token_id) in (0, 2)
-        (pair,) = pairs(settings(template=CHAT), ROWS[:1], tokenizer)
+        (pair,) = pairs_of(ROWS[:1], tokenizer, template=CHAT)
         assert pair.tokens[: len(tokens)] == tokens and pair.prompt == len(tokens)
     finally:
         tokenizer.chat_template = before

@@ -12,9 +12,8 @@ import torch
 from tiny import write_text_to_text
 
 from pem_composition.errors import DataError, RunFailed
-from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.models import load_seq2seq
-from pem_composition.evaluation.prepare import make_exam
+from pem_composition.objectives.next_block import NextBlocks
 from pem_composition.tasks.polarity import LANGUAGE, load_documents
 
 WORDS = [f"w{i}" for i in range(12)]
@@ -36,8 +35,8 @@ def language(tmp_path_factory):
 
 def exam_of(language, **layout):
     (model, tokenizer, _), _, documents = language
-    settings = ExamSettings("seq2seq", "next_block", block_size=SIZE)
-    return make_exam(settings, LANGUAGE, documents, tokenizer, model.config, **layout)
+    objective = NextBlocks(max_seq_length=SIZE)
+    return objective.exam(LANGUAGE, documents, tokenizer, model.config, **layout)
 
 
 def blocks_by_hand(tokenizer, texts):
@@ -99,6 +98,5 @@ def test_a_loss_that_is_not_finite_fails_the_run(language, value):
 
 def test_too_little_text_is_refused(language):
     (model, tokenizer, _), _, documents = language
-    settings = ExamSettings("seq2seq", "next_block", block_size=64)
     with pytest.raises(DataError, match=r"fewer than two blocks; found .* expected at least 128"):
-        make_exam(settings, LANGUAGE, documents[:1], tokenizer, model.config)
+        NextBlocks(max_seq_length=64).exam(LANGUAGE, documents[:1], tokenizer, model.config)

@@ -13,7 +13,6 @@ from tiny import random_module, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, UsageError
-from pem_composition.evaluation.exam import ExamSettings
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import (
     Windows,
@@ -23,7 +22,7 @@ from pem_composition.evaluation.perplexity import (
     read_texts,
     text_exam,
 )
-from pem_composition.evaluation.prepare import make_exam
+from pem_composition.objectives.documents import Documents
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.polarity import LANGUAGE
 
@@ -117,8 +116,8 @@ def test_neither_batches_nor_their_padding_change_a_figure(loaded, one_thread):
 def test_documents_are_read_alone_from_their_beginning_to_their_end_token(loaded, one_thread):
     (model, tokenizer, _), texts = loaded
     examples = [Example(text, None, None, i) for i, text in enumerate(texts)]
-    settings = ExamSettings("causal_lm", "document", max_seq_length=60)
-    exam = make_exam(settings, LANGUAGE, examples, tokenizer, model.config, batch_size=4)
+    objective = Documents(max_seq_length=60)
+    exam = objective.exam(LANGUAGE, examples, tokenizer, model.config, batch_size=4)
     outputs = exam.take(model)
     by_hand = []
     for text in texts:
@@ -189,9 +188,9 @@ def test_texts_and_files_that_hold_nothing_are_refused(loaded, tmp_path):
 def test_a_whole_document_longer_than_the_context_is_refused_with_its_row(loaded):
     (model, tokenizer, _), _ = loaded
     examples = [Example("w1", None, None, 0), Example("w1 w2 " * 40, None, None, 7)]
-    settings = ExamSettings("causal_lm", "document", max_seq_length=16, truncate=False)
+    objective = Documents(truncate=False, max_seq_length=16)
     with pytest.raises(DataError, match=r"row 7: longer than the model's context; found .* 66"):
-        make_exam(settings, LANGUAGE, examples, tokenizer, model.config)
+        objective.exam(LANGUAGE, examples, tokenizer, model.config)
 
 
 def test_an_increase_is_the_ratio_of_perplexities_with_the_error_of_paired_windows():

@@ -194,14 +194,14 @@ def test_a_run_learns_to_answer_and_is_skipped_when_it_is_done(asked, kind, caps
 
 def test_the_template_is_in_the_key_by_what_it_says(asked, tmp_path):
     from pem_composition.training.identity import describe_run
-    from pem_composition.training.objectives import objective_of
+    from pem_composition.training.runs import trained_objective
 
     copy = tmp_path / "copy.json"
     copy.write_text(asked.template.read_text())
     found = []
     for template in (asked.template, copy, "sections", None, "chat"):
         config = asked.config("key", template=template)
-        objective = objective_of(config)
+        objective = trained_objective(config)
         data = runs.read_data(config, objective)
         found.append(describe_run(config, data, objective.content(data.task)))
     assert found[0] == found[1] != found[2] == found[3] != found[4]

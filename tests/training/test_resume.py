@@ -14,7 +14,7 @@ from pem_composition.checkpoint.files import sha256_file
 from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.training import checkpointing, resume, runs
 from pem_composition.training.identity import describe_run
-from pem_composition.training.objectives import objective_of
+from pem_composition.training.runs import trained_objective
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def weights(folder):
 
 
 def identity_of(config):
-    objective = objective_of(config)
+    objective = trained_objective(config)
     data = runs.read_data(config, objective)
     return describe_run(config, data, objective.content(data.task))
 

@@ -31,9 +31,9 @@ from pem_composition.adapters import attach
 from pem_composition.cli import main
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.models import load_seq2seq
+from pem_composition.objectives.losses import cross_entropy
 from pem_composition.training import runs
-from pem_composition.training.losses import cross_entropy
-from pem_composition.training.objectives import objective_of
+from pem_composition.training.runs import trained_objective
 
 pytestmark = pytest.mark.slow
 
@@ -82,9 +82,9 @@ def text(bench):
 def test_prompts_that_are_cut_are_counted_and_the_length_that_fits_is_said(text, capsys):
     start, _, _ = a_batch(text.config("cuts", max_seq_length=8))
     told = capsys.readouterr().out
-    objective = objective_of(text.config("cuts"))
+    objective = trained_objective(text.config("cuts"))
     rows = runs.read_data(text.config("cuts"), objective)
-    prompt = objective.prompt(rows.task)
+    prompt = objective.prompt_of(rows.task)
     sizes = [len(start.tokenizer(prompt.source(rows.task, e)).input_ids) for e in rows.train]
     assert f"of {len(sizes)} training rows {sum(n > 8 for n in sizes)} lose the end of the" in told
     assert f"--max_seq_length {max(sizes)} keeps all" in told
@@ -430,7 +430,7 @@ def test_flags_of_another_objective_are_refused(bench, changes, words):
 
 def test_the_key_holds_the_prompt_by_content_and_only_what_the_objective_uses(text, tmp_path):
     def key(config):
-        objective = objective_of(config)
+        objective = trained_objective(config)
         data = runs.read_data(config, objective)
         return runs.key_of(runs.describe_run(config, data, objective.content(data.task)))
 

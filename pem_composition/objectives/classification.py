@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData, load_task
 from pem_composition.tasks.glue import TASKS, Reading, Task
 
@@ -14,12 +15,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.exam import ExamSettings
+    from pem_composition.evaluation.exam import ClassificationExam
 
 
 @dataclass(frozen=True)
-class Classification:
-    """loss = 1/n sum_i CE(logits_i, label_i)   or   1/n sum_i (logit_i - score_i)^2."""
+class Classification(Objective):
+    """loss = 1/n sum_i CE(logits_i, label_i)   or   1/n sum_i (logit_i - score_i)^2.
+
+    Attributes:
+        order: number of the head's output for each class of the task; empty: in the task's order.
+    """
+
+    order: tuple[int, ...] = ()
 
     def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
         return load_task(task_name, reading=reading, **where)
@@ -31,14 +38,12 @@ class Classification:
     def metrics(self, task: Task) -> tuple[str, ...]:
         return task.scores
 
-    def settings(self, task: Task, max_seq_length: int) -> ExamSettings:
-        from pem_composition.evaluation.exam import ExamSettings
-
-        return ExamSettings(max_seq_length=max_seq_length)
+    def described(self, task: Task) -> dict[str, Any]:
+        order = {"order": list(self.order)} if self.order else {}
+        return {"max_seq_length": self.max_seq_length, **order}
 
     def encode(
         self,
-        settings: ExamSettings,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
@@ -46,9 +51,23 @@ class Classification:
     ) -> EncodedDataset:
         from pem_composition.evaluation.classify import encode
 
-        return encode(tokenizer, examples, max_seq_length=settings.max_seq_length)
+        return encode(tokenizer, examples, max_seq_length=self.max_seq_length)
 
     def loss(self, task: Task) -> Callable[..., Tensor]:
-        from pem_composition.training.losses import cross_entropy, squared_error
+        from pem_composition.objectives.losses import cross_entropy, squared_error
 
         return squared_error if task.regression else cross_entropy
+
+    def exam(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        **layout: Any,
+    ) -> ClassificationExam:
+        from pem_composition.evaluation.classify import batches
+        from pem_composition.evaluation.exam import ClassificationExam
+
+        data = self.encode(task, examples, tokenizer, config)
+        return ClassificationExam(task, data.labels, batches(data, **layout), self.order)

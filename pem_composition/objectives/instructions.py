@@ -7,29 +7,30 @@ Alpaca-LoRA does. Evaluations count the answers alone either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.objectives.cuts import cut_notes
+from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.instructions import Template, load_instructions
-from pem_composition.training.objectives.cuts import cut_notes
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.exam import ExamSettings
+    from pem_composition.evaluation.language import LanguageExam
 
 
 @dataclass(frozen=True)
-class Instructions:
+class Instructions(Objective):
     """Rows with an instruction, perhaps an input, and the answer that is learned."""
 
     template: Template
     train_on_inputs: bool = False
+    labelled = False
 
     def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
         """Instructions and answers stand in columns of fixed names."""
@@ -39,44 +40,42 @@ class Instructions:
         """The template by what it says, wherever it comes from."""
         return self.template.content()
 
-    def metrics(self, task: Task) -> tuple[str, ...]:
-        return task.metrics
-
-    def settings(self, task: Task, max_seq_length: int) -> ExamSettings:
-        from pem_composition.evaluation.exam import ExamSettings
-
-        return ExamSettings(
-            "instruction", "answer", max_seq_length=max_seq_length, template=self.template
-        )
-
     def encode(
         self,
-        settings: ExamSettings,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
     ) -> EncodedDataset:
-        from pem_composition.evaluation.classify import EncodedDataset
+        """Rows of whose answer a token is left."""
         from pem_composition.evaluation.instructions import pairs
+        from pem_composition.evaluation.language import causal_rows
         from pem_composition.evaluation.models import max_input_length
 
-        found = pairs(settings, examples, tokenizer)
+        found = pairs(self.template, examples, tokenizer, self.max_seq_length)
         notes = cut_notes(
-            examples, [row.whole for row in found], settings.max_seq_length,
+            examples, [row.whole for row in found], self.max_seq_length,
             context=max_input_length(config, tokenizer), loses="the end of the answer",
             without=[not row.answered for row in found],
         )  # fmt: skip
-        rows = [row for row in found if row.answered]
-        inputs = {
-            "input_ids": [row.tokens[:-1] for row in rows],
-            "attention_mask": [[1] * (len(row.tokens) - 1) for row in rows],
-        }
-        fillers = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
-        labels = [row.tokens[1:] if self.train_on_inputs else row.answer_targets for row in rows]
-        return EncodedDataset(inputs, tuple(labels), fillers, notes)  # type: ignore[arg-type]
+        rows = [
+            (row.tokens[:-1], row.tokens[1:] if self.train_on_inputs else row.answer_targets)
+            for row in found
+            if row.answered
+        ]
+        return replace(causal_rows(rows, tokenizer.pad_token_id or 0), notes=notes)
 
-    def loss(self, task: Task) -> Callable[..., Tensor]:
-        from pem_composition.training.losses import cross_entropy
+    def exam(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        **layout: Any,
+    ) -> LanguageExam:
+        from pem_composition.evaluation.instructions import pairs
+        from pem_composition.evaluation.language import causal_rows, language_exam
 
-        return cross_entropy
+        found = pairs(self.template, examples, tokenizer, self.max_seq_length)
+        rows = [(row.tokens[:-1], row.answer_targets) for row in found]
+        return language_exam(causal_rows(rows), **layout)

@@ -1,0 +1,32 @@
+"""What is learned from rows and how models are scored on them: one class per objective.
+
+An objective reads its rows, encodes them for training with a loss, and prepares them for the
+evaluation of any number of models. No torch before there is a model, so that programs refuse rows
+at once.
+"""
+
+from __future__ import annotations
+
+from pem_composition.evaluation.search import SCORING
+from pem_composition.objectives.answers import Answers
+from pem_composition.objectives.classification import Classification
+from pem_composition.objectives.next_block import NextBlocks
+from pem_composition.objectives.objective import Objective
+
+
+def objective_of(
+    name: str,
+    *,
+    next_block: bool,
+    max_seq_length: int,
+    block_size: int,
+    prompt: str | None,
+    found: str | None = None,
+    order: tuple[int, ...] = (),
+) -> Objective:
+    """What ``--objective classification`` or ``seq2seq`` names; values as those of the classes."""
+    if name == "classification":
+        return Classification(order, max_seq_length=max_seq_length)
+    if next_block:
+        return NextBlocks(max_seq_length=block_size)
+    return Answers(prompt, found or SCORING, max_seq_length=max_seq_length)

@@ -1,0 +1,132 @@
+"""A decoder learns documents, one per row: each token from those before it.
+
+loss = 1/N sum_i sum_t CE(logits_it, x_i,t+1),  N the target tokens of the global batch: the text's
+and its end token. With ``loss_on_padding`` rows are padded with the end token to --max_seq_length
+and the padding counts, too, as in the reference code (labels = inputs); most of that loss is of end
+tokens after end tokens. Evaluations count the text alone either way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.errors import DataError
+from pem_composition.objectives.cuts import cut_notes
+from pem_composition.objectives.objective import Objective
+from pem_composition.tasks.data import Example, TaskData
+from pem_composition.tasks.glue import Reading, Task
+from pem_composition.tasks.toxicity import ScoreFilter, load_texts
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from pem_composition.evaluation.classify import EncodedDataset
+    from pem_composition.evaluation.language import LanguageExam, Tokens
+
+PADDED_NOTE = (
+    "--loss_on_padding: documents are padded with the end token to --max_seq_length and the loss "
+    "counts the padding, as the reference does; evaluations count the text alone"
+)
+
+
+@dataclass(frozen=True)
+class Documents(Objective):
+    """Documents, all of them or those with a score above a threshold."""
+
+    chosen: ScoreFilter | None = None
+    truncate: bool = True
+    loss_on_padding: bool = False
+    labelled = False
+
+    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+        data = load_texts(task_name, chosen=self.chosen, reading=reading, **where)
+        return replace(data, notes=(*data.notes, PADDED_NOTE)) if self.loss_on_padding else data
+
+    def encode(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+    ) -> EncodedDataset:
+        from pem_composition.evaluation.language import causal_rows
+        from pem_composition.evaluation.models import max_input_length
+
+        documents = self._tokens(examples, tokenizer, config)
+        width = self.max_seq_length if self.loss_on_padding else 0
+        end = tokenizer.eos_token_id
+        filled = [tokens + [end] * (width - len(tokens)) for tokens in documents]
+        encoded = causal_rows([(row[:-1], row[1:]) for row in filled], tokenizer.pad_token_id or 0)
+        # The attention mask tells text from padding, as a tokenizer's does.
+        masks = [
+            ([1] * len(tokens) + [0] * (width - len(tokens)))[: len(row) - 1]
+            for tokens, row in zip(documents, filled, strict=True)
+        ]
+        whole, length = documents, max(map(len, documents))
+        if self.truncate and length == self.max_seq_length:
+            whole = _whole(examples, tokenizer)
+        notes = cut_notes(
+            examples, [len(tokens) for tokens in whole], length,
+            context=max_input_length(config, tokenizer), loses="their end and its end token",
+        )  # fmt: skip
+        inputs = {**encoded.inputs, "attention_mask": masks}
+        return replace(encoded, inputs=inputs, notes=notes)
+
+    def exam(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        **layout: Any,
+    ) -> LanguageExam:
+        from pem_composition.evaluation.language import causal_rows, language_exam
+
+        documents = self._tokens(examples, tokenizer, config)
+        return language_exam(causal_rows([(row[:-1], row[1:]) for row in documents]), **layout)
+
+    def _tokens(
+        self,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+    ) -> list[Tokens]:
+        """Every document with its end token, cut at ``max_seq_length`` or whole.
+
+        A document that is cut has no end token, as it does not end there.
+
+        Raises:
+            DataError: no documents, a length that leaves nothing to predict, or a whole document
+                that is longer than the model's context.
+        """
+        from pem_composition.evaluation.models import max_input_length
+
+        if not examples:
+            raise DataError.build("documents", "no rows", expected="at least one")
+        if self.max_seq_length < 2:
+            raise DataError.build(
+                "--max_seq_length", "leaves nothing to predict", found=self.max_seq_length,
+                expected="at least 2 tokens",
+            )  # fmt: skip
+        documents = _whole(examples, tokenizer)
+        if self.truncate:
+            return [tokens[: self.max_seq_length] for tokens in documents]
+        limit = max_input_length(config, tokenizer) or math.inf
+        for example, tokens in zip(examples, documents, strict=True):
+            if len(tokens) > limit:
+                raise DataError.build(
+                    f"row {example.row_id}", "longer than the model's context",
+                    found=f"{len(tokens)} tokens", expected=f"at most {limit}",
+                    do="leave out --no-truncate to cut it at --max_seq_length",
+                )  # fmt: skip
+        return documents
+
+
+def _whole(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """Every document with its end token."""
+    from pem_composition.evaluation.perplexity import begun
+
+    return [[*begun(tokenizer, example.text), tokenizer.eos_token_id] for example in examples]

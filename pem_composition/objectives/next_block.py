@@ -1,0 +1,90 @@
+"""Text to text: a language model of a domain, block i is read, block i + 1 is written.
+
+loss = 1/N sum_i sum_t CE(logits_it, y_it),  N the target tokens of the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pem_composition.errors import UsageError
+from pem_composition.objectives.objective import Objective
+from pem_composition.tasks.data import Example, TaskData
+from pem_composition.tasks.glue import Reading, Task
+from pem_composition.tasks.polarity import load_documents, next_blocks
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from pem_composition.evaluation.classify import EncodedDataset
+    from pem_composition.evaluation.language import LanguageExam
+
+
+@dataclass(frozen=True)
+class NextBlocks(Objective):
+    """Blocks of ``max_seq_length`` tokens, cut from the documents in their order."""
+
+    labelled = False
+
+    def read(
+        self,
+        task_name: str | None,
+        *,
+        reading: Reading,
+        max_predict_samples: int | None = None,
+        **where: Any,
+    ) -> TaskData:
+        """``max_eval_samples`` is the limit of every split but the training rows."""
+        return load_documents(task_name, reading=reading, **where)
+
+    def described(self, task: Task) -> dict[str, Any]:
+        return {"objective": "seq2seq", "target": "next_block", "block_size": self.max_seq_length}
+
+    def within(self, limit: int | None) -> Self:
+        """The same.
+
+        Raises:
+            UsageError: blocks are longer; cutting them would be another run.
+        """
+        if limit is not None and self.max_seq_length > limit:
+            raise UsageError.build(
+                "--block_size", "longer than the model takes", found=self.max_seq_length,
+                expected=f"at most {limit} tokens",
+            )  # fmt: skip
+        return self
+
+    def encode(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+    ) -> EncodedDataset:
+        """Pairs of neighbouring blocks of the documents, each document with its end token.
+
+        Raises:
+            DataError: fewer than two blocks.
+        """
+        from pem_composition.evaluation.language import with_targets
+
+        texts = [example.text for example in examples]
+        ids = tokenizer(texts, add_special_tokens=False, truncation=False).input_ids
+        documents = [[*row, tokenizer.eos_token_id] for row in ids]
+        sources, targets = zip(*next_blocks(documents, self.max_seq_length), strict=True)
+        inputs = {"input_ids": list(sources), "attention_mask": [[1] * len(s) for s in sources]}
+        return with_targets(inputs, targets, tokenizer, config)
+
+    def exam(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        **layout: Any,
+    ) -> LanguageExam:
+        from pem_composition.evaluation.language import language_exam
+
+        data = self.encode(task, examples, tokenizer, config)
+        return language_exam(data, token_budget=None, **layout)

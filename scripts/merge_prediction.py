@@ -90,11 +90,11 @@ def scorer(args: argparse.Namespace) -> Callable[[PEM], float]:
     torch.manual_seed(0)
     model, tokenizer, _ = models.load_base(models.resolve(args.model_name_or_path), data.task)
     objective = Classification(max_seq_length=args.max_seq_length)
-    exam = objective.exam(data.task, data.require("validation"), tokenizer, model.config)
+    evaluator = objective.evaluator(data.task, data.require("validation"), tokenizer, model.config)
 
     def score(module: PEM) -> float:
         with fold(model, module):
-            return exam.result(exam.take(model)).score
+            return evaluator.score(evaluator.predict(model)).score
 
     return score
 

@@ -10,7 +10,7 @@ from tiny import VOCABULARY, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.evaluation.classify import Batch
-from pem_composition.evaluation.exam import ClassificationExam
+from pem_composition.evaluation.evaluator import ClassificationEvaluator
 from pem_composition.module import PEM
 from pem_composition.tasks.glue import Task, get_task
 
@@ -33,9 +33,9 @@ def rows(count: int, seed: int = 0) -> list[Tensor]:
     return [torch.randint(5, VOCABULARY, (1, n), generator=draw) for n in lengths]
 
 
-def exam(
+def evaluator(
     count: int = 6, task: str | Task = "mnli", seed: int = 0, size: int = 1
-) -> ClassificationExam:
+) -> ClassificationEvaluator:
     """Random rows with random labels; batches of ``size`` rows, padded on the right."""
     task = get_task(task) if isinstance(task, str) else task
     draw = np.random.default_rng(seed)
@@ -53,10 +53,10 @@ def exam(
             padded[place, : ids[i].shape[1]] = ids[i][0]
             mask[place, : ids[i].shape[1]] = 1
         batches.append(Batch(own, {"input_ids": padded, "attention_mask": mask}))
-    return ClassificationExam(task, labels.tolist(), batches)
+    return ClassificationEvaluator(task, labels.tolist(), batches)
 
 
-def logits(model: nn.Module, found: ClassificationExam) -> list[Tensor]:
+def logits(model: nn.Module, found: ClassificationEvaluator) -> list[Tensor]:
     """One row of logits per row, without padding."""
     out = []
     for batch in found.batches:

@@ -76,7 +76,7 @@ def test_model_and_rows_are_prepared_once(bench, tmp_path, monkeypatch):
     from pem_composition.objectives.answers import Answers
 
     calls = []
-    for module, name in ((models, "load_seq2seq"), (Answers, "exam")):
+    for module, name in ((models, "load_seq2seq"), (Answers, "evaluator")):
         original = getattr(module, name)
 
         def counted(*a, original=original, name=name, **k):
@@ -85,7 +85,7 @@ def test_model_and_rows_are_prepared_once(bench, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
     assert run("sweep", *bench.flags("rte", "sst2"), "-p", tmp_path / "out", *GRID) == 0
-    assert sorted(calls) == ["exam"] * 4 + ["load_seq2seq"]  # two tasks, two splits
+    assert sorted(calls) == ["evaluator"] * 4 + ["load_seq2seq"]  # two tasks, two splits
 
 
 def test_the_point_of_the_best_mean_is_selected(finished):

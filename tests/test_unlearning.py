@@ -23,7 +23,7 @@ import pem_composition as library
 from pem_composition import cli, json_lines
 from pem_composition.evaluation.generate import Decoding, _write, generate
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_exam
+from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read
 from pem_composition.sweep.texts import strongest
@@ -125,8 +125,10 @@ def check_by_hand(bench: data.Bench, out: Path, module: Path) -> None:
         assert judged["share"] == pytest.approx((scores[words] > 0.5).mean())
         # The second half is reported; the first one chooses the strength.
         texts = read_texts(bench.text)
-        exam = text_exam(texts[half(texts) :], Windows(16, 8), tokenizer)
-        assert row["perplexity"] == pytest.approx(perplexity(model, exam)["perplexity"], rel=1e-5)
+        evaluator = text_evaluator(texts[half(texts) :], Windows(16, 8), tokenizer)
+        assert row["perplexity"] == pytest.approx(
+            perplexity(model, evaluator)["perplexity"], rel=1e-5
+        )
 
 
 def test_every_row_is_the_model_of_its_strength(bench, finished):
@@ -209,8 +211,8 @@ def test_the_guard_reads_the_half_that_is_not_reported(bench, finished):
     sums = {}
     for identity, row in found.items():
         model, tokenizer = by_hand(bench, row["strength"], bench.module)
-        exam = text_exam(texts[: half(texts)], Windows(16, 8), tokenizer)
-        sums[identity] = exam.take(model).astype(float).T
+        evaluator = text_evaluator(texts[: half(texts)], Windows(16, 8), tokenizer)
+        sums[identity] = evaluator.predict(model).astype(float).T
     for identity, row in found.items():
         (own, counts), (base, _) = sums[identity], sums["base"]
         d, n = (own - base).sum() / counts.sum(), len(counts)

@@ -248,8 +248,8 @@ def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
     with reduced(model.to(device), config.bf16):
         for split in config.split:
             rows = data.require(split)
-            exam = objective.exam(data.task, rows, tokenizer, model.config, **layout)
-            found[split] = _answered(config, Scorer(exam), model, rows)
+            evaluator = objective.evaluator(data.task, rows, tokenizer, model.config, **layout)
+            found[split] = _answered(config, Scorer(evaluator), model, rows)
     return found
 
 
@@ -260,7 +260,7 @@ def _answered(config: Config, scorer: Scorer, model: Any, rows: Sequence[Example
     began = time.perf_counter()
     outputs = scorer.outputs(model)
     seconds = time.perf_counter() - began
-    told = predictions(scorer.exam, outputs, rows) if config.do_predict else []
+    told = predictions(scorer.evaluator, outputs, rows) if config.do_predict else []
     if config.do_predict and any(example.label is None for example in rows):
         return Answered({}, told)
     scores = scorer.scores(outputs, seconds=seconds)

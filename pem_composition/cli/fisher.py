@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pem_composition.adapters import Attachment
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
 
 NAME = "fisher"
 HELP = "diagonal Fisher of a module on its task, which merge.py -w fisher weighs parameters by"
@@ -39,12 +39,15 @@ def run(config: Config) -> int:
     """Compute and write."""
 
     def compute(
-        model: nn.Module, attachment: Attachment, exam: Exam, progress: Callable[[int], None]
+        model: nn.Module,
+        attachment: Attachment,
+        evaluator: Evaluator,
+        progress: Callable[[int], None],
     ) -> dict[str, Tensor]:
         from pem_composition.merging.fisher import diagonal, parameters_of
 
         return diagonal(
-            model, parameters_of(attachment), exam,
+            model, parameters_of(attachment), evaluator,
             expectation=config.expectation, progress=progress,
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pem_composition.adapters import Attachment
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
 
 NAME = "gram"
 HELP = "Gram matrices of a module's layer inputs on its task, for merge.py -w regmean"
@@ -33,7 +33,10 @@ def run(config: Config) -> int:
     """Compute and write."""
 
     def compute(
-        model: nn.Module, attachment: Attachment, exam: Exam, progress: Callable[[int], None]
+        model: nn.Module,
+        attachment: Attachment,
+        evaluator: Evaluator,
+        progress: Callable[[int], None],
     ) -> dict[str, Tensor]:
         from pem_composition.adapters.plan import check_layers
         from pem_composition.errors import PEMError
@@ -43,6 +46,6 @@ def run(config: Config) -> int:
             raise PEMError.build(
                 config.adapter, "RegMean merges LoRA modules", found=f"kind {attachment.pem.kind}"
             )
-        return gram(model, check_layers(model, attachment.pem), exam, progress=progress)
+        return gram(model, check_layers(model, attachment.pem), evaluator, progress=progress)
 
     return statistics.run(config, GRAM, {}, compute)

@@ -156,13 +156,15 @@ def _lessons(
             continue
         rows = task.rows(scored.VALIDATION)
         assert rows is not None, "required when the tasks were read"
-        exam = task.objective.exam(
+        evaluator = task.objective.evaluator(
             task.data.task, rows, tokenizer, model.config,
             batch_size=config.per_device_eval_batch_size or BATCH,
             device=next(model.parameters()).device,
         )  # fmt: skip
         own = config.head == library.PER_TASK
-        found.append(Lesson(task.name, exam, modules[place].head_tensors() if own else common_head))
+        found.append(
+            Lesson(task.name, evaluator, modules[place].head_tensors() if own else common_head)
+        )
     if not found:
         raise UsageError.build("--task_name", "no task to learn on", do="use --method cat")
     return found

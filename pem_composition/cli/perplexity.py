@@ -87,7 +87,7 @@ def score(config: Config) -> Mapping[str, float | str]:
             f"{windows.window} every {windows.stride}"
         )
     device = model.device.type
-    exam = perplexity.text_exam(
+    evaluator = perplexity.text_evaluator(
         texts,
         windows,
         tokenizer,
@@ -96,6 +96,6 @@ def score(config: Config) -> Mapping[str, float | str]:
         device=device,
     )
     with config.precision(model):
-        scores = perplexity.perplexity(model, exam)
+        scores = perplexity.perplexity(model, evaluator)
     read = {"window": windows.window, "stride": windows.stride, "start_token": windows.start}
     return {**scores, **read}

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pem_composition.adapters import Attachment
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
     from pem_composition.module import PEM
     from pem_composition.tasks.data import TaskData
 
-Compute = Callable[["nn.Module", "Attachment", "Exam", Callable[[int], None]], "dict[str, Tensor]"]
+Compute = Callable[
+    ["nn.Module", "Attachment", "Evaluator", Callable[[int], None]], "dict[str, Tensor]"
+]
 SPLITS = ("train", "validation", "test")
 SPOKEN = 30.0  # seconds between two lines of progress
 
@@ -137,10 +139,12 @@ def _computed(
     model, tokenizer, _ = evaluate.load_model(config, data.task)  # type: ignore[arg-type]
     objective = objective.within(max_input_length(model.config, tokenizer))
     rows = data.splits[config.split]
-    exam = objective.exam(data.task, rows, tokenizer, model.config, batch_size=1, device=device)
+    evaluator = objective.evaluator(
+        data.task, rows, tokenizer, model.config, batch_size=1, device=device
+    )
     model = model.to(device)
     with attach(model, module, trainable=True) as attachment:
-        return compute(model, attachment, exam, _Progress(len(rows))), rows
+        return compute(model, attachment, evaluator, _Progress(len(rows))), rows
 
 
 class _Progress:

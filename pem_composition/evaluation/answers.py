@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from pem_composition.errors import DataError
 from pem_composition.evaluation import classify, metrics
 from pem_composition.evaluation.classify import Batch, EvalResult
-from pem_composition.evaluation.exam import Exam, Outputs
+from pem_composition.evaluation.evaluator import Evaluator, Outputs
 from pem_composition.tasks.glue import Task
 from pem_composition.tasks.prompts import Prompt
 
@@ -55,7 +55,7 @@ class Writing(NamedTuple):
     pad: int
 
 
-class Asked(NamedTuple):
+class PromptedRows(NamedTuple):
     """Rows of a task, asked with a prompt.
 
     Attributes:
@@ -71,10 +71,10 @@ class Asked(NamedTuple):
     batches: tuple[Batch, ...]
 
 
-class AskedExam(Exam):
+class PromptedEvaluator(Evaluator):
     """Rows asked with a prompt, however they are answered."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: PromptedRows) -> None:
         super().__init__(asked.task, asked.batches)
         self.prompt, self.answers, self.writing = asked.prompt, asked.answers, asked.writing
         self._given = asked.labels
@@ -102,7 +102,7 @@ class AskedExam(Exam):
     def written(self, outputs: Outputs) -> NDArray[np.int64]:
         """Number of the answer that is generated for each row (n,), or INVALID."""
 
-    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+    def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         """Scores of ``predictions``; ``exact_match`` and ``invalid_share`` are of ``written``."""
         classify.check_finite(self.task, outputs, "scores")
         written = self.written(outputs)
@@ -121,7 +121,7 @@ class AskedExam(Exam):
         return None
 
 
-class AnswerExam(AskedExam):
+class ScoringEvaluator(PromptedEvaluator):
     """Rows whose answers are scored. k = w + 1: the score of each answer, then the number of the
     one that greedy generation gives, INVALID if it gives none of them."""
 

@@ -82,7 +82,7 @@ class EvalResult:
         degenerate: nearly every row gets the same class (above 97 percent).
         auc: two classes only: how well the logits rank.
         invalid_share: text-to-text only: share of the rows for which generation gives none of the
-            answers; free and greedy generation, unless the exam is one of constrained answers.
+            answers; free and greedy generation, unless the evaluator is one of constrained answers.
         seconds: wall time of the predictions.
     """
 

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pem_composition.evaluation.answers import INVALID, Asked, AskedExam, Writing
-from pem_composition.evaluation.exam import Outputs
+from pem_composition.evaluation.answers import INVALID, PromptedEvaluator, PromptedRows, Writing
+from pem_composition.evaluation.evaluator import Outputs
 from pem_composition.evaluation.search import CONSTRAINED
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Written(NamedTuple):
     log_p: Tensor
 
 
-class GenerationExam(AskedExam):
+class GenerationEvaluator(PromptedEvaluator):
     """Rows answered by generation. k = 2: the number of the answer that was written, INVALID if it
     is none of them, and the log-probability of what was written.
 
@@ -57,7 +57,7 @@ class GenerationExam(AskedExam):
     number below the lowest answer by one (Raffel et al. 2020 score it as -1).
     """
 
-    def __init__(self, asked: Asked, answers: str) -> None:
+    def __init__(self, asked: PromptedRows, answers: str) -> None:
         super().__init__(asked)
         self.constrained = answers == CONSTRAINED
 

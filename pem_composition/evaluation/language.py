@@ -24,7 +24,7 @@ from pem_composition.errors import RunFailed
 from pem_composition.evaluation import classify, statistics
 from pem_composition.evaluation.answers import writing_of
 from pem_composition.evaluation.classify import EncodedDataset, EvalResult
-from pem_composition.evaluation.exam import Exam, Outputs
+from pem_composition.evaluation.evaluator import Evaluator, Outputs
 from pem_composition.tasks.polarity import LANGUAGE
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ IGNORED = -100  # a token that is read, but not counted
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 
 
-class LanguageExam(Exam):
+class LanguageEvaluator(Evaluator):
     """Rows with target tokens. k = 2: summed negative log-likelihood and number of tokens."""
 
     @property
@@ -62,7 +62,7 @@ class LanguageExam(Exam):
         """Loss per token."""
         return float(statistics.ratio(*outputs.T).value or 0.0)
 
-    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+    def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         """Loss and perplexity, and the loss's standard error over the choice of rows.
 
         It is that of a ratio of two sums (``statistics.ratio``); of equal rows that of their mean.
@@ -109,11 +109,11 @@ def with_targets(
     return EncodedDataset(inputs | read, labels, fillers)
 
 
-def language_exam(data: EncodedDataset, **layout: Any) -> LanguageExam:
+def language_evaluator(data: EncodedDataset, **layout: Any) -> LanguageEvaluator:
     """Rows whose labels are the tokens that should be written; see ``classify.batches``."""
     inputs: Any = {**data.inputs, "target_ids": list(data.labels)}
     padding = {**data.padding, "target_ids": IGNORED}
     encoded = EncodedDataset(inputs, (None,) * len(data), padding)
     device = torch.device(layout.get("device", "cpu")).type
     layout = {"token_budget": TOKEN_BUDGET.get(device, TOKEN_BUDGET["cuda"])} | layout
-    return LanguageExam(LANGUAGE, classify.batches(encoded, **layout))
+    return LanguageEvaluator(LANGUAGE, classify.batches(encoded, **layout))

@@ -31,10 +31,10 @@ from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation import classify, statistics
 from pem_composition.evaluation.language import (
     IGNORED,
-    LanguageExam,
+    LanguageEvaluator,
     Tokens,
     causal_rows,
-    language_exam,
+    language_evaluator,
 )
 from pem_composition.evaluation.models import max_input_length
 from pem_composition.evaluation.search import EVERY, FIRST, NONE
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.exam import Outputs
+    from pem_composition.evaluation.evaluator import Outputs
 
 JOINT = "\n\n"  # between the rows of a long text
 
@@ -151,7 +151,7 @@ def read_texts(source: str | Path) -> list[str]:
     return [line + "\n" if line.strip() else "" for line in files.read_lines(path)]
 
 
-def text_exam(
+def text_evaluator(
     texts: Sequence[str],
     windows: Windows,
     tokenizer: PreTrainedTokenizerBase,
@@ -159,7 +159,7 @@ def text_exam(
     max_tokens: int | None = None,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
-) -> LanguageExam:
+) -> LanguageEvaluator:
     """The texts joined by two line breaks, in windows; prepared once for any number of models.
 
     Args:
@@ -175,10 +175,10 @@ def text_exam(
         raise DataError.build("text", "nothing to predict", found=f"{len(tokens)} tokens")
     size = batch_size or classify.DEFAULT_BATCH_SIZE
     rows = causal_rows(windows.rows(tokens, start))
-    return language_exam(rows, batch_size=size, device=device)
+    return language_evaluator(rows, batch_size=size, device=device)
 
 
-def perplexity(model: nn.Module, exam: LanguageExam) -> dict[str, float]:
+def perplexity(model: nn.Module, evaluator: LanguageEvaluator) -> dict[str, float]:
     """Perplexity and loss with their standard errors over windows, and what was counted.
 
     Standard errors take windows for independent; that of the perplexity is perplexity x that of the
@@ -187,12 +187,12 @@ def perplexity(model: nn.Module, exam: LanguageExam) -> dict[str, float]:
     Raises:
         RunFailed: a loss that is not finite.
     """
-    return summary(exam, exam.take(model))
+    return summary(evaluator, evaluator.predict(model))
 
 
-def summary(exam: LanguageExam, outputs: Outputs) -> dict[str, float]:
+def summary(evaluator: LanguageEvaluator, outputs: Outputs) -> dict[str, float]:
     """The same of outputs (windows, 2) that are at hand."""
-    result = exam.result(outputs)
+    result = evaluator.score(outputs)
     value = result.scores["perplexity"]
     return {
         "perplexity": value,

@@ -15,39 +15,41 @@ from pem_composition.evaluation.classify import check_finite
 PREDICTIONS = "predict_results_"  # how the names of the files begin
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.exam import Exam, Outputs
+    from pem_composition.evaluation.evaluator import Evaluator, Outputs
     from pem_composition.tasks.data import Example
 
 NO_ANSWER = "invalid"  # of a model that wrote none of a prompt's answers
 
 
-def predictions(exam: Exam, outputs: Outputs, examples: Sequence[Example]) -> list[dict[str, Any]]:
+def predictions(
+    evaluator: Evaluator, outputs: Outputs, examples: Sequence[Example]
+) -> list[dict[str, Any]]:
     """One record per row: a class by its word (None for an answer that is none), or a score; and
     the probability of every class where outputs (n, k) tell.
 
     Raises:
         RunFailed: an output that is not finite.
     """
-    task = exam.task
+    task = evaluator.task
     check_finite(task, outputs, "outputs")
-    values = exam.predictions(outputs)
+    values = evaluator.predictions(outputs)
     words = [*task.labels, None]
     said = [float(v) if task.regression else words[int(v)] for v in values]
     records = [
         {"index": i, "row_id": example.row_id, "prediction": word}
         for i, (example, word) in enumerate(zip(examples, said, strict=True))
     ]
-    for record, shares in zip(records, _probabilities(exam, outputs), strict=False):
+    for record, shares in zip(records, _probabilities(evaluator, outputs), strict=False):
         record["probabilities"] = dict(zip(task.labels, shares, strict=True))
     return records
 
 
-def _probabilities(exam: Exam, outputs: Outputs) -> list[list[float]]:
+def _probabilities(evaluator: Evaluator, outputs: Outputs) -> list[list[float]]:
     """For each row those of the classes; empty where there are none or outputs do not tell them."""
-    if exam.task.regression:
+    if evaluator.task.regression:
         return []
     try:
-        scores = exam.class_scores(torch.from_numpy(outputs).double())
+        scores = evaluator.class_scores(torch.from_numpy(outputs).double())
     except DataError:  # generation writes an answer and scores no other
         return []
     return scores.softmax(dim=-1).tolist()  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from pem_composition.errors import PEMError, RunFailed
 
 if TYPE_CHECKING:
     from pem_composition.adapters import Attachment
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
 
 EXACT, EMPIRICAL = "exact", "empirical"
 EXPECTATIONS = (EXACT, EMPIRICAL)
@@ -44,7 +44,7 @@ def parameters_of(attachment: Attachment) -> dict[str, nn.Parameter]:
 def diagonal(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
-    exam: Exam,
+    evaluator: Evaluator,
     *,
     expectation: str = EXACT,
     progress: Callable[[int], None] = lambda _rows: None,
@@ -52,21 +52,21 @@ def diagonal(
     """F of every parameter, on the CPU in float32 (float64 parameters: float64).
 
     Args:
-        exam: its batches hold one row each.
+        evaluator: its batches hold one row each.
 
     Raises:
         PEMError: batches of several rows; DataError: rows without a fixed set of answers.
         RunFailed: a gradient that is not finite.
     """
-    _check_single_rows(exam)
+    _check_single_rows(evaluator)
     names, tensors = list(parameters), list(parameters.values())
     total = [torch.zeros_like(t, dtype=torch.float64) for t in tensors]
     was_training = model.training
     model.eval()
     try:
-        for place, batch in enumerate(exam.batches):
-            scores = exam.class_scores(exam.forward(model, batch.inputs))[0]
-            for weight, value in _terms(scores, exam.labels[batch.rows[0]], expectation):
+        for place, batch in enumerate(evaluator.batches):
+            scores = evaluator.class_scores(evaluator.forward(model, batch.inputs))[0]
+            for weight, value in _terms(scores, evaluator.labels[batch.rows[0]], expectation):
                 gradients = torch.autograd.grad(
                     value, tensors, retain_graph=True, allow_unused=True
                 )
@@ -76,7 +76,7 @@ def diagonal(
             progress(place + 1)
     finally:
         model.train(was_training)
-    mean = {n: s / len(exam.batches) for n, s in zip(names, total, strict=True)}
+    mean = {n: s / len(evaluator.batches) for n, s in zip(names, total, strict=True)}
     _check_finite(mean)
     return {n: f.to("cpu", parameters[n].dtype) for n, f in mean.items()}
 
@@ -94,8 +94,8 @@ def _terms(scores_W: Tensor, label: float, expectation: str) -> Iterator[tuple[f
     yield from zip(log_W.detach().exp().tolist(), log_W, strict=True)
 
 
-def _check_single_rows(exam: Exam) -> None:
-    largest = max(len(batch.rows) for batch in exam.batches)
+def _check_single_rows(evaluator: Evaluator) -> None:
+    largest = max(len(batch.rows) for batch in evaluator.batches)
     if largest > 1:
         raise PEMError.build("batches", "rows are taken one at a time", found=largest, expected=1)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pem_composition.merging.fisher import _check_single_rows
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
 
 NAME = "gram"
 
@@ -26,7 +26,7 @@ NAME = "gram"
 def gram(
     model: nn.Module,
     layers: Mapping[str, str],
-    exam: Exam,
+    evaluator: Evaluator,
     *,
     progress: Callable[[int], None] = lambda _rows: None,
 ) -> dict[str, Tensor]:
@@ -34,9 +34,9 @@ def gram(
 
     Args:
         layers: module's layer name -> model's.
-        exam: its batches hold one row each.
+        evaluator: its batches hold one row each.
     """
-    _check_single_rows(exam)
+    _check_single_rows(evaluator)
     total: dict[str, Tensor] = {}
     dtype = next(model.parameters()).dtype
 
@@ -56,13 +56,13 @@ def gram(
     model.eval()
     try:
         with torch.inference_mode():
-            for place, batch in enumerate(exam.batches):
-                exam.forward(model, batch.inputs)
+            for place, batch in enumerate(evaluator.batches):
+                evaluator.forward(model, batch.inputs)
                 progress(place + 1)
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
     wide = dtype if dtype == torch.float64 else torch.float32
-    n = len(exam.batches)
+    n = len(evaluator.batches)
     return {f"{layer}.{NAME}": (g / n).to("cpu", wide) for layer, g in total.items()}

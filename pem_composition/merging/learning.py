@@ -28,7 +28,7 @@ from pem_composition.merging.blend import Blend
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.classify import Batch
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
     from pem_composition.module import PEM
 
 ENTROPY, LABELS = "entropy", "labels"
@@ -41,7 +41,7 @@ class Lesson:
     """Prepared rows of one task, and the head that answers them (None: the model's own)."""
 
     name: str
-    exam: Exam
+    evaluator: Evaluator
     head: Mapping[str, Tensor] | None = None
 
 
@@ -90,18 +90,18 @@ def constrained(raw_TL: Tensor, constraint: str) -> Tensor:
     return raw_TL.softmax(0) if constraint == SOFTMAX else raw_TL
 
 
-def loss_of(exam: Exam, outputs: Tensor, labels: Sequence[Any], loss: str) -> Tensor:
+def loss_of(evaluator: Evaluator, outputs: Tensor, labels: Sequence[Any], loss: str) -> Tensor:
     """Mean loss of outputs (b, k).
 
     Raises:
         DataError: the entropy of a regression, which has none.
     """
-    scores_bw = exam.class_scores(outputs)
+    scores_bw = evaluator.class_scores(outputs)
     gold = torch.as_tensor(labels, device=scores_bw.device)
     if scores_bw.shape[1] == 1:
         if loss == ENTROPY:
             raise DataError.build(
-                exam.task.name, "a regression's predictions have no entropy",
+                evaluator.task.name, "a regression's predictions have no entropy",
                 do="leave the task out, or learn from labels",
             )  # fmt: skip
         return F.mse_loss(scores_bw[:, 0], gold.to(scores_bw))
@@ -127,7 +127,7 @@ def learn(
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(rule.seed)
-    orders = [_batches(lesson.exam, generator) for lesson in lessons]
+    orders = [_batches(lesson.evaluator, generator) for lesson in lessons]
     history = []
     try:
         with Blend(model, modules) as blend:
@@ -163,17 +163,17 @@ def _start(blend: Blend, modules: int, rule: Rule) -> Tensor:
     )
 
 
-def _batches(exam: Exam, generator: torch.Generator) -> Iterator[Batch]:
+def _batches(evaluator: Evaluator, generator: torch.Generator) -> Iterator[Batch]:
     """The batches without end, in a new random order each time through."""
     while True:
-        for place in torch.randperm(len(exam.batches), generator=generator).tolist():
-            yield exam.batches[place]
+        for place in torch.randperm(len(evaluator.batches), generator=generator).tolist():
+            yield evaluator.batches[place]
 
 
 def _loss(model: nn.Module, lesson: Lesson, batch: Batch, loss: str) -> Tensor:
     with nullcontext() if lesson.head is None else wearing(model, lesson.head):
-        outputs = lesson.exam.forward(model, batch.inputs)
-        return loss_of(lesson.exam, outputs, lesson.exam.labels[batch.rows], loss)
+        outputs = lesson.evaluator.forward(model, batch.inputs)
+        return loss_of(lesson.evaluator, outputs, lesson.evaluator.labels[batch.rows], loss)
 
 
 @torch.no_grad()
@@ -184,9 +184,9 @@ def _mean_loss(blend: Blend, raw_TL: Tensor, lessons: Sequence[Lesson], rule: Ru
     for lesson in lessons:
         parts = [
             float(_loss(blend.model, lesson, batch, rule.loss)) * len(batch.rows)
-            for batch in lesson.exam.batches
+            for batch in lesson.evaluator.batches
         ]
-        means.append(sum(parts) / lesson.exam.size)
+        means.append(sum(parts) / lesson.evaluator.size)
     return sum(means) / len(means)
 
 

@@ -21,7 +21,7 @@ from pem_composition.tasks.prompts import Prompt, answer_tokens, classes_of, get
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.answers import AskedExam
+    from pem_composition.evaluation.answers import PromptedEvaluator
     from pem_composition.evaluation.classify import EncodedDataset
 
 
@@ -86,24 +86,28 @@ class Answers(Objective):
         encoded = with_targets(dict(data.inputs), targets.input_ids, tokenizer, config)
         return replace(encoded, notes=notes)
 
-    def exam(
+    def evaluator(
         self,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
         **layout: Any,
-    ) -> AskedExam:
-        from pem_composition.evaluation.answers import AnswerExam, Asked, writing_of
+    ) -> PromptedEvaluator:
+        from pem_composition.evaluation.answers import PromptedRows, ScoringEvaluator, writing_of
         from pem_composition.evaluation.classify import batches
-        from pem_composition.evaluation.generation import GenerationExam
+        from pem_composition.evaluation.generation import GenerationEvaluator
 
         prompt = self.prompt_of(task)
         _, data = self._sources(task, examples, tokenizer)
         answers, writing = answer_tokens(tokenizer, prompt), writing_of(tokenizer, config)
         labels: Any = [example.label for example in examples]
-        asked = Asked(task, prompt, answers, writing, labels, batches(data, **layout))
-        return AnswerExam(asked) if self.found == SCORING else GenerationExam(asked, self.found)
+        asked = PromptedRows(task, prompt, answers, writing, labels, batches(data, **layout))
+        return (
+            ScoringEvaluator(asked)
+            if self.found == SCORING
+            else GenerationEvaluator(asked, self.found)
+        )
 
     def _sources(
         self, task: Task, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase

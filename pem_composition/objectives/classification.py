@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.exam import ClassificationExam
+    from pem_composition.evaluation.evaluator import ClassificationEvaluator
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Classification(Objective):
 
         return squared_error if task.regression else cross_entropy
 
-    def exam(
+    def evaluator(
         self,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
         **layout: Any,
-    ) -> ClassificationExam:
+    ) -> ClassificationEvaluator:
         from pem_composition.evaluation.classify import batches
-        from pem_composition.evaluation.exam import ClassificationExam
+        from pem_composition.evaluation.evaluator import ClassificationEvaluator
 
         data = self.encode(task, examples, tokenizer, config)
-        return ClassificationExam(task, data.labels, batches(data, **layout), self.order)
+        return ClassificationEvaluator(task, data.labels, batches(data, **layout), self.order)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.language import LanguageExam, Tokens
+    from pem_composition.evaluation.language import LanguageEvaluator, Tokens
 
 PADDED_NOTE = (
     "--loss_on_padding: documents are padded with the end token to --max_seq_length and the loss "
@@ -75,18 +75,18 @@ class Documents(Objective):
         inputs = {**encoded.inputs, "attention_mask": masks}
         return replace(encoded, inputs=inputs, notes=notes)
 
-    def exam(
+    def evaluator(
         self,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
         **layout: Any,
-    ) -> LanguageExam:
-        from pem_composition.evaluation.language import causal_rows, language_exam
+    ) -> LanguageEvaluator:
+        from pem_composition.evaluation.language import causal_rows, language_evaluator
 
         documents = self._tokens(examples, tokenizer, config)
-        return language_exam(causal_rows([(row[:-1], row[1:]) for row in documents]), **layout)
+        return language_evaluator(causal_rows([(row[:-1], row[1:]) for row in documents]), **layout)
 
     def _tokens(
         self,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.language import LanguageExam
+    from pem_composition.evaluation.language import LanguageEvaluator
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ class Instructions(Objective):
         ]
         return replace(causal_rows(rows, tokenizer.pad_token_id or 0), notes=notes)
 
-    def exam(
+    def evaluator(
         self,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
         **layout: Any,
-    ) -> LanguageExam:
+    ) -> LanguageEvaluator:
         from pem_composition.evaluation.instructions import pairs
-        from pem_composition.evaluation.language import causal_rows, language_exam
+        from pem_composition.evaluation.language import causal_rows, language_evaluator
 
         found = pairs(self.template, examples, tokenizer, self.max_seq_length)
         rows = [(row.tokens[:-1], row.answer_targets) for row in found]
-        return language_exam(causal_rows(rows), **layout)
+        return language_evaluator(causal_rows(rows), **layout)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.language import LanguageExam
+    from pem_composition.evaluation.language import LanguageEvaluator
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ class NextBlocks(Objective):
         inputs = {"input_ids": list(sources), "attention_mask": [[1] * len(s) for s in sources]}
         return with_targets(inputs, targets, tokenizer, config)
 
-    def exam(
+    def evaluator(
         self,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
         **layout: Any,
-    ) -> LanguageExam:
-        from pem_composition.evaluation.language import language_exam
+    ) -> LanguageEvaluator:
+        from pem_composition.evaluation.language import language_evaluator
 
         data = self.encode(task, examples, tokenizer, config)
-        return language_exam(data, token_budget=None, **layout)
+        return language_evaluator(data, token_budget=None, **layout)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Reading, Task
 
@@ -67,14 +67,14 @@ class Objective(ABC):
         return cross_entropy
 
     @abstractmethod
-    def exam(
+    def evaluator(
         self,
         task: Task,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
         **layout: Any,
-    ) -> Exam:
+    ) -> Evaluator:
         """Tokenise and pad rows once, for any number of evaluations.
 
         Args:

@@ -230,12 +230,12 @@ def _perplexity(
         return dict.fromkeys(("perplexity", "increase"), Estimate(None, None))
     import numpy as np
 
-    from pem_composition.evaluation.language import LanguageExam
+    from pem_composition.evaluation.language import LanguageEvaluator
     from pem_composition.evaluation.perplexity import increase, summary
     from pem_composition.tasks.polarity import LANGUAGE
 
     outputs = np.asarray(nll, np.float32)
-    found = summary(LanguageExam(LANGUAGE, ()), outputs)
+    found = summary(LanguageEvaluator(LANGUAGE, ()), outputs)
     sums, counts = outputs.T
     return {
         "perplexity": Estimate(found["perplexity"], found["perplexity_stderr"]),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.language import LanguageExam
+    from pem_composition.evaluation.language import LanguageEvaluator
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.instructions import Template
 
@@ -63,7 +63,7 @@ class InstructionRows:
             "rows": rows_digest(examples),
         }
         self._tokenizer: Any = None
-        self._exam: LanguageExam | None = None
+        self._evaluator: LanguageEvaluator | None = None
 
     def _check_references(self) -> None:
         for i in self.referenced:
@@ -89,7 +89,9 @@ class InstructionRows:
         if self.referenced:
             rows = [self.examples[i] for i in self.referenced]
             device = next(model.parameters()).device
-            self._exam = self.objective.exam(LANGUAGE, rows, tokenizer, model.config, device=device)
+            self._evaluator = self.objective.evaluator(
+                LANGUAGE, rows, tokenizer, model.config, device=device
+            )
 
     def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
         """The answers, and per reference answer the sum of -log p and the number of tokens."""
@@ -101,7 +103,7 @@ class InstructionRows:
                 model, self._tokenizer, self.examples, self.template, self.search,
                 batch_size=self.batch_size, name=self.name,
             )  # fmt: skip
-            nll = None if self._exam is None else self._exam.take(model).tolist()
+            nll = None if self._evaluator is None else self._evaluator.predict(model).tolist()
         return {**_progress([answer.answer for answer in found]), "nll": nll} | {
             name: [getattr(answer, name) for answer in found]
             for name in ("answer", "text", "new_tokens", "ended")

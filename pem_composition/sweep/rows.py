@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.exam import Exam
+    from pem_composition.evaluation.evaluator import Evaluator
     from pem_composition.objectives import Objective
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.glue import Task
@@ -56,46 +56,46 @@ class Rows:
             "rows": rows_digest(examples),
             **({"own_head": _digest_of(head)} if head is not None else {}),
         }
-        self._exam: Exam | None = None
+        self._evaluator: Evaluator | None = None
         self._draws: dict[str, NDArray[Any]] = {}
 
-    def prepare(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Exam:
-        """Tokenise and pad the rows; the second call gives the same exam.
+    def prepare(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
+        """Tokenise and pad the rows; the second call gives the same evaluator.
 
         Raises:
             DataError: rows that cannot be asked of this model.
         """
-        if self._exam is None:
+        if self._evaluator is None:
             device = next(model.parameters()).device
-            self._exam = self.objective.exam(
+            self._evaluator = self.objective.evaluator(
                 self.task, self.examples, tokenizer, model.config,
                 batch_size=self.batch_size, device=device,
             )  # fmt: skip
-        return self._exam
+        return self._evaluator
 
     def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
         """Score, standard error, predictions and what else a record holds of an evaluation."""
         from pem_composition.adapters import wearing
         from pem_composition.evaluation.precision import reduced
 
-        exam = self._exam
-        assert exam is not None, "prepare comes first"
+        evaluator = self._evaluator
+        assert evaluator is not None, "prepare comes first"
         head = nullcontext() if self.head is None else wearing(model, self.head)
         with head, reduced(model, bf16):
-            outputs = exam.take(model)
-        result = exam.result(outputs).to_dict()
+            outputs = evaluator.predict(model)
+        result = evaluator.score(outputs).to_dict()
         return {
             "metric": result["metric"],
             "score": result["score"],
             "standard_error": result["stderr"],
             "n": result["n"],
             "scores": result["scores"],
-            "loss": exam.loss(outputs),
+            "loss": evaluator.loss(outputs),
             "auc": result["auc"],
             "predicted_share": result["predicted_shares"],
             "degenerate": result["degenerate"],
             "invalid_share": result["invalid_share"],
-            "predictions": _packed(exam.predictions(outputs).tolist()),
+            "predictions": _packed(evaluator.predictions(outputs).tolist()),
         }
 
     def gain(self, record: Record, others: Sequence[Record]) -> tuple[float, float]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pem_composition.evaluation.generate import Decoding
-    from pem_composition.evaluation.language import LanguageExam
+    from pem_composition.evaluation.language import LanguageEvaluator
     from pem_composition.evaluation.perplexity import Windows
 
 Row = dict[str, Any]
@@ -126,19 +126,21 @@ class LongText:
         own = {row.strip() for row in self.rows}
         return sum(row in own for row in rows) / len(rows) if rows else float(self == other)
 
-    def exam(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[LanguageExam, Windows]:
+    def evaluator(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[LanguageEvaluator, Windows]:
         """The text in windows that this model can read, and those windows.
 
         Raises:
             DataError: fewer than two tokens.
         """
-        from pem_composition.evaluation.perplexity import text_exam
+        from pem_composition.evaluation.perplexity import text_evaluator
 
         windows = self.windows.readable(model.config, tokenizer)
-        exam = text_exam(
+        evaluator = text_evaluator(
             self.rows, windows, tokenizer, max_tokens=self.max_tokens, device=model.device
         )
-        return exam, windows
+        return evaluator, windows
 
 
 def read_text(source: str, windows: Windows, max_tokens: int | None = None) -> LongText:
@@ -158,7 +160,7 @@ class TextRows:
     def __init__(self, text: LongText, *, least: int = 1) -> None:
         self.text, self.name, self.least = text, text.name, least
         self.identity = {"task": "text", **text.identity()}
-        self._exam: Any = None
+        self._evaluator: Any = None
         self._windows: Any = None
 
     def prepare(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -167,11 +169,11 @@ class TextRows:
         Raises:
             DataError: fewer than two tokens, or fewer windows than are needed.
         """
-        self._exam, self._windows = self.text.exam(model, tokenizer)
-        if self._exam.size < self.least:
+        self._evaluator, self._windows = self.text.evaluator(model, tokenizer)
+        if self._evaluator.size < self.least:
             raise DataError.build(
                 self.name, "too short to say how sure its perplexity is",
-                found=f"{self._exam.size} window", expected=f"at least {self.least}",
+                found=f"{self._evaluator.size} window", expected=f"at least {self.least}",
                 do="give a longer text (--guard_file), or a smaller --window",
             )  # fmt: skip
 
@@ -181,9 +183,9 @@ class TextRows:
         from pem_composition.evaluation.precision import reduced
 
         with reduced(model, bf16):
-            outputs = self._exam.take(model)
+            outputs = self._evaluator.predict(model)
         nll, counts = outputs.astype("float64").T.tolist()
-        found = summary(self._exam, outputs)
+        found = summary(self._evaluator, outputs)
         shown = {"metric": "perplexity", "n": found["windows"], "degenerate": False}
         shown |= {"score": found["perplexity"], "standard_error": found["perplexity_stderr"]}
         # Smaller windows are read where the model cannot read those asked for.

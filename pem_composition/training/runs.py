@@ -196,7 +196,7 @@ def _predict(
     seconds, rows = time.perf_counter() - began, data.splits[TEST]
     if not config.answers_labels:
         return {f"test_{k}": v for k, v in scorer.scores(outputs, seconds=seconds).items()}, []
-    told = predictions(scorer.exam, outputs, rows)
+    told = predictions(scorer.evaluator, outputs, rows)
     lacking = sum(example.label is None for example in rows)
     if lacking:
         say(f"note: {lacking} of {len(rows)} test rows without a label: predicted, not scored")
@@ -304,7 +304,7 @@ def make_scorers(config: TrainConfig, plan: Plan, start: Start) -> dict[str, Sco
         "pad_to": fixed_length(config, plan.objective),
     }
     return {
-        split: Scorer(plan.objective.exam(task, rows, start.tokenizer, model.config, **layout))
+        split: Scorer(plan.objective.evaluator(task, rows, start.tokenizer, model.config, **layout))
         for split, rows in plan.data.splits.items()
         if split != TRAIN
     }

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from pem_composition.evaluation.classify import EvalResult, in_order
-from pem_composition.evaluation.exam import Exam, Outputs
+from pem_composition.evaluation.evaluator import Evaluator, Outputs
 
 
 class Scorer:
-    """Metrics of a model in an exam that was prepared once; draws no random numbers."""
+    """Metrics of a model in an evaluator that was prepared once; draws no random numbers."""
 
-    def __init__(self, exam: Exam) -> None:
-        self.exam = exam
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """Loss, metrics, standard error, AUC, predicted shares and time."""
@@ -31,17 +31,17 @@ class Scorer:
 
     def scores(self, outputs: Outputs, *, seconds: float = 0.0) -> dict[str, Any]:
         """The same of outputs (n, k) that are at hand."""
-        result = self.exam.result(outputs, seconds=seconds)
-        return {"loss": self.exam.loss(outputs), **report(result)}
+        result = self.evaluator.score(outputs, seconds=seconds)
+        return {"loss": self.evaluator.loss(outputs), **report(result)}
 
     def outputs(self, model: nn.Module) -> Outputs:
         """Outputs (n, k) of every row, on every process."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self.exam.take(model)
+            return self.evaluator.predict(model)
         world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        own = self.exam.batches[rank::world]
+        own = self.evaluator.batches[rank::world]
         parts: list[Any] = [None] * world
-        share = self.exam.outputs(model, own) if own else None
+        share = self.evaluator.outputs(model, own) if own else None
         torch.distributed.all_gather_object(parts, share)
         rows, outputs = zip(*(part for part in parts if part is not None), strict=True)
         return in_order([row for part in rows for row in part], np.concatenate(outputs))

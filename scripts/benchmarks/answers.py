@@ -21,7 +21,7 @@ import torch
 from timing import report, side_by_side
 
 from pem_composition import offline
-from pem_composition.evaluation.answers import AskedExam
+from pem_composition.evaluation.answers import PromptedEvaluator
 from pem_composition.evaluation.classify import Batch, collect
 from pem_composition.evaluation.generation import constrained
 from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
@@ -78,27 +78,27 @@ class Case:
         self.model = model
         self.device = device = next(model.parameters()).device
         data = load_task(name, data_dir=folder, splits=("validation",), max_eval_samples=rows)
-        self.exams: dict[str, AskedExam] = {
-            how: Answers(found=how).exam(
+        self.evaluators: dict[str, PromptedEvaluator] = {
+            how: Answers(found=how).evaluator(
                 data.task, data.validation, tokenizer, model.config, device=device
             )
             for how in ANSWERS
         }
-        self.rows = self.exams[SCORING].size
-        prompt = self.exams[SCORING].prompt
+        self.rows = self.evaluators[SCORING].size
+        prompt = self.evaluators[SCORING].prompt
         sources = [prompt.source(data.task, example) for example in data.validation]
         self.reference = in_file_order(tokenizer, sources, device)
 
     def candidates(self) -> dict[str, Callable[[], object]]:
         """Each way as a call that answers every row once."""
 
-        def by(exam: AskedExam) -> Callable[[], object]:
-            return lambda: exam.take(self.model)
+        def by(evaluator: PromptedEvaluator) -> Callable[[], object]:
+            return lambda: evaluator.predict(self.model)
 
-        exam = self.exams[SCORING]
-        ways = {how: by(exam) for how, exam in self.exams.items()} | {
+        evaluator = self.evaluators[SCORING]
+        ways = {how: by(evaluator) for how, evaluator in self.evaluators.items()} | {
             REFERENCE: self.by_reference,
-            ENCODER: lambda: collect(self.model, exam.batches, encode),
+            ENCODER: lambda: collect(self.model, evaluator.batches, encode),
         }
         if self.has_bfloat16:
             ways |= {REDUCED: self.reduced, REFERENCE_REDUCED: lambda: self.by_reference(bf16=True)}
@@ -117,20 +117,20 @@ class Case:
     def reduced(self) -> Outputs:
         """Scoring with matrix products in bfloat16."""
         with reduced(self.model):
-            return self.exams[SCORING].take(self.model)
+            return self.evaluators[SCORING].predict(self.model)
 
     def changed(self) -> int:
         """Rows on which scoring in bfloat16 prefers another answer."""
-        exam = self.exams[SCORING]
-        exact, reduced = exam.take(self.model), self.reduced()
-        return int((exam.predictions(exact) != exam.predictions(reduced)).sum())
+        evaluator = self.evaluators[SCORING]
+        exact, reduced = evaluator.predict(self.model), self.reduced()
+        return int((evaluator.predictions(exact) != evaluator.predictions(reduced)).sum())
 
     def search(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The reference's number of beams."""
-        exam = self.exams[CONSTRAINED]
-        return constrained(model, inputs, exam.answers, exam.writing, beams=REFERENCE_BEAMS).log_p[
-            :, None
-        ]
+        evaluator = self.evaluators[CONSTRAINED]
+        return constrained(
+            model, inputs, evaluator.answers, evaluator.writing, beams=REFERENCE_BEAMS
+        ).log_p[:, None]
 
 
 def encode(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

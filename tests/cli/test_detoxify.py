@@ -20,7 +20,7 @@ from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation import instructions
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.overlap import rouge_l
-from pem_composition.evaluation.perplexity import Windows, read_texts, text_exam
+from pem_composition.evaluation.perplexity import Windows, read_texts, text_evaluator
 from pem_composition.evaluation.search import Search
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.tasks.files import read_table
@@ -205,8 +205,8 @@ def test_the_guard_names_the_strongest_strength_that_keeps_the_language(
         model, tokenizer, _ = load_causal(bench.base)
         library.attach(model, module)
         windows = Windows().readable(model.config, tokenizer)
-        exam = text_exam(read_texts(text), windows, tokenizer)
-        sums[name] = exam.take(model).astype(float).T
+        evaluator = text_evaluator(read_texts(text), windows, tokenizer)
+        sums[name] = evaluator.predict(model).astype(float).T
     for name, (nll, counts) in sums.items():
         change = nll - sums["instruction module"][0]
         d, n = change.sum() / counts.sum(), len(counts)

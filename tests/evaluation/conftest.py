@@ -11,7 +11,7 @@ import torch
 from tiny import VOCABULARY, tiny
 
 from pem_composition.evaluation import classify
-from pem_composition.evaluation.answers import Asked, Writing
+from pem_composition.evaluation.answers import PromptedRows, Writing
 from pem_composition.tasks.glue import Task
 from pem_composition.tasks.prompts import Prompt
 
@@ -83,7 +83,7 @@ class Oracle:
             labels = np.arange(len(self.rows)) % len(answers)
         prompt = Prompt("test", "{text}", tuple(words or names))
         batches = classify.batches(data, **layout)
-        return Asked(task, prompt, tuple(map(tuple, answers)), self.writing, labels, batches)
+        return PromptedRows(task, prompt, tuple(map(tuple, answers)), self.writing, labels, batches)
 
 
 def make_oracle(name, *, count=14, seed=0, **writing):

@@ -11,9 +11,9 @@ from package_files import fetched
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from pem_composition.errors import RunFailed
-from pem_composition.evaluation.answers import INVALID, AnswerExam
+from pem_composition.evaluation.answers import INVALID, ScoringEvaluator
 from pem_composition.evaluation.generation import (
-    GenerationExam,
+    GenerationEvaluator,
     answer_numbers,
     constrained,
     continuations,
@@ -37,15 +37,15 @@ NESTED = [(7, 9), (7,), (7, 9, 9)]
 SEVERAL = [(7,), (30, 8, 9), (61, 8)]
 
 
-def batch_of(exam):
-    """The only batch of an exam."""
-    (batch,) = exam.batches
+def batch_of(evaluator):
+    """The only batch of an evaluator."""
+    (batch,) = evaluator.batches
     return batch
 
 
 def beam(oracle, answers, **options):
     """Numbers and log-probabilities in the order of the rows."""
-    batch = batch_of(AnswerExam(oracle.asked(answers, batch_size=64)))
+    batch = batch_of(ScoringEvaluator(oracle.asked(answers, batch_size=64)))
     with torch.inference_mode():
         written = constrained(oracle.model, batch.inputs, answers, oracle.writing, **options)
     order = np.argsort(batch.rows)
@@ -60,7 +60,7 @@ def test_beam_search_gives_the_best_answer_of_one_length_without_an_end_token(or
     numbers, log_p = beam(oracle, answers)
     np.testing.assert_array_equal(numbers, scores.argmax(1))
     np.testing.assert_allclose(log_p, scores.max(1), rtol=1e-5, atol=1e-4)
-    scored = AnswerExam(oracle.asked(answers)).take(oracle.model)
+    scored = ScoringEvaluator(oracle.asked(answers)).predict(oracle.model)
     np.testing.assert_array_equal(numbers, scored[:, :-1].argmax(1))
 
 
@@ -73,7 +73,7 @@ def test_beam_search_ends_answers_of_different_lengths(oracle, answers):
 
 
 def test_scoring_and_beam_search_agree_where_one_answer_begins_another(oracle):
-    scored = AnswerExam(oracle.asked(NESTED)).take(oracle.model)
+    scored = ScoringEvaluator(oracle.asked(NESTED)).predict(oracle.model)
     np.testing.assert_array_equal(beam(oracle, NESTED)[0], scored[:, :-1].argmax(1))
 
 
@@ -87,11 +87,11 @@ def test_enough_beams_find_the_best_of_many_answers(oracle):
 def test_free_generation_is_the_greedy_column_of_scoring(fluent, batch_size):
     oracle, answers = fluent
     asked = oracle.asked(answers, batch_size=batch_size)
-    outputs = GenerationExam(asked, FREE).take(oracle.model)
+    outputs = GenerationEvaluator(asked, FREE).predict(oracle.model)
     expected = oracle.written(answers, 4)
     assert len(set(expected.tolist())) > 4
     np.testing.assert_array_equal(outputs[:, 0], expected)
-    scored = AnswerExam(asked).take(oracle.model)
+    scored = ScoringEvaluator(asked).predict(oracle.model)
     np.testing.assert_array_equal(outputs[:, 0], scored[:, -1])
     for row, number, log_p in zip(oracle.rows, expected, outputs[:, 1], strict=True):
         if number != INVALID:
@@ -114,7 +114,7 @@ def test_settings_that_a_model_brings_do_not_count(oracle):
 
 
 def free_tokens(oracle):
-    batch = batch_of(AnswerExam(oracle.asked(NESTED, batch_size=64)))
+    batch = batch_of(ScoringEvaluator(oracle.asked(NESTED, batch_size=64)))
     with torch.inference_mode():
         return free(oracle.model, batch.inputs, oracle.writing, 4).tokens
 
@@ -154,8 +154,8 @@ def test_an_invalid_answer_is_wrong_in_every_metric(oracle, name):
     task, n = TASKS[name], len(oracle.rows)
     rng = np.random.default_rng(1)
     labels, written = rng.integers(0, 2, n), rng.integers(-1, 2, n)
-    exam = GenerationExam(oracle.asked([(7,), (30,)], labels, task=task), FREE)
-    result = exam.result(outputs_of(written))
+    evaluator = GenerationEvaluator(oracle.asked([(7,), (30,)], labels, task=task), FREE)
+    result = evaluator.score(outputs_of(written))
     other = np.where(written == -1, 2, written)
     known = {
         "accuracy": np.mean(written == labels),
@@ -170,7 +170,7 @@ def test_an_invalid_answer_is_wrong_in_every_metric(oracle, name):
     assert sum(result.predicted_shares.values()) + result.invalid_share == pytest.approx(1)
     assert result.invalid_share == pytest.approx(np.mean(written == -1))
     assert list(result.predicted_shares) == list(task.labels)
-    assert exam.loss(outputs_of(written)) is None and result.auc is None
+    assert evaluator.loss(outputs_of(written)) is None and result.auc is None
     metric = known[task.primary]
     draws = [rng.integers(n, size=n) for _ in range(300)]
     if task.primary == "accuracy":
@@ -183,8 +183,8 @@ def test_an_invalid_answer_is_wrong_in_every_metric(oracle, name):
 
 def test_answers_that_are_all_invalid_score_nothing(oracle):
     labels = np.array([0, 1] * 7)
-    exam = GenerationExam(oracle.asked([(7,), (30,)], labels, task=TASKS["mrpc"]), FREE)
-    result = exam.result(outputs_of(np.full(14, INVALID)))
+    evaluator = GenerationEvaluator(oracle.asked([(7,), (30,)], labels, task=TASKS["mrpc"]), FREE)
+    result = evaluator.score(outputs_of(np.full(14, INVALID)))
     assert set(result.scores.values()) == {0.0} and result.stderr == 0.0
     assert result.invalid_share == 1.0 and set(result.predicted_shares.values()) == {0.0}
 
@@ -194,10 +194,10 @@ def test_an_invalid_number_is_the_one_below_the_lowest(oracle):
     words, answers = ("0.0", "2.5", "5.0"), [(7,), (30,), (61,)]
     asked = oracle.asked(answers, labels, task=TASKS["stsb"], words=words)
     written = np.array([0, 1, 2, -1] * 3 + [0, 2])
-    exam = GenerationExam(asked, FREE)
-    predictions = exam.predictions(outputs_of(written))
+    evaluator = GenerationEvaluator(asked, FREE)
+    predictions = evaluator.predictions(outputs_of(written))
     np.testing.assert_array_equal(predictions, np.array([0.0, 2.5, 5.0, -1.0])[written])
-    result = exam.result(outputs_of(written))
+    result = evaluator.score(outputs_of(written))
     assert result.score == pytest.approx(np.corrcoef(predictions, labels)[0, 1])
 
 
@@ -206,16 +206,16 @@ def test_an_invalid_number_is_the_one_below_the_lowest(oracle):
 def test_a_diverged_model_is_refused(oracle, how, answers):
     with torch.no_grad():
         next(oracle.model.parameters())[:] = torch.nan
-    exam = GenerationExam(oracle.asked(answers), how)
+    evaluator = GenerationEvaluator(oracle.asked(answers), how)
     with pytest.raises(RunFailed, match="are not finite"):
-        exam.result(exam.take(oracle.model))
+        evaluator.score(evaluator.predict(oracle.model))
 
 
 @pytest.mark.parametrize("how", [CONSTRAINED, FREE])
 def test_generation_draws_no_random_numbers_and_restores_the_mode(oracle, how):
     state = torch.get_rng_state()
     oracle.model.train()
-    GenerationExam(oracle.asked(NESTED), how).take(oracle.model)
+    GenerationEvaluator(oracle.asked(NESTED), how).predict(oracle.model)
     assert oracle.model.training and torch.equal(torch.get_rng_state(), state)
 
 
@@ -235,9 +235,9 @@ def test_real_answers_agree_however_they_are_found(flan, shared, name, one_threa
     outputs, results = {}, {}
     for how in ANSWERS:
         objective = Answers(found=how)
-        exam = objective.exam(data.task, data.validation, tokenizer, model.config)
-        outputs[how] = exam.take(model)
-        results[how] = exam.result(outputs[how])
+        evaluator = objective.evaluator(data.task, data.validation, tokenizer, model.config)
+        outputs[how] = evaluator.predict(model)
+        results[how] = evaluator.score(outputs[how])
     best = outputs[SCORING][:, :-1].argmax(1)
     np.testing.assert_array_equal(outputs[CONSTRAINED][:, 0], best)
     np.testing.assert_array_equal(outputs[FREE][:, 0], outputs[SCORING][:, -1])
@@ -255,13 +255,15 @@ def test_real_numbers_agree_with_beams_enough_and_the_end_token(flan, shared, on
     model, tokenizer, _ = flan
     folder = shared / "data" / "glue"
     data = load_task("stsb", data_dir=folder, splits=("validation",), max_eval_samples=4)
-    exam = Answers().exam(data.task, data.validation, tokenizer, model.config, batch_size=4)
-    inputs, end = batch_of(exam).inputs, exam.writing.end
-    closed = [(*answer, end) for answer in exam.answers]
+    evaluator = Answers().evaluator(
+        data.task, data.validation, tokenizer, model.config, batch_size=4
+    )
+    inputs, end = batch_of(evaluator).inputs, evaluator.writing.end
+    closed = [(*answer, end) for answer in evaluator.answers]
     with torch.inference_mode():
-        written = constrained(model, inputs, exam.answers, exam.writing, beams=26)
-        scores = score_answers(model, [inputs], closed, exam.writing)[:, :-1]
-    numbers = answer_numbers(written.tokens, exam.answers, end)
+        written = constrained(model, inputs, evaluator.answers, evaluator.writing, beams=26)
+        scores = score_answers(model, [inputs], closed, evaluator.writing)[:, :-1]
+    numbers = answer_numbers(written.tokens, evaluator.answers, end)
     torch.testing.assert_close(written.log_p, scores.max(1).values, rtol=1e-4, atol=1e-4)
     chosen = scores.gather(1, numbers[:, None])[:, 0]
     torch.testing.assert_close(chosen, scores.max(1).values, rtol=1e-4, atol=1e-4)

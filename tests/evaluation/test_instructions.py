@@ -85,14 +85,16 @@ def by_hand(model, pair):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_perplexity_is_that_of_the_answers_given_the_prompts(base, batch):
     model, tokenizer = base
-    exam = Instructions(TEMPLATE).exam(LANGUAGE, ROWS, tokenizer, model.config, batch_size=batch)
-    found = exam.take(model)
+    evaluator = Instructions(TEMPLATE).evaluator(
+        LANGUAGE, ROWS, tokenizer, model.config, batch_size=batch
+    )
+    found = evaluator.predict(model)
     rows = pairs_of(ROWS, tokenizer)
     nll = [by_hand(model, pair) for pair in rows]
     count = [len(pair.tokens) - pair.prompt for pair in rows]
     assert found[:, 0].tolist() == pytest.approx(nll, rel=1e-5)
     assert found[:, 1].tolist() == count
-    scores = summary(exam, found)
+    scores = summary(evaluator, found)
     assert scores["perplexity"] == pytest.approx(math.exp(sum(nll) / sum(count)), rel=1e-5)
     assert scores["tokens"] == sum(count)
 

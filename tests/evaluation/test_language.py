@@ -33,10 +33,10 @@ def language(tmp_path_factory):
     return load_seq2seq(base), texts, data.validation
 
 
-def exam_of(language, **layout):
+def evaluator_of(language, **layout):
     (model, tokenizer, _), _, documents = language
     objective = NextBlocks(max_seq_length=SIZE)
-    return objective.exam(LANGUAGE, documents, tokenizer, model.config, **layout)
+    return objective.evaluator(LANGUAGE, documents, tokenizer, model.config, **layout)
 
 
 def blocks_by_hand(tokenizer, texts):
@@ -49,20 +49,20 @@ def blocks_by_hand(tokenizer, texts):
 
 def test_the_loss_is_the_model_s_own_on_the_same_blocks(language, one_thread):
     (model, tokenizer, _), texts, _ = language
-    exam = exam_of(language)
-    outputs = exam.take(model)
+    evaluator = evaluator_of(language)
+    outputs = evaluator.predict(model)
     blocks = blocks_by_hand(tokenizer, texts)
-    assert len(outputs) == exam.size == len(blocks) - 1 > 8
+    assert len(outputs) == evaluator.size == len(blocks) - 1 > 8
     with torch.no_grad():
         whole = model(input_ids=blocks[:-1], labels=blocks[1:]).loss.item()
         single = [
             model(input_ids=source[None], labels=target[None]).loss.item()
             for source, target in pairwise(blocks)
         ]
-    assert exam.loss(outputs) == pytest.approx(whole, rel=1e-6)
-    np.testing.assert_allclose(exam.predictions(outputs), single, rtol=1e-5)
+    assert evaluator.loss(outputs) == pytest.approx(whole, rel=1e-6)
+    np.testing.assert_allclose(evaluator.predictions(outputs), single, rtol=1e-5)
     assert np.ptp(single) > 0.1  # blocks differ: a wrong order would show
-    result = exam.result(outputs)
+    result = evaluator.score(outputs)
     assert result.score == result.scores["loss"] == pytest.approx(whole, rel=1e-6)
     assert result.scores["perplexity"] == pytest.approx(math.exp(whole), rel=1e-5)
     assert result.stderr == pytest.approx(np.std(single, ddof=1) / math.sqrt(len(single)), rel=1e-4)
@@ -71,8 +71,8 @@ def test_the_loss_is_the_model_s_own_on_the_same_blocks(language, one_thread):
 
 def test_neither_batches_nor_padding_change_a_block(language, one_thread):
     model = language[0].model
-    one = exam_of(language, batch_size=1).take(model)
-    other = exam_of(language, batch_size=5).take(model)
+    one = evaluator_of(language, batch_size=1).predict(model)
+    other = evaluator_of(language, batch_size=5).predict(model)
     np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(one[:, 1], SIZE)
 
@@ -81,7 +81,7 @@ def test_a_document_is_not_cut_at_the_model_s_length(language):
     (model, tokenizer, _), texts, _ = language
     tokenizer.model_max_length, before = 8, tokenizer.model_max_length
     try:
-        assert exam_of(language).size == len(blocks_by_hand(tokenizer, texts)) - 1
+        assert evaluator_of(language).size == len(blocks_by_hand(tokenizer, texts)) - 1
     finally:
         tokenizer.model_max_length = before
     assert model.config.is_encoder_decoder
@@ -89,14 +89,14 @@ def test_a_document_is_not_cut_at_the_model_s_length(language):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_fails_the_run(language, value):
-    exam = exam_of(language)
-    outputs = np.ones((exam.size, 2), np.float32)
+    evaluator = evaluator_of(language)
+    outputs = np.ones((evaluator.size, 2), np.float32)
     outputs[2, 0] = value
     with pytest.raises(RunFailed, match="the loss of a row is not finite"):
-        exam.result(outputs)
+        evaluator.score(outputs)
 
 
 def test_too_little_text_is_refused(language):
     (model, tokenizer, _), _, documents = language
     with pytest.raises(DataError, match=r"fewer than two blocks; found .* expected at least 128"):
-        NextBlocks(max_seq_length=64).exam(LANGUAGE, documents[:1], tokenizer, model.config)
+        NextBlocks(max_seq_length=64).evaluator(LANGUAGE, documents[:1], tokenizer, model.config)

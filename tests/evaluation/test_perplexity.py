@@ -20,7 +20,7 @@ from pem_composition.evaluation.perplexity import (
     increase,
     perplexity,
     read_texts,
-    text_exam,
+    text_evaluator,
 )
 from pem_composition.objectives.documents import Documents
 from pem_composition.tasks.data import Example
@@ -78,9 +78,9 @@ def test_sliding_windows_equal_float64_brute_force(loaded, one_thread, window, s
     head = [tokenizer.bos_token_id] if model.config.model_type == "llama" else []
     assert begun(tokenizer, joined)[:76] == ([*head, *tokens, *([] if head else [ANY])])
     windows = Windows(window, stride, start)
-    exam = text_exam(texts, windows, tokenizer, max_tokens=75, batch_size=3)
+    evaluator = text_evaluator(texts, windows, tokenizer, max_tokens=75, batch_size=3)
     parts = windows_by_hand(model, tokens, head, windows)
-    found = perplexity(model, exam)
+    found = perplexity(model, evaluator)
     loss = parts[:, 0].sum() / parts[:, 1].sum()
     counted = 75 if head and start != "none" else 74
     assert (found["tokens"], found["windows"]) == (counted, len(parts))
@@ -96,17 +96,17 @@ def test_sliding_windows_equal_float64_brute_force(loaded, one_thread, window, s
 
 def test_the_standard_error_of_equal_windows_is_that_of_their_mean(loaded):
     (model, tokenizer, _), texts = loaded
-    exam = text_exam(texts, Windows(5, 4, "none"), tokenizer, max_tokens=41)
-    means = exam.predictions(exam.take(model)).astype(float)
+    evaluator = text_evaluator(texts, Windows(5, 4, "none"), tokenizer, max_tokens=41)
+    means = evaluator.predictions(evaluator.predict(model)).astype(float)
     assert len(means) == 10
     expected = means.std(ddof=1) / math.sqrt(10)
-    assert perplexity(model, exam)["loss_stderr"] == pytest.approx(expected, rel=1e-4)
+    assert perplexity(model, evaluator)["loss_stderr"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_neither_batches_nor_their_padding_change_a_figure(loaded, one_thread):
     (model, tokenizer, _), texts = loaded
     found = [
-        perplexity(model, text_exam(texts, Windows(14, 6), tokenizer, batch_size=size))
+        perplexity(model, text_evaluator(texts, Windows(14, 6), tokenizer, batch_size=size))
         for size in (1, 3, 99)
     ]
     for other in found[1:]:
@@ -117,15 +117,15 @@ def test_documents_are_read_alone_from_their_beginning_to_their_end_token(loaded
     (model, tokenizer, _), texts = loaded
     examples = [Example(text, None, None, i) for i, text in enumerate(texts)]
     objective = Documents(max_seq_length=60)
-    exam = objective.exam(LANGUAGE, examples, tokenizer, model.config, batch_size=4)
-    outputs = exam.take(model)
+    evaluator = objective.evaluator(LANGUAGE, examples, tokenizer, model.config, batch_size=4)
+    outputs = evaluator.predict(model)
     by_hand = []
     for text in texts:
         tokens = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
         values = nll(model, tokens, 1)
         by_hand.append((sum(values), len(values)))
     np.testing.assert_allclose(outputs, by_hand, rtol=1e-5)
-    result = exam.result(outputs)
+    result = evaluator.score(outputs)
     sums, counts = np.sum(by_hand, axis=0)
     assert result.score == pytest.approx(sums / counts, rel=1e-6)
     assert result.scores["perplexity"] == pytest.approx(math.exp(sums / counts), rel=1e-5)
@@ -133,11 +133,11 @@ def test_documents_are_read_alone_from_their_beginning_to_their_end_token(loaded
 
 def test_a_module_changes_the_figure_and_taking_it_off_gives_it_back(loaded):
     (model, tokenizer, _), texts = loaded
-    exam = text_exam(texts, Windows(16, 8), tokenizer)
-    before = perplexity(model, exam)
+    evaluator = text_evaluator(texts, Windows(16, 8), tokenizer)
+    before = perplexity(model, evaluator)
     with attach(model, random_module(model)):
-        assert abs(perplexity(model, exam)["loss"] - before["loss"]) > 1e-3
-    assert perplexity(model, exam) == before
+        assert abs(perplexity(model, evaluator)["loss"] - before["loss"]) > 1e-3
+    assert perplexity(model, evaluator) == before
 
 
 def test_windows_are_cut_to_the_context():
@@ -180,7 +180,7 @@ def test_the_raw_test_set_has_the_rows_of_the_published_one(shared):
 def test_texts_and_files_that_hold_nothing_are_refused(loaded, tmp_path):
     (_, tokenizer, _), _ = loaded
     with pytest.raises(DataError, match="nothing to predict"):
-        text_exam([""], Windows(), tokenizer)
+        text_evaluator([""], Windows(), tokenizer)
     with pytest.raises(DataError, match=r"cannot read lines; found no such file"):
         read_texts(tmp_path / "none.raw")
 
@@ -190,7 +190,7 @@ def test_a_whole_document_longer_than_the_context_is_refused_with_its_row(loaded
     examples = [Example("w1", None, None, 0), Example("w1 w2 " * 40, None, None, 7)]
     objective = Documents(truncate=False, max_seq_length=16)
     with pytest.raises(DataError, match=r"row 7: longer than the model's context; found .* 66"):
-        objective.exam(LANGUAGE, examples, tokenizer, model.config)
+        objective.evaluator(LANGUAGE, examples, tokenizer, model.config)
 
 
 def test_an_increase_is_the_ratio_of_perplexities_with_the_error_of_paired_windows():

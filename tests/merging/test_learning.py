@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lessons import exam, logits, model_and_modules, wide
+from lessons import evaluator, logits, model_and_modules, wide
 from tiny import inputs_for, logits_of, random_module, tiny
 
 import pem_composition as library
@@ -72,7 +72,7 @@ def test_modules_of_different_rank_and_layers_blend():
 )
 def test_gradients_of_the_coefficients_are_right(kind, loss, task, constraint):
     model, modules = model_and_modules(kind)
-    found = exam(3, size=3, task=task)
+    found = evaluator(3, size=3, task=task)
     head = regression_head() if task == "stsb" else modules[0].head_tensors()
     lesson = Lesson(task, found, head)
     with Blend(model, modules) as blend:
@@ -88,7 +88,7 @@ def test_gradients_of_the_coefficients_are_right(kind, loss, task, constraint):
 
 def test_losses_are_what_they_are_called():
     model, (module, _) = model_and_modules()
-    found = exam(6, size=4)
+    found = evaluator(6, size=4)
     with attach(model, module), torch.no_grad():
         p = np.stack([row.softmax(0).numpy() for row in logits(model, found)])
         parts = [(found.forward(model, b.inputs), b) for b in found.batches]
@@ -112,10 +112,10 @@ def test_learning_from_labels_finds_the_coefficients_that_made_them():
     """Squared error, and labels that a blend with known coefficients answered."""
     model, modules = model_and_modules(count=3)
     truth = torch.tensor([[0.8], [-0.3], [0.1]], dtype=torch.float64)
-    lesson = Lesson("stsb", exam(24, "stsb", size=12), regression_head())
+    lesson = Lesson("stsb", evaluator(24, "stsb", size=12), regression_head())
     with Blend(model, modules) as blend, wearing(model, lesson.head), torch.no_grad():
         blend.coefficients = truth
-        lesson.exam._labels = torch.stack(logits(model, lesson.exam))[:, 0].numpy()
+        lesson.evaluator._labels = torch.stack(logits(model, lesson.evaluator))[:, 0].numpy()
     rule = Rule("labels", scope="module", learning_rate=0.05, steps=150)
     result = learn(model, modules, [lesson], rule)
     np.testing.assert_allclose(result.coefficients, truth, atol=0.02)
@@ -127,7 +127,8 @@ def test_learning_from_labels_finds_the_coefficients_that_made_them():
 def test_adamerging_lowers_the_entropy_within_its_bounds(scope):
     model, modules = model_and_modules()
     lessons = [
-        Lesson(str(i), exam(12, size=4, seed=i), m.head_tensors()) for i, m in enumerate(modules)
+        Lesson(str(i), evaluator(12, size=4, seed=i), m.head_tensors())
+        for i, m in enumerate(modules)
     ]
     rule = Rule("entropy", scope=scope, constraint="clamp", learning_rate=0.05, steps=20)
     result = learn(model, modules, lessons, rule)
@@ -140,7 +141,7 @@ def test_adamerging_lowers_the_entropy_within_its_bounds(scope):
 
 def test_softmax_shares_start_equal_and_sum_to_one():
     model, modules = model_and_modules(count=3)
-    lesson = Lesson("mnli", exam(8, size=4), modules[0].head_tensors())
+    lesson = Lesson("mnli", evaluator(8, size=4), modules[0].head_tensors())
     rule = Rule("labels", constraint="softmax", steps=0)
     start = np.array(learn(model, modules, [lesson], rule).coefficients)
     np.testing.assert_allclose(start, 1 / 3)
@@ -151,7 +152,7 @@ def test_softmax_shares_start_equal_and_sum_to_one():
 
 def test_equal_seeds_learn_equal_coefficients():
     model, modules = model_and_modules()
-    lesson = Lesson("mnli", exam(12, size=4), modules[0].head_tensors())
+    lesson = Lesson("mnli", evaluator(12, size=4), modules[0].head_tensors())
     rule = Rule("labels", steps=4)
     runs = [learn(model, modules, [lesson], rule).coefficients for _ in range(2)]
     assert runs[0] == runs[1]
@@ -160,7 +161,7 @@ def test_equal_seeds_learn_equal_coefficients():
 
 def test_a_regression_has_no_entropy():
     with pytest.raises(DataError, match="have no entropy"):
-        learning.loss_of(exam(2, "stsb"), torch.zeros(2, 1), [0, 1], "entropy")
+        learning.loss_of(evaluator(2, "stsb"), torch.zeros(2, 1), [0, 1], "entropy")
 
 
 def test_a_model_that_holds_modules_is_not_blended():
@@ -170,9 +171,9 @@ def test_a_model_that_holds_modules_is_not_blended():
 
 
 def test_the_inputs_are_those_of_the_tiny_model():
-    """``exam`` and ``logits`` read the same rows: batches only pad."""
+    """``evaluator`` and ``logits`` read the same rows: batches only pad."""
     model = model_and_modules()[0].double()
-    found = exam(5, size=3)
+    found = evaluator(5, size=3)
     with torch.no_grad():
         padded = torch.cat([found.forward(model, b.inputs) for b in found.batches])
         alone = torch.stack(logits(model, found))

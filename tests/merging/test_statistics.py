@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lessons import exam, logits, model_and_modules, rows
+from lessons import evaluator, logits, model_and_modules, rows
 from torch.func import functional_call
 
 from pem_composition.adapters import attach
 from pem_composition.adapters.plan import check_layers
 from pem_composition.errors import DataError, PEMError
-from pem_composition.evaluation.language import LANGUAGE, LanguageExam
+from pem_composition.evaluation.language import LANGUAGE, LanguageEvaluator
 from pem_composition.merging.fisher import EMPIRICAL, EXACT, diagonal, parameters_of
 from pem_composition.merging.gram import gram
 from pem_composition.module import PEM
@@ -67,7 +67,7 @@ def test_fisher_is_the_expected_squared_gradient_of_each_row(kind, task, expecta
     model, (module, _) = model_and_modules(kind)
     if task == "stsb":
         model, module = one_output(model, module)
-    found = exam(4, task)
+    found = evaluator(4, task)
     expected = by_hand(model, module, found, expectation)
     with attach(model, module, trainable=True) as attachment:
         computed = diagonal(model, parameters_of(attachment), found, expectation=expectation)
@@ -88,7 +88,7 @@ def one_output(model, module: PEM):
 def test_fisher_of_the_output_layer_has_a_closed_form():
     """d log p_y / d W_c = (1[y = c] - p_c) h, so F = mean p_c (1 - p_c) h^2."""
     model, (module, _) = model_and_modules()
-    found, seen = exam(5), []
+    found, seen = evaluator(5), []
     with attach(model, module, trainable=True) as attachment:
         hook = model.classifier.out_proj.register_forward_pre_hook(
             lambda _m, args: seen.append(args[0][0].detach())
@@ -108,11 +108,11 @@ def test_fisher_of_a_whole_model_has_every_weight():
 
     model, _ = model_and_modules()
     attachment = attach_fresh(model, FullConfig())
-    computed = diagonal(model, parameters_of(attachment), exam(2))
+    computed = diagonal(model, parameters_of(attachment), evaluator(2))
     names = {n for n, _ in model.named_parameters()}
     assert {n.rpartition(".")[0] for n in computed} == names
     row = torch.autograd.grad(
-        logits(model, exam(1))[0].log_softmax(0)[0], model.roberta.embeddings.LayerNorm.weight
+        logits(model, evaluator(1))[0].log_softmax(0)[0], model.roberta.embeddings.LayerNorm.weight
     )
     assert row[0].abs().max() > 0
     assert computed["roberta.embeddings.LayerNorm.weight.delta"].max() > 0
@@ -124,7 +124,7 @@ def test_the_references_fisher_is_empty_for_these_modules_and_ours_is_not(kind):
     called "loras" there, so that -w fisher has nothing to weigh by."""
     model, (module, _) = model_and_modules(kind)
     with attach(model, module, trainable=True) as attachment:
-        computed = diagonal(model, parameters_of(attachment), exam(3))
+        computed = diagonal(model, parameters_of(attachment), evaluator(3))
     adapter = {n: f for n, f in computed.items() if not n.endswith(".head")}
     assert adapter.keys() == module.adapter_tensors().keys()
     # A direction of no effect is rare: nearly every entry says something.
@@ -135,9 +135,9 @@ def test_training_mode_and_gradients_are_as_before():
     model, (module, _) = model_and_modules()
     model.train()
     with attach(model, module, trainable=True) as attachment:
-        first = diagonal(model, parameters_of(attachment), exam(2))
+        first = diagonal(model, parameters_of(attachment), evaluator(2))
         assert model.training
-        again = diagonal(model, parameters_of(attachment), exam(2))
+        again = diagonal(model, parameters_of(attachment), evaluator(2))
         assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(first[n], again[n]) for n in first)
 
@@ -145,11 +145,11 @@ def test_training_mode_and_gradients_are_as_before():
 def test_rows_are_taken_one_at_a_time():
     model, (module, _) = model_and_modules()
     with attach(model, module, trainable=True) as attachment, pytest.raises(PEMError, match="one"):
-        diagonal(model, parameters_of(attachment), exam(4, size=2))
+        diagonal(model, parameters_of(attachment), evaluator(4, size=2))
 
 
 def test_rows_without_answers_have_no_fisher():
-    blocks = LanguageExam(LANGUAGE, exam(2).batches)
+    blocks = LanguageEvaluator(LANGUAGE, evaluator(2).batches)
     with pytest.raises(DataError, match="has no fixed set of answers"):
         blocks.class_scores(torch.zeros(1, 2))
 
@@ -160,7 +160,7 @@ def test_rows_without_answers_have_no_fisher():
 def test_gram_is_the_second_moment_of_what_enters_the_layer():
     """Inputs of the first layer's query are the embeddings; deeper ones see the module's effect."""
     model, (module, _) = model_and_modules()
-    found = exam(5)
+    found = evaluator(5)
     with attach(model, module):
         computed = gram(model, check_layers(model, module), found)
         hidden = [
@@ -178,5 +178,5 @@ def test_gram_is_the_second_moment_of_what_enters_the_layer():
 def test_gram_leaves_no_hook_behind():
     model, (module, _) = model_and_modules()
     before = [len(m._forward_pre_hooks) for m in model.modules()]
-    gram(model, check_layers(model, module), exam(2))
+    gram(model, check_layers(model, module), evaluator(2))
     assert [len(m._forward_pre_hooks) for m in model.modules()] == before

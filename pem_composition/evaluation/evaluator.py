@@ -1,6 +1,6 @@
-"""One exam per way of answering: rows prepared once, then a model's outputs and their scores.
+"""One evaluator per way of answering: rows prepared once, then a model's outputs and their scores.
 
-An exam turns a model into per-row outputs (n, k), numbers that fit in an array whatever the
+An evaluator turns a model into per-row outputs (n, k), numbers that fit in an array whatever the
 objective, so that processes can share the rows and a sweep can keep them; and outputs into scores.
 
 Shape suffixes: n rows, k numbers per row; b rows of a batch.
@@ -25,7 +25,7 @@ from pem_composition.tasks.glue import Task
 Outputs = NDArray[np.float32]
 
 
-class Exam(ABC):
+class Evaluator(ABC):
     """The prepared rows of one split."""
 
     def __init__(self, task: Task, batches: Sequence[Batch]) -> None:
@@ -39,7 +39,7 @@ class Exam(ABC):
         """Row numbers (n,) and outputs (n, k) of some batches, of all of them if None."""
         return classify.collect(model, self.batches if batches is None else batches, self.forward)
 
-    def take(self, model: nn.Module) -> Outputs:
+    def predict(self, model: nn.Module) -> Outputs:
         """Outputs (n, k) of every row in order."""
         return classify.in_order(*self.outputs(model))
 
@@ -48,7 +48,7 @@ class Exam(ABC):
         """Outputs (b, k) of one padded batch."""
 
     @abstractmethod
-    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+    def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         """Scores of outputs (n, k) in the order of the rows.
 
         Raises:
@@ -81,7 +81,7 @@ class Exam(ABC):
         )  # fmt: skip
 
 
-class ClassificationExam(Exam):
+class ClassificationEvaluator(Evaluator):
     """Logits of a head in the order of the task's classes; k = classes, or 1 for regression."""
 
     def __init__(
@@ -110,7 +110,7 @@ class ClassificationExam(Exam):
     def class_scores(self, outputs: Tensor) -> Tensor:
         return outputs
 
-    def result(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+    def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         return classify.score(self.task, outputs, self._labels, seconds=seconds)
 
     def predictions(self, outputs: Outputs) -> NDArray[Any]:

@@ -211,3 +211,11 @@ def test_parts_of_several_modules_come_off_in_any_order(first: int, tmp_path: Pa
     torch.testing.assert_close(om.output(model, m.inputs), alone[1 - first])
     folds[1 - first].restore()
     om.same_model(model, before)
+
+
+@pytest.mark.parametrize("way", ["attach", "fold", "save", "delta space"])
+def test_feedforward_modules_name_ends_of_words(way: str, tmp_path: Path) -> None:
+    m = om.BY_NAME["t5"]
+    options = {"target_modules": ["o", "wo"], "feedforward_modules": ["o"]}
+    case = om.made(m, "ia3", options, om.base_folder(m, tmp_path), tmp_path / "module")
+    assert om.difference(om.WAYS[way](case, tmp_path), case.want) < om.TOLERANCE

@@ -308,6 +308,10 @@ def _settle_targets(
     outputs = {n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[1] == 1}
     if not isinstance(raw["feedforward_modules"], list):
         config = replace(config, feedforward_modules=tuple(sorted(inputs - outputs)))
+    # PEFT compares the ends of names, in the middle of a word too: "o" names "wo".
+    ended = [n for n in layers if n.endswith(config.feedforward_modules)]
+    if ended != [n for n in layers if config.scales_input(n)]:
+        config = replace(config, feedforward_modules=tuple(ended))
     for layer in layers:
         allowed = inputs if config.scales_input(layer) else outputs
         if layer not in allowed:

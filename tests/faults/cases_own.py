@@ -257,7 +257,8 @@ PLACES = (
          "weights, or config.json with a full model; check the path",
          lambda here: [p.unlink() for p in (here / "bad").iterdir()]),
     Case("N57", "two modules in subfolders",
-         "bad: several modules in subfolders; found x, y, expected one of them; name the subfolder",
+         "bad: several modules in subfolders; found x, y, expected one of them; "
+         "name the subfolder, e.g. bad/y",
          subfolders),
     Case("N58", "the output is a file",
          f"bad/{CONFIG}: the output exists; choose another --save_path, or replace it with "

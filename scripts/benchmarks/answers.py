@@ -23,6 +23,7 @@ from timing import report, side_by_side
 from pem_composition import offline
 from pem_composition.evaluation.answers import PromptedEvaluator
 from pem_composition.evaluation.classify import Batch, collect
+from pem_composition.evaluation.evaluator import Outputs
 from pem_composition.evaluation.generation import constrained
 from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
 from pem_composition.evaluation.precision import reduced
@@ -30,7 +31,6 @@ from pem_composition.evaluation.search import (
     ANSWERS,
     CONSTRAINED,
     SCORING,
-    Outputs,
 )
 from pem_composition.objectives.answers import Answers
 from pem_composition.tasks.data import load_task

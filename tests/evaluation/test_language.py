@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import write_text_to_text
 
-from pem_composition.errors import DataError, RunFailed
+from pem_composition.errors import DataError, RunFailed, UsageError
 from pem_composition.evaluation.models import load_seq2seq
 from pem_composition.objectives.next_block import NextBlocks
 from pem_composition.tasks.polarity import LANGUAGE, load_documents
@@ -100,3 +100,11 @@ def test_too_little_text_is_refused(language):
     (model, tokenizer, _), _, documents = language
     with pytest.raises(DataError, match=r"fewer than two blocks; found .* expected at least 128"):
         NextBlocks(max_seq_length=64).evaluator(LANGUAGE, documents[:1], tokenizer, model.config)
+
+
+def test_padding_counts_nothing_and_blocks_are_not_cut(language):
+    model = language[0][0]
+    padded = evaluator_of(language, pad_to=SIZE + 3).predict(model)
+    np.testing.assert_allclose(padded, evaluator_of(language).predict(model), rtol=1e-4)
+    with pytest.raises(UsageError, match=f"--block_size: longer .* found {SIZE}, expected at most"):
+        NextBlocks(max_seq_length=SIZE).within(SIZE - 1)

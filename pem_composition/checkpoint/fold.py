@@ -43,9 +43,9 @@ from pem_composition.checkpoint.model_folder import (
 )
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.store import inspect_header, load, locate
+from pem_composition.checkpoint.stored_names import resized, untied
 from pem_composition.checkpoint.stream import one_thread
 from pem_composition.checkpoint.tensors import save_dtype
-from pem_composition.checkpoint.tied import resized, untied
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM

@@ -27,15 +27,15 @@ from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, by_base_name, is_head
 from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
 from pem_composition.checkpoint.full_blocks import Term as SumTerm
-from pem_composition.checkpoint.stored_names import is_added
-from pem_composition.checkpoint.stream import BLOCK, Output, whole
-from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
-from pem_composition.checkpoint.tied import (
+from pem_composition.checkpoint.stored_names import (
+    is_added,
     is_language_model,
     is_vocabulary,
     stored_output,
     tied_names,
 )
+from pem_composition.checkpoint.stream import BLOCK, Output, whole
+from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
 from pem_composition.config import IN_BASE
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
@@ -164,7 +164,8 @@ class Plan:
         if not sizes:
             return None
         (old_rows, rows), first = next(iter(sizes.items()))
-        for name in (n for n, i in self._infos.items() if is_vocabulary(n, i.shape, old_rows)):
+        of_tokens = (n for n, i in self._infos.items() if i.shape[:1] == (old_rows,))
+        for name in filter(is_vocabulary, of_tokens):
             found = self._saved.get(name)
             if found is None or len(found) != rows:
                 self._refuse_shape(first, tuple(self._saved[first].shape), self._infos[name].shape)

@@ -64,13 +64,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COMPARED = 2**20  # bytes of a block of two tied copies
-LANGUAGE_MODELS = (
-    "LMHead",
-    "ForCausalLM",
-    "ForMaskedLM",
-    "ForConditionalGeneration",
-    "ForPreTraining",
-)
 
 # Classes that have the encoder alone of a model of two halves.
 ENCODER_CLASSES = ("EncoderModel", "ForTokenClassification", "ForAudioClassification")
@@ -94,7 +87,6 @@ class Weights:
         self.folder = folder
         self.infos: dict[str, TensorInfo] = {}
         self.config = read_json(folder / CONFIG, folder) if is_file(folder / CONFIG) else {}
-        self.tied = stored_names.is_tied(self.config)
         self._keys: dict[str, tuple[TensorFile, str]] = {}  # name -> file, name there
         self._open: TensorFile | None = None
         self._buffer: Any = b""  # of ``block``
@@ -142,7 +134,7 @@ class Weights:
 
     def _add(self, file: TensorFile) -> None:
         self._use(file)
-        copies = _tied_copies(file) if isinstance(file, TorchZipFile) else set()
+        copies = _tied_copies(file, self.config) if isinstance(file, TorchZipFile) else set()
         kept = {n: i for n, i in file.infos.items() if not is_ignored(n, i, self.config)}
         self._check_index(file, kept.keys() - copies)
         for key, info in kept.items():
@@ -175,10 +167,9 @@ class Weights:
 
     def _drop_copies(self, exact: bool) -> None:
         """Leave out what transformers ties on loading; copies that differ are not tied."""
-        for name in list(self.infos):
-            source = stored_names.original(name, self.infos, tied=self.tied)
-            if source is not None and self._equal(name, source, exact):
-                del self.infos[name]
+        for copy, source in stored_names.tied_names(self.config, self.infos).items():
+            if {copy, source} <= self.infos.keys() and self._equal(copy, source, exact):
+                del self.infos[copy]
 
     def _equal(self, name: str, other: str, exact: bool) -> bool:
         a, b = self.infos[name], self.infos[other]
@@ -206,9 +197,12 @@ class Weights:
 
     def find(self, name: str) -> str | None:
         """The tensor that the model has under a name: its own, or the one it is tied to."""
-        if name in self.infos:
-            return name
-        return next(iter(stored_names.sharing(name, self.infos, tied=self.tied)), None)
+        if name in self.infos or not stored_names.is_vocabulary(name):
+            return name if name in self.infos else None
+        ties = stored_names.tied_names(self.config, {*self.infos, name})
+        source = ties.get(name, name)
+        others = (source, *(copy for copy, of in ties.items() if of == source))
+        return next((n for n in others if n in self.infos), None)
 
     def has_tokens(self, name: str) -> bool:
         """True for a tensor with a row for every token of the vocabulary."""
@@ -260,16 +254,13 @@ class Weights:
         return (known or {}).get(place.name) or sha256_file(place, self.folder)
 
 
-def _tied_copies(file: TorchZipFile) -> set[str]:
+def _tied_copies(file: TorchZipFile, config: Mapping[str, Any]) -> set[str]:
     """Names that share a storage with another one and are not the one transformers would store."""
     copies: set[str] = set()
+    tied = {**config, "tie_word_embeddings": True}
+    ties = stored_names.tied_names(tied, map(current, file.infos))
     for group in file.shared():
-        names = {key: current(key) for key in group}
-        rank = {
-            key: stored_names.original(n, names.values(), tied=True) is not None
-            for key, n in names.items()
-        }
-        copies |= set(group) - {min(group, key=lambda key: (rank[key], key))}
+        copies |= set(group) - {min(group, key=lambda key: (current(key) in ties, key))}
     return copies
 
 
@@ -451,7 +442,8 @@ def _check_lost(tuned: Weights, original: Weights, used: Set[str]) -> None:
             continue
         if encoder and "decoder" in name.split(".")[:2]:  # of a T5, of Whisper
             continue
-        output = stored_names.is_output(name) and any(word in classes for word in LANGUAGE_MODELS)
+        output = name.endswith(".weight") and stored_names.is_vocabulary(name)
+        output = output and stored_names.is_language_model(tuned.config)
         if stored_names.is_pretraining(name) and not output:
             continue
         raise IncompatibleModules.build(

@@ -1,15 +1,16 @@
-"""What transformers makes of the names in a checkpoint: old spellings, buffers, ties, new parts.
+"""What transformers calls, ties or ignores of what a file holds; what it adds to it.
 
-The one table of it, since the arithmetic imports no transformers; ``tests/checkpoint`` compares it
-with transformers 5: ``_keys_to_ignore_on_load_unexpected`` and ``_adjust_missing_and_unexpected_
-keys`` (buffers), the mapping ``legacy`` of ``conversion_mapping`` (old names), and
-``_tied_weights_keys`` with ``tie_weights`` (ties).
+The one table of it, for whole models and for folds, since the arithmetic imports no transformers;
+``tests/checkpoint`` compares it with transformers 5: ``_keys_to_ignore_on_load_unexpected`` and
+``_adjust_missing_and_unexpected_keys`` (buffers), the mapping ``legacy`` of ``conversion_mapping``
+(old names), and ``_tied_weights_keys`` with ``tie_weights`` (ties: of several names transformers
+stores one, and gives the others its values on loading).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
@@ -29,33 +30,77 @@ BUFFERS = re.compile(
     r"|(^|\.)(encoder|decoder)\.version$"
     r"|(^|\.)decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$"
 )
-# Embeddings of the vocabulary, and what can be tied to them, the first of a model in this order.
+# Embeddings of the vocabulary; of several the output layer is the first in this order.
 TABLES = (
     "shared", "embed_tokens", "word_embeddings", "word_embedding", "wte", "embed_in",
-    "tok_embeddings", "tokens_embed", "embeddings",
+    "tokens_embed", "tok_embeddings", "embeddings", "w",
 )  # fmt: skip
-COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # always of ``shared``
-OUTPUTS = (
-    "lm_head.decoder.weight", "lm_head.weight", "cls.predictions.decoder.weight",
-    "predictions.decoder.weight", "vocab_projector.weight", "generator_lm_head.weight",
-    "lm_loss.weight", "embed_out.weight", "proj_out.weight", "pred_layer.proj.weight",
-    "decoder.weight",
-)  # fmt: skip
-OUTPUT_BIASES = ("lm_head.bias", "cls.predictions.bias", "predictions.bias")
+# Embedding of a model of two sides -> what each side calls it.
+SHARED = {"shared.weight": "embed_tokens", "prophetnet.word_embeddings.weight": "word_embeddings"}
+SIDES = ("encoder", "decoder", "text_encoder", "text_decoder")
+LANGUAGE_MODELS = re.compile(
+    r".*(ForCausalLM|LMHeadModel|ForConditionalGeneration|EncoderDecoderModel|DoubleHeadsModel|"
+    r"ForMaskedLM|ForPreTraining|ForCausalImageModeling|ForVisionText2Text|ForSpeechToText|"
+    r"MarianMTModel|BlipForQuestionAnswering|BertGenerationDecoder|ReformerModelWithLMHead)"
+)
+# BERT and its kin: output layer -> a parameter beside it that is always stored.
+BERT_OUTPUTS = {
+    "cls.predictions.decoder": "cls.predictions.transform.dense.weight",
+    "lm_head.decoder": "lm_head.dense.weight",
+    "predictions.decoder": "predictions.dense.weight",
+    "vocab_projector": "vocab_transform.weight",
+    "generator_lm_head": "generator_predictions.dense.weight",
+    "decoder": "head.dense.weight",
+}
+# Model type -> its output layer, where it is not lm_head.
+OUTPUTS = {
+    **dict.fromkeys(
+        ("whisper", "moonshine", "moonshine_streaming", "canary", "cohere_asr"), "proj_out"
+    ),
+    **dict.fromkeys(("biogpt", "trocr"), "output_projection"),
+    **dict.fromkeys(("xlm", "flaubert"), "pred_layer.proj"),
+    **dict.fromkeys(("t5gemma", "t5gemma2"), "lm_head.out_proj"),
+    **dict.fromkeys(("vilt", "bridgetower"), "mlm_score.decoder"),
+    "bert-generation": "lm_head.decoder",
+    "gpt_neox_japanese": "embed_out",
+    "kosmos-2": "text_model.lm_head",
+    "speecht5": "text_decoder_postnet.lm_head",
+    "xlnet": "lm_loss",
+    "rwkv": "head",
+    "git": "output",
+}
+# How a model names its output layer now -> how files and older modules do (GPT-NeoX).
+OLD_OUTPUTS = {"lm_head": "embed_out"}
+ALL_OUTPUTS = {*OLD_OUTPUTS, *OLD_OUTPUTS.values(), *OUTPUTS.values(), *BERT_OUTPUTS}
+VAGUE = frozenset({"decoder", "head", "output"})  # of ALL_OUTPUTS: other layers are called so, too
+# Model type -> name that a file may lack -> the name that it holds, where neither is an output.
+_UDOP_BIAS = "relative_bias.biases.0.relative_attention_bias.weight"
+_LUKE = {"entity_predictions.decoder.weight": "luke.entity_embeddings.entity_embeddings.weight"}
+FURTHER = {
+    "udop": {
+        "encoder.embed_patches.proj.weight": "patch_embed.proj.weight",
+        "encoder.embed_patches.proj.bias": "patch_embed.proj.bias",
+        **{
+            f"{side}.{_UDOP_BIAS}": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+            ".weight" for side in ("encoder", "decoder")
+        },
+    },
+    "luke": _LUKE, "mluke": _LUKE,
+}  # fmt: skip
 # Model types whose configuration means tied embeddings where it does not say so.
 TIED_TYPES = frozenset(
     {
         "albert", "bart", "bert", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot",
         "blenderbot-small", "bloom", "camembert", "cohere", "cohere2", "convbert", "ctrl",
-        "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm",
-        "falcon", "falcon_mamba", "flaubert", "funnel", "gemma", "gemma2", "gemma3",
-        "gemma3_text", "gemma3n", "gemma3n_text", "gpt2", "gpt_bigcode", "gpt_neo", "ibert",
-        "layoutlm", "led", "lfm2", "longformer", "longt5", "luke", "m2m_100", "mamba", "marian",
-        "mbart", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mpt", "mt5", "mvp",
-        "nllb-moe", "nomic_bert", "openai-gpt", "opt", "paligemma", "pegasus", "pegasus_x",
-        "plbart", "roberta", "roberta-prelayernorm", "roformer", "smollm3", "speech_to_text",
-        "squeezebert", "starcoder2", "switch_transformers", "t5", "t5gemma", "umt5", "whisper",
-        "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "zamba", "zamba2",
+        "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm", "falcon",
+        "falcon_mamba", "flaubert", "funnel", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n",
+        "gemma3n_text", "gpt2", "gpt_bigcode", "gpt_neo", "ibert", "layoutlm", "led", "lfm2",
+        "longformer", "longt5", "m2m_100", "mamba", "marian", "mbart", "megatron-bert",
+        "mobilebert", "modernbert", "moonshine", "mpnet", "mpt", "mt5", "mvp", "nllb-moe",
+        "nomic_bert", "openai-gpt", "opt", "paligemma", "pegasus", "pegasus_x", "plbart", "roberta",
+        "roberta-prelayernorm", "roformer", "smollm3", "speech_to_text", "speecht5", "squeezebert",
+        "starcoder2", "switch_transformers", "t5", "t5gemma", "trocr", "umt5", "whisper", "xglm",
+        "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "zamba", "zamba2",
     }
 )  # fmt: skip
 # Parts of a pretrained checkpoint that a classifier does not load.
@@ -108,6 +153,11 @@ def is_added(name: str, classes: str = "") -> bool:
     return is_head(name) or added or speech
 
 
+def ends(name: str, suffix: str) -> bool:
+    """True if whole components at the end of a name are these."""
+    return name == suffix or name.endswith("." + suffix)
+
+
 def is_table(name: str) -> bool:
     """True for the embedding of a vocabulary."""
     layer, _, kind = name.rpartition(".")
@@ -116,73 +166,134 @@ def is_table(name: str) -> bool:
 
 def is_output(name: str) -> bool:
     """True for the output layer of a language model."""
-    return any(ends(name, output) for output in OUTPUTS)
+    layer, _, kind = name.rpartition(".")
+    return kind == "weight" and any(ends(layer, o) for o in ALL_OUTPUTS - VAGUE)
 
 
 def is_vocabulary(name: str) -> bool:
-    """True for tensors with a row for every token."""
-    return is_table(name) or is_output(name) or _bias_of(name) is not None
+    """True for tensors with a row for every token: embeddings, output layers and their biases."""
+    layer, _, kind = name.rpartition(".")
+    weight = f"{layer}.weight"
+    biased = kind == "bias" and (is_output(weight) or is_output(f"{layer}.decoder.weight"))
+    return is_table(name) or is_output(name) or biased or layer in VAGUE
 
 
-def ends(name: str, suffix: str) -> bool:
-    """True if whole components at the end of a name are these."""
-    return name == suffix or name.endswith("." + suffix)
+def is_language_model(config: Mapping[str, Any]) -> bool:
+    """True for a class that has an output layer over the vocabulary."""
+    return bool(LANGUAGE_MODELS.fullmatch(_class_of(config)))
 
 
-def is_tied(config: Mapping[str, Any]) -> bool:
-    """True if the model's output layer is its embedding, as far as its configuration says."""
+def is_tied(config: Mapping[str, Any]) -> bool | None:
+    """Whether the output layer is the embedding; None where the configuration does not tell."""
     inner = config.get("text_config")
     stated = config.get("tie_word_embeddings")
-    if stated is None and isinstance(inner, Mapping):
-        stated = inner.get("tie_word_embeddings")
-    return config.get("model_type") in TIED_TYPES if stated is None else bool(stated)
+    if _scales_by_tying(config):
+        return True
+    if isinstance(inner, Mapping):
+        stated = (inner.get("tie_word_embeddings") if stated is None else stated) or None
+    return stated if stated is not None else config.get("model_type") in TIED_TYPES or None
 
 
-def sharing(name: str, names: Collection[str], *, tied: bool) -> list[str]:
-    """Names of a model that stand for the same tensor as ``name``, the nearest first.
+def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, str]:
+    """Name that a checkpoint may lack -> the stored name whose values it then has.
+
+    Where both are stored, the first is a copy if the values are equal; else they are not tied.
 
     Args:
-        tied: the output layer is the embedding (``is_tied``).
+        stored: the checkpoint's tensors.
     """
-    bias = _bias_of(name)
-    if bias is not None:
-        return [n for n in names if n != name and _bias_of(n) == bias]
-
-    def stands_for(other: str) -> bool:
-        one, two = (is_output(name), is_table(other)), (is_table(name), is_output(other))
-        return (_is_shared(name) and _is_shared(other)) or (tied and (all(one) or all(two)))
-
-    found = [n for n in names if n != name and stands_for(n)]
-    return sorted(found, key=lambda n: _distance(name, n))
-
-
-def original(name: str, names: Collection[str], *, tied: bool) -> str | None:
-    """The tensor of which one stored under this name as well is a copy; None if of none."""
-    bias = _bias_of(name)
-    if bias is not None:
-        return bias if bias != name and bias in names else None
-    found: list[str] = []
-    if any(ends(name, copy) for copy in COPIES):
-        found = [n for n in names if ends(n, "shared.weight")]
-    elif tied and is_output(name):
-        found = [n for n in names if is_table(n)]
-    return min(found, key=lambda n: _distance(name, n), default=None)
+    known = set(stored)
+    roots = {n.partition(".")[0] for n in known}
+    kind = str(config.get("model_type"))
+    further = FURTHER.get(kind, {})
+    pairs = {c: s for c, s in further.items() if s in known and c.partition(".")[0] in roots}
+    for shared, name in ((n, SHARED[end]) for n in known for end in SHARED if ends(n, end)):
+        sides = [".".join([*shared.split(".")[:-2], side, ""]) for side in SIDES]
+        there = [side for side in sides if any(n.startswith(side) for n in known)]
+        pairs |= {f"{side}{name}.weight": shared for side in there}
+    tables = [n for n in known - pairs.keys() if is_table(n) and _is_decoders(n, known)]
+    if tables:
+        for output in _outputs(config, known):
+            pairs[output] = min(tables, key=lambda n: _distance(output, n))
+    layers = {*_bert_outputs(known), OUTPUTS.get(kind, "")}
+    for copy in {f"{layer}.bias" for layer in layers} | known:
+        if any(ends(copy, f"{layer}.bias") for layer in BERT_OUTPUTS if layer.endswith(".decoder")):
+            own = copy.removesuffix("decoder.bias") + "bias"
+            pairs |= {copy: own} if own in known else {own: copy} if copy in known else {}
+    return pairs
 
 
-def _is_shared(name: str) -> bool:
-    """True for the embedding of an encoder-decoder and its copies in the two halves."""
-    return ends(name, "shared.weight") or any(ends(name, c) for c in COPIES)
+def _outputs(config: Mapping[str, Any], known: set[str]) -> set[str]:
+    """Names of output layers that are the embedding, whether or not they are stored."""
+    # decoder.transformer.wte of a model made of two: decoder.lm_head
+    nested = "decoder." if _class_of(config).endswith("EncoderDecoderModel") else ""
+    of = config.get("decoder") if nested else config
+    inner = of if isinstance(of, Mapping) else {}
+    tied, found = is_tied(inner), set[str]()
+    if tied is False:
+        return found
+    if is_language_model(config):
+        found = {f"{layer}.weight" for layer in _bert_outputs(known)}
+        if not found and not _class_of(config).endswith("ForPreTraining"):
+            found = {f"{nested}{OUTPUTS.get(str(inner.get('model_type')), 'lm_head')}.weight"}
+    # a file can hold an output layer that the class of its configuration lacks
+    return found | {n for n in known if is_output(n)} if tied else found - known
 
 
-def _bias_of(name: str) -> str | None:
-    """The one name of a bias that language models store under two."""
-    plain = name.replace(".decoder.bias", ".bias")
-    return plain if any(ends(plain, bias) for bias in OUTPUT_BIASES) else None
+def _bert_outputs(known: set[str]) -> Iterator[str]:
+    for layer, sign in BERT_OUTPUTS.items():
+        yield from (f"{r}{layer}" for r in ("", "decoder.", "text_decoder.") if r + sign in known)
 
 
-def _distance(name: str, other: str) -> tuple[int, int, str]:
+def _is_decoders(table: str, known: set[str]) -> bool:
+    """False for the embedding of an encoder beside a decoder's, or of positions and types."""
+    parts = table.split(".")
+    if "encoder" in parts and any("decoder" in n.split(".") for n in known):
+        return False
+    parent = parts[-3] if len(parts) > 2 else None
+    return parts[-2] != "embeddings" or parent in (None, "backbone", "transformer", "rwkv")
+
+
+def _distance(name: str, table: str) -> tuple[int, int, str]:
     """Order of candidates: in the same part of a larger model first, then as TABLES lists them."""
-    pairs = zip(name.split("."), other.split("."), strict=False)
+    pairs = zip(name.split("."), table.split("."), strict=False)
     common = next((i for i, (x, y) in enumerate(pairs) if x != y), 0)
-    layer = other.rpartition(".")[0].rpartition(".")[2]
-    return -common, TABLES.index(layer) if is_table(other) else len(TABLES), other
+    return -common, TABLES.index(table.split(".")[-2]), table
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def stored_output(name: str, stored: Container[str]) -> str:
+    """A parameter or layer under the name that the file has for the output layer."""
+    layer, dot, rest = name.partition(".")
+    old = OLD_OUTPUTS.get(layer, layer)
+    renamed = f"{layer}.weight" not in stored and f"{old}.weight" in stored
+    return f"{old}{dot}{rest}" if renamed else name
+
+
+def resized(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
+    """The configuration of a model whose vocabulary has other rows."""
+    nested = {k: resized(v, old, new) for k, v in config.items() if isinstance(v, dict)}
+    own = {"vocab_size": new} if config.get("vocab_size") == old else {}
+    return {**config, **nested, **own}
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model whose tied weights now differ.
+
+    T5 and its kin read ``tie_word_embeddings`` as the scale of the last layer, too, and keep it.
+    Two different stored tensors are not tied on loading.
+    """
+    if _scales_by_tying(config):
+        return dict(config)
+    parts = ("decoder", "text_config")
+    nested = {k: untied(config[k]) for k in parts if isinstance(config.get(k), dict)}
+    return {**config, **nested, "tie_word_embeddings": False}
+
+
+def _scales_by_tying(config: Mapping[str, Any]) -> bool:
+    kind = str(config.get("model_type"))
+    return "t5" in kind or kind in ("switch_transformers", "pop2piano", "udop")

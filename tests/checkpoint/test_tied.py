@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import one_meaning as om
 import pytest
@@ -11,7 +13,7 @@ import transformers as hf
 
 from pem_composition.checkpoint.files import read_json
 from pem_composition.checkpoint.full import Weights
-from pem_composition.checkpoint.tied import tied_names
+from pem_composition.checkpoint.stored_names import tied_names
 
 SIDES = {
     "vocab_size": om.V, "d_model": om.D, "encoder_layers": 1, "decoder_layers": 1,
@@ -38,7 +40,45 @@ OTHERS = {
         )
     ),
 }  # fmt: skip
+BERT = {
+    "vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 12, "max_position_embeddings": 20,
+}  # fmt: skip
+IMAGE = {"image_size": 8, "patch_size": 4}
+UDOP = {
+    "vocab_size": 24,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 12,
+    "num_layers": 1,
+    "num_heads": 2,
+    **IMAGE,
+}
+SPEECH = {"hidden_size": 16, "conv_dim": [8], "conv_stride": [2], "conv_kernel": [3]}
+BLIP = {"text_config": {**BERT, "encoder_hidden_size": 16}, "vision_config": {**BERT, **IMAGE}}
+# class -> its sizes
+CLASSES: dict[str, dict[str, Any]] = {
+    "WhisperForConditionalGeneration": {**SIDES, "max_target_positions": 20},
+    "PegasusForConditionalGeneration": SIDES,
+    "M2M100ForConditionalGeneration": SIDES,
+    "SpeechT5ForSpeechToText": {**SIDES, **SPEECH},
+    "LukeForMaskedLM": {**BERT, "entity_vocab_size": 9, "entity_emb_size": 8},
+    "BlipForConditionalGeneration": BLIP,
+    "BlipForQuestionAnswering": BLIP,
+    "UdopForConditionalGeneration": UDOP,
+    "UdopEncoderModel": UDOP,
+    "T5EncoderModel": UDOP,
+    "ViltForMaskedLM": {**BERT, **IMAGE},
+}
+
+
+def of_class(name: str) -> Any:
+    cls = getattr(hf, name)
+    return cls(cls.config_class(**CLASSES[name]))
+
+
 MODELS = {**{n: (lambda n=n: om.built(n)) for n in om.BY_NAME}, **tiny.BUILDERS, **OTHERS}
+MODELS |= {n: partial(of_class, n) for n in CLASSES}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -48,12 +48,14 @@ class StopRequest:
             self._outer, _current = _current, self
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         global _current
         if self._hook is not None:
             _current, sys.unraisablehook = self._outer, self._hook
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._raised and isinstance(error, Exception):
+            self.check("before the end")  # C++ makes a TypeError of what is raised in its callbacks
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

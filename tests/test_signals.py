@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shlex
@@ -12,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+import sweep_data
 import torch
+import unlearning_data
 from tiny import random_module, tiny, write_causal
 
 from pem_composition import signals
@@ -25,12 +28,21 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 SENT = (signal.SIGUSR1, signal.SIGTERM)
 MOMENTS = 4
+NUMBERS = ("score", "loss", "mean", "perplexity", "sha256")
 
 PROGRAMS = {
     "split": "split --train_file rows.jsonl --share 0.5 --output_dir out",
     "merge": "merge -a a b -p out",
     "init": "init --objective causal_lm --model_name_or_path base --output_dir out",
     "whole": "negation -a base -m tuned -p out --strength 0.5",
+}
+SCORED = "--model_name_or_path cls/base --task_name mnli --validation_file cls/dev.jsonl"
+RESUMED = {
+    "sweep": f"sweep -a cls/half1 cls/half2 -p out --grid 0 0.5 1 {SCORED}",
+    "unlearning": "negation -a lm/module -p out --grid 0 0.5 1 --evaluate "
+    "--model_name_or_path lm/base --prompt_file lm/prompts.jsonl --num_samples 2 "
+    "--max_new_tokens 4 --judge lm/judge --perplexity_file lm/text.raw --window 16 --stride 8",
+    "report": "report -r known -p out",
 }
 
 
@@ -99,6 +111,46 @@ def test_a_job_is_finished_or_given_back(place, name):
         assert [p for p in place.iterdir() if p.name.startswith(".")] == []
         assert set(contents(out)) in (set(), expected)
     subprocess.run(["rm", "-rf", out, calls], check=True)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_stopped_run_goes_on(place, name):
+    """Signals at random moments of one run after another: the last one ends with the whole."""
+    if not (place / "cls").exists():
+        sweep_data.make(place / "cls")
+        unlearning_data.make(place / "lm")
+        assert start(place, RESUMED["sweep"].replace("-p out", "-p known")).wait() == 0
+    out, calls = place / "out", place / "calls"
+    subprocess.run(["rm", "-rf", out, calls], check=True)
+    began = time.monotonic()
+    whole = start(place, RESUMED[name])
+    _, said = whole.communicate()
+    assert whole.returncode == 0, said
+    seconds = time.monotonic() - began
+    expected = scores(out)
+    subprocess.run(["rm", "-rf", out, calls], check=True)
+    draw = random.Random(name)
+    for _ in range(MOMENTS):
+        calls.unlink(missing_ok=True)
+        process = start(place, RESUMED[name])
+        time.sleep(draw.uniform(0, seconds))
+        process.send_signal(draw.choice(SENT))
+        _, said = process.communicate()
+        assert process.returncode in (0, EXIT_PREEMPTED), said
+        assert calls.exists() == (process.returncode == EXIT_PREEMPTED)
+    last = start(place, RESUMED[name])
+    _, said = last.communicate()
+    assert last.returncode == 0, said
+    assert scores(out) == expected
+    subprocess.run(["rm", "-rf", out, calls], check=True)
+
+
+def scores(out: Path) -> dict[str, object]:
+    """Names of what was written, and every measured number by the key of its result."""
+    results = out / "results.jsonl"
+    records = [json.loads(line) for line in results.open()] if results.exists() else []
+    measured = {r["key"]: {k: r.get(k) for k in NUMBERS} for r in records if "key" in r}
+    return {"files": set(contents(out)), "measured": measured}
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS, ids=lambda n: n.name)
@@ -170,6 +222,19 @@ def test_a_signal_that_a_destructor_swallows_is_asked_for_again():
         held = Closing()
         del held
         time.sleep(60)
+        return 0
+
+    assert parser.guarded(body, "pem x") == EXIT_PREEMPTED
+
+
+def test_a_library_that_makes_another_error_of_it_changes_nothing():
+    """pybind11 says TypeError where the conversion of an argument was interrupted."""
+
+    def body() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            raise TypeError("incompatible function arguments") from None
         return 0
 
     assert parser.guarded(body, "pem x") == EXIT_PREEMPTED

@@ -115,7 +115,7 @@ def renaming(
 def _raise_missing(model: nn.Module, missing: list[str], total: int, what: str) -> None:
     do = "load the base model that the module was trained on"
     if what == "parameter":  # of a whole model, by the names of its file
-        do += "; if it is this one, its class renames what files hold: use pem fold, load the result"
+        do += "; if it is this one, its class renames what files hold: load what pem fold writes"
     raise IncompatibleModules.build(
         f"{what} {missing[0]}",
         f"not in {type(model).__name__} ({len(missing)} of the module's {total} are not)",

@@ -48,7 +48,7 @@ from pem_composition.arithmetic.updates import (
     check_overflow,
     delta_sum,
 )
-from pem_composition.config import IN_BASE, AdapterConfig, BaseIdentity, Head
+from pem_composition.config import IN_BASE, AdapterConfig, BaseIdentity, Head, LoraConfig
 from pem_composition.config import HeadInfo as HeadInfo
 from pem_composition.errors import PEMError
 from pem_composition.record import (
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 FORMS = ("exact", "parameter", "reference")  # of a detoxification
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PEM:
     """One module: named tensors, what they mean, which base they belong to, how they came to be.
 
@@ -89,8 +89,8 @@ class PEM:
     name: str = "module"
     head: HeadInfo | None = None
     provenance: Provenance = Provenance()
-    operands: tuple[tuple[float, PEM], ...] = field(default=(), repr=False)
-    heads: Mapping[str, Head] = field(default_factory=dict, repr=False)
+    operands: tuple[tuple[float, PEM], ...] = ()
+    heads: Mapping[str, Head] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.tensors, MappingProxyType):  # one that is read-only stays as it is
@@ -169,6 +169,12 @@ class PEM:
         if divisor == 0:
             raise PEMError.build(self.name, "division of a module by zero")
         return combine([self], [1.0 / divisor])
+
+    def __repr__(self) -> str:
+        """One line for a prompt: name, kind, size, base; the expression is ``str``."""
+        rank = f" r={self.config.r}" if isinstance(self.config, LoraConfig) else ""
+        base = f" of {self.base.name}" if self.base.name else ""
+        return f"<PEM {self.name}: {self.kind}{rank}, {len(self.layers)} layers{base}>"
 
     def __str__(self) -> str:
         """The expression it was made by, in its own space; ``expression.parse`` reads it back."""

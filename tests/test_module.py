@@ -397,3 +397,9 @@ def test_an_error_inside_is_a_note_of_the_sum_that_hides_it(inner, outer):
     assert total > 0.01
     made = compose(outer.format(inner), named, space="delta")
     assert any(f"by {total:.2g}" in note for note in made.provenance.notes)
+
+
+def test_a_module_at_the_prompt_is_one_line() -> None:
+    module = lora(0, base=BaseIdentity(name="org/base"))
+    assert repr(module) == "<PEM m0: lora r=4, 2 layers of org/base>"
+    assert repr(ia3(1)) == "<PEM m1: ia3, 2 layers>"

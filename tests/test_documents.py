@@ -1,0 +1,75 @@
+"""What the README and the guide say can be done: their commands parse, and the first ones run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pem_composition import cli
+from pem_composition.cli import parser
+
+DOCUMENTS = ("README.md", "docs/guide.md")
+PROGRAMS = ("merge", "negation", "analogy")
+# Flags whose value is a folder that the command writes.
+WRITES = ("-p", "--output_dir", "--save_path")
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Words after `pem` of every indented command line; a program at the root is its subcommand."""
+    for line in re.sub(r" *\\\n *", " ", text).splitlines():
+        words = shlex.split(line, comments=True) if re.match(r" {4}(pem|python) ", line) else []
+        if words[:1] == ["pem"]:
+            yield words[1:]
+        elif words:
+            yield [words[1].removesuffix(".py"), *words[2:]]
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_of_a_document_is_understood(repository: Path, name: str) -> None:
+    found = list(commands((repository / name).read_text()))
+    assert len(found) > 15
+    for words in found:
+        module = cli.load(words[0])
+        parser.parse(module.Config, words[1:], words[0])
+
+
+def test_no_line_of_the_readme_replaces_or_misses_a_folder(repository: Path) -> None:
+    written: set[str] = set()
+    for words in commands((repository / "README.md").read_text()):
+        outputs = {words[i + 1] for i, word in enumerate(words) if word in WRITES}
+        if words[0] == "convert":
+            outputs = {words[2]}
+        named = {m for word in words for m in re.findall(r"(?:^|=)(runs/[\w-]+)", word)} - outputs
+        assert named <= written, f"{' '.join(words)}: nothing writes {named - written}"
+        assert not outputs & written, f"{' '.join(words)}: {outputs & written} is there already"
+        written |= outputs
+
+
+def test_the_first_commands_run(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the two modules in `examples`, without a base model."""
+    shutil.copytree(repository / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    text = (repository / "README.md").read_text()
+    for title in ("One adapter from many, exactly", "Compose"):
+        for words in commands(section(text, title)):
+            assert cli.main(words) == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
+    (block,) = re.findall(r"```python\n(.*?)```", section(text, "Compose"), re.DOTALL)
+    capsys.readouterr()
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("+0.3*half-0 +0.7*half-1\n")
+    # Exact to the rounding of float32.
+    assert "certificate" in (tmp_path / "runs/exact/pem.json").read_text()

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
-    | {"objectives", "endpoint", "json_lines"},
+    | {"objectives", "endpoint", "json_lines", "_version"},
     "__main__": {"cli"},
     "__init__": NUMBERS | {"_version", "adapters"},  # the public names, for type checkers
 }

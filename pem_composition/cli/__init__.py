@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from pem_composition import signals
+from pem_composition._version import __version__
 from pem_composition.errors import EXIT_DONE, UsageError, close_match
 
 # In the order of the work: data, modules, arithmetic, evaluation, reports.
@@ -18,7 +19,7 @@ SUBCOMMANDS = (
     "gram", "sweep", "search", "learn", "report",
 )  # fmt: skip
 
-USAGE = "usage: pem SUBCOMMAND [flags]      (pem SUBCOMMAND --help lists the flags)"
+USAGE = "usage: pem SUBCOMMAND [flags]      (pem help SUBCOMMAND lists the flags; pem --version)"
 
 
 def load(name: str) -> ModuleType:
@@ -58,6 +59,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     from pem_composition.cli import parser
 
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["--version"]:
+        print(f"pem-composition {__version__}")
+        return EXIT_DONE
+    if argv[:1] == ["help"] and len(argv) == 2:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return EXIT_DONE

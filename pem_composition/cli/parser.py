@@ -9,12 +9,15 @@ may hold ``EXAMPLES``. A field without a default is required; its annotation giv
     short       "-a"
     flag        name of the flag where it cannot be the field's, such as "as"
     aliases     further names of the flag
-    least, above, below   range of a number
+    least, above, most, below   range of a number
     choices     the allowed values
     nargs       as in argparse, "+" for sequences if absent
     metavar     name of the value in the help text
     positional  True: an argument without a flag
     repeat      True: the flag may be given several times and collects
+
+``NEEDS`` of the dataclass, if it has one, names flags that have no effect without another one, by
+that other one. ``--help`` shows the flags under the titles of ``cli/groups.py``.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from pem_composition import signals
-from pem_composition.cli import paths
+from pem_composition.cli import groups, paths
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
 from pem_composition.errors import (
     EXIT_BAD_INPUT,
@@ -78,15 +81,28 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(config_class: type, prog: str, description: str, examples: str = "") -> Parser:
-    """One argument per field of the dataclass, in the order of the fields."""
+    """One argument per field of the dataclass, in groups: those that must be given come first."""
     epilog = f"examples:\n{examples.strip(chr(10))}" if examples else None
     parser = Parser(prog, description, epilog)
     hints = typing.get_type_hints(config_class)
-    for spec in dataclasses.fields(config_class):
-        if spec.init:
-            _add_field(parser, spec, hints[spec.name])
+    specs = [spec for spec in dataclasses.fields(config_class) if spec.init]
+    titles = {s.name: groups.OWN if _required(s) else _title(s.name) for s in specs}
+    shown = {t: parser.add_argument_group(t) for t in _TITLES if t in titles.values()}
+    for spec in sorted(specs, key=lambda s: (not _required(s), groups.PLACES.get(s.name, -1))):
+        _add_field(shown[titles[spec.name]], spec, hints[spec.name])
     parser.add_argument("--debug", action="store_true", help="on an error, print the traceback")
+    needed = [action for action in parser._actions if action.required]
+    words = [" ".join([*a.option_strings[-1:], str(a.metavar or a.dest)]) for a in needed]
+    parser.usage = " ".join([prog, *words, "[flags]"]).replace("%", "%%")
+    parser._action_groups.append(parser._action_groups.pop(1))  # --help and --debug stand last
     return parser
+
+
+_TITLES = (groups.OWN, *groups.GROUPS)
+
+
+def _title(name: str) -> str:
+    return groups.TITLES.get(name, groups.OWN)
 
 
 def parse(
@@ -98,15 +114,33 @@ def parse(
         UsageError: an unknown, repeated or missing flag, or a value of the wrong kind.
     """
     parser = build_parser(config_class, prog, description, examples)
-    namespace = vars(parser.parse_args(_normalise(parser, argv)))
+    words, given = _normalise(parser, argv)
+    namespace = vars(parser.parse_args(words))
     hints = typing.get_type_hints(config_class)
     values = {
         spec.name: _restore(namespace[spec.name], hints[spec.name])
         for spec in dataclasses.fields(config_class)  # type: ignore[arg-type]
         if spec.init
     }
+    _check_needs(config_class, given, values)
     check_ranges(config_class, values)
     return config_class(**values)
+
+
+def _check_needs(config_class: type, given: set[str], values: dict[str, Any]) -> None:
+    """Refuse a flag that was given without the one that it needs to have an effect.
+
+    Raises:
+        UsageError: naming both.
+    """
+    needs: dict[str, Sequence[str]] = getattr(config_class, "NEEDS", {})
+    for needed, names in needs.items():
+        for name in names:
+            if name in given and not values[needed]:
+                raise UsageError.build(
+                    f"--{name}", f"has no effect without --{needed}",
+                    do=f"add --{needed} or leave it out",
+                )  # fmt: skip
 
 
 def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -177,7 +211,7 @@ def _describe(error: BaseException) -> tuple[int, str]:
     return EXIT_RUN_FAILED, f"unexpected {type(error).__name__}: {error}{hint}"
 
 
-def _add_field(parser: Parser, spec: dataclasses.Field[Any], hint: Any) -> None:
+def _add_field(parser: argparse._ArgumentGroup, spec: dataclasses.Field[Any], hint: Any) -> None:
     """Add the argument for one dataclass field."""
     meta = spec.metadata
     element, nargs = _element(hint)
@@ -256,8 +290,11 @@ def _restore(value: Any, hint: Any) -> Any:
     return tuple(value) if isinstance(value, list) and "tuple[" in str(hint) else value
 
 
-def _normalise(parser: Parser, argv: Sequence[str]) -> list[str]:
+def _normalise(parser: Parser, argv: Sequence[str]) -> tuple[list[str], set[str]]:
     """Check every flag by name before argparse sees it; spell hyphens inside names as underscores.
+
+    Returns:
+        The words for argparse, and the names of the fields that were given.
 
     Raises:
         UsageError: unknown flag (with the nearest known one), or a list-valued flag given twice.
@@ -268,7 +305,7 @@ def _normalise(parser: Parser, argv: Sequence[str]) -> list[str]:
     out: list[str] = []
     for index, token in enumerate(argv):
         if token == "--":
-            return [*out, *argv[index:]]
+            return [*out, *argv[index:]], seen
         if not token.startswith("-") or token == "-" or NEGATIVE_NUMBER.match(token):
             out.append(token)
             continue
@@ -291,7 +328,7 @@ def _normalise(parser: Parser, argv: Sequence[str]) -> list[str]:
             if bare and follower not in TRUE_WORDS | FALSE_WORDS
             else name + equals + value
         )
-    return out
+    return out, seen
 
 
 def _spelling(name: str, actions: dict[str, argparse.Action]) -> str:
@@ -305,7 +342,11 @@ def _spelling(name: str, actions: dict[str, argparse.Action]) -> str:
 
 
 def _flag_remedy(parser: Parser, name: str, actions: dict[str, argparse.Action]) -> str:
-    known = [n for n in actions if n.startswith("--")]
+    """The flag that was meant: by initials (lr), by a slip of the pen, or by its words."""
+    known = [n.removeprefix("--") for n in actions if n.startswith("--")]
     wanted = name.lstrip("-").replace("-", "_")
-    near = nearest(wanted, [n.removeprefix("--") for n in known])
+    words = set(wanted.split("_"))
+    by_initials = (n for n in known if "".join(w[0] for w in n.split("_") if w[1:]) == wanted)
+    by_words = (n for n in known if words <= set(n.split("_")))
+    near = next(by_initials, None) or nearest(wanted, known) or next(by_words, None)
     return f"did you mean --{near}?" if near else f"see {parser.prog} --help"

@@ -37,6 +37,7 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # of other names th
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "least": (">=", operator.ge),
     "above": (">", operator.gt),
+    "most": ("<=", operator.le),
     "below": ("<", operator.lt),
 }
 GIVEN = "given"  # a flag of a later release enters a run's key only where it is given
@@ -47,7 +48,7 @@ def flag(default: T, text: str, **meta: Any) -> T:
 
     Args:
         meta: what the parser knows (cli/parser.py), and
-            least, above, below: range of a number; without them any finite one.
+            least, above, most, below: range of a number; without them any finite one.
             key: False for what names a place or changes speed, reporting and bookkeeping, but not
                 the trained numbers, and for what enters the key of a run by its content; or GIVEN.
             of: the kinds of run or module whose numbers it decides; default: all.
@@ -581,14 +582,15 @@ def check_ranges(config_class: type, values: Mapping[str, Any]) -> None:
     """
     for spec in dataclasses.fields(config_class):
         value = values.get(spec.name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not math.isfinite(value):
-            raise _refuse(spec.name, value, "a finite number")
         bounds = [(*RANGES[k], spec.metadata[k]) for k in RANGES if k in spec.metadata]
-        if not all(holds(value, bound) for _, holds, bound in bounds):
-            limits = " and ".join(f"{sign} {bound:g}" for sign, _, bound in bounds)
-            raise _refuse(spec.name, value, f"a number {limits}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            if not math.isfinite(number):
+                raise _refuse(spec.name, number, "a finite number")
+            if not all(holds(number, bound) for _, holds, bound in bounds):
+                limits = " and ".join(f"{sign} {bound:g}" for sign, _, bound in bounds)
+                raise _refuse(spec.name, number, f"a number {limits}")
 
 
 def fields_of(kind: str) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pem_composition.cli import load, parser
+from pem_composition import cli
+from pem_composition._version import __version__
+from pem_composition.cli import groups, load, parser
 from pem_composition.errors import DataError, RunFailed, UsageError
 
 
@@ -284,3 +286,53 @@ def test_a_number_outside_its_declared_range_is_refused_by_its_flag(pem, program
         assert done.code == 2
         assert f"--{name}: cannot be used; found {value:g}" in done.err.replace(".0,", ",")
         assert "expected a number" in done.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("--lr", "--learning_rate"),
+        ("--epochs", "--num_train_epochs"),
+        ("--batch_size", "--per_device_train_batch_size"),
+        ("--model", "--model_name_or_path"),
+        ("--lora_rank", "--lora_r"),
+        ("--learning-rat", "--learning_rate"),
+    ],
+)
+def test_the_flag_that_was_meant_is_proposed(pem, wrong, right):
+    assert f"did you mean {right}?" in pem("train", wrong, "1").err
+
+
+def test_every_flag_of_training_stands_under_a_title_and_what_must_be_given_comes_first():
+    required = {"model_name_or_path", "output_dir"}
+    names = {spec.name for spec in dataclasses.fields(load("train").Config)}
+    assert names - required <= set(groups.TITLES)
+    text = parser.build_parser(load("train").Config, "pem train", "").format_help()
+    titles = [line[:-1] for line in text.splitlines() if line[:1].isalpha() and line[-1:] == ":"]
+    assert titles[0] == groups.OWN
+    assert [t for t in groups.GROUPS if t in titles] == titles[1:-1]
+    own = text.partition(f"{titles[1]}:")[0]
+    assert {name for name in names if f"--{name} " in own} == required
+
+
+def test_a_flag_is_under_one_title():
+    assert sum(map(len, groups.GROUPS.values())) == len(groups.TITLES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needing(Flags):
+    NEEDS: typing.ClassVar = {"merge_head": ("steps", "rate")}
+
+
+def test_a_flag_that_needs_another_one_is_refused_without_it_even_at_its_default():
+    assert parser.parse(Needing, ["-p", "o", "-m", "--rate", "2"], "prog").rate == 2
+    for argv in (["--steps", "3"], ["--rate=1"], ["--rate", "1", "--no-merge_head"]):
+        with pytest.raises(UsageError, match="has no effect without --merge_head"):
+            parser.parse(Needing, ["-p", "o", *argv], "prog")
+
+
+def test_the_program_says_its_version_and_helps_by_name(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pem-composition {__version__}\n"
+    assert cli.main(["help", "merge"]) == 0
+    assert capsys.readouterr().out.startswith("usage: pem merge ")

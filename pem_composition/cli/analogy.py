@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
@@ -11,6 +11,7 @@ from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
@@ -31,13 +32,11 @@ MODULES = "three: CLS TARGET_LM SOURCE_LM"
 class Config(shared.MergeFlags, shared.GridFlags):
     """Flags of analogy.py; --adapters are CLS TARGET_LM SOURCE_LM, in this order."""
 
-    coefficient: float | None = field(
-        default=None,
-        metadata={"metavar": "LAM", "help": "weight of the classifier, as given (default: 0.5)"},
+    coefficient: float | None = flag(
+        None, "weight of the classifier, as given (default: 0.5)", metavar="LAM"
     )
-    search_step: tuple[float, ...] = field(
-        default=(),
-        metadata={"metavar": "C", "help": "C0 C1, divided by their sum: lam = C0 / (C0 + C1)"},
+    search_step: tuple[float, ...] = flag(
+        (), "C0 C1, divided by their sum: lam = C0 / (C0 + C1)", metavar="C"
     )
 
 

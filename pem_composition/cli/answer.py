@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from pem_composition.cli.answering import AnswerFlags
 from pem_composition.cli.causal import CausalFlags
 from pem_composition.cli.lines import check_free
 from pem_composition.cli.resumed import identity_of, partial_path, resume
-from pem_composition.training.config import flag
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,15 +34,11 @@ EXAMPLES = """
 class Config(CausalFlags, AnswerFlags):
     """Flags of ``pem answer``."""
 
-    instruction_file: Path = field(
-        metadata={
-            "help": "instructions: a table with columns instruction (or prompt) and, if there are, "
-            "input and output, or Self-Instruct's instances"
-        }
+    instruction_file: Path = required(
+        "instructions: a table with columns instruction (or prompt) and, if there are, "
+        "input and output, or Self-Instruct's instances"
     )
-    output_file: Path = field(
-        metadata={"help": "where the answers go: one line {instruction, answer, ...} each"}
-    )
+    output_file: Path = required("where the answers go: one line {instruction, answer, ...} each")
     overwrite: bool = flag(False, "replace an existing --output_file")
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition import json_lines
@@ -10,7 +10,7 @@ from pem_composition.cli.answering import check_positive
 from pem_composition.endpoint.client import KEY_VARIABLE, OPENAI, Service
 from pem_composition.endpoint.jobs import Budget
 from pem_composition.errors import DataError, UsageError
-from pem_composition.training.config import flag
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class EndpointFlags:
     """Where the model is, how it is asked, and how much that may cost."""
 
-    model: str = field(metadata={"help": "name of the model at the endpoint"})
+    model: str = required("name of the model at the endpoint")
     base_url: str = flag(OPENAI, "OpenAI-compatible endpoint, such as http://localhost:8000/v1")
     api_key_env: str = flag(
         KEY_VARIABLE, "environment variable that holds the key; it is written nowhere"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition.cli.evaluate import NO_ADAPTER
-from pem_composition.training.config import LoadFlags, flag
+from pem_composition.training.config import LoadFlags, flag, required
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -21,8 +21,8 @@ DECODING = ("max_new_tokens", "max_length", "temperature", "top_k", "top_p", "gr
 class CausalFlags(LoadFlags):
     """A causal language model, alone or with a module."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "base model, or a fully fine-tuned one: GPT-2, Llama or another decoder"}
+    model_name_or_path: str = required(
+        "base model, or a fully fine-tuned one: GPT-2, Llama or another decoder"
     )
     adapter: str = flag(NO_ADAPTER, "module directory to attach, or none")
     batch_size: int | None = flag(None, "rows per forward pass; default: by the device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import is_neutral
@@ -13,6 +13,7 @@ from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import SPACES, check_count
 from pem_composition.config import LoraConfig
 from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, PEMError
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -32,38 +33,24 @@ SCHEMA = "pem.check/1"
 class Config:
     """Flags of pem check."""
 
-    directories: tuple[str, ...] = field(
-        metadata={"positional": True, "metavar": "DIR", "help": "module directories"}
+    directories: tuple[str, ...] = required("module directories", positional=True, metavar="DIR")
+    model: str | None = flag(
+        None,
+        "base model: compare its fingerprint, tokenizer and embeddings, too",
+        short="-m",
+        metavar="MODEL",
     )
-    model: str | None = field(
-        default=None,
-        metadata={
-            "short": "-m",
-            "metavar": "MODEL",
-            "help": "base model: compare its fingerprint, tokenizer and embeddings, too",
-        },
+    space: str | None = flag(
+        None, "the space that has to take the modules (default: any)", choices=SPACES
     )
-    space: str | None = field(
-        default=None,
-        metadata={
-            "choices": SPACES,
-            "help": "the space that has to take the modules (default: any)",
-        },
+    values: bool = flag(
+        False,
+        "read the tensors, too: checksums, NaN and infinities, updates that are zero, "
+        "drift from the initial module",
     )
-    values: bool = field(
-        default=False,
-        metadata={
-            "help": "read the tensors, too: checksums, NaN and infinities, updates that are zero, "
-            "drift from the initial module"
-        },
-    )
-    adatasks: tuple[str, ...] = field(
-        default=(), metadata={"short": "-t", "metavar": "NAME", "help": "one name per module"}
-    )
-    allow_base_mismatch: bool = field(
-        default=False, metadata={"help": "bases that are recorded as different are no obstacle"}
-    )
-    json: bool = field(default=False, metadata={"help": "one JSON object instead of text"})
+    adatasks: tuple[str, ...] = flag((), "one name per module", short="-t", metavar="NAME")
+    allow_base_mismatch: bool = flag(False, "bases that are recorded as different are no obstacle")
+    json: bool = flag(False, "one JSON object instead of text")
 
 
 def run(config: Config) -> int:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
 from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.report import heatmap
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.comparison import Comparison
@@ -50,43 +51,29 @@ LEGEND = (
 class Config:
     """Flags of pem compare."""
 
-    directories: tuple[str, ...] = field(
-        metadata={"positional": True, "metavar": "DIR", "help": "module directories, two or more"}
+    directories: tuple[str, ...] = required(
+        "module directories, two or more", positional=True, metavar="DIR"
     )
-    coefficients: tuple[float, ...] = field(
-        default=(),
-        metadata={
-            "metavar": "C",
-            "help": "of the sum whose cross terms are measured, one per module (default: 1/n each)",
-        },
+    coefficients: tuple[float, ...] = flag(
+        (),
+        "of the sum whose cross terms are measured, one per module (default: 1/n each)",
+        metavar="C",
     )
-    layers: bool | None = field(
-        default=None,
-        metadata={"help": "print every layer (default: for one pair, not for several)"},
+    layers: bool | None = flag(None, "print every layer (default: for one pair, not for several)")
+    model: str | None = flag(
+        None, "base of whole models (default: the recorded one)", short="-m", metavar="MODEL"
     )
-    model: str | None = field(
-        default=None,
-        metadata={
-            "short": "-m",
-            "metavar": "MODEL",
-            "help": "base of whole models (default: the recorded one)",
-        },
+    adatasks: tuple[str, ...] = flag((), "one name per module", short="-t", metavar="NAME")
+    save_path: Path | None = flag(
+        None,
+        f"where {FILE} and a heat map per pair go (PNG, PDF); default: nowhere",
+        short="-p",
+        metavar="OUT",
     )
-    adatasks: tuple[str, ...] = field(
-        default=(), metadata={"short": "-t", "metavar": "NAME", "help": "one name per module"}
+    allow_base_mismatch: bool = flag(
+        False, "compare modules of bases that are recorded as different"
     )
-    save_path: Path | None = field(
-        default=None,
-        metadata={
-            "short": "-p",
-            "metavar": "OUT",
-            "help": f"where {FILE} and a heat map per pair go (PNG, PDF); default: nowhere",
-        },
-    )
-    allow_base_mismatch: bool = field(
-        default=False, metadata={"help": "compare modules of bases that are recorded as different"}
-    )
-    json: bool = field(default=False, metadata={"help": "one JSON object instead of tables"})
+    json: bool = flag(False, "one JSON object instead of tables")
 
 
 def run(config: Config) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pem_composition.arithmetic import trees
@@ -14,6 +14,7 @@ from pem_composition.checkpoint.files import check_apart
 from pem_composition.cli import common, recipe
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+from pem_composition.training.config import flag
 
 NAME = "compose"
 HELP = 'evaluate an expression over modules: "0.6*a + 0.4*(b - c)", "0.5*ties(a, b) + c"'
@@ -29,30 +30,22 @@ EXAMPLES = """
 class Config(shared.OutputFlags):
     """Flags of pem compose."""
 
-    expression: str | None = field(
-        default=None,
-        metadata={
-            "positional": True,
-            "help": "numbers, names, + - * / ( ), mean(x, ...), negate(x, s), delta(x), "
-            'parameter(x), log(x), layers(x, "pattern", factor), and every merging method with its '
-            "settings (pem methods)",
-        },
+    expression: str | None = flag(
+        None,
+        "numbers, names, + - * / ( ), mean(x, ...), negate(x, s), delta(x), "
+        'parameter(x), log(x), layers(x, "pattern", factor), and every merging method with its '
+        "settings (pem methods)",
+        positional=True,
     )
     module: tuple[str, ...] = shared.named("what a name stands for; once per name")
-    config: Path | None = field(
-        default=None,
-        metadata={
-            "metavar": "FILE",
-            "help": "YAML with expression, modules, space, rank, head, dtype, layers; what it "
-            "says is not said again by a flag",
-        },
+    config: Path | None = flag(
+        None,
+        "YAML with expression, modules, space, rank, head, dtype, layers; what it "
+        "says is not said again by a flag",
+        metavar="FILE",
     )
-    head: str | None = field(
-        default=None,
-        metadata={
-            "choices": shared.HEADS,
-            "help": "which head the result has (default: average)",
-        },
+    head: str | None = flag(
+        None, "which head the result has (default: average)", choices=shared.HEADS
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli import common
 from pem_composition.config import DTYPES, LAYOUTS
 from pem_composition.errors import UsageError
+from pem_composition.training.config import flag, required
 
 NAME = "convert"
 HELP = "write a module in another layout or dtype: PEFT, adapter-transformers, shards; exact"
@@ -26,36 +27,20 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 class Config:
     """Flags of pem convert."""
 
-    source: str = field(
-        metadata={"positional": True, "metavar": "IN", "help": "module or model directory"}
+    source: str = required("module or model directory", positional=True, metavar="IN")
+    out: Path = required("output directory", positional=True, metavar="OUT")
+    format: str = flag("peft", "layout of an adapter; whole models have one", choices=LAYOUTS)
+    dtype: str | None = flag(None, "of the written tensors; default: as stored", choices=DTYPES)
+    max_shard_size: str | None = flag(
+        None, "whole models: at most this much per file, e.g. 200MB (default: 5GB)", metavar="SIZE"
     )
-    out: Path = field(metadata={"positional": True, "metavar": "OUT", "help": "output directory"})
-    format: str = field(
-        default="peft",
-        metadata={"choices": LAYOUTS, "help": "layout of an adapter; whole models have one"},
+    prefix: str | None = flag(
+        None,
+        "adapters: put NAME. before the layers' names, e.g. roberta for a module of a "
+        "bare model that is to be used with a classifier",
+        metavar="NAME",
     )
-    dtype: str | None = field(
-        default=None,
-        metadata={"choices": DTYPES, "help": "of the written tensors; default: as stored"},
-    )
-    max_shard_size: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "SIZE",
-            "help": "whole models: at most this much per file, e.g. 200MB (default: 5GB)",
-        },
-    )
-    prefix: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "NAME",
-            "help": "adapters: put NAME. before the layers' names, e.g. roberta for a module of a "
-            "bare model that is to be used with a classifier",
-        },
-    )
-    overwrite: bool = field(
-        default=False, metadata={"short": "-o", "help": "replace an existing output"}
-    )
+    overwrite: bool = flag(False, "replace an existing output", short="-o")
 
 
 def run(config: Config) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from pem_composition.training.config import (
     check_objective,
     flag,
     refuse_idle,
+    required,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Answered(NamedTuple):
 class Config(RowFlags):
     """Flags of ``pem evaluate``."""
 
-    model_name_or_path: str = field(metadata={"help": "base model, or a fully fine-tuned one"})
+    model_name_or_path: str = required("base model, or a fully fine-tuned one")
     adapter: str = flag(NO_ADAPTER, "module directory to attach, or none")
     head: str | None = flag(
         None, "which head of a module that has several (merged with --head per-task or concat)"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli import common
 from pem_composition.config import DTYPES, LAYOUTS
 from pem_composition.errors import UsageError
+from pem_composition.training.config import flag, required
 
 NAME = "extract"
 HELP = "a LoRA module of rank R out of two checkpoints: the SVD of W_tuned - W_base, by layer"
@@ -22,41 +23,25 @@ EXAMPLES = """
 class Config:
     """Flags of pem extract."""
 
-    base: str = field(
-        metadata={"positional": True, "metavar": "BASE", "help": "the model it was tuned from"}
+    base: str = required("the model it was tuned from", positional=True, metavar="BASE")
+    tuned: str = required("the tuned model", positional=True, metavar="TUNED")
+    save_path: Path = required("output directory", short="-p", metavar="OUT")
+    rank: int = required("of every layer", metavar="R")
+    method: str = flag(
+        "exact",
+        "a dense SVD, or subspace iteration: as good to a few digits, much faster for wide layers",
+        choices=("exact", "randomized"),
     )
-    tuned: str = field(metadata={"positional": True, "metavar": "TUNED", "help": "the tuned model"})
-    save_path: Path = field(metadata={"short": "-p", "metavar": "OUT", "help": "output directory"})
-    rank: int = field(metadata={"metavar": "R", "help": "of every layer"})
-    method: str = field(
-        default="exact",
-        metadata={
-            "choices": ("exact", "randomized"),
-            "help": "a dense SVD, or subspace iteration: as good to a few digits, much faster for "
-            "wide layers",
-        },
+    target_modules: tuple[str, ...] = flag(
+        (), "layers by name or suffix; default: every linear layer that differs", metavar="NAME"
     )
-    target_modules: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "metavar": "NAME",
-            "help": "layers by name or suffix; default: every linear layer that differs",
-        },
+    strict: bool = flag(
+        False, "refuse if a bias, norm or embedding differs, too, which is left out"
     )
-    strict: bool = field(
-        default=False,
-        metadata={"help": "refuse if a bias, norm or embedding differs, too, which is left out"},
-    )
-    seed: int = field(default=0, metadata={"help": "of the randomised method"})
-    dtype: str | None = field(
-        default=None, metadata={"choices": DTYPES, "help": "of the factors (default: float32)"}
-    )
-    format: str = field(
-        default="peft", metadata={"choices": LAYOUTS, "help": "layout of the output"}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"short": "-o", "help": "replace an existing output"}
-    )
+    seed: int = flag(0, "of the randomised method")
+    dtype: str | None = flag(None, "of the factors (default: float32)", choices=DTYPES)
+    format: str = flag("peft", "layout of the output", choices=LAYOUTS)
+    overwrite: bool = flag(False, "replace an existing output", short="-o")
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from pem_composition.training.config import (
     TARGETS,
     RowFlags,
     check_objective,
+    flag,
     refuse_idle,
+    required,
 )
 
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
@@ -29,42 +31,29 @@ MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 
 def named(text: str) -> Any:
     """The flag --module NAME=DIR, given once per name."""
-    return field(default=(), metadata={"repeat": True, "metavar": "NAME=DIR", "help": text})
+    return flag((), text, repeat=True, metavar="NAME=DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
     """Where and how a composed module is written; a sweep may have two spaces."""
 
-    save_path: Path = field(metadata={"short": "-p", "metavar": "OUT", "help": "output directory"})
-    overwrite: bool = field(
-        default=False, metadata={"short": "-o", "help": "replace an existing output"}
+    save_path: Path = required("output directory", short="-p", metavar="OUT")
+    overwrite: bool = flag(False, "replace an existing output", short="-o")
+    space: tuple[str, ...] = flag(
+        (),
+        "add the modules' own tensors (parameter: the paper, the default) or the exact "
+        "updates they make (delta), or multiply (IA)^3 vectors (log); with --evaluate the "
+        "first two, unless one is named",
+        choices=SPACES,
     )
-    space: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "choices": SPACES,
-            "help": "add the modules' own tensors (parameter: the paper, the default) or the exact "
-            "updates they make (delta), or multiply (IA)^3 vectors (log); with --evaluate the "
-            "first two, unless one is named",
-        },
+    rank: int | None = flag(None, "delta space: best LoRA of rank R", metavar="R")
+    format: str = flag("peft", "layout of the output", choices=LAYOUTS)
+    dtype: str | None = flag(
+        None, "of the written tensors; default: float32 (float64 where read)", choices=DTYPES
     )
-    rank: int | None = field(
-        default=None, metadata={"metavar": "R", "help": "delta space: best LoRA of rank R"}
-    )
-    format: str = field(
-        default="peft", metadata={"choices": LAYOUTS, "help": "layout of the output"}
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "choices": DTYPES,
-            "help": "of the written tensors; default: float32 (float64 where read)",
-        },
-    )
-    allow_base_mismatch: bool = field(
-        default=False,
-        metadata={"help": "combine modules whose base models are recorded as different"},
+    allow_base_mismatch: bool = flag(
+        False, "combine modules whose base models are recorded as different"
     )
 
     def __post_init__(self) -> None:
@@ -117,40 +106,21 @@ class OutputFlags:
 class ModuleFlags(OutputFlags):
     """Which modules are read, and what the caller believes about them."""
 
-    adapters: tuple[str, ...] = field(
-        default=(), metadata={"short": "-a", "metavar": "DIR", "help": "module directories"}
+    adapters: tuple[str, ...] = flag((), "module directories", short="-a", metavar="DIR")
+    model: tuple[str, ...] = flag(
+        (), "base model, checked against the modules", short="-m", metavar="MODEL"
     )
-    model: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "short": "-m",
-            "metavar": "MODEL",
-            "help": "base model, checked against the modules",
-        },
+    adatasks: tuple[str, ...] = flag(
+        (), "one name per module; the output is OUT/<names joined by _>", short="-t", metavar="NAME"
     )
-    adatasks: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "short": "-t",
-            "metavar": "NAME",
-            "help": "one name per module; the output is OUT/<names joined by _>",
-        },
+    adaconfig: str | None = flag(
+        None, "kind of the modules, checked", short="-c", choices=tuple(ADACONFIG_KINDS)
     )
-    adaconfig: str | None = field(
-        default=None,
-        metadata={
-            "short": "-c",
-            "choices": tuple(ADACONFIG_KINDS),
-            "help": "kind of the modules, checked",
-        },
-    )
-    dropout_list: tuple[float, ...] = field(
-        default=(),
-        metadata={
-            "short": "-d",
-            "metavar": "P",
-            "help": "one dropout probability per module; accepted, without effect on the sum",
-        },
+    dropout_list: tuple[float, ...] = flag(
+        (),
+        "one dropout probability per module; accepted, without effect on the sum",
+        short="-d",
+        metavar="P",
     )
 
 
@@ -158,14 +128,12 @@ class ModuleFlags(OutputFlags):
 class ModelFlags(ModuleFlags):
     """The same for programs that take whole models, too; ``merge``, ``analogy``, ``negation``."""
 
-    tokens: str = field(
-        default="error",
-        metadata={
-            "choices": TOKEN_POLICIES,
-            "help": "whole models whose embeddings have different numbers of rows: refuse them, or "
-            "write the rows of the first or the largest; a row that some lack is averaged over "
-            "those that have it",
-        },
+    tokens: str = flag(
+        "error",
+        "whole models whose embeddings have different numbers of rows: refuse them, or "
+        "write the rows of the first or the largest; a row that some lack is averaged over "
+        "those that have it",
+        choices=TOKEN_POLICIES,
     )
 
 
@@ -173,48 +141,34 @@ class ModelFlags(ModuleFlags):
 class MergeFlags(ModelFlags):
     """How several modules become one; ``merge`` and ``analogy``."""
 
-    merge_way: str = field(
-        default=SIMPLE,
-        metadata={
-            "short": "-w",
-            "metavar": "WAY",
-            "help": f"{SIMPLE}: the weighted sum; or a merging method (pem methods lists them): "
-            + ", ".join(MERGE_WAYS[1:]),
-        },
+    merge_way: str = flag(
+        SIMPLE,
+        f"{SIMPLE}: the weighted sum; or a merging method (pem methods lists them): "
+        + ", ".join(MERGE_WAYS[1:]),
+        short="-w",
+        metavar="WAY",
     )
-    setting: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "repeat": True,
-            "metavar": "NAME=VALUE",
-            "help": "a setting of the method, such as density=0.2; once per setting",
-        },
+    setting: tuple[str, ...] = flag(
+        (),
+        "a setting of the method, such as density=0.2; once per setting",
+        repeat=True,
+        metavar="NAME=VALUE",
     )
-    merge_head: bool | None = field(
-        default=None,
-        metadata={
-            "help": "true: average the heads with the coefficients (--head average); false: keep "
-            "one (merge: --head last, analogy: --head first)"
-        },
+    merge_head: bool | None = flag(
+        None,
+        "true: average the heads with the coefficients (--head average); false: keep "
+        "one (merge: --head last, analogy: --head first)",
     )
-    head: str | None = field(
-        default=None,
-        metadata={
-            "choices": HEADS,
-            "help": "which head the result has (default: average; analogy: first)",
-        },
+    head: str | None = flag(
+        None, "which head the result has (default: average; analogy: first)", choices=HEADS
     )
-    full_merge: bool = field(
-        default=False, metadata={"help": "whole fine-tuned models instead of adapters"}
-    )
-    fisher_list: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "short": "-f",
-            "nargs": "*",
-            "metavar": "FILE",
-            "help": "one file of pem fisher (-w fisher) or pem gram (-w regmean) per module",
-        },
+    full_merge: bool = flag(False, "whole fine-tuned models instead of adapters")
+    fisher_list: tuple[str, ...] = flag(
+        (),
+        "one file of pem fisher (-w fisher) or pem gram (-w regmean) per module",
+        short="-f",
+        nargs="*",
+        metavar="FILE",
     )
 
     def __post_init__(self) -> None:
@@ -351,104 +305,64 @@ def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[flo
 class EvaluationFlags(RowFlags):
     """What modules are scored on; named as in the Hugging Face example programs."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "base model to evaluate on: a directory or a name"}
+    model_name_or_path: str | None = flag(None, "base model to evaluate on: a directory or a name")
+    objective: str | None = flag(
+        None,
+        "how modules answer: by a head (default: classification) or text to text",
+        choices=OBJECTIVES,
     )
-    objective: str | None = field(
-        default=None,
-        metadata={
-            "choices": OBJECTIVES,
-            "help": "how modules answer: by a head (default: classification) or text to text",
-        },
+    target: str | None = flag(
+        None,
+        "seq2seq: the answer of the row's label (default: label) or a domain's text",
+        choices=TARGETS,
     )
-    target: str | None = field(
-        default=None,
-        metadata={
-            "choices": TARGETS,
-            "help": "seq2seq: the answer of the row's label (default: label) or a domain's text",
-        },
+    prompt: tuple[str, ...] | None = flag(
+        None,
+        "seq2seq: template and answers by name or JSON file, one for all tasks or one "
+        "per task; default: each task's own",
+        metavar="NAME",
     )
-    prompt: tuple[str, ...] | None = field(
-        default=None,
-        metadata={
-            "metavar": "NAME",
-            "help": "seq2seq: template and answers by name or JSON file, one for all tasks or one "
-            "per task; default: each task's own",
-        },
+    task_name: tuple[str, ...] | None = flag(
+        None, "task or tasks, e.g. rte mnli; gives columns, labels and metric", metavar="TASK"
     )
-    task_name: tuple[str, ...] | None = field(
-        default=None,
-        metadata={
-            "metavar": "TASK",
-            "help": "task or tasks, e.g. rte mnli; gives columns, labels and metric",
-        },
+    validation_file: tuple[str, ...] | None = flag(
+        None, "rows on which coefficients are selected, one file per task", metavar="FILE"
     )
-    validation_file: tuple[str, ...] | None = field(
-        default=None,
-        metadata={
-            "metavar": "FILE",
-            "help": "rows on which coefficients are selected, one file per task",
-        },
+    test_file: tuple[str, ...] | None = flag(
+        None,
+        "rows on which the table is made, one file per task; default: the validation rows",
+        metavar="FILE",
     )
-    test_file: tuple[str, ...] | None = field(
-        default=None,
-        metadata={
-            "metavar": "FILE",
-            "help": "rows on which the table is made, one file per task; default: the validation "
-            "rows",
-        },
+    data_dir: tuple[str, ...] | None = flag(
+        None,
+        "folder with dev and test files, or with one such folder per task; or one "
+        "folder for each task",
+        metavar="DIR",
     )
-    data_dir: tuple[str, ...] | None = field(
-        default=None,
-        metadata={
-            "metavar": "DIR",
-            "help": "folder with dev and test files, or with one such folder per task; or one "
-            "folder for each task",
-        },
+    max_seq_length: int | None = flag(None, "tokens per example (default: 128)", least=1)
+    block_size: int | None = flag(
+        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})", least=1
     )
-    max_seq_length: int | None = field(
-        default=None, metadata={"help": "tokens per example (default: 128)", "least": 1}
+    max_eval_samples: int | None = flag(None, "use only N rows per split", least=1)
+    per_device_eval_batch_size: int | None = flag(
+        None, "rows per batch (default: 16 on a CPU, 64 on a GPU)", least=1
     )
-    block_size: int | None = field(
-        default=None,
-        metadata={
-            "help": f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})",
-            "least": 1,
-        },
+    reference_module: str | None = flag(
+        None, "one more module to compare with, e.g. of the full set", metavar="DIR"
     )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "use only N rows per split", "least": 1}
+    metric_for_best_model: tuple[str, ...] | None = flag(
+        None,
+        "what best means: one metric, or one per task; default: each task's own",
+        metavar="METRIC",
     )
-    per_device_eval_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "rows per batch (default: 16 on a CPU, 64 on a GPU)", "least": 1},
+    max_invalid: float | None = flag(
+        None,
+        "seq2seq: also select among the points with at most this share of invalid "
+        "answers on every task",
+        metavar="SHARE",
     )
-    reference_module: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "DIR",
-            "help": "one more module to compare with, e.g. of the full set",
-        },
-    )
-    metric_for_best_model: tuple[str, ...] | None = field(
-        default=None,
-        metadata={
-            "metavar": "METRIC",
-            "help": "what best means: one metric, or one per task; default: each task's own",
-        },
-    )
-    max_invalid: float | None = field(
-        default=None,
-        metadata={
-            "metavar": "SHARE",
-            "help": "seq2seq: also select among the points with at most this share of invalid "
-            "answers on every task",
-        },
-    )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "compute in bfloat16: faster where the processor has it"}
-    )
-    use_cpu: bool | None = field(default=None, metadata={"help": "do not use a GPU"})
+    bf16: bool | None = flag(None, "compute in bfloat16: faster where the processor has it")
+    use_cpu: bool | None = flag(None, "do not use a GPU")
 
     @property
     def next_block(self) -> bool:
@@ -474,18 +388,14 @@ class EvaluationFlags(RowFlags):
 class GridFlags(EvaluationFlags):
     """A series of compositions, written or scored; ``merge`` and ``analogy``."""
 
-    grid: tuple[float, ...] | None = field(
-        default=None,
-        metadata={
-            "metavar": "T",
-            "help": "START STEP STOP, or several such ranges: all points (t, 1 - t), for analogies "
-            "(t, 1 - t, t - 1); three modules and more: 0 STEP 1, all multiples of STEP that sum "
-            "to 1",
-        },
+    grid: tuple[float, ...] | None = flag(
+        None,
+        "START STEP STOP, or several such ranges: all points (t, 1 - t), for analogies "
+        "(t, 1 - t, t - 1); three modules and more: 0 STEP 1, all multiples of STEP that sum "
+        "to 1",
+        metavar="T",
     )
-    evaluate: bool = field(
-        default=False, metadata={"help": "score the points of the grid instead of writing modules"}
-    )
+    evaluate: bool = flag(False, "score the points of the grid instead of writing modules")
 
     def scored_grid(self, **others: object) -> tuple[float, ...]:
         """The grid of --evaluate.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.arithmetic import trees
@@ -13,6 +13,7 @@ from pem_composition.cli import common
 from pem_composition.cli.compose import bindings, check_names
 from pem_composition.cli.flags import named
 from pem_composition.config import DTYPES
+from pem_composition.training.config import flag, required
 
 NAME = "fold"
 HELP = 'fold an expression into a checkpoint, streamed: "a", "0.6*a + 0.4*b", "lora + 0.5*model"'
@@ -27,43 +28,25 @@ EXAMPLES = """
 class Config:
     """Flags of pem fold."""
 
-    expression: str = field(
-        metadata={
-            "positional": True,
-            "help": "as for pem compose; LoRA, (IA)^3 and whole models can be added to each other",
-        }
+    expression: str = required(
+        "as for pem compose; LoRA, (IA)^3 and whole models can be added to each other",
+        positional=True,
     )
     module: tuple[str, ...] = named("what a name stands for; once per name")
-    model: str = field(
-        metadata={"short": "-m", "metavar": "BASE", "help": "the checkpoint that is folded into"}
+    model: str = required("the checkpoint that is folded into", short="-m", metavar="BASE")
+    save_path: Path = required("output directory", short="-p", metavar="OUT")
+    overwrite: bool = flag(False, "replace an existing output", short="-o")
+    space: str | None = flag(
+        None,
+        "of sums over modules of one kind, as for pem compose; sums over several kinds "
+        "are of updates (delta)",
+        choices=SPACES,
     )
-    save_path: Path = field(metadata={"short": "-p", "metavar": "OUT", "help": "output directory"})
-    overwrite: bool = field(
-        default=False, metadata={"short": "-o", "help": "replace an existing output"}
+    head: str = flag(
+        "average", "which head the checkpoint gets; none: it keeps the base's", choices=ONE_HEAD
     )
-    space: str | None = field(
-        default=None,
-        metadata={
-            "choices": SPACES,
-            "help": "of sums over modules of one kind, as for pem compose; sums over several kinds "
-            "are of updates (delta)",
-        },
-    )
-    head: str = field(
-        default="average",
-        metadata={
-            "choices": ONE_HEAD,
-            "help": "which head the checkpoint gets; none: it keeps the base's",
-        },
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata={"choices": DTYPES, "help": "of the written tensors; default: the base's"},
-    )
-    allow_base_mismatch: bool = field(
-        default=False,
-        metadata={"help": "fold modules that record another base model than BASE"},
-    )
+    dtype: str | None = flag(None, "of the written tensors; default: the base's", choices=DTYPES)
+    allow_base_mismatch: bool = flag(False, "fold modules that record another base model than BASE")
 
 
 def run(config: Config) -> int:

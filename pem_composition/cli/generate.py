@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from pem_composition.cli.causal import DECODING, CausalFlags
 from pem_composition.cli.lines import check_free
 from pem_composition.cli.resumed import identity_of, partial_path, resume
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +34,8 @@ EXAMPLES = """
 class Config(CausalFlags):
     """Flags of ``pem generate``."""
 
-    output_file: Path = field(
-        metadata={"help": "where the texts go: one line {prompt, text, sample, seed, ...} each"}
+    output_file: Path = required(
+        "where the texts go: one line {prompt, text, sample, seed, ...} each"
     )
     prompt: str | None = flag(None, "the beginning of every text")
     prompt_file: str | None = flag(

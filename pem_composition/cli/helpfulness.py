@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pem_composition.cli.asking import EndpointFlags
-from pem_composition.training.config import flag
+from pem_composition.training.config import flag, required
 
 NAME = "helpfulness"
 HELP = "grade answers from 1 to 10 by a model behind an endpoint, alone or against others"
@@ -26,14 +26,10 @@ EXAMPLES = """
 class Config(EndpointFlags):
     """Flags of ``pem helpfulness``; the key is read from the environment."""
 
-    answers: Path = field(metadata={"help": "what pem answer or pem detoxify --evaluate wrote"})
-    output_file: Path = field(metadata={"help": "grades and replies, appended line by line"})
-    against: Path | None = field(
-        default=None,
-        metadata={
-            "help": "other answers to the same instructions: both are graded side by side, in both "
-            "orders"
-        },
+    answers: Path = required("what pem answer or pem detoxify --evaluate wrote")
+    output_file: Path = required("grades and replies, appended line by line")
+    against: Path | None = flag(
+        None, "other answers to the same instructions: both are graded side by side, in both orders"
     )
     json: bool = flag(False, "print one JSON object, no table")
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pem_composition.cli.columns import short_names, table
 from pem_composition.cli.common import resolved
 from pem_composition.config import LoraConfig
 from pem_composition.errors import CheckpointError, PEMError, UsageError
+from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -45,37 +46,26 @@ entropy exp(-sum p ln p) of p = s / sum(s), s the singular values of dW"""
 class Config:
     """Flags of pem inspect."""
 
-    directories: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "positional": True, "nargs": "*", "metavar": "DIR", "help": "module directories",
-        },
-    )  # fmt: skip
-    adapters: tuple[str, ...] = field(
-        default=(),
-        metadata={"short": "-a", "metavar": "DIR", "help": "the same, as in other programs"},
+    directories: tuple[str, ...] = flag(
+        (), "module directories", positional=True, nargs="*", metavar="DIR"
     )
-    values: bool = field(
-        default=False,
-        metadata={"help": "read the tensors: norm and ranks of every layer's update"},
+    adapters: tuple[str, ...] = flag(
+        (), "the same, as in other programs", short="-a", metavar="DIR"
     )
-    model: str | None = field(
-        default=None,
-        metadata={
-            "short": "-m",
-            "metavar": "MODEL",
-            "help": "--values of whole models: their base (default: the recorded one)",
-        },
+    values: bool = flag(False, "read the tensors: norm and ranks of every layer's update")
+    model: str | None = flag(
+        None,
+        "--values of whole models: their base (default: the recorded one)",
+        short="-m",
+        metavar="MODEL",
     )
-    init: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "DIR",
-            "help": "initial module; adds how far training moved from it. own: the one that each "
-            "module was trained from",
-        },
+    init: str | None = flag(
+        None,
+        "initial module; adds how far training moved from it. own: the one that each "
+        "module was trained from",
+        metavar="DIR",
     )
-    json: bool = field(default=False, metadata={"help": "one JSON object per module"})
+    json: bool = flag(False, "one JSON object per module")
 
     @property
     def paths(self) -> tuple[str, ...]:

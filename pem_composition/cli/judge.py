@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition import json_lines
 from pem_composition.errors import UsageError
 from pem_composition.tasks.toxicity import THRESHOLD
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,63 +44,40 @@ ONLY = {
 class Config:
     """Flags of ``pem judge``."""
 
-    action: Literal["train", "score"] = field(
-        metadata={"positional": True, "help": "train the offline judge, or score a file's texts"}
+    action: Literal["train", "score"] = required(
+        "train the offline judge, or score a file's texts", positional=True
     )
-    data: str | None = field(
-        default=None,
-        metadata={
-            "help": "train: an offline name or a folder with train.jsonl (text, label) and, for "
-            "the AUC, validation.jsonl; default: toxic_comments"
-        },
+    data: str | None = flag(
+        None,
+        "train: an offline name or a folder with train.jsonl (text, label) and, for "
+        "the AUC, validation.jsonl; default: toxic_comments",
     )
-    output_dir: Path | None = field(
-        default=None,
-        metadata={"metavar": "OUT", "help": "train: folder of the judge to be written"},
+    output_dir: Path | None = flag(None, "train: folder of the judge to be written", metavar="OUT")
+    judge: str | None = flag(None, "score: offline, detoxify or a judge's folder; default: offline")
+    texts: Path | None = flag(
+        None, "score: rows of texts: jsonl, json, csv, tsv, parquet; .gz", metavar="FILE"
     )
-    judge: str | None = field(
-        default=None,
-        metadata={"help": "score: offline, detoxify or a judge's folder; default: offline"},
+    text_column: str | None = flag(None, "score: column of the texts; default: text")
+    label_column: str | None = flag(None, "score: column that says what is toxic; adds the AUC")
+    toxic_label: str = flag("offensive", "the label of toxic rows, e.g. 1 or hateful")
+    threshold: float | None = flag(
+        None, "score: the share of scores above it is reported; default: 0.8"
     )
-    texts: Path | None = field(
-        default=None,
-        metadata={
-            "metavar": "FILE", "help": "score: rows of texts: jsonl, json, csv, tsv, parquet; .gz"
-        },
-    )  # fmt: skip
-    text_column: str | None = field(
-        default=None, metadata={"help": "score: column of the texts; default: text"}
+    output: Path | None = flag(
+        None, "score: where each text goes with its score, as jsonl", metavar="FILE"
     )
-    label_column: str | None = field(
-        default=None, metadata={"help": "score: column that says what is toxic; adds the AUC"}
-    )
-    toxic_label: str = field(
-        default="offensive", metadata={"help": "the label of toxic rows, e.g. 1 or hateful"}
-    )
-    threshold: float | None = field(
-        default=None,
-        metadata={"help": "score: the share of scores above it is reported; default: 0.8"},
-    )
-    output: Path | None = field(
-        default=None,
-        metadata={
-            "metavar": "FILE",
-            "help": "score: where each text goes with its score, as jsonl",
-        },
-    )
-    json: bool = field(default=False, metadata={"help": "score: print one JSON object, no table"})
-    overwrite: bool = field(
-        default=False, metadata={"short": "-o", "help": "replace an existing output"}
-    )
+    json: bool = flag(False, "score: print one JSON object, no table")
+    overwrite: bool = flag(False, "replace an existing output", short="-o")
 
     def __post_init__(self) -> None:
         other = "score" if self.action == "train" else "train"
         for name in ONLY[other]:
             if getattr(self, name) not in (None, False):
                 raise UsageError.build(
-                    f"--{name}", f"says nothing to pem judge {self.action}",
+                    f"--{name}",
+                    f"says nothing to pem judge {self.action}",
                     do=f"did you mean: pem judge {other}?",
-                )  # fmt: skip
+                )
         needed = "output_dir" if self.action == "train" else "texts"
         if getattr(self, needed) is None:
             raise UsageError.build(f"--{needed}", f"pem judge {self.action} needs it")

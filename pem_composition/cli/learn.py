@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from pem_composition import sweep as library
 from pem_composition.cli import common, scored, sweep
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags
 from pem_composition.errors import UsageError
+from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.merging.learning import Learned, Lesson, Rule
@@ -35,37 +36,24 @@ BATCH = 16
 class Config(ModuleFlags, EvaluationFlags):
     """Flags of pem learn."""
 
-    method: str = field(
-        default=ADAMERGING,
-        metadata={
-            "choices": (ADAMERGING, CAT),
-            "help": "adamerging: least entropy of the predictions; cat: least cross entropy",
-        },
+    method: str = flag(
+        ADAMERGING,
+        "adamerging: least entropy of the predictions; cat: least cross entropy",
+        choices=(ADAMERGING, CAT),
     )
-    per: str = field(
-        default="layer",
-        metadata={"choices": ("layer", "module"), "help": "a coefficient per layer, or one each"},
+    per: str = flag("layer", "a coefficient per layer, or one each", choices=("layer", "module"))
+    bounds: str | None = flag(
+        None,
+        "coefficients in [0, 1] (default of adamerging), softmax over the modules "
+        "(default of cat), or free",
+        choices=("clamp", "softmax", "none"),
     )
-    bounds: str | None = field(
-        default=None,
-        metadata={
-            "choices": ("clamp", "softmax", "none"),
-            "help": "coefficients in [0, 1] (default of adamerging), softmax over the modules "
-            "(default of cat), or free",
-        },
-    )
-    init: float = field(default=0.3, metadata={"help": "where coefficients start"})
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "of Adam; default 1e-3 (adamerging) or 1e-2 (cat)"}
-    )
-    max_steps: int = field(default=100, metadata={"help": "each on one batch of every task"})
-    seed: int = field(default=42, metadata={"help": "of the order of the batches"})
-    head: str = field(
-        default="average",
-        metadata={
-            "choices": HEADS,
-            "help": "which head answers; per-task: that of module i for task i",
-        },
+    init: float = flag(0.3, "where coefficients start")
+    learning_rate: float | None = flag(None, "of Adam; default 1e-3 (adamerging) or 1e-2 (cat)")
+    max_steps: int = flag(100, "each on one batch of every task")
+    seed: int = flag(42, "of the order of the batches")
+    head: str = flag(
+        "average", "which head answers; per-task: that of module i for task i", choices=HEADS
     )
 
     def __post_init__(self) -> None:

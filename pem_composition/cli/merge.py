@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
@@ -12,6 +12,7 @@ from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
@@ -37,24 +38,19 @@ EXAMPLES = """
 class Config(shared.MergeFlags, shared.GridFlags):
     """Flags of merge.py."""
 
-    coefficients: tuple[float, ...] = field(
-        default=(),
-        metadata={
-            "metavar": "C",
-            "help": "one weight per module, used as given (default: the method's own; 1/n each for "
-            "a sum)",
-        },
+    coefficients: tuple[float, ...] = flag(
+        (),
+        "one weight per module, used as given (default: the method's own; 1/n each for a sum)",
+        metavar="C",
     )
-    search_step: tuple[float, ...] = field(
-        default=(), metadata={"metavar": "C", "help": "one weight per module, divided by their sum"}
+    search_step: tuple[float, ...] = flag(
+        (), "one weight per module, divided by their sum", metavar="C"
     )
-    as_: str | None = field(
-        default=None,
-        metadata={
-            "flag": "as",
-            "choices": tuple(m.name.replace("_", "-") for m in PARITY),
-            "help": "compute what another program computes from the same modules, for comparison",
-        },
+    as_: str | None = flag(
+        None,
+        "compute what another program computes from the same modules, for comparison",
+        flag="as",
+        choices=tuple(m.name.replace("_", "-") for m in PARITY),
     )
 
     def __post_init__(self) -> None:

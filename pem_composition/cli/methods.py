@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pem_composition.arithmetic.methods import registry
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.training.config import flag
 
 NAME = "methods"
 HELP = "list the merging methods of merge.py -w and pem compose, or describe one"
@@ -19,12 +20,8 @@ EXAMPLES = """
 class Config:
     """Flags of pem methods."""
 
-    method: str | None = field(
-        default=None, metadata={"positional": True, "help": "describe this one"}
-    )
-    markdown: bool = field(
-        default=False, metadata={"help": "print the table of docs/methods.md instead"}
-    )
+    method: str | None = flag(None, "describe this one", positional=True)
+    markdown: bool = flag(False, "print the table of docs/methods.md instead")
 
 
 def run(config: Config) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition.cli import common, full, unlearning
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.sweep.grids import union
+from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
@@ -28,9 +29,8 @@ EXAMPLES = """
 class Config(unlearning.UnlearningFlags):
     """Flags of negation.py."""
 
-    strength: float | None = field(
-        default=None,
-        metadata={"metavar": "S", "help": "scale of the reversed effect, linear (default: 1)"},
+    strength: float | None = flag(
+        None, "scale of the reversed effect, linear (default: 1)", metavar="S"
     )
 
     def __post_init__(self) -> None:

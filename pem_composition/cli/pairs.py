@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.answering import check_positive
 from pem_composition.cli.asking import EndpointFlags
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag
+from pem_composition.training.config import flag, required
 
 NAME = "pairs"
 HELP = "have a model behind an endpoint write an instruction for each comment; resumable"
@@ -24,13 +24,10 @@ EXAMPLES = """
 class Config(EndpointFlags):
     """Flags of ``pem pairs``; the key is read from the environment."""
 
-    comments: Path = field(metadata={"help": "comments: a table with a column text"})
-    output_file: Path = field(
-        metadata={"help": "pairs {instruction, input, output, ...}, appended line by line"}
-    )
-    shots: Path | None = field(
-        default=None,
-        metadata={"help": "examples to show: a table with instruction and output; default: none"},
+    comments: Path = required("comments: a table with a column text")
+    output_file: Path = required("pairs {instruction, input, output, ...}, appended line by line")
+    shots: Path | None = flag(
+        None, "examples to show: a table with instruction and output; default: none"
     )
     num_shots: int = flag(5, "examples per comment, drawn anew for each")
     seed: int = flag(42, "of the draws")

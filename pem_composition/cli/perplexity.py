@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.causal import CausalFlags
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.search import EVERY, STARTS
-from pem_composition.training.config import flag
+from pem_composition.training.config import flag, required
 
 NAME = "perplexity"
 HELP = "score a causal language model on a long text by sliding window"
@@ -24,11 +24,9 @@ EXAMPLES = """
 class Config(CausalFlags):
     """Flags of ``pem perplexity``."""
 
-    text_file: str = field(
-        metadata={
-            "help": "text, its rows joined by two line breaks: the column text of .jsonl .csv "
-            ".parquet, or the lines of another file; also a name of pem offline list"
-        }
+    text_file: str = required(
+        "text, its rows joined by two line breaks: the column text of .jsonl .csv "
+        ".parquet, or the lines of another file; also a name of pem offline list"
     )
     window: int = flag(1024, "tokens that are read at once; at most the model's context")
     stride: int = flag(512, "tokens from the beginning of one window to the next")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import named
 from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint.rebuild import Difference, Rebuilt
@@ -30,19 +31,15 @@ SHOWN = 10  # differences in text
 class Config:
     """Flags of pem rebuild."""
 
-    directory: str = field(
-        metadata={"positional": True, "metavar": "DIR", "help": "a composed module or model"}
-    )
+    directory: str = required("a composed module or model", positional=True, metavar="DIR")
     module: tuple[str, ...] = named("where an input lies now; default: where it was, or beside DIR")
-    model: str | None = field(
-        default=None,
-        metadata={
-            "short": "-m",
-            "metavar": "MODEL",
-            "help": "whole models: where their base lies now (default: the recorded one)",
-        },
+    model: str | None = flag(
+        None,
+        "whole models: where their base lies now (default: the recorded one)",
+        short="-m",
+        metavar="MODEL",
     )
-    json: bool = field(default=False, metadata={"help": "one JSON object instead of text"})
+    json: bool = flag(False, "one JSON object instead of text")
 
 
 def run(config: Config) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
 from pem_composition.errors import CheckpointError
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.report.records import Results
@@ -27,20 +28,14 @@ EXAMPLES = """
 class Config:
     """Flags of pem report."""
 
-    results: tuple[str, ...] = field(
-        metadata={
-            "short": "-r",
-            "metavar": "DIR",
-            "help": "results.jsonl files or their directories",
-        }
+    results: tuple[str, ...] = required(
+        "results.jsonl files or their directories", short="-r", metavar="DIR"
     )
-    save_path: Path | None = field(
-        default=None,
-        metadata={
-            "short": "-p",
-            "metavar": "OUT",
-            "help": "where table and plot go; default: beside one results.jsonl, else nowhere",
-        },
+    save_path: Path | None = flag(
+        None,
+        "where table and plot go; default: beside one results.jsonl, else nowhere",
+        short="-p",
+        metavar="OUT",
     )
 
 

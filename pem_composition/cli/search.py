@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
@@ -15,6 +15,7 @@ from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import goals as wanted
 from pem_composition.sweep import samplers, space
+from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.sweep.search import Search
@@ -36,81 +37,56 @@ GRID = (0.0, 0.25, 1.0)
 class Config(ModuleFlags, EvaluationFlags):
     """Flags of pem search."""
 
-    methods: tuple[str, ...] = field(
-        default=(space.SUM,),
-        metadata={"metavar": "METHOD", "help": "sum, or methods of pem methods; a study for each"},
+    methods: tuple[str, ...] = flag(
+        (space.SUM,), "sum, or methods of pem methods; a study for each", metavar="METHOD"
     )
-    goal: tuple[str, ...] = field(
-        default=(wanted.MEAN,),
-        metadata={
-            "metavar": "GOAL",
-            "help": "mean, worst (task), normalised (score / own module's score), loss, or a task; "
-            "two for the front between them",
-        },
+    goal: tuple[str, ...] = flag(
+        (wanted.MEAN,),
+        "mean, worst (task), normalised (score / own module's score), loss, or a task; "
+        "two for the front between them",
+        metavar="GOAL",
     )
-    constraint: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "metavar": "COND",
-            "help": 'what a result has to meet: "rte>=0.55", "invalid<=0.1"',
-        },
+    constraint: tuple[str, ...] = flag(
+        (), 'what a result has to meet: "rte>=0.55", "invalid<=0.1"', metavar="COND"
     )
-    coefficients: str = field(
-        default=space.EACH,
-        metadata={
-            "choices": (space.EACH, space.SHARED, space.FIXED),
-            "help": "one per module, one for all modules, or the method's own",
-        },
+    coefficients: str = flag(
+        space.EACH,
+        "one per module, one for all modules, or the method's own",
+        choices=(space.EACH, space.SHARED, space.FIXED),
     )
-    coefficients_range: tuple[float, float] = field(
-        default=(0.0, 1.0), metadata={"metavar": "C", "help": "lowest and highest coefficient"}
+    coefficients_range: tuple[float, float] = flag(
+        (0.0, 1.0), "lowest and highest coefficient", metavar="C"
     )
-    grid: tuple[float, ...] = field(
-        default=GRID,
-        metadata={
-            "metavar": "T",
-            "help": "--sampler grid: START STEP STOP, as in pem sweep; of a shared coefficient its "
-            "values",
-        },
+    grid: tuple[float, ...] = flag(
+        GRID,
+        "--sampler grid: START STEP STOP, as in pem sweep; of a shared coefficient its values",
+        metavar="T",
     )
-    search: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "metavar": "NAME=VALUES",
-            "help": "settings and rank: density=0.1:0.9 rank=4,8,16 election=total,frequency; a "
-            "grid needs steps, density=0.1:0.9:0.2",
-        },
+    search: tuple[str, ...] = flag(
+        (),
+        "settings and rank: density=0.1:0.9 rank=4,8,16 election=total,frequency; a "
+        "grid needs steps, density=0.1:0.9:0.2",
+        metavar="NAME=VALUES",
     )
-    sampler: str = field(
-        default=samplers.TPE,
-        metadata={
-            "choices": samplers.SAMPLERS,
-            "help": "how candidates are chosen; all but grid need optuna",
-        },
+    sampler: str = flag(
+        samplers.TPE,
+        "how candidates are chosen; all but grid need optuna",
+        choices=samplers.SAMPLERS,
     )
-    trials: int = field(default=30, metadata={"help": "of each study (grid: all points)"})
-    seed: int = field(default=42, metadata={"help": "of the sampler"})
-    penalty: float = field(
-        default=0.0, metadata={"help": "goal loss: this times the mean absolute coefficient"}
+    trials: int = flag(30, "of each study (grid: all points)")
+    seed: int = flag(42, "of the sampler")
+    penalty: float = flag(0.0, "goal loss: this times the mean absolute coefficient")
+    workers: int = flag(1, "processes that share the trials")
+    head: str = flag(
+        "average",
+        "which head a merge has; per-task: task i is scored with the head of module i",
+        choices=HEADS,
     )
-    workers: int = field(default=1, metadata={"help": "processes that share the trials"})
-    head: str = field(
-        default="average",
-        metadata={
-            "choices": HEADS,
-            "help": "which head a merge has; per-task: task i is scored with the head of module i",
-        },
+    fisher_list: tuple[str, ...] = flag(
+        (), "one pem fisher file per module", short="-f", metavar="FILE"
     )
-    fisher_list: tuple[str, ...] = field(
-        default=(),
-        metadata={"short": "-f", "metavar": "FILE", "help": "one pem fisher file per module"},
-    )
-    gram_list: tuple[str, ...] = field(
-        default=(), metadata={"metavar": "FILE", "help": "one pem gram file per module"}
-    )
-    compare: tuple[str, ...] = field(
-        default=(), metadata={"metavar": "DIR", "help": "further modules to score in the table"}
-    )
+    gram_list: tuple[str, ...] = flag((), "one pem gram file per module", metavar="FILE")
+    compare: tuple[str, ...] = flag((), "further modules to score in the table", metavar="DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
 from pem_composition.tasks.selection import Choice, select
 from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter
-from pem_composition.training.config import flag
+from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.tasks.files import Table
@@ -31,18 +31,13 @@ HUB = ("civil_comments", "alpaca_cleaned")
 class Config:
     """Flags of ``pem select``."""
 
-    output_dir: Path = field(
-        metadata={
-            "metavar": "OUT",
-            "help": "folder of train.jsonl, validation.jsonl, selection.json",
-        }
+    output_dir: Path = required(
+        "folder of train.jsonl, validation.jsonl, selection.json", metavar="OUT"
     )
-    input_file: Path | None = field(
-        default=None,
-        metadata={
-            "metavar": "FILE",
-            "help": "comments (text) or instructions: jsonl, json, csv, tsv, parquet; also packed",
-        },
+    input_file: Path | None = flag(
+        None,
+        "comments (text) or instructions: jsonl, json, csv, tsv, parquet; also packed",
+        metavar="FILE",
     )
     task_name: str | None = flag(None, "the training rows of this data set on the hub", choices=HUB)
     score_column: str | None = flag(None, f"column of the score (default: {SCORE_COLUMN})")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pem_composition.training.config import RowFlags
+from pem_composition.training.config import RowFlags, flag, required
 
 NAME = "split"
 HELP = "divide a training set into two halves with different class shares"
@@ -22,38 +22,23 @@ EXAMPLES = """
 class Config(RowFlags):
     """Flags of ``pem split``."""
 
-    output_dir: Path = field(metadata={"metavar": "OUT", "help": "directory to write"})
-    task_name: str | None = field(
-        default=None, metadata={"help": "a GLUE task, snli or a domain of sentiment"}
+    output_dir: Path = required("directory to write", metavar="OUT")
+    task_name: str | None = flag(None, "a GLUE task, snli or a domain of sentiment")
+    data_dir: str | None = flag(
+        None, "folder with train and dev files or of such folders; or an offline name"
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "folder with train and dev files or of such folders; or an offline name"},
+    train_file: Path | None = flag(
+        None, "training rows: jsonl, json, csv, tsv, parquet; .gz .bz2 .xz .zip"
     )
-    train_file: Path | None = field(
-        default=None,
-        metadata={"help": "training rows: jsonl, json, csv, tsv, parquet; .gz .bz2 .xz .zip"},
+    key_class: str | None = flag(
+        None, "class to skew, by word or number; default: 0; regression: high or low"
     )
-    key_class: str | None = field(
-        default=None,
-        metadata={"help": "class to skew, by word or number; default: 0; regression: high or low"},
-    )
-    share: float = field(
-        default=0.8, metadata={"help": "part of the key class's rows that goes to half 0"}
-    )
-    samples: int | None = field(
-        default=None, metadata={"help": "rows of both halves together, stratified; default: all"}
-    )
-    validation_size: int = field(
-        default=0, metadata={"help": "rows carved out first as validation.jsonl, stratified"}
-    )
-    seed: int = field(default=42, metadata={"help": "decides which rows, and their order"})
-    reference_rule: bool = field(
-        default=False, metadata={"help": "take rows in file order, as the reference code does"}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"short": "-o", "help": "replace an existing output"}
-    )
+    share: float = flag(0.8, "part of the key class's rows that goes to half 0")
+    samples: int | None = flag(None, "rows of both halves together, stratified; default: all")
+    validation_size: int = flag(0, "rows carved out first as validation.jsonl, stratified")
+    seed: int = flag(42, "decides which rows, and their order")
+    reference_rule: bool = flag(False, "take rows in file order, as the reference code does")
+    overwrite: bool = flag(False, "replace an existing output", short="-o")
 
 
 def run(config: Config) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
-from pem_composition.training.config import RowFlags, check_objective, flag
+from pem_composition.training.config import RowFlags, check_objective, flag, required
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,9 +31,9 @@ SPOKEN = 30.0  # seconds between two lines of progress
 class Flags(RowFlags):
     """Flags of both programs."""
 
-    model_name_or_path: str = field(metadata={"help": "base model: a directory or a name"})
-    adapter: str = field(metadata={"help": "module directory"})
-    output_dir: Path = field(metadata={"help": "directory of the file"})
+    model_name_or_path: str = required("base model: a directory or a name")
+    adapter: str = required("module directory")
+    output_dir: Path = required("directory of the file")
     task_name: str | None = flag(None, "the module's task, e.g. rte")
     train_file: str | None = flag(
         None, "rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"

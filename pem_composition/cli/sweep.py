@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 from pem_composition.evaluation import keys
 from pem_composition.report.records import RESULTS
+from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,20 +41,16 @@ SCORED_HEADS = ("average", "first", "last", "error", library.PER_TASK)
 class Config(ModuleFlags, EvaluationFlags):
     """Flags of pem sweep."""
 
-    grid: tuple[float, ...] = field(
-        default=(0.0, 0.05, 1.0),
-        metadata={
-            "metavar": "T",
-            "help": "START STEP STOP, or several such ranges: two modules (t, 1 - t); more: 0 STEP "
-            "1, all multiples of STEP that sum to 1",
-        },
+    grid: tuple[float, ...] = flag(
+        (0.0, 0.05, 1.0),
+        "START STEP STOP, or several such ranges: two modules (t, 1 - t); more: 0 STEP "
+        "1, all multiples of STEP that sum to 1",
+        metavar="T",
     )
-    head: str = field(
-        default="average",
-        metadata={
-            "choices": HEADS,
-            "help": "which head a merge has; per-task: task i is scored with the head of module i",
-        },
+    head: str = flag(
+        "average",
+        "which head a merge has; per-task: task i is scored with the head of module i",
+        choices=HEADS,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +54,7 @@ class UnlearningFlags(shared.ModelFlags):
     grid: tuple[float, ...] | None = _flag(
         "START STEP STOP, or several such ranges: one negation per strength", metavar="S"
     )
-    evaluate: bool = field(
-        default=False,
-        metadata={"help": "measure the strengths of the grid instead of writing modules"},
-    )
+    evaluate: bool = flag(False, "measure the strengths of the grid instead of writing modules")
     model_name_or_path: str | None = _flag("base model: a directory or a name")
     prompt: str | None = _flag("the beginning of every text")
     prompt_file: str | None = _flag(

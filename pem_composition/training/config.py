@@ -56,6 +56,11 @@ def flag(default: T, text: str, **meta: Any) -> T:
     return field(default=default, metadata={"help": text, **meta})  # type: ignore[no-any-return]
 
 
+def required(text: str, **meta: Any) -> Any:
+    """The same for a flag that must be given."""
+    return field(metadata={"help": text, **meta})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowFlags:
     """What a table's columns and labels mean; shared by every program that reads labelled rows."""
@@ -136,14 +141,9 @@ class LoadFlags:
 class ModelFlags(LoadFlags, RowFlags):
     """Which model, task and adapter; shared by ``pem init`` and ``pem train``."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "base model: a local directory or a hub name", "key": False}
-    )
-    output_dir: str = field(
-        metadata={
-            "help": "directory of the trained module, its results and checkpoints",
-            "key": False,
-        }
+    model_name_or_path: str = required("base model: a local directory or a hub name", key=False)
+    output_dir: str = required(
+        "directory of the trained module, its results and checkpoints", key=False
     )
     task_name: str | None = flag(None, "GLUE task, e.g. rte; gives columns, label words and metric")
     train_file: str | None = flag(

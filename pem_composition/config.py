@@ -44,6 +44,16 @@ def is_head(parameter: str) -> bool:
     return not HEAD_COMPONENTS.isdisjoint(parameter.split("."))
 
 
+def tied_bias(name: str) -> str | None:
+    """The other name of the bias of BERT's output layer and of its kin; None for other names.
+
+    >>> tied_bias("lm_head.decoder.bias")
+    'lm_head.bias'
+    """
+    known = name.endswith(("lm_head.decoder.bias", "predictions.decoder.bias"))
+    return name.removesuffix("decoder.bias") + "bias" if known else None
+
+
 def plain_name(name: str) -> str:
     """The name in the model itself: without wrappers, and without the ``module.`` of DDP."""
     parts = [p for p in name.split(".") if p not in WRAPPERS]

@@ -6,7 +6,7 @@ A module knows nothing about models or files; ``save`` hands it to the checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from os import PathLike
@@ -250,7 +250,7 @@ def combine(
     check_overflow(tensors)
     result = PEM(
         tensors=tensors,
-        config=_saving(config, modules),
+        config=_saving(config, modules, chosen.tensors),
         base=_common_base(modules),
         name="combination",
         head=chosen.info,
@@ -356,12 +356,20 @@ def with_head(module: PEM, name: str) -> PEM:
     )
 
 
-def _saving(config: AdapterConfig, modules: Sequence[PEM]) -> AdapterConfig:
-    """The config that lists what any of the modules saves whole."""
+def _saving(config: AdapterConfig, modules: Sequence[PEM], kept: Collection[str]) -> AdapterConfig:
+    """The config that lists what any of the modules saves whole, as far as all of it is kept."""
     extra = dict(config.extra)
     for key in ("modules_to_save", IN_BASE):
-        if words := tuple(dict.fromkeys(w for m in modules for w in m.config.extra.get(key) or ())):
-            extra[key] = words
+        words = (
+            word
+            for m in modules
+            for word in m.config.extra.get(key) or ()
+            if all(n in kept for n in head_policies.saved_parts(m) if f"{word}." in f"{n}.")
+        )
+        if found := tuple(dict.fromkeys(words)):
+            extra[key] = found
+        else:
+            extra.pop(key, None)
     return config if extra == config.extra else replace(config, extra=extra)
 
 

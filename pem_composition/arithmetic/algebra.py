@@ -29,6 +29,10 @@ RULES: Mapping[str, Rule] = {
     "delta": Rule(0.0, signed=True),
 }
 HEAD = "head"
+HEAD_REMEDY = (
+    "keep one head (--head first|last) or none (--head none); a module, unlike a checkpoint, can "
+    "keep all (--head per-task)"
+)
 ROLE_OF_KIND = {"ia3": "ia3", "full": "delta"}  # kinds whose update is one tensor for each layer
 
 
@@ -177,7 +181,7 @@ def check_same_shapes(name: str, tensors: Sequence[Any], *, what: str = "modules
 
 def _remedy(what: str) -> str:
     if what == "heads":
-        return "keep one head (--head first|last) or none (--head none)"
+        return HEAD_REMEDY
     return (
         "combine in delta space (--space delta), which needs neither equal ranks nor equal targets"
     )

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pem_composition.arithmetic.algebra import average_heads
-from pem_composition.config import IN_BASE, Head, HeadInfo, is_head
+from pem_composition.arithmetic.algebra import HEAD_REMEDY, average_heads
+from pem_composition.config import IN_BASE, Head, HeadInfo, is_head, tied_bias
 from pem_composition.errors import IncompatibleModules, PEMError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ POLICIES = (*ONE_HEAD, "per-task", "concat")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)  # it becomes the name of a file
 OUTPUT_MODULES = ("classifier", "out_proj", "score", "logits_proj")
 TASKS = "tasks"  # in HeadInfo.extra of a concatenated head: name -> start, stop, labels
-ONE_HEAD_REMEDY = "keep one head (--head first|last), all (--head per-task) or none (--head none)"
 APART = "keep them apart (--head per-task)"
 
 
@@ -129,7 +128,7 @@ def check_answers(modules: Sequence[Answering]) -> None:
                     "they answer different classes" if not same else "they answer another question",
                     found=f"{_answers(its)} in {other} and {_answers(head)} in {name}",
                     expected="the same labels in the same order",
-                    do=ONE_HEAD_REMEDY,
+                    do=HEAD_REMEDY,
                 )
 
 
@@ -160,6 +159,11 @@ def _parts(
             terms = [{name: own[i]} for i in shares]
             value = average_heads(terms, list(shares.values()))[name]
         out[name] = value, _is_sum(own, shares, coefficients)
+    # Some modules save the decoder alone, others the layer around it: its bias is one tensor.
+    for copy in [n for n, (value, _) in out.items() if value is not None]:
+        other = tied_bias(copy)
+        if other in out and out[other][0] is not None:
+            out[other] = out[copy]
     return out
 
 

@@ -30,6 +30,7 @@ from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stored_names import (
     is_added,
     is_language_model,
+    is_pretraining,
     is_vocabulary,
     stored_output,
     tied_names,
@@ -142,7 +143,9 @@ class Plan:
             return spelled
         roots = {self.written(n).split(".")[0] for n in self._base.infos}
         pretraining = not PRETRAINING_COMPONENTS.isdisjoint(saved.split("."))
-        known = self._is_language_model if pretraining else saved.split(".")[0] in roots
+        # A language model whose file ends before the output layer (a bare base) gets one.
+        output = self._is_language_model and any(map(_is_output_part, self._base.infos))
+        known = output if pretraining else saved.split(".")[0] in roots
         if known and not is_added(saved, self._parts.class_end or ""):
             self._refuse_missing(f"tensor {saved!r}, which the module saves whole")
         return saved
@@ -353,6 +356,11 @@ def _whole(change: Change, name: str, dtype: Any) -> Tensor:
     """A part that a module saves whole, with what it does to it on top."""
     assert change.saved is not None
     return cast(change.of(change.saved), name, dtype, "head")
+
+
+def _is_output_part(name: str) -> bool:
+    """True for what stands between a model's last layer and the vocabulary."""
+    return is_pretraining(name) and "pooler" not in name.split(".")
 
 
 def _prefix(names: Mapping[str, Mapping[str, str]]) -> str:

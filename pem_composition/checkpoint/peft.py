@@ -114,6 +114,7 @@ def read(
         if sha256:
             provenance.check_sha256(folder, path.name, sha256, record)
         keys, in_base = _canonical_keys(file.infos, path, config)
+        _refuse_nested(keys, config, path)
         if in_base:
             config = replace(config, extra={**config.extra, IN_BASE: in_base})
         infos = {n: _canonical_info(n, file.infos[k]) for n, k in keys.items()}
@@ -213,6 +214,29 @@ def _canonical_keys(
             )
         keys[name] = key
     return keys, tuple(sorted(in_base))
+
+
+def _refuse_nested(names: Iterable[str], config: AdapterConfig, path: Path) -> None:
+    """Refuse a part saved whole right inside another one: PEFT then stores of the inner one a copy
+    that its own model does not use, and cannot load it.
+
+    Raises:
+        UnsupportedModule: naming both.
+    """
+    saved = tuple(config.extra.get("modules_to_save") or ())
+    for name in sorted(n for n in names if saved and n.endswith(".head")):
+        parts = name.split(".")[:-2]
+        outer = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+        hits = [module.endswith(saved) for module in outer]
+        for i, inner in enumerate(outer[1:], start=1):
+            if hits[i] and hits[i - 1]:
+                raise UnsupportedModule.build(
+                    path,
+                    f"modules_to_save names {inner} and {outer[i - 1]}, which holds it",
+                    found="of the inner one a copy that PEFT's own model did not use",
+                    expected="parts that do not lie in each other",
+                    do=f"train the module again with {outer[i - 1]} alone in modules_to_save",
+                )
 
 
 def _is_copy(key: str, known: Container[str]) -> bool:
@@ -604,13 +628,13 @@ def _feedforward(config: IA3Config) -> list[str]:
     return [t for t in config.target_modules if config.scales_input(t)]
 
 
-def saved_modules(parameters: Iterable[str], listed: Collection[str] = ()) -> list[str]:
+def saved_modules(parameters: Collection[str], listed: Collection[str] = ()) -> list[str]:
     """modules_to_save for parameters: the outermost module that is listed, by PEFT's rule of name
     endings, else the one that holds the parameter; none that lies in another one."""
     return list(dict.fromkeys(_saved_by(parameters, listed).values()))
 
 
-def _saved_by(parameters: Iterable[str], listed: Collection[str]) -> dict[str, str]:
+def _saved_by(parameters: Collection[str], listed: Collection[str]) -> dict[str, str]:
     """Full name of a saved module -> how it is named in the config."""
     modules: dict[str, str] = {}
     for name in sorted(parameters):
@@ -620,11 +644,17 @@ def _saved_by(parameters: Iterable[str], listed: Collection[str]) -> dict[str, s
         holder = _holder(name)
         module, word = next(hits, (holder, holder))
         modules.setdefault(module, word)
-    return {
+    outermost = {
         module: word
         for module, word in modules.items()
         if not any(module.startswith(f"{other}.") for other in modules)
     }
+    # PEFT would copy a module inside another one, too, where a word names both.
+    words = tuple(outermost.values())
+    inside = {".".join(n.split(".")[:i]) for n in parameters for i in range(n.count(".") + 1)}
+    inside = {n for n in inside if any(n.startswith(f"{module}.") for module in outermost)}
+    nested = any(n.endswith(words) for n in inside)
+    return {module: module for module in outermost} if nested else outermost
 
 
 def _holder(parameter: str) -> str:

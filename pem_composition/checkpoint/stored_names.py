@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
-from pem_composition.config import is_head
+from pem_composition.config import is_head, tied_bias
 
 # Old names, anywhere in a key.
 RENAMED = (
@@ -217,8 +217,7 @@ def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, st
             pairs[output] = min(tables, key=lambda n: _distance(output, n))
     layers = {*_bert_outputs(known), OUTPUTS.get(kind, "")}
     for copy in {f"{layer}.bias" for layer in layers} | known:
-        if any(ends(copy, f"{layer}.bias") for layer in BERT_OUTPUTS if layer.endswith(".decoder")):
-            own = copy.removesuffix("decoder.bias") + "bias"
+        if own := tied_bias(copy):
             pairs |= {copy: own} if own in known else {own: copy} if copy in known else {}
     return pairs
 

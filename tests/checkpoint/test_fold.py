@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import one_meaning as om
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -246,6 +247,24 @@ def test_a_bare_base_gets_the_names_of_the_model_with_the_head(tmp_path: Path) -
     assert config["architectures"] == ["RobertaForSequenceClassification"]
     fold_checkpoint("a", {"a": path}, base, tmp_path / "body", head="none")
     assert weights(tmp_path / "body").keys() == weights(base).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("roberta mlm", "lm_head"), ("bert mlm", "cls"), ("llama", "lm_head")]
+)
+def test_a_bare_base_gets_the_output_layer_of_the_module(
+    name: str, part: str, tmp_path: Path
+) -> None:
+    """The base's class has an output layer, and its file ends before it."""
+    m = om.BY_NAME[name]
+    base = saved(om.built(name).base_model, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["architectures"] = [type(om.built(name)).__name__]
+    (base / "config.json").write_text(json.dumps(config))
+    options = {"target_modules": [m.attention[0]], "modules_to_save": [part]}
+    made = om.made(m, "lora", options, base, tmp_path / "a")
+    found = om.way_fold_auto(made, tmp_path)
+    torch.testing.assert_close(found, made.want, rtol=1e-5, atol=1e-5)
 
 
 def test_by_blocks_of_rows_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

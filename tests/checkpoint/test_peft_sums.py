@@ -158,6 +158,60 @@ def test_a_layer_saved_whole_by_one_and_adapted_by_another(name: str, tmp_path: 
         torch.testing.assert_close(state[key].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("head", ["average", "first", "last"])
+def test_a_decoder_saved_alone_and_within_its_layer(head: str, order: int, tmp_path: Path) -> None:
+    """The bias that the output layer and its decoder share has one value, PEFT's."""
+    for name, decoder, bias in [
+        ("roberta mlm", "lm_head.decoder", "lm_head.bias"),
+        ("bert mlm", "cls.predictions.decoder", "cls.predictions.bias"),
+    ]:
+        root = tmp_path / name
+        parts = [decoder.split(".")[0], decoder][::order]
+        first = [om.BY_NAME[name].attention[0]]
+        saved = [
+            made(name, root / p, i, target_modules=first, modules_to_save=[p])[1]
+            for i, p in enumerate(parts)
+        ]
+        x, y = (s[f"{decoder}.bias"] for s in saved)
+        expected = {"average": 0.25 * x + 0.75 * y, "first": x, "last": y}[head]
+        operands = [load(root / p) for p in parts]
+        combine(operands, [0.25, 0.75], space="delta", head=head).save(root / "sum")
+        found = opened(name, root / "sum")[1]
+        torch.testing.assert_close(found[f"{decoder}.bias"], expected)
+        if bias in found:
+            assert torch.equal(found[bias], found[f"{decoder}.bias"])
+        stored = load(root / "sum").head_tensors()
+        assert bias not in stored or torch.equal(stored[bias], stored[f"{decoder}.bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "inner"),
+    [
+        ("roberta", ["classifier", "out_proj"], "classifier.out_proj"),
+        ("roberta", ["encoder.layer.1", "output"], "roberta.encoder.layer.1.output"),
+        ("modernbert", ["head", "dense", "classifier"], "head.dense"),
+    ],
+)
+def test_parts_saved_inside_each_other_are_refused(
+    name: str, saved: list[str], inner: str, tmp_path: Path
+) -> None:
+    """PEFT's file holds a copy of the inner part that its own model did not use."""
+    m = om.BY_NAME[name]
+    base = om.base_folder(m, tmp_path)
+    options = {"target_modules": [m.attention[0]], "modules_to_save": saved}
+    wrote = om.made(m, "lora", options, base, tmp_path / "a")
+    with pytest.raises(KeyError):
+        wrote.peft(tmp_path / "a")
+    outer = inner.rpartition(".")[0]
+    with pytest.raises(PEMError, match=rf"names {inner} and {outer}.*again with {outer} alone"):
+        load(tmp_path / "a")
+    options["modules_to_save"] = [outer]  # as the remedy says
+    wrote = om.made(m, "lora", options, base, tmp_path / "b")
+    found = om.way_attach(wrote, tmp_path)
+    torch.testing.assert_close(found, wrote.want, rtol=1e-5, atol=1e-5)
+
+
 def test_an_adapter_of_another_name(tmp_path: Path) -> None:
     """PEFT writes it into a subfolder, which the parent leads to as long as it is alone."""
     m = om.BY_NAME["bert mlm"]

@@ -198,6 +198,7 @@ def combine(
     allow_base_mismatch: bool = False,
     certify: bool = True,
     statistics: Sequence[Statistics] = (),
+    compared: bool = False,
 ) -> PEM:
     """sum_i c_i m_i, coefficients as given; or another merging method on the updates c_i dW_i.
 
@@ -219,6 +220,7 @@ def combine(
         certify: compute the relative error of the result, see ``Certificate``.
         statistics: of each module, for the methods that need them ("fisher", "regmean"); see
             ``checkpoint.statistics.read``.
+        compared: ``check_compatible`` has taken the modules already, by their headers.
 
     Raises:
         IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ;
@@ -230,11 +232,12 @@ def combine(
     choice = resolve(method, settings, modules[0].kind)
     space = space_of(choice, space)
     check_rank(rank, space, modules[0].kind)
-    check_compatible(
-        modules,
-        space="delta" if choice.method == PEFT_LINEAR else space,
-        allow_base_mismatch=allow_base_mismatch,
-    )
+    if not compared:
+        check_compatible(
+            modules,
+            space="delta" if choice.method == PEFT_LINEAR else space,
+            allow_base_mismatch=allow_base_mismatch,
+        )
     flat = choice.method == SIMPLE and head == "average"
     if flat:
         modules, coefficients = _flatten(modules, coefficients, space)

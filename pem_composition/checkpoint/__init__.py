@@ -11,7 +11,7 @@ from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.provenance import base_identity
-from pem_composition.checkpoint.store import inspect_header, load, locate, save
+from pem_composition.checkpoint.store import inspect_header, load, locate, open_module, save
 
 __all__ = [
     "ModuleHeader",
@@ -22,5 +22,6 @@ __all__ = [
     "inspect_header",
     "load",
     "locate",
+    "open_module",
     "save",
 ]

@@ -14,6 +14,7 @@ Shapes: r rank per part, d_in, h width of one of q, k, v; fused d_out = 3 h.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -21,12 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
 from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
-from pem_composition.checkpoint.files import TensorInfo, is_file, read_json
+from pem_composition.checkpoint.files import SmallFiles, TensorInfo, is_file
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.peft import adapter_layers, check_factors
 from pem_composition.checkpoint.peft_config import MAX_ALPHA, MAX_RANK
 from pem_composition.checkpoint.pickles import TorchZipFile
-from pem_composition.checkpoint.tensors import check_float, read_float
+from pem_composition.checkpoint.tensors import StoredTensors, check_float
 from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, UnsupportedModule
 from pem_composition.module import HeadInfo
@@ -102,10 +103,9 @@ def read(
     raw: Mapping[str, Any],
     name: str,
     record: provenance.Record | None,
-    *,
-    values: bool,
-) -> tuple[ModuleHeader, dict[str, Tensor]]:
-    """Read an adapter-transformers folder; with ``values`` also its tensors, in float32 or float64.
+    small: SmallFiles,
+) -> ModuleHeader:
+    """The header of an adapter-transformers folder, whose weights stay open for its tensors.
 
     Raises:
         UnsupportedModule: gating, another architecture, a head that has no exact counterpart.
@@ -113,26 +113,28 @@ def read(
     """
     path = folder / WEIGHTS
     family, settings = _settings(raw, folder / CONFIG)
-    with TorchZipFile(path, folder, in_memory=values) as file:
-        sha256 = file.sha256() if values else None
-        if sha256:
-            provenance.check_sha256(folder, path.name, sha256, record)
+    with ExitStack() as stack:
+        file = stack.enter_context(TorchZipFile(path, folder))
         keys, prefix = _canonical_keys(file, settings)
         stored = {n: file.infos[k] for n, k in keys.items()}
         config = _config(stored, settings, raw["model_type"], path)
         infos = {n: _converted_info(n, i, settings) for n, i in stored.items()}
         _check(config, infos, path)
-        tensors = (
-            {n: _converted(n, read_float(file, k), settings) for n, k in keys.items()}
-            if values
-            else {}
-        )
-    head, head_infos, head_tensors = _read_head(folder, family, raw, record, values=values)
+        places = {n: (file, k) for n, k in keys.items()}
+        head = None
+        if is_file(folder / HEAD_WEIGHTS):
+            head, head_file, head_keys = _read_head(small, family, raw["model_type"])
+            infos |= {n: head_file.infos[k] for n, k in head_keys.items()}
+            places |= {n: (head_file, k) for n, k in head_keys.items()}
+        stack.pop_all()  # the files stay open
+
+    def form(name: str, tensor: Tensor) -> Tensor:
+        return tensor if name.endswith(".head") else _converted(name, tensor, settings)
+
     header = _header(
         folder, raw, name, record, replace(config, extra={"origin": _origin(raw, prefix)})
     )
-    header = replace(header, infos={**infos, **head_infos}, head=head, sha256=sha256)
-    return header, {**tensors, **head_tensors}
+    return replace(header, infos=infos, head=head, tensors=StoredTensors(places, form))
 
 
 def _origin(raw: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -407,29 +409,19 @@ def _check(config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path) -
 
 # --- heads --------------------------------------------------------------------------------------
 
-Head = tuple[HeadInfo | None, dict[str, TensorInfo], "dict[str, Tensor]"]
-
 
 def _read_head(
-    folder: Path,
-    family: Family,
-    raw: Mapping[str, Any],
-    record: provenance.Record | None,
-    *,
-    values: bool,
-) -> Head:
-    path = folder / HEAD_WEIGHTS
-    if not is_file(path):
-        return None, {}, {}
-    described = read_json(folder / HEAD_CONFIG, folder) if is_file(folder / HEAD_CONFIG) else {}
-    with TorchZipFile(path, folder, in_memory=values) as file:
-        if values:
-            provenance.check_sha256(folder, path.name, file.sha256(), record)
-        check_float(file.infos, path)
+    small: SmallFiles, family: Family, model_type: str
+) -> tuple[HeadInfo, TorchZipFile, dict[str, str]]:
+    """What the head predicts, its open file, and canonical name -> key in it."""
+    described = small.json(HEAD_CONFIG) if is_file(small.folder / HEAD_CONFIG) else {}
+    with ExitStack() as stack:
+        file = stack.enter_context(TorchZipFile(small.folder / HEAD_WEIGHTS, small.folder))
+        check_float(file.infos, file.path)
         keys, positions = _head_keys(file, family, described.get("config"))
-        infos = {f"{n}.head": file.infos[k] for n, k in keys.items()}
-        tensors = {f"{n}.head": read_float(file, k) for n, k in keys.items()} if values else {}
-    return _head_info(described, positions, raw["model_type"]), infos, tensors
+        stack.pop_all()
+    named = {f"{n}.head": k for n, k in keys.items()}
+    return _head_info(described, positions, model_type), file, named
 
 
 def _head_keys(

@@ -160,6 +160,11 @@ def read_json(path: Path, root: Path | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: naming the file and what is wrong.
     """
+    return parse_json(read_small(path, root), path)
+
+
+def read_small(path: Path, root: Path | None = None) -> bytes:
+    """The bytes of a file that a JSON object fits in."""
     with open_regular(path, root) as file:
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
@@ -169,7 +174,7 @@ def read_json(path: Path, root: Path | None = None) -> dict[str, Any]:
             found=f"more than {MAX_JSON_BYTES} bytes",
             expected="a small JSON file",
         )
-    return parse_json(data, path)
+    return data
 
 
 def parse_json(data: bytes, where: object) -> dict[str, Any]:
@@ -244,28 +249,39 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_bytes(text.encode("utf-8", errors="replace"))
 
 
+class SmallFiles:
+    """The JSON files of a folder: each is opened once, its sha256 is that of the bytes parsed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.digests: dict[str, str] = {}  # file name -> sha256, of those that were read
+        self._values: dict[str, dict[str, Any]] = {}
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a file, as ``read_json`` reads it."""
+        if name not in self._values:
+            path = self.folder / name
+            data = read_small(path, self.folder)
+            self.digests[name] = hashlib.sha256(data).hexdigest()
+            self._values[name] = parse_json(data, path)
+        return self._values[name]
+
+
 # --- safetensors --------------------------------------------------------------------------------
 
 
 class SafetensorsFile:
-    """One open safetensors file whose header has been checked; values are read by name.
+    """One open safetensors file whose header has been checked; values are read by name."""
 
-    Args:
-        in_memory: read the whole file at once: ``sha256`` and values are of the same bytes.
-    """
-
-    def __init__(self, path: Path, root: Path | None = None, *, in_memory: bool = False) -> None:
+    def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path, self._root = path, root
         self._file = open_regular(path, root)
         self._data: memoryview | None = None
         try:
             self._opened = state_of(self._file)
-            size = self._opened.size
-            if in_memory:
-                self._data = memoryview(bytearray(size_in_memory(self._file, path)))
-                size = self._file.readinto(self._data)  # type: ignore[attr-defined]
-                self._data = self._data[:size]
-            self.infos, self._starts, self.metadata = _read_header(self._bytes, size, path)
+            self.infos, self._starts, self.metadata = _read_header(
+                self._bytes, self._opened.size, path
+            )
         except BaseException:
             self._file.close()
             raise
@@ -279,6 +295,20 @@ class SafetensorsFile:
     def close(self) -> None:
         """Close the file; a later read opens it again, and refuses it if it was written to."""
         self._file.close()
+        self._data = None
+
+    def hold(self) -> None:
+        """Read the whole file at once: ``sha256`` and values are of the same bytes.
+
+        Raises:
+            CheckpointError: it is larger than the memory, or has changed since its header was read.
+        """
+        file = self._open()
+        data = memoryview(bytearray(size_in_memory(file, self.path)))
+        file.seek(0)
+        file.readinto(data)  # type: ignore[attr-defined]
+        self._check_unchanged()
+        self._data = data
 
     def _open(self) -> BinaryIO:
         if self._file.closed:

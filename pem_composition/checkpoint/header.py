@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.config import AdapterConfig, BaseIdentity, HeadInfo
 from pem_composition.errors import CheckpointError
 from pem_composition.record import Provenance
+
+if TYPE_CHECKING:
+    from pem_composition.checkpoint.tensors import StoredTensors
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class ModuleHeader:
         format: peft | adapter-transformers | full.
         infos: canonical tensor name -> stored dtype and canonical shape, heads included.
         sha256: recorded checksum of the weights file (not recomputed), None without a pem.json.
+        tensors: the values, read when they are asked for; None for a full model.
     """
 
     path: Path
@@ -35,6 +39,9 @@ class ModuleHeader:
     notes: tuple[str, ...] = ()
     sha256: str | None = None
     heads: Mapping[str, HeadInfo] = field(default_factory=dict)  # kept beside the module
+    record: Record | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256 at hand
+    tensors: StoredTensors | None = field(default=None, repr=False, compare=False)
 
     @property
     def kind(self) -> str:

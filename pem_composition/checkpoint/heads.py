@@ -57,7 +57,8 @@ def read(folder: Path, record: Record | None) -> dict[str, Head]:
     out = {}
     for name, info in (record.heads if record else {}).items():
         path = folder / file_of(name)
-        with open_tensors(path, folder, in_memory=True) as file:
+        with open_tensors(path, folder) as file:
+            file.hold()
             check_sha256(folder, file_of(name), file.sha256(), record)
             check_float(file.infos, path)
             out[name] = Head({n: read_float(file, n) for n in sorted(file.infos)}, info)

@@ -16,7 +16,7 @@ from pem_composition.checkpoint import peft_config, provenance
 from pem_composition.checkpoint.content import CONFIG
 from pem_composition.checkpoint.content import PEFT_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.content import PEFT_WEIGHTS_BIN as WEIGHTS_BIN
-from pem_composition.checkpoint.files import SafetensorsFile, TensorInfo, is_file, write_json
+from pem_composition.checkpoint.files import TensorInfo, is_file, write_json
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.tensors import (
     StoredTensors,
@@ -42,8 +42,6 @@ from pem_composition.module import HeadInfo
 from pem_composition.record import Provenance
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pem_composition.module import PEM
 
 PREFIX = "base_model.model."
@@ -89,14 +87,8 @@ def read(
     raw: Mapping[str, Any],
     name: str,
     record: provenance.Record | None,
-    *,
-    values: bool,
-    on_demand: bool = False,
-) -> tuple[ModuleHeader, Mapping[str, Tensor]]:
-    """Read a PEFT folder; with ``values`` also its tensors, finite and in float32 (float64 kept).
-
-    Args:
-        on_demand: of a safetensors file read each tensor when it is asked for, and keep none.
+) -> ModuleHeader:
+    """The header of a PEFT folder, whose weights stay open for its tensors.
 
     Raises:
         UnsupportedModule: something this library cannot represent, by name.
@@ -104,15 +96,9 @@ def read(
     """
     path, notes = _weights_file(folder)
     config = peft_config.parse(raw, folder / CONFIG)
-    on_demand = on_demand and path.suffix == ".safetensors"
-    file = open_tensors(path, folder, in_memory=values and not on_demand)
+    file = open_tensors(path, folder)
     with ExitStack() as stack:
-        stack.enter_context(file)
-        if on_demand and isinstance(file, SafetensorsFile):
-            file.check_size()
-        sha256 = file.sha256() if values else None
-        if sha256:
-            provenance.check_sha256(folder, path.name, sha256, record)
+        stack.callback(file.close)
         keys, in_base = _canonical_keys(file.infos, path, config)
         _refuse_nested(keys, config, path)
         if in_base:
@@ -123,14 +109,8 @@ def read(
             config = peft_config.settled_patterns(config, infos, folder / CONFIG)
         listed = not peft_config.targets_from_tensors(raw)
         notes += _check_tensors(config, infos, path, name, listed=listed)
-        tensors: Mapping[str, Tensor] = {}
-        if values:
-            tensors = StoredTensors(file, keys, {n: info.shape for n, info in infos.items()})
-            if on_demand:
-                stack.pop_all()  # the file stays open with them
-            else:
-                tensors = dict(tensors)
-    header = ModuleHeader(
+        stack.pop_all()  # the file stays open
+    return ModuleHeader(
         path=folder,
         format="peft",
         name=name,
@@ -141,9 +121,10 @@ def read(
         provenance=record.provenance if record else Provenance(),
         weights=path,
         notes=notes,
-        sha256=sha256,
+        tensors=StoredTensors(
+            {n: (file, k) for n, k in keys.items()}, lambda n, t: t.reshape(infos[n].shape)
+        ),
     )
-    return header, tensors
 
 
 def _weights_file(folder: Path) -> tuple[Path, tuple[str, ...]]:

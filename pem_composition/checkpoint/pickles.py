@@ -111,7 +111,6 @@ class TorchZipFile:
         path: Path,
         root: Path | None = None,
         *,
-        in_memory: bool = False,
         inside: str | None = None,
     ) -> None:
         self.path, self._root = path, root
@@ -120,9 +119,6 @@ class TorchZipFile:
         self._file: BinaryIO = open_regular(path, root)
         self._opened = state_of(self._file)
         try:
-            if in_memory:
-                with self._file as file:
-                    self._file = io.BytesIO(file.read(size_in_memory(file, path)))
             self._zip, self._prefix = _open_zip(self._file, path)
             self._tensors = self._tensor_table()
         except BaseException:
@@ -143,6 +139,19 @@ class TorchZipFile:
         """Close the file; a later read opens it again, and refuses it if it was written to."""
         self._file.close()
         self._last = (None, bytearray())
+
+    def hold(self) -> None:
+        """Read the whole file at once: ``sha256`` and values are of the same bytes.
+
+        Raises:
+            CheckpointError: it is larger than the memory, or has changed since its header was read.
+        """
+        with self._open() as file:
+            size = size_in_memory(file, self.path)
+            file.seek(0)
+            self._zip.fp = self._file = io.BytesIO(file.read(size))
+            if state_of(file) != self._opened:
+                raise changed(self.path)
 
     def _open(self) -> BinaryIO:
         if self._file.closed:

@@ -20,11 +20,11 @@ from pem_composition.checkpoint import (
 )
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, MODEL_CONFIG, REFERENCE_WEIGHTS
 from pem_composition.checkpoint.files import (
+    SafetensorsFile,
+    SmallFiles,
     atomic_directory,
     check_apart,
     is_file,
-    read_json,
-    sha256_file,
     snapshot_of,
 )
 from pem_composition.checkpoint.header import ModuleHeader
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    path: str | PathLike[str],
+    module: str | PathLike[str] | ModuleHeader,
     *,
     base: str | PathLike[str] | None = None,
     name: str | None = None,
@@ -49,6 +49,7 @@ def load(
     Tensors are float32 (float64 kept), finite, and complete; recorded sha256 are checked.
 
     Args:
+        module: its folder, or what ``open_module`` gave.
         base: for a full model, the folder (or cached Hub name) of the model it was tuned from.
         name: label in expressions; default: the folder's name.
         on_demand: leave the tensors of a PEFT module in their file, which stays open: each is read
@@ -58,27 +59,37 @@ def load(
         CheckpointError: naming the file, what was found, what was expected and what to do.
         UnsupportedModule: a module that cannot be represented exactly.
     """
-    folder, kind = locate(path)
-    label = name or folder.resolve().name
-    record = provenance.read(folder)
-    if kind == "full":
-        module = full.load_full(folder, base, name=label)
-        return replace(module, heads=heads.read(folder, record))
-    header, tensors = _read(folder, kind, label, record, values=True, on_demand=on_demand)
-    assert header.sha256 is not None
+    if not isinstance(module, ModuleHeader):
+        folder, kind = locate(module)
+        if kind == "full":
+            read = full.load_full(folder, base, name=name or folder.resolve().name)
+            return replace(read, heads=heads.read(folder, provenance.read(folder)))
+        module = open_module(module)
+    folder, record, stored = module.path, module.record, module.tensors
+    label = name or module.name
+    if stored is None:
+        return replace(full.load_full(folder, base, name=label), heads=heads.read(folder, record))
+    on_demand = on_demand and module.weights.suffix == ".safetensors"
+    digests = dict(module.digests)
+    for file in stored.files:
+        if on_demand and isinstance(file, SafetensorsFile):
+            file.check_size()  # its values are kept nowhere, but a sum of the same size is
+        else:
+            file.hold()
+        digests[file.path.name] = file.sha256()
+        provenance.check_sha256(folder, file.path.name, digests[file.path.name], record)
+    tensors: Mapping[str, Tensor] = stored
+    if not on_demand:
+        tensors = dict(stored)
+        stored.close()
     return PEM(
         tensors=MappingProxyType(tensors),
-        config=header.config,
-        base=header.base,
+        config=module.config,
+        base=module.base,
         name=label,
-        head=header.head,
+        head=module.head,
         provenance=provenance.loaded(
-            record,
-            label,
-            folder,
-            header.sha256,
-            header.notes,
-            {header.weights.name: header.sha256},
+            record, label, folder, digests[module.weights.name], module.notes, digests
         ),
         heads=heads.read(folder, record),
     )
@@ -90,35 +101,31 @@ def inspect_header(path: str | PathLike[str], *, name: str | None = None) -> Mod
     Raises:
         CheckpointError, UnsupportedModule: as ``load``, for everything a header can show.
     """
-    folder, kind = locate(path)
+    header = open_module(path, name=name)
+    if header.tensors is not None:
+        header.tensors.close()
+    return header
+
+
+def open_module(path: str | PathLike[str], *, name: str | None = None) -> ModuleHeader:
+    """As ``inspect_header``, with the weights left open: ``load`` of the header reads from them,
+    so that header and values are of one file.
+    """
+    folder, kind, small = _find(path)
     label = name or folder.resolve().name
     record = provenance.read(folder)
-    header = (
-        full.header(folder, label, record)
-        if kind == "full"
-        else _read(folder, kind, label, record, values=False)[0]
-    )
-    return replace(header, heads=dict(record.heads) if record else {})
-
-
-def _read(
-    folder: Path,
-    kind: str,
-    label: str,
-    record: provenance.Record | None,
-    *,
-    values: bool,
-    on_demand: bool = False,
-) -> tuple[ModuleHeader, Mapping[str, Tensor]]:
-    raw = read_json(folder / CONFIG, folder)
+    if kind == "full":
+        header = full.header(folder, label, record)
+        return replace(header, record=record, heads=dict(record.heads) if record else {})
+    raw = small.json(CONFIG)
     for file in (CONFIG, HEAD_CONFIG):
         if record and file in record.files and is_file(folder / file):
-            provenance.check_sha256(folder, file, sha256_file(folder / file, folder), record)
-    tensors: Mapping[str, Tensor]
+            small.json(file)
+            provenance.check_sha256(folder, file, small.digests[file], record)
     if kind == "peft":
-        header, tensors = peft.read(folder, raw, label, record, values=values, on_demand=on_demand)
+        header = peft.read(folder, raw, label, record)
     else:
-        header, tensors = adapter_transformers.read(folder, raw, label, record, values=values)
+        header = adapter_transformers.read(folder, raw, label, record, small)
     if record and record.kind not in (None, header.kind):
         raise CheckpointError.build(
             folder / provenance.FILE,
@@ -132,8 +139,11 @@ def _read(
         header,
         base=_known(header.base, record.base) if record else header.base,
         head=record.head if record and record.head and header.head else header.head,
-        sha256=header.sha256 or recorded,
-    ), tensors
+        sha256=recorded,
+        record=record,
+        heads=dict(record.heads) if record else {},
+        digests=small.digests,
+    )
 
 
 def _known(base: BaseIdentity, recorded: BaseIdentity) -> BaseIdentity:
@@ -156,6 +166,11 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
     Raises:
         CheckpointError: no such folder, or no module in it; says what is there.
     """
+    return _find(path)[:2]
+
+
+def _find(path: str | PathLike[str]) -> tuple[Path, str, SmallFiles]:
+    """``locate``, and the files that it has read."""
     folder = Path(fspath(path))
     if not folder.is_dir():
         raise CheckpointError.build(
@@ -165,12 +180,14 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
             do=_near(folder) or "check the path",
         )
     folder = snapshot_of(folder)
-    kind = _format_of(folder)
+    small = SmallFiles(folder)
+    kind = _format_of(small)
     if kind is not None:
-        return folder, kind
+        return folder, kind, small
     inner = _inside(folder, CONFIG) or _inside(folder, MODEL_CONFIG)
     if len(inner) == 1:
-        return inner[0], _format_of(inner[0]) or "peft"
+        small = SmallFiles(inner[0])
+        return inner[0], _format_of(small) or "peft", small
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     raise CheckpointError.build(
         folder,
@@ -201,11 +218,11 @@ def _near(path: Path) -> str:
     return f"did you mean {wrong.parent / near[0]}?" if near else ""
 
 
-def _format_of(folder: Path) -> str | None:
-    config = folder / CONFIG
-    if not is_file(config):
-        return "full" if is_file(folder / "config.json") else None
-    raw = read_json(config, folder)
+def _format_of(small: SmallFiles) -> str | None:
+    folder = small.folder
+    if not is_file(folder / CONFIG):
+        return "full" if is_file(folder / MODEL_CONFIG) else None
+    raw = small.json(CONFIG)
     if is_file(folder / REFERENCE_WEIGHTS) or ("peft_type" not in raw and _looks_like_at(raw)):
         if not is_file(folder / REFERENCE_WEIGHTS):
             raise CheckpointError.build(

@@ -6,7 +6,7 @@ Either file format, one interface: ``infos`` (name -> dtype, shape), ``read(name
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,9 @@ TORCH_NAMES: Mapping[str, str] = {
 TensorFile = SafetensorsFile | TorchZipFile
 
 
-def open_tensors(path: Path, root: Path | None = None, *, in_memory: bool = False) -> TensorFile:
+def open_tensors(path: Path, root: Path | None = None) -> TensorFile:
     """Open a ``.safetensors`` or (through the restricted unpickler) a torch zip file."""
-    reader = SafetensorsFile if path.suffix == ".safetensors" else TorchZipFile
-    return reader(path, root, in_memory=in_memory)
+    return (SafetensorsFile if path.suffix == ".safetensors" else TorchZipFile)(path, root)
 
 
 def check_float(infos: Mapping[str, TensorInfo], path: Path) -> None:
@@ -73,31 +72,42 @@ def read_float(file: TensorFile, name: str) -> Tensor:
 
 
 class StoredTensors(Mapping[str, "Tensor"]):
-    """Tensors that are read, checked and widened each time one is asked for; none is kept.
+    """The tensors of opened files: each is read and widened when it is asked for; none is kept.
 
-    The file stays open as long as this.
+    A tensor is searched for NaN the first time it is read; a file that was written to since it was
+    opened is refused.
 
     Args:
-        keys: name -> key in the file.
-        shapes: name -> shape in which the tensor is given.
+        places: name -> the file and the key in it.
+        form: gives the tensor stored under a name its canonical shape.
     """
 
     def __init__(
         self,
-        file: TensorFile,
-        keys: Mapping[str, str],
-        shapes: Mapping[str, tuple[int, ...]],
+        places: Mapping[str, tuple[TensorFile, str]],
+        form: Callable[[str, Tensor], Tensor],
     ) -> None:
-        self._file, self._keys, self._shapes = file, keys, shapes
+        self._places, self._form, self._finite = places, form, set[str]()
+        self.files = tuple(dict.fromkeys(file for file, _ in places.values()))
 
     def __getitem__(self, name: str) -> Tensor:
-        return read_float(self._file, self._keys[name]).reshape(self._shapes[name])
+        file, key = self._places[name]
+        tensor = widen(read_raw(file, key))
+        if name not in self._finite:
+            check_finite(tensor, key, file.path)
+            self._finite.add(name)
+        return self._form(name, tensor)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._places)
+
+    def close(self) -> None:
+        """Close the files; a later read opens them again."""
+        for file in self.files:
+            file.close()
 
 
 def widen(tensor: Tensor) -> Tensor:

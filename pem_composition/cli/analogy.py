@@ -60,7 +60,7 @@ def run(config: Config) -> int:
     names = common.labels(config.adapters, config.adatasks)
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)
-    modules = common.load_to_combine(config.adapters, names, once=config.grid is None)
+    modules = common.load_to_combine(headers, once=config.grid is None)
     if config.grid is None:
         module = _combine(modules, points[0], config)
         module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
@@ -86,6 +86,7 @@ def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> 
         head=config.head_policy("first", "first"),
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
+        compared=True,
     )
     return as_reference(module) if config.format == "adapter-transformers" else module
 

@@ -80,9 +80,12 @@ def read_headers(
     names: Sequence[str],
     flags: OutputFlags,
     adaconfig: str | None = None,
-    space: str | None = None,
+    spaces: Sequence[str] = (),
 ) -> list[ModuleHeader]:
     """Headers of the modules, checked against each other and the flags; no tensor is read.
+
+    Args:
+        spaces: those in which they will be combined; default: the one that the flags name.
 
     Raises:
         PEMError: a directory that is no module, or modules that cannot be combined as asked.
@@ -110,12 +113,12 @@ def read_headers(
             )
     facts = [Facts.of(header) for header in headers]
     choice = flags.choice(headers[0].kind)  # is it defined for this kind?
-    space = space or flags.one_space
-    check_compatible(
-        facts,
-        space="delta" if choice.method == PEFT_LINEAR else space,
-        allow_base_mismatch=flags.allow_base_mismatch,
-    )
+    for space in spaces or (flags.one_space,):
+        check_compatible(
+            facts,
+            space="delta" if choice.method == PEFT_LINEAR else space,
+            allow_base_mismatch=flags.allow_base_mismatch,
+        )
     adapters = {h.name: h.path for h in headers if h.kind != "full"}  # models record it themselves
     if note := tokenizers_note(adapters):
         print(f"note: {note}")
@@ -123,12 +126,16 @@ def read_headers(
 
 
 def headers_of(paths: Sequence[str], names: Sequence[str]) -> list[ModuleHeader]:
-    """Headers of modules under these names, each checked for itself."""
+    """Headers of modules under these names, each checked for itself and left open for its values.
+
+    The same directory given twice is opened once.
+    """
     from dataclasses import replace
 
-    from pem_composition.checkpoint import inspect_header
+    from pem_composition.checkpoint import open_module
 
-    return [replace(inspect_header(p), name=n) for p, n in zip(paths, names, strict=True)]
+    opened = {path: open_module(path) for path in dict.fromkeys(paths)}
+    return [replace(opened[p], name=n) for p, n in zip(paths, names, strict=True)]
 
 
 def check_model(
@@ -206,7 +213,7 @@ class Facts:
 
 
 def load_modules(
-    paths: Sequence[str],
+    modules: Sequence[str | ModuleHeader],
     names: Sequence[str],
     base: str | None = None,
     *,
@@ -215,6 +222,7 @@ def load_modules(
     """Read the modules' tensors; the same directory given twice is read once.
 
     Args:
+        modules: their directories, or their headers, whose files are open.
         base: for whole models, the base whose difference is taken.
         on_demand: leave the tensors in their files, for one sum that reads them layer by layer.
     """
@@ -224,9 +232,10 @@ def load_modules(
     from pem_composition.arithmetic.algebra import has_no_effect
     from pem_composition.checkpoint import load
 
-    once = list(dict.fromkeys(paths))
+    paths = [str(m) if isinstance(m, str) else str(m.path) for m in modules]
+    once = dict(zip(paths, modules, strict=True))
     with ThreadPoolExecutor(2) as pool:  # one takes a checksum while the other reads
-        loaded = pool.map(lambda path: load(path, base=base, on_demand=on_demand), once)
+        loaded = pool.map(lambda m: load(m, base=base, on_demand=on_demand), once.values())
         read = dict(zip(once, loaded, strict=True))
     for path, module in read.items():
         if has_no_effect(module.tensors):
@@ -234,7 +243,7 @@ def load_modules(
     return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
 
 
-def load_to_combine(paths: Sequence[str], names: Sequence[str], *, once: bool = True) -> list[PEM]:
+def load_to_combine(headers: Sequence[ModuleHeader], *, once: bool = True) -> list[PEM]:
     """The modules of a program that does nothing but combine and write them.
 
     Torch gets one thread: the factors of a layer are small, and threads would wait for each other
@@ -244,7 +253,7 @@ def load_to_combine(paths: Sequence[str], names: Sequence[str], *, once: bool = 
         once: they are combined once, so that their tensors can stay in their files until then.
     """
     with without_collection():  # imports torch
-        modules = load_modules(paths, names, on_demand=once)
+        modules = load_modules(headers, [h.name for h in headers], on_demand=once)
         import torch
 
     torch.set_num_threads(1)

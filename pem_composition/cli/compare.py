@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.compatible import check_compatible
 from pem_composition.cli import common
 from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
@@ -88,12 +89,13 @@ def run(config: Config) -> int:
     if config.save_path is not None and config.save_path.exists() and not config.save_path.is_dir():
         raise CheckpointError.build(config.save_path, "not a directory", do="choose another path")
     names = common.labels(paths, config.adatasks)
-    _check(paths, names, allow_base_mismatch=config.allow_base_mismatch)
+    headers = common.headers_of(paths, names)
+    check_compatible(headers, space="delta", allow_base_mismatch=config.allow_base_mismatch)
 
     from pem_composition.arithmetic.comparison import compare
 
     base = common.resolved(config.model) if config.model else None
-    modules = common.load_modules(paths, names, base)
+    modules = common.load_modules(headers, names, base)
     found = compare(
         modules, config.coefficients or None, allow_base_mismatch=config.allow_base_mismatch
     )
@@ -102,14 +104,6 @@ def run(config: Config) -> int:
     if config.save_path is not None:
         _write(facts, config.save_path, said=not config.json)
     return 0
-
-
-def _check(paths: Sequence[str], names: Sequence[str], *, allow_base_mismatch: bool) -> None:
-    """Refuse from the headers what cannot be compared, before torch is imported."""
-    from pem_composition.arithmetic.compatible import check_compatible
-
-    headers = common.headers_of(paths, names)
-    check_compatible(headers, space="delta", allow_base_mismatch=allow_base_mismatch)
 
 
 def to_json(found: Comparison, modules: Sequence[PEM], paths: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic import trees
 from pem_composition.arithmetic.expression import FUNCTIONS, parse
@@ -15,6 +16,9 @@ from pem_composition.cli import common, recipe
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
+
+if TYPE_CHECKING:
+    from pem_composition.checkpoint import ModuleHeader
 
 NAME = "compose"
 HELP = 'evaluate an expression over modules: "0.6*a + 0.4*(b - c)", "0.5*ties(a, b) + c"'
@@ -64,17 +68,19 @@ def run(config: Config) -> int:
             "--rank", "applies to delta space only", found=f"space {space}",
             do="add --space delta",
         )  # fmt: skip
-    _check_headers(tree, paths, used, replace(config, rank=wanted.rank, space=(space,)))
-    return _write(config, replace(wanted, space=space), tree, paths)
+    headers = _headers(tree, paths, used, replace(config, rank=wanted.rank, space=(space,)))
+    return _write(config, replace(wanted, space=space), tree, headers)
 
 
-def _write(config: Config, wanted: recipe.Recipe, tree: trees.Sum, paths: Sequence[str]) -> int:
+def _write(
+    config: Config, wanted: recipe.Recipe, tree: trees.Sum, headers: Sequence[ModuleHeader]
+) -> int:
     from pem_composition.composition import compose
 
-    used = trees.names(tree)
+    modules = common.load_to_combine(headers, once=False)
     result = compose(
         tree,
-        dict(zip(used, common.load_to_combine(paths, used, once=False), strict=True)),
+        {module.name: module for module in modules},
         space=wanted.space,
         rank=wanted.rank,
         layers=wanted.layers,
@@ -127,19 +133,20 @@ def _refuse_twice(what: str, file: Path) -> None:
     )
 
 
-def _check_headers(
+def _headers(
     tree: trees.Sum, paths: Sequence[str], used: Sequence[str], config: Config
-) -> None:
-    """Refuse from the headers alone what cannot be combined.
+) -> list[ModuleHeader]:
+    """Headers of the modules; refuse from them alone what cannot be combined.
 
     A plain sum is checked in its space; where other spaces or methods take part, only what all
     need is (kind and base), and the rest when they are evaluated.
     """
     plain = all(isinstance(n, trees.Leaf | trees.Negation) for n in trees.nodes(tree))
-    headers = common.read_headers(paths, used, config, space=None if plain else "delta")
+    headers = common.read_headers(paths, used, config, spaces=() if plain else ("delta",))
     for node in trees.nodes(tree):
         if isinstance(node, trees.Merge):
             resolve(node.choice.method, node.choice.as_dict(), headers[0].kind)
+    return headers
 
 
 def bindings(pairs: Sequence[str], where: str = "--module") -> dict[str, str]:

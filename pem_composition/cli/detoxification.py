@@ -43,7 +43,7 @@ def run(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[str]) -
     common.check_model([model], headers, config.allow_base_mismatch)
     names = [header.name for header in headers]
     sets, judges = _sets(config), _judges(config.judge or ("offline",))
-    modules = common.load_modules(config.adapters, names)
+    modules = common.load_modules(headers, names)
     inputs = [read_input(*one) for one in zip(names, modules, config.adapters, strict=True)]
     settings = Settings(
         base=keys.base_digest(model), head="first", bf16=bool(config.bf16),

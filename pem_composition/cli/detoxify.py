@@ -156,10 +156,8 @@ def run(config: Config) -> int:
     shared.check_dropout(config.dropout_list, 2)
     names = common.labels(config.adapters, config.adatasks)
     forms = config.form or (FORMS if config.evaluate else FORMS[:1])
-    headers = [
-        common.read_headers(config.adapters, names, config, config.adaconfig, space=SPACE[form])
-        for form in forms
-    ][-1]
+    spaces = [SPACE[form] for form in forms]
+    headers = common.read_headers(config.adapters, names, config, config.adaconfig, spaces)
     forms = _possible(forms, headers[0].kind, config)
     common.check_model(config.model, headers, config.allow_base_mismatch)
     if config.evaluate:
@@ -168,7 +166,7 @@ def run(config: Config) -> int:
         return detoxification.run(config, headers, forms)
     out = common.output_directory(config, 2)
     common.check_output(out, config.overwrite)
-    module = _detoxified(common.load_to_combine(config.adapters, names), forms[0], config)
+    module = _detoxified(common.load_to_combine(headers), forms[0], config)
     module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
     common.report(out, module)
     return 0

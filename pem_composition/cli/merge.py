@@ -89,7 +89,7 @@ def run(config: Config) -> int:
     common.check_model(config.model, headers, config.allow_base_mismatch)
     needs = config.choice().entry.needs
     common.find_statistics(config.fisher_list, needs, len(config.adapters))
-    modules = common.load_to_combine(config.adapters, names, once=config.grid is None)
+    modules = common.load_to_combine(headers, once=config.grid is None)
     statistics = common.read_statistics(config.fisher_list, needs)
     if config.grid is None:
         merged = _combine(modules, points[0], config, statistics)
@@ -156,6 +156,7 @@ def _combine(
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
         statistics=statistics,
+        compared=True,
     )
 
 

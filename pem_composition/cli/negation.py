@@ -59,7 +59,7 @@ def run(config: Config) -> int:
     headers = common.read_headers(config.adapters, names, config, config.adaconfig)
     common.check_model(config.model, headers, config.allow_base_mismatch)
 
-    module = common.load_to_combine(config.adapters, names, once=points is None)[0]
+    module = common.load_to_combine(headers, once=points is None)[0]
     if points is not None:
         series, grid = [f"{s:.12g}" for s in points], [(s,) for s in points]
         common.write_grid(grid, series, lambda p: _negate(module, p[0], config), out, config)

@@ -176,10 +176,7 @@ def _headers(flags: ModuleFlags, names: Sequence[str]) -> list[ModuleHeader]:
             found=f"--space {' '.join(spaces)}",
             do="add delta",
         )
-    return [
-        common.read_headers(flags.adapters, names, flags, flags.adaconfig, space=space)
-        for space in spaces
-    ][-1]
+    return common.read_headers(flags.adapters, names, flags, flags.adaconfig, spaces)
 
 
 def _asked(flags: ModuleFlags) -> tuple[str, ...]:

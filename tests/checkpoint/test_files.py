@@ -120,7 +120,8 @@ def test_a_file_in_memory_gives_its_own_bytes_whatever_the_header_aligns(tmp_pat
     for padding in range(9):  # a header of any length is valid
         header = data[8 : 8 + length].rstrip() + b" " * padding
         path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
-        with open_tensors(path, in_memory=True) as file:
+        with open_tensors(path) as file:
+            file.hold()
             for name, tensor in tensors.items():
                 assert torch.equal(read_raw(file, name), tensor)
                 assert read_raw(file, name).data_ptr() % tensor.element_size() == 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
-from pem_composition.config import IA3Config, LoraConfig
+from pem_composition.config import AdapterConfig, BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 
 if TYPE_CHECKING:
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 SPACES = ("parameter", "delta", "log")
 LOG_REMEDY = "use another space (--space parameter or delta)"
 USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model in the role of a module, to be compared with one."""
+
+    name: str
+    base: BaseIdentity
+    kind: str = "full"
+    config: AdapterConfig = FullConfig()
+    layers: tuple[str, ...] = ()
 
 
 def check_compatible(

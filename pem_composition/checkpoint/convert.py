@@ -30,7 +30,7 @@ from pem_composition.checkpoint.model_folder import (
     write_companions,
     write_model,
 )
-from pem_composition.checkpoint.store import inspect_header, load, locate, save
+from pem_composition.checkpoint.store import load, locate, open_module, save
 from pem_composition.checkpoint.stream import whole
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
@@ -102,7 +102,8 @@ def convert(
 def _convert_module(
     folder: Path, out: Path, settings: Mapping[str, Any], *, overwrite: bool
 ) -> PEM:
-    header, module = inspect_header(folder), load(folder)
+    header = open_module(folder)
+    module = load(header)
     if settings["dtype"] is None:
         module = replace(
             module,

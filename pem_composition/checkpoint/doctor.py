@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.arithmetic.compatible import (
     SPACES,
     USE_DELTA,
+    BaseModel,
     check_compatible,
     check_same_base,
     check_spellings,
@@ -22,12 +23,11 @@ from pem_composition.arithmetic.compatible import (
 from pem_composition.arithmetic.heads import OUTPUT_MODULES, check_answers
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.vocabulary import differing_tokenizers, embedding_rows
-from pem_composition.config import FullConfig, IA3Config, LoraConfig, is_head
+from pem_composition.config import IA3Config, LoraConfig, is_head
 from pem_composition.errors import PEMError
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint.header import ModuleHeader
-    from pem_composition.config import AdapterConfig, BaseIdentity
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # no space takes it | some do not | good to know
 ONE_BASE = "use modules of one base model; --allow_base_mismatch if these are the same weights"
@@ -116,21 +116,10 @@ def _refusal(
         if model and not allow_base_mismatch:
             base = provenance.base_identity(model)
             for header in headers:
-                check_same_base(_Base(f"model {model}", base), header)
+                check_same_base(BaseModel(f"model {model}", base), header)
     except PEMError as error:
         return str(error)
     return None
-
-
-@dataclass(frozen=True)
-class _Base:
-    """A base model in the role of a module."""
-
-    name: str
-    base: BaseIdentity
-    kind: str = "full"
-    config: AdapterConfig = FullConfig()
-    layers: tuple[str, ...] = ()
 
 
 # --- differences between modules ----------------------------------------------------------------
@@ -365,7 +354,7 @@ def _model(headers: Sequence[ModuleHeader], model: str) -> Iterator[Finding]:
         yield Finding(WARNING, what, {"--model": model}, "give its folder")
     for header in headers:
         try:
-            check_same_base(_Base("--model", base), header)
+            check_same_base(BaseModel("--model", base), header)
         except PEMError as error:
             what, _, rest = str(error).partition("; ")
             yield Finding(ERROR, what.partition(": ")[2], {header.name: rest}, ONE_BASE)

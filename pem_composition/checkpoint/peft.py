@@ -110,12 +110,17 @@ def read(
         listed = not peft_config.targets_from_tensors(raw)
         notes += _check_tensors(config, infos, path, name, listed=listed)
         stack.pop_all()  # the file stays open
+    base = BaseIdentity(name=raw.get("base_model_name_or_path") or None)
+    if record and base.name in (None, record.base.name):
+        base = record.base
+    if record and record.origin:
+        config = replace(config, extra={**config.extra, "origin": dict(record.origin)})
     return ModuleHeader(
         path=folder,
         format="peft",
         name=name,
-        config=_with_origin(config, record),
-        base=_base(raw, record),
+        config=config,
+        base=base,
         infos=infos,
         head=_head_info(infos, config, record),
         provenance=record.provenance if record else Provenance(),
@@ -183,8 +188,16 @@ def _canonical_keys(
                 in_base.append(parameter)
             name = f"{parameter}.head"
         else:
-            _check_role(SUFFIXES[suffix], key, path, config)
-            name = f"{rest.removesuffix(suffix)}.{SUFFIXES[suffix]}"
+            role = SUFFIXES[suffix]
+            if (role == "ia3") != (config.kind == "ia3"):
+                raise CheckpointError.build(
+                    path,
+                    f"tensor {key!r} does not fit the config",
+                    found=f"an {role} tensor",
+                    expected=f"tensors of kind {config.kind}",
+                    do="restore the config that belongs to these weights",
+                )
+            name = f"{rest.removesuffix(suffix)}.{role}"
         if name in keys:
             raise CheckpointError.build(
                 path,
@@ -253,17 +266,6 @@ def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
             found=f"shape {info.shape}",
             expected="a matrix",
             do="train the module on linear layers",
-        )
-
-
-def _check_role(role: str, key: str, path: Path, config: AdapterConfig) -> None:
-    if (role == "ia3") != (config.kind == "ia3"):
-        raise CheckpointError.build(
-            path,
-            f"tensor {key!r} does not fit the config",
-            found=f"an {role} tensor",
-            expected=f"tensors of kind {config.kind}",
-            do="restore the config that belongs to these weights",
         )
 
 
@@ -350,7 +352,7 @@ def _check_tensors(
         check_factors(config, infos, path)
     unused = [_unsaved(config, infos, path)]
     if listed:
-        saved = _saved_modules_of(infos)
+        saved = {n.removesuffix(".head").rpartition(".")[0] for n in infos if n.endswith(".head")}
         unused.append(unused_targets(config.target_modules, layers, path, saved))
     asked = ("modules_to_save", "target_modules")
     return tuple(
@@ -359,11 +361,6 @@ def _check_tensors(
         for key, words in zip(asked, unused, strict=False)
         if words
     )
-
-
-def _saved_modules_of(infos: Iterable[str]) -> set[str]:
-    """The modules whose parameters are stored whole."""
-    return {n.removesuffix(".head").rpartition(".")[0] for n in infos if n.endswith(".head")}
 
 
 def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: object) -> None:
@@ -464,19 +461,6 @@ def _head_info(
         if n.endswith((".out_proj.weight.head", "classifier.weight.head", "score.weight.head"))
     ]
     return HeadInfo(problem="regression" if rows == [1] else "classification")
-
-
-def _base(raw: Mapping[str, Any], record: provenance.Record | None) -> BaseIdentity:
-    name = raw.get("base_model_name_or_path") or None
-    if record is None:
-        return BaseIdentity(name=name)
-    return record.base if name in (None, record.base.name) else BaseIdentity(name=name)
-
-
-def _with_origin(config: AdapterConfig, record: provenance.Record | None) -> AdapterConfig:
-    if not record or not record.origin:
-        return config
-    return replace(config, extra={**config.extra, "origin": dict(record.origin)})
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ PEFT fills absent keys with defaults and drops unknown ones with a warning; here
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from typing import Any
 from pem_composition.checkpoint.files import MAX_TENSORS, TensorInfo
 from pem_composition.checkpoint.regular import RegularExpression
 from pem_composition.config import AdapterConfig, IA3Config, LoraConfig, pattern_keys, plain_name
-from pem_composition.errors import CheckpointError, UnsupportedModule
+from pem_composition.errors import CheckpointError, UnsupportedModule, nearest
 
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3"}
 CONFIG_KEYS = {
@@ -122,6 +121,8 @@ def settled_patterns(config: LoraConfig, infos: Mapping[str, TensorInfo], path: 
     Raises:
         UnsupportedModule: an expression of ``alpha_pattern`` that is not followed here.
     """
+    if not config.rank_pattern and not config.alpha_pattern:
+        return config
     layers = [n.removesuffix(".lora_A") for n in infos if n.endswith(".lora_A")]
     key_of = pattern_keys(layers)
     alphas = _values(config.alpha_pattern, config.alpha, layers, path)
@@ -249,12 +250,12 @@ def _refuse_unknown(raw: Mapping[str, Any], kind: str, path: Path) -> None:
     for key, value in raw.items():
         if key in known or _neutral(value):
             continue
-        close = difflib.get_close_matches(key[:100], known, n=1)
+        close = nearest(key[:100], known)
         raise CheckpointError.build(
             path,
             f"unknown key {key!r}",
             found=repr(value),
-            expected=f"{close[0]!r}" if close else "a key of a plain LoRA or (IA)^3 config",
+            expected=f"{close!r}" if close else "a key of a plain LoRA or (IA)^3 config",
             do="rename it" if close else "remove it if it does not change what the module computes",
         )
 

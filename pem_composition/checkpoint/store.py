@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +29,7 @@ from pem_composition.checkpoint.files import (
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.config import LAYOUTS, BaseIdentity
-from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.errors import CheckpointError, PEMError, close_match
 from pem_composition.module import PEM
 
 if TYPE_CHECKING:
@@ -214,8 +213,7 @@ def _near(path: Path) -> str:
     if not parts or not parts[-1].parent.is_dir():
         return ""
     wrong = parts[-1]
-    near = get_close_matches(wrong.name, [p.name for p in wrong.parent.iterdir()], n=1)
-    return f"did you mean {wrong.parent / near[0]}?" if near else ""
+    return close_match(str(wrong), map(str, wrong.parent.iterdir()))
 
 
 def _format_of(small: SmallFiles) -> str | None:

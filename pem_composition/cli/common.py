@@ -8,19 +8,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
-from pem_composition.config import AdapterConfig, FullConfig
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.checkpoint import ModuleHeader
-    from pem_composition.config import BaseIdentity
     from pem_composition.module import PEM
     from pem_composition.record import Provenance
 
@@ -111,11 +108,10 @@ def read_headers(
                 found=f"kind {header.kind} in {path}",
                 do="leave it out",
             )
-    facts = [Facts.of(header) for header in headers]
     choice = flags.choice(headers[0].kind)  # is it defined for this kind?
     for space in spaces or (flags.one_space,):
         check_compatible(
-            facts,
+            headers,
             space="delta" if choice.method == PEFT_LINEAR else space,
             allow_base_mismatch=flags.allow_base_mismatch,
         )
@@ -151,7 +147,7 @@ def check_model(
             found=list(model),
             expected="one (a list only with --full_merge)",
         )
-    from pem_composition.arithmetic.compatible import check_same_base
+    from pem_composition.arithmetic.compatible import BaseModel, check_same_base
     from pem_composition.checkpoint import base_identity
     from pem_composition.checkpoint.provenance import find_base
 
@@ -165,10 +161,9 @@ def check_model(
         )
     if allow_base_mismatch:
         return
+    base = BaseModel(f"--model {model[0]}", base_identity(resolved(model[0])))
     for header in headers:
-        check_same_base(
-            Facts(f"--model {model[0]}", base_identity(resolved(model[0]))), Facts.of(header)
-        )
+        check_same_base(base, header)
 
 
 def device_of(use_cpu: bool | None) -> str:
@@ -194,22 +189,6 @@ def resolved(model: str) -> str:
     from pem_composition import offline
 
     return offline.place_of(model)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the compatibility checks ask of a module, or of a base model in the role of one."""
-
-    name: str
-    base: BaseIdentity
-    kind: str = "full"
-    config: AdapterConfig = FullConfig()
-    layers: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, header: ModuleHeader) -> Facts:
-        """The facts of a module's header."""
-        return cls(header.name, header.base, header.kind, header.config, header.layers)
 
 
 def load_modules(

@@ -81,14 +81,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(config_class: type, prog: str, description: str, examples: str = "") -> Parser:
-    """One argument per field of the dataclass, in groups: those that must be given come first."""
+    """One argument per field of the dataclass, in groups: those that must be given come first.
+
+    Arguments without a flag keep the order of their declaration, which is their meaning.
+    """
     epilog = f"examples:\n{examples.strip(chr(10))}" if examples else None
     parser = Parser(prog, description, epilog)
     hints = typing.get_type_hints(config_class)
     specs = [spec for spec in dataclasses.fields(config_class) if spec.init]
     titles = {s.name: groups.OWN if _required(s) else _title(s.name) for s in specs}
     shown = {t: parser.add_argument_group(t) for t in _TITLES if t in titles.values()}
-    for spec in sorted(specs, key=lambda s: (not _required(s), groups.PLACES.get(s.name, -1))):
+
+    def place(spec: dataclasses.Field[Any]) -> tuple[bool, int]:
+        positional = spec.metadata.get("positional")
+        return not _required(spec), -1 if positional else groups.PLACES.get(spec.name, -1)
+
+    for spec in sorted(specs, key=place):
         _add_field(shown[titles[spec.name]], spec, hints[spec.name])
     parser.add_argument("--debug", action="store_true", help="on an error, print the traceback")
     needed = [action for action in parser._actions if action.required]

@@ -43,6 +43,7 @@ setup(
         "toxicity": ["detoxify>=0.5"],  # the judge of that name
         "search": ["optuna>=4.4", "cmaes>=0.11"],  # samplers of pem search but grid
         "endpoint": ["openai>=2.0"],  # pem pairs and pem helpfulness
+        "harness": ["lm-eval>=0.4.13"],  # --harness_tasks
         "quantized": ["bitsandbytes>=0.48"],  # --load_in_8bit and --load_in_4bit
         "dev": [
             "hypothesis>=6.100",

@@ -26,6 +26,7 @@ REQUIREMENTS = {
     "optuna": ("optuna>=4.4", "cmaes>=0.11"),
     "openai": ("openai>=2.0",),
     "bitsandbytes": ("bitsandbytes>=0.48",),
+    "lm_eval": ("lm-eval>=0.4.13",),
 }
 
 MAX_PLACE, MAX_FACT = 1000, 400  # characters of a message's parts; names in files can be megabytes

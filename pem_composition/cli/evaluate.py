@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pem_composition.cli import common
+from pem_composition.cli.flags import HarnessFlags
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.own_classes import (
     Classes,
@@ -16,6 +18,7 @@ from pem_composition.evaluation.own_classes import (
     of_module,
     order_of,
 )
+from pem_composition.training import results
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
     RowFlags,
@@ -41,9 +44,17 @@ EXAMPLES = """
   pem evaluate --model_name_or_path runs/fft --task_name rte --data_dir data/glue
   pem evaluate --model_name_or_path flan-t5-small --objective seq2seq --task_name sst2 \\
       --data_dir data/glue --answers free
+  pem evaluate --model_name_or_path smollm2-135m-instruct --adapter runs/merged \\
+      --harness_tasks my_task --harness_include tasks --limit 100
 """
 NO_ADAPTER = "none"
 MISMATCHED = "validation_mismatched"
+# What says nothing about the tasks of the harness.
+ROW_FLAGS = (
+    "task_name", "validation_file", "test_file", "data_dir", "prompt", "answers", "target",
+    "block_size", "do_predict", "max_eval_samples", "head", "text_column_names",
+    "label_column_name", "labels", "do_regression",
+)  # fmt: skip
 # Prefix and suffix of a score's name in the result files, as run_glue.py has them.
 RESULT_NAMES = {"validation": ("eval", ""), MISMATCHED: ("eval", "_mm"), "test": ("test", "")}
 
@@ -56,7 +67,7 @@ class Answered(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Config(RowFlags):
+class Config(RowFlags, HarnessFlags):
     """Flags of ``pem evaluate``."""
 
     model_name_or_path: str = required("base model, or a fully fine-tuned one")
@@ -118,6 +129,9 @@ class Config(RowFlags):
     def __post_init__(self) -> None:
         if self.head is not None and self.adapter == NO_ADAPTER:
             raise UsageError.build("--head", "is a module's", do="add --adapter DIR")
+        self.check_harness(*ROW_FLAGS)
+        if self.harness_tasks:
+            return
         if self.task_name is None and not (self.validation_file or self.test_file):
             raise UsageError.build(
                 "--task_name", "no rows to score", do="give a task or --validation_file"
@@ -140,8 +154,8 @@ class Config(RowFlags):
 
 def run(config: Config) -> int:
     """Score, print a table, write the result files."""
-    from pem_composition.training import results
-
+    if config.harness_tasks:
+        return _run_harness(config, config.harness_tasks)
     data = read_data(config)
     for note in data.notes:
         print(note)
@@ -163,6 +177,39 @@ def run(config: Config) -> int:
         for split, answered in found.items() if config.do_predict else ():
             name = data.task.name + ("-mm" if split == MISMATCHED else "")
             print(f"predictions: {predictions.write(folder, name, answered.predictions)}")
+    return 0
+
+
+def _run_harness(config: Config, names: tuple[str, ...]) -> int:
+    """The same for tasks of the lm-evaluation-harness; its samples go beside the results."""
+    from pem_composition.evaluation import harness
+
+    asked = harness.HarnessOptions(names, config.harness_include, config.num_fewshot, config.limit)
+    tasks = harness.read(asked)
+    found = harness.evaluate(
+        config.model_name_or_path,
+        tasks,
+        adapter=None if config.adapter == NO_ADAPTER else config.adapter,
+        allow_base_mismatch=config.allow_base_mismatch,
+        device=common.device_of(config.use_cpu),
+        batch_size=config.per_device_eval_batch_size,
+        bf16=config.bf16,
+    )
+    scores: dict[str, Any] = {}
+    for task, answered in zip(tasks, found, strict=True):
+        print(f"{task.name} ({len(task.rows)} rows):")
+        for metric, score in answered.scores.items():
+            error = answered.stderr[metric]
+            print(f"  {metric}  {score:.4f}" + ("" if error is None else f" +- {error:.4f}"))
+            scores[f"eval_{task.name}_{metric}"] = score
+            scores[f"eval_{task.name}_{metric}_stderr"] = error
+        scores[f"eval_{task.name}_harness"] = task.identity
+    if config.output_dir is not None:
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        results.write_results(folder, {"eval": scores})
+        for task, answered in zip(tasks, found, strict=True):
+            harness.write_samples(folder / f"samples_{task.name}.jsonl", answered.samples)
     return 0
 
 

@@ -13,7 +13,14 @@ from pem_composition.arithmetic.heads import POLICIES as HEADS
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.statistics import COMMANDS
 from pem_composition.config import DTYPES, LAYOUTS, TOKEN_POLICIES
-from pem_composition.errors import PEMError, UsageError, close_match
+from pem_composition.errors import (
+    MissingPackage,
+    PEMError,
+    UsageError,
+    close_match,
+    install,
+    installed,
+)
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
     OBJECTIVES,
@@ -302,7 +309,51 @@ def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[flo
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationFlags(RowFlags):
+class HarnessFlags:
+    """Tasks of the lm-evaluation-harness instead of labelled rows."""
+
+    harness_tasks: tuple[str, ...] | None = flag(
+        None,
+        "score on these tasks of the lm-evaluation-harness instead of rows of your own: names of "
+        "tasks, groups or tags",
+        metavar="NAME",
+    )
+    harness_include: str | None = flag(
+        None, "harness: folder of further task files (.yaml)", metavar="DIR"
+    )
+    num_fewshot: int | None = flag(
+        None, "harness: examples shown before each row (default: the task's own number)", least=0
+    )
+    limit: int | None = flag(None, "harness: only the first N rows of each task", least=2)
+
+    def check_harness(self, *others: str) -> None:
+        """Refuse flags of the harness without tasks, and of other rows beside them.
+
+        Args:
+            others: flags that say nothing about the harness's tasks.
+
+        Raises:
+            UsageError: naming the flag.
+            MissingPackage: the harness is not installed.
+        """
+        for name in ("harness_include", "num_fewshot", "limit"):
+            refuse_idle(self, name, "--harness_tasks", has=bool(self.harness_tasks))
+        if not self.harness_tasks:
+            return
+        for name in others:
+            if getattr(self, name):
+                raise UsageError.build(
+                    f"--{name}", "says nothing about the harness's tasks", do="leave it out"
+                )
+        if not installed("lm_eval"):
+            raise MissingPackage.build(
+                "--harness_tasks", "the package lm-eval is not installed",
+                do=f"{install('lm_eval')} (pip install pem_composition[harness])",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags(RowFlags, HarnessFlags):
     """What modules are scored on; named as in the Hugging Face example programs."""
 
     model_name_or_path: str | None = flag(None, "base model to evaluate on: a directory or a name")

@@ -18,6 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "text_column_names", "label_column_name", "labels", "do_regression", "max_train_samples",
         "max_eval_samples", "max_samples", "score_column", "score_above",
     ),
+    "lm-evaluation-harness": ("harness_tasks", "harness_include", "num_fewshot", "limit"),
     "model": (
         "model_name_or_path", "model", "base", "allow_base_mismatch", "load_in_8bit",
         "load_in_4bit", "model_dtype",

@@ -22,7 +22,7 @@ READS = frozenset(
     {
         "adapter", "adapters", "answers", "against", "base", "comments", "compare", "config",
         "data", "data_dir", "directories", "directory", "exclude", "fisher_list", "gram_list",
-        "guard_file",
+        "guard_file", "harness_include",
         "init", "init_from", "input_file", "instruction_file", "judge", "model",
         "model_name_or_path",
         "module", "perplexity_file", "prompt", "prompt_file", "reference_module", "results",
@@ -34,6 +34,7 @@ READS = frozenset(
 WORDS = frozenset(
     {
         "adatasks", "api_key_env", "base_url", "constraint", "device_map", "expression", "goal",
+        "harness_tasks",
         "head", "instruction", "key_class", "label_column", "label_column_name", "labels",
         "max_ppl_increase", "max_shard_size", "merge_way", "method", "methods",
         "metric_for_best_model", "name", "prefix", "purpose", "resume_from_checkpoint",
@@ -48,7 +49,7 @@ WRITES = {
 # Programs that add files of these names to a folder and leave everything else in it.
 ADDED = {
     "compare": r"comparison\.json|heatmap(-\d+)?\.(png|pdf)",
-    "evaluate": r".*_results\.json",
+    "evaluate": r".*_results\.json|samples_.*\.jsonl",
     "perplexity": r".*_results\.json",
     "report": r"table\.(md|csv)|.*\.(png|pdf)",
 }

@@ -24,12 +24,17 @@ Floats = NDArray[np.float64]
 BOOTSTRAP_SAMPLES = 1000
 # A classifier that gives one answer to more than this share of the rows is called degenerate.
 DEGENERATE_SHARE = 0.97
-SMALLER_IS_BETTER = frozenset({"loss", "perplexity"})
+SMALLER_IS_BETTER = frozenset(
+    {
+        "loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score",
+        "ter",
+    }
+)  # fmt: skip
 
 
 def greater_is_better(name: str) -> bool:
-    """The direction in which a metric improves."""
-    return name not in SMALLER_IS_BETTER
+    """The direction in which a metric improves; after a comma stands how answers were filtered."""
+    return name.partition(",")[0] not in SMALLER_IS_BETTER
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.checkpoint.files import is_file, open_regular
+from pem_composition.checkpoint.hub_name import HUB_NAME
 from pem_composition.errors import CheckpointError
 from pem_composition.record import SUM
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 LICENSE = re.compile(r"""license:\s*(["']?)([A-Za-z0-9][A-Za-z0-9.+-]*)\1\s*(#.*)?""")
 UNKNOWN = "not stated"
 

@@ -22,6 +22,7 @@ from pem_composition.arithmetic.compatible import (
 )
 from pem_composition.arithmetic.heads import OUTPUT_MODULES, check_answers
 from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.store import inspect_header
 from pem_composition.checkpoint.vocabulary import differing_tokenizers, embedding_rows
 from pem_composition.config import IA3Config, LoraConfig, is_head
 from pem_composition.errors import PEMError
@@ -73,8 +74,6 @@ def diagnose(
         model: base model to compare with, a folder or cached Hub name.
         space: one that is answered in any case; log is left out unless all modules are (IA)^3.
     """
-    from pem_composition.checkpoint import inspect_header
-
     headers, findings = [], []
     for path, name in zip(paths, names, strict=True):
         try:

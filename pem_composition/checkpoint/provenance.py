@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pem_composition import record as records
 from pem_composition._version import __version__
-from pem_composition.checkpoint import heads
+from pem_composition.checkpoint import heads, hub_name
 from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
 from pem_composition.checkpoint.content import content_digest
@@ -265,7 +265,7 @@ def loaded(
     """
     old = record.provenance if record else Provenance()
     content = content_digest(path, known)
-    source = Source(name, str(path), sha256, old.init, content, license_of(path))
+    source = Source(name, hub_name.source_name(path), sha256, old.init, content, license_of(path))
     made = (
         (f"{name} was made as {record.expression} in {old.space} space",)
         if record and old.space
@@ -316,14 +316,8 @@ def find_base(name: str) -> Path | None:
     parts = name.split("/")
     if not 1 <= len(parts) <= 2 or not all(p and p.strip(".") and "\\" not in p for p in parts):
         return None
-    home = Path(
-        os.environ.get("HF_HOME")
-        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    )
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    model = cache / ("models--" + "--".join(parts))
     try:
-        found = snapshot_of(model)
+        found = snapshot_of(hub_name.cached(name))
     except CheckpointError:  # it was not fetched, or not the whole of it
         return None
     return found if is_file(found / "config.json") else None

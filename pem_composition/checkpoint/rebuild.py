@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import module as library
-from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint import hub, hub_name, provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.checkpoint.content import content_digest
 from pem_composition.checkpoint.convert import convert
@@ -81,7 +81,7 @@ def rebuild(
     Raises:
         CheckpointError: no recipe, or an input that is missing or changed; it is named.
     """
-    folder = Path(fspath(path))
+    folder = hub.folder_of(path)
     record = _record(folder)
     recipe = record.provenance.recipe
     assert recipe is not None
@@ -158,14 +158,14 @@ def _locate(
 
 
 def _input(folder: Path, source: Source, given: str | None) -> Path:
-    places = [Path(p) for p in (given or source.path,) if p]
+    places = [p for p in (given or source.path,) if p]
     if not given and source.path:  # moved together with the output
-        places.append(folder.resolve().parent / Path(source.path).name)
+        places.append(str(folder.resolve().parent / Path(source.path).name))
     problems = []
     for place in places:
         problem = _problem(place, source)
         if problem is None:
-            return place
+            return hub.folder_of(place)
         problems.append(problem)
     raise CheckpointError.build(
         f"input {source.name}",
@@ -176,12 +176,13 @@ def _input(folder: Path, source: Source, given: str | None) -> Path:
     )
 
 
-def _problem(place: Path, source: Source) -> tuple[str, str] | None:
+def _problem(place: str, source: Source) -> tuple[str, str] | None:
     """Why a directory is not the recorded input: what, and what was found; None if it is."""
     try:
         folder, kind = locate(place)
-    except CheckpointError:
-        return "is missing", f"no module in {place}"
+    except CheckpointError as error:
+        remote = hub_name.reference(place) is not None
+        return "is missing", str(error) if remote else f"no module in {place}"
     sha256 = _weights_sha256(folder, kind)
     if source.sha256 is not None and sha256 != source.sha256:
         return f"has changed: the weights in {place} are others", f"sha256 {sha256[:16]}"

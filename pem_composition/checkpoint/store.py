@@ -14,6 +14,8 @@ from pem_composition.checkpoint import (
     adapter_transformers_write,
     full,
     heads,
+    hub,
+    hub_name,
     peft,
     provenance,
 )
@@ -48,7 +50,8 @@ def load(
     Tensors are float32 (float64 kept), finite, and complete; recorded sha256 are checked.
 
     Args:
-        module: its folder, or what ``open_module`` gave.
+        module: its folder, or its hub name (``org/name[@revision][/subfolder]``), which is
+            fetched, or what ``open_module`` gave.
         base: for a full model, the folder (or cached Hub name) of the model it was tuned from.
         name: label in expressions; default: the folder's name.
         on_demand: leave the tensors of a PEFT module in their file, which stays open: each is read
@@ -61,7 +64,7 @@ def load(
     if not isinstance(module, ModuleHeader):
         folder, kind = locate(module)
         if kind == "full":
-            read = full.load_full(folder, base, name=name or folder.resolve().name)
+            read = full.load_full(folder, base, name=name or hub_name.label(folder))
             return replace(read, heads=heads.read(folder, provenance.read(folder)))
         module = open_module(module)
     folder, record, stored = module.path, module.record, module.tensors
@@ -111,7 +114,7 @@ def open_module(path: str | PathLike[str], *, name: str | None = None) -> Module
     so that header and values are of one file.
     """
     folder, kind, small = _find(path)
-    label = name or folder.resolve().name
+    label = name or hub_name.label(folder)
     record = provenance.read(folder)
     if kind == "full":
         header = full.header(folder, label, record)
@@ -160,17 +163,18 @@ def _known(base: BaseIdentity, recorded: BaseIdentity) -> BaseIdentity:
 def locate(path: str | PathLike[str]) -> tuple[Path, str]:
     """The folder that holds the module and its format: peft | adapter-transformers | full.
 
-    A folder without a module but with exactly one subfolder that holds one stands for it.
+    A folder without a module but with exactly one subfolder that holds one stands for it. A hub
+    name stands for its folder in the hub's cache.
 
     Raises:
-        CheckpointError: no such folder, or no module in it; says what is there.
+        CheckpointError: no such folder or module on the hub, or none in it; says what is there.
     """
     return _find(path)[:2]
 
 
 def _find(path: str | PathLike[str]) -> tuple[Path, str, SmallFiles]:
     """``locate``, and the files that it has read."""
-    folder = Path(fspath(path))
+    folder = hub.folder_of(path)
     if not folder.is_dir():
         raise CheckpointError.build(
             folder,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
+from pem_composition.checkpoint import hub_name
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 
@@ -65,7 +66,7 @@ def labels(paths: Sequence[str], names: Sequence[str] = ()) -> list[str]:
     """A short name per module: --adatasks, else the directory's name, longer where two agree."""
     if names and len(set(names)) == len(set(paths)):
         return list(names)
-    parts = [Path(p).resolve().parts for p in paths]
+    parts = [hub_name.parts(p) for p in paths]
     depth = 1
     while depth < 8 and len({p[-depth:] for p in parts}) < len(set(parts)):
         depth += 1

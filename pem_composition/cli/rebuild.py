@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.checkpoint import hub_name
 from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import named
 from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
+from pem_composition.record import Recipe
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint.rebuild import Difference, Rebuilt
-    from pem_composition.record import Recipe
 
 NAME = "rebuild"
 HELP = "compute a composition again from its pem.json, compare bit for bit; exit code 0 if equal"
@@ -89,9 +90,7 @@ def to_json(found: Rebuilt) -> dict[str, Any]:
 
 def formula(recipe: Recipe) -> str:
     """combine(a, negate(b, strength=0.5), coefficients=[0.3, 0.7], space=delta)."""
-    from pem_composition.record import Recipe as Node
-
-    parts = [formula(o) if isinstance(o, Node) else o.name for o in recipe.operands]
+    parts = [formula(o) if isinstance(o, Recipe) else o.name for o in recipe.operands]
     parts += [f"{k}={_shown(v)}" for k, v in recipe.settings.items() if v not in (None, False)]
     return f"{recipe.function}({', '.join(parts)})"
 
@@ -109,7 +108,7 @@ def text(found: Rebuilt) -> Iterator[str]:
     yield _entry("recipe", formula(found.recipe))
     for source, place in found.inputs:
         mark = f"sha256 {source.sha256[:16]}" if source.sha256 else "no sha256 recorded"
-        yield _entry("input", f"{source.name} ({mark}): {place}")
+        yield _entry("input", f"{source.name} ({mark}): {hub_name.source_name(place)}")
     for difference in found.differences[:SHOWN]:
         yield _entry("differs", line(difference))
     if len(found.differences) > SHOWN:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.checkpoint import hub_name
 from pem_composition.cli.flags import HEADS, SPACES
 from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError, close_match
@@ -147,9 +148,15 @@ def _expression(reader: _Reader, node: Any) -> str:
 def _modules(reader: _Reader, node: Any) -> dict[str, str]:
     folder = reader.path.parent
     return {
-        name: str(folder / Path(reader.text(value, f"the path of {name}")).expanduser())
+        name: _place(folder, reader.text(value, f"the path of {name}"))
         for (name, _), value in reader.pairs(node, "modules")
     }
+
+
+def _place(folder: Path, text: str) -> str:
+    """A path relative to the file's folder, or a hub name."""
+    named = hub_name.reference(text, folder)
+    return str(folder / Path(text).expanduser()) if named is None else str(named)
 
 
 def _rank(reader: _Reader, node: Any) -> int:

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pem_composition import offline
+from pem_composition import network, offline
 from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.holding import AS_IT_IS, Holding, keep_gradients
 from pem_composition.evaluation.keys import check_unchanged
-from pem_composition.tasks import hub
 from pem_composition.tasks.glue import Task
 
 if TYPE_CHECKING:
@@ -482,7 +481,7 @@ def _load(factory: Any, source: str, **keywords: Any) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with hub.session():
+        with network.session():
             return factory.from_pretrained(source, trust_remote_code=False, **keywords)
     except Exception as error:  # the library raises a dozen kinds for a file that is not a model
         raise _explained(source, error) from error

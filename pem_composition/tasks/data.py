@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pem_composition import offline
+from pem_composition import network, offline
 from pem_composition.errors import DataError
-from pem_composition.tasks import hub
 from pem_composition.tasks.files import FORMATS, PACKED, Table, read_rows, read_table
 from pem_composition.tasks.glue import (
     LABEL_COLUMNS,
@@ -271,7 +270,7 @@ def _hub_tables(task: Task, splits: Collection[str]) -> dict[str, Table]:
 
     disable_progress_bar()
     try:
-        with hub.session():
+        with network.session():
             dataset = load_dataset(path, config)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]

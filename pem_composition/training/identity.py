@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pem_composition.checkpoint import hub_name
 from pem_composition.errors import CheckpointError
 from pem_composition.evaluation import keys
 from pem_composition.evaluation.models import resolve
@@ -41,7 +42,7 @@ def initial_digest(folder: str | None) -> str | None:
     """
     if folder is None or folder == "":
         return None
-    if not Path(folder).is_dir():
+    if hub_name.reference(folder) is None and not Path(folder).is_dir():
         raise CheckpointError.build(
             f"--init_from {folder}", "no module", found="no such directory",
             expected="the folder of a module", do="make one with pem init",

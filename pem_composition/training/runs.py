@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import checkpoint as checkpoints
-from pem_composition.checkpoint import files
+from pem_composition.checkpoint import files, hub
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import key_of
 from pem_composition.evaluation.models import resolve
@@ -151,7 +151,7 @@ def own_classes(config: TrainConfig) -> Classes:
     said = config.task_name or config.labels or config.do_regression is not None
     if said or config.objective != "classification":
         return None
-    if config.init_from is not None and Path(config.init_from).is_dir():
+    if config.init_from is not None and hub.folder_of(config.init_from).is_dir():
         return of_module(checkpoints.inspect_header(config.init_from))
     return of_model(config.model_name_or_path)
 

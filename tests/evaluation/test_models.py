@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 
-from pem_composition import offline
+from pem_composition import network, offline
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation import models as evaluated
 from pem_composition.evaluation.models import (
@@ -23,7 +23,6 @@ from pem_composition.evaluation.models import (
     max_input_length,
     resolve,
 )
-from pem_composition.tasks import hub
 from pem_composition.tasks.glue import TASKS
 
 TEXTS = ["a good film", "a bad film, and long"]
@@ -194,7 +193,7 @@ def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(tmp_path):
 
 
 def test_without_a_hub_the_error_comes_at_once_and_names_what_works(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(network, "reachable", lambda: False)
     message = refused("no-such-organisation/no-such-model")
     assert "neither in the cache nor from the hub" in message
     assert "one of minilm" in message

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pem_composition import network
 from pem_composition.errors import DataError
-from pem_composition.tasks import hub
 from pem_composition.tasks.data import find_split_files, load_task
 
 RTE = [
@@ -222,7 +222,7 @@ def test_limits_are_stratified_deterministic_and_in_file_order(tmp_path):
 
 
 def test_without_file_and_hub_the_flags_for_local_files_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(network, "reachable", lambda: False)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     with pytest.raises(DataError) as error:
         load_task("qnli")

@@ -52,6 +52,19 @@ def compose(
     Raises:
         UsageError: the expression, by column; PEMError: a name without a module, or what
             ``combine`` refuses.
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition.config import IA3Config
+        >>> a, b = (PEM({"fc.ia3": torch.tensor([v, 1.0])}, IA3Config(("fc",)), name=n)
+        ...         for n, v in (("a", 2.0), ("b", 4.0)))
+        >>> m = compose("0.5*(a + b) - negate(a, 0.5)", {"a": a, "b": b})
+        >>> m.tensors["fc.ia3"].tolist()
+        [3.5, 1.0]
+        >>> compose("a + c", {"a": a})
+        Traceback (most recent call last):
+            ...
+        pem_composition.errors.PEMError: expression: no module named 'c'; found names ['a']
     """
     tree = parse(expression) if isinstance(expression, str) else expression
     if layers:

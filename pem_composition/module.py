@@ -81,6 +81,19 @@ class PEM:
         tensors: canonical name -> CPU tensor, float32 or float64; the name ends in the role.
         head: what the head tensors (role ``head``) predict; None if there are none.
         heads: further heads, kept beside the module by name; see ``with_head``.
+
+    Examples:
+        >>> from pem_composition.config import LoraConfig
+        >>> import torch
+        >>> config = LoraConfig(r=1, alpha=1, target_modules=("fc",))
+        >>> factors = {"fc.lora_A": torch.ones(1, 2), "fc.lora_B": torch.ones(3, 1)}
+        >>> a = PEM(factors, config, name="a")
+        >>> a
+        <PEM a: lora r=1, 1 layers>
+        >>> print(0.3 * a + 0.7 * a)
+        +0.3*a +0.7*a
+        >>> (2 * a).tensors["fc.lora_B"].flatten().tolist()
+        [2.0, 2.0, 2.0]
     """
 
     tensors: Mapping[str, Tensor]
@@ -133,6 +146,15 @@ class PEM:
 
         Raises:
             PEMError: no head of that name; says which there are.
+
+        Examples:
+            >>> from pem_composition.config import Head, HeadInfo, IA3Config
+            >>> import torch
+            >>> vector, weight = torch.ones(3), torch.zeros(2, 3)
+            >>> rte = Head({"classifier.weight": weight}, HeadInfo(("yes", "no")))
+            >>> m = PEM({"fc.ia3": vector}, IA3Config(("fc",)), name="m", heads={"rte": rte})
+            >>> m.with_head("rte").head.labels
+            ('yes', 'no')
         """
         return with_head(self, name)
 
@@ -144,7 +166,17 @@ class PEM:
         dtype: str | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Write the module as a directory that plain PEFT opens; see ``checkpoint.save``."""
+        """Write the module as a directory that plain PEFT opens; see ``checkpoint.save``.
+
+        Examples:
+            >>> import pem_composition, tempfile, torch
+            >>> from pem_composition.config import IA3Config
+            >>> m = PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, IA3Config(("fc",)), name="m")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     m.save(f"{folder}/m")
+            ...     pem_composition.load(f"{folder}/m").tensors["fc.ia3"].tolist()
+            [1.0, 2.0]
+        """
         from pem_composition import checkpoint  # the layer above; only this convenience reaches up
 
         checkpoint.save(self, path, format=format, dtype=dtype, overwrite=overwrite)
@@ -226,6 +258,19 @@ def combine(
         IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ;
             or (log space) a kind other than (IA)^3.
         PEMError: wrong space, method, setting, rank or coefficient; (log) an entry that is not > 0.
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition.config import IA3Config
+        >>> config = IA3Config(("fc",))
+        >>> a = PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, config, name="a")
+        >>> b = PEM({"fc.ia3": torch.tensor([3.0, 1.0])}, config, name="b")
+        >>> m = combine([a, b], [0.5, 0.5])  # 1 + 0.5 (a - 1) + 0.5 (b - 1)
+        >>> print(m, m.tensors["fc.ia3"].tolist())
+        +0.5*a +0.5*b [2.0, 1.5]
+        >>> ties = combine([a, b], [1.0, 1.0], method="ties", settings={"density": 0.5})
+        >>> ties.provenance.space
+        'delta'
     """
     modules, coefficients = list(modules), as_numbers(coefficients)
     check_request(modules, coefficients)
@@ -323,6 +368,14 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
 
     Linear in the strength, unlike ``-s * module``, whose two factors both carry s. The head and
     parameters of the base that are saved whole are left as they are; a note names the latter.
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition.config import IA3Config
+        >>> config = IA3Config(("fc",))
+        >>> m = PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, config, name="m")
+        >>> negate(m, 0.5).tensors["fc.ia3"].tolist()
+        [1.0, 0.5]
     """
     (strength,) = as_numbers([strength], "strength")
     tensors = algebra_negate(module.adapter_tensors(), strength)
@@ -391,6 +444,16 @@ def analogy(
     """lam * classifier + (1 - lam) * (target_lm - source_lm); options as for ``combine``.
 
     Keeps the classifier's head unless told otherwise. Source: section 3.3 of arXiv:2306.14870.
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition.config import IA3Config
+        >>> config = IA3Config(("fc",))
+        >>> x, y, z = (PEM({"fc.ia3": torch.tensor([v])}, config, name=n)
+        ...            for n, v in (("classifier", 3.0), ("target", 2.0), ("source", 1.0)))
+        >>> moved = analogy(x, y, z, 0.5)  # 1 + 0.5 (3 - 1) + 0.5 (2 - 1)
+        >>> print(moved, moved.tensors["fc.ia3"].tolist())
+        +0.5*classifier +0.5*target -0.5*source [2.5]
     """
     rest = 1.0 - coefficient
     return combine(
@@ -410,6 +473,7 @@ def detoxify(
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
     certify: bool = True,
+    compared: bool = False,
 ) -> PEM:
     """Take out of a module what training on toxic data put into ``toxic``, which started from it.
 
@@ -441,6 +505,16 @@ def detoxify(
     Raises:
         IncompatibleModules: kinds or bases differ; in sums of factors also ranks or targets.
         PEMError: unknown form, a rank for a sum of factors, the reference's without LoRA factors.
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition.config import IA3Config
+        >>> config = IA3Config(("fc",))
+        >>> a = PEM({"fc.ia3": torch.tensor([2.0])}, config, name="a")
+        >>> toxic = PEM({"fc.ia3": torch.tensor([3.0])}, config, name="toxic")
+        >>> clean = detoxify(a, toxic, 0.5)  # a - 0.5 (toxic - a)
+        >>> print(clean, clean.tensors["fc.ia3"].tolist())
+        +1.5*a -0.5*toxic [1.5]
     """
     (strength,) = as_numbers([strength], "strength")
     if form not in FORMS:
@@ -451,7 +525,7 @@ def detoxify(
         [module, toxic], [1.0 + strength, -strength],
         space="delta" if form == "exact" else "parameter",
         method=REFERENCE_DETOXIFY if form == "reference" else SIMPLE, rank=rank, head="first",
-        dtype=dtype, allow_base_mismatch=allow_base_mismatch, certify=certify,
+        dtype=dtype, allow_base_mismatch=allow_base_mismatch, certify=certify, compared=compared,
     )  # fmt: skip
 
 

@@ -46,6 +46,10 @@ def role_of(name: str) -> str:
 
     Raises:
         UnknownRole: the last component is none of these.
+
+    Examples:
+        >>> role_of("roberta.encoder.layer.0.attention.self.query.lora_A")
+        'lora_A'
     """
     role = name.rpartition(".")[2]
     if role not in RULES and role != HEAD:
@@ -68,6 +72,14 @@ def linear_combination(modules: Sequence[Tensors], coefficients: Sequence[float]
 
     Raises:
         IncompatibleModules: names or shapes differ, or the number of coefficients.
+
+    Examples:
+        >>> import numpy as np
+        >>> a = {"fc.lora_A": np.array([[1.0, 2.0]]), "fc.lora_B": np.array([[1.0]])}
+        >>> b = {"fc.lora_A": np.array([[3.0, 4.0]]), "fc.lora_B": np.array([[5.0]])}
+        >>> out = linear_combination([a, b], [1.0, -0.5])  # A: a + 0.5 b; B: a - 0.5 b
+        >>> out["fc.lora_A"].tolist(), out["fc.lora_B"].tolist()
+        ([[2.5, 4.0]], [[-1.5]])
     """
     names = [[n for n in m if role_of(n) != HEAD] for m in modules]
     check_same_names(names, coefficients)
@@ -82,7 +94,15 @@ def linear_combination(modules: Sequence[Tensors], coefficients: Sequence[float]
 
 
 def around(neutral: float, tensors: Sequence[Any], weights: Sequence[float]) -> Any:
-    """e + sum_i w_i (t_i - e), evaluated as sum_i w_i t_i + (1 - sum_i w_i) e."""
+    """e + sum_i w_i (t_i - e), evaluated as sum_i w_i t_i + (1 - sum_i w_i) e.
+
+    Examples:
+        >>> import numpy as np
+        >>> around(1.0, [np.array([2.0]), np.array([4.0])], [0.5, 0.5]).tolist()
+        [3.0]
+        >>> around(1.0, [np.array([2.0])], [-1.0]).tolist()  # 1 - (2 - 1)
+        [0.0]
+    """
     total = weighted_sum(tensors, weights)
     # Exact cancellation (convex weights) must not add a rounding error of its own.
     rest = 1.0 - sum(weights)
@@ -90,7 +110,13 @@ def around(neutral: float, tensors: Sequence[Any], weights: Sequence[float]) -> 
 
 
 def weighted_sum(tensors: Sequence[Any], weights: Sequence[float]) -> Any:
-    """sum_i w_i t_i, one after the other; 1 * t is t bit for bit."""
+    """sum_i w_i t_i, one after the other; 1 * t is t bit for bit.
+
+    Examples:
+        >>> import numpy as np
+        >>> weighted_sum([np.array([1.0, 2.0]), np.array([3.0, 4.0])], [1.0, -1.0]).tolist()
+        [-2.0, -2.0]
+    """
     total = tensors[0] * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         term = tensor * weight
@@ -102,7 +128,12 @@ def weighted_sum(tensors: Sequence[Any], weights: Sequence[float]) -> Any:
 
 
 def shares(weights: Sequence[float]) -> list[float]:
-    """|w_i| / sum_j |w_j|; equal ones if all weights are zero."""
+    """|w_i| / sum_j |w_j|; equal ones if all weights are zero.
+
+    Examples:
+        >>> shares([1.0, -3.0])
+        [0.25, 0.75]
+    """
     total = sum(abs(w) for w in weights)
     return [abs(w) / total if total else 1 / len(weights) for w in weights]
 
@@ -112,6 +143,12 @@ def negate(module: Tensors, strength: float = 1.0) -> dict[str, Any]:
 
     LoRA {A, -s B}, (IA)^3 1 - s (l - 1), full -s delta. Source: section 3.2 of
     arXiv:2306.14870 for s = 1; the strength scales the effect, not both factors.
+
+    Examples:
+        >>> import numpy as np
+        >>> out = negate({"fc.lora_A": np.array([[1.0]]), "fc.lora_B": np.array([[2.0]])}, 0.5)
+        >>> out["fc.lora_A"].tolist(), out["fc.lora_B"].tolist()
+        ([[1.0]], [[-1.0]])
     """
     out = {}
     for name, tensor in module.items():
@@ -125,6 +162,12 @@ def average_heads(heads: Sequence[Tensors], weights: Sequence[float]) -> dict[st
 
     Raises:
         IncompatibleModules: the heads have different tensors or shapes.
+
+    Examples:
+        >>> import numpy as np
+        >>> heads = [{"classifier.bias": np.array([1.0])}, {"classifier.bias": np.array([3.0])}]
+        >>> average_heads(heads, [1.0, -3.0])["classifier.bias"].tolist()
+        [2.5]
     """
     check_same_tensors(heads, weights, what="heads")
     own = shares(weights)
@@ -192,6 +235,10 @@ def as_numbers(coefficients: Sequence[Any], where: str = "coefficients") -> list
 
     Raises:
         PEMError: a word, nan, an infinity, or a whole number beyond any float.
+
+    Examples:
+        >>> as_numbers(["0.3", 1])
+        [0.3, 1.0]
     """
     numbers = []
     for c in coefficients:
@@ -205,7 +252,13 @@ def as_numbers(coefficients: Sequence[Any], where: str = "coefficients") -> list
 
 
 def has_no_effect(module: Tensors) -> bool:
-    """True if every tensor that carries a sign has its neutral value: B = 0, l = 1, delta = 0."""
+    """True if every tensor that carries a sign has its neutral value: B = 0, l = 1, delta = 0.
+
+    Examples:
+        >>> import numpy as np
+        >>> has_no_effect({"fc.lora_A": np.ones((1, 2)), "fc.lora_B": np.zeros((2, 1))})
+        True
+    """
     signed = [n for n in module if role_of(n) != HEAD and RULES[role_of(n)].signed]
     return all(is_neutral(name, module[name]) for name in signed)
 

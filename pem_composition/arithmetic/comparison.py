@@ -67,7 +67,7 @@ class Angles:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModulePair:
     """Two modules compared; layers that only one of them adapts count in the total's norms."""
 
     a: str
@@ -88,7 +88,7 @@ class Comparison:
     coefficients: tuple[float, ...]
     cross_term_error: float | None
     refused: str | None
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ModulePair, ...]
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,15 @@ def compare(
 
     Raises:
         IncompatibleModules: other kinds or bases; ranks, scalings and targets may differ.
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition import PEM
+        >>> from pem_composition.config import IA3Config
+        >>> a, b = (PEM({"fc.ia3": torch.tensor([1.0 + x, 1.0 + y])}, IA3Config(("fc",)), name=n)
+        ...         for n, x, y in (("a", 1.0, 0.0), ("b", 1.0, 1.0)))
+        >>> round(compare([a, b]).pairs[0].total.cosine, 4)  # of the updates l - 1
+        0.7071
     """
     weights = [float(c) for c in coefficients or [1.0 / len(modules)] * len(modules)]
     if len(modules) < 2 or len(weights) != len(modules):
@@ -191,7 +200,7 @@ def _pair(
     coefficients: tuple[float, float],
     updates: tuple[dict[str, _Update], dict[str, _Update]],
     allow_base_mismatch: bool,
-) -> Pair:
+) -> ModulePair:
     a, b = updates
     shared = [layer for layer in a if layer in b]
     for layer in shared:
@@ -203,7 +212,7 @@ def _pair(
         layers[layer] = replace(measured, cross_term_error=errors.get(layer))
         if found is not None:
             angles[layer] = found
-    return Pair(
+    return ModulePair(
         modules[0].name,
         modules[1].name,
         coefficients,

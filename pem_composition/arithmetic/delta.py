@@ -24,7 +24,13 @@ SMALLEST_SQUARE = 1e-200  # below it products of doubles may underflow
 
 
 class Factor(NamedTuple):
-    """One low-rank term: weight * B A."""
+    """One low-rank term: weight * B A.
+
+    Examples:
+        >>> term = Factor(0.5, torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0], [0.0]]))
+        >>> (term.weight * term.B_OR @ term.A_RI).tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
+    """
 
     weight: float
     A_RI: Tensor
@@ -36,6 +42,14 @@ def concatenate(terms: Sequence[Factor], scaling: float = 1.0) -> tuple[Tensor, 
 
     A stacks the A_k; B places (w_k / scaling) B_k side by side. Exact up to the rounding of that
     product; a term whose weight equals the scaling is copied bit for bit.
+
+    Examples:
+        >>> B = torch.tensor([[1.0], [0.0]])
+        >>> a = Factor(0.5, torch.tensor([[2.0, 0.0]]), B)
+        >>> b = Factor(1.0, torch.tensor([[0.0, 3.0]]), B)
+        >>> A_KI, B_OK = concatenate([a, b])
+        >>> (B_OK @ A_KI).tolist()  # 0.5 B_a A_a + B_b A_b
+        [[1.0, 3.0], [0.0, 0.0]]
     """
     A_KI = torch.cat([t.A_RI for t in terms], dim=0)
     B_OK = torch.cat([t.B_OR for t in terms], dim=1)
@@ -52,6 +66,14 @@ def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
     [w_1 B_1 ... ] = Q_B R_B and [A_1; ...]^T = Q_A R_A (thin QR), U S V^T = SVD(R_B R_A^T);
     B = Q_B U sqrt(S), A = sqrt(S) V^T Q_A^T. Source: Eckart and Young 1936 on the core. The rank
     of the result is at most sum_k r_k, I and O.
+
+    Examples:
+        >>> B = torch.tensor([[1.0], [0.0]])
+        >>> a = Factor(0.5, torch.tensor([[2.0, 0.0]]), B)
+        >>> b = Factor(1.0, torch.tensor([[0.0, 3.0]]), B)
+        >>> A_RI, B_OR = truncate([a, b], rank=1)  # the sum has rank 1: nothing is lost
+        >>> torch.allclose(B_OR @ A_RI, torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+        True
     """
     (Q_B, R_B), (Q_A, R_A) = thin_qr(terms)
     core = R_B @ R_A.mT
@@ -66,12 +88,30 @@ def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
 
 
 def norm(terms: Sequence[Factor]) -> float:
-    """Frobenius norm of sum_k w_k B_k A_k."""
+    """Frobenius norm of sum_k w_k B_k A_k.
+
+    Examples:
+        >>> B = torch.tensor([[1.0], [0.0]])
+        >>> a = Factor(0.5, torch.tensor([[2.0, 0.0]]), B)
+        >>> b = Factor(1.0, torch.tensor([[0.0, 3.0]]), B)
+        >>> round(norm([a, b]) ** 2, 6)  # 1^2 + 3^2
+        10.0
+    """
     return _norm(terms, _products(terms)) if terms else 0.0
 
 
 def thin_qr(terms: Sequence[Factor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(Q_B, R_B) of [w_1 B_1, ...] and (Q_A, R_A) of [A_1; ...]^T, in float64."""
+    """(Q_B, R_B) of [w_1 B_1, ...] and (Q_A, R_A) of [A_1; ...]^T, in float64.
+
+    Examples:
+        >>> B = torch.tensor([[1.0], [0.0]])
+        >>> a = Factor(0.5, torch.tensor([[2.0, 0.0]]), B)
+        >>> b = Factor(1.0, torch.tensor([[0.0, 3.0]]), B)
+        >>> (Q_B, R_B), (Q_A, R_A) = thin_qr([a, b])
+        >>> dense = torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
+        >>> torch.allclose(Q_B @ R_B @ R_A.mT @ Q_A.mT, dense)
+        True
+    """
     B_OK, A_KI = _stacked(terms)
     q_b, q_a = torch.linalg.qr(B_OK), torch.linalg.qr(A_KI.mT)
     return (q_b.Q, q_b.R), (q_a.Q, q_a.R)
@@ -136,7 +176,12 @@ def _norm(terms: Sequence[Factor], products_KK: Tensor) -> float:
 
 
 class LayerError(NamedTuple):
-    """Absolute error of one layer and the norms it is judged by, all Frobenius."""
+    """Absolute error of one layer and the norms it is judged by, all Frobenius.
+
+    Examples:
+        >>> LayerError(error=0.5, norm=2.0, terms=3.0).relative
+        0.25
+    """
 
     error: float  # ||written - expression||
     norm: float  # ||expression||
@@ -149,7 +194,15 @@ class LayerError(NamedTuple):
 
 
 def factor_error(written: Factor, expression: Sequence[Factor]) -> LayerError:
-    """Error of written factors against sum_k w_k B_k A_k."""
+    """Error of written factors against sum_k w_k B_k A_k.
+
+    Examples:
+        >>> B = torch.tensor([[1.0], [0.0]])
+        >>> a = Factor(0.5, torch.tensor([[2.0, 0.0]]), B)
+        >>> b = Factor(1.0, torch.tensor([[0.0, 3.0]]), B)
+        >>> round(factor_error(a, [a, b]).error, 6)  # b is missing
+        3.0
+    """
     width = sum(len(t.A_RI) for t in expression)
     rest_OK = _difference(written, expression)
     if rest_OK is None:
@@ -189,7 +242,12 @@ def _difference(written: Factor, expression: Sequence[Factor]) -> Tensor | None:
 
 
 def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) -> LayerError:
-    """Error of a written tensor against sum_k w_k t_k, elementwise kinds ((IA)^3 minus 1, full)."""
+    """Error of a written tensor against sum_k w_k t_k, elementwise kinds ((IA)^3 minus 1, full).
+
+    Examples:
+        >>> tensor_error(torch.tensor([3.0, 0.0]), [(0.5, torch.tensor([2.0, 0.0]))]).error
+        2.0
+    """
     terms = [w * t.double() for w, t in expression]
     exact = torch.stack(terms).sum(0) if terms else torch.zeros_like(written, dtype=torch.float64)
     error = float((written.double() - exact).norm())
@@ -197,7 +255,12 @@ def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) ->
 
 
 def total_error(layers: Mapping[str, LayerError]) -> float:
-    """Relative error over all layers: sqrt(sum error^2) / sqrt(sum norm^2)."""
+    """Relative error over all layers: sqrt(sum error^2) / sqrt(sum norm^2).
+
+    Examples:
+        >>> total_error({"fc": LayerError(3.0, 5.0, 5.0), "proj": LayerError(4.0, 0.0, 1.0)})
+        1.0
+    """
     error, exact, terms = (math.hypot(*(v[i] for v in layers.values())) for i in range(3))
     return _ratio(error, exact, terms)
 

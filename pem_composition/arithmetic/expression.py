@@ -24,7 +24,7 @@ from typing import NamedTuple, NoReturn
 
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, resolve
 from pem_composition.arithmetic.patterns import compile_pattern
-from pem_composition.arithmetic.trees import Layers, Leaf, Merge, Negation, Node, Sum, Within
+from pem_composition.arithmetic.trees import ByLayer, Leaf, Merge, Negation, Node, Sum, Within
 from pem_composition.errors import PEMError, UsageError, close_match
 
 TOKEN = re.compile(
@@ -63,12 +63,20 @@ def parse(text: str) -> Sum:
 
     Raises:
         UsageError: with the column, what is there and what was expected.
+
+    Examples:
+        >>> print(parse("0.6*a + 0.4*(b - a)").terms[0])
+        (0.6, Leaf(name='a'))
+        >>> parse("a * b")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        pem_composition.errors.UsageError: expression, column 3: two modules cannot be ...
     """
     if len(text) > MAX_LENGTH:
         raise UsageError.build(
             "expression", "too long", found=f"{len(text)} characters", expected=f"<= {MAX_LENGTH}"
         )
-    reader = _Reader(text)
+    reader = _Parser(text)
     value = reader.sum()
     if reader.token.kind != "end":
         reader.fail("unexpected " + repr(reader.token.text), "an operator or the end")
@@ -111,7 +119,7 @@ def _refuse(
     raise UsageError.build(_place(at), what, found=found, expected=expected, do=do)
 
 
-class _Reader:
+class _Parser:
     """Recursive descent; every method reads one rule and returns a number or a Sum."""
 
     def __init__(self, text: str) -> None:
@@ -270,7 +278,7 @@ def _layers(call: Call) -> Sum:
         assert isinstance(pattern, str) and isinstance(factor, float)
         with _as_usage():
             factors.append((compile_pattern(pattern, _place(at)).text, factor))
-    return _one(Layers(module, tuple(factors)))
+    return _one(ByLayer(module, tuple(factors)))
 
 
 def _method(call: Call) -> Sum:

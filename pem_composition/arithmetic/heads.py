@@ -32,7 +32,7 @@ TASKS = "tasks"  # in HeadInfo.extra of a concatenated head: name -> start, stop
 APART = "keep them apart (--head per-task)"
 
 
-class Choice(NamedTuple):
+class ChosenHead(NamedTuple):
     """The head of a combination, heads beside it, and what has to be said about them."""
 
     tensors: Mapping[str, Tensor] = {}
@@ -52,7 +52,7 @@ def saved_parts(module: Operand) -> dict[str, Tensor]:
     return {n: t for n, t in module.head_tensors().items() if not is_head(n)}
 
 
-def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> Choice:
+def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> ChosenHead:
     """The head that a policy gives to sum_i c_i m_i.
 
     average: sum_i |c_i| h_i / sum_i |c_i|; first, last: one of them; error: all must be equal;
@@ -72,15 +72,15 @@ def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: st
     tensors = {n: t for n, (t, _) in parts.items() if t is not None}
     saved = {n: right for n, (_, right) in parts.items()}
     info = chosen.info or next((m.head for m in modules if m.head and tensors), None)
-    return Choice(
+    return ChosenHead(
         {**chosen.tensors, **tensors}, info, chosen.beside,
         (*chosen.notes, _said(saved, policy)), saved,
     )  # fmt: skip
 
 
-def _head(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> Choice:
+def _head(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> ChosenHead:
     if policy == "per-task":
-        return Choice(beside=_named(modules))
+        return ChosenHead(beside=_named(modules))
     if policy == "concat":
         return _concatenated(modules)
     if policy in ("first", "last"):
@@ -90,14 +90,16 @@ def _head(modules: Sequence[Operand], coefficients: Sequence[float], policy: str
         f"heads kept beside {m.name} are left out: {', '.join(m.heads)}" for m in modules if m.heads
     )
     if not heads or policy == "none":
-        return Choice(notes=notes)
+        return ChosenHead(notes=notes)
     holders = [m for m in modules if own_head(m)]
     check_answers(holders)
     infos = [m.head for m in holders if m.head is not None]
     info = next((i for i in infos if not i.numbered), infos[0] if infos else None)
     if policy == "average":
-        return Choice(average_heads([h for h, _ in heads], [c for _, c in heads]), info, {}, notes)
-    return Choice(_equal([h for h, _ in heads]), info, {}, notes)
+        return ChosenHead(
+            average_heads([h for h, _ in heads], [c for _, c in heads]), info, {}, notes
+        )
+    return ChosenHead(_equal([h for h, _ in heads]), info, {}, notes)
 
 
 class Answering(Protocol):
@@ -232,7 +234,7 @@ def _said(saved: Mapping[str, bool], policy: str) -> str:
 # --- one of several -----------------------------------------------------------------------------
 
 
-def _one(modules: Sequence[Operand], place: int) -> Choice:
+def _one(modules: Sequence[Operand], place: int) -> ChosenHead:
     """The first or last module's head and what lies beside it; another's if it has none."""
     chosen, holders = modules[place], [m for m in modules if own_head(m) or m.heads]
     notes: tuple[str, ...] = ()
@@ -240,7 +242,7 @@ def _one(modules: Sequence[Operand], place: int) -> Choice:
         notes = (f"{chosen.name} has no head: that of {holders[place].name} is kept",)
         chosen = holders[place]
     tensors = own_head(chosen)
-    return Choice(tensors, chosen.head if tensors else None, dict(chosen.heads), notes)
+    return ChosenHead(tensors, chosen.head if tensors else None, dict(chosen.heads), notes)
 
 
 def _equal(heads: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -315,7 +317,7 @@ def tasks_of(info: HeadInfo | None) -> dict[str, Any]:
 # --- one head over the labels of several --------------------------------------------------------
 
 
-def _concatenated(modules: Sequence[Operand]) -> Choice:
+def _concatenated(modules: Sequence[Operand]) -> ChosenHead:
     """One classifier over the labels of all: the rows of their output layers, one below the other.
 
     Exact, so everything before the output layer has to be equal in all of them. A label that
@@ -325,7 +327,7 @@ def _concatenated(modules: Sequence[Operand]) -> Choice:
 
     heads = _named(modules)
     if not heads:
-        return Choice()
+        return ChosenHead()
     layers = {name: output_layer(name, head) for name, head in heads.items()}
     _check_stackable(heads, layers)
     words = {name: _labels(name, head, layers[name]) for name, head in heads.items()}
@@ -341,7 +343,7 @@ def _concatenated(modules: Sequence[Operand]) -> Choice:
     for name, own in words.items():
         tasks[name] = {"start": len(labels), "stop": len(labels) + len(own), "labels": list(own)}
         labels += [f"{name}/{word}" if word in taken else word for word in own]
-    return Choice(tensors, HeadInfo(tuple(labels), "classification", {TASKS: tasks}), {}, notes)
+    return ChosenHead(tensors, HeadInfo(tuple(labels), "classification", {TASKS: tasks}), {}, notes)
 
 
 def output_layer(name: str, head: Head) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import isinf
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, Record
+from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, RecordedMethod
 from pem_composition.arithmetic.methods.settings import shown
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def expression_of(p: Provenance) -> str:
     arguments = [
         t.label if t.coefficient == 1.0 else f"{shown(t.coefficient)}*{t.label}" for t in p.terms
     ]
-    record = Record.split(p.method)
+    record = RecordedMethod.split(p.method)
     return f"{record.name}({', '.join([*arguments, *record.settings])})"
 
 
@@ -45,7 +45,7 @@ def label_of(module: Operand, space: str) -> str:
     p = module.provenance
     if p.space is None or not p.terms or p.method is None:
         return module.name
-    rank = Record.split(p.method).rank
+    rank = RecordedMethod.split(p.method).rank
     if not p.method.startswith(PLAIN):
         text = expression_of(p)
         return text if rank is None else f"{text[:-1]}, rank={rank})"

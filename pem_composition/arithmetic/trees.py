@@ -6,7 +6,7 @@ A tree is a sum of terms, coefficient * node. A node is
     Negation   negate(x, s): the effect times -s
     Merge      a merging method on arguments, whose coefficients go to the method
     Within     delta(x), parameter(x) or log(x): a sum in this space, delta with a rank of its own
-    Layers     a module whose coefficient differs by layer
+    ByLayer    a module whose coefficient differs by layer
 
 ``evaluate`` makes one n-ary combination of a sum and never splits what the algebra does not: in
 delta space negations and nested delta sums dissolve into coefficients, and in log space, where the
@@ -78,7 +78,7 @@ class Within:
 
 
 @dataclass(frozen=True)
-class Layers:
+class ByLayer:
     """layers(sum, "pattern", factor, ...): in a layer the factor of the first pattern that
     matches its name, 1 if none does."""
 
@@ -90,7 +90,7 @@ class Layers:
         return f"layers({', '.join([str(self.sum), *pairs])})"
 
 
-Node = Leaf | Negation | Merge | Within | Layers
+Node = Leaf | Negation | Merge | Within | ByLayer
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def coefficients(tree: Sum, layer: str) -> dict[str, float]:
                 do="merge them first (pem merge --full_merge -w METHOD) and fold the result",
             )
         factor = c * (-node.strength if isinstance(node, Negation) else 1.0)
-        if isinstance(node, Layers):
+        if isinstance(node, ByLayer):
             hits = (f for text, f in node.factors if _pattern(text).matches(layer))
             factor *= next(hits, 1.0)
         for name, weight in coefficients(node.sum, layer).items():
@@ -217,18 +217,18 @@ def default_space(tree: Sum) -> str:
 
 
 def with_layers(tree: Sum, factors: Mapping[str, Sequence[tuple[str, float]]]) -> Sum:
-    """The tree with every module named in ``factors`` replaced by its ``Layers``."""
+    """The tree with every module named in ``factors`` replaced by its ``ByLayer``."""
 
     def replaced(node: Node) -> Node:
         if isinstance(node, Leaf):
             own = factors.get(node.name)
-            return Layers(Sum(((1.0, node),)), tuple(own)) if own else node
+            return ByLayer(Sum(((1.0, node),)), tuple(own)) if own else node
         if isinstance(node, Merge):
             return Merge(node.choice, tuple(map(walk, node.arguments)), node.rank)
         if isinstance(node, Within):
             return Within(node.space, walk(node.sum), node.rank)
-        if isinstance(node, Layers):
-            return Layers(walk(node.sum), node.factors)
+        if isinstance(node, ByLayer):
+            return ByLayer(walk(node.sum), node.factors)
         return Negation(walk(node.sum), node.strength)
 
     def walk(part: Sum) -> Sum:
@@ -265,7 +265,7 @@ class _Walk(Generic[M]):
             return self.merge(lone, rank or lone.rank, final=final)
         if isinstance(lone, Within) and rank is None:
             return self.sum(lone.sum, lone.space, lone.rank, final=final)
-        whole = isinstance(lone, Layers) or (isinstance(lone, Negation) and space == "parameter")
+        whole = isinstance(lone, ByLayer) or (isinstance(lone, Negation) and space == "parameter")
         if lone is not None and whole and rank is None:
             return self.node(lone, space, final=final)
         flat = list(_flat(tree, 1.0, space))
@@ -280,7 +280,7 @@ class _Walk(Generic[M]):
         if isinstance(node, Within):
             return self.sum(node.sum, node.space, node.rank, final=final)
         module = self.operand(node.sum, space)
-        if isinstance(node, Layers):
+        if isinstance(node, ByLayer):
             return self.operations.layers(module, node.factors, space, final=final)
         return self.operations.negate(module, node.strength, final=final)
 

@@ -79,6 +79,16 @@ def convert(
     Raises:
         UnsupportedModule: the layout cannot represent the module exactly; the reason is named.
         PEMError: the output exists, a value is not finite or overflows the dtype.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from pem_composition.config import IA3Config
+        >>> m = PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, IA3Config(("fc",)), name="m")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(m, f"{folder}/m")
+        ...     half = convert(f"{folder}/m", f"{folder}/half", dtype="float16")
+        ...     load(f"{folder}/half").provenance.notes
+        ('converted from the peft layout (adapter_model.safetensors)',)
     """
     folder, kind = locate(path)
     check_apart(out, [path])

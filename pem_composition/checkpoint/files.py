@@ -373,17 +373,17 @@ class SafetensorsFile:
         return buffer
 
 
-class _State(NamedTuple):
+class _FileState(NamedTuple):
     """What writing to a file changes."""
 
     size: int
     modified_ns: int
 
 
-def state_of(file: BinaryIO) -> _State:
+def state_of(file: BinaryIO) -> _FileState:
     """Size and time of an open file."""
     found = os.fstat(file.fileno())
-    return _State(found.st_size, found.st_mtime_ns)
+    return _FileState(found.st_size, found.st_mtime_ns)
 
 
 def changed(path: Path) -> PEMError:

@@ -147,7 +147,7 @@ def _parts(
     if full is not None:
         _check_layers(full, models)
     if full is None and not mixed:
-        chosen = head_policies.Choice(adapters[0].head_tensors(), adapters[0].head)
+        chosen = head_policies.ChosenHead(adapters[0].head_tensors(), adapters[0].head)
     else:
         chosen = _head(tree, own, kinds, options, head)
     notes = tuple(dict.fromkeys(n for m in adapters for n in notes_of(m)))
@@ -223,7 +223,7 @@ def _check_layers(full: trees.Sum, models: Mapping[str, Weights]) -> None:
 
     trees.coefficients(full, "")
     for node in trees.nodes(full):
-        if isinstance(node, trees.Layers):
+        if isinstance(node, trees.ByLayer):
             known = [n for name in trees.names(node.sum) for n in models[name].infos]
             check_patterns([compile_pattern(p) for p, _ in node.factors], known, str(node.sum))
 
@@ -267,7 +267,7 @@ def _head(
     kinds: Mapping[str, str],
     options: Mapping[str, Any],
     policy: str,
-) -> head_policies.Choice:
+) -> head_policies.ChosenHead:
     terms = list(_head_terms(tree, own, kinds, options))
     return head_policies.choose([m for _, m in terms], [c for c, _ in terms], policy)
 

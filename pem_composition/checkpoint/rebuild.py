@@ -80,6 +80,16 @@ def rebuild(
 
     Raises:
         CheckpointError: no recipe, or an input that is missing or changed; it is named.
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition.config import IA3Config
+        >>> m = library.PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, IA3Config(("fc",)), name="m")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(m, f"{folder}/m")
+        ...     save(0.5 * load(f"{folder}/m"), f"{folder}/half")
+        ...     rebuild(f"{folder}/half").equal
+        True
     """
     folder = hub.folder_of(path)
     record = _record(folder)

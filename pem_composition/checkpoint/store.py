@@ -60,6 +60,15 @@ def load(
     Raises:
         CheckpointError: naming the file, what was found, what was expected and what to do.
         UnsupportedModule: a module that cannot be represented exactly.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from pem_composition.config import IA3Config
+        >>> m = PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, IA3Config(("fc",)), name="m")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(m, f"{folder}/m")
+        ...     print(load(f"{folder}/m", name="again"))
+        again
     """
     if not isinstance(module, ModuleHeader):
         folder, kind = locate(module)
@@ -102,6 +111,16 @@ def inspect_header(path: str | PathLike[str], *, name: str | None = None) -> Mod
 
     Raises:
         CheckpointError, UnsupportedModule: as ``load``, for everything a header can show.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from pem_composition.config import IA3Config
+        >>> m = PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, IA3Config(("fc",)), name="m")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(m, f"{folder}/m")
+        ...     header = inspect_header(f"{folder}/m")
+        >>> header.kind, header.shapes
+        ('ia3', {'fc.ia3': (2,)})
     """
     header = open_module(path, name=name)
     if header.tensors is not None:
@@ -263,6 +282,15 @@ def save(
     Raises:
         PEMError: the output exists, a value is not finite or overflows the dtype, or the layout
             cannot represent the module. Nothing is written then.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from pem_composition.config import IA3Config
+        >>> m = PEM({"fc.ia3": torch.tensor([1.0, 2.0])}, IA3Config(("fc",)), name="m")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(m, f"{folder}/m")
+        ...     sorted(p.name for p in Path(folder, "m").iterdir())
+        ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'pem.json']
     """
     if format not in LAYOUTS:
         raise PEMError.build(

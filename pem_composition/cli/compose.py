@@ -73,7 +73,7 @@ def run(config: Config) -> int:
 
 
 def _write(
-    config: Config, wanted: recipe.Recipe, tree: trees.Sum, headers: Sequence[ModuleHeader]
+    config: Config, wanted: recipe.RecipeFile, tree: trees.Sum, headers: Sequence[ModuleHeader]
 ) -> int:
     from pem_composition.composition import compose
 
@@ -95,7 +95,7 @@ def _write(
     return 0
 
 
-def _recipe(config: Config) -> recipe.Recipe:
+def _recipe(config: Config) -> recipe.RecipeFile:
     """What the flags and the file ask for together.
 
     Raises:
@@ -108,7 +108,7 @@ def _recipe(config: Config) -> recipe.Recipe:
             raise UsageError.build(
                 "expression", "missing", expected='such as "0.6*a + 0.4*b", or --config FILE'
             )
-        return recipe.Recipe(
+        return recipe.RecipeFile(
             config.expression, modules, space, config.rank, config.head, config.dtype
         )
     read = recipe.read(config.config)

@@ -199,4 +199,5 @@ def _detoxified(modules: list[PEM], form: str, config: Config) -> PEM:
         rank=config.rank,
         dtype=config.dtype,
         allow_base_mismatch=config.allow_base_mismatch,
+        compared=True,
     )

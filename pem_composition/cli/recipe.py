@@ -35,7 +35,7 @@ Layers = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecipeFile:
     """What a file says."""
 
     expression: str
@@ -47,14 +47,14 @@ class Recipe:
     layers: Layers = field(default_factory=dict)
 
 
-def read(path: Path) -> Recipe:
+def read(path: Path) -> RecipeFile:
     """The recipe in a file.
 
     Raises:
         UsageError: not readable, not YAML, an unknown, repeated or missing key, or a wrong value;
             with the line.
     """
-    reader = _Reader(path)
+    reader = _RecipeReader(path)
     found: dict[str, Any] = {}
     for key, node in reader.pairs(reader.root(), "the file"):
         name, line = key
@@ -66,10 +66,10 @@ def read(path: Path) -> Recipe:
     for name in ("expression", "modules"):
         if name not in found:
             reader.fail(1, f"no {name}", expected="at least expression and modules")
-    return Recipe(**found)
+    return RecipeFile(**found)
 
 
-class _Reader:
+class _RecipeReader:
     """Nodes of a YAML document, so that every value keeps its line; nothing is constructed."""
 
     def __init__(self, path: Path) -> None:
@@ -141,11 +141,11 @@ class _Reader:
         return text
 
 
-def _expression(reader: _Reader, node: Any) -> str:
+def _expression(reader: _RecipeReader, node: Any) -> str:
     return reader.text(node, "expression")
 
 
-def _modules(reader: _Reader, node: Any) -> dict[str, str]:
+def _modules(reader: _RecipeReader, node: Any) -> dict[str, str]:
     folder = reader.path.parent
     return {
         name: _place(folder, reader.text(value, f"the path of {name}"))
@@ -159,7 +159,7 @@ def _place(folder: Path, text: str) -> str:
     return str(folder / Path(text).expanduser()) if named is None else str(named)
 
 
-def _rank(reader: _Reader, node: Any) -> int:
+def _rank(reader: _RecipeReader, node: Any) -> int:
     value = reader.number(node, "rank")
     if value != int(value) or value < 1:
         reader.fail(
@@ -169,7 +169,7 @@ def _rank(reader: _Reader, node: Any) -> int:
     return int(value)
 
 
-def _layers(reader: _Reader, node: Any) -> dict[str, dict[str, float]]:
+def _layers(reader: _RecipeReader, node: Any) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for (name, _), patterns in reader.pairs(node, "layers"):
         out[name] = {}
@@ -179,11 +179,11 @@ def _layers(reader: _Reader, node: Any) -> dict[str, dict[str, float]]:
     return out
 
 
-def _one_of(what: str, allowed: tuple[str, ...]) -> Callable[[_Reader, Any], str]:
+def _one_of(what: str, allowed: tuple[str, ...]) -> Callable[[_RecipeReader, Any], str]:
     return lambda reader, node: reader.word(node, what, allowed)
 
 
-READERS: Mapping[str, Callable[[_Reader, Any], Any]] = {
+READERS: Mapping[str, Callable[[_RecipeReader, Any], Any]] = {
     "expression": _expression,
     "modules": _modules,
     "space": _one_of("space", SPACES),

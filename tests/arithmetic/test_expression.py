@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pem_composition.arithmetic import expression, trees
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, resolve
-from pem_composition.arithmetic.trees import Layers, Leaf, Merge, Negation, Sum, Within
+from pem_composition.arithmetic.trees import ByLayer, Leaf, Merge, Negation, Sum, Within
 from pem_composition.errors import PEMError, UsageError
 
 VALUES = {"a": 2.0, "b": 3.0, "c": 5.0}
@@ -303,7 +303,7 @@ def deeper(inner: st.SearchStrategy) -> st.SearchStrategy:
         st.builds(Negation, parts, coefficients),
         st.builds(Within, st.just("delta"), parts, ranks),
         st.builds(Within, st.just("parameter"), parts),
-        st.builds(Layers, parts, factors),
+        st.builds(ByLayer, parts, factors),
         st.builds(lambda s, a, r: Merge(resolve(*s), a, r), sets, arguments, ranks),
     )
 

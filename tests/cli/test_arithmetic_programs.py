@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -557,3 +559,30 @@ def test_inspect_tells_kind_rank_and_whether_modules_combine(folder, pem):
     assert "delta space: yes" in done.out
     one = json.loads(pem("inspect", "-a", folder / "i", "--json").out)
     assert (one["kind"], one["head"], one["model_type"]) == ("ia3", True, "roberta")
+
+
+# --- what is opened ---
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLLOWED = {
+    "merge": "merge -a a b -p OUT --coefficients 0.3 0.7",
+    "merge, points": "merge -a a b -p OUT --grid 0 0.5 1",
+    "detoxify": "detoxify -a a b -p OUT",
+    "compose": "compose a-0.5*b --module a=a --module b=b -p OUT",
+    "compare": "compare a b",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", FOLLOWED.values(), ids=FOLLOWED)
+def test_a_file_is_opened_once_and_the_modules_of_a_sum_are_compared_once(words, folder, tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "follow.py", *words.split()]
+    command = [str(tmp_path / "out") if word == "OUT" else str(word) for word in command]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["exit"] == 0
+    read = {Path(path).name for path in seen["opened"]}
+    assert {"adapter_config.json", "adapter_model.safetensors", "pem.json"} <= read
+    assert set(seen["opened"].values()) <= {1}
+    if not words.startswith("comp"):  # each part of an expression, and each pair, is one sum
+        assert seen["calls"]["check_compatible"] <= 1

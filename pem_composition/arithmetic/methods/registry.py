@@ -39,7 +39,7 @@ __all__ = [
     "SPECTRAL",
     "Choice",
     "Method",
-    "Record",
+    "RecordedMethod",
     "accepted",
     "method",
     "recorded",
@@ -187,7 +187,7 @@ RECORD = re.compile(
 )
 
 
-class Record(NamedTuple):
+class RecordedMethod(NamedTuple):
     """The parts of a pem.json's ``method``: ``ties(density=0.2), rank 8``."""
 
     name: str
@@ -195,7 +195,7 @@ class Record(NamedTuple):
     rank: int | None
 
     @classmethod
-    def split(cls, text: str) -> Record:
+    def split(cls, text: str) -> RecordedMethod:
         """The parts, not checked against the registry.
 
         Raises:
@@ -214,7 +214,7 @@ def recorded(text: str) -> tuple[Choice, int | None]:
     Raises:
         PEMError: not a method of this registry.
     """
-    record = Record.split(text)
+    record = RecordedMethod.split(text)
     name = SIMPLE if record.name == "sum" else record.name
     pairs = [part.partition("=") for part in record.settings]
     return resolve(name, {key: value for key, _, value in pairs}), record.rank

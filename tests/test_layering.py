@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": NUMBERS
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
     | {"json_lines"},
-    "report": {"errors", "json_lines"},
+    "report": {"errors", "json_lines", "_version"},
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import pem_composition as library
 from pem_composition import json_lines
 from pem_composition.errors import DataError
-from pem_composition.report import search as report
+from pem_composition.report import records as report
 from pem_composition.sweep import goals, samplers, space
 from pem_composition.sweep.goals import Goal, Scored
 
@@ -149,7 +149,7 @@ def test_the_table_has_baselines_and_costs(finished):
     }
     assert ranks["equal weights, parameter space"] == 4 and ranks["equal weights, delta space"] == 8
     assert summary["peak_memory"] > 10**7
-    assert (finished / "table.csv").read_text().startswith("row,coefficients,task,score")
+    assert (finished / "table.csv").read_text().startswith("row,coefficients,task,metric,score")
 
 
 def test_a_grid_is_the_sweep(bench, tmp_path, capsys):
@@ -216,11 +216,12 @@ def test_searches_of_several_seeds_are_averaged(bench, finished, tmp_path, capsy
     capsys.readouterr()
     assert run("report", "-r", finished, tmp_path / "other", "-p", tmp_path / "table") == 0
     text = capsys.readouterr().out
-    line = next(x for x in text.splitlines() if x.startswith("| best ties |"))
+    assert (tmp_path / "table" / "table.md").read_text() in text
+    lines = [x for x in text.splitlines() if "| best ties | 2 |" in x]
+    (line,) = [x for x in lines if x.startswith("| mean of mnli, rte |")]
     rows = [next(w for w in f.summary["rows"] if w["row"] == "best ties") for f in found]
     means = [row["mean"]["score"] for row in rows]
     assert f"| {np.mean(means):.4f} +- {np.std(means, ddof=1):.4f} |" in line
-    assert (tmp_path / "table" / "table.md").read_text().startswith("| module | searches | mnli |")
     before = (finished / "table.md").read_text()
     assert run("report", "-r", finished) == 0
     assert (finished / "table.md").read_text() == before
@@ -256,6 +257,26 @@ def test_goals_are_what_they_are_called():
     ):  # fmt: skip
         found = goals.condition(text, ("rte", "mnli"), own=True)
         assert found.violation(scored) == pytest.approx(missed)
+
+
+def test_what_is_better_when_smaller_is_turned_round_once():
+    """By the loss: the goal is maximised, conditions and readers see the loss itself."""
+    records = [{"score": s, "metric": "accuracy", "loss": x} for s, x in ((0.6, 0.5), (0.3, 2.0))]
+    own = [{"score": 0.5, "standard_error": 0.1, "loss": 1.0} for _ in range(2)]
+    scored = Scored(("rte", "mnli"), records, own, metrics=("loss", "loss"))
+    numbers = {name: Goal(name).number(scored) for name in (*goals.NAMES, "mnli")}
+    # worst is the largest loss; normalised is the mean of 1 / .5 and 1 / 2, greater is better
+    assert numbers == pytest.approx(
+        {"mean": 1.25, "worst": 2.0, "normalised": 1.25, "loss": 1.25, "mnli": 2.0}
+    )
+    assert {n: Goal(n).sign(scored) for n in numbers} == {
+        "mean": -1, "worst": -1, "normalised": 1, "loss": -1, "mnli": -1,
+    }  # fmt: skip
+    for text, missed in (("loss<=1", 0.25), ("worst<=2", 0), ("mean<=0.25", 1), ("mnli>=2.5", 0.5)):
+        found = goals.condition(text, ("rte", "mnli"), own=True)
+        assert found.violation(scored) == pytest.approx(missed)
+    mixed = Scored(("rte", "mnli"), records, metrics=("accuracy", "loss"))
+    assert Goal("mean").number(mixed) == pytest.approx((0.6 - 2.0) / 2)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))

@@ -168,7 +168,7 @@ def test_the_table_has_a_column_per_task_and_says_what_is_invalid(finished):
     assert " ".join(f"{s:.2f}" for s in shares) in row
     assert max(shares) > table.NOTED_INVALID
     assert "invalid answers" in row
-    lines = table.lines_of(found)
+    lines = table.rows(found).to_dict("records")
     assert [x["task"] for x in lines] == ["rte", "sst2", "mean"] * 8
 
 

@@ -30,12 +30,14 @@ import gc
 import os
 import re
 import select
+import shlex
 import sys
 import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from pem_composition import signals
@@ -54,6 +56,7 @@ from pem_composition.training.config import check_ranges
 
 T = TypeVar("T")
 
+COMMAND: ContextVar[str] = ContextVar("COMMAND", default="")  # the words that are being run
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_DISK = NO_SPACE | {errno.EIO, errno.EFBIG}
 EXIT_INTERRUPTED = 130
@@ -155,6 +158,7 @@ def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None)
     """Parse, run, and turn every error into one line on stderr and an exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     prog = prog or f"pem {module.NAME}"
+    COMMAND.set(shlex.join([*prog.split(), *argv]))
     examples = getattr(module, "EXAMPLES", "")
 
     def body() -> int:

@@ -1,4 +1,4 @@
-"""``pem report``: tables and plots of finished sweeps, made again from results.jsonl."""
+"""``pem report``: tables, plots and a page of finished sweeps, made again from results.jsonl."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
-from pem_composition.errors import CheckpointError
+from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 NAME = "report"
 HELP = (
-    "table and plot of a finished sweep, or the mean of several (seeds), from results.jsonl alone"
+    "table, plot and page of a finished sweep, or the mean of several (seeds), from results.jsonl"
 )
 EXAMPLES = """
   pem report -r runs/sweep
+  pem report -r runs/search --html search.html --axes rte "rte loss"
   pem report -r runs/sweep-s0 runs/sweep-s1 runs/sweep-s2 -p runs/table
 """
 
@@ -33,83 +34,85 @@ class Config:
     )
     save_path: Path | None = flag(
         None,
-        "where table and plot go; default: beside one results.jsonl, else nowhere",
+        "where table, plot and page go; default: beside one results.jsonl, else nowhere",
         short="-p",
         metavar="OUT",
     )
+    html: Path | None = flag(
+        None, "the page of one sweep or search, a single file; default: OUT/report.html",
+        metavar="FILE",
+    )  # fmt: skip
+    axes: tuple[str, str] | None = flag(
+        None, "the two measures of the page's frontier, across and up", metavar="NAME"
+    )
+    comparison: Path | None = flag(
+        None, "what pem compare -p wrote, for the page; default: the one beside the results",
+        metavar="FILE",
+    )  # fmt: skip
 
 
 def run(config: Config) -> int:
     """Print the table and write the files."""
-    from pem_composition.report import records, search
+    from pem_composition.report import page, records
 
-    if all(search.is_search(path) for path in config.results):
-        return _search(config)
-    sweeps = [records.read(path) for path in config.results]
-    out = config.save_path or (sweeps[0].path.parent if len(sweeps) == 1 else None)
+    found = [records.read(path) for path in config.results]
+    several = len(found) > 1
+    if several and (config.html or config.axes or config.comparison):
+        raise UsageError.build(
+            "--html", "a page shows one sweep", found=f"{len(found)} results", do="name one"
+        )
+    out = config.save_path or (None if several else found[0].path.parent)
     if out is not None:
         if out.exists() and not out.is_dir():
             raise CheckpointError.build(
                 out, "not a directory", found="a file", do="choose another --save_path"
             )
         out.mkdir(parents=True, exist_ok=True)
-    if any(s.summary["composition"] == records.NEGATION for s in sweeps):
-        _strengths(sweeps, out)
+    if several:
+        _several(found, out)
     else:
-        _coefficients([s.path for s in sweeps], out)
+        assert out is not None
+        file = config.html or out / page.FILE
+        _one(found[0], out, file, config.axes or (), config.comparison)
     return 0
 
 
-def _coefficients(sweeps: Sequence[Path], out: Path | None) -> None:
-    """Sweeps over merges and analogies."""
-    from pem_composition.report import plot, table
+def show(results: Path, out: Path) -> None:
+    """Print the table of finished results; write it, its plots and its page into ``out``."""
+    from pem_composition.report import page, records
 
-    if len(sweeps) == 1 and out is not None:
-        print(table.write(sweeps[0], out))
-        common.print_plots(lambda: plot.write(sweeps[0], out))
-        return
-    rows = table.aggregate(sweeps)
-    _write(out, table.aggregate_markdown(rows), table.to_csv(rows, tuple(rows[0])))
+    print()
+    _one(records.read(results), out, out / page.FILE)
 
 
-def _strengths(sweeps: Sequence[Results], out: Path | None) -> None:
-    """Sweeps over the strength of a negation."""
-    from pem_composition.report import frontier, table, unlearning
+def _one(
+    found: Results, out: Path, file: Path, axes: Sequence[str] = (), comparison: Path | None = None
+) -> None:
+    from pem_composition.report import frontier, page, plot, records, table, unlearning
 
-    paths = [sweep.path for sweep in sweeps]
-    if len(sweeps) == 1 and out is not None:
-        print(unlearning.write(paths[0], out))
+    if found.summary["composition"] == records.NEGATION:
+        print(unlearning.write(found.path, out))
+        common.print_plots(lambda: frontier.write([found.path], out))
     else:
-        rows = unlearning.aggregate(paths)
-        csv = table.to_csv(rows, unlearning.aggregate_columns())
-        _write(out, unlearning.aggregate_markdown(rows), csv)
-    if out is not None and frontier.comparable(sweeps):
-        common.print_plots(lambda: frontier.write(paths, out))
-    elif out is not None:
-        print("no plot: the sweeps differ in base model, judges, prompts, text or limits")
+        print(table.write(found.path, out))
+        common.print_plots(lambda: plot.write(found.path, out))
+    common.print_plots(lambda: page.write(found.path, file, axes, comparison), "page")
 
 
-def _write(out: Path | None, markdown: str, csv: str) -> None:
+def _several(found: Sequence[Results], out: Path | None) -> None:
+    """The mean over sweeps and searches; of strengths with a plot."""
+    from pem_composition.report import frontier, records, table, text, unlearning
+
+    paths = [one.path for one in found]
+    negations = any(one.summary["composition"] == records.NEGATION for one in found)
+    room = unlearning if negations else table
+    rows = room.aggregate(paths)
+    markdown = room.aggregate_markdown(rows)
     print(markdown)
-    if out is not None:
-        (out / "table.md").write_text(markdown + "\n", encoding="utf-8")
-        (out / "table.csv").write_text(csv, encoding="utf-8")
-
-
-def _search(config: Config) -> int:
-    """Table and plot of a search, or the mean of several."""
-    from pem_composition.report import search
-
-    if len(config.results) > 1:
-        text = search.aggregate(config.results)
-        print(text)
-        if config.save_path is not None:
-            config.save_path.mkdir(parents=True, exist_ok=True)
-            (config.save_path / "table.md").write_text(text + "\n", encoding="utf-8")
-        return 0
-    path = Path(config.results[0])
-    out = config.save_path or (path if path.is_dir() else path.parent)
-    out.mkdir(parents=True, exist_ok=True)
-    print(search.write(path, out))
-    common.print_plots(lambda: search.plot(path, out))
-    return 0
+    if out is None:
+        return
+    text.write(out, markdown, rows, room.aggregate_columns(rows))
+    if negations and frontier.comparable(found):
+        common.print_plots(lambda: frontier.write(paths, out))
+    elif negations:
+        print("no plot: the sweeps differ in base model, judges, prompts, text or limits")

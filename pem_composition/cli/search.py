@@ -11,6 +11,7 @@ from pem_composition import sweep as library
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
 from pem_composition.cli import common, sweep
 from pem_composition.cli.flags import HEADS, MERGE_WAYS, EvaluationFlags, ModuleFlags
+from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import goals as wanted
@@ -307,6 +308,7 @@ def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Ru
         ),
         base_name=plan.base_name,
         metrics=plan.metrics,
+        command=plan.command,
     )
     return search, runner
 
@@ -315,7 +317,6 @@ def _finish(
     config: Config, request: sweep.Request, search: Search, runner: Any, summary: dict[str, Any]
 ) -> None:
     """Write the best module (whole models are left to merge.py), the table and the plot."""
-    from pem_composition.report import search as report
     from pem_composition.sweep.search import best_point
 
     out = request.out
@@ -323,6 +324,4 @@ def _finish(
         best = best_point(search, runner, summary).module(runner.settings, saved=True)
         best.save(out / "best", format=config.format, dtype=config.dtype, overwrite=True)
         common.report(out / "best", best)
-    print()
-    print(report.write(out / RESULTS, out))
-    common.print_plots(lambda: report.plot(out / RESULTS, out))
+    show(out / RESULTS, out)

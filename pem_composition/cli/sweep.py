@@ -14,6 +14,8 @@ from pem_composition.arithmetic.heads import own_head
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common, scored
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
+from pem_composition.cli.parser import COMMAND
+from pem_composition.cli.report import show
 from pem_composition.errors import CheckpointError, IncompatibleModules, UsageError
 from pem_composition.evaluation import keys
 from pem_composition.report.records import RESULTS
@@ -227,6 +229,7 @@ def prepare(request: Request) -> tuple[library.Plan, library.Runner]:
         base_name=request.base_name,
         max_invalid=evaluation.max_invalid,
         metrics=scored.chosen_by(evaluation, tasks),
+        command=COMMAND.get(),
     )
     return plan, library.Runner(lambda: load_base(request), splits, settings, store, say)
 
@@ -302,7 +305,6 @@ def load_base(request: Request) -> tuple[Any, Any]:
 def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> None:
     """Write the selected modules (whole models are left to merge.py), the table and the plot."""
     from pem_composition.checkpoint import provenance
-    from pem_composition.report import plot, table
 
     flags, out = request.flags, request.out
     kinds = ("selected", "selected_valid")
@@ -317,9 +319,7 @@ def _finish(request: Request, plan: library.Plan, summary: dict[str, Any]) -> No
     for old in earlier:  # of another grid
         if (old / provenance.FILE).exists():
             shutil.rmtree(old)
-    print()
-    print(table.write(out / RESULTS, out))
-    common.print_plots(lambda: plot.write(out / RESULTS, out))
+    show(out / RESULTS, out)
 
 
 def _selected(

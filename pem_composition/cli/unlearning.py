@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.cli import common, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.cli.causal import DECODING
+from pem_composition.cli.parser import COMMAND
+from pem_composition.cli.report import show
 from pem_composition.cli.values import NUMBER
 from pem_composition.errors import UsageError
 from pem_composition.evaluation import keys
@@ -231,7 +233,7 @@ def _prepare(request: Request) -> tuple[library.Plan, StrengthRunner]:
     )  # fmt: skip
     plan = library.Plan(
         request.strengths, flags.value("threshold"), share_of(flags.value("max_ppl_increase")),
-        request.base_name,
+        request.base_name, COMMAND.get(),
     )  # fmt: skip
     store = ResultStore(request.out / RESULTS, fresh=flags.overwrite)
     return plan, StrengthRunner(trial, lambda: _load(request), store, request.out, sweep.say)
@@ -301,7 +303,6 @@ def _load(request: Request) -> tuple[Any, Any]:
 
 def _finish(request: Request, runner: StrengthRunner, summary: dict[str, Any]) -> None:
     """Write the chosen module (whole models are left to negation.py), the table and the plot."""
-    from pem_composition.report import frontier, unlearning
     from pem_composition.sweep.strengths import at_strength
 
     flags, chosen = request.flags, summary["selected"]
@@ -311,6 +312,4 @@ def _finish(request: Request, runner: StrengthRunner, summary: dict[str, Any]) -
         target = request.out / f"negated_{chosen:.12g}"
         module.save(target, format=flags.format, dtype=flags.dtype, overwrite=True)
         common.report(target, module)
-    print()
-    print(unlearning.write(request.out / RESULTS, request.out))
-    common.print_plots(lambda: frontier.write([request.out / RESULTS], request.out))
+    show(request.out / RESULTS, request.out)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pem_composition.report.table import share, to_csv
+from pem_composition.report import text
+from pem_composition.report.text import percent, share
 
 Line = Mapping[str, Any]
 
@@ -19,10 +20,7 @@ PROXIES = (
 
 def write(lines: Sequence[Line], out: Path, notes: Sequence[str] = ()) -> str:
     """Write table.md and table.csv into ``out``; returns the Markdown."""
-    text = markdown(lines, notes)
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (out / "table.csv").write_text(to_csv(lines, tuple(lines[0])), encoding="utf-8")
-    return text
+    return text.write(out, markdown(lines, notes), text.frame_of(lines), tuple(lines[0]))
 
 
 def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
@@ -42,13 +40,13 @@ def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
 
 
 def chosen(
-    strengths: Mapping[str, float | None], max_increase: float, text: str
+    strengths: Mapping[str, float | None], max_increase: float, guard: str
 ) -> tuple[str, ...]:
     """One sentence per form: the strongest strength that keeps the language."""
-    limit = f"{100 * max_increase:+.3g} %"
+    limit = percent(max_increase)
     within = (
-        f"within {limit} of the instruction module's perplexity on {text}, at the upper end of its "
-        "95 % interval"
+        f"within {limit} of the instruction module's perplexity on {guard}, at the upper end of "
+        "its 95 % interval"
     )
     return tuple(
         f"Form {form}: no strength is {within}."
@@ -64,7 +62,7 @@ def _part(name: str, lines: Sequence[Line]) -> str:
         [line for line in lines if line["module"] == module]
         for module in dict.fromkeys(line["module"] for line in lines)
     ]
-    columns = [("module", [row[0]["module"] for row in rows])]
+    columns: list[text.Column] = [("module", [row[0]["module"] for row in rows])]
     for place, judge in enumerate(judges):
         cells = [row[place] for row in rows]
         columns += [
@@ -84,14 +82,12 @@ def _part(name: str, lines: Sequence[Line]) -> str:
     if "guard" in cells[0]:
         costs = [c if c["guard"] or c["guard_stderr"] else None for c in cells]
         shown = [c and f"{c['guard']:+.1%}, up to {c['guard_high']:+.1%}" for c in costs]
-        columns.append(("guard", [text or "" for text in shown]))
+        columns.append(("guard", [known or "" for known in shown]))
     for kind in ("refused", "empty", "looping"):
         columns.append((kind, [share(c, kind) for c in cells]))
     columns.append(("words", [f"{c['words']:.0f}" for c in cells]))
-    header, *body = zip(*([title, *values] for title, values in columns), strict=True)
-    table = [_line(header), "|---" * len(header) + "|", *map(_line, body)]
     part = f"; reference answers of {references}" if 0 < references < n else ""
-    return "\n".join([f"**{name}** (n = {n}{part})", "", *table])
+    return "\n".join([f"**{name}** (n = {n}{part})", "", text.markdown(columns)])
 
 
 def _estimate(cell: Line, name: str, form: str = ".3f") -> str:
@@ -102,7 +98,3 @@ def _estimate(cell: Line, name: str, form: str = ".3f") -> str:
         return ""  # the baseline against itself
     shown = format(value, form)
     return shown if error is None else f"{shown} +- {format(error, form.lstrip('+'))}"
-
-
-def _line(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.report.plot import backend, plain, save
+from pem_composition.report.plot import backend, legend_below, plain, save
 from pem_composition.report.records import Results, read
-from pem_composition.report.unlearning import SELECTED, Line, aggregate, lines_of
+from pem_composition.report.unlearning import SELECTED, Line, aggregate, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,7 @@ def frontier(sweeps: Sequence[Results]) -> Figure:
         axes.set_ylabel(f"mean toxicity of texts with words ({judge}, n = {count})", fontsize=9)
     note = ", means over sweeps" if several else ""
     figure.suptitle(f"negation of a module of {summary['base_name']}{note}", fontsize=10)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+    legend_below(figure, grid[0], 2)
     return figure
 
 
@@ -134,7 +133,7 @@ def _point(axes: Axes, line: Line, **style: Any) -> None:
 
 def _of_one(sweep: Results) -> list[Line]:
     """Lines of one sweep with the errors that are drawn: standard errors."""
-    lines = lines_of(sweep)
+    lines = rows(sweep).to_dict("records")
     base = next(line["perplexity"] for line in lines if line["row"] == "base")
     return [
         {**line, "across": base * line["increase_stderr"], "up": line["mean_stderr"]}
@@ -146,5 +145,5 @@ def _averaged(sweeps: Sequence[Results]) -> list[Line]:
     """Means of several; the errors are the standard deviations between them."""
     return [
         {**line, "across": line["perplexity_spread"], "up": line["mean_spread"]}
-        for line in aggregate([sweep.path for sweep in sweeps])
+        for line in aggregate([sweep.path for sweep in sweeps]).to_dict("records")
     ]

@@ -94,7 +94,7 @@ def _panel(axes: Axes, pair: Mapping[str, Any], measure: str) -> None:
     rows, depths, values = grid_of(pair, measure)
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(depths)), map(str, depths), fontsize=7)
-    axes.set_yticks(range(len(rows)), _short(rows), fontsize=7)
+    axes.set_yticks(range(len(rows)), short(rows), fontsize=7)
     total = pair["total"][measure]
     axes.set_title(title + ("" if total is None else f" (total {total:.3g})"), fontsize=9)
     axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
@@ -115,7 +115,7 @@ def _numbers(axes: Axes, image: Any, values: Sequence[Sequence[float]]) -> None:
                 )  # fmt: skip
 
 
-def _short(rows: Sequence[str]) -> list[str]:
+def short(rows: Sequence[str]) -> list[str]:
     """The last components of the rows, as many as tell them apart."""
     parts = [row.split(".") for row in rows]
     depth = 1

@@ -3,27 +3,31 @@
 ``curve``: score against coefficient, one panel per task and one for their mean. Two modules and
 analogies have one coefficient t; for more modules each panel shows, module by module, the best
 score that is reached with so much of it. ``frontier`` (two tasks): the score on one against the
-score on the other.
+score on the other. ``search``: the best value so far against the trials, a line per study;
+``pareto`` (two goals): every trial and the front between them.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import MissingPackage, install
-from pem_composition.report.records import Results, mean_of, read
+from pem_composition.report.frames import ERROR, JOINT, MEAN, SINGLE, Points, points
+from pem_composition.report.records import Results, read
+from pem_composition.report.table import AVERAGE, subject
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Colours of the Okabe-Ito palette: told apart in print and by colour-blind readers.
 COLOURS = {"parameter": "#0072B2", "delta": "#D55E00", "log": "#009E73"}
 MODULE_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STUDIES = ("#0072B2", "#D55E00", *MODULE_COLOURS)
 MARKERS = {"parameter": "o", "delta": "s", "log": "^"}
 MODULE_MARKERS = ("^", "v", "<", ">", "P", "X")
 LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -35,46 +39,12 @@ EQUAL_MEAN = "same mean over the tasks"
 PANEL_INCHES = (6.4, 4.2)
 LABEL_LETTERS = 80  # of a line below one panel
 SMALL_PANEL_INCHES = (4.0, 3.8)
+SEARCH_INCHES = (7.0, 4.6)
 FRONTIER_INCHES = (5.6, 5.2)
-
-Estimate = tuple[float, float]  # score and its standard error
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What one panel shows: a task, or the mean of them all."""
-
-    results: Results
-    task: int | None  # its place among the tasks; None: the mean
-
-    def estimate(self, keys: Sequence[str]) -> Estimate:
-        """Score and standard error of a point, from its records."""
-        records = self.results.scored(keys)
-        chosen = records if self.task is None else [records[self.task]]
-        return mean_of((r["score"], r["standard_error"]) for r in chosen)
-
-    @property
-    def title(self) -> str:
-        tasks = self.results.summary["tasks"]
-        return f"mean of {len(tasks)} tasks" if self.task is None else str(tasks[self.task])
-
-    @property
-    def axis(self) -> str:
-        """Metric, split and number of rows."""
-        select = self.results.summary["select"]
-        if self.task is None:
-            return f"mean score ({select})"
-        record = self.results.scored(self.results.summary["singles"][0])[self.task]
-        return f"{record['metric'].replace('_', ' ')} ({select}, n = {record['n']})"
-
-    def note(self, keys: Sequence[str]) -> str:
-        """Beside a module that gives one answer to (nearly) everything."""
-        dead = self.task is not None and self.results.scored(keys)[self.task]["degenerate"]
-        return NOTE if dead else ""
 
 
 def write(results: str | Path, out: Path) -> list[Path]:
-    """Draw the sweep of a results.jsonl into ``out``; returns the files.
+    """Draw the sweep or the search of a results.jsonl into ``out``; returns the files.
 
     Raises:
         MissingPackage: matplotlib is not installed.
@@ -82,10 +52,24 @@ def write(results: str | Path, out: Path) -> list[Path]:
     """
     found = read(results)
     backend()
+    if found.is_search:
+        return _search(found, out)
     files = save(curves(found), out, "curve")
     if len(found.summary["tasks"]) == 2:
         files += save(frontier(found), out, "frontier")
     return files
+
+
+def _search(found: Results, out: Path) -> list[Path]:
+    """search.png and search.pdf, or pareto.png and pareto.pdf for two goals."""
+    from matplotlib import pyplot
+
+    two = len(found.summary["goals"]) == 2
+    figure, axes = pyplot.subplots(figsize=SEARCH_INCHES, layout="constrained")
+    (draw_pareto if two else draw_progress)(axes, points(found))
+    axes.set_title(f"{', '.join(found.summary['tasks'])}, {subject(found)}", fontsize=9, wrap=True)
+    legend_below(figure, [axes], 2)
+    return save(figure, out, "pareto" if two else "search")
 
 
 def backend() -> Any:
@@ -125,97 +109,78 @@ def curves(results: Results) -> Figure:
     """One panel per task, and one for the mean of several."""
     from matplotlib import pyplot
 
-    tasks = len(results.summary["tasks"])
-    panels = [Panel(results, i) for i in range(tasks)]
-    panels += [Panel(results, None)] if tasks > 1 else []
-    width, height = PANEL_INCHES if tasks == 1 else SMALL_PANEL_INCHES
+    found, tasks = points(results), results.summary["tasks"]
+    names = [*tasks, MEAN] if len(tasks) > 1 else tasks
+    width, height = PANEL_INCHES if len(tasks) == 1 else SMALL_PANEL_INCHES
     figure, grid = pyplot.subplots(
-        1, len(panels), figsize=(width * len(panels), height), layout="constrained", squeeze=False
+        1, len(names), figsize=(width * len(names), height), layout="constrained", squeeze=False
     )
-    for axes, panel in zip(grid[0], panels, strict=True):
-        draw(axes, panel)
-    if tasks > 1:
+    for axes, name in zip(grid[0], names, strict=True):
+        draw(axes, results.summary, found, name)
+    if len(tasks) > 1:
         figure.suptitle(_subject(results.summary), fontsize=10)
     else:
-        grid[0][0].set_title(f"{panels[0].title}, {results.summary['kind']}", fontsize=11)
+        grid[0][0].set_title(f"{tasks[0]}, {results.summary['kind']}", fontsize=11)
     for axes in grid[0]:
-        axes.set_xlabel(_coefficient(results.summary, short=tasks > 1), fontsize=9)
-    handles, labels = _legend(grid[0])
-    figure.legend(
-        handles, labels, frameon=False, fontsize=8, ncols=2 if tasks == 1 else 3,
-        loc="outside lower center",
-    )  # fmt: skip
+        axes.set_xlabel(_coefficient(results.summary, short=len(tasks) > 1), fontsize=9)
+    legend_below(figure, grid[0], 2 if len(tasks) == 1 else 3)
     return figure
 
 
-def draw(axes: Axes, panel: Panel) -> None:
-    """The curves of both spaces; modules alone, their average and the reference as lines."""
-    summary = panel.results.summary
-    if _one_coefficient(summary):
-        for space, curve in summary["curve"].items():
-            _draw_curve(axes, panel, space, curve, summary["selected"][space])
-    else:
-        for space, curve in summary["curve"].items():
-            _draw_profiles(axes, panel, space, curve)
-    for name, score, style in _levels(panel):
-        axes.axhline(score, linewidth=1, label=name, **style)
-    axes.set_title(panel.title, fontsize=10)
-    best = "" if _one_coefficient(summary) else "best "
-    axes.set_ylabel(best + panel.axis, fontsize=9)
+def draw(axes: Axes, summary: Mapping[str, Any], found: Points, name: str) -> None:
+    """The curves of every space; modules alone, their average and the reference as lines."""
+    for series, curve in found.curves():
+        if found.across:
+            _draw_curve(axes, series, curve, name)
+        else:
+            _draw_profiles(axes, summary["modules"], series, curve, name, found.signs[name])
+    for label, score, style in _levels(summary, found, name):
+        axes.axhline(score, linewidth=1, label=label, **style)
+    axes.set_title(f"mean of {len(summary['tasks'])} tasks" if name == MEAN else name, fontsize=10)
+    axes.set_ylabel(("" if found.across else "best ") + found.labels[name], fontsize=9)
     plain(axes)
 
 
-def _levels(panel: Panel) -> Iterator[tuple[str, float, dict[str, Any]]]:
+def _levels(
+    summary: Mapping[str, Any], found: Points, name: str
+) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """Horizontal lines: name, score and style."""
-    summary = panel.results.summary
-    singles = [panel.estimate(keys)[0] for keys in summary["singles"]]
-    for place, (keys, score) in enumerate(zip(summary["singles"], singles, strict=True)):
+    for place, line in enumerate(found.of(SINGLE).to_dict("records")):
+        dead = NOTE if name in line["dead"] else ""  # it gives one answer to (nearly) everything
         style = {"color": "0.45", "linestyle": LINES[place % len(LINES)]}
-        yield summary["modules"][place] + panel.note(keys), score, style
+        yield line["name"] + dead, line[name], style
     if summary["average"] is not None:
-        yield "average of the modules", sum(singles) / len(singles), {"color": "0.15"}
-    if summary["reference"] is not None:
+        yield AVERAGE, found.of(SINGLE)[name].mean(), {"color": "0.15"}
+    for line in found.of(JOINT).to_dict("records"):
         style = {"color": REFERENCE_COLOUR, "linestyle": (0, (6, 2))}
-        yield _reference(summary), panel.estimate(summary["reference"])[0], style
+        yield line["name"], line[name], style
 
 
-def _draw_curve(
-    axes: Axes,
-    panel: Panel,
-    space: str,
-    curve: Sequence[Mapping[str, Any]],
-    selected: Sequence[float],
-) -> None:
+def _draw_curve(axes: Axes, series: str, curve: pd.DataFrame, name: str) -> None:
     """One space: a line, one standard error as a band, the selected point circled."""
-    t = [p["coefficients"][0] for p in curve]
-    score, error = zip(*(panel.estimate(p["keys"]) for p in curve), strict=True)
+    at, score, error = (curve[c].astype(float) for c in ("at", name, name + ERROR))
+    space = curve["space"].iloc[0]
     colour = COLOURS.get(space, "0.3")
-    low, high = ([s + sign * e for s, e in zip(score, error, strict=True)] for sign in (-1, 1))
-    axes.fill_between(t, low, high, color=colour, alpha=0.15, linewidth=0)
-    composition = panel.results.summary["composition"]
+    axes.fill_between(at, score - error, score + error, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
-        t, score, color=colour, marker=MARKERS.get(space, "o"), markersize=3.5, **_stroke(space),
-        label=f"{composition}, {space} space",
+        at, score, color=colour, marker=MARKERS.get(space, "o"), markersize=3.5, **_stroke(space),
+        label=series,
     )  # fmt: skip
-    at = _place(curve, selected)
-    if at is not None:
-        _circle(axes, t[at], score[at], colour)
+    for _, point in curve[curve["chosen"].astype(bool)].iterrows():
+        _circle(axes, point["at"], point[name], colour)
 
 
 def _draw_profiles(
-    axes: Axes, panel: Panel, space: str, curve: Sequence[Mapping[str, Any]]
+    axes: Axes, modules: Sequence[str], series: str, curve: pd.DataFrame, name: str, sign: int
 ) -> None:
     """For each module: the best score among the points that hold so much of it."""
-    summary = panel.results.summary
-    best = max if summary["greater_is_better"] else min
-    for place, module in enumerate(summary["modules"]):
-        reached: dict[float, list[float]] = {}
-        for p in curve:
-            share = p["coefficients"][place]
-            reached.setdefault(share, []).append(panel.estimate(p["keys"])[0])
-        shares = sorted(reached)
+    space = curve["space"].iloc[0]
+    for place, module in enumerate(modules):
+        shares = curve["coefficients"].str[place].astype(float)
+        scores = curve[name].astype(float).groupby(shares)
+        reached = scores.min() if sign < 0 else scores.max()
         axes.plot(
-            shares, [best(reached[share]) for share in shares], linewidth=1.4, markersize=3.5,
+            reached.index, reached, linewidth=1.4, markersize=3.5,
             color=MODULE_COLOURS[place % len(MODULE_COLOURS)], marker=MARKERS.get(space, "o"),
             linestyle="-" if space == "parameter" else "--",
             label=f"{module}, {space} space",
@@ -228,44 +193,68 @@ def frontier(results: Results) -> Figure:
 
     figure, axes = pyplot.subplots(figsize=FRONTIER_INCHES, layout="constrained")
     draw_frontier(axes, results)
-    handles, labels = _legend([axes])
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+    legend_below(figure, [axes], 2)
     return figure
 
 
 def draw_frontier(axes: Axes, results: Results) -> None:
-    """Points of both spaces, the selected ones circled, and the modules alone."""
-    summary = results.summary
-    first, second = Panel(results, 0), Panel(results, 1)
-
-    def at(keys: Sequence[str]) -> tuple[float, float]:
-        return first.estimate(keys)[0], second.estimate(keys)[0]
-
-    line = "-" if _one_coefficient(summary) else "none"
-    for space, curve in summary["curve"].items():
-        places, colour = [at(p["keys"]) for p in curve], COLOURS.get(space, "0.3")
+    """Points of every space, the selected ones circled, and the modules alone."""
+    summary, found = results.summary, points(results)
+    tasks = summary["tasks"][:2]
+    for series, curve in found.curves():
+        space = curve["space"].iloc[0]
+        stroke = _stroke(space) | ({} if found.across else {"linestyle": "none"})
         axes.plot(
-            *zip(*places, strict=True), color=colour, marker=MARKERS.get(space, "o"),
-            markersize=3.5, **_stroke(space) | ({} if line == "-" else {"linestyle": line}),
-            label=f"{summary['composition']}, {space} space",
+            *(curve[task].astype(float) for task in tasks), color=COLOURS.get(space, "0.3"),
+            marker=MARKERS.get(space, "o"), markersize=3.5, **stroke, label=series,
         )  # fmt: skip
-        chosen = _place(curve, summary["selected"][space])
-        if chosen is not None:
-            _circle(axes, *places[chosen], colour)
-    singles = [at(keys) for keys in summary["singles"]]
-    for place, spot in enumerate(singles):
+        for _, point in curve[curve["chosen"].astype(bool)].iterrows():
+            _circle(axes, *(point[task] for task in tasks), COLOURS.get(space, "0.3"))
+    singles = found.of(SINGLE)
+    for place, line in enumerate(singles.to_dict("records")):
         marker = MODULE_MARKERS[place % len(MODULE_MARKERS)]
-        _mark(axes, spot, marker, "0.25", summary["modules"][place])
+        _mark(axes, [line[task] for task in tasks], marker, "0.25", line["name"])
     if summary["average"] is not None:
-        centre = tuple(sum(values) / len(singles) for values in zip(*singles, strict=True))
-        _mark(axes, centre, "D", "0.55", "average of the modules")
-        # Every point of this line has the same mean over the two tasks as the average.
-        axes.axline(centre, slope=-1, color="0.7", linewidth=0.8, linestyle=":", label=EQUAL_MEAN)
-    if summary["reference"] is not None:
-        _mark(axes, at(summary["reference"]), "*", REFERENCE_COLOUR, _reference(summary))
-    axes.set_xlabel(f"{first.title}: {first.axis}")
-    axes.set_ylabel(f"{second.title}: {second.axis}")
+        centre = tuple(singles[task].mean() for task in tasks)
+        _mark(axes, centre, "D", "0.55", AVERAGE)
+        if found.signs[MEAN]:
+            # Every point of this line has the same mean over the two tasks as the average.
+            axes.axline(centre, slope=-1, color="0.7", lw=0.8, linestyle=":", label=EQUAL_MEAN)
+    for line in found.of(JOINT).to_dict("records"):
+        _mark(axes, [line[task] for task in tasks], "*", REFERENCE_COLOUR, line["name"])
+    axes.set_xlabel(f"{tasks[0]}: {found.labels[tasks[0]]}")
+    axes.set_ylabel(f"{tasks[1]}: {found.labels[tasks[1]]}")
     axes.set_title(_subject(summary), fontsize=10)
+    plain(axes)
+
+
+def draw_progress(axes: Axes, found: Points) -> None:
+    """Best value so far that meets the conditions, against the trials of each study."""
+    goal, sign = next(iter(found.signs.items()))
+    studies = list(found.curves())
+    for place, (name, trials) in enumerate(studies):
+        values = trials[goal].astype(float)
+        best = values.cummin() if sign < 0 else values.cummax()
+        line = LINES[place // len(STUDIES) % len(LINES)] if place >= len(STUDIES) else "-"
+        # Thick below thin: curves that are equal are all seen.
+        width = 1.2 + 2.4 * (len(studies) - 1 - place) / len(studies)
+        axes.step(trials["at"].astype(int), best, where="post", linestyle=line, linewidth=width,
+                  color=STUDIES[place % len(STUDIES)], label=name)  # fmt: skip
+    axes.set_xlabel("trials")
+    axes.set_ylabel(f"best {found.labels[goal]} so far")
+    plain(axes)
+
+
+def draw_pareto(axes: Axes, found: Points) -> None:
+    """Every trial that meets the conditions by its two values; the front as a line."""
+    first, second = list(found.signs)[:2]
+    for place, (name, trials) in enumerate(found.curves()):
+        axes.scatter(trials[first].astype(float), trials[second].astype(float), s=14, alpha=0.6,
+                     label=name, color=STUDIES[place % len(STUDIES)])  # fmt: skip
+    lead = found.front(first, second)
+    axes.plot(lead[first], lead[second], color="black", linewidth=1, label="front")
+    axes.set_xlabel(found.labels[first])
+    axes.set_ylabel(found.labels[second])
     plain(axes)
 
 
@@ -296,16 +285,6 @@ def _coefficient(summary: Mapping[str, Any], *, short: bool) -> str:
     return "coefficient t" if short else textwrap.fill(whole, LABEL_LETTERS, break_on_hyphens=False)
 
 
-def _reference(summary: Mapping[str, Any]) -> str:
-    """The name of the reference module, from its row of the table."""
-    return str(next(row["row"] for row in summary["rows"] if row["id"] == "reference"))
-
-
-def _place(curve: Sequence[Mapping[str, Any]], selected: Sequence[float]) -> int | None:
-    wanted = list(selected)
-    return next((i for i, p in enumerate(curve) if list(p["coefficients"]) == wanted), None)
-
-
 def _circle(axes: Axes, x: float, y: float, colour: str) -> None:
     """The point that was selected."""
     axes.plot(
@@ -325,7 +304,7 @@ def _mark(axes: Axes, spot: Sequence[float], marker: str, colour: str, label: st
     axes.plot(*spot, marker=marker, markersize=7, color=colour, linestyle="none", label=label)
 
 
-def _legend(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+def legend_below(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
     """One entry per label over all panels; a note on a module in one panel is not repeated."""
     found: dict[str, Any] = {}
     for axes in panels:
@@ -334,7 +313,9 @@ def _legend(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
     kept = {
         k: v for k, v in found.items() if (bare := k.removesuffix(NOTE)) == k or bare not in found
     }
-    return list(kept.values()), list(kept)
+    figure.legend(
+        kept.values(), kept, frameon=False, fontsize=8, ncols=columns, loc="outside lower center"
+    )
 
 
 def plain(axes: Axes) -> None:

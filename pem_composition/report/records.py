@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,17 @@ NEGATION = "negation"  # the composition of a sweep over strengths
 
 @dataclass(frozen=True)
 class Results:
-    """The last summary of a results.jsonl and the points it names, by key."""
+    """The last summary of a results.jsonl, the points it names by key, and the trials."""
 
     path: Path
     summary: Mapping[str, Any]
     points: Mapping[str, Mapping[str, Any]]
+    trials: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def is_search(self) -> bool:
+        """True for a search, False for a sweep."""
+        return "search" in self.summary
 
     def scored(self, keys: Iterable[str]) -> list[Mapping[str, Any]]:
         """The records of these keys, one per task."""
@@ -39,10 +45,10 @@ def mean_of(estimates: Iterable[tuple[float, float]]) -> tuple[float, float]:
 
 
 def read(path: str | Path) -> Results:
-    """The sweep that a results.jsonl, or the directory that holds it, ends with.
+    """The sweep or the search that a results.jsonl, or the directory that holds it, ends with.
 
     Raises:
-        DataError: no such file, no finished sweep in it, or a point of the sweep is missing.
+        DataError: no such file, nothing finished in it, or a point that it names is missing.
     """
     file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -50,7 +56,7 @@ def read(path: str | Path) -> Results:
             file, "no such results file", do="give the output directory of a sweep"
         )
     lines = json_lines.read(file)
-    summaries = [r for r in lines if "summary" in r]
+    summaries = [r for r in lines if "summary" in r or "search" in r]
     if not summaries:
         raise DataError.build(
             file,
@@ -69,27 +75,35 @@ def read(path: str | Path) -> Results:
             found=f"{len(lost)} missing",
             do="run the sweep again; it fills the gap",
         )
-    return Results(file, summary, {key: points[key] for key in needed})
+    trials = [r for r in lines if "trial" in r]
+    return Results(file, summary, {key: points[key] for key in needed}, trials)
 
 
 def _needed(summary: Mapping[str, Any]) -> list[str]:
     """Keys of every point that the summary names."""
     groups = [row["keys"] for row in summary["rows"]]
-    if summary["composition"] == NEGATION:
-        return [key for keys in groups for key in keys]
-    groups += list(summary["singles"])
-    groups += [p["keys"] for curve in summary["curve"].values() for p in curve]
-    return [key for keys in (*groups, summary["reference"] or ()) for key in keys]
+    groups += [keys for study in summary.get("studies", ()) for keys in study["keys_of_trials"]]
+    groups += list(summary.get("singles", ()))
+    groups += [p["keys"] for curve in summary.get("curve", {}).values() for p in curve]
+    return [key for keys in (*groups, summary.get("reference") or ()) for key in keys]
 
 
 def _current(file: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The summary in today's form; version 1 knew one task and merges only.
+    """The summary in today's form.
+
+    Files of earlier releases say the direction of one metric, or of none; version 1 knew one task
+    and merges only.
 
     Raises:
         DataError: a version of a later release.
     """
+    if "search" in summary:
+        signs = [1] * len(summary["tasks"])
+        goal_signs = [-1 if goal == "loss" else 1 for goal in summary["goals"]]
+        return {"signs": signs, "goal_signs": goal_signs, **summary}
     if summary["summary"] == SUMMARY_VERSION:
-        return summary
+        sign = 1 if summary.get("greater_is_better", True) else -1
+        return {"signs": [sign] * len(summary.get("tasks", ())), **summary}
     if summary["summary"] != 1:
         raise DataError.build(
             file,
@@ -104,7 +118,7 @@ def _current(file: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         "summary": SUMMARY_VERSION,
         "composition": "merge",
         "tasks": [summary["task"]],
-        "greater_is_better": True,
+        "signs": [1],
         "baseline": "average",
         "singles": [[key] for key in summary["singles"]],
         "reference": None,

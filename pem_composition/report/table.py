@@ -1,74 +1,66 @@
-"""Tables from results.jsonl, as Markdown and CSV: one sweep, or the mean of several (seeds)."""
+"""Tables of sweeps and searches, as Markdown and CSV: one of them, or the mean of several (seeds).
+
+``rows`` is the table as a data frame of numbers: one line per row and task, and per row and mean
+over the tasks. Everything that is written is made from it.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pem_composition.errors import DataError
+from pem_composition.report import text
 from pem_composition.report.records import Results, distinct, overlap_note, read, setting_of
 
 COLUMNS = (
-    "row",
-    "coefficients",
-    "task",
-    "metric",
-    "score",
-    "standard_error",
-    "gain",
-    "gain_standard_error",
-    "auc",
-    "predicted_share",
-    "invalid_share",
-    "n",
-    "note",
-)
+    "row", "coefficients", "task", "metric", "score", "standard_error", "gain",
+    "gain_standard_error", "auc", "predicted_share", "invalid_share", "n", "note",
+)  # fmt: skip
+COSTS = ("normalised", "rank", "seconds")  # further columns of a search
 AVERAGE = "average of the modules"
 MEAN = "mean"  # over the tasks
 NOTED_INVALID = 0.03  # a larger share of answers outside the format is said beside the score
-
-Line = dict[str, Any]
-
-
-def rows_of(results: Results) -> list[Line]:
-    """The table's rows in order: modules, their average, merges; numbers, not text.
-
-    Each has ``cells``: one dict per task and, for several tasks, one for their mean.
-    """
-    summary = results.summary
-    rows = [_row(results, entry) for entry in summary["rows"]]
-    if summary["average"] is not None:
-        rows.insert(len(summary["singles"]), _average(summary))
-    for row in rows:
-        if row["id"] == summary["baseline"]:  # a gain over itself says nothing
-            row["cells"] = [{**c, "gain": None, "gain_standard_error": None} for c in row["cells"]]
-    return rows
+KEPT = ("metric", "score", "standard_error", "auc", "predicted_share", "n")
+OWN_HEADS = (
+    "Each task is scored with the head of its own module; normalised: the mean over the tasks of "
+    "score / score of the task's own module, without tasks where that is not two standard errors "
+    "above 0."
+)
 
 
-def _row(results: Results, entry: Mapping[str, Any]) -> Line:
-    tasks, records = results.summary["tasks"], results.scored(entry["keys"])
-    cells: list[Line] = []
-    for task, record, gain in zip(tasks, records, entry["gains"], strict=True):
-        kept = ("metric", "score", "standard_error", "auc", "predicted_share", "n")
-        numbers = {name: record[name] for name in kept}
-        share = record.get("invalid_share")  # files of the first release have none
-        cells.append(
-            {"task": task, **numbers, **gain, "invalid_share": share, "note": _note(record)}
-        )
-    mean = [{"task": MEAN, **entry["mean"]}] if len(tasks) > 1 else []
-    named = {name: entry[name] for name in ("id", "row", "coefficients")}
-    return {**named, "cells": [*cells, *mean]}
+def rows(results: Results) -> pd.DataFrame:
+    """Modules, their average, merges, in the order of the table; numbers, not text."""
+    s = results.summary
+    tasks, several = s["tasks"], len(s["tasks"]) > 1
+    costs = s.get("costs") or [None] * len(s["rows"])
+    lines = []
+    for entry, cost in zip(s["rows"], costs, strict=True):
+        named = {name: entry[name] for name in ("id", "row", "coefficients")} | dict(cost or {})
+        records = results.scored(entry["keys"])
+        for task, record, gain in zip(tasks, records, entry["gains"], strict=True):
+            numbers = {name: record[name] for name in KEPT} | dict(gain)
+            share = record.get("invalid_share")  # files of the first release have none
+            numbers |= {"invalid_share": share, "note": _note(record)}
+            lines.append({**named, "task": task, **numbers})
+        if several:
+            lines.append({**named, "task": MEAN, **entry["mean"]})
+        if s["average"] is not None and entry["id"] == f"module {len(s['modules']) - 1}":
+            lines += _average(s)
+    for line in lines:
+        if line["id"] == s["baseline"]:  # a gain over itself says nothing
+            line |= {"gain": None, "gain_standard_error": None}
+    return text.frame_of(lines)
 
 
-def _average(summary: Mapping[str, Any]) -> Line:
-    tasks, average = summary["tasks"], summary["average"]
-    cells = [{"task": t, **a} for t, a in zip(tasks, average["tasks"], strict=True)]
-    mean = [{"task": MEAN, **average["mean"]}] if len(tasks) > 1 else []
-    return {"id": "average", "row": AVERAGE, "coefficients": [], "cells": [*cells, *mean]}
+def _average(s: Mapping[str, Any]) -> list[dict[str, Any]]:
+    named = {"id": "average", "row": AVERAGE, "coefficients": []}
+    cells = [{"task": t, **a} for t, a in zip(s["tasks"], s["average"]["tasks"], strict=True)]
+    cells += [{"task": MEAN, **s["average"]["mean"]}] if len(s["tasks"]) > 1 else []
+    return [{**named, **cell} for cell in cells]
 
 
 def _note(record: Mapping[str, Any]) -> str:
@@ -83,103 +75,117 @@ def _note(record: Mapping[str, Any]) -> str:
     return ", ".join(notes)
 
 
+def shown(results: Results) -> tuple[list[text.Column], list[str]]:
+    """The columns of the table, and what is said below it."""
+    return list(_columns(results, rows(results))), _footnotes(results)
+
+
 def markdown(results: Results) -> str:
-    """One sweep as a Markdown table with its heading."""
-    rows = rows_of(results)
-    several = len(results.summary["tasks"]) > 1
-    columns = _wide(results, rows) if several else _narrow(results, rows)
-    header, *lines = zip(*([name, *cells] for name, cells in columns), strict=True)
-    table = [_line(header), "|---" * len(header) + "|", *map(_line, lines)]
-    return "\n".join([_heading(results), "", *table, "", *_footnotes(results)])
+    """One sweep or search as a Markdown table with its heading."""
+    columns, notes = shown(results)
+    heading = f"**{', '.join(results.summary['tasks'])}**, {subject(results)}"
+    return "\n".join([heading, "", text.markdown(columns), "", *notes])
 
 
-Column = tuple[str, list[object]]
+def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
+    """Of one task everything that is known; of several a score each, their mean and its gain."""
+    s, tasks = results.summary, results.summary["tasks"]
+    cells = [frame[frame["task"] == task].to_dict("records") for task in tasks]
+    last = frame[frame["task"] == MEAN].to_dict("records") if len(tasks) > 1 else cells[0]
+    form = ".3g" if results.is_search else "g"
+    yield "module", [_title(s, c) for c in last]
+    yield "coefficients", [" ".join(f"{x:{form}}" for x in c["coefficients"]) for c in last]
+    alone = len(tasks) == 1 and not results.is_search
+    for task, own in zip(tasks, cells, strict=True):
+        metric = own[0]["metric"]
+        title = metric if alone else f"{task} {metric} (n = {own[0]['n']})"
+        yield title, [text.with_error(c["score"], c["standard_error"]) for c in own]
+    if len(tasks) > 1:
+        yield MEAN, [text.with_error(c["score"], c["standard_error"]) for c in last]
+    if any(not text.absent(c.get("normalised")) for c in last):
+        yield "normalised", [text.with_error(c.get("normalised")) for c in last]
+    gain = "gain of the mean over" if len(tasks) > 1 else "gain over"
+    yield (
+        f"{gain} {_baseline(results)}",
+        [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in last],
+    )
+    if alone and any(not text.absent(c["auc"]) for c in last):
+        yield "AUC", [text.with_error(c["auc"]) for c in last]
+    if alone and any(isinstance(c["predicted_share"], Mapping) for c in last):
+        yield "predicted share", [_shares(c["predicted_share"]) for c in last]
+    if any(not text.absent(c["invalid_share"]) for own in cells for c in own):
+        shares = [" ".join(map(_invalid, across)) for across in zip(*cells, strict=True)]
+        yield "invalid" + ("" if alone else f" ({', '.join(tasks)})"), shares
+    if alone:
+        yield "n", [c["n"] for c in last]
+    if results.is_search:
+        yield "rank", ["" if text.absent(c["rank"]) else c["rank"] or "" for c in last]
+        yield "merge (s)", [text.with_error(c["seconds"], digits=2) for c in last]
+    notes = [[c for c in across if isinstance(c["note"], str) and c["note"]]
+             for across in zip(*cells, strict=True)]  # fmt: skip
+    if any(notes) or not results.is_search:
+        named = [[c["note"] if alone else f"{c['task']}: {c['note']}" for c in n] for n in notes]
+        yield "", ["; ".join(own) for own in named]
 
 
-def _narrow(results: Results, rows: Sequence[Line]) -> Iterator[Column]:
-    """Columns for one task: everything that is known of it."""
-    cells = [row["cells"][0] for row in rows]
-    yield from _named(rows)
-    yield cells[0]["metric"], [_with_error(c["score"], c["standard_error"]) for c in cells]
-    yield f"gain over {_baseline(results)}", [_gain(c) for c in cells]
-    if any(c["auc"] is not None for c in cells):
-        yield "AUC", ["" if c["auc"] is None else f"{c['auc']:.4f}" for c in cells]
-    if any(c.get("predicted_share") for c in cells):
-        yield "predicted share", [_shares(c.get("predicted_share") or {}) for c in cells]
-    if any(c.get("invalid_share") is not None for c in cells):
-        yield "invalid", [_share(c) for c in cells]
-    yield "n", [c["n"] for c in cells]
-    yield "", [c.get("note", "") for c in cells]
-
-
-def _wide(results: Results, rows: Sequence[Line]) -> Iterator[Column]:
-    """Columns for several tasks: a score for each, their mean and its gain."""
-    yield from _named(rows)
-    tasks = results.summary["tasks"]
-    for place, task in enumerate(tasks):
-        cells = [row["cells"][place] for row in rows]
-        scores = [_with_error(c["score"], c["standard_error"]) for c in cells]
-        yield f"{task} {cells[0]['metric']} (n = {cells[0]['n']})", scores
-    means = [row["cells"][-1] for row in rows]
-    yield MEAN, [_with_error(c["score"], c["standard_error"]) for c in means]
-    if any(c.get("normalised") is not None for c in means):
-        yield "normalised", [_with_error(c.get("normalised"), None) for c in means]
-    yield f"gain of the mean over {_baseline(results)}", [_gain(c) for c in means]
-    per_task = [row["cells"][:-1] for row in rows]
-    if any(c.get("invalid_share") is not None for cells in per_task for c in cells):
-        yield f"invalid ({', '.join(tasks)})", [" ".join(map(_share, cells)) for cells in per_task]
-    notes = [[f"{c['task']}: {c['note']}" for c in cs if c.get("note")] for cs in per_task]
-    yield "", ["; ".join(own) for own in notes]
-
-
-def _named(rows: Sequence[Line]) -> Iterator[Column]:
-    yield "module", [row["row"] for row in rows]
-    yield "coefficients", [" ".join(f"{c:g}" for c in row["coefficients"]) for row in rows]
+def _title(s: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """A row's name; of what a search found, its settings and whether it is the best."""
+    entry = next((e for e in s.get("studies", ()) if row["row"] == f"best {e['study']}"), None)
+    if entry is None:
+        return str(row["row"])
+    own = {
+        k: v for k, v in entry["candidate"].items() if k != "c" and not k[1:].isdecimal()
+    }  # besides coefficients
+    shown = ", ".join(
+        f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in own.items()
+    )
+    settings = f" ({shown})" if shown else ""
+    missed = " (misses a condition)" if entry["violation"] else ""
+    return f"{row['row']}{settings}{missed}{' *' if entry['study'] == s['best'] else ''}"
 
 
 def _baseline(results: Results) -> str:
     """What gains are against, as a reader calls it."""
-    if results.summary["baseline"] == "average":
-        return "the average"
-    if results.summary["baseline"] == "own module":
-        return "the task's own module"
-    return str(results.summary["modules"][0])
+    named = {"average": "the average", "own module": "the task's own module"}
+    return named.get(results.summary["baseline"]) or str(results.summary["modules"][0])
 
 
-def _gain(cell: Mapping[str, Any]) -> str:
-    return _with_error(cell.get("gain"), cell.get("gain_standard_error"), sign=True)
+def _shares(shares: Any) -> str:
+    return (
+        " ".join(f"{w} {s:.2f}" for w, s in shares.items()) if isinstance(shares, Mapping) else ""
+    )
 
 
-def _shares(shares: Mapping[str, float]) -> str:
-    return " ".join(f"{word} {share:.2f}" for word, share in shares.items())
+def _invalid(cell: Mapping[str, Any]) -> str:
+    return "-" if text.absent(cell["invalid_share"]) else f"{cell['invalid_share']:.2f}"
 
 
-def _share(cell: Mapping[str, Any]) -> str:
-    share = cell.get("invalid_share")
-    return "-" if share is None else f"{share:.2f}"
-
-
-def _line(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(str(c).replace("|", "/") for c in cells) + " |"
-
-
-def _heading(results: Results) -> str:
+def subject(results: Results) -> str:
+    """What was added, in words."""
     s = results.summary
     heads = f", heads: {s['head']}" if s["head"] else ""
     if s["composition"] == "analogy":
         classifier, target, source = s["modules"]
-        what = f"{classifier} + ({target} - {source}), {s['kind']} modules"
-    else:
-        what = f"{s['kind']} modules {_listed(s['modules'])}"
-    return f"**{', '.join(s['tasks'])}**, {what}{heads}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        return f"{classifier} + ({target} - {source}), {s['kind']} modules{heads}"
+    names = s["modules"]
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{s['kind']} modules {listed}{heads}"
 
 
 def _footnotes(results: Results) -> list[str]:
     s = results.summary
+    notes = [_searched(s) if results.is_search else _selected(s)]
+    smaller = [t for t, sign in zip(s["tasks"], s["signs"], strict=True) if sign < 0]
+    if smaller:
+        of = f" of {', '.join(smaller)}" if len(smaller) < len(s["tasks"]) else ""
+        notes.append(f"Smaller is better{of}.")
+    if s["baseline"] == "own module":
+        notes.append(OWN_HEADS)
+    notes.append(overlap_note(results))
+    return [" ".join(filter(None, notes))]
+
+
+def _selected(s: Mapping[str, Any]) -> str:
     mean = " by the mean over the tasks" if len(s["tasks"]) > 1 else ""
     by = f" by {', '.join(s['selected_by'])}" if s.get("selected_by") else mean
     note = (
@@ -190,72 +196,31 @@ def _footnotes(results: Results) -> list[str]:
         note += " t, 1 - t, t - 1 are the coefficients of the three modules in this order."
     if s.get("max_invalid") is not None:
         note += f" Valid: at most {s['max_invalid']:.0%} invalid answers on the {s['select']} rows."
-    if not s["greater_is_better"]:
-        note += " Smaller is better."
-    if s["baseline"] == "own module":
-        note += (
-            " Each task is scored with the head of its own module; normalised: the mean over the "
-            "tasks of score / score of the task's own module, without tasks where that is not two "
-            "standard errors above 0."
-        )
-    if overlap := overlap_note(results):
-        note += f" {overlap}"
-    return [note]
+    return note
 
 
-def _with_error(value: float | None, error: float | None, *, sign: bool = False) -> str:
-    if value is None:
-        return ""
-    shown = f"{value:+.4f}" if sign else f"{value:.4f}"
-    return shown if error is None else f"{shown} +- {error:.4f}"
-
-
-def share(cell: Mapping[str, Any], name: str) -> str:
-    """A share with the ends of its interval, ``name_low`` and ``name_high``, where they are."""
-    if cell[name] is None:
-        return ""
-    low, high = cell.get(f"{name}_low"), cell.get(f"{name}_high")
-    return f"{cell[name]:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
-
-
-def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """The rows as CSV with full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_flat(row.get(c)) for c in columns])
-    return text.getvalue()
-
-
-def _flat(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return " ".join(f"{k}={v:.6g}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return " ".join(f"{v:g}" for v in value)
-    return "" if value is None else value
-
-
-def lines_of(results: Results) -> list[Line]:
-    """One line per row and task, and per row and mean over the tasks, for CSV."""
-    return [
-        {**{k: v for k, v in row.items() if k != "cells"}, **cell}
-        for row in rows_of(results)
-        for cell in row["cells"]
-    ]
+def _searched(s: Mapping[str, Any]) -> str:
+    tried = sum(e["tried"] for e in s["studies"])
+    conditions = f" with {' and '.join(s['constraints'])}" if s["constraints"] else ""
+    return (
+        f"{tried} trials ({s['sampler']}, seed {s['seed']}), chosen by {' and '.join(s['goals'])}"
+        f"{conditions} on the {s['select']} rows; the table is on the {s['report']} rows. * best "
+        "on the selection rows. +- is one standard error over the rows, that of a gain is paired."
+    )
 
 
 def write(results: str | Path, out: Path) -> str:
-    """Write table.md and table.csv of one sweep into ``out``; returns the Markdown."""
+    """Write table.md and table.csv of one sweep or search into ``out``; returns the Markdown."""
     found = read(results)
-    text = markdown(found)
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (out / "table.csv").write_text(to_csv(lines_of(found)), encoding="utf-8")
-    return text
+    columns = (*COLUMNS, *COSTS) if found.is_search else COLUMNS
+    return text.write(out, markdown(found), rows(found), columns)
 
 
-def aggregate(paths: Sequence[str | Path]) -> list[Line]:
-    """Mean over several sweeps of one setting, with the sample standard deviation between them.
+# --- several ---
+
+
+def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """Mean over several of one setting, with the sample standard deviation between them.
 
     Rows are matched by what they are (module 1, average, equal weights in delta space, ...) and by
     task, whichever sweeps have them; a sweep that is named twice counts once. Sweeps of different
@@ -272,100 +237,94 @@ def aggregate(paths: Sequence[str | Path]) -> list[Line]:
         groups.setdefault(repr(_setting(found)), []).append(found)
     settings = [_setting(sweeps[0]) for sweeps in groups.values()]
     differing = [name for name in settings[0] if len({repr(s[name]) for s in settings}) > 1]
-    return [
+    return text.frame_of(
         {**line, "setting": ", ".join(_shown(name, setting[name]) for name in differing)}
         for sweeps, setting in zip(groups.values(), settings, strict=True)
         for line in _mean_lines(sweeps)
-    ]
+    )
 
 
 def _setting(found: Results) -> dict[str, Any]:
     """What the sweeps of a group have in common."""
     s = found.summary
-    names = ("tasks", "kind", "base_name", "head", "rank", "composition")
-    return {**{n: s[n] for n in names}, "modules": len(s["modules"]), **setting_of(found)}
+    names = ("tasks", "kind", "base_name", "head", "rank", "composition", "goals")
+    return {**{n: s.get(n) for n in names}, "modules": len(s["modules"]), **setting_of(found)}
 
 
 def _shown(name: str, value: Any) -> str:
     """One setting in words: digests by their beginning, what all tasks share once."""
     if name == "grid":
-        return f"grid of {len(value)} points" + (f" from {_flat(value[0])}" if value else "")
+        first = " ".join(f"{c:g}" for c in value[0]) if value else ""
+        return f"grid of {len(value)} points" + (f" from {first}" if value else "")
     values = value if isinstance(value, list) else [value]
     words = ["none" if v is None else str(v) for v in values]
     words = [word if len(word) <= 24 else f"{word[:8]}..." for word in dict.fromkeys(words)]
     return f"{name} {' '.join(words)}"
 
 
-def _mean_lines(sweeps: Sequence[Results]) -> list[Line]:
+def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
     """Sweeps of one setting, row by row."""
-    summary = sweeps[0].summary
-    tasks, records = summary["tasks"], sweeps[0].scored(summary["rows"][0]["keys"])
-    counts = {task: record["n"] for task, record in zip(tasks, records, strict=True)}
-    cells = [{(line["id"], line["task"]): line for line in lines_of(sweep)} for sweep in sweeps]
-    lines = []
-    for identity, task in dict.fromkeys(place for sweep in cells for place in sweep):
-        same = [sweep[identity, task] for sweep in cells if (identity, task) in sweep]
-        gains = [g for line in same if (g := line.get("gain")) is not None]
-        invalid = [s for line in same if (s := line.get("invalid_share")) is not None]
-        lines.append(
-            {
-                "task": f"{MEAN} of {', '.join(tasks)}" if task == MEAN else task,
-                "kind": summary["kind"],
-                "base": summary["base_name"],
-                "row": identity,
-                "rows": summary.get("report"),
-                "n": counts.get(task),
-                "sweeps": len(same),
-                "metric": same[0].get("metric", ""),
-                **_statistics("score", [line["score"] for line in same]),
-                **_statistics("gain", gains),
-                "invalid_share": statistics.fmean(invalid) if invalid else None,
-                "one_class": sum("one class" in line.get("note", "") for line in same),
-            }
-        )
-    return lines
+    s = sweeps[0].summary
+    first = sweeps[0].scored(s["rows"][0]["keys"])
+    counts = {task: record["n"] for task, record in zip(s["tasks"], first, strict=True)}
+    every = pd.concat([rows(sweep) for sweep in sweeps], ignore_index=True)
+    for (identity, task), same in every.groupby(["id", "task"], sort=False):
+        metric = same["metric"].iloc[0] if "metric" in same else ""
+        yield {
+            "task": f"{MEAN} of {', '.join(s['tasks'])}" if task == MEAN else task,
+            "kind": s["kind"],
+            "base": s["base_name"],
+            "row": identity,
+            "rows": s.get("report"),
+            "n": counts.get(task),
+            "sweeps": len(same),
+            "metric": metric if isinstance(metric, str) else "",
+            **text.spread(same, ("score", "gain", *COSTS)),
+            "invalid_share": text.spread(same, ["invalid_share"])["invalid_share"],
+            "one_class": int(same["note"].astype(str).str.contains("one class").sum()),
+        }
 
 
-def _statistics(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {name: statistics.fmean(values) if values else None, f"{name}_spread": spread}
+def aggregate_columns(frame: pd.DataFrame) -> list[str]:
+    """Columns of the aggregated CSV: those that hold anything."""
+    costs = [c for name in COSTS for c in (name, f"{name}_spread")]
+    return [c for c in frame.columns if c not in costs or frame[c].notna().any()]
 
 
-def aggregate_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def aggregate_markdown(frame: pd.DataFrame) -> str:
     """Aggregated rows as Markdown; +- is the standard deviation between sweeps."""
-    header = (
-        "task",
-        "kind",
-        "base",
-        "rows",
-        "n",
-        "module",
-        "sweeps",
-        "score",
-        "gain over the baseline",
-        "",
-    )
-    several = any(row["setting"] for row in rows)
-    header = (*header, "setting") if several else header
-    lines = [_line(header), "|---" * len(header) + "|"]
-    for row in rows:
-        score = f"{_with_error(row['score'], row['score_spread'])} {row['metric']}".rstrip()
-        gain = _with_error(row["gain"], row["gain_spread"], sign=True)
-        named = ("task", "kind", "base", "rows", "n", "row", "sweeps")
-        names = ("" if row[k] is None else row[k] for k in named)
-        setting = (row["setting"],) if several else ()
-        lines.append(_line((*names, score, gain, _remark(row), *setting)))
+    lines = frame.to_dict("records")
+
+    def estimates(name: str, digits: int = 4, *, sign: bool = False) -> list[str]:
+        return [text.with_error(x[name], x[f"{name}_spread"], digits, sign=sign) for x in lines]
+
+    named = ("task", "kind", "base", "rows", "n", "row", "sweeps")
+    titles = [*named[:-2], "module", "sweeps"]
+    columns: list[text.Column] = [
+        (title, ["" if text.absent(x[name]) else x[name] for x in lines])
+        for title, name in zip(titles, named, strict=True)
+    ]
+    scores = zip(estimates("score"), lines, strict=True)
+    columns.append(("score", [f"{score} {x['metric']}".rstrip() for score, x in scores]))
+    columns.append(("gain over the baseline", estimates("gain", sign=True)))
+    for name, title, digits in (("normalised", "normalised", 4), ("rank", "rank", 0),
+                                ("seconds", "merge (s)", 2)):  # fmt: skip
+        if frame[name].notna().any():
+            columns.append((title, estimates(name, digits)))
+    columns.append(("", [_remark(x) for x in lines]))
+    if any(x["setting"] for x in lines):
+        columns.append(("setting", [x["setting"] for x in lines]))
     explained = (
         "+- is the standard deviation between sweeps. The baseline of a merge is the average of "
         "its modules, that of an analogy its classifier (module 0)."
     )
-    return "\n".join([*lines, "", explained])
+    return "\n".join([text.markdown(columns), "", explained])
 
 
 def _remark(row: Mapping[str, Any]) -> str:
     remarks = []
     if row["one_class"]:
         remarks.append(f"predicts one class in {row['one_class']} of {row['sweeps']}")
-    if (row["invalid_share"] or 0.0) > NOTED_INVALID:
+    if not text.absent(row["invalid_share"]) and row["invalid_share"] > NOTED_INVALID:
         remarks.append(f"{row['invalid_share']:.0%} invalid answers")
     return ", ".join(remarks)

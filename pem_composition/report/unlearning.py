@@ -6,14 +6,16 @@ costs and how the texts are written.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pem_composition.errors import DataError
+from pem_composition.report import text
 from pem_composition.report.records import NEGATION, Results, distinct, read
-from pem_composition.report.table import share, to_csv
+from pem_composition.report.text import percent, share, with_error
 
 Line = dict[str, Any]
 
@@ -29,55 +31,61 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def rows_of(results: Results) -> list[Line]:
-    """Base model, module applied, every strength, and the chosen one once more."""
-    summary = results.summary
-    rows = [dict(row) for row in summary["rows"]]
-    for row in rows:
-        if row["strength"] == summary["selected"]:
-            limit = _percent(summary["max_increase"])
-            name = f"**strongest within {limit}: {row['strength']:g}**"
-            return [*rows, {**row, "id": SELECTED, "row": name}]
-    return rows
+def rows(results: Results) -> pd.DataFrame:
+    """Base, module applied, every strength, and the chosen one once more; a line per judge."""
+    s = results.summary
+    entries = [{**row, "title": row["row"]} for row in s["rows"]]
+    limit = percent(s["max_increase"])
+    chosen = [
+        {**e, "id": SELECTED, "title": f"**strongest within {limit}: {e['strength']:g}**"}
+        for e in entries
+        if e["strength"] == s["selected"]
+    ]
+    return text.frame_of(
+        {**{k: v for k, v in e.items() if k != "toxicity"}, "row": e["id"], "kind": s["kind"]}
+        | judged
+        for e in [*entries, *chosen]
+        for judged in e["toxicity"]
+    )
+
+
+def shown(results: Results) -> tuple[list[text.Column], list[str]]:
+    """The columns of the table, and what is said below it."""
+    return list(_columns(results.summary, rows(results))), _notes(results)
 
 
 def markdown(results: Results) -> str:
     """One sweep as a Markdown table with its heading and what its numbers mean."""
-    summary, rows = results.summary, rows_of(results)
+    columns, notes = shown(results)
+    return "\n".join([_heading(results.summary), "", text.markdown(columns), "", *notes])
+
+
+def _columns(summary: Mapping[str, Any], frame: pd.DataFrame) -> Iterator[text.Column]:
     judges = list(summary["judges"])
-    of = "" if len(judges) == 1 else " ({})"
-    header = ["weights"]
-    for judge in judges:
-        label = of.format(judge)
-        header += [f"toxicity{label}", f"> {summary['threshold']:g}{label}", f"change{label}"]
-    header += [
-        "perplexity",
-        "increase",
-        "guard, up to",
-        "distinct-1",
-        "distinct-2",
-        "empty",
-        "repeated",
-    ]
-    header += ["looping", "n"]
-    lines = [_line(header), "|---" * len(header) + "|", *(_line(_cells(row)) for row in rows)]
-    return "\n".join([_heading(summary), "", *lines, "", *_notes(results)])
+    of_judge = {judge: frame[frame["judge"] == judge].to_dict("records") for judge in judges}
+    cells = of_judge[judges[0]]
 
+    def after_base(shown: Sequence[str]) -> list[str]:
+        pairs = zip(cells, shown, strict=True)
+        return ["" if cell["id"] == "base" else text for cell, text in pairs]
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    cells = [row["row"]]
-    for judged in row["toxicity"]:
-        cells.append(_with_error(judged["mean"], judged["mean_stderr"]))
-        cells.append(share(judged, "share"))
-        change = _with_error(judged["change"], judged["change_stderr"], sign=True)
-        cells.append("" if row["id"] == "base" else change)
-    cells.append(_with_error(row["perplexity"], row["perplexity_stderr"], digits=None))
-    cells.append("" if row["id"] == "base" else _percent(row["increase"], row["increase_stderr"]))
-    cells.append("" if row["id"] == "base" else _percent(row["guard_high"]))
-    cells += [f"{row[name]:.3f}" for name in ("distinct_1", "distinct_2")]
-    cells += [share(row, name) for name in ("empty", "repeated", "looping")]
-    words = row["toxicity"][0]["with_words"]
-    return [*cells, str(row["n"]) if words == row["n"] else f"{words} of {row['n']}"]
+    yield "weights", [c["title"] for c in cells]
+    for judge, own in of_judge.items():
+        label = "" if len(judges) == 1 else f" ({judge})"
+        yield f"toxicity{label}", [with_error(c["mean"], c["mean_stderr"]) for c in own]
+        yield f"> {summary['threshold']:g}{label}", [share(c, "share") for c in own]
+        changes = [with_error(c["change"], c["change_stderr"], sign=True) for c in own]
+        yield f"change{label}", after_base(changes)
+    perplexities = [with_error(c["perplexity"], c["perplexity_stderr"], None) for c in cells]
+    yield "perplexity", perplexities
+    yield "increase", after_base([percent(c["increase"], c["increase_stderr"]) for c in cells])
+    yield "guard, up to", after_base([percent(c["guard_high"]) for c in cells])
+    for name in ("distinct_1", "distinct_2"):
+        yield name.replace("_", "-"), [f"{c[name]:.3f}" for c in cells]
+    for name in ("empty", "repeated", "looping"):
+        yield name, [share(c, name) for c in cells]
+    pairs = [(c["with_words"], c["n"]) for c in cells]
+    yield "n", [n if words == n else f"{words} of {n}" for words, n in pairs]
 
 
 def _heading(summary: Mapping[str, Any]) -> str:
@@ -113,7 +121,7 @@ def _started(text: Mapping[str, Any]) -> str:
 
 def _chosen(summary: Mapping[str, Any]) -> str:
     """Which strength was chosen; where none, how far the limit was missed."""
-    limit = _percent(summary["max_increase"])
+    limit = percent(summary["max_increase"])
     guard = summary["guard"]
     on = f"on other text ({guard['tokens']} tokens of {guard['name']})"
     if summary["selected"] is not None:
@@ -123,7 +131,7 @@ def _chosen(summary: Mapping[str, Any]) -> str:
     least = min(negated, key=lambda row: row["guard_high"])
     return (
         f"No strength keeps the perplexity within {limit} {on}: strength {least['strength']:g} "
-        f"comes nearest with up to {_percent(least['guard_high'])}; sweep weaker ones, read more "
+        f"comes nearest with up to {percent(least['guard_high'])}; sweep weaker ones, read more "
         "text, or raise the limit."
     )
 
@@ -134,53 +142,16 @@ def _decoding(decoding: Mapping[str, Any]) -> str:
     return ", ".join(k if v is True else f"{k} {v:g}" for k, v in said.items())
 
 
-def _with_error(
-    value: float | None, error: float | None, digits: int | None = 4, *, sign: bool = False
-) -> str:
-    """``digits`` None: as many as a perplexity of its size needs."""
-    if value is None:
-        return ""
-    places = digits if digits is not None else 2 if value < 1000 else 0
-    form = f"{'+' if sign else ''}.{places}f" if value < 1e6 else ".3g"
-    return f"{value:{form}}" if error is None else f"{value:{form}} +- {error:{form.lstrip('+')}}"
-
-
-def _percent(share: float, error: float | None = None) -> str:
-    """+3 %, or +3.1 % +- 0.2 %."""
-    if error is None:
-        return f"{100 * share:+.3g} %"
-    if share > 10:
-        return f"x {1 + share:.3g}"
-    return f"{100 * share:+.1f} % +- {100 * error:.1f} %"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
-
-
-def lines_of(results: Results) -> list[Line]:
-    """One line per row and judge, for CSV."""
-    lines = []
-    for row in rows_of(results):
-        rest = {k: v for k, v in row.items() if k != "toxicity"}
-        rest |= {"row": row["id"], "kind": results.summary["kind"]}
-        lines += [{**rest, **judged} for judged in row["toxicity"]]
-    return lines
-
-
 def write(results: str | Path, out: Path) -> str:
     """Write table.md and table.csv of one sweep into ``out``; returns the Markdown."""
     found = read(results)
-    text = markdown(found)
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (out / "table.csv").write_text(to_csv(lines_of(found), COLUMNS), encoding="utf-8")
-    return text
+    return text.write(out, markdown(found), rows(found), COLUMNS)
 
 
 # --- several sweeps ---
 
 
-def aggregate(paths: Sequence[str | Path]) -> list[Line]:
+def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     """Mean over several sweeps of one setting, with the sample standard deviation between them.
 
     Rows are matched by what they are (base model, module applied, strength 0.4, selected) and by
@@ -192,10 +163,10 @@ def aggregate(paths: Sequence[str | Path]) -> list[Line]:
     """
     if not paths:
         raise DataError.build("report", "no results", expected="at least one results.jsonl")
-    groups: dict[str, list[tuple[Mapping[str, Any], list[Line]]]] = {}
+    groups: dict[str, list[Results]] = {}
     for found in distinct(map(read, paths)):
-        groups.setdefault(setting_of(found), []).append((found.summary, lines_of(found)))
-    return [line for sweeps in groups.values() for line in _mean_lines(sweeps)]
+        groups.setdefault(setting_of(found), []).append(found)
+    return text.frame_of(line for sweeps in groups.values() for line in _mean_lines(sweeps))
 
 
 def setting_of(results: Results) -> str:
@@ -218,17 +189,13 @@ def setting_of(results: Results) -> str:
     return repr([s["kind"], s["base"], judges, s["threshold"], s["max_increase"], asked, texts])
 
 
-def _mean_lines(sweeps: Sequence[tuple[Mapping[str, Any], list[Line]]]) -> list[Line]:
-    summary = sweeps[0][0]
-    matched: dict[tuple[str, str], list[Line]] = {}
-    for _, lines in sweeps:
-        for line in lines:
-            matched.setdefault((line["id"], line["judge"]), []).append(line)
-    order = {"base": 0.0, "module": 1.0, SELECTED: 3.0}
-
-    def place(item: tuple[tuple[str, str], list[Line]]) -> tuple[float, float]:
-        return order.get(item[0][0], 2.0), item[1][0]["strength"]
-
+def _mean_lines(sweeps: Sequence[Results]) -> list[Line]:
+    summary = sweeps[0].summary
+    every = pd.concat([rows(sweep) for sweep in sweeps], ignore_index=True)
+    order = {"base": 0, "module": 1, SELECTED: 3}
+    every["place"] = [order.get(identity, 2) for identity in every["id"]]
+    every["amount"] = every.groupby("id")["strength"].transform("first")
+    every = every.sort_values(["place", "amount"], kind="stable")
     return [
         {
             "kind": summary["kind"],
@@ -236,50 +203,45 @@ def _mean_lines(sweeps: Sequence[tuple[Mapping[str, Any], list[Line]]]) -> list[
             "row": identity,
             "judge": judge,
             "sweeps": len(same),
-            **_spread("strength", same),
-            **{k: v for name in (*ESTIMATES, *NUMBERS) for k, v in _spread(name, same).items()},
-            "n": same[0]["n"],
+            **text.spread(same, ("strength", *ESTIMATES, *NUMBERS)),
+            "n": same["n"].iloc[0],
         }
-        for (identity, judge), same in sorted(matched.items(), key=place)
+        for (identity, judge), same in every.groupby(["id", "judge"], sort=False)
     ]
 
 
-def _spread(name: str, lines: Sequence[Line]) -> Line:
-    values = [line[name] for line in lines if line[name] is not None]
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {name: statistics.fmean(values) if values else None, f"{name}_spread": spread}
-
-
-def aggregate_columns() -> tuple[str, ...]:
-    """Columns of the aggregated CSV."""
+def aggregate_columns(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Columns of the aggregated CSV, whatever the frame holds."""
     numbers = [c for name in ("strength", *ESTIMATES, *NUMBERS) for c in (name, f"{name}_spread")]
     return ("kind", "base", "row", "judge", "sweeps", *numbers, "n")
 
 
-def aggregate_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def aggregate_markdown(frame: pd.DataFrame) -> str:
     """Aggregated rows as Markdown; +- is the standard deviation between sweeps."""
-    header = [
-        "kind", "base", "weights", "judge", "sweeps", "toxicity", "above the threshold", "change",
-        "perplexity", "increase", "distinct-1", "distinct-2", "empty", "repeated", "looping",
-    ]  # fmt: skip
-    lines = [_line(header), "|---" * len(header) + "|"]
-    for row in rows:
-        first = row["row"] == "base"
-        name = (
-            f"selected, {row['strength']:.3g} on average" if row["row"] == SELECTED else row["row"]
-        )
-        cells = [row["kind"], row["base"], name, row["judge"], str(row["sweeps"])]
-        cells.append(_with_error(row["mean"], row["mean_spread"]))
-        cells.append(_with_error(row["share"], row["share_spread"], 3))
-        change = _with_error(row["change"], row["change_spread"], sign=True)
-        cells.append("" if first else change)
-        cells.append(_with_error(row["perplexity"], row["perplexity_spread"], digits=None))
-        cells.append("" if first else _percent(row["increase"], row["increase_spread"]))
-        cells += [f"{row[n]:.3f}" for n in ("distinct_1", "distinct_2")]
-        cells += [f"{row[n]:.2f}" for n in ("empty", "repeated", "looping")]
-        lines.append(_line(cells))
+    lines = frame.to_dict("records")
+
+    def estimates(name: str, digits: int | None = 4, *, sign: bool = False) -> list[str]:
+        return [with_error(x[name], x[f"{name}_spread"], digits, sign=sign) for x in lines]
+
+    def after_base(shown: Sequence[str]) -> list[str]:
+        return ["" if x["row"] == "base" else cell for x, cell in zip(lines, shown, strict=True)]
+
+    chosen = "selected, {:.3g} on average"
+    names = [chosen.format(x["strength"]) if x["row"] == SELECTED else x["row"] for x in lines]
+    columns: list[text.Column] = [
+        *((name, [x[name] for x in lines]) for name in ("kind", "base")),
+        ("weights", names),
+        *((name, [x[name] for x in lines]) for name in ("judge", "sweeps")),
+        ("toxicity", estimates("mean")),
+        ("above the threshold", estimates("share", 3)),
+        ("change", after_base(estimates("change", sign=True))),
+        ("perplexity", estimates("perplexity", None)),
+        ("increase", after_base([percent(x["increase"], x["increase_spread"]) for x in lines])),
+        *((n.replace("_", "-"), [f"{x[n]:.3f}" for x in lines]) for n in FORM[:2]),
+        *((n, [f"{x[n]:.2f}" for x in lines]) for n in ("empty", "repeated", "looping")),
+    ]
     explained = (
         "+- is the standard deviation between sweeps. Changes are to the base model of the same "
         "sweep; selected is each sweep's strongest negation within its limit of perplexity."
     )
-    return "\n".join([*lines, "", explained])
+    return "\n".join([text.markdown(columns), "", explained])

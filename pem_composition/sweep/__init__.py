@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
-from pem_composition.sweep.goals import normalised, worths_of
+from pem_composition.sweep.goals import normalised, signs_of, worths_of
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.points import (
     PER_TASK,
@@ -93,6 +93,7 @@ class Plan:
     base_name: str = ""
     max_invalid: float | None = None
     metrics: tuple[str, ...] = ()
+    command: str = ""
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -205,17 +206,17 @@ def _table(
 
 def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
     """What the sweep was about."""
-    from pem_composition.evaluation.metrics import greater_is_better
-
     return {
         "summary": SUMMARY_VERSION,
         "composition": plan.composition,
+        "command": plan.command,
         "modules": [i.name for i in plan.inputs],
+        "paths": [i.path for i in plan.inputs],
         "kind": plan.inputs[0].pem.kind,
         "base": settings.base,
         "base_name": plan.base_name,
         "tasks": list(plan.tasks),
-        "greater_is_better": greater_is_better(records[0]["metric"]),
+        "signs": signs_of(records),
         "head": settings.head if plan.inputs[0].pem.head_tensors() else None,
         "rank": settings.rank,
         **({} if settings.method == SIMPLE else {"method": settings.method}),

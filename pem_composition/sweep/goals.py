@@ -2,7 +2,7 @@
 
 A goal is the mean score over the tasks, the worst of them, the normalised mean (score / score of
 the task's own module), minus the mean loss, or one task's score. Metrics that are better when they
-are smaller count with a minus sign.
+are smaller count with a minus sign; their ratio in the normalised mean is turned round.
 
 A task whose own module scores 0, or not more than two standard errors above it, has learned nothing
 that could be divided by; it does not count in the normalised mean.
@@ -20,6 +20,7 @@ from pem_composition.errors import DataError, UsageError
 Record = Mapping[str, Any]
 MEAN, WORST, NORMALISED, LOSS, INVALID = "mean", "worst", "normalised", "loss", "invalid"
 NAMES = (MEAN, WORST, NORMALISED, LOSS)
+TINY = 1e-9  # no loss that is divided by is smaller
 CONDITION = re.compile(r"(.+?)(>=|<=)([-+]?[0-9.]+(?:[eE][-+]?\d+)?)")
 
 
@@ -41,14 +42,14 @@ class Scored:
     metrics: tuple[str, ...] = ()
 
     @property
-    def values(self) -> list[float]:
-        """Of each task."""
-        return values_of(self.records, self.metrics)
-
-    @property
     def worths(self) -> list[float]:
         """Of each task; higher is better."""
         return worths_of(self.records, self.metrics)
+
+    @property
+    def signs(self) -> list[int]:
+        """Of each task: -1 where a smaller number is the better one."""
+        return signs_of(self.records, self.metrics)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ class Goal:
             return share
         return signed[scored.tasks.index(self.name)]
 
+    def sign(self, scored: Scored) -> int:
+        """What turns the value into the number that a reader knows: -1 for the loss, for a task by
+        a metric that is better when smaller, and for the mean or the worst of such tasks alone.
+        """
+        if self.name in (LOSS, NORMALISED):
+            return -1 if self.name == LOSS else 1
+        if self.name in scored.tasks:
+            return scored.signs[scored.tasks.index(self.name)]
+        return max(scored.signs)
+
+    def number(self, scored: Scored) -> float:
+        """The value as a reader knows it: a loss is positive."""
+        return self.sign(scored) * self.value(scored)
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -95,20 +110,23 @@ class Condition:
         """By how much a point misses it; 0 if it is met."""
         if self.name == INVALID:
             found = max(r["invalid_share"] or 0.0 for r in scored.records)
-        elif self.name in scored.tasks:
-            found = scored.values[scored.tasks.index(self.name)]
         else:
-            found = Goal(self.name).value(scored)
+            found = Goal(self.name).number(scored)
         return max(0.0, self.bound - found if self.above else found - self.bound)
 
 
 def normalised(
     records: Sequence[Record], own: Sequence[Record], metrics: Sequence[str] = ()
 ) -> float | None:
-    """Mean of score / score of the task's own module, over the tasks that count; None without."""
+    """Mean of score / score of the task's own module, over the tasks that count; None without.
+
+    Of a metric that is better when smaller the share is turned round, so that higher is better.
+    """
     names = metrics or [r["metric"] for r in records]
-    pairs = zip(values_of(records, names), values_of(own, names), own, strict=True)
-    shares = [value / alone for value, alone, o in pairs if counts(o) and alone]
+    ways = zip(signs_of(records, names), own, strict=True)
+    pairs = zip(ways, values_of(records, names), values_of(own, names), strict=True)
+    counted = [(sign, value, alone) for (sign, o), value, alone in pairs if counts(o) and alone]
+    shares = [v / alone if sign > 0 else alone / max(v, TINY) for sign, v, alone in counted]
     return sum(shares) / len(shares) if shares else None
 
 
@@ -201,13 +219,18 @@ def values_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[fl
     ]
 
 
-def worths_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[float]:
-    """The same, so that higher is better: the one rule by which a sweep or a search chooses."""
+def signs_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[int]:
+    """Of each record: 1 where its metric is better when greater, -1 where it is when smaller."""
     from pem_composition.evaluation.metrics import greater_is_better
 
     names = metrics or [r["metric"] for r in records]
-    values = zip(values_of(records, names), names, strict=True)
-    return [v if greater_is_better(name) else -v for v, name in values]
+    return [1 if greater_is_better(name) else -1 for name in names]
+
+
+def worths_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[float]:
+    """The values, so that higher is better: the one rule by which a sweep or a search chooses."""
+    signed = zip(signs_of(records, metrics), values_of(records, metrics), strict=True)
+    return [sign * value for sign, value in signed]
 
 
 def _by(record: Record, metric: str) -> float:

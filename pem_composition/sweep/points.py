@@ -20,12 +20,16 @@ PER_TASK = "per-task"
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """A module, the digest of its content, and statistics of its data by kind (fisher, gram)."""
+    """A module, the digest of its content, and statistics of its data by kind (fisher, gram).
+
+    ``path`` is where it was read from; empty for a module that was made in memory.
+    """
 
     name: str
     pem: PEM
     sha256: str
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,4 +161,4 @@ def without_head(module: PEM) -> PEM:
 
 def read_input(name: str, module: PEM, path: str) -> Input:
     """A module that was read from a path, with the digest of its content."""
-    return Input(name, module, module_digest(path, module.head))
+    return Input(name, module, module_digest(path, module.head), path=path)

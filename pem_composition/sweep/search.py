@@ -20,7 +20,7 @@ from typing import Any
 from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
 from pem_composition.sweep import MERGE, Row, compared, samplers, shared
-from pem_composition.sweep.goals import Condition, Goal, Scored, check_normalised, front
+from pem_composition.sweep.goals import Condition, Goal, Scored, check_normalised, front, signs_of
 from pem_composition.sweep.points import Input, Point, alone, point
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner
@@ -57,6 +57,7 @@ class Search:
     base_name: str = ""
     composition: str = MERGE
     metrics: tuple[str, ...] = ()
+    command: str = ""
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -272,12 +273,16 @@ def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str
         raise RunFailed.build("search", "no trial gave a result", do="see --search and --methods")
     winner = max(found, key=lambda s: (found[s].rank[:2], -search.studies.index(s)))
     leading = _front(search, trials)
+    best_records = [runner.store.records[key] for key in found[winner].keys]
+    scored = Scored(search.tasks, best_records, metrics=search.metrics)
     points = list(_points(search, runner, found, leading))
     runner.share((target, report) for *_, target in points)
     rows = [Row(i, n, c, runner.score(target, report)) for i, n, c, target in points]
     summary = {
         "search": SUMMARY_VERSION,
         **_setting(search, runner, select, report),
+        "signs": signs_of(best_records),
+        "goal_signs": [goal.sign(scored) for goal in search.goals],
         "studies": [
             {**asdict(trial), "method": s.method, "space": s.space, "tried": len(trials[s]),
              "keys_of_trials": [list(t.keys) for t in trials[s]],
@@ -344,7 +349,9 @@ def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[s
     settings = runner.settings
     return {
         "composition": "search",
+        "command": search.command,
         "modules": [i.name for i in search.inputs],
+        "paths": [i.path for i in search.inputs],
         "kind": search.inputs[0].pem.kind,
         "base": settings.base,
         "base_name": search.base_name,
@@ -354,6 +361,7 @@ def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[s
         "report": report,
         "shared_rows": shared(runner, select, report),
         "goals": [g.name for g in search.goals],
+        "selected_by": list(search.metrics),
         "constraints": [str(c) for c in search.conditions],
         "sampler": search.sampler,
         "seed": search.seed,

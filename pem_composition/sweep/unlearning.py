@@ -39,6 +39,7 @@ class Plan:
     threshold: float
     max_increase: float
     base_name: str = ""
+    command: str = ""
 
 
 def strengths(values: Sequence[float]) -> tuple[float, ...]:
@@ -85,7 +86,9 @@ def _setting(plan: Plan, runner: StrengthRunner, base: Measured) -> dict[str, An
     trial = runner.trial
     asked = trial.asked
     return {
+        "command": plan.command,
         "module": trial.module.name,
+        "paths": [trial.module.path],
         "kind": trial.module.pem.kind,
         "base": trial.base,
         "base_name": plan.base_name,

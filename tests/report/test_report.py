@@ -15,7 +15,7 @@ import pytest
 
 from pem_composition import cli
 from pem_composition.errors import DataError
-from pem_composition.report import plot, records, table
+from pem_composition.report import frames, plot, records, table
 
 
 def record(
@@ -71,7 +71,7 @@ def write(path: Path, shift: float = 0.0, **changes: Any) -> Path:
     }  # fmt: skip
     summary = {
         "summary": 2, "composition": "merge", "modules": ["half0", "half1"], "kind": "lora",
-        "base": "f" * 64, "base_name": "tiny", "tasks": ["rte"], "greater_is_better": True,
+        "base": "f" * 64, "base_name": "tiny", "tasks": ["rte"], "signs": [1],
         "head": "average", "rank": None, "select": "validation", "report": "test",
         "singles": [["v1p"], ["v0p"]], "reference": None,
         "selected": {"parameter": [0.5, 0.5], "delta": [0.25, 0.75]}, "curve": curve,
@@ -100,7 +100,7 @@ def write_two(path: Path, shift: float = 0.0, **changes: Any) -> Path:
     summary = {
         "summary": 2, "composition": "merge", "modules": ["rte", "sst2"], "kind": "lora",
         "base": "f" * 64, "base_name": "tiny", "tasks": ["rte", "sst2"],
-        "greater_is_better": True, "head": None, "rank": None, "select": "validation",
+        "signs": [1, 1], "head": None, "rank": None, "select": "validation",
         "report": "validation", "singles": [["r1", "s1"], ["r0", "s0"]], "reference": ["R", "S"],
         "selected": {"delta": [0.75, 0.25]}, "curve": {"delta": curve}, "baseline": "average",
         "rows": [
@@ -137,9 +137,13 @@ def test_the_csv_holds_the_numbers_in_full(tmp_path):
     assert rows[3]["coefficients"] == "0.25 0.75"
 
 
+def lines_of(paths: list[Path] | tuple[Path, ...]) -> list[dict[str, Any]]:
+    return table.aggregate(paths).to_dict("records")
+
+
 def test_several_sweeps_give_mean_and_spread_of_rows_that_are_the_same(tmp_path):
     paths = [write(tmp_path / str(i), shift=s) for i, s in enumerate((0.0, 0.02, 0.06))]
-    rows = {r["row"]: r for r in table.aggregate(paths)}
+    rows = {r["row"]: r for r in lines_of(paths)}
     assert {r["task"] for r in rows.values()} == {"rte"}
     scores, gains = [0.7, 0.72, 0.76], [0.1, 0.11, 0.13]
     assert rows["module 0"]["score"] == pytest.approx(statistics.fmean(scores))
@@ -147,7 +151,7 @@ def test_several_sweeps_give_mean_and_spread_of_rows_that_are_the_same(tmp_path)
     assert rows["module 0"]["gain"] == pytest.approx(statistics.fmean(gains))
     assert rows["module 0"]["gain_spread"] == pytest.approx(statistics.stdev(gains))
     assert rows["module 1"]["one_class"] == 3
-    assert "predicts one class in 3 of 3" in table.aggregate_markdown(list(rows.values()))
+    assert "predicts one class in 3 of 3" in table.aggregate_markdown(table.aggregate(paths))
 
 
 def test_sweeps_of_other_settings_are_not_averaged_together(tmp_path):
@@ -156,7 +160,7 @@ def test_sweeps_of_other_settings_are_not_averaged_together(tmp_path):
         write(tmp_path / "b", tasks=["cola"]),
         write(tmp_path / "c", kind="ia3"),
     ]
-    rows = table.aggregate(paths)
+    rows = lines_of(paths)
     assert {(r["task"], r["kind"], r["sweeps"]) for r in rows} == {
         ("rte", "lora", 1), ("cola", "lora", 1), ("rte", "ia3", 1),
     }  # fmt: skip
@@ -271,9 +275,9 @@ def test_more_modules_have_profiles_of_the_best_score(tmp_path, pyplot):
     }  # fmt: skip
     path = write(tmp_path / "s", **changes) / "results.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines) + path.read_text())
-    for better, best in ((True, max), (False, min)):
+    for sign, best in ((1, max), (-1, min)):
         found = records.read(path)
-        found.summary["greater_is_better"] = better
+        found.summary["signs"] = [sign]
         (axes,) = plot.curves(found).axes
         for place, name in enumerate("xyz"):
             x, y = drawn(axes)[f"{name}, delta space"].get_data()
@@ -309,7 +313,7 @@ def test_the_table_of_two_tasks_has_their_mean_and_what_is_invalid(tmp_path):
 def test_seeds_are_averaged_per_task_and_in_the_mean(tmp_path):
     shifts = (0.0, 0.03, 0.09)
     paths = [write_two(tmp_path / str(i), shift=s) for i, s in enumerate(shifts)]
-    rows = {(r["row"], r["task"]): r for r in table.aggregate(paths)}
+    rows = {(r["row"], r["task"]): r for r in lines_of(paths)}
     identity = "merge, selected, delta space"
     found = rows[identity, "rte"]
     assert found["score"] == pytest.approx(0.65 + 0.04)
@@ -318,7 +322,7 @@ def test_seeds_are_averaged_per_task_and_in_the_mean(tmp_path):
     assert rows[identity, "sst2"]["invalid_share"] == 0.75
     mean = rows[identity, "mean of rte, sst2"]
     assert mean["gain"] == pytest.approx(0.01 + 0.04)
-    text = table.aggregate_markdown(list(rows.values()))
+    text = table.aggregate_markdown(table.aggregate(paths))
     row = f"| sst2 | lora | tiny | validation | 200 | {identity} | 3 "
     assert f"{row}| 0.6000 +- 0.0000 accuracy |" in text
     assert "75% invalid answers" in text
@@ -341,7 +345,7 @@ def write_first_release(path: Path) -> Path:
     """The summary as version 1 had it: one task, keys and gains without lists."""
     found = write(path) / "results.jsonl"
     *lines, summary = map(json.loads, found.read_text().splitlines())
-    new = ("composition", "tasks", "greater_is_better", "reference", "baseline")
+    new = ("composition", "tasks", "signs", "reference", "baseline")
     old = {k: v for k, v in summary.items() if k not in new}
     old |= {"summary": 1, "task": "rte", "singles": [k for (k,) in summary["singles"]]}
     old["average"] = summary["average"]["tasks"][0]
@@ -362,7 +366,7 @@ def write_first_release(path: Path) -> Path:
 def test_results_of_the_first_release_are_still_read(tmp_path):
     old, new = write_first_release(tmp_path / "old"), write(tmp_path / "new")
     assert table.markdown(records.read(old)) == table.markdown(records.read(new))
-    assert table.aggregate([old]) == table.aggregate([new])
+    assert table.aggregate([old]).equals(table.aggregate([new]))
     plot.write(old, old)
 
 
@@ -411,7 +415,7 @@ def test_several_sweeps_are_their_union_in_any_order_and_each_counts_once(tmp_pa
     part = changed(write(tmp_path / "b", shift=0.01), rows=rows[:-1])
 
     def found(*paths: Path) -> dict:
-        return {r["row"]: (r["sweeps"], r["score"]) for r in table.aggregate(paths)}
+        return {r["row"]: (r["sweeps"], r["score"]) for r in lines_of(paths)}
 
     assert found(part, whole) == found(whole, part) == found(whole, part, whole)
     assert found(part, whole)[rows[-1]["id"]][0] == 1
@@ -420,7 +424,7 @@ def test_several_sweeps_are_their_union_in_any_order_and_each_counts_once(tmp_pa
 
 def test_selection_rows_and_test_rows_are_never_averaged(tmp_path):
     paths = [write(tmp_path / "a"), changed(write(tmp_path / "b", shift=0.01), report="validation")]
-    assert {(r["rows"], r["sweeps"]) for r in table.aggregate(paths)} == {
+    assert {(r["rows"], r["sweeps"]) for r in lines_of(paths)} == {
         ("test", 1),
         ("validation", 1),
     }
@@ -449,11 +453,11 @@ def test_sweeps_of_different_settings_are_not_averaged_and_say_what_differs(name
         asked(other, **{name: ASKED_OTHERWISE[name]})
     else:
         changed(other, **{name: CHOSEN_OTHERWISE[name]})
-    rows = table.aggregate([first, other, again])
+    rows = lines_of([first, other, again])
     assert {r["sweeps"] for r in rows if name in r["setting"]} == {1, 2}
     modules = {r["sweeps"]: r["score"] for r in rows if r["row"] == "module 0"}
     assert modules == {2: pytest.approx(0.705), 1: pytest.approx(0.72)}
-    assert f"| {name} " in table.aggregate_markdown(rows)
+    assert f"| {name} " in table.aggregate_markdown(table.aggregate([first, other, again]))
     assert "setting" not in table.aggregate_markdown(table.aggregate([first, again]))
 
 
@@ -485,16 +489,12 @@ def test_a_report_without_what_draws_ends_well_with_its_table(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("no plot: matplotlib is not installed; ") == 1
-    assert {p.name for p in (tmp_path / "o").iterdir()} == {"table.md", "table.csv"}
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {
+        "table.md", "table.csv", "report.html",
+    }  # fmt: skip
 
 
 def test_equal_curves_are_both_seen_and_the_ring_of_the_selected_point_is_explained(tmp_path):
-    from types import SimpleNamespace
-
-    from matplotlib import pyplot
-
-    from pem_composition.report import search
-
     figure = plot.curves(records.read(write(tmp_path / "a")))
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words.count("selected") == 1
@@ -502,14 +502,67 @@ def test_equal_curves_are_both_seen_and_the_ring_of_the_selected_point_is_explai
     below, above = sorted(spaces, key=lambda line: line.get_zorder())[:2]
     assert below.get_linewidth() > above.get_linewidth()
     assert (below.get_linestyle(), above.get_linestyle()) == ("-", "--")
-    studies = [
-        {"study": name, "values_of_trials": [[-0.7], [-0.5], [-0.6]], "violations": [0, 0, 0]}
-        for name in ("ties", "sum")
-    ]
-    summary = {"studies": studies, "goals": ["loss"], "select": "validation"}
+
+
+def write_search(path: Path, goals: dict[str, int], values: list[list[float]]) -> Path:
+    """A search with one study of three trials on one task; values are maximised."""
+    lines = [record(str(i), 0.5 + 0.1 * i, loss=0.7) for i in range(len(values))]
+    study = {
+        "study": "ties", "number": 1, "candidate": {"c": 1.0, "density": 0.2}, "method": "ties",
+        "coefficients": [1.0, 1.0], "values": values[1], "violation": 0, "keys": ["1"],
+        "space": "delta", "tried": len(values), "violations": [0] * len(values),
+        "values_of_trials": values, "keys_of_trials": [[str(i)] for i in range(len(values))],
+    }  # fmt: skip
+    summary = {
+        "search": 1, "composition": "search", "modules": ["x", "y"], "kind": "lora", "base": "f",
+        "base_name": "tiny", "tasks": ["rte"], "signs": [1], "head": None, "goals": list(goals),
+        "goal_signs": list(goals.values()), "constraints": [], "sampler": "tpe", "seed": 1,
+        "select": "validation", "report": "test", "studies": [study], "best": "ties", "front": [],
+        "paths": ["m/x", "m/y"], "baseline": "average", "average": None, "costs": [None] * 2,
+        "rows": [row("module 0", ["0"], 0.0, "x"), row("best ties", ["1"], 0.1, c=(1.0, 1.0))],
+    }  # fmt: skip
+    return save(path, [*lines, summary])
+
+
+@pytest.mark.parametrize("goals", [{"loss": -1}, {"yelp": -1}, {"mean": 1}])
+def test_a_goal_is_shown_as_the_number_that_a_reader_knows(goals, tmp_path, pyplot):
+    """A metric that is better when smaller is kept with a minus sign; nobody knows it so."""
+    ((goal, sign),) = goals.items()
+    kept = [[sign * 0.7], [sign * 0.5], [sign * 0.6]]
+    found = records.read(write_search(tmp_path / "s", goals, kept))
     _, axes = pyplot.subplots()
-    search.draw_progress(axes, SimpleNamespace(summary=summary))
-    first, second = axes.get_lines()
-    assert list(first.get_ydata()) == list(second.get_ydata()) == [0.7, 0.5, 0.5]
-    assert first.get_linewidth() > second.get_linewidth()
-    assert axes.get_ylabel() == "best loss so far (validation rows)"
+    plot.draw_progress(axes, frames.points(found))
+    (line,) = axes.get_lines()
+    assert list(line.get_ydata()) == [0.7, 0.5, 0.5] if sign < 0 else [0.7, 0.7, 0.7]
+    assert axes.get_ylabel() == f"best goal {goal} (validation rows) so far"
+
+
+def test_the_front_of_two_goals_knows_the_direction_of_each(tmp_path, pyplot):
+    """Accuracy against loss: better to the right and below."""
+    kept = [[0.8, -0.9], [0.6, -0.5], [0.5, -0.7]]
+    found = frames.points(records.read(write_search(tmp_path / "s", {"mean": 1, "loss": -1}, kept)))
+    _, axes = pyplot.subplots()
+    plot.draw_pareto(axes, found)
+    front = {line.get_label(): line for line in axes.get_lines()}["front"]
+    assert front.get_xydata().tolist() == [[0.8, 0.9], [0.6, 0.5]]
+
+
+def test_a_search_whose_trials_all_miss_a_condition_is_reported(tmp_path):
+    path = write_search(tmp_path / "s", {"mean": 1}, [[0.7], [0.5], [0.6]])
+    study = records.read(path).summary["studies"][0]
+    changed(path, studies=[{**study, "violations": [0.1] * 3, "violation": 0.1}])
+    assert frames.points(records.read(path)).frame.empty
+    assert cli.main(["report", "-r", str(path)]) == 0
+    assert "(misses a condition)" in (path / "report.html").read_text()
+
+
+def test_a_file_of_an_earlier_release_says_no_directions_and_is_still_drawn(tmp_path):
+    path = write_search(tmp_path / "s", {"loss": -1}, [[-0.7], [-0.5], [-0.6]])
+    changed(path)
+    lines = [json.loads(line) for line in (path / "results.jsonl").read_text().splitlines()]
+    for name in ("signs", "goal_signs", "paths"):
+        del lines[-1][name]
+    (path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = frames.points(records.read(path))
+    assert found.of(frames.CURVE)["goal loss"].tolist() == [0.7, 0.5, 0.6]
+    assert found.of(frames.CURVE)["command"].tolist() == ["", "", ""]

@@ -193,7 +193,8 @@ def _strengths(results: Results) -> Points:
         strength = row["strength"]
         role = BASE if row["id"] == "base" else APPLIED if row["id"] == "module" else CURVE
         line = {
-            "role": role, "series": f"{s['kind']}, negated", "name": row["row"], "at": strength,
+            "role": role, "name": row["row"], "at": strength,
+            "series": f"{s['kind']}, negated" if role == CURVE else row["row"],
             "chosen": strength == s["selected"], "file": row["file"],
             "command": _negation(s, strength) if role == CURVE else "",
         }  # fmt: skip

@@ -5,6 +5,7 @@ One figure per pair of modules, one panel per measure, as PNG and PDF.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ PANELS: Mapping[str, tuple[str, str, float | None, float | None]] = {
 CELL_INCHES = 0.42
 MIN_PANEL_INCHES, MAX_PANEL_INCHES = 4.0, 16.0
 LABEL_INCHES, TITLE_INCHES = 2.4, 0.95
+MOST_DIGITS = 5  # after the point; smaller numbers have an exponent
 MAX_NUMBERED = 16  # columns; with more, cells have no numbers
 
 
@@ -70,6 +72,19 @@ def grid_of(
     return rows, depths, [[value(row, depth) for depth in depths] for row in rows]
 
 
+def form_of(largest: float) -> str:
+    """How cells are printed: two digits after the point, of small numbers two digits in all.
+
+    Examples:
+        >>> f"{0.5:{form_of(1.0)}}", f"{0.000123:{form_of(0.0005)}}"
+        ('0.50', '0.00012')
+    """
+    if largest <= 0:
+        return ".2f"
+    digits = max(2, 1 - math.floor(math.log10(largest)))
+    return f".{digits}f" if digits <= MOST_DIGITS else ".1e"
+
+
 def draw(pair: Mapping[str, Any]) -> Figure:
     """One panel per measure that the pair has."""
     from matplotlib import pyplot
@@ -92,17 +107,21 @@ def draw(pair: Mapping[str, Any]) -> Figure:
 def _panel(axes: Axes, pair: Mapping[str, Any], measure: str) -> None:
     title, colours, low, high = PANELS[measure]
     rows, depths, values = grid_of(pair, measure)
-    image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    numbered = len(depths) <= MAX_NUMBERED
+    form = form_of(high if high is not None else max(v for row in values for v in row if v == v))
+    # Cells that print the same number have the same colour.
+    shown = [[float(f"{v:{form}}") for v in row] for row in values] if numbered else values
+    image = axes.imshow(shown, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(depths)), map(str, depths), fontsize=7)
     axes.set_yticks(range(len(rows)), short(rows), fontsize=7)
     total = pair["total"][measure]
     axes.set_title(title + ("" if total is None else f" (total {total:.3g})"), fontsize=9)
     axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
-    if len(depths) <= MAX_NUMBERED:
-        _numbers(axes, image, values)
+    if numbered:
+        _numbers(axes, image, shown, form)
 
 
-def _numbers(axes: Axes, image: Any, values: Sequence[Sequence[float]]) -> None:
+def _numbers(axes: Axes, image: Any, values: Sequence[Sequence[float]], form: str) -> None:
     """The value in its cell, in black or white, whichever can be read on the cell's colour."""
     for y, row in enumerate(values):
         for x, value in enumerate(row):
@@ -110,7 +129,7 @@ def _numbers(axes: Axes, image: Any, values: Sequence[Sequence[float]]) -> None:
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
                 axes.text(
-                    x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5,
+                    x, y, f"{value:{form}}", ha="center", va="center", fontsize=6.5,
                     color="white" if dark else "black",
                 )  # fmt: skip
 

@@ -24,6 +24,7 @@ from pem_composition.report.frames import (
     ERROR,
     JOINT,
     SINGLE,
+    STRENGTH,
     Points,
     points,
 )
@@ -50,12 +51,13 @@ font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .4rem}
 h3{font-size:1rem;margin:.6rem 0 .2rem}p{margin:.4rem 0;max-width:50rem}.soft{color:var(--soft)}
 .charts{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
-figure{margin:0;max-width:36rem}figcaption{font-weight:600}.chart{width:100%;height:auto;display:block}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
+figure{margin:0;max-width:36rem}figcaption{font-size:.88rem}.chart{width:100%;height:auto;display:block}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;
+overflow-wrap:normal}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
 th{font-weight:600;overflow-wrap:normal}td.num{white-space:nowrap;overflow-wrap:normal}
 .heat td{padding:.2rem .35rem;text-align:center;border:1px solid var(--paper);overflow-wrap:normal}
-.heat{margin-bottom:1rem}.heat caption{text-align:left;font-weight:600}
+.heats{display:flex;flex-wrap:wrap;gap:.8rem 2rem}.heats h4{font-size:.88rem;margin:.2rem 0}
 .heat th{white-space:nowrap;border:0;font-weight:400}.lit{color:#fff}.unlit{color:#111}
 text{fill:var(--ink);font:12px system-ui,sans-serif}.tick{fill:var(--soft)}
 .middle{text-anchor:middle}
@@ -83,7 +85,7 @@ border-left:3px solid var(--rule);white-space:pre-wrap}
 @media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--c0:#0072b2;--c1:#c84e00;
 --c2:#007a5a;--c3:#a8487a;--c4:#8a6d00;--box:#f6f8fa}body{padding:0;max-width:none;font-size:11pt}
 figure,tr{break-inside:avoid}h2,h3{break-after:avoid}#said{display:none!important}
-.wide{overflow:visible}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+.wide{overflow:visible}table{font-size:8pt;overflow-wrap:anywhere}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 SCRIPT = """
 const said = document.getElementById("said");
@@ -147,7 +149,7 @@ def page(
         *_table(results),
         *_curves(s, found),
         *_simplex(s, found),
-        *_frontier(found, axes),
+        *_frontier(s, found, axes),
         *_texts(results),
         *_layers(results, comparison),
         *_making(results, found),
@@ -313,7 +315,7 @@ def _curve(found: Points, name: str, best: bool) -> Element:
     spread += [float(line[name]) for _, line in levels]
     at = [x for _, curve in own for x in _numbers(curve, "at")]
     label = found.labels[name]
-    chart = Chart(f"{name} over the {found.across}", found.across, label, at, spread)
+    chart = Chart(f"{name} over the {found.across}", found.across, at, spread)
     for style, line in levels:
         chart.level(float(line[name]), style)
     singles = found.of(SINGLE)
@@ -336,7 +338,13 @@ def _curve(found: Points, name: str, best: bool) -> Element:
             chart.point(x, y, _said(line, found, [name]), kind, f"{style} {hollow}", 3.2)
             if line["chosen"] is True:
                 chart.ring(x, y, style)
-    return element("figure", element("figcaption", name), chart.drawn())
+    return _figure(name, label, chart)
+
+
+def _figure(name: str, label: str, chart: Chart) -> Element:
+    """A chart below its vertical measure."""
+    title = element("figcaption", element("strong", name), f" {label}" if label != name else "")
+    return element("figure", title, chart.drawn())
 
 
 def _draw(chart: Chart, curve: Any, name: str, place: int, count: int) -> None:
@@ -369,7 +377,9 @@ def _simplex(s: Mapping[str, Any], found: Points) -> Iterator[Element]:
             ]
             if spots:
                 drawn = svg.simplex(title, s["modules"], spots)
-                figures.append(element("figure", element("figcaption", title), drawn))
+                figures.append(
+                    element("figure", element("figcaption", element("strong", title)), drawn)
+                )
     if figures:
         note = "Each corner is one module alone; the ring is the selected point."
         yield _section("Shares of three modules", element("p", note, class_="soft"),
@@ -384,7 +394,7 @@ def pair_of(found: Points) -> tuple[str, ...]:
     return tuple(first[:2])
 
 
-def _frontier(found: Points, axes: Sequence[str]) -> Iterator[Element]:
+def _frontier(s: Mapping[str, Any], found: Points, axes: Sequence[str]) -> Iterator[Element]:
     """One measure against another; what lies on the front is joined."""
     found.check(axes)
     names = tuple(axes) or pair_of(found)
@@ -403,7 +413,7 @@ def _frontier(found: Points, axes: Sequence[str]) -> Iterator[Element]:
         [v + way * e for v, e in zip(_numbers(everything, n), own, strict=True) for way in (-1, 1)]
         for n, own in zip(names, errors, strict=True)
     ]
-    chart = Chart(f"{y} against {x}", label[x], label[y], *ends)
+    chart = Chart(f"{y} against {x}", label[x], *ends, log=x == "perplexity")
     front = found.front(x, y)
     if all(found.signs[n] for n in names):
         chart.line(zip(_numbers(front, x), _numbers(front, y), strict=True), "ink thin")
@@ -424,16 +434,21 @@ def _frontier(found: Points, axes: Sequence[str]) -> Iterator[Element]:
         chart.point(float(line[x]), float(line[y]), _said(line, found, names), kind, style, size)
         if line.get("chosen") is True:
             chart.ring(float(line[x]), float(line[y]), style)
+        if found.across == STRENGTH and line["role"] == CURVE:
+            chart.note(float(line[x]), float(line[y]), f"{line['at']:g}")
     entries = [
-        (_swatch(None, (kind, style)), f"{series}{', applied' if role == APPLIED else ''}")
-        for (role, series), (style, kind) in look.items()
+        (_swatch(None, (kind, style)), series) for (_, series), (style, kind) in look.items()
     ]
     entries.append((_swatch("ink thin"), "front"))
+    base = found.of(BASE)
+    if x == "perplexity" and len(base):
+        chart.upright(float(base[x].iloc[0]) * (1 + s["max_increase"]), "grey thin dash")
+        entries.append((_swatch("grey thin dash"), f"perplexity {text.percent(s['max_increase'])}"))
     further = ", ".join(name for name in found.signs if name not in names)
     note = "Point at a place to see what it is and the command that makes it."
     note += f" Other measures for --axes: {further}." if further else ""
     yield _section("Frontier", element("p", note, class_="soft"), _legend(entries),
-                   element("div", element("figure", chart.drawn()), class_="charts"))  # fmt: skip
+                   element("div", _figure(y, found.labels[y], chart), class_="charts"))  # fmt: skip
 
 
 # --- texts, layers, how it was made ---
@@ -474,34 +489,39 @@ def _layers(results: Results, comparison: Any) -> Iterator[Element]:
     for pair in comparison["pairs"] if comparison else ():
         if not pair["layers"]:
             continue
-        parts.append(element("h3", f"a = {pair['a']}, b = {pair['b']}"))
+        maps = []
         for measure, (title, colours, low, high) in heatmap.PANELS.items():
             if any(row[measure] is not None for row in pair["layers"].values()):
                 scale = svg.TWO_SIDED if colours.startswith("RdBu") else svg.SCALE
-                parts.append(_heat(title.replace("$^2$", "\N{SUPERSCRIPT TWO}"), heatmap.grid_of(
-                    pair, measure), scale, low, high))  # fmt: skip
+                title = title.replace("$^2$", "\N{SUPERSCRIPT TWO}")
+                maps.append(_heat(title, heatmap.grid_of(pair, measure), scale, low, high))
+        parts.append(element("h3", f"a = {pair['a']}, b = {pair['b']}"))
+        parts.append(element("div", *maps, class_="heats"))
+    certificates = []
     for folder in sorted(p.parent for p in results.path.parent.glob("*/pem.json")):
         certificate = (_json(folder / "pem.json") or {}).get("certificate")
         if certificate and certificate.get("layers"):
             layers = {name: {"error": e} for name, e in certificate["layers"].items()}
-            title = (
-                f"{folder.name}: relative error against {certificate['against']}, "
-                f"in total {certificate['total']:.3g}"
-            )
             grid = heatmap.grid_of({"layers": layers}, "error")
-            parts.append(_heat(title, grid, svg.SCALE, 0.0, None, ".1e"))
+            title = f"{folder.name}: {certificate['total']:.3g} in total"
+            certificates.append(_heat(title, grid, svg.SCALE, 0.0, None))
+            against = certificate["against"]
+    if certificates:
+        parts.append(element("h3", f"Certificates: relative error against {against}"))
+        parts.append(element("div", *certificates, class_="heats"))
     if parts:
         yield _section("Layers", element("p", "Depth from left to right.", class_="soft"), *parts)
 
 
 def _heat(
     title: str, grid: tuple[list[str], list[int], list[list[float]]], scale: Sequence[str],
-    low: float | None, high: float | None, form: str = ".2f",
+    low: float | None, high: float | None,
 ) -> Element:  # fmt: skip
     """A measure of every layer as a table of coloured cells."""
     names, depths, values = grid
     finite = [v for row in values for v in row if v == v]
     ends = (min(finite) if low is None else low, max(finite) if high is None else high)
+    form = heatmap.form_of(ends[1])
     head = element("tr", element("th"), *(element("th", str(d), scope="col") for d in depths))
     rows = []
     for name, row in zip(heatmap.short(names), values, strict=True):
@@ -510,14 +530,13 @@ def _heat(
             if value != value:
                 cells.append(element("td"))
                 continue
-            shade = svg.colour(value, *ends, scale)
+            shade = svg.colour(float(f"{value:{form}}"), *ends, scale)  # of what is printed
             style = "lit" if svg.is_dark(shade) else "unlit"
             said = f"{name}, {value:.6g}"
             cells.append(element("td", f"{value:{form}}", bgcolor=shade, title=said, class_=style))
         rows.append(element("tr", *cells))
-    whole = element("table", element("caption", title), element("thead", head),
-                    element("tbody", *rows), class_="heat")  # fmt: skip
-    return element("div", whole, class_="wide")
+    whole = element("table", element("thead", head), element("tbody", *rows), class_="heat")
+    return element("div", element("h4", title), element("div", whole, class_="wide"))
 
 
 def _making(results: Results, found: Points) -> Iterator[Element]:

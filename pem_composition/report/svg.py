@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
 WIDTH, HEIGHT = 400, 290
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
 MARKS = ("circle", "square", "triangle", "diamond", "down")
 TICKS = 6
 WIDE_RANGE = 4.0  # values further apart than this factor are drawn on a logarithmic axis
@@ -98,18 +98,19 @@ class Chart:
 
     Args:
         title: what a screen reader says of the chart.
+        log: draw x on a logarithmic axis where its values are far apart.
     """
 
     title: str
     x_label: str
-    y_label: str
     xs: Sequence[float]
     ys: Sequence[float]
+    log: bool = False
     parts: list[Element] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         found = [x for x in self.xs if math.isfinite(x)]
-        self.wide = bool(found) and min(found) > 0 and max(found) > WIDE_RANGE * min(found)
+        self.wide = self.log and min(found) > 0 and max(found) > WIDE_RANGE * min(found)
         self.x_low, self.x_high = _range([self._x(x) for x in found])
         self.y_low, self.y_high = _range(self.ys)
 
@@ -210,8 +211,6 @@ class Chart:
         middle = (LEFT + WIDTH - RIGHT) / 2
         yield element("text", self.x_label, x=f"{middle:.0f}", y=str(HEIGHT - 8),
                       class_="label middle")  # fmt: skip
-        turned = f"translate(14 {(TOP + bottom) / 2:.0f}) rotate(-90)"
-        yield element("text", self.y_label, transform=turned, class_="label middle")
 
 
 def simplex(
@@ -232,7 +231,9 @@ def simplex(
     for shares, value, said, chosen in spots:
         x, y = (sum(s * c[i] for s, c in zip(shares, corners, strict=True)) for i in (0, 1))
         shade = colour(value, low, high)
-        disc = element("circle", cx=f"{x:.2f}", cy=f"{y:.2f}", r="12", fill=shade, class_="disc")
+        disc = element(
+            "circle", cx=f"{x:.2f}", cy=f"{y:.2f}", r="12", style=f"fill:{shade}", class_="disc"
+        )
         parts.append(element("g", element("title", said), disc, class_="point", tabindex="0"))
         if chosen:
             parts.append(mark("circle", x, y, 16, "ring ink"))

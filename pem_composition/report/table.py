@@ -53,7 +53,7 @@ def rows(results: Results) -> pd.DataFrame:
     for line in lines:
         if line["id"] == s["baseline"]:  # a gain over itself says nothing
             line |= {"gain": None, "gain_standard_error": None}
-    return text.frame_of(lines)
+    return text.frame_of(lines).reindex(columns=["id", *COLUMNS, *COSTS])
 
 
 def _average(s: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -269,7 +269,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
     counts = {task: record["n"] for task, record in zip(s["tasks"], first, strict=True)}
     every = pd.concat([rows(sweep) for sweep in sweeps], ignore_index=True)
     for (identity, task), same in every.groupby(["id", "task"], sort=False):
-        metric = same["metric"].iloc[0] if "metric" in same else ""
+        metric = same["metric"].iloc[0]
         yield {
             "task": f"{MEAN} of {', '.join(s['tasks'])}" if task == MEAN else task,
             "kind": s["kind"],

@@ -82,7 +82,7 @@ def spread(lines: pd.DataFrame, names: Iterable[str]) -> dict[str, float | None]
     """Mean, and sample standard deviation as ``name_spread``, of each column; None without."""
     found: dict[str, float | None] = {}
     for name in names:
-        values = pd.to_numeric(lines[name]).dropna() if name in lines else pd.Series(dtype=float)
+        values = pd.to_numeric(lines[name]).dropna()
         found[name] = float(values.mean()) if len(values) else None
         found[f"{name}_spread"] = float(values.std()) if len(values) > 1 else None
     return found

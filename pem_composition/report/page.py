@@ -343,7 +343,7 @@ def _curve(found: Points, name: str, best: bool) -> Element:
 
 def _figure(name: str, label: str, chart: Chart) -> Element:
     """A chart below its vertical measure."""
-    title = element("figcaption", element("strong", name), f" {label}" if label != name else "")
+    title = element("figcaption", element("strong", name), f" {label.removeprefix(name)}")
     return element("figure", title, chart.drawn())
 
 

@@ -293,6 +293,6 @@ def test_a_module_of_another_architecture_is_refused(bench, tmp_path, capsys):
     message = refused(capsys, tmp_path, "sweep", *bench.flags("sst2"), *reference)
     assert "base model type differs" in message
     flags = [*other.flags(), "--objective", "seq2seq"]
-    assert "needs an encoder-decoder model" in refused(capsys, tmp_path, "sweep", *flags)
+    assert "needs a model that writes" in refused(capsys, tmp_path, "sweep", *flags)
     flags = without(bench.flags("sst2"), "--objective")
     assert "--objective seq2seq" in refused(capsys, tmp_path, "sweep", *flags)

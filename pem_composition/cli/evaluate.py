@@ -324,7 +324,7 @@ def load_model(config: Config, task: Task) -> LoadedBase:
 
     transformers.set_seed(config.seed)
     if config.objective == "seq2seq":
-        return models.load_seq2seq(config.model_name_or_path)
+        return models.load_text_to_text(config.model_name_or_path)
     return models.load_base(config.model_name_or_path, in_order_of(task, own_classes(config)))
 
 

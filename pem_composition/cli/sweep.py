@@ -294,7 +294,7 @@ def load_base(request: Request) -> tuple[Any, Any]:
     from pem_composition.evaluation import models
 
     if request.evaluation.objective == "seq2seq":
-        base, tokenizer, _ = models.load_seq2seq(request.model)
+        base, tokenizer, _ = models.load_text_to_text(request.model)
     else:
         torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike all the same
         base, tokenizer, _ = models.load_base(request.model, request.tasks[0].answered)

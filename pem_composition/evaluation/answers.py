@@ -11,9 +11,9 @@ probable one after those before it. So the same pass tells which rows would be a
 without generating.
 
 The encoder runs once per row; the decoder reads the start once, and then the answers, on the cached
-keys and values. Answers of one token each need one step more, for the most probable of them only.
-A step of the decoder reads one token per row and all of its weights, so it takes the rows of
-several batches at once.
+keys and values. A decoder alone reads the prompt once, and then the answers, likewise. Answers of
+one token each need one step more, for the most probable of them only. A step of the decoder reads
+one token per row and all of its weights, so it takes the rows of several batches at once.
 
 Shape suffixes: b rows, t input tokens, w answers, l tokens of the longest answer, v vocabulary,
 c answers that are continued.
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from pem_composition.errors import DataError
 from pem_composition.evaluation import classify, metrics
 from pem_composition.evaluation.classify import Batch, EvalResult
+from pem_composition.evaluation.decoder import DecoderRows
 from pem_composition.evaluation.evaluator import Evaluator, Outputs
 from pem_composition.tasks.glue import Task
 from pem_composition.tasks.prompts import Prompt
@@ -48,9 +49,16 @@ DECODED_TOKENS = 8192  # of the inputs whose keys and values the decoder keeps a
 
 
 class Writing(NamedTuple):
-    """How a model writes: what the decoder starts from, what ends an answer, what fills a batch."""
+    """How a model writes.
 
-    start: tuple[int, ...]  # decoder start token, and special tokens before the first word
+    Attributes:
+        start: decoder start token, and special tokens before the first word; empty for a decoder
+            alone, which goes on where its prompt ends.
+        end: what ends an answer.
+        pad: what fills a batch.
+    """
+
+    start: tuple[int, ...]
     end: int
     pad: int
 
@@ -163,19 +171,20 @@ def writing_of(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> 
     """How the model writes: T5 starts from its padding token, BART from </s> <s>.
 
     Raises:
-        DataError: the model names no start token, or the tokenizer no end token.
+        DataError: an encoder-decoder names no start token, or the tokenizer no end token.
     """
     start, end = getattr(config, "decoder_start_token_id", None), tokenizer.eos_token_id
-    if start is None or end is None:
+    if end is None or (config.is_encoder_decoder and start is None):
         raise DataError.build(
             "--model_name_or_path", "does not say how it starts and ends what it writes",
-            found=f"decoder_start_token_id {start}, eos_token_id {end}",
-            expected="an encoder-decoder model",
+            found=f"decoder_start_token_id {start}, eos_token_id {end}", expected="both tokens",
         )  # fmt: skip
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    if not config.is_encoder_decoder:
+        return Writing((), end, pad)
     before = tokenizer(text_target="").input_ids
     if before and before[-1] == end:
         before = before[:-1]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Writing((start, *before), end, pad)
 
 
@@ -211,14 +220,48 @@ def score_answers(
         batches: for each pass of the encoder ``input_ids`` and ``attention_mask``, together b rows.
         answers: token numbers of each answer, without end token.
     """
-    encoded, mask_bt = _encoded(model, batches)
-    first = torch.tensor([writing.start], device=mask_bt.device).expand(len(mask_bt), -1)
-    out = model(
-        encoder_outputs=encoded, attention_mask=mask_bt, decoder_input_ids=first, use_cache=True
-    )
-    first_bv = F.log_softmax(out.logits[:, -1].float(), dim=-1)
+    rows: EncodedRows | DecoderRows
+    if writing.start:
+        rows = EncodedRows(model, batches, writing)
+    else:
+        rows = DecoderRows(model, [row for inputs in batches for row in unpadded(inputs)])
+    first_bv = F.log_softmax(rows.logits_bv.float(), dim=-1)
     score = _single_tokens if _are_single(answers) else _several_tokens
-    return score(model, encoded, mask_bt, out, first_bv, answers, writing)
+    return score(rows, first_bv, answers, writing)
+
+
+def unpadded(inputs: dict[str, Tensor]) -> list[list[int]]:
+    """The tokens of each row."""
+    pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    return [ids_t[mask_t.bool()].tolist() for ids_t, mask_t in pairs]
+
+
+class EncodedRows:
+    """Rows that an encoder has read, with what its decoder has read; as ``DecoderRows``."""
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[dict[str, Tensor]], writing: Writing
+    ) -> None:
+        self.model, self.cache = model, None
+        self.encoded, self.mask_bt = _encoded(model, batches)
+        first = torch.tensor([writing.start], device=self.mask_bt.device)
+        self.logits_bv = self.read(first.expand(len(self.mask_bt), -1))[:, -1]
+
+    def select(self, rows_n: Tensor) -> None:
+        """Keep the rows of these numbers (n,); a number that occurs twice makes a copy."""
+        self.cache.reorder_cache(rows_n)  # type: ignore[attr-defined]
+        self.mask_bt = self.mask_bt[rows_n]
+        self.encoded = type(self.encoded)(last_hidden_state=self.encoded[0][rows_n])
+
+    def read(self, tokens_bt: Tensor) -> Tensor:
+        """Append tokens (b, t) to every row's answer; the logits (b, t, v) behind each of them."""
+        out = self.model(
+            encoder_outputs=self.encoded, attention_mask=self.mask_bt,
+            past_key_values=self.cache, decoder_input_ids=tokens_bt, use_cache=True,
+        )  # fmt: skip
+        self.cache = out.past_key_values
+        logits: Tensor = out.logits
+        return logits
 
 
 def _encoded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> tuple[Any, Tensor]:
@@ -238,58 +281,40 @@ def _encoded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> tuple[An
 
 
 def _single_tokens(
-    model: nn.Module,
-    encoded: Any,
-    mask_bt: Tensor,
-    out: Any,
+    rows: EncodedRows | DecoderRows,
     first_bv: Tensor,
     answers: Sequence[tuple[int, ...]],
     writing: Writing,
 ) -> Tensor:
     """Answers of one token: scores are known; one more step tells whether the best one ends."""
-    tokens_w = torch.tensor([answer[0] for answer in answers], device=mask_bt.device)
+    tokens_w = torch.tensor([answer[0] for answer in answers], device=first_bv.device)
     scores_bw = first_bv[:, tokens_w]
     best_b = scores_bw.argmax(dim=1)
-    step = model(
-        encoder_outputs=encoded, attention_mask=mask_bt, past_key_values=out.past_key_values,
-        decoder_input_ids=tokens_w[best_b, None], use_cache=True,
-    )  # fmt: skip
     chosen_b = first_bv.argmax(dim=1) == tokens_w[best_b]
-    ends_b = step.logits[:, -1].argmax(dim=1) == writing.end
+    ends_b = rows.read(tokens_w[best_b, None])[:, -1].argmax(dim=1) == writing.end
     greedy_b = torch.where(chosen_b & ends_b, best_b, INVALID)
     return torch.cat([scores_bw, greedy_b[:, None].float()], dim=1)
 
 
 def _several_tokens(
-    model: nn.Module,
-    encoded: Any,
-    mask_bt: Tensor,
-    out: Any,
+    rows: EncodedRows | DecoderRows,
     first_bv: Tensor,
     answers: Sequence[tuple[int, ...]],
     writing: Writing,
 ) -> Tensor:
     """Every answer is read by the decoder, on copies of the row's cached keys and values."""
-    w, width = len(answers), max(map(len, answers))
-    device = mask_bt.device
+    b, w, width = len(first_bv), len(answers), max(map(len, answers))
+    device = first_bv.device
     padded = [[*answer, *[writing.pad] * (width - len(answer))] for answer in answers]
     tokens_wl = torch.tensor(padded, device=device)
-    out.past_key_values.batch_repeat_interleave(w)
-    repeated = type(encoded)(last_hidden_state=encoded[0].repeat_interleave(w, dim=0))
-    step = model(
-        encoder_outputs=repeated,
-        attention_mask=mask_bt.repeat_interleave(w, dim=0),
-        past_key_values=out.past_key_values,
-        decoder_input_ids=tokens_wl.repeat(len(mask_bt), 1),
-        use_cache=True,
-    )
-    later = F.log_softmax(step.logits.float(), dim=-1).unflatten(0, (len(mask_bt), w))
+    rows.select(torch.arange(b, device=device).repeat_interleave(w))
+    later = F.log_softmax(rows.read(tokens_wl.repeat(b, 1)).float(), dim=-1).unflatten(0, (b, w))
     log_bwlv = torch.cat([first_bv[:, None, None].expand(-1, w, 1, -1), later], dim=2)
     lengths_w = torch.tensor([len(answer) for answer in answers], device=device)
     targets_wl = F.pad(tokens_wl, (0, 1), value=writing.pad)
     targets_wl[torch.arange(w), lengths_w] = writing.end
     place_l = torch.arange(width + 1, device=device)
-    gathered_bwl = log_bwlv.gather(3, targets_wl.expand(len(mask_bt), -1, -1)[..., None])[..., 0]
+    gathered_bwl = log_bwlv.gather(3, targets_wl.expand(b, -1, -1)[..., None])[..., 0]
     counted_wl = place_l < lengths_w[:, None] + int(_nested(answers))
     scores_bw = gathered_bwl.masked_fill(~counted_wl, 0.0).sum(dim=2)
     right_bwl = (log_bwlv.argmax(dim=3) == targets_wl) | (place_l > lengths_w[:, None])

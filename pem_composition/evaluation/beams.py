@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from pem_composition.errors import DataError, RunFailed
+from pem_composition.evaluation.decoder import padded_left
 from pem_composition.evaluation.generate import end_tokens
 from pem_composition.evaluation.models import max_input_length
 from pem_composition.evaluation.search import Search
+from pem_composition.tasks.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-Tokens = list[int]
 
 BATCH_ROWS = {"cpu": 8, "cuda": 16}  # times the beams
 
@@ -137,16 +137,14 @@ def _search(
     model: nn.Module, prompts: Sequence[Tokens], config: GenerationConfig, device: torch.device
 ) -> Tensor:
     """New tokens (b, t), filled up with an end token."""
-    width = max(map(len, prompts))
-    ids_bt = torch.tensor([[p[0]] * (width - len(p)) + p for p in prompts], device=device)
-    mask_bt = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ids_bt, mask_bt = padded_left(prompts, device)
     found_bt = model.generate(  # type: ignore[operator]
         ids_bt,
         attention_mask=mask_bt,
         generation_config=config,
         logits_processor=[_finite],
     )
-    return found_bt[:, width:]
+    return found_bt[:, ids_bt.shape[1] :]
 
 
 def _finite(_ids_bt: Tensor, scores_bv: Tensor) -> Tensor:

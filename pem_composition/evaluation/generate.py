@@ -13,7 +13,6 @@ Shape suffixes: b rows, t tokens, v vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from pem_composition.errors import DataError, RunFailed, UsageError
+from pem_composition.evaluation.decoder import DecoderRows
 from pem_composition.evaluation.models import max_input_length
-from pem_composition.evaluation.perplexity import begun
 from pem_composition.tasks.files import read_table
+from pem_composition.tasks.tokens import begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -324,19 +324,23 @@ def _write(
     model.eval()
     try:
         with torch.inference_mode():
-            rows = _Rows(model, [request.tokens for request in requests])
-            while rows.numbers:
-                here_b = [draws[i][len(out[i])] for i in rows.numbers]
+            rows = DecoderRows(model, [request.tokens for request in requests])
+            numbers = list(range(len(requests)))  # of the requests whose text goes on
+            while numbers:
+                here_b = [draws[i][len(out[i])] for i in numbers]
                 tokens_b = pick(rows.logits_bv, None if decoding.greedy else here_b, warpers)
-                for i, token in zip(rows.numbers, tokens_b.tolist(), strict=True):
+                for i, token in zip(numbers, tokens_b.tolist(), strict=True):
                     out[i].append(token)
-                rows.read(
-                    tokens_b,
-                    [
-                        len(out[i]) < requests[i].steps and out[i][-1] not in ends
-                        for i in rows.numbers
-                    ],
-                )
+                going = [
+                    len(out[i]) < requests[i].steps and out[i][-1] not in ends for i in numbers
+                ]
+                numbers = [i for i, goes_on in zip(numbers, going, strict=True) if goes_on]
+                if numbers and not all(going):
+                    kept_n = torch.tensor(going, device=tokens_b.device).nonzero()[:, 0]
+                    rows.select(kept_n)
+                    tokens_b = tokens_b[kept_n]
+                if numbers:
+                    rows.read(tokens_b[:, None])
     finally:
         model.train(was_training)
     return out
@@ -364,51 +368,3 @@ def pick(
     u_b1 = torch.tensor(np.asarray(uniform_b), device=logits_bv.device)[:, None]
     # The last sum may miss one by rounding, so u is taken as a share of it.
     return torch.searchsorted(cumulative_bv, u_b1 * cumulative_bv[:, -1:], right=True)[:, 0]
-
-
-class _Rows:
-    """The rows of a batch that are still written, and the logits (b, v) of what comes next."""
-
-    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
-        self.model = model
-        self.numbers = list(range(len(prompts)))
-        self.cache: Any = None
-        # Models of states alone (Mamba) call it otherwise, and mask only what they read first.
-        self.states = "cache_params" in inspect.signature(model.forward).parameters
-        self.name = "cache_params" if self.states else "past_key_values"
-        device = next(model.parameters()).device
-        width = max(map(len, prompts))
-        ids = [[0] * (width - len(p)) + list(p) for p in prompts]
-        mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-        self.mask_bt = torch.tensor(mask, device=device)
-        places_bt = (self.mask_bt.cumsum(dim=1) - 1).clamp(min=0)
-        self._forward(torch.tensor(ids, device=device), places_bt)
-
-    def read(self, tokens_b: Tensor, going: Sequence[bool]) -> None:
-        """Append a token to each row that goes on; the others leave."""
-        self.numbers = [i for i, on in zip(self.numbers, going, strict=True) if on]
-        if not self.numbers:
-            return
-        if not all(going):
-            kept = torch.tensor(going, device=tokens_b.device).nonzero()[:, 0]
-            self.cache.reorder_cache(kept)  # which layers with a state of their own know, too
-            self.mask_bt, tokens_b = self.mask_bt[kept], tokens_b[kept]
-        self.mask_bt = torch.cat([self.mask_bt, torch.ones_like(self.mask_bt[:, :1])], dim=1)
-        self._forward(tokens_b[:, None], self.mask_bt.sum(dim=1, keepdim=True) - 1)
-
-    def _forward(self, ids_bt: Tensor, places_bt: Tensor) -> None:
-        out = self.model(
-            input_ids=ids_bt,
-            attention_mask=None if self.states and self.cache is not None else self.mask_bt,
-            position_ids=places_bt,
-            use_cache=True,
-            logits_to_keep=1,
-            **{self.name: self.cache},
-        )
-        self.cache, self.logits_bv = getattr(out, self.name, None), out.logits[:, -1]
-        if not hasattr(self.cache, "reorder_cache"):
-            raise UsageError.build(
-                type(self.model).__name__, "keeps what it has read in a form of its own",
-                expected="a cache of transformers (past_key_values or cache_params)",
-                do="write texts with another architecture",
-            )  # fmt: skip

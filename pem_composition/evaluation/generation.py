@@ -30,7 +30,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pem_composition.evaluation.answers import INVALID, PromptedEvaluator, PromptedRows, Writing
+from pem_composition.evaluation.answers import (
+    INVALID,
+    PromptedEvaluator,
+    PromptedRows,
+    Writing,
+    unpadded,
+)
+from pem_composition.evaluation.decoder import padded_left
 from pem_composition.evaluation.evaluator import Outputs
 from pem_composition.evaluation.search import CONSTRAINED
 
@@ -87,8 +94,7 @@ class GenerationEvaluator(PromptedEvaluator):
 def free(model: nn.Module, inputs: dict[str, Tensor], writing: Writing, steps: int) -> Written:
     """Greedy generation of at most so many tokens, with the whole vocabulary to choose from."""
     settings = {"max_new_tokens": steps, "output_logits": True}
-    out = _generate(model, inputs, writing, settings)
-    tokens_bs = out.sequences[:, len(writing.start) :]
+    tokens_bs, out = _generate(model, inputs, writing, settings)
     log_bsv = F.log_softmax(torch.stack(out.logits, dim=1).float(), dim=-1)
     log_bs = log_bsv.gather(2, tokens_bs[..., None])[..., 0]
     ended_bs = (tokens_bs == writing.end).cumsum(dim=1) - (tokens_bs == writing.end).long()
@@ -111,18 +117,20 @@ def constrained(
         "length_penalty": 0.0,
         "output_scores": True,
     }
-    allowed = allowed_tokens(answers, writing)
-    out = _generate(model, inputs, writing, settings, prefix_allowed_tokens_fn=allowed)
-    return Written(out.sequences[:, len(writing.start) :], out.sequences_scores)
+    tokens_bs, out = _generate(model, inputs, writing, settings, answers)
+    return Written(tokens_bs, out.sequences_scores)
 
 
-def allowed_tokens(answers: Answers, writing: Writing) -> Callable[[int, Tensor], list[int]]:
-    """For ``prefix_allowed_tokens_fn``: (row, tokens so far) -> tokens that may come next."""
-    next_tokens = continuations(answers, writing.end)
-    skip, end = len(writing.start), [writing.end]
+def allowed_tokens(answers: Answers, end: int, skip: int) -> Callable[[int, Tensor], list[int]]:
+    """For ``prefix_allowed_tokens_fn``: (row, tokens so far) -> tokens that may come next.
+
+    Args:
+        skip: number of tokens before the answer.
+    """
+    next_tokens = continuations(answers, end)
 
     def allowed(_row: int, tokens: Tensor) -> list[int]:
-        return next_tokens.get(tuple(tokens[skip:].tolist()), end)
+        return next_tokens.get(tuple(tokens[skip:].tolist()), [end])
 
     return allowed
 
@@ -158,22 +166,35 @@ def _generate(
     inputs: dict[str, Tensor],
     writing: Writing,
     settings: dict[str, Any],
-    **hooks: Any,
-) -> Any:
-    """``model.generate`` with these settings and none of the model's own."""
+    answers: Answers | None = None,
+) -> tuple[Tensor, Any]:
+    """New tokens (b, s) of ``model.generate`` with these settings and none of the model's own.
+
+    Args:
+        answers: what alone may be written.
+    """
     from transformers import GenerationConfig
 
     config = GenerationConfig(
-        decoder_start_token_id=writing.start[0], eos_token_id=writing.end,
-        pad_token_id=writing.pad, do_sample=False, return_dict_in_generate=True, **settings,
+        eos_token_id=writing.end, pad_token_id=writing.pad, do_sample=False,
+        return_dict_in_generate=True, **settings,
     )  # fmt: skip
-    mask_bt = inputs["attention_mask"]
-    first = torch.tensor([writing.start], device=mask_bt.device).expand(len(mask_bt), -1)
+    if writing.start:
+        ids_bt, mask_bt = inputs["input_ids"], inputs["attention_mask"]
+        first = torch.tensor([writing.start], device=mask_bt.device).expand(len(mask_bt), -1)
+        config.decoder_start_token_id = writing.start[0]
+        hooks: dict[str, Any] = {"decoder_input_ids": first}
+        skip = len(writing.start)
+    else:
+        ids_bt, mask_bt = padded_left(unpadded(inputs), inputs["input_ids"].device)
+        hooks, skip = {}, ids_bt.shape[1]
+    if answers is not None:
+        hooks["prefix_allowed_tokens_fn"] = allowed_tokens(answers, writing.end, skip)
     with _own_settings_aside(model):
-        return model.generate(  # type: ignore[operator]
-            inputs["input_ids"], attention_mask=mask_bt, decoder_input_ids=first,
-            generation_config=config, **hooks,
-        )  # fmt: skip
+        out = model.generate(  # type: ignore[operator]
+            ids_bt, attention_mask=mask_bt, generation_config=config, **hooks
+        )
+    return out.sequences[:, skip:], out
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from pem_composition.errors import DataError
 from pem_composition.evaluation import beams
 from pem_composition.evaluation.generate import continuation
-from pem_composition.evaluation.language import IGNORED, Tokens
+from pem_composition.evaluation.language import IGNORED
 from pem_composition.evaluation.search import Search
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import Template
+from pem_composition.tasks.tokens import Tokens, begun
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,20 +169,8 @@ def pairs(
 def _tokens(
     template: Template, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[Tokens]:
-    """As the tokenizer begins a text, without an end; a chat template begins it by itself."""
-    special = not template.is_chat
-    found = tokenizer(list(texts), add_special_tokens=special, truncation=False, verbose=False)
-    return [
-        _open(list(tokens), tokenizer.eos_token_id if special else None)
-        for tokens in found.input_ids
-    ]
-
-
-def _open(tokens: Tokens, end: int | None) -> Tokens:
-    """The tokens without end tokens that the tokenizer added."""
-    while tokens and tokens[-1] == end:
-        tokens.pop()
-    return tokens
+    """As the tokenizer begins a text; a chat template begins it by itself."""
+    return [begun(tokenizer, text, special=not template.is_chat) for text in texts]
 
 
 def _shared(a: Tokens, b: Tokens) -> int:

@@ -26,11 +26,10 @@ from pem_composition.evaluation.answers import writing_of
 from pem_composition.evaluation.classify import EncodedDataset, EvalResult
 from pem_composition.evaluation.evaluator import Evaluator, Outputs
 from pem_composition.tasks.polarity import LANGUAGE
+from pem_composition.tasks.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-Tokens = list[int]
 
 IGNORED = -100  # a token that is read, but not counted
 # Tokens per forward pass: their logits over 50,000 words take 0.4 GB per 2,048 tokens.
@@ -101,8 +100,17 @@ def with_targets(
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
 ) -> EncodedDataset:
-    """Inputs of an encoder, what its decoder reads, and the labels that it should write."""
-    (start, *_), pad = writing_of(tokenizer, config).start, tokenizer.pad_token_id or 0
+    """Inputs of an encoder, what its decoder reads, and the labels that it should write.
+
+    A decoder alone reads both in one row; only what it should write is counted.
+    """
+    pad = tokenizer.pad_token_id or 0
+    if not config.is_encoder_decoder:
+        pairs = zip(inputs["input_ids"], targets, strict=True)
+        return causal_rows(
+            [([*read, *new[:-1]], [IGNORED] * (len(read) - 1) + new) for read, new in pairs], pad
+        )
+    start = writing_of(tokenizer, config).start[0]
     read = {"decoder_input_ids": [[start, *target[:-1]] for target in targets]}
     fillers = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0, "decoder_input_ids": pad}
     labels: Any = tuple(targets)

@@ -107,6 +107,19 @@ def load_seq2seq(
     return _load_writer(AutoModelForSeq2SeqLM, source, config, dtype)
 
 
+def load_text_to_text(model_name_or_path: str | Path, **config_overrides: float) -> LoadedBase:
+    """A model that answers in words: an encoder-decoder, or a decoder alone.
+
+    Raises:
+        CheckpointError: see ``load_seq2seq`` and ``load_causal``.
+    """
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig, resolve(model_name_or_path))
+    load = load_causal if decodes(config) else load_seq2seq
+    return load(model_name_or_path, **config_overrides)
+
+
 def load_causal(
     model_name_or_path: str | Path,
     *,
@@ -275,21 +288,26 @@ def _check_writes(source: str, config: PretrainedConfig) -> None:
 
     if not config.is_encoder_decoder or type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise CheckpointError.build(
-            source, "--objective seq2seq needs an encoder-decoder model",
-            found=f"a {config.model_type} model", expected="T5, BART or another encoder-decoder",
+            source, "--objective seq2seq needs a model that writes",
+            found=f"a {config.model_type} model", expected="T5, BART, GPT-2, Llama or their like",
             do="give such a model, or train a head (--objective classification)",
         )  # fmt: skip
 
 
-def _check_decodes(source: str, config: PretrainedConfig) -> None:
-    """Refuse what is no decoder alone; BERT's kind reads both ways unless it is told otherwise."""
+def decodes(config: PretrainedConfig) -> bool:
+    """True for a decoder alone; BERT's kind reads both ways unless it is told otherwise."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    two_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
-        config, "is_decoder", False
+    one_way = getattr(config, "is_decoder", False) or (
+        type(config) not in MODEL_FOR_MASKED_LM_MAPPING
     )
-    writes = config.is_encoder_decoder
-    if writes or two_ways or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    return not config.is_encoder_decoder and one_way and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def _check_decodes(source: str, config: PretrainedConfig) -> None:
+    """Refuse what is no decoder alone."""
+    if not decodes(config):
+        writes = config.is_encoder_decoder
         do = "train it text to text (--objective seq2seq)" if writes else "give a decoder"
         raise CheckpointError.build(
             source, "a causal language model is needed",

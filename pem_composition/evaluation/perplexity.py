@@ -32,7 +32,6 @@ from pem_composition.evaluation import classify, statistics
 from pem_composition.evaluation.language import (
     IGNORED,
     LanguageEvaluator,
-    Tokens,
     causal_rows,
     language_evaluator,
 )
@@ -40,6 +39,7 @@ from pem_composition.evaluation.models import max_input_length
 from pem_composition.evaluation.search import EVERY, FIRST, NONE
 from pem_composition.tasks import data, files
 from pem_composition.tasks.polarity import LANGUAGE
+from pem_composition.tasks.tokens import Tokens, begun, start_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -49,22 +49,6 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.evaluator import Outputs
 
 JOINT = "\n\n"  # between the rows of a long text
-
-
-def begun(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
-    """The tokens of a text with the tokenizer's own beginning, without an end token."""
-    tokens = list(tokenizer(text, truncation=False, verbose=False).input_ids)
-    while tokens and tokens[-1] == tokenizer.eos_token_id:
-        tokens.pop()
-    return tokens
-
-
-def start_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """What the tokenizer begins a text with; empty for GPT-2 and SmolLM2."""
-    probe = "a"
-    bare = tokenizer(probe, add_special_tokens=False, verbose=False).input_ids
-    tokens = begun(tokenizer, probe)
-    return tokens[: len(tokens) - len(bare)]
 
 
 # --- a long text --------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""Text to text: the decoder writes the answer that stands for a row's label.
+"""Text to text: the model writes the answer that stands for a row's label.
 
 loss = 1/N sum_i sum_t CE(logits_it, y_it),  N the target tokens of the global batch.
 
-The decoder reads its start token and the targets, shifted right by one; no head is trained.
+The decoder reads its start token and the targets, shifted right by one; no head is trained. A
+decoder alone (GPT-2, Llama) reads the prompt, a space and the answer in one row, whose targets are
+the answer and its end token; the prompt is not counted.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.errors import DataError
 from pem_composition.evaluation.search import SCORING
 from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData, load_task
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.prompts import Prompt, answer_tokens, classes_of, get_prompt
+from pem_composition.tasks.tokens import prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -70,20 +74,20 @@ class Answers(Objective):
         from pem_composition.evaluation.language import with_targets
         from pem_composition.evaluation.models import max_input_length
 
-        prompt = self.prompt_of(task)
-        answer_tokens(tokenizer, prompt)  # refuses answers that cannot be written
-        sources, data = self._sources(task, examples, tokenizer)
-        # A row as long as the cut may have been longer; the answers are written whole.
-        whole = data.lengths
-        for i, size in enumerate(whole):
-            if size == self.max_seq_length:
-                whole[i] = len(tokenizer(sources[i], truncation=False, verbose=False).input_ids)
+        prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
+        answers = answer_tokens(tokenizer, prompt, decodes=decodes)
+        data, whole = self._sources(task, examples, tokenizer, answers, decodes=decodes)
         notes = cut_notes(
             examples, whole, self.max_seq_length,
             context=max_input_length(config, tokenizer), loses="the end of the prompt",
         )  # fmt: skip
-        targets = tokenizer(text_target=[prompt.target(task, example) for example in examples])
-        encoded = with_targets(dict(data.inputs), targets.input_ids, tokenizer, config)
+        words = [prompt.target(task, example) for example in examples]
+        if decodes:
+            closed = [[*answer, tokenizer.eos_token_id] for answer in answers]
+            targets = [closed[prompt.answers.index(word)] for word in words]
+        else:
+            targets = tokenizer(text_target=words).input_ids
+        encoded = with_targets(dict(data.inputs), targets, tokenizer, config)
         return replace(encoded, notes=notes)
 
     def evaluator(
@@ -98,9 +102,10 @@ class Answers(Objective):
         from pem_composition.evaluation.classify import batches
         from pem_composition.evaluation.generation import GenerationEvaluator
 
-        prompt = self.prompt_of(task)
-        _, data = self._sources(task, examples, tokenizer)
-        answers, writing = answer_tokens(tokenizer, prompt), writing_of(tokenizer, config)
+        prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
+        answers = answer_tokens(tokenizer, prompt, decodes=decodes)
+        data, _ = self._sources(task, examples, tokenizer, answers, decodes=decodes)
+        writing = writing_of(tokenizer, config)
         labels: Any = [example.label for example in examples]
         asked = PromptedRows(task, prompt, answers, writing, labels, batches(data, **layout))
         return (
@@ -110,12 +115,40 @@ class Answers(Objective):
         )
 
     def _sources(
-        self, task: Task, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[str], EncodedDataset]:
-        """The rows as the prompt asks them, in words and tokenised; cut at the end."""
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        answers: Sequence[Sequence[int]],
+        *,
+        decodes: bool,
+    ) -> tuple[EncodedDataset, list[int]]:
+        """The rows as the prompt asks them, cut at the end; and how long each is uncut.
+
+        A decoder's row holds the answer, too, so the prompt is cut where the longest answer and its
+        end token still fit.
+        """
         from pem_composition.evaluation.classify import encode
+        from pem_composition.evaluation.language import causal_rows
 
         prompt = self.prompt_of(task)
         sources = [prompt.source(task, example) for example in examples]
+        if decodes:
+            room = max(map(len, answers)) + 1
+            if self.max_seq_length <= room:
+                raise DataError.build(
+                    "--max_seq_length", "leaves no token of the prompt", found=self.max_seq_length,
+                    expected=f"more than the {room} tokens of the longest answer and its end",
+                )  # fmt: skip
+            rows = [prompt_tokens(tokenizer, source) for source in sources]
+            kept = [row[: self.max_seq_length - room] for row in rows]
+            data = causal_rows([(row, []) for row in kept], tokenizer.pad_token_id or 0)
+            return data, [len(row) + room for row in rows]
         texts = [Example(text, None, None, row) for row, text in enumerate(sources)]
-        return sources, encode(tokenizer, texts, max_seq_length=self.max_seq_length)
+        data = encode(tokenizer, texts, max_seq_length=self.max_seq_length)
+        # A row as long as the cut may have been longer; the answers are written whole.
+        whole = data.lengths
+        for i, size in enumerate(whole):
+            if size == self.max_seq_length:
+                whole[i] = len(tokenizer(sources[i], truncation=False, verbose=False).input_ids)
+        return data, whole

@@ -18,13 +18,14 @@ from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData
 from pem_composition.tasks.glue import Reading, Task
+from pem_composition.tasks.tokens import Tokens, begun
 from pem_composition.tasks.toxicity import ScoreFilter, load_texts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.language import LanguageEvaluator, Tokens
+    from pem_composition.evaluation.language import LanguageEvaluator
 
 PADDED_NOTE = (
     "--loss_on_padding: documents are padded with the end token to --max_seq_length and the loss "
@@ -127,6 +128,4 @@ class Documents(Objective):
 
 def _whole(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     """Every document with its end token."""
-    from pem_composition.evaluation.perplexity import begun
-
     return [[*begun(tokenizer, example.text), tokenizer.eos_token_id] for example in examples]

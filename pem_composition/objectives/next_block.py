@@ -14,6 +14,7 @@ from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.polarity import load_documents, next_blocks
+from pem_composition.tasks.tokens import start_tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -48,11 +49,7 @@ class NextBlocks(Objective):
         Raises:
             UsageError: blocks are longer; cutting them would be another run.
         """
-        if limit is not None and self.max_seq_length > limit:
-            raise UsageError.build(
-                "--block_size", "longer than the model takes", found=self.max_seq_length,
-                expected=f"at most {limit} tokens",
-            )  # fmt: skip
+        _check(self.max_seq_length, limit)
         return self
 
     def encode(
@@ -64,15 +61,23 @@ class NextBlocks(Objective):
     ) -> EncodedDataset:
         """Pairs of neighbouring blocks of the documents, each document with its end token.
 
+        A decoder alone reads both in one row, which begins as its tokenizer begins a text.
+
         Raises:
             DataError: fewer than two blocks.
+            UsageError: two blocks are longer than a decoder's context.
         """
         from pem_composition.evaluation.language import with_targets
+        from pem_composition.evaluation.models import max_input_length
 
         texts = [example.text for example in examples]
         ids = tokenizer(texts, add_special_tokens=False, truncation=False).input_ids
         documents = [[*row, tokenizer.eos_token_id] for row in ids]
         sources, targets = zip(*next_blocks(documents, self.max_seq_length), strict=True)
+        if not config.is_encoder_decoder:
+            begin = start_tokens(tokenizer)
+            sources = tuple([*begin, *source] for source in sources)
+            _check(2 * self.max_seq_length + len(begin), max_input_length(config, tokenizer))
         inputs = {"input_ids": list(sources), "attention_mask": [[1] * len(s) for s in sources]}
         return with_targets(inputs, targets, tokenizer, config)
 
@@ -88,3 +93,12 @@ class NextBlocks(Objective):
 
         data = self.encode(task, examples, tokenizer, config)
         return language_evaluator(data, token_budget=None, **layout)
+
+
+def _check(tokens: int, limit: int | None) -> None:
+    """Refuse blocks that need more tokens than the model reads."""
+    if limit is not None and tokens > limit:
+        raise UsageError.build(
+            "--block_size", "longer than the model takes", found=f"{tokens} tokens to read",
+            expected=f"at most {limit}",
+        )  # fmt: skip

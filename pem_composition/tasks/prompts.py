@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import TASKS, Task
+from pem_composition.tasks.tokens import tokens_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -176,9 +177,12 @@ def _of_task(prompt: Prompt, task: Task) -> Prompt:
 
 
 def answer_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, decodes: bool = False
 ) -> tuple[tuple[int, ...], ...]:
     """Token numbers of each answer as a target, without special tokens around it.
+
+    Args:
+        decodes: of a decoder alone, whose answer follows the prompt and a space in the same text.
 
     Raises:
         DataError: an answer that the tokenizer cannot write, or two that it writes alike.
@@ -186,7 +190,8 @@ def answer_tokens(
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     out = []
     for word in prompt.answers:
-        ids = tuple(i for i in tokenizer(text_target=word).input_ids if i not in special)
+        found = tokens_after(tokenizer, word) if decodes else tokenizer(text_target=word).input_ids
+        ids = tuple(i for i in found if i not in special)
         if not ids or tokenizer.unk_token_id in ids:
             raise DataError.build(
                 f"prompt {prompt.name}", f"the tokenizer cannot write the answer {word!r}",

@@ -20,7 +20,7 @@ from pem_composition.evaluation.models import (
     LoadedBase,
     load_base,
     load_causal,
-    load_seq2seq,
+    load_text_to_text,
     resolve,
     save_model,
 )
@@ -141,7 +141,7 @@ def load(flags: ModelFlags, task: Task | None, base: BaseIdentity) -> LoadedBase
     """The model of the objective, with the dropout of the flags."""
     where = source(flags, base)
     if flags.objective == "seq2seq":
-        return load_seq2seq(where, **dropout_settings(flags))
+        return load_text_to_text(where, **dropout_settings(flags))
     if flags.objective in DECODERS:
         return load_causal(where, holding=flags.holding, **dropout_settings(flags))
     return load_base(where, task, **dropout_settings(flags))
@@ -190,12 +190,13 @@ def initial_module(
     own, as the reference does; ``--target_modules c_attn`` adapts the layer as a whole.
     """
     kind = flags.adapter_config
-    apart = kind == "lora" and flags.objective in DECODERS
+    decodes = flags.objective != "classification" and not model.config.is_encoder_decoder
+    apart = kind == "lora" and decodes
     placement = "reference" if apart else flags.ia3_placement
     targets = resolve_targets(model, kind, flags.target_modules, placement)
     fresh = fresh_module(
         model,
-        adapter_config(flags, targets),
+        adapter_config(flags, targets, task_type_of(flags, model)),
         seed=flags.seed,
         blocks=targets.blocks,
         head_names=head,
@@ -209,10 +210,18 @@ def initial_module(
     return replace(fresh, tensors=given.tensors, provenance=given.provenance), targets
 
 
-def adapter_config(flags: ModelFlags, targets: Targets) -> LoraConfig | IA3Config:
+def task_type_of(flags: ModelFlags, model: PreTrainedModel) -> str | None:
+    """PEFT's word for what a module without a head was made for; None of one with a head."""
+    if flags.objective == "classification":
+        return None
+    return peft.SEQ2SEQ_TASK if model.config.is_encoder_decoder else peft.CAUSAL_TASK
+
+
+def adapter_config(
+    flags: ModelFlags, targets: Targets, task_type: str | None
+) -> LoraConfig | IA3Config:
     """The flags as a module config; one without a head says what it was made for."""
-    kinds = {v: k for k, v in OBJECTIVE_OF_TASK.items()} | {"instruction": peft.CAUSAL_TASK}
-    extra = {"task_type": kinds[flags.objective]} if flags.objective in kinds else {}
+    extra = {"task_type": task_type} if task_type else {}
     if flags.adapter_config == "ia3":
         return IA3Config(targets.target_modules, targets.feedforward_modules, extra=extra)
     return LoraConfig(

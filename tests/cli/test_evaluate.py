@@ -210,7 +210,7 @@ def test_models_and_modules_of_another_kind_are_refused(pem, bench, tmp_path):
 
     other = make(tmp_path / "encoder")
     done = pem("evaluate", *flags(bench, model_name_or_path=other.base))
-    assert done.code == 2 and "needs an encoder-decoder model; found a roberta" in done.err
+    assert done.code == 2 and "needs a model that writes; found a roberta" in done.err
     done = pem("evaluate", *flags(bench, adapter=other.modules[0]))
     assert done.code == 2 and done.err.count("\n") == 1
     empty = tmp_path / "dev.jsonl"

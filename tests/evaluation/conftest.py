@@ -1,4 +1,4 @@
-"""Rows for tiny encoder-decoders, and what they answer, computed one row and token at a time."""
+"""Rows for tiny models that write, and what they answer, computed one row and token at a time."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ WRITING = {
     "t5": Writing((0,), 1, 0),
     "t5-gated": Writing((0,), 1, 0),
     "bart": Writing((2, 0), 2, 1),
+    "gpt2": Writing((), 2, 1),
+    "llama": Writing((), 2, 2),  # padded with its end token
 }
 
 
@@ -43,6 +45,9 @@ class Oracle:
     @torch.no_grad()
     def steps(self, row, tokens):
         """Log-probabilities (s + 1, v) of what follows the start and each token."""
+        if not self.writing.start:
+            whole = torch.tensor([[*row, *tokens]])
+            return log_softmax(self.model(input_ids=whole).logits[0, len(row) - 1 :].numpy())
         read = torch.tensor([[*self.writing.start, *tokens]])
         logits = self.model(input_ids=torch.tensor([row]), decoder_input_ids=read).logits[0]
         return log_softmax(logits[len(self.writing.start) - 1 :].numpy())
@@ -96,7 +101,7 @@ def make_oracle(name, *, count=14, seed=0, **writing):
     return Oracle(model, rows, WRITING[name]._replace(**writing))
 
 
-@pytest.fixture(params=["t5", "t5-gated", "bart"])
+@pytest.fixture(params=list(WRITING))
 def oracle(request, one_thread):
     return make_oracle(request.param)
 

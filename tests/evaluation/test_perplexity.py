@@ -16,7 +16,6 @@ from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import (
     Windows,
-    begun,
     increase,
     perplexity,
     read_texts,
@@ -25,6 +24,7 @@ from pem_composition.evaluation.perplexity import (
 from pem_composition.objectives.documents import Documents
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.polarity import LANGUAGE
+from pem_composition.tasks.tokens import begun
 
 WORDS = [f"w{i}" for i in range(12)]
 CAUSAL = ("gpt2", "llama")

@@ -373,7 +373,7 @@ def test_classifier_and_language_model_start_from_one_initial_module(text, capsy
 def test_models_that_cannot_do_the_objective_are_refused(text, capsys, tmp_path):
     flags = text.flags("refused", model_name_or_path=text.bench.base)
     line = refusal(capsys, argv_of(flags))
-    assert "--objective seq2seq needs an encoder-decoder model; found a bert model" in line
+    assert "--objective seq2seq needs a model that writes; found a bert model" in line
     tiny("gpt2").save_pretrained(tmp_path / "gpt2")
     line = refusal(capsys, argv_of(flags | {"model_name_or_path": tmp_path / "gpt2"}))
     assert "found a gpt2 model" in line

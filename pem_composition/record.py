@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SUM = "sum c_i dW_i"
 PRODUCT = "prod l_i^c_i"  # of log space, before rounding
+UPDATE = "the update in float64"  # of a whole checkpoint, theta - theta_0
 OWN_RESULT = "the method's own result"
 MAX_DEPTH = 100  # functions of functions; far above any use, far below Python's stack
 
@@ -70,7 +71,8 @@ class Certificate:
     """Relative Frobenius error of the update against what it stands for, per layer and in total.
 
     ``against``: a sum is judged against the exact sum of updates, in log space against its own
-    product of vectors in float64, any other method against its own result before rank and rounding.
+    product of vectors in float64, any other method against its own result before rank and rounding,
+    what a whole checkpoint writes against the same expression in float64.
     A parameter of the base that is saved whole has an error, too: 0 where it is what the expression
     says, infinite (unknown) where that needs the base's value.
     """

@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import full, heads, provenance
+from pem_composition.checkpoint.blocks import copied, written_info
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import (
-    FLOAT_DTYPES,
     TensorInfo,
     atomic_directory,
     check_apart,
@@ -31,12 +30,8 @@ from pem_composition.checkpoint.model_folder import (
     write_model,
 )
 from pem_composition.checkpoint.store import load, locate, open_module, save
-from pem_composition.checkpoint.stream import whole
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
-    cast,
-    check_finite,
-    info_of,
     open_tensors,
     save_dtype,
 )
@@ -192,15 +187,6 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
     target, limit = save_dtype(settings["dtype"]), settings["max_shard_bytes"]
     raw, record = read_json(folder / CONFIG, folder), provenance.read(folder)
     with full.Weights(folder) as weights, Checksums([folder]) as checksums:
-        infos = {n: _target_info(i, target) for n, i in weights.infos.items()}
-
-        def value(name: str) -> Tensor:
-            tensor = weights.raw(name)
-            if weights.infos[name].dtype not in FLOAT_DTYPES:
-                return tensor.contiguous()
-            check_finite(tensor, name, folder)
-            return cast(tensor, name, target, folder)
-
         files = [p.name for p in provenance.checkpoint_files(folder)]
         note = f"converted from {files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
         model = PEM(
@@ -212,7 +198,8 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             heads=heads.read(folder, record),
         )
         with atomic_directory(out, overwrite, keep=is_foreign) as written:
-            outputs = {n: whole(partial(value, n), info) for n, info in infos.items()}
+            infos = {n: written_info(i, target) for n, i in weights.infos.items()}
+            outputs = {n: copied(weights, n, info) for n, info in infos.items()}
             known = write_model(written, outputs, limit)
             config = with_dtype(raw, target) if target else raw
             notes = write_companions(folder, written, config)
@@ -224,11 +211,3 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             form = {"format": settings["format"], "dtype": settings["dtype"]}
             provenance.write(model, written, form, known=known)
     return model
-
-
-def _target_info(info: TensorInfo, dtype: Any) -> TensorInfo:
-    if dtype is None or info.dtype not in FLOAT_DTYPES:
-        return info
-    import torch
-
-    return TensorInfo(info_of(torch.empty(0, dtype=dtype)).dtype, info.shape)

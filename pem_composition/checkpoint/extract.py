@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, resolve
 from pem_composition.arithmetic.updates import cast, certified
+from pem_composition.checkpoint.blocks import Differences
 from pem_composition.checkpoint.changes import stores_transposed
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import FLOAT_DTYPES, read_json, snapshot_of
@@ -31,7 +32,6 @@ from pem_composition.checkpoint.full import (
     head_info,
     is_head,
 )
-from pem_composition.checkpoint.full_blocks import Differences
 from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.config import LoraConfig, matches, pattern_keys

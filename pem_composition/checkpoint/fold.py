@@ -3,17 +3,15 @@
     theta = theta_0 + sum over the terms of their updates
 
 LoRA, (IA)^3 and whole models can stand in one expression: W_0 * l + s B A + sum_i c_i (theta_i -
-theta_0), the updates of each kind composed first. Memory: the adapters, and see ``fold_plan``.
+theta_0), the updates of each kind composed first. Memory: the adapters, and see ``blocks``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from os import PathLike, fspath
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pem_composition.arithmetic import heads as head_policies
 from pem_composition.arithmetic import trees
@@ -22,37 +20,19 @@ from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
-from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import (
-    FLOAT_DTYPES,
-    atomic_directory,
-    check_apart,
-    read_json,
-)
+from pem_composition.checkpoint.files import check_apart
 from pem_composition.checkpoint.fold_plan import Parts, Plan
-from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, head_info, is_head
-from pem_composition.checkpoint.layouts import is_foreign
-from pem_composition.checkpoint.model_folder import (
-    CONFIG,
-    class_end,
-    with_dtype,
-    with_head,
-    write_companions,
-    write_model,
-)
+from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, is_head
+from pem_composition.checkpoint.model_folder import class_end, with_head
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.store import inspect_header, load, locate
 from pem_composition.checkpoint.stored_names import resized, untied
-from pem_composition.checkpoint.stream import one_thread
-from pem_composition.checkpoint.tensors import save_dtype
+from pem_composition.checkpoint.whole import hashed, opened, write_whole
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Recipe, Source, Term, leaf
-
-if TYPE_CHECKING:
-    from pem_composition.config import BaseIdentity
 
 
 def fold_checkpoint(
@@ -69,8 +49,8 @@ def fold_checkpoint(
 ) -> None:
     """Write the base with an expression over modules folded in, as a model folder.
 
-    The certificate is the relative error that rounding to the written dtype makes of the update,
-    norm(written - theta) / norm(theta - theta_0), by tensor and in total.
+    The certificate is the relative error of the update that is in the file, against the same
+    expression in float64: norm(written - theta) / norm(theta - theta_0), by tensor and in total.
 
     Args:
         modules: name in the expression -> directory; whole models are differences to ``base``.
@@ -87,28 +67,35 @@ def fold_checkpoint(
     tree = parse(expression) if isinstance(expression, str) else expression
     folder = base_folder_of(base, out)
     check_apart(out, [folder, *modules.values()])
-    target = save_dtype(dtype)
     with ExitStack() as stack:
         original = stack.enter_context(Weights(folder))
         parts = _parts(tree, modules, original, space, head, allow_base_mismatch, stack)
-        config = read_json(folder / CONFIG, folder)
-        plan = Plan(original, config, parts)
-        described = _config(config, plan, parts, dtype)
+        plan = Plan(original, original.config, parts)
+        config = _config(original.config, plan, parts)
         # another class has another head in the place of the base's
-        heads = not parts.head or described.get("architectures") == config.get("architectures")
+        heads = not parts.head or config.get("architectures") == original.config.get(
+            "architectures"
+        )
         read = [m.folder for m in parts.models.values()]
         checksums = stack.enter_context(Checksums(read, [folder]))
-        with atomic_directory(out, overwrite, keep=is_foreign) as written:
-            with one_thread():
-                known = write_model(written, plan.outputs(target, heads=heads))
-            notes = write_companions(folder, written, described)
-            checksums.check()
-            parts = replace(
-                parts, sources=tuple(_hashed(parts, checksums)), notes=parts.notes + notes
-            )
-            module = _described(tree, parts, plan, base, space, head, allow_base_mismatch)
-            module = replace(module, name=Path(fspath(out)).name)
-            provenance.write(module, written, {"format": "peft", "dtype": dtype}, known=known)
+        settings = {
+            "expression": str(tree), "base": fspath(base), "space": space, "head": head,
+            "allow_base_mismatch": allow_base_mismatch,
+        }  # fmt: skip
+
+        def describe(notes: tuple[str, ...]) -> PEM:
+            return _described(tree, parts, plan, settings, checksums, notes)
+
+        write_whole(
+            out,
+            lambda target: plan.outputs(target, heads=heads),
+            config,
+            folder,
+            describe,
+            checksums,
+            dtype=dtype,
+            overwrite=overwrite,
+        )
 
 
 def _parts(
@@ -184,7 +171,14 @@ def _read(
         folder, kind = locate(modules[name])
         if kind == "full":
             models[name] = stack.enter_context(Weights(folder))
-            own[name], source = _opened(name, models[name], original, inspect_header(folder).base)
+            known = aligned(models[name], original)
+            own[name] = opened(
+                name,
+                models[name],
+                lambda n, known=known: is_head(n) or n not in known,  # type: ignore[misc]
+                inspect_header(folder).base,
+            )
+            (source,) = own[name].provenance.sources
         else:
             own[name] = load(folder, name=name)
             source = leaf(own[name])
@@ -192,29 +186,6 @@ def _read(
             check_same_base(reference, own[name])
         sources.append(source)
     return own, models, tuple(sources)
-
-
-def _opened(name: str, model: Weights, original: Weights, base: BaseIdentity) -> tuple[PEM, Source]:
-    """A whole model as a module that holds its head, and what else its base lacks, alone."""
-    config = read_json(model.folder / CONFIG, model.folder)
-    known = aligned(model, original)
-    apart = [n for n, i in model.infos.items() if i.dtype in FLOAT_DTYPES]
-    heads = {f"{n}.head": model.value(n) for n in apart if is_head(n) or n not in known}
-    source = Source(name, str(model.folder))
-    info = head_info(config) if heads else None
-    module = FullConfig(extra={"config": config})
-    return PEM(heads, module, base, name, info, Provenance(sources=(source,))), source
-
-
-def _hashed(parts: Parts, checksums: Checksums) -> Iterator[Source]:
-    """What is recorded of the inputs, those of whole models with their checksums."""
-    for source in parts.sources:
-        model = parts.models.get(source.name)
-        if model is None:
-            yield source
-        else:
-            sha256 = model.sha256(checksums.of(model.folder))
-            yield checksums.source(source.name, model.folder, sha256)
 
 
 def _check_layers(full: trees.Sum, models: Mapping[str, Weights]) -> None:
@@ -289,12 +260,8 @@ def _head_terms(
             yield c, compose(trees.Sum(((1.0, node),)), own, **options)
 
 
-def _config(
-    config: Mapping[str, Any], plan: Plan, parts: Parts, dtype: str | None
-) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], plan: Plan, parts: Parts) -> dict[str, Any]:
     """The base's configuration, for the tensors that the checkpoint now has."""
-    if dtype is not None:
-        config = with_dtype(config, dtype)
     if plan.unties:
         config = untied(config)
     if plan.vocabulary:
@@ -307,29 +274,28 @@ def _described(
     tree: trees.Sum,
     parts: Parts,
     plan: Plan,
-    base: str | PathLike[str],
-    space: str | None,
-    head: str,
-    allow_base_mismatch: bool,
+    settings: Mapping[str, Any],
+    checksums: Checksums,
+    notes: tuple[str, ...],
 ) -> PEM:
     """A PEM without tensors that carries what pem.json records."""
-    settings = {
-        "expression": str(tree), "base": fspath(base), "space": space, "head": head,
-        "allow_base_mismatch": allow_base_mismatch,
-    }  # fmt: skip
+    sources = tuple(
+        hashed(s.name, parts.models[s.name], checksums) if s.name in parts.models else s
+        for s in parts.sources
+    )
     return PEM(
         {},
         FullConfig(),
-        base_identity(base),
+        base_identity(settings["base"]),
         head=parts.head_info,
         provenance=Provenance(
             terms=tuple(Term(c, str(node)) for c, node in tree.terms),
-            sources=parts.sources,
+            sources=sources,
             space=parts.space,
             method="sum",
             certificate=plan.certificate(),
-            head_policy=head,
-            notes=parts.notes,
-            recipe=Recipe("fold", settings, parts.sources),
+            head_policy=settings["head"],
+            notes=parts.notes + notes,
+            recipe=Recipe("fold", settings, sources),
         ),
     )

@@ -1,18 +1,24 @@
-"""What every tensor of a folded checkpoint is made of, block by block.
-
-Memory: rows of at most ROWS entries in float32, a few times, where an adapter changes a tensor;
-blocks of BLOCK entries where whole models do (``full_blocks``).
-"""
+"""Which tensors a folded checkpoint has, and which leaves each is made of (``blocks``)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pem_composition.arithmetic import trees
+from pem_composition.checkpoint.blocks import (
+    UNCHANGED,
+    Blocks,
+    Expression,
+    Term,
+    copied,
+    held,
+    largest_dtype,
+    written_info,
+)
 from pem_composition.checkpoint.changes import (
     Change,
     Spelling,
@@ -25,8 +31,6 @@ from pem_composition.checkpoint.changes import (
 )
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import PRETRAINING_COMPONENTS, Weights, by_base_name, is_head
-from pem_composition.checkpoint.full_blocks import Sums, blame, info_as, wide_of
-from pem_composition.checkpoint.full_blocks import Term as SumTerm
 from pem_composition.checkpoint.stored_names import (
     is_added,
     is_language_model,
@@ -35,21 +39,18 @@ from pem_composition.checkpoint.stored_names import (
     stored_output,
     tied_names,
 )
-from pem_composition.checkpoint.stream import BLOCK, Output, whole
-from pem_composition.checkpoint.tensors import TORCH_NAMES, cast
+from pem_composition.checkpoint.stream import Output
 from pem_composition.config import IN_BASE
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
-from pem_composition.record import Certificate, Source
+from pem_composition.record import UPDATE, Certificate, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pem_composition.config import HeadInfo
 
-ROWS = 2**21  # entries of a block of rows: 8 MB in float32, small enough for malloc to use again
 NOTHING = 1e-9  # a weight of the base that is rounding alone
-AGAINST = "the update before rounding"
 LISTED = 3  # names in an error
 
 
@@ -80,7 +81,7 @@ class Plan:
     """
 
     def __init__(self, base: Weights, config: Mapping[str, Any], parts: Parts) -> None:
-        self._base, self._parts, self._sums = base, parts, Sums()
+        self._base, self._parts, self._blocks = base, parts, Blocks()
         self._is_language_model = is_language_model(config)
         self._tied = {
             copy: source
@@ -102,7 +103,6 @@ class Plan:
             {self._called(n) for n in in_base},
             self._tied_to,
         )
-        self._squares: dict[str, tuple[float, float]] = {}
 
     def _spelled(self) -> Spelling:
         """How the modules' names become the base's.
@@ -235,68 +235,40 @@ class Plan:
             dtype: None: as the base stores it.
             heads: whether the base's heads stay where the module has none of that name.
         """
-        import torch
-
         out: dict[str, Output] = {}
         for name, info in (self._infos if self.unties else self._base.infos).items():
             if self._is_saved(name) or (is_head(name) and not heads):
                 continue
-            cast_to = dtype if info.dtype in FLOAT_DTYPES else None
-            out[self.written(name)] = self._output(
-                name, info_as(cast_to, info.shape) if cast_to else info
-            )
-        largest = max(self._base.infos.values(), key=lambda i: i.nbytes)
-        stored = dtype or getattr(torch, TORCH_NAMES[largest.dtype])
+            out[self.written(name)] = self._output(name, written_info(info, dtype))
         for name, change in self._changes.items():
-            if not self._is_saved(name):
+            if change.saved is None:
                 continue
             if not self.unties and name not in self._base.infos and name in self._tied:
                 continue  # equal to the name that it is tied to
-            assert change.saved is not None
-            value = partial(_whole, change, name, stored)
             own = self.written(name) if name in self._infos else name
-            out[own] = whole(value, info_as(stored, tuple(change.saved.shape)))
+            out[own] = held(change.saved, name, largest_dtype(self._base, dtype), change)
         return out
 
     def _is_saved(self, name: str) -> bool:
         return name in self._changes and self._changes[name].saved is not None
 
     def certificate(self) -> Certificate:
-        """The error of rounding, of the changed tensors written so far."""
-
-        def share(wrong: float, norm: float) -> float:
-            return (wrong / norm) ** 0.5 if norm else 0.0
-
-        layers = {name: share(*pair) for name, pair in self._squares.items()}
-        wrong, norm = (sum(pair[i] for pair in self._squares.values()) for i in (0, 1))
-        return Certificate(share(wrong, norm), layers, AGAINST)
+        """The error of the changed tensors written so far."""
+        return self._blocks.certificate(UPDATE)
 
     def _output(self, name: str, info: TensorInfo) -> Output:
-        import torch
-
-        base, change = self._base, self._changes.get(name)
-        stored = name if name in base.infos else self._tied[name]
-        origin = (1.0, base, stored)
+        change = self._changes.get(name)
+        stored = name if name in self._base.infos else self._tied[name]
         models = self._terms(name)
         if change is None and not models:
-            return Output(info, partial(base.block, stored), BLOCK, partial(blame, [origin]))
+            return copied(self._base, stored, info)
         rest = (0.0 if change and change.scale else 1.0) - sum(c for c, _, _ in models)
-        terms = [*models, (rest, base, stored)] if abs(rest) > NOTHING else models
-        matrix = len(info.shape) == 2
-        width = info.shape[1] if matrix else math.prod(info.shape)
-        block = _Block(
-            terms, change or Change(), base, stored, name, wide_of([*models, origin]),
-            getattr(torch, TORCH_NAMES[info.dtype]), width,
-        )  # fmt: skip
-        return Output(
-            info,
-            partial(self._compute, block),
-            max(1, ROWS // max(1, width)) * width if change else BLOCK,
-            partial(blame, [*models, origin]),
-            base.folder,
-        )
+        origin = (rest, self._base, stored)
+        terms = [*models, origin] if abs(rest) > NOTHING else models
+        pieces = [(math.prod(info.shape), terms)]
+        return self._blocks.of(Expression(name, info, pieces, origin, change or UNCHANGED))
 
-    def _terms(self, name: str) -> list[SumTerm]:
+    def _terms(self, name: str) -> list[Term]:
         """Whole models' parts in a tensor of the base, as far as they have it.
 
         A tied copy that a model does not store is its source there, too.
@@ -307,55 +279,6 @@ class Plan:
             return []
         weights = self._parts.weights(next(iter(holders.values())))
         return [(c, self._parts.models[m], holders[m]) for m, c in weights.items() if m in holders]
-
-    def _compute(self, block: _Block, start: int, stop: int) -> Tensor:
-        """Entries start to stop of one changed tensor, whole rows where an adapter changes it."""
-        total, part = self._sums.pair(stop - start, block.wide)
-        block.fill(self._sums, start, stop, total, part)
-        part.copy_(block.base.block(block.stored, start, stop))
-        wrong, norm = self._squares.get(block.name, (0.0, 0.0))
-        rounded = total.to(block.written).to(block.wide)
-        self._squares[block.name] = (
-            wrong + float((rounded - total).double().square().sum()),
-            norm + float((total - part).double().square().sum()),
-        )
-        return total
-
-
-@dataclass(frozen=True)
-class _Block:
-    """How the entries of one changed tensor come about."""
-
-    terms: Sequence[SumTerm]
-    change: Change
-    base: Weights
-    stored: str  # name in the base
-    name: str
-    wide: Any  # dtype of the arithmetic
-    written: Any  # dtype in the file
-    width: int
-
-    def fill(self, sums: Sums, start: int, stop: int, total: Tensor, part: Tensor) -> None:
-        """total = sum of the terms + l * W_0 + s B A, of entries start to stop."""
-        if self.terms:
-            sums.add(self.terms, start, stop, total, part)
-        scale, product = self.change.scale, self.change.product
-        first, last = start // max(1, self.width), stop // max(1, self.width)
-        if scale:
-            scaled = part if self.terms else total
-            scaled.copy_(self.base.block(self.stored, start, stop))
-            scale.apply(scaled.view(-1, self.width), first, last)
-            if self.terms:
-                total.add_(part)
-        if product:
-            rows = total.view(-1, self.width)
-            rows.add_(product.rows(first, last, rows))
-
-
-def _whole(change: Change, name: str, dtype: Any) -> Tensor:
-    """A part that a module saves whole, with what it does to it on top."""
-    assert change.saved is not None
-    return cast(change.of(change.saved), name, dtype, "head")
 
 
 def _is_output_part(name: str) -> bool:

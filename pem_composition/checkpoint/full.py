@@ -7,7 +7,6 @@ head is kept apart, since it is no difference to anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,6 @@ from pem_composition.checkpoint.files import (
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
-    with_dtype,
-    write_companions,
-    write_model,
 )
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.provenance import (
@@ -41,17 +37,13 @@ from pem_composition.checkpoint.provenance import (
 )
 from pem_composition.checkpoint.stored_names import PRETRAINING_COMPONENTS as PRETRAINING_COMPONENTS
 from pem_composition.checkpoint.stored_names import current, is_added, is_ignored
-from pem_composition.checkpoint.stream import whole
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
     TensorFile,
     buffer_of,
-    cast,
     check_finite,
-    info_of,
     open_tensors,
     read_raw,
-    save_dtype,
     widen,
 )
 from pem_composition.config import BaseIdentity, FullConfig
@@ -375,7 +367,7 @@ def aligned(tuned: Weights, original: Weights, *, rows: bool = False) -> dict[st
         IncompatibleModules: a tensor that one of them lacks, has in another shape, or, an integer
             one, with other values; heads of tasks and of pretraining apart.
     """
-    rename = _renaming([n for n in tuned.infos if not is_head(n)], original)
+    rename = renaming([n for n in tuned.infos if not is_head(n)], original)
     names: dict[str, str] = {}
     for name, info in tuned.infos.items():
         found = original.find(rename(name))
@@ -419,7 +411,7 @@ def by_base_name(tuned: Weights, original: Weights) -> dict[str, str]:
     return out
 
 
-def _renaming(names: Sequence[str], original: Weights) -> Callable[[str], str]:
+def renaming(names: Sequence[str], original: Weights) -> Callable[[str], str]:
     """What has to be done to names so that most of them are the base's: a prefix more or less."""
     prefixes = sorted({n.split(".")[0] + "." for n in names})
     roots = sorted({n.split(".")[0] + "." for n in original.infos})
@@ -477,65 +469,3 @@ def check_equal(a: Weights, b: Weights, name: str, other: str) -> None:
             expected=f"those in {a.folder}",
             do="use models of one architecture",
         )
-
-
-def write(
-    pem: PEM, folder: Path, *, base: str | PathLike[str] | None, dtype: str | None
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Write theta_0 + delta as a Hugging Face model folder.
-
-    Returns:
-        The sha256 of weights files, and notes on what was not copied from the base.
-    """
-    base_folder = base_folder_of(base or pem.base.name, pem.name)
-    deltas = {n.removesuffix(".delta"): t for n, t in pem.tensors.items() if n.endswith(".delta")}
-    heads = pem.head_tensors()
-    target = save_dtype(dtype)
-    config = dict(pem.config.extra.get("config") or read_json(base_folder / CONFIG, base_folder))
-    if pem.head and pem.head.labels:
-        config["id2label"] = {str(i): w for i, w in enumerate(pem.head.labels)}
-        config["label2id"] = {w: i for i, w in enumerate(pem.head.labels)}
-    with Weights(base_folder) as original, Checksums([], [base_folder]) as checksums:
-        known = base_identity(base_folder).fingerprint
-        if None not in (pem.base.fingerprint, known) and pem.base.fingerprint != known:
-            raise IncompatibleModules.build(
-                base_folder,
-                "not the base this module belongs to",
-                found=f"fingerprint {str(known)[:12]}",
-                expected=str(pem.base.fingerprint)[:12],
-                do="give the base model it was tuned from",
-            )
-        names = _delta_names(deltas, original)
-
-        def theta(name: str) -> Tensor:
-            value = heads[name] if name in heads else original.value(names[name]) + deltas[name]
-            return cast(value, name, target, pem.name)
-
-        outputs = {
-            n: whole(partial(theta, n), _target_info(tuple(t.shape), t, target))
-            for n, t in {**deltas, **heads}.items()
-        }
-        written = write_model(folder, outputs)
-        checksums.check()
-    return written, write_companions(base_folder, folder, with_dtype(config, target))
-
-
-def _delta_names(deltas: Mapping[str, Tensor], original: Weights) -> dict[str, str]:
-    names = {}
-    rename = _renaming(list(deltas), original)
-    for name, delta in deltas.items():
-        found = original.find(rename(name))
-        if found is None or original.infos[found].shape != tuple(delta.shape):
-            raise IncompatibleModules.build(
-                original.folder,
-                f"tensor {name!r}",
-                found=f"shape {original.infos[found].shape}" if found else "no such tensor",
-                expected=f"shape {tuple(delta.shape)}",
-                do="give the base model of this module",
-            )
-        names[name] = found
-    return names
-
-
-def _target_info(shape: tuple[int, ...], like: Tensor, dtype: Any) -> TensorInfo:
-    return TensorInfo(info_of(like.new_empty(0, dtype=dtype or like.dtype)).dtype, shape)

@@ -9,42 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from contextlib import ExitStack
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from pem_composition.arithmetic import heads
 from pem_composition.arithmetic.compatible import check_coefficients_of
-from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
-from pem_composition.arithmetic.updates import certified
-from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import (
-    atomic_directory,
-    check_apart,
-    is_file,
-    snapshot_of,
-)
+from pem_composition.checkpoint.files import check_apart, is_file, snapshot_of
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.full_plan import Plan
-from pem_composition.checkpoint.layouts import is_foreign
-from pem_composition.checkpoint.model_folder import (
-    CONFIG,
-    with_dtype,
-    write_companions,
-    write_model,
-)
+from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
-from pem_composition.checkpoint.stream import one_thread
-from pem_composition.checkpoint.tensors import save_dtype
 from pem_composition.checkpoint.vocabulary import tokenizers_note
-from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig
+from pem_composition.checkpoint.whole import hashed, opened, write_whole
+from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig, HeadInfo
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
 from pem_composition.module import PEM
-from pem_composition.record import OWN_RESULT, Certificate, Provenance, Recipe, Term
+from pem_composition.record import Provenance, Recipe, Source, Term
 
 
 def combine_full(
@@ -64,15 +50,16 @@ def combine_full(
     """Write sum_i c_i theta_i + (1 - sum_i c_i) theta_0 as a model folder, tensor by tensor; or
     theta_0 + another merging method on the differences c_i (theta_i - theta_0).
 
-    Memory: see ``full_blocks`` and ``stream``; under 0.1 GB for a sum, 0.3 GB for a method on three
+    Memory: see ``blocks`` and ``stream``; under 0.1 GB for a sum, 0.3 GB for a method on three
     models, beside torch itself. A method's result is that of ``module.combine`` on the differences,
     bit for bit.
 
     Args:
         models: folders of models of one architecture; config and tokenizer are the first's.
         base: theta_0; a sum needs it only if the coefficients do not sum to 1.
-        head: average (weights |c_i| / sum |c_j|), first, last, none, or error if the heads differ.
-        dtype: of the written tensors; default float32 (float64 kept).
+        head: average (weights |c_i| / sum |c_j|), first, last, none (the base's, where there is one
+            that has one), or error if the heads differ.
+        dtype: of the written tensors; default: each as the first model stores it.
         method, settings: as for ``module.combine``.
         tokens: embeddings with more rows in one model than in another: error, or the rows (and
             config and tokenizer) of the first model or of the largest. A row that some lack is
@@ -89,27 +76,63 @@ def combine_full(
     choice = resolve(method, settings, "full")
     rest = _check_request(folders, weights, head, tokens, base, choice)
     with ExitStack() as stack:
-        opened = [stack.enter_context(Weights(f)) for f in folders]
+        inputs = [stack.enter_context(Weights(f)) for f in folders]
         original = stack.enter_context(Weights(base_folder_of(base, out))) if rest else None
-        plan = Plan(opened, weights, original, rest, head, tokens, choice)
-        target = save_dtype(dtype)
+        plan = Plan(inputs, weights, original, rest, tokens, choice)
+        labels = list(names or [m.folder.resolve().name for m in inputs])
+        chosen = _head(plan, inputs, labels, weights, head)
+        # Without a head of the models a checkpoint keeps the one that its base has.
+        holder = original if head == "none" else None
+        config = plan.config(_headed(inputs, head, holder))
+        written = [*chosen.tensors, *(holder.infos if holder is not None else ())]
+        info = head_info(config) if any(map(is_head, written)) else None
         bases = [original.folder] if original is not None else []
-        checksums = stack.enter_context(Checksums([m.folder for m in opened], bases))
-        with atomic_directory(out, overwrite, keep=is_foreign) as folder:
-            with one_thread() if choice.method == SIMPLE else nullcontext():
-                known = write_model(folder, plan.outputs(target))
-            config = plan.config()
-            place = plan.reference.folder
-            notes = _notes(opened, names, plan.reference)
-            notes += write_companions(place, folder, with_dtype(config, target))
-            recorded = {
-                "coefficients": weights, "base": None if base is None else fspath(base),
-                "head": head, "method": choice.method, "settings": choice.as_dict(),
-                "tokens": tokens,
-            }  # fmt: skip
-            module = _described(opened, checksums, weights, recorded, config, choice, names)
-            module = replace(_certified(module, plan, notes), name=Path(fspath(out)).name)
-            provenance.write(module, folder, {"format": "peft", "dtype": dtype}, known=known)
+        checksums = stack.enter_context(Checksums([m.folder for m in inputs], bases))
+        settings = {
+            "coefficients": weights, "base": None if base is None else fspath(base),
+            "head": head, "method": choice.method, "settings": choice.as_dict(),
+            "tokens": tokens,
+        }  # fmt: skip
+        said = chosen.notes + _tokenizers(inputs, labels, plan.reference)
+
+        def describe(notes: tuple[str, ...]) -> PEM:
+            pairs = zip(labels, inputs, strict=True)
+            sources = tuple(hashed(label, m, checksums) for label, m in pairs)
+            return _described(plan, choice, settings, sources, info, said + notes)
+
+        write_whole(
+            out,
+            lambda target: plan.outputs(chosen.tensors, target, own=holder is not None),
+            config,
+            plan.reference.folder,
+            describe,
+            checksums,
+            dtype=dtype,
+            overwrite=overwrite,
+            threads=choice.method != SIMPLE,
+        )
+
+
+def _head(
+    plan: Plan,
+    models: Sequence[Weights],
+    labels: Sequence[str],
+    weights: Sequence[float],
+    head: str,
+) -> heads.Choice:
+    """The head that the policy makes of the models'."""
+    modules = [
+        opened(label, m, partial(plan.is_apart, m), BaseIdentity())
+        for label, m in zip(labels, models, strict=True)
+    ]
+    return heads.choose(modules, weights, head)
+
+
+def _headed(models: Sequence[Weights], head: str, base: Weights | None) -> Weights:
+    """The model whose head is written, with its class and labels: one that has a head, if any."""
+    holders = [m for m in ([base] if base else models) if any(map(is_head, m.infos))]
+    place = -1 if head == "last" else 0
+    return models[place] if models[place] in holders or not holders else holders[place]
 
 
 def _model_folder(path: str | PathLike[str]) -> Path:
@@ -143,7 +166,7 @@ def _check_request(
     for c in weights:
         if not math.isfinite(c):
             raise PEMError.build("coefficients", "a coefficient must be a finite number", found=c)
-    for what, policy, known in (("head", head, ONE_HEAD), ("tokens", tokens, TOKEN_POLICIES)):
+    for what, policy, known in (("head", head, heads.ONE_HEAD), ("tokens", tokens, TOKEN_POLICIES)):
         if policy not in known:
             raise PEMError.build(
                 what, "unknown policy", found=repr(policy), expected=", ".join(known)
@@ -194,55 +217,38 @@ def _check_method(
 
 
 def _described(
-    models: Sequence[Weights],
-    checksums: Checksums,
-    weights: Sequence[float],
-    settings: Mapping[str, Any],
-    config: Mapping[str, Any],
+    plan: Plan,
     choice: Choice,
-    names: Sequence[str] | None,
+    settings: Mapping[str, Any],
+    sources: tuple[Source, ...],
+    head: HeadInfo | None,
+    notes: tuple[str, ...],
 ) -> PEM:
     """A PEM without tensors that carries what pem.json records."""
-    base, head = settings["base"], settings["head"]
-    has_head = head != "none" and any(is_head(n) for m in models for n in m.infos)
-    labels = _labels(models, names)
-    sources = tuple(
-        checksums.source(label, m.folder, m.sha256(checksums.of(m.folder)))
-        for label, m in zip(labels, models, strict=True)
-    )
-    identity = BaseIdentity(model_type=model_type_of(config))
+    base = settings["base"]
+    own = BaseIdentity(model_type=model_type_of(plan.reference.config))
+    terms = zip(settings["coefficients"], sources, strict=True)
     return PEM(
-        tensors={},
-        config=FullConfig(),
-        base=identity if base is None else base_identity(base),
-        head=head_info(config) if has_head else None,
+        {},
+        FullConfig(),
+        own if base is None else base_identity(base),
+        head=head,
         provenance=Provenance(
-            terms=tuple(Term(c, label) for c, label in zip(weights, labels, strict=True)),
+            terms=tuple(Term(c, source.name) for c, source in terms),
             sources=sources,
             space=choice.entry.space if choice.method != SIMPLE else "parameter",
             method=method_text(choice, None),
-            head_policy=head,
+            certificate=plan.certificate(),
+            head_policy=settings["head"],
+            notes=notes,
             recipe=Recipe("combine_full", settings, sources),
         ),
     )
 
 
-def _certified(described: PEM, plan: Plan, notes: tuple[str, ...]) -> PEM:
-    """With the notes and the error of what a method has written, against its own result before
-    rounding."""
-    errors = plan.errors()
-    certificate = None if errors is None else Certificate(*certified(errors), OWN_RESULT)
-    origin = replace(described.provenance, certificate=certificate, notes=notes)
-    return replace(described, provenance=origin)
-
-
-def _labels(models: Sequence[Weights], names: Sequence[str] | None) -> list[str]:
-    return list(names or [m.folder.resolve().name for m in models])
-
-
-def _notes(
-    models: Sequence[Weights], names: Sequence[str] | None, reference: Weights
+def _tokenizers(
+    models: Sequence[Weights], labels: Sequence[str], reference: Weights
 ) -> tuple[str, ...]:
-    folders = dict(zip(_labels(models, names), (m.folder for m in models), strict=True))
+    folders = dict(zip(labels, (m.folder for m in models), strict=True))
     differing = tokenizers_note(folders)
     return (f"{differing}; the one of {reference.folder} is written",) if differing else ()

@@ -30,6 +30,7 @@ from pem_composition.checkpoint.files import (
 )
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import is_foreign
+from pem_composition.checkpoint.whole import write_full
 from pem_composition.config import LAYOUTS, BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError, close_match
 from pem_composition.module import PEM
@@ -275,7 +276,8 @@ def save(
     Args:
         format: peft | adapter-transformers. A full module is written as a Hugging Face model,
             theta_0 + delta, and needs its base model.
-        dtype: float32 | float16 | bfloat16 | float64; default: as held (float32 or float64).
+        dtype: float32 | float16 | bfloat16 | float64; default: as held (float32 or float64), of a
+            full module as the base stores it.
         overwrite: replace the module in an existing directory; other files there are kept.
         base: folder or cached Hub name of a full module's base; default: the one it names.
 
@@ -306,7 +308,7 @@ def save(
                 raise PEMError.build(
                     pem.name, "a full module is written as a model folder", do="leave --format out"
                 )
-            known, notes = full.write(pem, folder, base=base, dtype=dtype)
+            known, notes = write_full(pem, folder, base=base, dtype=dtype)
             notes = tuple(dict.fromkeys((*pem.provenance.notes, *notes)))
             pem = replace(pem, provenance=replace(pem.provenance, notes=notes))
         elif format == "peft":

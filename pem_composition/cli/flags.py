@@ -57,7 +57,10 @@ class OutputFlags:
     rank: int | None = flag(None, "delta space: best LoRA of rank R", metavar="R")
     format: str = flag("peft", "layout of the output", choices=LAYOUTS)
     dtype: str | None = flag(
-        None, "of the written tensors; default: float32 (float64 where read)", choices=DTYPES
+        None,
+        "of the written tensors; default: float32 (float64 where read), of a whole model as the "
+        "first one stores it",
+        choices=DTYPES,
     )
     allow_base_mismatch: bool = flag(
         False, "combine modules whose base models are recorded as different"

@@ -15,7 +15,7 @@ from tiny import NAMES, logits_of, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.adapters import attach, fold
-from pem_composition.checkpoint import fold_checkpoint, load
+from pem_composition.checkpoint import combine_full, fold_checkpoint, load
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.composition import compose
@@ -146,7 +146,7 @@ def test_kinds_add_up(tmp_path: Path) -> None:
         wrong += float(np.square(tensor.double().numpy() - exact).sum())
         norm += float(np.square(exact - zero).sum())
     record = json.loads((tmp_path / "out" / "pem.json").read_text())
-    assert record["certificate"]["against"] == "the update before rounding"
+    assert record["certificate"]["against"] == "the update in float64"
     assert record["certificate"]["total"] <= (wrong / norm) ** 0.5 < 1e-5
     assert record["space"] == "delta"
     assert rebuild(tmp_path / "out").equal
@@ -172,6 +172,42 @@ def test_the_certificate_is_what_rounding_costs(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     assert {t.dtype for t in found.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-2])
+@pytest.mark.parametrize("what", ["adapter", "whole model"])
+def test_the_certificate_sees_what_float32_loses(what: str, size: float, tmp_path: Path) -> None:
+    """An update of a millionth of the weight is gone in part when float32 adds it."""
+    base = saved(tiny("llama"), tmp_path / "base")
+    theta = {n: t.double() for n, t in weights(base).items()}
+    module = random_module(tiny("llama"), seed=1)
+    if what == "adapter":
+        small = {n: t * (size if n.endswith("lora_B") else 1) for n, t in module.tensors.items()}
+        path = module_on(base, replace(module, tensors=small), tmp_path / "a")
+        update = {f"{n}.weight": torch.from_numpy(dense(load(path), n)) for n in module.layers}
+        fold_checkpoint("a", {"a": path}, base, tmp_path / "out")
+    else:
+        tuned = tiny("llama")
+        with torch.no_grad():
+            for p in tuned.parameters():
+                p.add_(torch.randn_like(p))
+        end = weights(saved(tuned, tmp_path / "f"))
+        update = {n: size * (end[n].double() - t) for n, t in theta.items()}
+        combine_full([tmp_path / "f"], [size], tmp_path / "out", base=base)
+        fold_checkpoint(
+            f"{size}*f", {"f": tmp_path / "f"}, base, tmp_path / "fold", allow_base_mismatch=True
+        )
+        certificates = [
+            json.loads((tmp_path / o / "pem.json").read_text())["certificate"]
+            for o in ("out", "fold")
+        ]
+        assert certificates[0] == certificates[1]
+        assert weights(tmp_path / "out").keys() == weights(tmp_path / "fold").keys()
+    found = weights(tmp_path / "out")
+    wrong = sum(float((found[n].double() - theta[n] - u).square().sum()) for n, u in update.items())
+    norm = sum(float(u.square().sum()) for u in update.values())
+    stated = json.loads((tmp_path / "out" / "pem.json").read_text())["certificate"]["total"]
+    assert stated == pytest.approx((wrong / norm) ** 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("space", ["parameter", "delta"])
@@ -275,7 +311,7 @@ def test_by_blocks_of_rows_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             path = module_on(base, random_module(tiny(name), kind, seed=1), folder / "a")
             fold_checkpoint("a", {"a": path}, base, folder / "whole")
             with monkeypatch.context() as patch:
-                patch.setattr("pem_composition.checkpoint.fold_plan.ROWS", 100)
+                patch.setattr("pem_composition.checkpoint.blocks.ROWS", 100)
                 patch.setattr("pem_composition.checkpoint.stream.SLOT_BYTES", 64)
                 fold_checkpoint("a", {"a": path}, base, folder / "rows")
             whole, rows = weights(folder / "whole"), weights(folder / "rows")

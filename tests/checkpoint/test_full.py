@@ -18,7 +18,14 @@ from transformers import (
 )
 from transformers import RobertaModel as Roberta
 
-from pem_composition.checkpoint import combine_full, full, inspect_header, load, save
+from pem_composition.checkpoint import (
+    combine_full,
+    fold_checkpoint,
+    full,
+    inspect_header,
+    load,
+    save,
+)
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
 from pem_composition.module import combine
 
@@ -140,6 +147,40 @@ def test_head_policies(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(IncompatibleModules, match="the heads differ"):
         combine_full(pair, [0.25, 0.75], tmp_path / "error", head="error")
     assert not (tmp_path / "error").exists()
+
+
+def test_no_head_of_the_models_leaves_the_base_s(models: dict[str, Path], tmp_path: Path) -> None:
+    """A sum around a base that has a head keeps it, with its labels, as a fold does."""
+    pair, base = [models["a"], models["b"]], models["a"]
+    options: dict[str, Any] = {"head": "none"}
+    combine_full(pair, [0.5, 0.2], tmp_path / "sum", base=base, **options)
+    named = dict(zip("xy", pair, strict=True))
+    options["allow_base_mismatch"] = True
+    fold_checkpoint("0.5*x + 0.2*y", named, base, tmp_path / "fold", **options)
+    found, folded, own = (weights(f) for f in (tmp_path / "sum", tmp_path / "fold", base))
+    assert found.keys() == folded.keys() == own.keys()
+    assert all(torch.equal(t, folded[n]) for n, t in found.items())
+    assert all(torch.equal(t, own[n]) for n, t in found.items() if n.startswith("classifier"))
+    configs = [json.loads((tmp_path / f / "config.json").read_text()) for f in ("sum", "fold")]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_written_has_the_dtype_of_what_was_read(
+    models: dict[str, Path], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    for name in ("base", "a", "b"):
+        kind: Any = Roberta if name == "base" else RobertaForSequenceClassification
+        options = {"add_pooling_layer": False} if name == "base" else {}
+        model = kind.from_pretrained(models[name], dtype=dtype, **options)
+        model.save_pretrained(tmp_path / name)
+    pair, base = [tmp_path / "a", tmp_path / "b"], tmp_path / "base"
+    combine_full(pair, [0.5, 0.5], tmp_path / "sum")
+    combine_full(pair, [0.5, 0.5], tmp_path / "ties", base=base, method="ties")
+    fold_checkpoint("0.5*x + 0.5*y", dict(zip("xy", pair, strict=True)), base, tmp_path / "fold")
+    save(combine([load(m, base=base) for m in pair], [0.5, 0.5]), tmp_path / "module", base=base)
+    for out in ("sum", "ties", "fold", "module"):
+        assert {t.dtype for t in weights(tmp_path / out).values()} == {dtype}, out
 
 
 def test_shards_are_read_and_written(

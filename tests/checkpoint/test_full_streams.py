@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pem_composition.arithmetic.methods.registry import METHODS
 from pem_composition.checkpoint import (
+    blocks,
     combine_full,
     fold_checkpoint,
     inspect_header,
@@ -22,7 +23,6 @@ from pem_composition.checkpoint import (
 )
 from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.full import Weights
-from pem_composition.checkpoint.full_blocks import Sums
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.checkpoint.stream import SLOT_BYTES, SLOTS, Output, Ring, stream_safetensors
 from pem_composition.checkpoint.tensors import info_of
@@ -216,7 +216,7 @@ def test_any_block_size_gives_the_same_bits(
     combine_full(*request, tmp_path / "one", base=base, dtype="bfloat16")
     for block, slot in ((7, 16), (64, 128), (1000, 24)):
         monkeypatch.setattr("pem_composition.checkpoint.stream.SLOT_BYTES", slot)
-        monkeypatch.setattr("pem_composition.checkpoint.full_blocks.BLOCK", block)
+        monkeypatch.setattr("pem_composition.checkpoint.blocks.BLOCK", block)
         out = tmp_path / str(block)
         combine_full(*request, out, base=base, dtype="bfloat16")
         for file in sorted(f.name for f in (tmp_path / "one").glob("*.safetensors")):
@@ -263,8 +263,10 @@ def test_a_sum_gives_the_threads_of_torch_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []
-    add = Sums.add
-    monkeypatch.setattr(Sums, "add", lambda *a: (used.append(torch.get_num_threads()), add(*a))[1])
+    add = blocks.add
+    monkeypatch.setattr(
+        blocks, "add", lambda *a: (used.append(torch.get_num_threads()), add(*a))[1]
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

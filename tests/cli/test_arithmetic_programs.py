@@ -489,7 +489,7 @@ def test_whole_models_are_summed(as_reference, models, tmp_path, program):
     for name in out:
         expected = 0.3 * a[name] + 0.7 * b[name]
         torch.testing.assert_close(out[name], expected, rtol=0, atol=1e-6)
-    assert "+0.3*m1 +0.7*m2  (space parameter, head average)" in done.out
+    assert "+0.3*m1 +0.7*m2  (space parameter, head average, error against the update" in done.out
 
 
 def test_weights_that_do_not_sum_to_one_need_the_base(models, tmp_path, program):

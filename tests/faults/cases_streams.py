@@ -154,8 +154,8 @@ CHECKPOINTS = (
          "base: the output would replace an input; found base; choose another OUT",
          run=(("convert", "base", "base", "-o"),)),
     Case("CK7", "fold a module as another tool writes it",
-         "out = base + a  (space parameter, head average, error against the update before "
-         "rounding: ...)",
+         "out = base + a  (space parameter, head average, error against the update in "
+         "float64: ...)",
          run=(FOLD_BAD,), code=0, check=folded),
     Case("CK8", "extract from a module instead of a model",
          "TUNED: good is no whole model; found kind lora, expected a model directory; use the "

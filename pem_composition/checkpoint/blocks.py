@@ -191,7 +191,7 @@ class Blocks:
         before = self._squares.get(name, (0.0, 0.0))
         self._squares[name] = before[0] + float(error.dot(error)), before[1] + norm
 
-    def merged(self, merge: Merge, name: str, info: TensorInfo, origin: Term) -> Output:
+    def merged(self, merge: TensorMerge, name: str, info: TensorInfo, origin: Term) -> Output:
         """theta_0 + f(w_1 (theta_1 - theta_0), ..., w_T (theta_T - theta_0)) of one tensor.
 
         Args:
@@ -225,7 +225,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Merge:
+class TensorMerge:
     """A merging method on one tensor of several models."""
 
     choice: Choice
@@ -233,13 +233,15 @@ class Merge:
     shares: Sequence[float]
 
     @staticmethod
-    def of(choice: Choice, coefficients: Sequence[float]) -> Callable[[Sequence[Term]], Merge]:
+    def of(
+        choice: Choice, coefficients: Sequence[float]
+    ) -> Callable[[Sequence[Term]], TensorMerge]:
         """The method for any tensor, given its place in every model."""
         weights, own = split(coefficients, choice)
 
-        def on(terms: Sequence[Term]) -> Merge:
+        def on(terms: Sequence[Term]) -> TensorMerge:
             found = [(w, m, n) for w, (_, m, n) in zip(weights, terms, strict=True)]
-            return Merge(choice, found, own)
+            return TensorMerge(choice, found, own)
 
         return on
 

@@ -22,7 +22,7 @@ from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import check_apart
-from pem_composition.checkpoint.fold_plan import Parts, Plan
+from pem_composition.checkpoint.fold_plan import FoldPlan, Parts
 from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, is_head
 from pem_composition.checkpoint.model_folder import class_end, with_head
 from pem_composition.checkpoint.provenance import base_identity
@@ -70,7 +70,7 @@ def fold_checkpoint(
     with ExitStack() as stack:
         original = stack.enter_context(Weights(folder))
         parts = _parts(tree, modules, original, space, head, allow_base_mismatch, stack)
-        plan = Plan(original, original.config, parts)
+        plan = FoldPlan(original, original.config, parts)
         config = _config(original.config, plan, parts)
         # another class has another head in the place of the base's
         heads = not parts.head or config.get("architectures") == original.config.get(
@@ -260,7 +260,7 @@ def _head_terms(
             yield c, compose(trees.Sum(((1.0, node),)), own, **options)
 
 
-def _config(config: Mapping[str, Any], plan: Plan, parts: Parts) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], plan: FoldPlan, parts: Parts) -> dict[str, Any]:
     """The base's configuration, for the tensors that the checkpoint now has."""
     if plan.unties:
         config = untied(config)
@@ -273,7 +273,7 @@ def _config(config: Mapping[str, Any], plan: Plan, parts: Parts) -> dict[str, An
 def _described(
     tree: trees.Sum,
     parts: Parts,
-    plan: Plan,
+    plan: FoldPlan,
     settings: Mapping[str, Any],
     checksums: Checksums,
     notes: tuple[str, ...],

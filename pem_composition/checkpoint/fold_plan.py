@@ -73,7 +73,7 @@ class Parts:
         return trees.coefficients(self.full, parameter) if self.full else {}
 
 
-class Plan:
+class FoldPlan:
     """The tensors of the folded checkpoint.
 
     Args:

@@ -10,7 +10,7 @@ from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
 from pem_composition.checkpoint.blocks import (
     Blocks,
     Expression,
-    Merge,
+    TensorMerge,
     copied,
     held,
     largest_dtype,
@@ -33,7 +33,7 @@ HEAD_SETTINGS = (
 )  # fmt: skip
 
 
-class Plan:
+class SumPlan:
     """Which tensors are written and what each is made of.
 
     Args:
@@ -55,7 +55,7 @@ class Plan:
             _check_same(models[0], other, rows=rows)
         self._base_names = aligned(models[0], base, rows=rows) if base is not None else {}
         self.reference = _largest(models) if tokens == "largest" else models[0]
-        self._merge = None if choice.method == SIMPLE else Merge.of(choice, weights)
+        self._merge = None if choice.method == SIMPLE else TensorMerge.of(choice, weights)
         self._blocks = Blocks()
 
     def is_apart(self, model: Weights, name: str) -> bool:

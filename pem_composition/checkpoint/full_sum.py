@@ -22,7 +22,7 @@ from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import check_apart, is_file, snapshot_of
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
-from pem_composition.checkpoint.full_plan import Plan
+from pem_composition.checkpoint.full_plan import SumPlan
 from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.checkpoint.vocabulary import tokenizers_note
@@ -78,7 +78,7 @@ def combine_full(
     with ExitStack() as stack:
         inputs = [stack.enter_context(Weights(f)) for f in folders]
         original = stack.enter_context(Weights(base_folder_of(base, out))) if rest else None
-        plan = Plan(inputs, weights, original, rest, tokens, choice)
+        plan = SumPlan(inputs, weights, original, rest, tokens, choice)
         labels = list(names or [m.folder.resolve().name for m in inputs])
         chosen = _head(plan, inputs, labels, weights, head)
         # Without a head of the models a checkpoint keeps the one that its base has.
@@ -114,12 +114,12 @@ def combine_full(
 
 
 def _head(
-    plan: Plan,
+    plan: SumPlan,
     models: Sequence[Weights],
     labels: Sequence[str],
     weights: Sequence[float],
     head: str,
-) -> heads.Choice:
+) -> heads.ChosenHead:
     """The head that the policy makes of the models'."""
     modules = [
         opened(label, m, partial(plan.is_apart, m), BaseIdentity())
@@ -217,7 +217,7 @@ def _check_method(
 
 
 def _described(
-    plan: Plan,
+    plan: SumPlan,
     choice: Choice,
     settings: Mapping[str, Any],
     sources: tuple[Source, ...],

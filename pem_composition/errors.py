@@ -145,3 +145,14 @@ def close_match(word: str, known: Iterable[str]) -> str:
     """``did you mean X?``, or an empty string when nothing is near."""
     near = nearest(word, known)
     return "" if near is None else f"did you mean {near}?"
+
+
+def listing(names: Iterable[str], most: int = 12) -> str:
+    """Names as one readable string, shortened.
+
+    >>> listing("abcd", 2)
+    'a, b and 2 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"

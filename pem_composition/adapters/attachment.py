@@ -22,6 +22,7 @@ from pem_composition.adapters.locate import holder_of
 from pem_composition.adapters.lora import LoraFactors, LoraLinear
 from pem_composition.adapters.placement import Placement
 from pem_composition.adapters.plan import check_base, check_layers, head_of
+from pem_composition.checkpoint.tensors import widen
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -309,8 +310,7 @@ def _layer(model: nn.Module, path: str) -> nn.Module:
 
 def copy_out(tensor: Tensor) -> Tensor:
     """A copy on the CPU in float32 (float64 stays float64)."""
-    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return tensor.detach().to("cpu", dtype, copy=True)
+    return widen(tensor.detach().to("cpu", copy=True))
 
 
 def holdings_of(model: nn.Module) -> Holdings:

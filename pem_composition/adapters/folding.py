@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pem_composition.adapters.layer import is_conv1d
-from pem_composition.adapters.locate import linear_layers, plain_tensors, renaming
+from pem_composition.adapters.locate import linear_layers, names_of, plain_tensors, renaming
 from pem_composition.adapters.placement import Placement, apart, changed, placed_on
 from pem_composition.adapters.plan import check_base, check_layers, check_weights, head_of
 from pem_composition.checkpoint.changes import Change, changes_of, with_saved
@@ -111,10 +111,7 @@ def saved_on(
     model: nn.Module, pem: PEM, changes: Mapping[str, Change], head: Mapping[str, Tensor]
 ) -> dict[str, Change]:
     """Changes of layers on top of the parts that the module saves whole."""
-    live = plain_tensors(model)
-    users: dict[Tensor, list[str]] = {}
-    for name, tensor in live.items():
-        users.setdefault(tensor, []).append(name)
+    live, users = plain_tensors(model), names_of(model)
     in_base = pem.config.extra.get(IN_BASE) or ()
     return with_saved(changes, head, in_base, lambda name: users[live[name]])
 

@@ -21,6 +21,7 @@ from pem_composition.adapters.heads import head_info, head_parameter_names
 from pem_composition.adapters.layer import features
 from pem_composition.adapters.locate import matching_layers, plain_tensors
 from pem_composition.adapters.targets import PARTS, fused_rows
+from pem_composition.checkpoint.tensors import widen
 from pem_composition.config import BaseIdentity, IA3Config, LoraConfig, matches
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
@@ -72,7 +73,7 @@ def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator | 
 def head_copy(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     """Canonical name -> copy of the model's own head parameter, float32 or float64."""
     live = {n: t.detach() for n, t in plain_tensors(model).items() if n in names}
-    wide = {n: t if t.dtype == torch.float64 else t.float() for n, t in live.items()}
+    wide = {n: widen(t) for n, t in live.items()}
     return {f"{n}.head": wide[n].to("cpu", copy=True) for n in names}
 
 

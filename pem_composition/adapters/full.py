@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pem_composition.adapters.folding import live_changes
 from pem_composition.adapters.locate import plain_tensors
 from pem_composition.adapters.placement import apart, changed
+from pem_composition.checkpoint.tensors import widen
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
 
@@ -51,14 +52,10 @@ class FullWeights:
     @torch.no_grad()
     def tensors(self) -> Mapping[str, Tensor]:
         """Canonical name -> theta - theta_0 in float32 (float64 stays float64)."""
-        return {f"{n}.delta": _wide(p) - _wide(self.originals[n]) for n, p in self.live.items()}
+        return {f"{n}.delta": widen(p) - widen(self.originals[n]) for n, p in self.live.items()}
 
     @torch.no_grad()
     def restore(self) -> None:
         """The base's own weights, bit for bit."""
         for name, parameter in self.live.items():
             parameter.copy_(self.originals[name])
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

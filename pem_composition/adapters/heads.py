@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from pem_composition.adapters.locate import listing, plain_modules, plain_tensors
-from pem_composition.errors import IncompatibleModules
+from pem_composition.adapters.locate import plain_modules, plain_tensors
+from pem_composition.errors import IncompatibleModules, listing
 from pem_composition.module import HeadInfo
 
 

@@ -10,10 +10,9 @@ from collections.abc import Container, Iterable
 from torch import Tensor, nn
 
 from pem_composition.adapters.layer import AdapterLayer, is_linear
+from pem_composition.checkpoint.changes import spelling_of
 from pem_composition.config import WRAPPERS, matches, plain_name
-from pem_composition.errors import IncompatibleModules
-
-LISTED = 12  # names shown in an error before "and N more"
+from pem_composition.errors import IncompatibleModules, listing
 
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -65,6 +64,14 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def names_of(model: nn.Module) -> dict[Tensor, list[str]]:
+    """Parameter or buffer of the plain model -> all its names, more than one where it is tied."""
+    names: dict[Tensor, list[str]] = {}
+    for name, tensor in plain_tensors(model).items():
+        names.setdefault(tensor, []).append(name)
+    return names
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> every nn.Linear or Conv1D of the plain model, in model order."""
     return {n: m for n, m in plain_modules(model).items() if is_linear(m)}
@@ -81,35 +88,19 @@ def _words(name: str) -> list[str]:
     return parts[cut:]
 
 
-def listing(names: Iterable[str]) -> str:
-    """Names as one readable string, shortened."""
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more if names else "none"
-
-
 def renaming(
     model: nn.Module, names: Iterable[str], known: Container[str], what: str
 ) -> dict[str, str]:
     """Module's name -> model's name for every name, adding or stripping the base model's prefix.
 
-    A module trained on RobertaForSequenceClassification says ``roberta.encoder...``; in a
-    RobertaModel the same layer is ``encoder...``. One spelling must fit all names.
-
     Raises:
         IncompatibleModules: some name is in the model under no spelling.
     """
-    names = list(names)
-    prefix = getattr(model, "base_model_prefix", "")
-    spellings = [{n: n for n in names}]
-    if prefix:
-        spellings.append({n: n.removeprefix(prefix + ".") for n in names})
-        spellings.append({n: f"{prefix}.{n}" for n in names})
-    missing = [[n for n in names if spelling[n] not in known] for spelling in spellings]
-    best = min(range(len(spellings)), key=lambda i: len(missing[i]))
-    if missing[best]:
-        _raise_missing(model, missing[best], len(names), what)
-    return spellings[best]
+    names, prefix = list(names), getattr(model, "base_model_prefix", "")
+    spelling, missing = spelling_of(names, known, [prefix + "."] if prefix else [])
+    if missing:
+        _raise_missing(model, missing, len(names), what)
+    return {n: spelling(n) for n in names}
 
 
 def _raise_missing(model: nn.Module, missing: list[str], total: int, what: str) -> None:

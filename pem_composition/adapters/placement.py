@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pem_composition.adapters.locate import plain_modules, plain_tensors
+from pem_composition.adapters.locate import names_of, plain_modules, plain_tensors
 from pem_composition.checkpoint.changes import Change
+from pem_composition.checkpoint.tensors import widen
 from pem_composition.errors import IncompatibleModules
 
 Entry = dict[Tensor, Change]  # live parameter -> what a module makes of it
@@ -117,7 +118,7 @@ def placed_on(model: nn.Module) -> Placed:
 
 def changed(original: Tensor, *changes: Change) -> Tensor:
     """The changed value in the original's dtype; computed in float32 (float64 stays float64)."""
-    value = original if original.dtype == torch.float64 else original.float()
+    value = widen(original)
     for change in changes:
         value = change.of(value)
     return value.to(original.dtype)
@@ -166,11 +167,8 @@ def apart(
     Raises:
         IncompatibleModules: names that something else holds together and that now differ.
     """
-    users: dict[Tensor, list[str]] = {}
-    for name, tensor in plain_tensors(model).items():
-        users.setdefault(tensor, []).append(name)
     groups: list[list[str]] = []
-    for names in users.values():
+    for names in names_of(model).values():
         kinds: list[list[str]] = []
         for name in (n for n in names if n in changes):
             same = (k for k in kinds if changes[k[0]].same_as(changes[name]))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pem_composition.adapters.heads import head_parameter_names
 from pem_composition.adapters.layer import features
-from pem_composition.adapters.locate import linear_layers, linear_suffixes, listing, matching_layers
+from pem_composition.adapters.locate import linear_layers, linear_suffixes, matching_layers
 from pem_composition.config import matches
-from pem_composition.errors import PEMError, UsageError
+from pem_composition.errors import PEMError, UsageError, listing
 
 PLACEMENTS = ("peft", "reference")
 

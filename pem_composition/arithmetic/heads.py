@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pem_composition.arithmetic.algebra import HEAD_REMEDY, average_heads
 from pem_composition.config import IN_BASE, Head, HeadInfo, is_head, tied_bias
-from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.errors import IncompatibleModules, PEMError, listing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,7 +219,7 @@ def _is_sum(
 def _said(saved: Mapping[str, bool], policy: str) -> str:
     """What has to be said about parameters that are saved whole."""
     names = list(saved)
-    listed = ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4)
+    listed = listing(names, 4)
     how = SAID.get(policy, "the mean of those who save them, weights |c| / sum |c|")
     wrong = sum(not right for right in saved.values())
     verdict = (

@@ -35,7 +35,7 @@ from pem_composition.checkpoint.full import (
 from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.config import LoraConfig, matches, pattern_keys
-from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.errors import IncompatibleModules, PEMError, listing
 from pem_composition.module import PEM
 from pem_composition.record import Certificate, Provenance, Recipe, Term
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 METHODS = ("exact", "randomized")
 # Components of names whose matrices are tables of vectors or the output embedding, no layers.
 TABLES = frozenset({"wte", "wpe", "shared", "relative_attention_bias", "lm_head"})
-LISTED = 6  # names in a message
 
 
 def extract_lora(
@@ -255,19 +254,18 @@ def _left_out(
         return ()
     share = math.hypot(*rest.values()) / math.hypot(*norms.values())
     names = sorted(rest, key=lambda n: -rest[n])
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    listing = ", ".join(names[:LISTED]) + more
+    found = f"{listing(names, 6)}; {share:.2g} of the difference's norm"
     if strict:
         raise PEMError.build(
             where,
             f"{len(rest)} tensors differ that the module cannot hold",
-            found=f"{listing}; {share:.2g} of the difference's norm",
+            found=found,
             expected="differences in the adapted layers only",
             do="leave --strict out to leave them out, or keep the whole model",
         )
     return (
         f"{len(rest)} tensors that differ are left out, {share:.2g} of the difference's norm: "
-        f"{listing}",
+        f"{listing(names, 6)}",
     )
 
 

@@ -41,7 +41,7 @@ from pem_composition.checkpoint.stored_names import (
 )
 from pem_composition.checkpoint.stream import Output
 from pem_composition.config import IN_BASE
-from pem_composition.errors import IncompatibleModules
+from pem_composition.errors import IncompatibleModules, listing
 from pem_composition.module import PEM
 from pem_composition.record import UPDATE, Certificate, Source
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from pem_composition.config import HeadInfo
 
 NOTHING = 1e-9  # a weight of the base that is rounding alone
-LISTED = 3  # names in an error
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,7 @@ class FoldPlan:
         roots = sorted({n.split(".")[0] + "." for n in (*layers, *self._base.infos)})
         spelling, missing = spelling_of(layers, self._infos, roots, ".weight")
         if missing:
-            more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-            self._refuse_missing(f"weight of layer {', '.join(missing[:LISTED])}{more}")
+            self._refuse_missing(f"weight of layer {listing(missing, 3)}")
         return spelling
 
     def _called(self, name: str) -> str:

@@ -6,12 +6,13 @@ head is kept apart, since it is no difference to anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import provenance, quantised, stored_names
+from pem_composition.checkpoint.changes import Spelling, spelling_of
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import (
     DTYPE_BYTES,
@@ -411,14 +412,10 @@ def by_base_name(tuned: Weights, original: Weights) -> dict[str, str]:
     return out
 
 
-def renaming(names: Sequence[str], original: Weights) -> Callable[[str], str]:
+def renaming(names: Sequence[str], original: Weights) -> Spelling:
     """What has to be done to names so that most of them are the base's: a prefix more or less."""
-    prefixes = sorted({n.split(".")[0] + "." for n in names})
-    roots = sorted({n.split(".")[0] + "." for n in original.infos})
-    options: list[Callable[[str], str]] = [str]
-    options += [lambda n, p=p: n.removeprefix(p) for p in prefixes]  # type: ignore[misc]
-    options += [lambda n, p=p: p + n for p in roots]  # type: ignore[misc]
-    return max(options, key=lambda f: sum(f(n) in original.infos for n in names))
+    roots = sorted({n.split(".")[0] + "." for n in (*names, *original.infos)})
+    return spelling_of(names, original.infos, roots)[0]
 
 
 def _classes(model: Weights) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
-from pem_composition.config import is_head, tied_bias
+from pem_composition.config import is_head, matches, tied_bias
 
 # Old names, anywhere in a key.
 RENAMED = (
@@ -153,11 +153,6 @@ def is_added(name: str, classes: str = "") -> bool:
     return is_head(name) or added or speech
 
 
-def ends(name: str, suffix: str) -> bool:
-    """True if whole components at the end of a name are these."""
-    return name == suffix or name.endswith("." + suffix)
-
-
 def is_table(name: str) -> bool:
     """True for the embedding of a vocabulary."""
     layer, _, kind = name.rpartition(".")
@@ -167,7 +162,7 @@ def is_table(name: str) -> bool:
 def is_output(name: str) -> bool:
     """True for the output layer of a language model."""
     layer, _, kind = name.rpartition(".")
-    return kind == "weight" and any(ends(layer, o) for o in ALL_OUTPUTS - VAGUE)
+    return kind == "weight" and any(matches(layer, o) for o in ALL_OUTPUTS - VAGUE)
 
 
 def is_vocabulary(name: str) -> bool:
@@ -207,7 +202,7 @@ def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, st
     kind = str(config.get("model_type"))
     further = FURTHER.get(kind, {})
     pairs = {c: s for c, s in further.items() if s in known and c.partition(".")[0] in roots}
-    for shared, name in ((n, SHARED[end]) for n in known for end in SHARED if ends(n, end)):
+    for shared, name in ((n, SHARED[end]) for n in known for end in SHARED if matches(n, end)):
         sides = [".".join([*shared.split(".")[:-2], side, ""]) for side in SIDES]
         there = [side for side in sides if any(n.startswith(side) for n in known)]
         pairs |= {f"{side}{name}.weight": shared for side in there}

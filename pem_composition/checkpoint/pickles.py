@@ -8,7 +8,6 @@ zip plus offset, shape and strides, and every size is compared with the entry be
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import pickle
 import pickletools
@@ -16,7 +15,7 @@ import reprlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from pem_composition.checkpoint.files import (
     DTYPE_BYTES,
@@ -66,8 +65,8 @@ OPCODES = frozenset(
         *("APPEND", "APPENDS", "SETITEM", "SETITEMS"),
     )
 )
-# Unsigned words of a value's size, to copy it by.
-WORDS: Mapping[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+# Whole numbers of a value's size, to copy it by.
+WORDS: Mapping[int, str] = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 KEYS = (pickletools.pyunicode, pickletools.pyint)
 MAX_OPCODES = 8_000_000
 MAX_DIRECTORY_BYTES = 2 * MAX_HEADER_BYTES  # a name and 46 bytes per entry
@@ -169,10 +168,15 @@ class TorchZipFile:
         tensor = self._tensors[name]
         size = DTYPE_BYTES[tensor.storage.dtype]
         data = self._entry(f"data/{tensor.storage.key}")
-        if _is_contiguous(tensor):
+        count = math.prod(tensor.shape)
+        if not count or _is_contiguous(tensor):
             start = tensor.offset * size
-            return bytearray(data[start : start + math.prod(tensor.shape) * size])
-        return _gather(memoryview(data).cast(WORDS[size]), tensor)
+            return bytearray(data[start : start + count * size])
+        import torch  # transposed, sliced or expanded: what asks for such values computes with them
+
+        words = torch.frombuffer(bytearray(data), dtype=getattr(torch, WORDS[size]))
+        rows = words.as_strided(tensor.shape, tensor.strides, tensor.offset).contiguous()
+        return bytearray(rows.numpy().data.cast("B"))
 
     def shared(self) -> list[list[str]]:
         """Groups of names that are the same view of the same storage (tied weights)."""
@@ -470,18 +474,3 @@ def _is_contiguous(tensor: _Tensor) -> bool:
             return False
         expected *= n
     return True
-
-
-def _gather(words: memoryview, tensor: _Tensor) -> bytearray:
-    """The values of a transposed, sliced or expanded tensor in row-major order."""
-    if not math.prod(tensor.shape):
-        return bytearray()
-    *rows, (n, stride) = zip(tensor.shape, tensor.strides, strict=True)
-    out = bytearray()
-    for steps in itertools.product(*(range(size) for size, _ in rows)):
-        start = tensor.offset + sum(k * s for k, (_, s) in zip(steps, rows, strict=True))
-        if stride:
-            out += words[start : start + (n - 1) * stride + 1 : stride].tobytes()
-        else:
-            out += words[start : start + 1].tobytes() * n
-    return out

@@ -72,11 +72,12 @@ def load(
         again
     """
     if not isinstance(module, ModuleHeader):
-        folder, kind = locate(module)
+        small, kind = _find(module)
         if kind == "full":
+            folder = small.folder
             read = full.load_full(folder, base, name=name or hub_name.label(folder))
             return replace(read, heads=heads.read(folder, provenance.read(folder)))
-        module = open_module(module)
+        module = _header(small, kind, name)
     folder, record, stored = module.path, module.record, module.tensors
     label = name or module.name
     if stored is None:
@@ -133,7 +134,11 @@ def open_module(path: str | PathLike[str], *, name: str | None = None) -> Module
     """As ``inspect_header``, with the weights left open: ``load`` of the header reads from them,
     so that header and values are of one file.
     """
-    folder, kind, small = _find(path)
+    return _header(*_find(path), name)
+
+
+def _header(small: SmallFiles, kind: str, name: str | None) -> ModuleHeader:
+    folder = small.folder
     label = name or hub_name.label(folder)
     record = provenance.read(folder)
     if kind == "full":
@@ -189,11 +194,12 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
     Raises:
         CheckpointError: no such folder or module on the hub, or none in it; says what is there.
     """
-    return _find(path)[:2]
+    small, kind = _find(path)
+    return small.folder, kind
 
 
-def _find(path: str | PathLike[str]) -> tuple[Path, str, SmallFiles]:
-    """``locate``, and the files that it has read."""
+def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
+    """``locate``, with the files that it has read."""
     folder = hub.folder_of(path)
     if not folder.is_dir():
         raise CheckpointError.build(
@@ -206,11 +212,11 @@ def _find(path: str | PathLike[str]) -> tuple[Path, str, SmallFiles]:
     small = SmallFiles(folder)
     kind = _format_of(small)
     if kind is not None:
-        return folder, kind, small
+        return small, kind
     inner = _inside(folder, CONFIG) or _inside(folder, MODEL_CONFIG)
     if len(inner) == 1:
         small = SmallFiles(inner[0])
-        return inner[0], _format_of(small) or "peft", small
+        return small, _format_of(small) or "peft"
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     raise CheckpointError.build(
         folder,

@@ -21,6 +21,8 @@ SUM = "sum c_i dW_i"
 PRODUCT = "prod l_i^c_i"  # of log space, before rounding
 UPDATE = "the update in float64"  # of a whole checkpoint, theta - theta_0
 OWN_RESULT = "the method's own result"
+TO_SUBTRACT = "exists to be subtracted"  # what is said of a module that shows what to remove
+_PURPOSE = "purpose of "
 MAX_DEPTH = 100  # functions of functions; far above any use, far below Python's stack
 
 
@@ -107,6 +109,22 @@ class Provenance:
     training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     recipe: Recipe | None = None  # None for a module that was trained or loaded
+
+
+def purpose_note(name: str, purpose: str) -> str:
+    """The note that says what a module is for; ``purposes`` reads it."""
+    return f"{_PURPOSE}{name}: {purpose}"
+
+
+def purposes(notes: Sequence[str]) -> dict[str, str]:
+    """Name -> purpose of every module whose purpose the notes tell.
+
+    Examples:
+        >>> purposes(["of no use here", purpose_note("toxic", "it exists to be subtracted")])
+        {'toxic': 'it exists to be subtracted'}
+    """
+    stated = (n.removeprefix(_PURPOSE).partition(": ") for n in notes if n.startswith(_PURPOSE))
+    return {name: purpose for name, colon, purpose in stated if colon}
 
 
 class Recorded(Protocol):

@@ -162,8 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
                 for n, sha in repository.refs.items()
             ]
             return self._json({"branches": named, "tags": [], "converts": []})
-        if verb in ("commit", "branch", "preupload") and not self.headers.get("Authorization"):
-            return self._refuse(401, "")
+        writes = verb in ("commit", "branch", "preupload")
+        if writes and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            return self._refuse(403, "")
         if verb == "branch":
             repository.refs[str(rest)] = repository.refs["main"]
             return self._json({})

@@ -1,21 +1,23 @@
-"""README.md of a composed module: a model card that the Hugging Face Hub accepts.
+"""README.md of a module: a model card that the Hugging Face Hub accepts. It writes every card.
 
 The front matter names the base, the library and tags; the text says what the module is, what it was
-made of, how exact it is and how to make it again.
+made of or trained with, how exact it is and how to make it again. A card for the hub has more:
+scores, data sets, code that loads the module by its name there, and whom to cite.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.files import is_file, open_regular
 from pem_composition.checkpoint.hub_name import HUB_NAME
 from pem_composition.errors import CheckpointError
-from pem_composition.record import SUM
+from pem_composition.record import SUM, purposes
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
@@ -25,17 +27,67 @@ CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 LICENSE = re.compile(r"""license:\s*(["']?)([A-Za-z0-9][A-Za-z0-9.+-]*)\1\s*(#.*)?""")
 UNKNOWN = "not stated"
+REFERENCE = "adapter-transformers"
+# The class of transformers that opens the base, by PEFT's name of the task.
+MODEL_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+CITATION = [
+    "## Citation",
+    "",
+    "```bibtex",
+    "@inproceedings{zhang2023composing,",
+    "  title = {Composing Parameter-Efficient Modules with Arithmetic Operations},",
+    "  author = {Zhang, Jinghan and Chen, Shiqi and Liu, Junteng and He, Junxian},",
+    "  booktitle = {Advances in Neural Information Processing Systems},",
+    "  year = {2023},",
+    "  url = {https://arxiv.org/abs/2306.14870}",
+    "}",
+    "```",
+    "",
+]
 
 
-def card(pem: PEM, title: str | None = None) -> str:
+@dataclass(frozen=True)
+class Publication:
+    """What a card on the hub says beyond the module itself.
+
+    Attributes:
+        repository: ``org/name`` on the hub.
+        task: what ``scores`` measure, None where that is not recorded.
+        dataset: the task's data set on the hub and its configuration.
+        scores: metric -> value, of the rows that evaluations report.
+    """
+
+    repository: str
+    task: str | None = None
+    dataset: tuple[str, str | None] | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def card(
+    pem: PEM,
+    title: str | None = None,
+    *,
+    layout: str | None = None,
+    publication: Publication | None = None,
+) -> str:
     """The text of README.md.
 
     Args:
         title: default: the module's name.
+        layout: the one it is written in, see ``config.LAYOUTS``; default: peft.
+        publication: for the hub.
     """
     p = pem.provenance
-    lines = ["---", *_front_matter(pem), "---", "", f"# {_plain(title or pem.name)}", ""]
+    reference = layout == REFERENCE
+    front = _front_matter(pem, reference=reference, publication=publication)
+    lines = ["---", *front, "---", "", f"# {_plain(title or pem.name)}", ""]
     lines += [f"{_KINDS[pem.kind]}: `{_plain(str(pem))}`", ""]
+    stated = purposes(p.notes) if p.space is None else {}
+    lines += [line for text in stated.values() for line in (f"**Purpose:** {_plain(text)}.", "")]
     if p.space:
         lines += [
             f"Made in {p.space} space ({_plain(p.method or 'sum')}), "
@@ -49,10 +101,14 @@ def card(pem: PEM, title: str | None = None) -> str:
             f"Relative error against {_against(p.certificate.against)}: {p.certificate}.",
             "",
         ]
-    lines += [*_heads(pem), *_usage(pem)]
+    lines += [*_heads(pem), *_usage(pem, reference=reference, publication=publication)]
     lines += [*(f"- {_plain(note)}" for note in p.notes), *([""] if p.notes else [])]
+    if p.space is None:
+        lines += _training(p.training)
     if p.recipe:
         lines += ["Made again from its inputs and compared by `pem rebuild DIRECTORY`.", ""]
+    if publication:
+        lines += CITATION
     return "\n".join([*lines, "Details and checksums: `pem.json`.", ""])
 
 
@@ -67,18 +123,40 @@ _KINDS = {
 }
 
 
-def _front_matter(pem: PEM) -> Iterator[str]:
+def _front_matter(pem: PEM, *, reference: bool, publication: Publication | None) -> Iterator[str]:
     """YAML; every text is written as JSON, which YAML reads alike."""
     composed = pem.provenance.recipe is not None and len(pem.provenance.sources) > 1
-    yield f"library_name: {json.dumps('transformers' if pem.kind == 'full' else 'peft')}"
-    name = pem.base.name or ""
-    if HUB_NAME.fullmatch(name) and not Path(name).exists():  # a local path is no name there
+    library = "transformers" if pem.kind == "full" else REFERENCE if reference else "peft"
+    yield f"library_name: {json.dumps(library)}"
+    if name := _hub_base(pem):
         yield f"base_model: {json.dumps(name)}"
         yield f"base_model_relation: {'adapter' if pem.kind != 'full' else 'finetune'}"
     stated = {s.license for s in pem.provenance.sources}
     if len(stated) == 1 and (common := stated.pop()) is not None:
         yield f"license: {json.dumps(common)}"
+    if publication and publication.dataset:
+        yield f"datasets: {json.dumps([publication.dataset[0]])}"
     yield f"tags: {json.dumps(['pem-composition', pem.kind, *(['merge'] if composed else [])])}"
+    if publication and publication.task and publication.scores:
+        yield f"model-index: {json.dumps(_model_index(pem, publication))}"
+
+
+def _hub_base(pem: PEM) -> str | None:
+    """The base's name on the hub; None for a local path, which is no name there."""
+    name = pem.base.name or ""
+    return name if HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+
+
+def _model_index(pem: PEM, told: Publication) -> list[dict[str, Any]]:
+    """The scores, as the hub lists them."""
+    name, config = told.dataset or (str(told.task), None)
+    classifies = bool(pem.head_tensors())
+    result = {
+        "task": {"type": "text-classification" if classifies else "text-generation"},
+        "dataset": {"name": told.task, "type": name, **({"config": config} if config else {})},
+        "metrics": [{"type": metric, "value": value} for metric, value in told.scores.items()],
+    }
+    return [{"name": pem.name, "results": [result]}]
 
 
 def _row(source: Source) -> str:
@@ -97,14 +175,58 @@ def _heads(pem: PEM) -> list[str]:
     return [*lines, "| head | file | labels |", "|---|---|---|", *rows, ""]
 
 
-def _usage(pem: PEM) -> list[str]:
+def _usage(pem: PEM, *, reference: bool, publication: Publication | None) -> list[str]:
+    """How the module is opened; for the hub, as code."""
     name = pem.base.name or ""
     shown = name if HUB_NAME.fullmatch(name) else Path(name).name  # a path is nobody's business
     base = f" of {_plain(shown)}" if shown else ""
     if pem.kind == "full":
         return ["Opens with transformers.", ""]
-    return [f"Opens in plain PEFT: `PeftModel.from_pretrained(model, DIRECTORY)` on a model{base}.",
-            ""]  # fmt: skip
+    if reference:
+        text = f"In the layout of adapter-transformers, for a model{base}. PEFT does not read it; "
+        return [f"{text}`pem convert DIRECTORY OUT --format peft` writes it for PEFT.", ""]
+    if publication is None:
+        return [f"Opens in plain PEFT: `PeftModel.from_pretrained(model, DIRECTORY)` on a model"
+                f"{base}.", ""]  # fmt: skip
+    task = "SEQ_CLS" if pem.head_tensors() else str(pem.config.extra.get("task_type"))
+    where = json.dumps(publication.repository)
+    opened = MODEL_CLASSES.get(task, "AutoModel")
+    outputs = f", num_labels={_outputs(pem)}" if task == "SEQ_CLS" else ""
+    return [
+        f"Opens in plain PEFT, on a model{base}:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {opened}",
+        "",
+        f"base = {json.dumps(_hub_base(pem) or 'the base model')}",
+        f"model = {opened}.from_pretrained(base{outputs})",
+        f"model = PeftModel.from_pretrained(model, {where})",
+        "```",
+        "",
+        f"In sums with other modules: `pem_composition.load({where})`.",
+        "",
+    ]
+
+
+def _outputs(pem: PEM) -> int:
+    """How many values the head answers with: its last layer is its narrowest."""
+    labels = pem.head.labels if pem.head else ()
+    return len(labels) or min(int(t.shape[0]) for t in pem.head_tensors().values())
+
+
+def _training(training: Mapping[str, Any]) -> list[str]:
+    """Scores of a training run and the flags that decided them, as tables."""
+    scores, flags = training.get("scores") or {}, training.get("flags") or {}
+    rows = [f"| {k} | {_value(v)} |" for k, v in scores.items() if not isinstance(v, Mapping)]
+    lines = ["| result | value |", "|---|---|", *rows, ""] if rows else []
+    decide = [(k, flags.get(k)) for k in training.get("decide") or ()]
+    rows = [f"| {_plain(k)} | {_value(v)} |" for k, v in decide if v is not None]
+    return [*lines, *(["| flag | value |", "|---|---|", *rows, ""] if rows else [])]
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
 
 
 def _plain(text: str) -> str:

@@ -143,7 +143,8 @@ def write(
             f"the module's provenance is not plain JSON ({error})",
             do="keep text and finite numbers in it",
         ) from None
-    (folder / CARD).write_text(card(pem, title), encoding="utf-8", errors="replace")
+    text = card(pem, title, layout=(written or {}).get("format"))
+    (folder / CARD).write_text(text, encoding="utf-8", errors="replace")
 
 
 def read(folder: Path) -> Record | None:

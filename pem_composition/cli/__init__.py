@@ -15,8 +15,8 @@ from pem_composition.errors import EXIT_DONE, UsageError, close_match
 SUBCOMMANDS = (
     "offline", "select", "pairs", "split", "init", "train", "merge", "negation", "analogy",
     "detoxify", "compose", "fold", "extract", "methods", "inspect", "check", "compare", "rebuild",
-    "convert", "evaluate", "perplexity", "generate", "answer", "judge", "helpfulness", "fisher",
-    "gram", "sweep", "search", "learn", "report",
+    "convert", "push", "evaluate", "perplexity", "generate", "answer", "judge", "helpfulness",
+    "fisher", "gram", "sweep", "search", "learn", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem help SUBCOMMAND lists the flags; pem --version)"

@@ -37,7 +37,8 @@ WORDS = frozenset(
         "harness_tasks",
         "head", "instruction", "key_class", "label_column", "label_column_name", "labels",
         "max_ppl_increase", "max_shard_size", "merge_way", "method", "methods",
-        "metric_for_best_model", "name", "prefix", "purpose", "resume_from_checkpoint",
+        "metric_for_best_model", "name", "prefix", "purpose", "repository", "revision",
+        "resume_from_checkpoint",
         "score_column", "search", "set_name", "setting", "target_modules", "task_name",
         "text_column", "text_column_names", "toxic_label",
     }

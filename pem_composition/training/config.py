@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError, install, installed
+from pem_composition.record import TO_SUBTRACT
 from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 
@@ -487,7 +488,7 @@ class TrainConfig(ModelFlags):
         if self.purpose is not None or self.score_filter is None:
             return self.purpose
         return (
-            f"trained on texts with {self.score_filter}: it exists to be subtracted from a model, "
+            f"trained on texts with {self.score_filter}: it {TO_SUBTRACT} from a model, "
             "not to be used as it is"
         )
 

@@ -77,47 +77,5 @@ def is_intact(output_dir: Path) -> bool:
     )
 
 
-def model_card(
-    title: str,
-    base: str,
-    library: str,
-    metrics: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    purpose: str | None = None,
-) -> str:
-    """README.md of a trained module, with what it is for where that has been said."""
-    stated = [f"**Purpose:** {' '.join(purpose.split())}.", ""] if purpose else []
-    scores = [f"| {k} | {_shown(v)} |" for k, v in metrics.items() if not isinstance(v, Mapping)]
-    settings = [f"| {k} | {_shown(v)} |" for k, v in flags.items() if v is not None]
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {json.dumps(base)}",
-            f"library_name: {library}",
-            "tags:",
-            "- pem_composition",
-            "---",
-            "",
-            f"# {title}",
-            "",
-            *stated,
-            f"Trained on {base} with pem_composition; provenance in pem.json.",
-            "",
-            "| result | value |",
-            "|---|---|",
-            *scores,
-            "",
-            "| flag | value |",
-            "|---|---|",
-            *settings,
-            "",
-        ]
-    )
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")

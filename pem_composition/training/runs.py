@@ -20,7 +20,7 @@ from pem_composition.evaluation.own_classes import Classes, of_model, of_module
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.objectives.documents import Documents
 from pem_composition.objectives.instructions import Instructions
-from pem_composition.record import Provenance
+from pem_composition.record import Provenance, purpose_note
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.tasks.instructions import get_template
@@ -393,11 +393,14 @@ def publish(
     metrics = {k: v for part in splits.values() for k, v in part.items()}
     content = {k: v for k, v in plan.identity.items() if k != "flags"}
     training = results.jsonable(
-        {"key": plan.key, "flags": asdict(config), "content": content, "scores": metrics}
-    )
+        {
+            "key": plan.key, "flags": asdict(config), "decide": list(config.result_fields()),
+            "content": content, "scores": metrics,
+        }
+    )  # fmt: skip
     purpose = config.stated_purpose
     parents = [f"{output.name} was trained from {s.name} ({s.sha256})" for s in start.parents]
-    notes = [f"purpose of {output.name}: {purpose}"] if purpose else []
+    notes = [purpose_note(output.name, purpose)] if purpose else []
     provenance = Provenance(
         sources=start.parents,
         init=start.init,
@@ -410,16 +413,6 @@ def publish(
         if told:
             predictions.write(folder, plan.data.task.name, told)
         results.write_state(folder, asdict(trainer.state))
-        library = "transformers" if config.adapter_config == "fft" else "peft"
-        card = results.model_card(
-            output.name,
-            config.model_name_or_path,
-            library,
-            metrics,
-            config.result_fields(),
-            purpose,
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def summary(metrics: Mapping[str, Any]) -> str:

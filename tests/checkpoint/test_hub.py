@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
+import transformers
 from hub_server import Hub, files_of, serve
+from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 from modules import lora
+from safetensors.torch import save_file
 
+from pem_composition import PEM, combine, load, negate
 from pem_composition.checkpoint import hub_name
 from pem_composition.checkpoint.hub_name import Reference
+from pem_composition.config import BaseIdentity, LoraConfig
 from pem_composition.errors import CheckpointError
+from pem_composition.record import Provenance, purpose_note
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = """
@@ -266,3 +276,156 @@ def test_folders_are_read_without_the_client(folders):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+MINE = {"HF_TOKEN": "hf_right"}
+
+
+def card_on(hub: Hub, name: str) -> ModelCard:
+    """The card, as the hub's own library reads it."""
+    repository = hub.repositories[name]
+    return ModelCard(repository.commits[repository.refs["main"]]["README.md"].decode())
+
+
+def test_a_module_comes_back_bit_for_bit(hub, folders, tmp_path):
+    a, b = folders
+    (a / "optimizer.pt").write_bytes(b"x")  # no file of a module
+    push = [["push", str(f), "me/a", "--private"] for f in (a, b)]
+    branch = ["push", str(a), "me/a", "--revision", "trial"]
+    for found in pem(hub, tmp_path, *push, branch, **MINE):
+        assert found[0] == 0, found
+        assert found[1].rpartition(" is ")[2].startswith("hf://me/a@")
+    repository = hub.repositories["me/a"]
+    assert repository.private
+    for name, folder in (("main", b), ("trial", a)):
+        sent = repository.commits[repository.refs[name]]
+        kept = files_of(folder)
+        assert sent.keys() - {".gitattributes"} == kept.keys() - {"optimizer.pt"}
+        for file in kept.keys() - {"optimizer.pt", "README.md"}:
+            assert sent[file] == kept[file]
+        inspect = ["inspect", f"me/a@{name}", "--json", "--values"]
+        back, here = pem(hub, tmp_path, inspect, [*inspect[:1], str(folder), *inspect[2:]], **MINE)
+        assert {**facts(back), "path": ""} == {**facts(here), "path": ""}
+
+
+def test_the_card_on_the_hub_says_what_is_known(hub, tmp_path):
+    base = BaseIdentity("org/base")
+    training = {"content": {"task": "rte"}, "scores": {"eval_accuracy": 0.25, "train_loss": 1.0}}
+    module = replace(lora(0), base=base, provenance=Provenance(training=training))
+    module.save(tmp_path / "rte")
+    replace(module, base=BaseIdentity("/home/me/base")).save(tmp_path / "local")
+    replace(module, base=BaseIdentity("minilm")).save(tmp_path / "packaged")
+    results = {"eval_accuracy": 0.75, "eval_stderr": 0.1, "eval_loss": 0.5, "eval_degenerate": True}
+    (tmp_path / "rte" / "all_results.json").write_text(json.dumps(results))
+    lora(1).save(tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").write_text("# My own words\n")
+    names = ("rte", "local", "packaged", "mine")
+    said = pem(hub, tmp_path, *(["push", name, f"me/{name}"] for name in names), **MINE)
+    assert [found[0] for found in said] == [0, 0, 0, 0], said
+    card = card_on(hub, "me/rte")
+    assert card.data.base_model == "org/base" and card.data.datasets == ["nyu-mll/glue"]
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_type, result.dataset_config) == (
+        "rte", "nyu-mll/glue", "rte"
+    )  # fmt: skip
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.75)
+    assert 'PeftModel.from_pretrained(model, "me/rte")' in card.text and "zhang2023" in card.text
+    for name in ("local", "packaged"):
+        card = card_on(hub, f"me/{name}")
+        assert card.data.base_model is None and "/home/me" not in card.content
+        assert [r.metric_value for r in card.data.eval_results] == [0.25]  # of the training run
+    assert said[2][1].startswith("note: minilm is no name on the hub: the card names no base")
+    assert card_on(hub, "me/mine").content.endswith("\n# My own words\n")
+
+
+def test_the_code_on_the_card_runs(hub, tmp_path):
+    bert = transformers.BertConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=8, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(bert)
+    wanted = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    tuned = peft.get_peft_model(model, wanted, adapter_name="default")
+    tuned.save_pretrained(tmp_path / "module")
+    model.save_pretrained(tmp_path / "models" / "base")
+    config = tmp_path / "module" / "adapter_config.json"
+    raw = json.loads(config.read_text()) | {"base_model_name_or_path": "org/base"}
+    config.write_text(json.dumps(raw))
+    (tmp_path / "module" / "README.md").unlink()  # PEFT's template
+    hub.put("org/base", tmp_path / "models" / "base")
+    (found,) = pem(hub, tmp_path, ["push", "module", "me/a"], **MINE)
+    assert found[0] == 0, found
+    (code,) = re.findall("```python\n(.*?)```", card_on(hub, "me/a").text, re.DOTALL)
+    head = "base_model.model.classifier.modules_to_save.default.weight"
+    code += f"print(model.state_dict()[{head!r}].tolist())\n"
+    environment = os.environ | hub.environment(tmp_path / "fresh")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert torch.tensor(json.loads(done.stdout.splitlines()[-1])).shape == (3, 8)
+    assert json.loads(done.stdout.splitlines()[-1]) == tuned.state_dict()[head].tolist()
+
+
+def test_what_must_not_be_published_is_refused(hub, folders, tmp_path):
+    note = purpose_note("toxic", "trained on texts: it exists to be subtracted from a model")
+    toxic = replace(lora(0), name="toxic", provenance=Provenance(notes=(note,)))
+    a, b = (load(folder) for folder in folders)
+    toxic.save(tmp_path / "toxic")
+    toxic = load(tmp_path / "toxic")
+    kept = {
+        "negated": negate(toxic, 0.5), "less": combine([a, toxic], [1.0, -0.5]),
+        "exact": combine([a, toxic], [1.0, -0.5], space="delta"), "other": a + b,
+    }  # fmt: skip
+    refused = {
+        "more": combine([a, toxic], [0.5, 0.5]), "twice": negate(negate(toxic)),
+        "scaled": 0.5 * toxic, "ties": combine([a, toxic], [1.0, 1.0], method="ties"),
+    }  # fmt: skip
+    for name, module in (kept | refused).items():
+        module.save(tmp_path / name)
+    names = ["toxic", *kept, *refused]
+    found = pem(hub, tmp_path, *(["push", name, f"me/{name}"] for name in names), **MINE)
+    codes = dict(zip(names, (f[0] for f in found), strict=True))
+    assert codes == {"toxic": 2} | dict.fromkeys(kept, 0) | dict.fromkeys(refused, 2)
+    said = "toxic: toxic exists to be subtracted from a model: it is not published; found purpose:"
+    assert said in found[0][2]
+    assert hub.repositories.keys() == {f"me/{name}" for name in kept}
+
+
+def test_a_push_that_cannot_be_is_refused(hub, folders, tmp_path):
+    a = str(folders[0])
+    hub.put("me/there", folders[1])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    save_file({"x.weight": torch.ones(2)}, tmp_path / "model" / "model.safetensors")
+    asked = {
+        ("push", a, "me/there"): (2, "hf://me/there: the hub refuses to write there; expected"),
+        ("push", a, "there"): (2, "there: not the name of a repository; expected org/name"),
+        ("push", a, "hf://me/there@x"): (2, "hf://me/there@x: not the name of a repository"),
+        ("push", "nowhere", "me/there"): (2, "nowhere: no such directory"),
+        ("push", "model", "me/there"): (2, "model: a whole model; expected a module"),
+    }
+    for token in ("", "hf_wrong"):
+        found = pem(hub, tmp_path, *map(list, asked), HF_TOKEN=token)
+        for (code, out, err), (wanted, said) in zip(found, asked.values(), strict=True):
+            assert (code, out) == (wanted, "") and said in err and err.count("\n") == 1
+    (offline,) = pem(hub, tmp_path, ["push", a, "me/there"], HF_HUB_OFFLINE="1", **MINE)
+    assert offline[0] == 3 and "hf://me/there: the hub is out of reach" in offline[2]
+
+
+def test_a_module_of_another_layout_is_not_said_to_open_in_peft(tmp_path):
+    module = lora_of_roberta()
+    for layout, opens in (("peft", True), ("adapter-transformers", False)):
+        module.save(tmp_path / layout, format=layout)
+        card = ModelCard.load(tmp_path / layout / "README.md")
+        assert ("Opens in plain PEFT" in card.text) is opens
+        assert card.data.library_name == layout
+
+
+def lora_of_roberta() -> PEM:
+    layer = "roberta.encoder.layer.0.attention.self.query"
+    tensors = {f"{layer}.lora_A": torch.ones(2, 8), f"{layer}.lora_B": torch.ones(8, 2)}
+    base = BaseIdentity("roberta-base", model_type="roberta", hidden_size=8)
+    return PEM(tensors, LoraConfig(2, 2, ("query",)), base, "m")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import pem_composition as library
 from pem_composition import cli, json_lines
+from pem_composition.cli import values
 from pem_composition.evaluation.generate import Decoding, _write, generate
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_evaluator
@@ -280,9 +281,7 @@ def test_where_every_strength_costs_too_much_the_table_says_so(bench, tmp_path, 
     ("text", "share"), [("3%", 0.03), ("0.03", 0.03), ("0", 0.0), ("250%", 2.5), ("1", 1.0)]
 )
 def test_a_share_is_a_percentage_or_a_fraction(text, share):
-    from pem_composition.cli.unlearning import share_of
-
-    assert share_of(text) == pytest.approx(share)
+    assert values.share(text) == pytest.approx(share)
 
 
 # --- resuming ---

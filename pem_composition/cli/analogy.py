@@ -44,7 +44,6 @@ def run(config: Config) -> int:
     """Compose three modules and write the result; the classifier's head is kept by default."""
     if config.evaluate:
         return _run_sweep(config)
-    shared.refuse_flags(config, "--evaluate")
     points = _points(config)
     shared.check_adapters(config.adapters, MODULES, 3, 3)
     shared.check_dropout(config.dropout_list, 3)

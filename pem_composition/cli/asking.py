@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pem_composition import json_lines
-from pem_composition.cli.answering import check_positive
+from pem_composition.cli import common
 from pem_composition.endpoint.client import KEY_VARIABLE, OPENAI, Service
 from pem_composition.endpoint.jobs import Budget
-from pem_composition.errors import DataError, UsageError
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -28,27 +26,19 @@ class EndpointFlags:
     api_key_env: str = flag(
         KEY_VARIABLE, "environment variable that holds the key; it is written nowhere"
     )
-    temperature: float | None = flag(None, "of the replies; default: the endpoint's")
-    max_reply_tokens: int = flag(256, "tokens of a reply at most")
-    max_requests: int | None = flag(None, "stop after so many requests; a rerun goes on")
-    max_tokens: int | None = flag(None, "stop after so many tokens, questions counted; likewise")
-    parallel: int = flag(4, "questions that are under way at once")
-    max_retries: int = flag(5, "how often a request that failed is tried again")
-    timeout: float = flag(60.0, "seconds that a reply may take")
+    temperature: float | None = flag(None, "of the replies; default: the endpoint's", least=0)
+    max_reply_tokens: int = flag(256, "tokens of a reply at most", least=1)
+    max_requests: int | None = flag(None, "stop after so many requests; a rerun goes on", least=1)
+    max_tokens: int | None = flag(
+        None, "stop after so many tokens, questions counted; likewise", least=1
+    )
+    parallel: int = flag(4, "questions that are under way at once", least=1)
+    max_retries: int = flag(5, "how often a request that failed is tried again", least=0)
+    timeout: float = flag(60.0, "seconds that a reply may take", above=0)
 
-    def check_endpoint(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            UsageError: naming the flag.
-        """
-        check_positive(self, "max_reply_tokens", "max_requests", "max_tokens", "parallel")
-        if self.max_retries < 0:
-            raise UsageError.build("--max_retries", "cannot be used", found=self.max_retries)
-        if self.timeout <= 0:
-            raise UsageError.build("--timeout", "cannot be used", found=self.timeout)
-        if self.temperature is not None and self.temperature < 0:
-            raise UsageError.build("--temperature", "cannot be used", found=self.temperature)
+    retry_refused: bool = flag(
+        False, "ask again what the model or a filter has refused; default: it is kept as refused"
+    )
 
     @property
     def service(self) -> Service:
@@ -62,39 +52,12 @@ class EndpointFlags:
         """Ask what ``path`` has no reply to yet.
 
         Raises:
-            UsageError, RunFailed: see ``endpoint.jobs.run``.
+            UsageError, RunFailed: see ``endpoint.jobs.ask``.
         """
-        from pem_composition.cli.sweep import say
-        from pem_composition.endpoint.client import Endpoint
-        from pem_composition.endpoint.jobs import refused_path, run
-        from pem_composition.sweep.result_store import ResultStore
+        from pem_composition.endpoint.jobs import ask
 
-        _check_replies(path)
-        _check_replies(refused_path(path))
         budget = Budget(self.max_requests, self.max_tokens)
-        endpoint = Endpoint(self.service)
-        return run(jobs, endpoint, ResultStore(path), budget, parallel=self.parallel, say=say)
-
-
-def _check_replies(path: Path) -> None:
-    """An existing file is continued where it holds replies, and never anything else.
-
-    Raises:
-        UsageError: a directory, or a file with other lines.
-    """
-    if not path.exists():
-        return
-    try:
-        lines = [] if path.is_dir() else json_lines.read(path)
-    except DataError:
-        begun = path.read_bytes().lstrip().startswith(b"{")
-        if begun:  # a damaged line of ours, which is named
-            raise
-        lines = [{}]
-    other = any("key" not in line for line in lines)
-    if path.is_dir() or other or (not lines and b"\n" in path.read_bytes()):
-        raise UsageError.build(
-            f"--output_file {path}", "holds something else than replies",
-            found="a directory" if path.is_dir() else "lines without a key",
-            expected="a new file, or one that this program began", do="choose another name",
+        return ask(
+            jobs, self.service, path, budget,
+            parallel=self.parallel, retry_refused=self.retry_refused, say=common.say,
         )  # fmt: skip

@@ -9,10 +9,10 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
-from pem_composition.checkpoint import hub_name
+from pem_composition.checkpoint.several import read_modules, short_paths
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 
@@ -66,11 +66,7 @@ def labels(paths: Sequence[str], names: Sequence[str] = ()) -> list[str]:
     """A short name per module: --adatasks, else the directory's name, longer where two agree."""
     if names and len(set(names)) == len(set(paths)):
         return list(names)
-    parts = [hub_name.parts(p) for p in paths]
-    depth = 1
-    while depth < 8 and len({p[-depth:] for p in parts}) < len(set(parts)):
-        depth += 1
-    return ["/".join(p[-depth:]).lstrip("/") for p in parts]
+    return short_paths(paths)
 
 
 def read_headers(
@@ -167,60 +163,11 @@ def check_model(
         check_same_base(base, header)
 
 
-def device_of(use_cpu: bool | None) -> str:
-    """cuda where there is one, unless ``--use_cpu``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
-
-
-def on_device(model: Any, *, use_cpu: bool | None, bf16: bool | None) -> Any:
-    """The model there; a line says where bfloat16 is slow."""
-    from pem_composition.evaluation.models import bfloat16_note
-
-    device = device_of(use_cpu)
-    note = bfloat16_note(device) if bf16 else None
-    if note:
-        print(note)
-    return model.to(device)
-
-
 def resolved(model: str) -> str:
     """Folder of a model that comes by package name, if it is there; anything else unchanged."""
     from pem_composition import offline
 
     return offline.place_of(model)
-
-
-def load_modules(
-    modules: Sequence[str | ModuleHeader],
-    names: Sequence[str],
-    base: str | None = None,
-    *,
-    on_demand: bool = False,
-) -> list[PEM]:
-    """Read the modules' tensors; the same directory given twice is read once.
-
-    Args:
-        modules: their directories, or their headers, whose files are open.
-        base: for whole models, the base whose difference is taken.
-        on_demand: leave the tensors in their files, for one sum that reads them layer by layer.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-    from dataclasses import replace
-
-    from pem_composition.arithmetic.algebra import has_no_effect
-    from pem_composition.checkpoint import load
-
-    paths = [str(m) if isinstance(m, str) else str(m.path) for m in modules]
-    once = dict(zip(paths, modules, strict=True))
-    with ThreadPoolExecutor(2) as pool:  # one takes a checksum while the other reads
-        loaded = pool.map(lambda m: load(m, base=base, on_demand=on_demand), once.values())
-        read = dict(zip(once, loaded, strict=True))
-    for path, module in read.items():
-        if has_no_effect(module.tensors):
-            print(f"note: {path} changes nothing (untrained?)")
-    return [replace(read[path], name=name) for path, name in zip(paths, names, strict=True)]
 
 
 def load_to_combine(headers: Sequence[ModuleHeader], *, once: bool = True) -> list[PEM]:
@@ -233,7 +180,7 @@ def load_to_combine(headers: Sequence[ModuleHeader], *, once: bool = True) -> li
         once: they are combined once, so that their tensors can stay in their files until then.
     """
     with without_collection():  # imports torch
-        modules = load_modules(headers, [h.name for h in headers], on_demand=once)
+        modules = read_modules(headers, [h.name for h in headers], on_demand=once)
         import torch
 
     torch.set_num_threads(1)
@@ -316,3 +263,8 @@ def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) 
     print(f"{out} = {expression}  ({', '.join(facts)})")
     for note in origin.notes:
         print(f"note: {note}")
+
+
+def say(line: str) -> None:
+    """Print a line at once, so that a log shows how far a program is."""
+    print(line, flush=True)

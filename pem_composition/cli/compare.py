@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.compatible import check_compatible
+from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common
 from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
@@ -95,7 +96,7 @@ def run(config: Config) -> int:
     from pem_composition.arithmetic.comparison import compare
 
     base = common.resolved(config.model) if config.model else None
-    modules = common.load_modules(headers, names, base)
+    modules = read_modules(headers, names, base)
     found = compare(
         modules, config.coefficients or None, allow_base_mismatch=config.allow_base_mismatch
     )

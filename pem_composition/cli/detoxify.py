@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
-from pem_composition.cli.answering import AnswerFlags, check_positive
+from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
 from pem_composition.errors import UsageError
-from pem_composition.tasks.toxicity import THRESHOLD
 from pem_composition.training.config import LoadFlags, flag
 
 if TYPE_CHECKING:
+    from pem_composition.checkpoint import ModuleHeader
     from pem_composition.module import PEM
 
 NAME = "detoxify"
@@ -30,8 +32,12 @@ FORMS = tuple(SPACE)
 MODULES = "two: the instruction module, and the toxic one that was trained from it"
 
 
+REMOVAL = "The toxic module exists to be subtracted: its rows show what is taken out."
+UNGUARDED = "note: without --guard_file no text says which strength keeps the language"
+
+
 @dataclass(frozen=True, kw_only=True)
-class TableFlags(LoadFlags, AnswerFlags):
+class TableFlags(LoadFlags, AnswerFlags, JudgeFlags, BatchFlags):
     """What is asked, and who judges the answers (--evaluate)."""
 
     model_name_or_path: str | None = flag(None, "base model to answer with: a directory or a name")
@@ -41,62 +47,27 @@ class TableFlags(LoadFlags, AnswerFlags):
     set_name: tuple[str, ...] | None = flag(
         None, "what the sets are called; default: the files' names", metavar="NAME"
     )
-    judge: tuple[str, ...] | None = flag(
-        None, "judges of toxicity: offline, detoxify or folders (default: offline)", metavar="JUDGE"
-    )
-    threshold: float | None = flag(
-        None, f"an answer with a higher score counts as toxic (default: {THRESHOLD})"
-    )
-    max_seq_length: int | None = flag(
-        None, "tokens of prompt and reference answer, for its perplexity (default: 512)"
-    )
-    max_ppl_increase: str | None = flag(
-        None,
-        "with --guard_file: name the strongest strength of each form that raises the perplexity of "
-        "that text over the instruction module's by at most so much, at the upper end of the 95 % "
-        "interval: 3% or 0.03 (default: 3%)",
-        metavar="SHARE",
+    max_seq_length: int = flag(
+        512, "tokens of prompt and reference answer, for its perplexity", least=1
     )
     guard_file: str | None = flag(
-        None, "ordinary text that every module must still predict, as --text_file of pem perplexity"
+        None,
+        "ordinary text that every module must still predict, as --text_file of pem perplexity; "
+        "without it no strength is named as the strongest that keeps the language",
     )
-    guard_tokens: int | None = flag(None, "only the first N tokens of it (default: all)")
-    batch_size: int | None = flag(None, "instructions per batch; default: by the device")
-    bf16: bool | None = flag(None, "compute in bfloat16: faster where the processor has it")
-    use_cpu: bool | None = flag(None, "do not use a GPU")
-
-    @property
-    def max_increase(self) -> float:
-        """``--max_ppl_increase`` as a share."""
-        from pem_composition.cli.unlearning import DEFAULTS, share_of
-
-        return share_of(self.max_ppl_increase or DEFAULTS["max_ppl_increase"])
+    guard_tokens: int | None = flag(None, "only the first N tokens of it (default: all)", least=1)
 
     def check_table(self) -> None:
-        """Refuse values that cannot be used.
+        """Refuse values that do not go together.
 
         Raises:
             UsageError: naming the flag.
         """
         self.check_load()
-        self.check_answering()
-        check_positive(self, "max_seq_length", "guard_tokens")
-        for name in ("max_ppl_increase", "guard_tokens"):
-            if getattr(self, name) is not None and self.guard_file is None:
-                raise UsageError.build(
-                    f"--{name}", "has no effect without --guard_file",
-                    do="add --guard_file FILE, or leave it out",
-                )  # fmt: skip
-        _ = self.max_increase
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError.build(
-                "--threshold", "cannot be used", found=self.threshold, expected="0 to 1"
-            )
         if not self.instruction_file:
             raise UsageError.build("--instruction_file", "nothing to ask", expected="FILE ...")
         names = self.set_name or self.instruction_file
-        if len(names) != len(self.instruction_file):
-            shared.check_count("--set_name", names, len(self.instruction_file), "name")
+        shared.check_count("--set_name", names, len(self.instruction_file), "name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +85,11 @@ class Config(shared.ModuleFlags, TableFlags):
         choices=FORMS,
     )
     evaluate: bool = flag(False, "answer instructions with every form and strength, and judge them")
+
+    NEEDS: ClassVar = {
+        "evaluate": shared.names_of(TableFlags),
+        "guard_file": ("max_ppl_increase", "guard_tokens"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,12 +114,6 @@ class Config(shared.ModuleFlags, TableFlags):
                     f"--{name}", "several make several modules", found=getattr(self, name),
                     do="give one, or add --evaluate",
                 )  # fmt: skip
-        for spec in fields(TableFlags):
-            if getattr(self, spec.name) not in (None, False):
-                raise UsageError.build(
-                    f"--{spec.name}", "has no effect without --evaluate",
-                    do="add --evaluate or leave it out",
-                )  # fmt: skip
         if self.rank is not None and self.form not in ((), ("exact",)):
             raise UsageError.build(
                 "--rank", f"the {self.form[0]} form keeps the modules' own", do="leave it out"
@@ -161,9 +131,7 @@ def run(config: Config) -> int:
     forms = _possible(forms, headers[0].kind, config)
     common.check_model(config.model, headers, config.allow_base_mismatch)
     if config.evaluate:
-        from pem_composition.cli import detoxification
-
-        return detoxification.run(config, headers, forms)
+        return _evaluate(config, headers, forms)
     out = common.output_directory(config, 2)
     common.check_output(out, config.overwrite)
     module = _detoxified(common.load_to_combine(headers), forms[0], config)
@@ -201,3 +169,62 @@ def _detoxified(modules: list[PEM], form: str, config: Config) -> PEM:
         allow_base_mismatch=config.allow_base_mismatch,
         compared=True,
     )
+
+
+def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[str]) -> int:
+    """Answer, judge, tabulate; finished answers are in results.jsonl and are not written again.
+
+    Raises:
+        PEMError: flags, modules, instructions or judges that cannot be used.
+    """
+    from pem_composition.evaluation.models import resolve
+    from pem_composition.evaluation.perplexity import Windows
+    from pem_composition.evaluation.toxicity import load_judge
+    from pem_composition.report import answers as report
+    from pem_composition.sweep import detoxification as library
+    from pem_composition.sweep.setup import check_results_directory
+    from pem_composition.sweep.texts import TextRows, read_text
+    from pem_composition.tasks.instructions import get_template
+
+    out = common.output_directory(config, 2)
+    check_results_directory(out)
+    model = config.model_name_or_path or next(iter(config.model), None)
+    if model is None:
+        raise UsageError.build(
+            "--model_name_or_path", "no base model to answer with", expected="a directory or a name"
+        )
+    base = resolve(model)
+    common.check_model([base], headers, config.allow_base_mismatch)
+    template, paths = get_template(config.template), config.instruction_file or ()
+    names = config.set_name or [Path(path).name.partition(".")[0] for path in paths]
+    files = {name: config.read(path) for name, path in zip(names, paths, strict=True)}
+    if len(files) < len(names):
+        raise UsageError.build(
+            "--set_name", "two sets of one name", found=" ".join(names), do="name them"
+        )
+    sets = library.sets_of(
+        files, template, config.search,
+        max_seq_length=config.max_seq_length, batch_size=config.batch_size,
+    )  # fmt: skip
+    labels = common.labels(config.judge)
+    judges = {label: load_judge(name) for label, name in zip(labels, config.judge, strict=True)}
+    guard = None
+    if config.guard_file is not None:
+        guard = TextRows(read_text(config.guard_file, Windows(), config.guard_tokens), least=2)
+    found = library.measure(
+        headers, base=base,
+        strengths=config.strength, forms=forms, rank=config.rank, sets=sets, judges=judges,
+        guard=guard, holding=config.holding, bf16=config.bf16, use_cpu=config.use_cpu, out=out,
+        fresh=config.overwrite, say=common.say,
+    )  # fmt: skip
+    print(f"{out}: {found.told}")
+    lines = library.table_lines(found.scored, config.threshold, found.costs)
+    found.write_answers(out)
+    identities = "; ".join(str(judge.identity) for judge in judges.values())
+    told = f"Judges: {identities}. Toxic: share of scores above {config.threshold:g}."
+    limit = config.max_ppl_increase
+    kept = report.chosen(found.chosen(limit), limit, guard.name) if guard else ()
+    print(report.write(lines, out, (told, REMOVAL, *kept)))
+    if guard is None:
+        print(UNGUARDED)
+    return 0

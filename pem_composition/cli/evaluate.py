@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from pem_composition.cli import common
-from pem_composition.cli.flags import HarnessFlags
-from pem_composition.errors import IncompatibleModules, UsageError
-from pem_composition.evaluation.own_classes import (
-    Classes,
-    in_order_of,
-    of_model,
-    of_module,
-    order_of,
-)
-from pem_composition.training import results
+from pem_composition.cli.flags import DeviceFlags, HarnessFlags
+from pem_composition.cli.texting import NO_ADAPTER
+from pem_composition.errors import UsageError
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
     RowFlags,
@@ -29,12 +20,8 @@ from pem_composition.training.config import (
 )
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.models import LoadedBase
-    from pem_composition.module import PEM
-    from pem_composition.objectives import Objective
-    from pem_composition.tasks.data import Example, TaskData
-    from pem_composition.tasks.glue import Task
-    from pem_composition.training.scoring import Scorer
+    from pem_composition.tasks.data import TaskData
+    from pem_composition.training.evaluation import TaskModel
 
 NAME = "evaluate"
 HELP = "score a model with or without a module: metrics, standard error, shares, AUC"
@@ -47,7 +34,6 @@ EXAMPLES = """
   pem evaluate --model_name_or_path smollm2-135m-instruct --adapter runs/merged \\
       --harness_tasks my_task --harness_include tasks --limit 100
 """
-NO_ADAPTER = "none"
 MISMATCHED = "validation_mismatched"
 # What says nothing about the tasks of the harness.
 ROW_FLAGS = (
@@ -59,15 +45,8 @@ ROW_FLAGS = (
 RESULT_NAMES = {"validation": ("eval", ""), MISMATCHED: ("eval", "_mm"), "test": ("test", "")}
 
 
-class Answered(NamedTuple):
-    """Scores of one split, none where labels are missing, and the prediction for each row."""
-
-    scores: dict[str, Any]
-    predictions: list[dict[str, Any]]
-
-
 @dataclass(frozen=True)
-class Config(RowFlags, HarnessFlags):
+class Config(DeviceFlags, RowFlags, HarnessFlags):
     """Flags of ``pem evaluate``."""
 
     model_name_or_path: str = required("base model, or a fully fine-tuned one")
@@ -122,9 +101,7 @@ class Config(RowFlags, HarnessFlags):
     per_device_eval_batch_size: int | None = flag(
         None, "rows per batch (default: 16 on a CPU, 64 on a GPU)", least=1
     )
-    bf16: bool = flag(False, "compute in bfloat16: faster where the processor has it")
     allow_base_mismatch: bool = flag(False, "score a module of another base model all the same")
-    use_cpu: bool = flag(False, "do not use a GPU")
 
     def __post_init__(self) -> None:
         if self.head is not None and self.adapter == NO_ADAPTER:
@@ -156,10 +133,31 @@ def run(config: Config) -> int:
     """Score, print a table, write the result files."""
     if config.harness_tasks:
         return _run_harness(config, config.harness_tasks)
-    data = read_data(config)
+    from pem_composition.evaluation import predictions
+    from pem_composition.training import results
+    from pem_composition.training.evaluation import TaskModel, evaluate
+
+    asked = TaskModel(
+        model=config.model_name_or_path,
+        adapter=None if config.adapter == NO_ADAPTER else config.adapter,
+        head=config.head,
+        objective=config.objective,
+        next_block=config.next_block,
+        prompt=config.prompt,
+        answers=config.answers,
+        max_seq_length=config.max_seq_length,
+        block_size=config.block_size or DEFAULT_BLOCK,
+        seed=config.seed,
+        allow_base_mismatch=config.allow_base_mismatch,
+    )
+    data = _read(config, asked)
     for note in data.notes:
         print(note)
-    found = evaluate(config, data)
+    found = evaluate(
+        asked, data, config.split, batch_size=config.per_device_eval_batch_size,
+        pad=config.pad_to_max_length, predict=config.do_predict, bf16=config.bf16,
+        use_cpu=config.use_cpu,
+    )  # fmt: skip
     splits: dict[str, dict[str, Any]] = {}
     for split, answered in found.items():
         prefix, suffix = RESULT_NAMES[split]
@@ -169,8 +167,6 @@ def run(config: Config) -> int:
         scores = {f"{prefix}_{k}{suffix}": v for k, v in answered.scores.items()}
         splits[prefix] = splits.get(prefix, {}) | scores
     if config.output_dir is not None:
-        from pem_composition.evaluation import predictions
-
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         results.write_results(folder, {k: v for k, v in splits.items() if v})
@@ -183,6 +179,8 @@ def run(config: Config) -> int:
 def _run_harness(config: Config, names: tuple[str, ...]) -> int:
     """The same for tasks of the lm-evaluation-harness; its samples go beside the results."""
     from pem_composition.evaluation import harness
+    from pem_composition.evaluation.attached import device_of
+    from pem_composition.training import results
 
     asked = harness.HarnessOptions(names, config.harness_include, config.num_fewshot, config.limit)
     tasks = harness.read(asked)
@@ -191,7 +189,7 @@ def _run_harness(config: Config, names: tuple[str, ...]) -> int:
         tasks,
         adapter=None if config.adapter == NO_ADAPTER else config.adapter,
         allow_base_mismatch=config.allow_base_mismatch,
-        device=common.device_of(config.use_cpu),
+        device=device_of(config.use_cpu),
         batch_size=config.per_device_eval_batch_size,
         bf16=config.bf16,
     )
@@ -213,189 +211,29 @@ def _run_harness(config: Config, names: tuple[str, ...]) -> int:
     return 0
 
 
-def read_data(config: Config) -> TaskData:
+def _read(config: Config, asked: TaskModel) -> TaskData:
     """The rows to score.
 
     Raises:
         DataError: rows that cannot be used, or without labels where they are to be scored.
     """
-    from pem_composition.evaluation import metrics
+    from pem_composition.training.evaluation import check_gold
 
-    data = objective_of(config).read(
+    data = asked.objective_of().read(
         config.task_name,
         validation_file=config.validation_file,
         test_file=config.test_file,
         data_dir=config.data_dir,
         splits=config.split,
-        reading=config.reading(own_classes(config)),
+        reading=config.reading(asked.own_classes),
         max_eval_samples=config.max_eval_samples,
         max_predict_samples=config.max_eval_samples,
     )
+    if not config.do_predict and not config.next_block:
+        check_gold(data, config.split)
     for split in config.split:
-        labels = [example.label for example in data.require(split)]
-        if not config.do_predict and not config.next_block:
-            metrics.gold_labels(data.task, labels)  # refuses rows that cannot be scored
+        data.require(split)
     return data
-
-
-def own_classes(config: Config) -> Classes:
-    """The classes of the module's head, of a whole model else."""
-    from pem_composition.checkpoint import inspect_header
-
-    if config.objective != "classification":
-        return None
-    if config.adapter == NO_ADAPTER:
-        return of_model(config.model_name_or_path)
-    return of_module(inspect_header(config.adapter), config.head)
-
-
-def objective_of(config: Config, task: Task | None = None) -> Objective:
-    """What the flags name; with a task, for a head that answers in an order of its own."""
-    from pem_composition import objectives
-
-    return objectives.objective_of(
-        config.objective, next_block=config.next_block, max_seq_length=config.max_seq_length,
-        block_size=config.block_size or DEFAULT_BLOCK, prompt=config.prompt, found=config.answers,
-        order=order_of(task, own_classes(config)) if task is not None else (),
-    )  # fmt: skip
-
-
-def evaluate(config: Config, data: TaskData) -> dict[str, Answered]:
-    """Load the model, attach the module, score every row; by split the scores of ``pem train``.
-
-    Raises:
-        IncompatibleModules: the module does not fit the model or the task.
-        CheckpointError, DataError: a file, a prompt or rows that cannot be used.
-    """
-    objective = objective_of(config, data.task)
-    module = None
-    if config.adapter != NO_ADAPTER:
-        classifies = config.objective == "classification"
-        module = load_module(config, data.task, head=config.head, needs_head=classifies)
-    import torch
-
-    from pem_composition.adapters import attach
-    from pem_composition.evaluation.models import max_input_length
-    from pem_composition.evaluation.precision import reduced
-    from pem_composition.training.scoring import Scorer
-
-    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
-    model, tokenizer, info = load_model(config, data.task)
-    if module is not None:
-        attach(model, module, allow_base_mismatch=config.allow_base_mismatch)
-    if info["missing_keys"] and (module is None or not module.head_tensors()):
-        remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
-        print(f"note: the head is newly initialised (--seed {config.seed}), not trained{remedy}")
-    objective = objective.within(max_input_length(model.config, tokenizer))
-    layout: dict[str, Any] = {
-        "batch_size": config.per_device_eval_batch_size,
-        "pad_to": objective.max_seq_length if config.pad_to_max_length else None,
-        "device": device,
-    }
-    found = {}
-    with reduced(model.to(device), config.bf16):
-        for split in config.split:
-            rows = data.require(split)
-            evaluator = objective.evaluator(data.task, rows, tokenizer, model.config, **layout)
-            found[split] = _answered(config, Scorer(evaluator), model, rows)
-    return found
-
-
-def _answered(config: Config, scorer: Scorer, model: Any, rows: Sequence[Example]) -> Answered:
-    """Scores of rows that have labels, and their predictions where they are asked for."""
-    from pem_composition.evaluation.predictions import predictions
-
-    began = time.perf_counter()
-    outputs = scorer.outputs(model)
-    seconds = time.perf_counter() - began
-    told = predictions(scorer.evaluator, outputs, rows) if config.do_predict else []
-    if config.do_predict and any(example.label is None for example in rows):
-        return Answered({}, told)
-    scores = scorer.scores(outputs, seconds=seconds)
-    asked = config.objective == "seq2seq" and not config.next_block
-    return Answered({**scores, "answers": config.answers or "scoring"} if asked else scores, told)
-
-
-def load_model(config: Config, task: Task) -> LoadedBase:
-    """The model with a head for the task, or with its output embeddings."""
-    import transformers
-
-    from pem_composition.evaluation import models
-
-    transformers.set_seed(config.seed)
-    if config.objective == "seq2seq":
-        return models.load_text_to_text(config.model_name_or_path)
-    return models.load_base(config.model_name_or_path, in_order_of(task, own_classes(config)))
-
-
-def load_module(
-    config: Config, task: Task, *, head: str | None = None, needs_head: bool = False
-) -> PEM:
-    """The module to attach, checked against task and base.
-
-    Args:
-        head: which of its heads; None: its own.
-        needs_head: refuse a module of several heads if none is named.
-
-    Raises:
-        IncompatibleModules: it was trained on another base model, or its head is for another task.
-    """
-    from pem_composition import checkpoint
-    from pem_composition.evaluation import models
-
-    base = models.resolve(config.model_name_or_path)
-    module = checkpoint.load(config.adapter, base=base)
-    if head is not None:
-        module = module.with_head(head)
-    elif needs_head:
-        check_one_head(config.adapter, module)
-    check_labels(config.adapter, module, task)
-    here, there = checkpoint.base_identity(base).fingerprint, module.base.fingerprint
-    if here and there and here != there and not config.allow_base_mismatch:
-        raise IncompatibleModules.build(
-            f"--adapter {config.adapter}",
-            "belongs to another base model",
-            found=f"{module.base.name} ({there[:12]})",
-            expected=f"{config.model_name_or_path} ({here[:12]})",
-            do="give its own base, or add --allow_base_mismatch",
-        )
-    return module
-
-
-def check_one_head(where: str, module: PEM) -> None:
-    """Refuse a module whose heads are for several tasks.
-
-    Raises:
-        UsageError: naming them.
-    """
-    from pem_composition.arithmetic.heads import tasks_of
-
-    named = list(tasks_of(module.head)) if module.head_tensors() else list(module.heads)
-    if named:
-        raise UsageError.build(
-            f"--adapter {where}",
-            "has heads for several tasks",
-            found=", ".join(named),
-            do="name one (--head NAME)",
-        )
-
-
-def check_labels(where: str, module: PEM, task: Task) -> None:
-    """Refuse a module whose head answers other classes than the task's.
-
-    Raises:
-        IncompatibleModules: with both.
-    """
-
-    head = module.head
-    if head is not None and not head.fits(in_order_of(task, head.labels).labels):
-        raise IncompatibleModules.build(
-            f"--adapter {where}",
-            f"its head does not answer task {task.name}",
-            found=" ".join(module.head.labels),
-            expected=" ".join(task.labels) or "a score",
-            do="evaluate it on the task it was trained on, in rows that have every class",
-        )
 
 
 def table(scores: Mapping[str, Any]) -> str:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pem_composition.arithmetic.statistics import FISHER
 from pem_composition.cli import statistics
 from pem_composition.training.config import flag
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from pem_composition.adapters import Attachment
-    from pem_composition.evaluation.evaluator import Evaluator
 
 NAME = "fisher"
 HELP = "diagonal Fisher of a module on its task, which merge.py -w fisher weighs parameters by"
@@ -37,18 +30,4 @@ class Config(statistics.Flags):
 
 def run(config: Config) -> int:
     """Compute and write."""
-
-    def compute(
-        model: nn.Module,
-        attachment: Attachment,
-        evaluator: Evaluator,
-        progress: Callable[[int], None],
-    ) -> dict[str, Tensor]:
-        from pem_composition.merging.fisher import diagonal, parameters_of
-
-        return diagonal(
-            model, parameters_of(attachment), evaluator,
-            expectation=config.expectation, progress=progress,
-        )  # fmt: skip
-
-    return statistics.run(config, FISHER, {"expectation": config.expectation}, compute)
+    return statistics.run(config, FISHER, expectation=config.expectation)

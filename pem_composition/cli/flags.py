@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pem_composition.arithmetic.compatible import SPACES, space_of
 from pem_composition.arithmetic.heads import POLICIES as HEADS
@@ -32,8 +32,16 @@ from pem_composition.training.config import (
     required,
 )
 
+if TYPE_CHECKING:
+    from pem_composition.sweep.tasks import Scoring
+
 ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
+
+
+def names_of(flags: type[Any]) -> tuple[str, ...]:
+    """The names of a group of flags."""
+    return tuple(spec.name for spec in fields(flags))
 
 
 def named(text: str) -> Any:
@@ -54,7 +62,7 @@ class OutputFlags:
         "first two, unless one is named",
         choices=SPACES,
     )
-    rank: int | None = flag(None, "delta space: best LoRA of rank R", metavar="R")
+    rank: int | None = flag(None, "delta space: best LoRA of rank R", metavar="R", least=1)
     format: str = flag("peft", "layout of the output", choices=LAYOUTS)
     dtype: str | None = flag(
         None,
@@ -73,10 +81,6 @@ class OutputFlags:
                 "a space given twice",
                 found=" ".join(self.space),
                 do="give each space once",
-            )
-        if self.rank is not None and self.rank < 1:
-            raise UsageError.build(
-                "--rank", "not a rank", found=self.rank, expected="a whole number >= 1"
             )
 
     def choice(self, kind: str | None = None) -> Choice:
@@ -131,6 +135,8 @@ class ModuleFlags(OutputFlags):
         "one dropout probability per module; accepted, without effect on the sum",
         short="-d",
         metavar="P",
+        least=0,
+        below=1,
     )
 
 
@@ -283,11 +289,6 @@ def check_dropout(values: Sequence[float], modules: int) -> None:
     """--dropout_list has no effect, but a wrong one shows a mistake in the script."""
     if values:
         check_count("--dropout_list", values, modules, "probability")
-    for p in values:
-        if not 0 <= p < 1:
-            raise UsageError.build(
-                "--dropout_list", "not a dropout probability", found=p, expected="0 <= p < 1"
-            )
 
 
 def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[float, ...]:
@@ -356,14 +357,20 @@ class HarnessFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationFlags(RowFlags, HarnessFlags):
+class DeviceFlags:
+    """Where a model computes, and how."""
+
+    bf16: bool = flag(False, "compute in bfloat16: faster where the processor has it")
+    use_cpu: bool = flag(False, "do not use a GPU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
     """What modules are scored on; named as in the Hugging Face example programs."""
 
     model_name_or_path: str | None = flag(None, "base model to evaluate on: a directory or a name")
-    objective: str | None = flag(
-        None,
-        "how modules answer: by a head (default: classification) or text to text",
-        choices=OBJECTIVES,
+    objective: str = flag(
+        OBJECTIVES[0], "how modules answer: by a head or text to text", choices=OBJECTIVES
     )
     target: str | None = flag(
         None,
@@ -393,7 +400,7 @@ class EvaluationFlags(RowFlags, HarnessFlags):
         "folder for each task",
         metavar="DIR",
     )
-    max_seq_length: int | None = flag(None, "tokens per example (default: 128)", least=1)
+    max_seq_length: int = flag(128, "tokens per example", least=1)
     block_size: int | None = flag(
         None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})", least=1
     )
@@ -414,28 +421,42 @@ class EvaluationFlags(RowFlags, HarnessFlags):
         "seq2seq: also select among the points with at most this share of invalid "
         "answers on every task",
         metavar="SHARE",
+        least=0,
+        most=1,
     )
-    bf16: bool | None = flag(None, "compute in bfloat16: faster where the processor has it")
-    use_cpu: bool | None = flag(None, "do not use a GPU")
 
     @property
     def next_block(self) -> bool:
         """True where the rows are a domain's text."""
         return self.objective == "seq2seq" and self.target == "next_block"
 
-    def check_objective(self) -> None:
-        """Refuse flags of another objective than the one that is evaluated.
+    def scoring(self) -> Scoring:
+        """The same for the library.
 
         Raises:
-            UsageError: naming the flag that would make it count.
+            UsageError: a flag of another objective than the one that is evaluated.
         """
+        from pem_composition.sweep.tasks import Scoring
+
         check_objective(self)
         answered = self.objective == "seq2seq" and not self.next_block
         refuse_idle(self, "max_invalid", "--objective seq2seq --target label", has=answered)
-        if self.max_invalid is not None and not 0 <= self.max_invalid <= 1:
-            raise UsageError.build(
-                "--max_invalid", "not a share", found=self.max_invalid, expected="0 to 1"
-            )
+        return Scoring(
+            objective=self.objective,
+            next_block=self.next_block,
+            task_name=self.task_name,
+            validation_file=self.validation_file,
+            test_file=self.test_file,
+            data_dir=self.data_dir,
+            prompt=self.prompt,
+            reading=self.reading(),
+            max_seq_length=self.max_seq_length,
+            block_size=self.block_size or DEFAULT_BLOCK,
+            max_eval_samples=self.max_eval_samples,
+            batch_size=self.per_device_eval_batch_size,
+            metrics=self.metric_for_best_model or (),
+            max_invalid=self.max_invalid,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,6 +471,8 @@ class GridFlags(EvaluationFlags):
         metavar="T",
     )
     evaluate: bool = flag(False, "score the points of the grid instead of writing modules")
+
+    NEEDS: ClassVar = {"evaluate": names_of(EvaluationFlags)}
 
     def scored_grid(self, **others: object) -> tuple[float, ...]:
         """The grid of --evaluate.
@@ -476,14 +499,3 @@ class GridFlags(EvaluationFlags):
                 do="add --grid 0 0.05 1",
             )
         return self.grid
-
-
-def refuse_flags(config: object, needed: str, names: Sequence[str] = ()) -> None:
-    """Refuse flags (the evaluation's unless others are named) where nothing is evaluated."""
-    for name in names or [spec.name for spec in fields(EvaluationFlags)]:
-        if getattr(config, name) is not None:
-            raise UsageError.build(
-                f"--{name}",
-                f"has no effect without {needed}",
-                do=f"add {needed} or leave it out",
-            )

@@ -33,9 +33,6 @@ class Config(EndpointFlags):
     )
     json: bool = flag(False, "print one JSON object, no table")
 
-    def __post_init__(self) -> None:
-        self.check_endpoint()
-
 
 def run(config: Config) -> int:
     """Grade what has no grade yet, and print the means."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pem_composition import json_lines
 from pem_composition.errors import UsageError
@@ -28,16 +28,6 @@ EXAMPLES = """
   pem judge score --judge judges/offline --texts hatecheck.jsonl --label_column label \\
       --toxic_label hateful
 """
-DEFAULTS = {
-    "data": "toxic_comments",
-    "judge": "offline",
-    "text_column": "text",
-    "threshold": THRESHOLD,
-}
-ONLY = {
-    "train": ("data", "output_dir"),
-    "score": ("judge", "texts", "text_column", "label_column", "threshold", "output", "json"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +37,21 @@ class Config:
     action: Literal["train", "score"] = required(
         "train the offline judge, or score a file's texts", positional=True
     )
-    data: str | None = flag(
-        None,
-        "train: an offline name or a folder with train.jsonl (text, label) and, for "
-        "the AUC, validation.jsonl; default: toxic_comments",
+    data: str = flag(
+        "toxic_comments",
+        "train: an offline name or a folder with train.jsonl (text, label) and, for the AUC, "
+        "validation.jsonl",
     )
     output_dir: Path | None = flag(None, "train: folder of the judge to be written", metavar="OUT")
-    judge: str | None = flag(None, "score: offline, detoxify or a judge's folder; default: offline")
+    judge: str = flag("offline", "score: offline, detoxify or a judge's folder")
     texts: Path | None = flag(
         None, "score: rows of texts: jsonl, json, csv, tsv, parquet; .gz", metavar="FILE"
     )
-    text_column: str | None = flag(None, "score: column of the texts; default: text")
+    text_column: str = flag("text", "score: column of the texts")
     label_column: str | None = flag(None, "score: column that says what is toxic; adds the AUC")
     toxic_label: str = flag("offensive", "the label of toxic rows, e.g. 1 or hateful")
-    threshold: float | None = flag(
-        None, "score: the share of scores above it is reported; default: 0.8"
+    threshold: float = flag(
+        THRESHOLD, "score: the share of scores above it is reported", least=0, most=1
     )
     output: Path | None = flag(
         None, "score: where each text goes with its score, as jsonl", metavar="FILE"
@@ -69,27 +59,17 @@ class Config:
     json: bool = flag(False, "score: print one JSON object, no table")
     overwrite: bool = flag(False, "replace an existing output", short="-o")
 
+    NEEDS: ClassVar = {
+        "action=train": ("data", "output_dir"),
+        "action=score": (
+            "judge", "texts", "text_column", "label_column", "threshold", "output", "json",
+        ),
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
-        other = "score" if self.action == "train" else "train"
-        for name in ONLY[other]:
-            if getattr(self, name) not in (None, False):
-                raise UsageError.build(
-                    f"--{name}",
-                    f"says nothing to pem judge {self.action}",
-                    do=f"did you mean: pem judge {other}?",
-                )
         needed = "output_dir" if self.action == "train" else "texts"
         if getattr(self, needed) is None:
             raise UsageError.build(f"--{needed}", f"pem judge {self.action} needs it")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError.build(
-                "--threshold", "cannot be used", found=self.threshold, expected="0 to 1"
-            )
-
-    def value(self, name: str) -> Any:
-        """A flag or its default."""
-        given = getattr(self, name)
-        return DEFAULTS[name] if given is None else given
 
 
 def run(config: Config) -> int:
@@ -106,7 +86,7 @@ def _train(config: Config) -> None:
     from pem_composition.evaluation.toxicity import tfidf
 
     assert config.output_dir is not None
-    name = config.value("data")
+    name = config.data
     data = Path(offline.resolve(name))
     if not data.is_dir():
         raise UsageError.build(
@@ -128,15 +108,15 @@ def _score(config: Config) -> None:
 
     assert config.texts is not None
     _check_free(config)
-    table, column, toxic = read_table(config.texts), config.value("text_column"), None
+    table, column, toxic = read_table(config.texts), config.text_column, None
     if config.label_column is None:
         texts = texts_of(table, column)
     else:
         texts, toxic = labelled(table, column, config.label_column, config.toxic_label)
-    judge = toxicity.load_judge(config.value("judge"))
+    judge = toxicity.load_judge(config.judge)
     scores = judge.score(texts)
     facts: dict[str, Any] = {"judge": vars(judge.identity), "texts": str(config.texts)}
-    facts |= toxicity.summarise(scores, toxicity.spoken(texts), config.value("threshold"))
+    facts |= toxicity.summarise(scores, toxicity.spoken(texts), config.threshold)
     facts |= toxicity.form(texts)
     facts |= _against_labels(judge, texts, scores, toxic)
     if config.output is not None:

@@ -73,7 +73,6 @@ def run(config: Config) -> int:
     """Merge and write, or sweep and score."""
     if config.evaluate:
         return _run_sweep(config)
-    shared.refuse_flags(config, "--evaluate")
     models = full.models_of(config, config.full_merge)
     if models is not None:
         return _run_full(config, models)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pem_composition.cli.answering import check_positive
 from pem_composition.cli.asking import EndpointFlags
-from pem_composition.errors import UsageError
 from pem_composition.training.config import flag, required
 
 NAME = "pairs"
@@ -29,14 +27,8 @@ class Config(EndpointFlags):
     shots: Path | None = flag(
         None, "examples to show: a table with instruction and output; default: none"
     )
-    num_shots: int = flag(5, "examples per comment, drawn anew for each")
-    seed: int = flag(42, "of the draws")
-
-    def __post_init__(self) -> None:
-        self.check_endpoint()
-        check_positive(self, "num_shots")
-        if self.seed < 0:
-            raise UsageError.build("--seed", "cannot be used", found=self.seed)
+    num_shots: int = flag(5, "examples per comment, drawn anew for each", least=1)
+    seed: int = flag(42, "of the draws", least=0)
 
 
 def run(config: Config) -> int:

@@ -133,8 +133,8 @@ def parse(
         for spec in dataclasses.fields(config_class)  # type: ignore[arg-type]
         if spec.init
     }
-    _check_needs(config_class, given, values)
     check_ranges(config_class, values)
+    _check_needs(config_class, given, values)
     return config_class(**values)
 
 
@@ -146,11 +146,13 @@ def _check_needs(config_class: type, given: set[str], values: dict[str, Any]) ->
     """
     needs: dict[str, Sequence[str]] = getattr(config_class, "NEEDS", {})
     for needed, names in needs.items():
+        flag, _, word = needed.partition("=")  # FLAG, or ARGUMENT=WORD
+        met, shown = (values[flag] == word, word) if word else (values[flag], f"--{flag}")
         for name in names:
-            if name in given and not values[needed]:
+            if name in given and not met:
                 raise UsageError.build(
-                    f"--{name}", f"has no effect without --{needed}",
-                    do=f"add --{needed} or leave it out",
+                    f"--{name}", f"has no effect without {shown}",
+                    do=f"add {shown} or leave it out",
                 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ WORDS = frozenset(
         "adatasks", "api_key_env", "base_url", "constraint", "device_map", "expression", "goal",
         "harness_tasks",
         "head", "instruction", "key_class", "label_column", "label_column_name", "labels",
-        "max_ppl_increase", "max_shard_size", "merge_way", "method", "methods",
+        "max_shard_size", "merge_way", "method", "methods",
         "metric_for_best_model", "name", "prefix", "purpose", "repository", "revision",
         "resume_from_checkpoint",
         "score_column", "search", "set_name", "setting", "target_modules", "task_name",

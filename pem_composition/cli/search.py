@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
-from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
+from pem_composition.arithmetic.methods.registry import SIMPLE
+from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common, sweep
 from pem_composition.cli.flags import HEADS, MERGE_WAYS, EvaluationFlags, ModuleFlags
 from pem_composition.cli.report import show
@@ -16,10 +16,12 @@ from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import goals as wanted
 from pem_composition.sweep import samplers, space
+from pem_composition.sweep.search import Search, best_point, finish, work
+from pem_composition.sweep.setup import MergeSetup, report_split
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
-    from pem_composition.sweep.search import Search
+    from pem_composition.sweep import Runner
 
 NAME = "search"
 HELP = "search coefficients, method, settings and rank of a merge for the best score; resumable"
@@ -74,10 +76,10 @@ class Config(ModuleFlags, EvaluationFlags):
         "how candidates are chosen; all but grid need optuna",
         choices=samplers.SAMPLERS,
     )
-    trials: int = flag(30, "of each study (grid: all points)")
+    trials: int = flag(30, "of each study (grid: all points)", least=1)
     seed: int = flag(42, "of the sampler")
     penalty: float = flag(0.0, "goal loss: this times the mean absolute coefficient")
-    workers: int = flag(1, "processes that share the trials")
+    workers: int = flag(1, "processes that share the trials", least=1)
     head: str = flag(
         "average",
         "which head a merge has; per-task: task i is scored with the head of module i",
@@ -91,11 +93,6 @@ class Config(ModuleFlags, EvaluationFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trials", "workers"):
-            if getattr(self, name) < 1:
-                raise UsageError.build(
-                    f"--{name}", "cannot be used", found=getattr(self, name), expected="at least 1"
-                )
         low, high = self.coefficients_range
         if not low < high:
             raise UsageError.build(
@@ -132,23 +129,26 @@ def _check_method(name: str) -> None:
 
 def run(config: Config) -> int:
     """Search, choose, tabulate, plot, write the best module."""
-    request, _ = _check(config)
+    setup = _check(config)
     if config.sampler != samplers.GRID:
         samplers.need_optuna()
-    summary, runner, search = _searched(config, request)
-    print(f"{request.out}: {runner.told('points scored')}")
+    summary, runner, search = _searched(config, setup)
+    print(f"{setup.out}: {runner.told('points scored')}")
     with runner.store.claim("finish"):  # processes that share the output write in turn
-        _finish(config, request, search, runner, summary)
+        if setup.kind != "full":  # whole models are left to merge.py
+            best = best_point(search, runner, summary).module(runner.settings, saved=True)
+            best.save(setup.out / "best", format=config.format, dtype=config.dtype, overwrite=True)
+            common.report(setup.out / "best", best)
+        show(setup.out / RESULTS, setup.out)
     return 0
 
 
-def _searched(config: Config, request: sweep.Request) -> tuple[dict[str, Any], Any, Search]:
-    from pem_composition.sweep import search as library_search
-
-    search, runner = _prepare(config, request)
+def _searched(config: Config, setup: MergeSetup) -> tuple[dict[str, Any], Runner, Search]:
+    """This process's share of the trials and that of its workers; then what was found."""
+    search, runner = _prepare(config, setup)
     helpers = [_start_worker(config, place) for place in range(1, config.workers)]
     try:
-        library_search.work(search, runner, library.VALIDATION, request.out)
+        work(search, runner, library.VALIDATION, setup.out)
     except Preempted:
         for helper in helpers:
             helper.terminate()  # they keep what they have finished, too
@@ -162,8 +162,7 @@ def _searched(config: Config, request: sweep.Request) -> tuple[dict[str, Any], A
             "--workers", "a worker failed; see above", found=f"exit code {failed[0]}",
             do="run the command again: it goes on",
         )  # fmt: skip
-    report = library.TEST if library.TEST in runner.splits else library.VALIDATION
-    summary = library_search.finish(search, runner, library.VALIDATION, report)
+    summary = finish(search, runner, library.VALIDATION, report_split(runner))
     runner.close()
     return summary, runner, search
 
@@ -177,18 +176,17 @@ def _start_worker(config: Config, place: int) -> Any:
 def _work(config: Config, place: int) -> None:
     """What another process does: its share of the trials."""
     from pem_composition.cli import parser
-    from pem_composition.sweep import search as library_search
 
     def body() -> int:
-        request, _ = _check(config)
-        search, runner = _prepare(config, request)
-        library_search.work(search, runner, library.VALIDATION, request.out)
+        setup = _check(config)
+        search, runner = _prepare(config, setup)
+        work(search, runner, library.VALIDATION, setup.out)
         return 0
 
     raise SystemExit(parser.guarded(body, f"pem search, worker {place}"))
 
 
-def _check(config: Config) -> tuple[sweep.Request, tuple[space.Study, ...]]:
+def _check(config: Config) -> MergeSetup:
     """Everything that needs no tensor.
 
     Raises:
@@ -200,17 +198,17 @@ def _check(config: Config) -> tuple[sweep.Request, tuple[space.Study, ...]]:
     common.find_statistics(
         config.gram_list, "gram" if config.gram_list else "", len(config.adapters)
     )
-    request = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
-    names = common.labels(config.compare)
-    headers = common.headers_of(config.compare, names)
-    common.check_model([request.model], headers, config.allow_base_mismatch)
-    tasks = tuple(task.name for task in request.tasks)
+    setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
+    headers = common.headers_of(config.compare, common.labels(config.compare))
+    common.check_model([setup.base], headers, config.allow_base_mismatch)
+    tasks = tuple(task.name for task in setup.tasks)
     own = len(tasks) == len(config.adapters)
     for name in config.goal:
         wanted.check_name(name, tasks, "--goal", own=own)
     for text in config.constraint:
         wanted.condition(text, tasks, own=own)
-    return request, studies(config, request)
+    _studies(config, setup)
+    return setup
 
 
 def _statistics(config: Config) -> dict[str, tuple[str, ...]]:
@@ -219,68 +217,30 @@ def _statistics(config: Config) -> dict[str, tuple[str, ...]]:
     return {what: paths for what, paths in files.items() if paths}
 
 
-def studies(config: Config, request: sweep.Request) -> tuple[space.Study, ...]:
-    """One study per method, of the sum one per space.
+def _studies(config: Config, setup: MergeSetup) -> tuple[space.Study, ...]:
+    """What is searched for each method.
 
     Raises:
         UsageError: a dimension that no method has, or nothing to search.
     """
-    dimensions = space.parse(config.search)
-    low, high = config.coefficients_range
-    count = len(config.adapters)
-    shared = config.coefficients == space.SHARED
     values: tuple[float, ...] = ()
     points: tuple[tuple[float, ...], ...] = ()
     if config.sampler == samplers.GRID and config.coefficients != space.FIXED:
-        if shared:
+        if config.coefficients == space.SHARED:
             values = library.union(config.grid)
         else:
-            points = library.merges(config.grid, count)
+            points = library.merges(config.grid, setup.count)
+    low, high = config.coefficients_range
+    dimensions = space.parse(config.search)
     wishes = space.Wishes(config.coefficients, low, high, values, points, dimensions)
-    found = []
-    for method in config.methods:
-        name = SIMPLE if method == space.SUM else method
-        if request.kind not in METHODS[name].kinds:
-            raise UsageError.build(
-                "--methods", f"{name} is not defined for modules of kind {request.kind}",
-                expected=f"kind {' or '.join(METHODS[name].kinds)}", do="leave it out",
-            )  # fmt: skip
-        spaces = request.spaces if name == SIMPLE else (METHODS[name].space,)
-        found += [space.study(name, s, request.kind, count, wishes) for s in spaces]
-    space.check_used(dimensions, found)
-    if config.sampler == samplers.CMA:
-        _check_cma(found)
-    if config.sampler == samplers.GRID:
-        _check_grid(found)
-    return tuple(found)
+    return space.of_methods(
+        config.methods, setup.spaces, setup.kind, setup.count, wishes, config.sampler
+    )
 
 
-def _check_grid(found: Sequence[space.Study]) -> None:
-    """Go through the grids once: a range without a step, or far too many points."""
-    for study in found:
-        count = sum(1 for _ in zip(study.candidates(), range(library.MAX_POINTS + 1), strict=False))
-        if count > library.MAX_POINTS:
-            raise UsageError.build(
-                "--search", f"too many points for {study.name}",
-                expected=f"at most {library.MAX_POINTS}", do="use --sampler tpe",
-            )  # fmt: skip
-
-
-def _check_cma(found: Sequence[space.Study]) -> None:
-    for study in found:
-        numbers = sum(d.numeric for d in study.dimensions)
-        if numbers < 2:
-            raise UsageError.build(
-                "--sampler", f"CMA-ES needs two numbers to search over for {study.name}",
-                found=numbers, do="use tpe, random or grid",
-            )  # fmt: skip
-
-
-def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Runner]:
+def _prepare(config: Config, setup: MergeSetup) -> tuple[Search, Runner]:
     """The search and its runner; the base model waits until a point needs it."""
-    from pem_composition.sweep.search import Search
-
-    plan, runner = sweep.prepare(request)
+    plan, runner = setup.prepare(common.say)
     inputs = list(plan.inputs)
     for what, paths in _statistics(config).items():
         own = common.read_statistics(paths, what)
@@ -291,10 +251,10 @@ def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Ru
     tasks = plan.tasks
     own_modules = len(tasks) == len(inputs)
     names = common.labels(config.compare)
-    compared = common.load_modules(config.compare, names, base=request.model)
+    compared = read_modules(config.compare, names, base=setup.base)
     search = Search(
         inputs=tuple(inputs),
-        studies=studies(config, request),
+        studies=_studies(config, setup),
         tasks=tasks,
         goals=tuple(wanted.Goal(g, config.penalty) for g in config.goal),
         conditions=tuple(wanted.condition(t, tasks, own=own_modules) for t in config.constraint),
@@ -302,7 +262,7 @@ def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Ru
         sampler=config.sampler,
         seed=config.seed,
         own=own_modules,
-        spaces=request.spaces,
+        spaces=setup.spaces,
         compare=tuple(
             library.read_input(*one) for one in zip(names, compared, config.compare, strict=True)
         ),
@@ -311,17 +271,3 @@ def _prepare(config: Config, request: sweep.Request) -> tuple[Search, library.Ru
         command=plan.command,
     )
     return search, runner
-
-
-def _finish(
-    config: Config, request: sweep.Request, search: Search, runner: Any, summary: dict[str, Any]
-) -> None:
-    """Write the best module (whole models are left to merge.py), the table and the plot."""
-    from pem_composition.sweep.search import best_point
-
-    out = request.out
-    if request.kind != "full":
-        best = best_point(search, runner, summary).module(runner.settings, saved=True)
-        best.save(out / "best", format=config.format, dtype=config.dtype, overwrite=True)
-        common.report(out / "best", best)
-    show(out / RESULTS, out)

@@ -69,10 +69,31 @@ def path(text: str) -> Path:
     return Path(plain_text(text))
 
 
+class Share(float):
+    """A part of a whole, shown as a percentage."""
+
+    def __str__(self) -> str:
+        return f"{100 * self:g}%"
+
+
+def share(text: str) -> Share:
+    """``3%`` or ``0.03``: no negative number, and none above 1 without a percent sign."""
+    text = unshield(text)
+    number, percent = text.removesuffix("%").strip(), text.endswith("%")
+    value = float(number) if NUMBER.fullmatch(number) else -1.0
+    if value < 0 or value > (1e6 if percent else 1.0):
+        raise argparse.ArgumentTypeError(
+            f"not a share; found '{text}', expected a percentage such as 3%, or a fraction from 0 "
+            "to 1 such as 0.03"
+        )
+    return Share(value / 100 if percent else value)
+
+
 CONVERTERS: dict[Any, Callable[[str], Any]] = {
     str: plain_text,
     int: whole_number,
     float: finite_float,
     bool: truth,
     Path: path,
+    Share: share,
 }

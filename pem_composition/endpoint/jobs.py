@@ -2,7 +2,7 @@
 
 A job's key is made of what is asked, so a rerun of the same command asks only what has no reply
 yet, and a changed question, server, model or setting never meets an old reply. What a model refuses
-is kept in a file of its own beside the replies, is not asked again, and is counted.
+is kept in a file of its own beside the replies, is counted, and is asked again only on request.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pem_composition import json_lines
 from pem_composition.endpoint.client import (
     FINISHED,
     REFUSED,
@@ -25,7 +26,7 @@ from pem_composition.endpoint.client import (
     Reply,
     Service,
 )
-from pem_composition.errors import PEMError, UsageError
+from pem_composition.errors import DataError, PEMError, UsageError
 from pem_composition.sweep.result_store import ResultStore
 
 REPORT_EVERY = 20  # replies
@@ -100,6 +101,54 @@ def key_of(service: Service, messages: Messages, place: str = "") -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
+def ask(
+    jobs: Iterable[Job],
+    service: Service,
+    path: Path,
+    budget: Budget,
+    *,
+    parallel: int = 1,
+    retry_refused: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Report:
+    """Ask a service what ``path`` has no reply to yet.
+
+    Raises:
+        UsageError: a path that holds something else, or see ``run``.
+        RunFailed: see ``run``.
+    """
+    for file in (path, refused_path(path)):
+        _check_replies(file)
+    store, endpoint = ResultStore(path), Endpoint(service)
+    return run(
+        jobs, endpoint, store, budget, parallel=parallel, retry_refused=retry_refused, say=say
+    )
+
+
+def _check_replies(path: Path) -> None:
+    """An existing file is continued where it holds replies, and never anything else.
+
+    Raises:
+        UsageError: a directory, or a file with other lines.
+    """
+    if not path.exists():
+        return
+    try:
+        lines = [] if path.is_dir() else json_lines.read(path)
+    except DataError:
+        begun = path.read_bytes().lstrip().startswith(b"{")
+        if begun:  # a damaged line of ours, which is named
+            raise
+        lines = [{}]
+    other = any("key" not in line for line in lines)
+    if path.is_dir() or other or (not lines and b"\n" in path.read_bytes()):
+        raise UsageError.build(
+            f"--output_file {path}", "holds something else than replies",
+            found="a directory" if path.is_dir() else "lines without a key",
+            expected="a new file, or one that this program began", do="choose another name",
+        )  # fmt: skip
+
+
 def run(
     jobs: Iterable[Job],
     endpoint: Endpoint,
@@ -107,18 +156,22 @@ def run(
     budget: Budget,
     *,
     parallel: int = 1,
+    retry_refused: bool = False,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Report:
     """Ask what has no reply yet, several questions at a time; replies are appended as they come.
 
     Questions of one key are asked once.
 
+    Args:
+        retry_refused: also ask what was refused in an earlier run.
+
     Raises:
         UsageError: a budget of tokens at an endpoint that does not count them.
         RunFailed: the endpoint failed; what was done is kept and named.
     """
     asked = list({job.key: job for job in jobs}.values())
-    state = _State(asked, store, budget)
+    state = _State(asked, store, budget, retry_refused=retry_refused)
     with ThreadPoolExecutor(parallel) as pool:
         running: dict[Future[Reply], Job] = {}
         try:
@@ -150,11 +203,14 @@ def _kept(state: _State, total: int) -> str:
 class _State:
     """What waits, what was spent, and what came back."""
 
-    def __init__(self, asked: Sequence[Job], store: ResultStore, budget: Budget) -> None:
+    def __init__(
+        self, asked: Sequence[Job], store: ResultStore, budget: Budget, *, retry_refused: bool
+    ) -> None:
         self.store, self.budget = store, budget
         self.refusals = ResultStore(refused_path(store.path))
         known = [job for job in asked if job.key in store.records]
-        refused = [job for job in asked if job.key in self.refusals.records]
+        before = {} if retry_refused else self.refusals.records
+        refused = [job for job in asked if job.key in before and job.key not in store.records]
         settled = {job.key for job in (*known, *refused)}
         self.waiting = deque(job for job in asked if job.key not in settled)
         self.report = Report(len(asked), before=len(known), refused=len(refused))

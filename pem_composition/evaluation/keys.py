@@ -61,6 +61,11 @@ def key_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def digest_of(value: object) -> str:
+    """sha256 of texts, prompts or rows, as JSON writes them."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def base_digest(model: str | Path) -> str:
     """sha256 over a base's weights, configuration and tokenizer; its name where no file is there.
 

@@ -126,10 +126,13 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
     Returns the summary, which is also the last line of results.jsonl: the curve and the table's
     rows, each by the keys of its points, one per task.
     """
-    # The largest sums are made once in advance: one beyond its dtype is refused before any score.
+    # One beyond its dtype is refused before any score: of sums the largest in any case, and every
+    # point where the dtype of the output is asked for.
     for space in plan.spaces if runner.settings.method == SIMPLE else ():
         largest = max(plan.points, key=lambda c: sum(map(abs, c)))
         point(plan.inputs, largest, space, runner.settings).module(runner.settings)
+    for target in _targets(plan, runner.settings):
+        target.check(runner.settings)
     runner.share((target, select) for target in _targets(plan, runner.settings))
     curves: dict[str, Curve] = {
         space: [

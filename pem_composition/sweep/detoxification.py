@@ -20,19 +20,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import json_lines
 from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
+from pem_composition.checkpoint.several import read_modules
+from pem_composition.evaluation import keys
+from pem_composition.report.records import RESULTS
 from pem_composition.sweep.instructions import InstructionRows
-from pem_composition.sweep.points import Input, Point, alone
-from pem_composition.sweep.result_store import Record
-from pem_composition.sweep.runner import Runner
-from pem_composition.sweep.texts import guarded, strongest
+from pem_composition.sweep.points import Input, Point, Settings, alone, read_input
+from pem_composition.sweep.result_store import Record, ResultStore
+from pem_composition.sweep.runner import Runner, Say
+from pem_composition.sweep.texts import TextRows, guarded, strongest
 
 if TYPE_CHECKING:
+    from pem_composition.checkpoint import ModuleHeader
+    from pem_composition.evaluation.holding import Holding
+    from pem_composition.evaluation.search import Search
     from pem_composition.evaluation.statistics import Estimate
     from pem_composition.evaluation.toxicity import Judge
+    from pem_composition.tasks.data import Example
+    from pem_composition.tasks.instructions import Template
 
+BASELINE = "instruction module"
+UNSAFE = "contrast_"  # what the types of XSTest's unsafe prompts begin with
 SPLIT, GUARD = "test", "guard"
 EXACT, REFERENCE = "exact", "reference"
 Line = dict[str, Any]
@@ -77,7 +89,7 @@ def rows_of(
     pair = (instruction, toxic)
     rows = [
         Row("base model", Point((instruction,), (0.0,), "delta")),  # no update at all
-        Row("instruction module", alone(instruction)),
+        Row(BASELINE, alone(instruction)),
         Row("toxic module", alone(toxic)),
     ]
     for form in forms:
@@ -90,6 +102,118 @@ def rows_of(
                 point = Point(pair, coefficients, "parameter", method)
             rows.append(Row(f"{form} {strength:g}", point, form, strength))
     return rows
+
+
+def sets_of(
+    files: Mapping[str, Sequence[Example]],
+    template: Template,
+    search: Search,
+    *,
+    max_seq_length: int = 512,
+    batch_size: int | None = None,
+) -> list[InstructionRows]:
+    """The sets of instructions; XSTest in two, as only refusals of its safe prompts are bad."""
+    parts: dict[str, Sequence[Example]] = {}
+    for name, examples in files.items():
+        unsafe = [str(example.row.get("type")).startswith(UNSAFE) for example in examples]
+        if not any(unsafe):
+            parts[name] = examples
+            continue
+        for part, wanted in (("safe", False), ("unsafe", True)):
+            pairs = zip(examples, unsafe, strict=True)
+            parts[f"{name}, {part}"] = [e for e, flagged in pairs if flagged == wanted]
+    return [
+        InstructionRows(
+            name, examples, template, search,
+            max_seq_length=max_seq_length, batch_size=batch_size,
+        )
+        for name, examples in parts.items()
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Detoxified:
+    """What every row of the table answered, and what it costs on the guard's text, if any."""
+
+    scored: Sequence[Scored]
+    costs: Mapping[str, Mapping[str, float]]
+    rows: Sequence[Row]
+    told: str
+
+    def chosen(self, max_increase: float) -> dict[str, float | None]:
+        """For each form the strongest strength within the limit, see ``strongest``."""
+        forms = dict.fromkeys(row.form for row in self.rows if row.form)
+        return {
+            form: strongest(
+                [{**self.costs[r.name], "strength": r.strength} for r in self.rows
+                 if r.form == form],
+                max_increase,
+            )
+            for form in forms
+        }  # fmt: skip
+
+    def write_answers(self, out: Path) -> None:
+        """OUT/answers/<module>/<set>.jsonl."""
+        for one in self.scored:
+            folder = out / "answers" / one.row.name.replace(" ", "-")
+            name = "".join(c if c.isalnum() or c in "-_" else "-" for c in one.rows.name)
+            json_lines.write(folder / f"{name}.jsonl", answer_lines(one))
+
+
+def measure(
+    headers: Sequence[ModuleHeader],
+    *,
+    base: str,
+    strengths: Sequence[float],
+    forms: Sequence[str],
+    rank: int | None,
+    sets: Sequence[InstructionRows],
+    judges: Mapping[str, Judge],
+    guard: TextRows | None,
+    holding: Holding,
+    bf16: bool,
+    use_cpu: bool,
+    out: Path,
+    fresh: bool,
+    say: Say,
+) -> Detoxified:
+    """Let every form and strength answer; answers in results.jsonl are not written again.
+
+    Args:
+        headers: of the instruction module and the toxic one.
+        base: folder or hub name of the base model, ``holding`` how its weights are held.
+        fresh: look at no result that is there.
+
+    Raises:
+        PEMError: modules, instructions or a model that cannot be used.
+    """
+    from pem_composition.evaluation.attached import device_key, on_device
+    from pem_composition.evaluation.models import load_causal
+
+    def load() -> tuple[Any, Any]:
+        model, tokenizer, _ = load_causal(base, holding=holding)
+        if holding.placed:
+            return model, tokenizer
+        return on_device(model, use_cpu=use_cpu, bf16=bf16), tokenizer
+
+    modules = read_modules(headers, [header.name for header in headers])
+    inputs = [
+        read_input(header.name, module, str(header.path))
+        for header, module in zip(headers, modules, strict=True)
+    ]
+    bits = f"{holding.bits} bits" if holding.bits else ""
+    weights = " ".join(w for w in (bits, holding.dtype or "") if w and w != "float32")
+    settings = Settings(
+        base=keys.base_digest(base), head="first", bf16=bf16, weights=weights,
+        generation=keys.generation_digest(base), device=device_key(use_cpu),
+    )  # fmt: skip
+    rows = rows_of(inputs[0], inputs[1], strengths, forms, rank)
+    splits: dict[str, Sequence[Any]] = {SPLIT: sets, **({GUARD: [guard]} if guard else {})}
+    runner = Runner(load, splits, settings, ResultStore(out / RESULTS, fresh=fresh), say)
+    scored = run(rows, runner, sets, judges)
+    costs = guard_costs(rows, runner) if guard else {}
+    runner.close()
+    return Detoxified(scored, costs, rows, runner.told("sets answered"))
 
 
 def run(
@@ -108,24 +232,10 @@ def run(
     return found
 
 
-def guard(rows: Sequence[Row], runner: Runner, baseline: str) -> dict[str, dict[str, float]]:
-    """What every row costs in perplexity on the guard's text, against the baseline."""
+def guard_costs(rows: Sequence[Row], runner: Runner) -> dict[str, dict[str, float]]:
+    """What every row costs in perplexity on the guard's text, against the instruction module."""
     records = {row.name: runner.score(row.point, GUARD)[0] for row in rows}
-    return {name: guarded(record, records[baseline]) for name, record in records.items()}
-
-
-def chosen(
-    rows: Sequence[Row], costs: Mapping[str, Mapping[str, float]], max_increase: float
-) -> dict[str, float | None]:
-    """For each form the strongest strength within the limit, see ``strongest``."""
-    forms = dict.fromkeys(row.form for row in rows if row.form)
-    return {
-        form: strongest(
-            [{**costs[r.name], "strength": r.strength} for r in rows if r.form == form],
-            max_increase,
-        )
-        for form in forms
-    }
+    return {name: guarded(record, records[BASELINE]) for name, record in records.items()}
 
 
 def answer_lines(scored: Scored) -> list[Line]:
@@ -149,17 +259,15 @@ def answer_lines(scored: Scored) -> list[Line]:
 
 def table_lines(
     scored: Sequence[Scored],
-    baseline: str,
     threshold: float,
     costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Line]:
-    """One line per row, set and judge.
+    """One line per row, set and judge; changes are against the instruction module.
 
     Args:
-        baseline: name of the row that changes are against.
-        costs: what ``guard`` says of each row.
+        costs: what ``guard_costs`` says of each row.
     """
-    first = {s.rows.name: s for s in scored if s.row.name == baseline}
+    first = {s.rows.name: s for s in scored if s.row.name == BASELINE}
     return [
         {**line, **(costs or {}).get(s.row.name, {})}
         for s in scored

@@ -7,11 +7,13 @@ generation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
+from pem_composition.evaluation.batches import Batch, resume
 from pem_composition.evaluation.keys import rows_digest
 from pem_composition.evaluation.search import Search
 from pem_composition.objectives.instructions import Instructions
@@ -93,20 +95,34 @@ class InstructionRows:
                 LANGUAGE, rows, tokenizer, model.config, device=device
             )
 
-    def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
-        """The answers, and per reference answer the sum of -log p and the number of tokens."""
+    def evaluate(
+        self, model: nn.Module, partial: Path, key: str, *, bf16: bool = False
+    ) -> dict[str, Any]:
+        """The answers, and per reference answer the sum of -log p and the number of tokens.
+
+        Args:
+            partial: where the batches are kept; those of an earlier run under the same key are not
+                answered again.
+        """
         from pem_composition.evaluation import instructions
         from pem_composition.evaluation.precision import reduced
 
-        with reduced(model, bf16):
-            found = instructions.answers(
+        def write(skip: int) -> Iterator[Batch]:
+            batches = instructions.answer_batches(
                 model, self._tokenizer, self.examples, self.template, self.search,
-                batch_size=self.batch_size, name=self.name,
+                batch_size=self.batch_size, name=self.name, skip=skip,
             )  # fmt: skip
+            for batch in batches:
+                yield [[place, answer._asdict()] for place, answer in batch.items()]
+
+        with reduced(model, bf16):
+            # The batches of another size are made of other rows.
+            kept, _ = resume(partial, f"{key} {self.batch_size}", write)
             nll = None if self._evaluator is None else self._evaluator.predict(model).tolist()
-        return {**_progress([answer.answer for answer in found]), "nll": nll} | {
-            name: [getattr(answer, name) for answer in found]
-            for name in ("answer", "text", "new_tokens", "ended")
+        pairs = [pair for batch in kept for pair in batch]
+        found = [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
+        return {**_progress([row["answer"] for row in found]), "nll": nll} | {
+            name: [row[name] for row in found] for name in ("answer", "text", "new_tokens", "ended")
         }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import HEAD
 from pem_composition.arithmetic.heads import NAME, own_head
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
+from pem_composition.errors import PEMError
 from pem_composition.evaluation.keys import module_digest
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Settings:
     weights: str = ""  # how the base is held, if not in float32; quantised: modules are attached
     generation: str | None = None  # digest of how texts end by default, where texts are written
     device: str = ""  # if no CPU
+    dtype: str | None = None  # of a module that is written; decides no score, see ``Point.check``
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,17 @@ class Point:
             certify=saved,
         )
 
+    def check(self, settings: Settings) -> None:
+        """Refuse a combination that cannot be written in the dtype asked for.
+
+        Raises:
+            TooLarge: naming the combination.
+        """
+        if settings.dtype is not None and self.space is not None:
+            terms = zip(self.coefficients, self.inputs, strict=True)
+            told = " ".join(f"{c:+g}*{i.name}" for c, i in terms)
+            check_fits([(f"{told} in {self.space} space", self.module(settings))], settings.dtype)
+
     def identity(self, settings: Settings, split: str, rows: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that decides the score; hashed into the key.
 
@@ -97,7 +110,8 @@ class Point:
         """
         optional = ("bf16", "weights", "generation", "device")
         unset = [name for name in optional if not getattr(settings, name)]
-        shared = {k: v for k, v in asdict(settings).items() if k not in (*unset, "method")}
+        left_out = (*unset, "method", "dtype")
+        shared = {k: v for k, v in asdict(settings).items() if k not in left_out}
         if self.method != SIMPLE:
             shared["method"] = self.method
         needed = recorded(self.method)[0].entry.needs
@@ -113,6 +127,25 @@ class Point:
             "rank": self.rank,
             "split": split,
         }
+
+
+class TooLarge(PEMError):
+    """A combination with numbers that the dtype of the output does not hold."""
+
+
+def check_fits(modules: Iterable[tuple[str, PEM | None]], dtype: str | None) -> None:
+    """Refuse modules that cannot be written in a dtype, before the work that would choose one.
+
+    Raises:
+        TooLarge: naming the first.
+    """
+    from pem_composition.arithmetic.updates import cast
+
+    for name, module in modules if dtype is not None else ():
+        try:
+            cast(module.tensors if module is not None else {}, dtype)
+        except PEMError as error:
+            raise TooLarge(f"{name}: {error}") from None
 
 
 def point(

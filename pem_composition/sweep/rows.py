@@ -73,7 +73,9 @@ class Rows:
             )  # fmt: skip
         return self._evaluator
 
-    def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, _partial: object = None, _key: str = "", *, bf16: bool = False
+    ) -> dict[str, Any]:
         """Score, standard error, predictions and what else a record holds of an evaluation."""
         from pem_composition.adapters import wearing
         from pem_composition.evaluation.precision import reduced

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from pem_composition.evaluation.batches import partial_path
 from pem_composition.sweep.held import HeldModel, Loader
 from pem_composition.sweep.points import Point, Settings
 from pem_composition.sweep.result_store import Record, ResultStore, finite
@@ -63,8 +65,8 @@ class Runner:
     def _score(self, target: Point, split: str, rows: Rows, *, wait: bool) -> Record | None:
         identity = target.identity(self.settings, split, rows.identity)
 
-        def compute(_key: str) -> dict[str, Any]:
-            return self._compute(target, rows)
+        def compute(key: str) -> dict[str, Any]:
+            return self._compute(target, rows, key)
 
         before = self.store.computed
         record = self.store.once(
@@ -72,15 +74,20 @@ class Runner:
             usable=lambda r: finite(r, "score", "standard_error"),
         )  # fmt: skip
         if record is not None and self.store.computed > before:
+            self._partial(record["key"]).unlink(missing_ok=True)
             self.say(_line(record, rows.name))
         return record
 
-    def _compute(self, target: Point, rows: Rows) -> dict[str, Any]:
+    def _partial(self, key: str) -> Path:
+        """Where a result that is made in batches is kept until it is whole."""
+        return partial_path(self.store.path.with_name(key[:16]))
+
+    def _compute(self, target: Point, rows: Rows, key: str) -> dict[str, Any]:
         model, _ = self._held.open()
         if self._target is not target:
             self._held.put(target.module(self.settings))
             self._target = target
-        result = rows.evaluate(model, bf16=self.settings.bf16)
+        result = rows.evaluate(model, self._partial(key), key, bf16=self.settings.bf16)
         return {"names": [i.name for i in target.inputs], **result}
 
     def _prepare(self, model: Any, tokenizer: Any) -> None:

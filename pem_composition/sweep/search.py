@@ -21,7 +21,7 @@ from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
 from pem_composition.sweep import MERGE, Row, compared, samplers, shared
 from pem_composition.sweep.goals import Condition, Goal, Scored, check_normalised, front, signs_of
-from pem_composition.sweep.points import Input, Point, alone, point
+from pem_composition.sweep.points import Input, Point, TooLarge, alone, point
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner
 from pem_composition.sweep.space import Candidate, Study
@@ -85,6 +85,7 @@ class Trial:
 
 def key_of(search: Search, study: Study, runner: Runner, select: str) -> str:
     """What decides the trials of a study: their lines and the store's study carry it."""
+    settings = asdict(runner.settings)
     content = {
         "study": asdict(study),
         "goals": [asdict(g) for g in search.goals],
@@ -93,7 +94,7 @@ def key_of(search: Search, study: Study, runner: Runner, select: str) -> str:
         "seed": search.seed,
         "modules": [i.sha256 for i in search.inputs],
         "statistics": [{w: s.sha256 for w, s in i.statistics.items()} for i in search.inputs],
-        "settings": asdict(runner.settings),
+        "settings": {k: v for k, v in settings.items() if k != "dtype" or v},
         "tasks": list(search.tasks),
         "chosen by": list(search.metrics),
         "rows": [rows.identity for rows in runner.splits[select]],
@@ -184,13 +185,27 @@ class _Trying:
         self.search, self.study, self.runner, self.select = search, study, runner, select
         self.own = own
         self.key = key_of(search, study, runner, select)
+        self._points: dict[tuple[Any, ...], Point | None] = {}
 
     def point(self, candidate: Candidate) -> Point | None:
-        """What a candidate stands for; None for settings that do not go together."""
+        """What a candidate stands for, made once."""
+        name = tuple(candidate.items())
+        if name not in self._points:
+            self._points[name] = self._point(candidate)
+        return self._points[name]
+
+    def _point(self, candidate: Candidate) -> Point | None:
+        """What a candidate stands for; None for one that cannot be: settings that do not go
+        together, or a sum that the dtype of the output does not hold."""
         try:
-            return self.study.point(self.search.inputs, self.runner.settings, candidate)
+            found = self.study.point(self.search.inputs, self.runner.settings, candidate)
+            found.check(self.runner.settings)
+        except TooLarge as error:
+            self.runner.say(f"left out: {error}")
+            return None
         except PEMError:
             return None
+        return found
 
     def __call__(self, number: int, candidate: Candidate) -> Trial:
         """Values and violation of a candidate; settings that do not go together violate most."""

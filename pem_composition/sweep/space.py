@@ -15,7 +15,7 @@ from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, Method,
 from pem_composition.arithmetic.methods.registry import Choice as MethodChoice
 from pem_composition.arithmetic.methods.settings import Setting
 from pem_composition.errors import PEMError, UsageError
-from pem_composition.sweep.grids import grid
+from pem_composition.sweep.grids import MAX_POINTS, grid
 from pem_composition.sweep.points import Input, Point, Settings, point
 
 Choice = float | int | str
@@ -252,3 +252,47 @@ def check_used(dimensions: Mapping[str, Dimension], studies: Sequence[Study]) ->
                 "--search", f"no method of the search has {name!r}",
                 expected=", ".join(sorted(known)), do="correct the name or --methods",
             )  # fmt: skip
+
+
+def of_methods(
+    methods: Sequence[str],
+    spaces: Sequence[str],
+    kind: str,
+    modules: int,
+    wishes: Wishes,
+    sampler: str,
+) -> tuple[Study, ...]:
+    """One study per method, of the sum one per space.
+
+    Raises:
+        UsageError: a method that is not defined for the kind, a dimension that no method has, or
+            more or fewer points than the sampler can use.
+    """
+    found = []
+    for method in methods:
+        name = SIMPLE if method == SUM else method
+        if kind not in METHODS[name].kinds:
+            raise UsageError.build(
+                "--methods", f"{name} is not defined for modules of kind {kind}",
+                expected=f"kind {' or '.join(METHODS[name].kinds)}", do="leave it out",
+            )  # fmt: skip
+        own = spaces if name == SIMPLE else (METHODS[name].space,)
+        found += [study(name, space, kind, modules, wishes) for space in own]
+    check_used(wishes.dimensions or {}, found)
+    for one in found:
+        numbers = sum(d.numeric for d in one.dimensions)
+        if sampler == "cma" and numbers < 2:
+            raise UsageError.build(
+                "--sampler", f"CMA-ES needs two numbers to search over for {one.name}",
+                found=numbers, do="use tpe, random or grid",
+            )  # fmt: skip
+        # Going through a grid once refuses a range without a step.
+        if (
+            sampler == "grid"
+            and sum(1 for _ in itertools.islice(one.candidates(), MAX_POINTS + 1)) > MAX_POINTS
+        ):
+            raise UsageError.build(
+                "--search", f"too many points for {one.name}", expected=f"at most {MAX_POINTS}",
+                do="use --sampler tpe",
+            )  # fmt: skip
+    return tuple(found)

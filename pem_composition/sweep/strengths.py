@@ -19,15 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.evaluation.keys import complete, key_of
+from pem_composition.evaluation.batches import partial_path, resume
+from pem_composition.evaluation.keys import complete, digest_of, key_of
 from pem_composition.sweep import texts
 from pem_composition.sweep.held import HeldModel, Loader
 from pem_composition.sweep.points import Input
 from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.runner import Say
-from pem_composition.sweep.texts import Asked, LongText, Row, TextRows
+from pem_composition.sweep.texts import LongText, Row, TextRows
 
 if TYPE_CHECKING:
+    from pem_composition.evaluation.causal import Prompts
     from pem_composition.evaluation.toxicity import Judge
     from pem_composition.module import PEM
 
@@ -51,7 +53,7 @@ class Trial:
 
     base: str
     module: Input
-    asked: Asked
+    asked: Prompts
     judges: Mapping[str, Judge]
     text: LongText
     guard: LongText
@@ -124,6 +126,12 @@ class StrengthRunner:
         self._held.close()
         self._strength = None
 
+    def module(self, strength: float) -> PEM:
+        """What is put into the weights at a strength, as a module."""
+        found = at_strength(self.trial.module.pem, strength)
+        assert found is not None, "at strength 0 there is none"
+        return found
+
     # --- the parts ---
 
     def _texts(self, strength: float, wait: bool) -> Record | None:
@@ -134,10 +142,10 @@ class StrengthRunner:
         def compute(key: str) -> dict[str, Any]:
             file = f"{FOLDER}/{label(strength)}-{key[:12]}.jsonl"
             path = self.folder / file
-            partial = path.with_name(f".{path.name}.partial")
+            partial = partial_path(path)
             # The batches of another size are made of other rows.
             name = f"{key} {self.trial.asked.batch_size}"
-            found, _ = texts.resume(partial, name, lambda skip: self._written(strength, skip))
+            found, _ = resume(partial, name, lambda skip: self._written(strength, skip))
             rows = [row for batch in found for row in batch]
             facts = _facts(rows)
             texts.save(path, rows, self._scores(facts["sha256"]))
@@ -280,7 +288,7 @@ def decided(part: str, identity: Mapping[str, Any]) -> dict[str, Any]:
 def _facts(rows: Sequence[Row]) -> dict[str, Any]:
     """What a record says of its texts."""
     return {
-        "sha256": texts.digest_of(rows),
+        "sha256": digest_of(rows),
         "n": len(rows),
         "new_tokens": sum(row["new_tokens"] for row in rows) / len(rows),
         "ended": sum(row["ended"] for row in rows) / len(rows),

@@ -1,4 +1,4 @@
-"""What models are asked to write and read, and the files that keep what they wrote. No torch.
+"""What models read beside other tasks, and the files that keep what they wrote. No torch.
 
 A file of texts holds one line of JSON per text: prompt, text, numbers of sample and prompt, seed,
 and under ``scores`` what each judge says of it, by judge. It appears whole or not at all.
@@ -6,89 +6,26 @@ and under ``scores`` what each judge says of it, by judge. It appears whole or n
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import json_lines
 from pem_composition.errors import DataError
+from pem_composition.evaluation.keys import digest_of
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.generate import Decoding
     from pem_composition.evaluation.language import LanguageEvaluator
     from pem_composition.evaluation.perplexity import Windows
 
 Row = dict[str, Any]
 SCORES = "scores"
 LONG_ROW = 40  # characters
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Prompts, how they are continued, and how often.
-
-    Attributes:
-        name: what to call the prompts in a report.
-        batch_size: rows per forward pass; changes no text.
-    """
-
-    prompts: tuple[str, ...]
-    decoding: Decoding
-    samples: int
-    seed: int
-    name: str
-    batch_size: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of texts."""
-        return len(self.prompts) * self.samples
-
-    @property
-    def groups(self) -> list[int] | None:
-        """The prompt of each text, in order; None where there is one prompt."""
-        if len(self.prompts) == 1:
-            return None
-        return [p for p in range(len(self.prompts)) for _ in range(self.samples)]
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the texts besides the weights."""
-        return {
-            "prompts": digest_of(self.prompts),
-            "decoding": asdict(self.decoding),
-            "samples": self.samples,
-            "seed": self.seed,
-        }
-
-    def check(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse prompts that this model cannot continue.
-
-        Raises:
-            DataError: a prompt that leaves no room in the length or in the context.
-        """
-        from pem_composition.evaluation.generate import encode_prompts
-
-        encode_prompts(model, tokenizer, self.prompts, self.decoding)
-
-    def write(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, skip: int = 0
-    ) -> Iterator[list[Row]]:
-        """The texts batch by batch, all but the first ``skip`` batches."""
-        from pem_composition.evaluation.generate import batches
-
-        found = batches(
-            model, tokenizer, self.prompts, self.decoding,
-            samples=self.samples, seed=self.seed, batch_size=self.batch_size, skip=skip,
-        )  # fmt: skip
-        for batch in found:
-            yield [sample._asdict() for sample in batch]
 
 
 @dataclass(frozen=True)
@@ -177,7 +114,9 @@ class TextRows:
                 do="give a longer text (--guard_file), or a smaller --window",
             )  # fmt: skip
 
-    def evaluate(self, model: nn.Module, *, bf16: bool = False) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, _partial: object = None, _key: str = "", *, bf16: bool = False
+    ) -> dict[str, Any]:
         """Perplexity, and per window the sum of -log p and the number of tokens."""
         from pem_composition.evaluation.perplexity import summary
         from pem_composition.evaluation.precision import reduced
@@ -206,35 +145,6 @@ def strongest(rows: Sequence[Mapping[str, Any]], max_increase: float) -> float |
     the limit even at the upper end of its interval; None where every one exceeds it."""
     within = [r["strength"] for r in rows if r["strength"] > 0 and r["guard_high"] <= max_increase]
     return max(within, default=None)
-
-
-def digest_of(value: object) -> str:
-    """sha256 of prompts, or of rows without scores."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def resume(
-    path: Path, key: str, batches: Callable[[int], Iterator[list[Any]]]
-) -> tuple[list[list[Any]], int]:
-    """All batches, those that a stopped run had written among them, and how many those were.
-
-    Each is on disk before the next is made. The caller takes the file away when all is kept.
-
-    Args:
-        key: of everything that decides the batches, their size included.
-        batches: number of batches to leave out -> the others in order.
-    """
-    records = {(r.get("key"), r.get("batch")): r for r in json_lines.read(path)}
-    kept: list[list[Any]] = []
-    while (known := records.get((key, len(kept)))) is not None:
-        kept.append(known["rows"])
-    before = len(kept)
-    if not before:
-        path.unlink(missing_ok=True)  # of other settings, another model or module
-    for rows in batches(before):
-        json_lines.append(path, {"key": key, "batch": len(kept), "rows": rows})
-        kept.append(rows)
-    return kept, before
 
 
 def save(path: Path, rows: Sequence[Row], scores: Mapping[str, Sequence[float]]) -> None:

@@ -11,14 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import UsageError
-from pem_composition.report.records import NEGATION, SUMMARY_VERSION
+from pem_composition.evaluation import keys
+from pem_composition.report.records import NEGATION, RESULTS, SUMMARY_VERSION
 from pem_composition.sweep.grids import union
-from pem_composition.sweep.result_store import Record
-from pem_composition.sweep.strengths import APPLIED, BASE, Measured, StrengthRunner
-from pem_composition.sweep.texts import LongText, guarded, strongest
+from pem_composition.sweep.points import check_fits, read_input
+from pem_composition.sweep.result_store import Record, ResultStore
+from pem_composition.sweep.runner import Say
+from pem_composition.sweep.strengths import (
+    APPLIED,
+    BASE,
+    Measured,
+    StrengthRunner,
+    Trial,
+    at_strength,
+)
+from pem_composition.sweep.texts import LongText, guarded, read_text, strongest
+
+if TYPE_CHECKING:
+    from pem_composition.evaluation.causal import Prompts
+    from pem_composition.evaluation.perplexity import Windows
+    from pem_composition.evaluation.toxicity import Judge
 
 Row = dict[str, Any]
 
@@ -55,6 +72,87 @@ def strengths(values: Sequence[float]) -> tuple[float, ...]:
             expected="START STEP STOP with STOP > 0, such as 0 0.1 1",
         )  # fmt: skip
     return (BASE, APPLIED, *(s for s in found if s not in (BASE, APPLIED)))
+
+
+def read_texts(
+    reported: str, guard: str | None, windows: Windows, max_tokens: int | None
+) -> tuple[LongText, LongText]:
+    """The text that is reported and the guard's: two files, or the second and first half of one.
+
+    Raises:
+        UsageError: the guard is the text that is reported.
+    """
+    own = read_text(reported, windows, max_tokens)
+    if guard is None:
+        first, second = own.halves()
+        return second, first
+    other = read_text(guard, windows, max_tokens)
+    if other.shared_rows(own) > 0.5:
+        raise UsageError.build(
+            "--guard_file", "holds the text that is reported", found=other.name,
+            expected="another one", do="leave it out, and the file is split",
+        )  # fmt: skip
+    return own, other
+
+
+def measure(
+    plan: Plan,
+    path: str,
+    name: str,
+    *,
+    base: str,
+    prompts: Prompts,
+    text: LongText,
+    guard: LongText,
+    judges: Sequence[str],
+    out: Path,
+    bf16: bool = False,
+    use_cpu: bool = False,
+    dtype: str | None = None,
+    fresh: bool = False,
+    say: Say,
+) -> tuple[dict[str, Any], StrengthRunner]:
+    """Read the module and measure every strength of it; the base model waits until it is needed.
+
+    Args:
+        path, name: of the module.
+        judges: names or folders.
+        dtype: of the module that will be written.
+        fresh: look at no result that is there.
+
+    Raises:
+        PEMError: a module, model, prompts or text that cannot be used.
+    """
+    from pem_composition.evaluation.attached import device_key, on_device
+    from pem_composition.evaluation.models import load_causal
+
+    def load() -> tuple[Any, Any]:
+        model, tokenizer, _ = load_causal(base)
+        return on_device(model, use_cpu=use_cpu, bf16=bf16), tokenizer
+
+    known = _judges(judges)
+    (module,) = read_modules([path], [name], base=base)
+    trial = Trial(
+        keys.base_digest(base), read_input(name, module, path), prompts, known, text, guard,
+        bf16, keys.generation_digest(base), device_key(use_cpu),
+    )  # fmt: skip
+    check_fits(((f"strength {s:g}", at_strength(module, s)) for s in plan.strengths), dtype)
+    runner = StrengthRunner(trial, load, ResultStore(out / RESULTS, fresh=fresh), out, say)
+    summary = run(plan, runner)
+    runner.close()
+    return summary, runner
+
+
+def _judges(names: Sequence[str]) -> dict[str, Judge]:
+    """The judges by name; of equal names with the beginning of their hash."""
+    from pem_composition.evaluation.toxicity import load_judge
+
+    found = {judge.identity.sha256: judge for judge in map(load_judge, names)}
+    called = [judge.identity.name for judge in found.values()]
+    return {
+        name if called.count(name) == 1 else f"{name} {digest[:6]}": judge
+        for name, (digest, judge) in zip(called, found.items(), strict=True)
+    }
 
 
 def run(plan: Plan, runner: StrengthRunner) -> dict[str, Any]:
@@ -97,7 +195,7 @@ def _setting(plan: Plan, runner: StrengthRunner, base: Measured) -> dict[str, An
         "max_increase": plan.max_increase,
         "asked": {
             "name": asked.name,
-            "prompts": len(asked.prompts),
+            "prompts": len(asked.texts),
             "samples": asked.samples,
             "seed": asked.seed,
             "decoding": asdict(asked.decoding),

@@ -246,7 +246,7 @@ def test_cat_learns_shares_from_labels(bench, tmp_path, capsys):
     [
         (["--space", "parameter"], "coefficients are learned in delta space"),
         (["--method", "lorahub"], "invalid choice: 'lorahub'"),
-        (["--learning_rate", "0"], "--max_steps and --learning_rate: cannot be used"),
+        (["--learning_rate", "0"], "--learning_rate: cannot be used"),
         (["--head", "average"], "need different heads"),
     ],
 )

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from tiny import random_module, tiny, write_causal
@@ -14,6 +13,7 @@ from tiny import random_module, tiny, write_causal
 from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity
 from pem_composition.errors import Preempted
+from pem_composition.evaluation.causal import CausalModel
 from pem_composition.evaluation.generate import Decoding, generate
 from pem_composition.evaluation.models import load_causal
 
@@ -111,19 +111,14 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(pem, bench, tmp_path, mo
 
 
 def test_a_changed_model_never_meets_the_texts_of_another(pem, bench, tmp_path, monkeypatch):
-    from pem_composition.cli import resumed
-
     shutil.copytree(bench / "base0", tmp_path / "base")
-    config = SimpleNamespace(
-        model_name_or_path=str(tmp_path / "base"), adapter="none", batch_size=None, bf16=False,
-        holding=None, use_cpu=True,
-    )  # fmt: skip
-    seen = [resumed.identity_of(config)]
+    model = CausalModel(base=str(tmp_path / "base"), use_cpu=True)
+    seen = [model.identity()]
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         file = tmp_path / "base" / name
         file.write_text(file.read_text() + " ")
-        assert resumed.identity_of(config) not in seen
-        seen.append(resumed.identity_of(config))
+        assert model.identity() not in seen
+        seen.append(model.identity())
 
 
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(pem, bench, tmp_path):

@@ -104,7 +104,7 @@ def test_labels_add_the_auc_with_and_without_training_texts(judge, texts, pem):
         ('{"text": "x", "y": 0}\n', ("--label_column", "y"), "no row has the toxic label; found 0"),
         ('{"text": "x"}\n', ("--judge", "nowhere"), "no such judge; found nowhere"),
         ('{"text": "x"}\n', ("--threshold", 1.5), "--threshold: cannot be used"),
-        ('{"text": "x"}\n', ("--data", "x"), "--data: says nothing to pem judge score"),
+        ('{"text": "x"}\n', ("--data", "x"), "--data: has no effect without train"),
         ('{"text": "x"}\n', ("--output", "no/such/folder.jsonl"), "no such folder"),
     ],
 )

@@ -258,10 +258,16 @@ def test_debug_shows_where_an_error_came_from(capsys):
 
 RANGED = [
     (program, spec.name, spec.metadata)
-    for program in ("train", "init", "select", "evaluate", "fisher", "gram", "sweep", "search")
+    for program in cli.SUBCOMMANDS
     for spec in dataclasses.fields(load(program).Config)
-    if {"least", "above", "below"} & set(spec.metadata)
+    if {"least", "above", "most", "below"} & set(spec.metadata)
 ]
+
+
+def words_of(spec, hint):
+    """A required flag with any value; of an argument its first word."""
+    positional = spec.metadata.get("positional")
+    return (typing.get_args(hint) or ("x",))[:1] if positional else (f"--{spec.name}", "x")
 
 
 @pytest.mark.parametrize(("program", "name", "meta"), RANGED)
@@ -275,10 +281,11 @@ def test_a_number_outside_its_declared_range_is_refused_by_its_flag(pem, program
         if spec.init
         and spec.default is dataclasses.MISSING
         and spec.default_factory is dataclasses.MISSING
-        for word in (f"--{spec.name}", "x")
+        for word in words_of(spec, hints[spec.name])
     ]
     outside = [meta["least"] - 1] if "least" in meta else []
     outside += [meta["above"]] if "above" in meta else []
+    outside += [meta["most"] + 1] if "most" in meta else []
     outside += [meta["below"]] if "below" in meta and "float" in str(hints[name]) else []
     assert outside
     for value in outside:

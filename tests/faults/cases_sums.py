@@ -194,7 +194,7 @@ REQUESTS = (
     Case("M20c", "a method that ends like one there is",
          "--merge_way: unknown method 'foosvd'; expected simple, ...",
          run=((*TWO, "-w", "foosvd"),)),
-    Case("M22", "rank 0", "--rank: not a rank; found 0, expected a whole number >= 1",
+    Case("M22", "rank 0", "--rank: cannot be used; found 0, expected a number >= 1",
          run=((*TWO, *DELTA, "--rank", "0"),)),
     Case("M22b", "rank 1000 of at most 8",
          f"out = +0.5*good +0.5*bad  (space delta, head average, {ZERO})",

@@ -1,18 +1,18 @@
-"""The tasks that modules are scored on, from the evaluation flags: one value per task. No torch."""
+"""The tasks that modules are scored on: their rows, and how modules answer them. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.cli import common
-from pem_composition.cli.flags import EvaluationFlags
+from pem_composition.checkpoint.several import short_paths
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
 from pem_composition.objectives import Objective, objective_of
+from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.polarity import LANGUAGE
-from pem_composition.training.config import DEFAULT_BLOCK
+from pem_composition.tasks.prompts import get_prompt
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -21,7 +21,44 @@ if TYPE_CHECKING:
     from pem_composition.tasks.prompts import Prompt
 
 VALIDATION, TEST = "validation", "test"
-DEFAULT_LENGTH = 128  # tokens
+
+
+AS_THEY_STAND = Reading()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Which rows modules are scored on, and how they answer.
+
+    Attributes:
+        task_name, validation_file, test_file: one value per task.
+        data_dir, prompt: likewise, or one value for all tasks.
+        next_block: the rows are a domain's text.
+        max_seq_length, block_size: tokens.
+        batch_size: rows per forward pass; None: by the device.
+        metrics: what selects: one, or one per task; none: each task's own.
+        max_invalid: see ``sweep.Plan``.
+    """
+
+    objective: str = "classification"
+    next_block: bool = False
+    task_name: Sequence[str] | None = None
+    validation_file: Sequence[str] | None = None
+    test_file: Sequence[str] | None = None
+    data_dir: Sequence[str] | None = None
+    prompt: Sequence[str] | None = None
+    reading: Reading = AS_THEY_STAND
+    max_seq_length: int = 128
+    block_size: int = 128
+    max_eval_samples: int | None = None
+    batch_size: int | None = None
+    metrics: Sequence[str] = ()
+    max_invalid: float | None = None
+
+    @property
+    def by_head(self) -> bool:
+        """True where modules answer by a classification head."""
+        return self.objective == "classification"
 
 
 @dataclass(frozen=True)
@@ -55,7 +92,11 @@ class ScoredTask:
 
 
 def read(
-    flags: EvaluationFlags, headers: Sequence[ModuleHeader] = (), *, own_heads: bool = False
+    scoring: Scoring,
+    headers: Sequence[ModuleHeader] = (),
+    *,
+    own_heads: bool = False,
+    say: Callable[[str], None] = print,
 ) -> tuple[ScoredTask, ...]:
     """Rows and prompt of every task.
 
@@ -69,19 +110,18 @@ def read(
             no common head answers.
         DataError: rows or a prompt that cannot be used.
     """
-    flags.check_objective()
-    places = _places(flags)
-    own = _own_classes(flags, headers, len(places), own_heads=own_heads)
-    found = [(_read(flags, place, o), place) for place, o in zip(places, own, strict=True)]
+    places = _places(scoring)
+    own = _own_classes(scoring, headers, len(places), own_heads=own_heads)
+    found = [(_read(scoring, place, o), place) for place, o in zip(places, own, strict=True)]
     for data, _ in found:
         for note in data.notes:
-            print(f"note: {note}")
+            say(f"note: {note}")
     names = _names(found)
-    asked = flags.objective == "seq2seq" and not flags.next_block
+    asked = not scoring.by_head and not scoring.next_block
     tasks = []
     for name, (data, place), classes in zip(names, found, own, strict=True):
-        objective = _objective(flags, place, order_of(data.task, classes))
-        prompt = _prompt(data, place) if asked else None
+        objective = _objective(scoring, place, order_of(data.task, classes))
+        prompt = get_prompt(data.task, place["prompt"]) if asked else None
         tasks.append(ScoredTask(name, data, objective, prompt, classes))
     if not asked and not own_heads:
         _check_one_head(tasks)
@@ -89,7 +129,7 @@ def read(
 
 
 def check_own_heads(
-    flags: EvaluationFlags, tasks: Sequence[ScoredTask], headers: Sequence[ModuleHeader]
+    scoring: Scoring, tasks: Sequence[ScoredTask], headers: Sequence[ModuleHeader]
 ) -> None:
     """Module i must bring a head for task i.
 
@@ -97,7 +137,7 @@ def check_own_heads(
         UsageError: text to text, or not one task per module.
         IncompatibleModules: a module without a head, or with that of another task.
     """
-    if flags.objective == "seq2seq":
+    if not scoring.by_head:
         raise UsageError.build(
             "--head", "text to text has no heads", found="per-task", do="leave it out"
         )
@@ -140,24 +180,24 @@ def check_labels(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) -
                 )
 
 
-def report_split(tasks: Sequence[ScoredTask]) -> str:
+def report_split(tasks: Sequence[ScoredTask], say: Callable[[str], None] = print) -> str:
     """The split of the table: test where every task has labelled test rows, else validation."""
     lacking = [task.name for task in tasks if task.rows(TEST) is None]
     if lacking and len(lacking) < len(tasks):
-        print(
+        say(
             f"note: {', '.join(lacking)} without labelled test rows: the table is on the "
             "validation rows of every task"
         )
     return VALIDATION if lacking else TEST
 
 
-def chosen_by(flags: EvaluationFlags, tasks: Sequence[ScoredTask]) -> tuple[str, ...]:
+def chosen_by(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[str, ...]:
     """For each task the metric that selects; empty: their own.
 
     Raises:
         UsageError: not one metric or one per task, or none that the task has.
     """
-    given = [name.removeprefix("eval_") for name in flags.metric_for_best_model or ()]
+    given = [name.removeprefix("eval_") for name in scoring.metrics]
     if not given:
         return ()
     where = "--metric_for_best_model"
@@ -176,15 +216,15 @@ def chosen_by(flags: EvaluationFlags, tasks: Sequence[ScoredTask]) -> tuple[str,
     return names
 
 
-Place = dict[str, Any]  # the flags' values for one task
+Place = dict[str, Any]  # the values of one task
 
 
-def _places(flags: EvaluationFlags) -> list[Place]:
+def _places(scoring: Scoring) -> list[Place]:
     """The values of each task; a data_dir or a prompt given once is for all tasks."""
-    own = {n: getattr(flags, n) for n in ("task_name", "validation_file", "test_file")}
-    shared = {n: getattr(flags, n) for n in ("data_dir", "prompt")}
+    own = {n: getattr(scoring, n) for n in ("task_name", "validation_file", "test_file")}
+    shared = {n: getattr(scoring, n) for n in ("data_dir", "prompt")}
     first = next((n for n, values in own.items() if values), None)
-    if first in (None, "test_file") and not flags.data_dir:
+    if first in (None, "test_file") and not scoring.data_dir:
         raise UsageError.build(
             "--evaluate", "no data to score on", expected="--task_name, or --validation_file"
         )
@@ -202,10 +242,10 @@ def _places(flags: EvaluationFlags) -> list[Place]:
 
 
 def _own_classes(
-    flags: EvaluationFlags, headers: Sequence[ModuleHeader], count: int, *, own_heads: bool
+    scoring: Scoring, headers: Sequence[ModuleHeader], count: int, *, own_heads: bool
 ) -> list[Classes]:
     """For each task the classes of the head that answers it; None in text to text."""
-    if flags.objective == "seq2seq":
+    if not scoring.by_head:
         return [None] * count
     heads = [of_module(header) for header in headers]
     if own_heads:
@@ -213,25 +253,25 @@ def _own_classes(
     return [next((head for head in heads if head is not None), None)] * count
 
 
-def _objective(flags: EvaluationFlags, place: Place, order: tuple[int, ...] = ()) -> Objective:
+def _objective(scoring: Scoring, place: Place, order: tuple[int, ...] = ()) -> Objective:
     return objective_of(
-        flags.objective or "classification",
-        next_block=flags.next_block,
-        max_seq_length=flags.max_seq_length or DEFAULT_LENGTH,
-        block_size=flags.block_size or DEFAULT_BLOCK,
+        scoring.objective,
+        next_block=scoring.next_block,
+        max_seq_length=scoring.max_seq_length,
+        block_size=scoring.block_size,
         prompt=place["prompt"],
         order=order,
     )
 
 
-def _read(flags: EvaluationFlags, place: Place, own: Classes) -> TaskData:
-    data = _objective(flags, place).read(
+def _read(scoring: Scoring, place: Place, own: Classes) -> TaskData:
+    data = _objective(scoring, place).read(
         place["task_name"],
         **{n: place[n] for n in ("validation_file", "test_file", "data_dir")},
-        reading=flags.reading(own),
+        reading=replace(scoring.reading, own=own),
         splits=(VALIDATION, TEST),
-        max_eval_samples=flags.max_eval_samples,
-        max_predict_samples=flags.max_eval_samples,
+        max_eval_samples=scoring.max_eval_samples,
+        max_predict_samples=scoring.max_eval_samples,
     )
     data.require(VALIDATION)
     return data
@@ -245,16 +285,10 @@ def _names(found: Sequence[tuple[TaskData, Place]]) -> list[str]:
     ]
     if len(set(names)) == len(names):
         return names
-    sources = common.labels([data.sources[VALIDATION] for data, _ in found])
+    sources = short_paths([data.sources[VALIDATION] for data, _ in found])
     named = [f"{name} ({source})" for name, source in zip(names, sources, strict=True)]
     distinct = len(set(named)) == len(named)
     return named if distinct else [f"{name} {i}" for i, name in enumerate(named, start=1)]
-
-
-def _prompt(data: TaskData, place: Place) -> Prompt:
-    from pem_composition.tasks.prompts import get_prompt
-
-    return get_prompt(data.task, place["prompt"])
 
 
 def _check_one_head(tasks: Sequence[ScoredTask]) -> None:

@@ -1,0 +1,105 @@
+"""Which device computes, and which modules go with a base model and a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from pem_composition import checkpoint
+from pem_composition.arithmetic.heads import tasks_of
+from pem_composition.errors import IncompatibleModules, UsageError
+from pem_composition.evaluation.models import bfloat16_note, resolve
+from pem_composition.evaluation.own_classes import in_order_of
+from pem_composition.module import PEM
+from pem_composition.tasks.glue import Task
+
+Model = TypeVar("Model", bound=Any)
+
+
+def device_of(use_cpu: bool) -> str:
+    """cuda where there is one, unless the CPU is asked for."""
+    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+
+
+def device_key(use_cpu: bool) -> str:
+    """The kind of device as part of a result's identity: a CPU is not named."""
+    return device_of(use_cpu).removeprefix("cpu")
+
+
+def on_device(model: Model, *, use_cpu: bool, bf16: bool = False) -> Model:
+    """The model there; a line says where bfloat16 is slow."""
+    device = device_of(use_cpu)
+    say_slow(device, bf16=bf16)
+    return model.to(device)  # type: ignore[no-any-return]
+
+
+def say_slow(device: str, *, bf16: bool, say: Callable[[str], None] = print) -> None:
+    """Say where bfloat16 is asked for and emulated."""
+    note = bfloat16_note(device) if bf16 else None
+    if note:
+        say(note)
+
+
+def load_module(
+    path: str,
+    model: str,
+    task: Task,
+    *,
+    head: str | None = None,
+    needs_head: bool = False,
+    allow_base_mismatch: bool = False,
+) -> PEM:
+    """The module to attach, checked against task and base.
+
+    Args:
+        model: folder or name of the base.
+        head: which of its heads; None: its own.
+        needs_head: refuse a module of several heads if none is named.
+
+    Raises:
+        IncompatibleModules: it was trained on another base model, or its head is for another task.
+    """
+    base = resolve(model)
+    module = checkpoint.load(path, base=base)
+    if head is not None:
+        module = module.with_head(head)
+    elif needs_head:
+        _check_one_head(path, module)
+    _check_labels(path, module, task)
+    here, there = checkpoint.base_identity(base).fingerprint, module.base.fingerprint
+    if here and there and here != there and not allow_base_mismatch:
+        raise IncompatibleModules.build(
+            f"--adapter {path}",
+            "belongs to another base model",
+            found=f"{module.base.name} ({there[:12]})",
+            expected=f"{model} ({here[:12]})",
+            do="give its own base, or add --allow_base_mismatch",
+        )
+    return module
+
+
+def _check_one_head(where: str, module: PEM) -> None:
+    """Refuse a module whose heads are for several tasks."""
+    named = list(tasks_of(module.head)) if module.head_tensors() else list(module.heads)
+    if named:
+        raise UsageError.build(
+            f"--adapter {where}",
+            "has heads for several tasks",
+            found=", ".join(named),
+            do="name one (--head NAME)",
+        )
+
+
+def _check_labels(where: str, module: PEM, task: Task) -> None:
+    """Refuse a module whose head answers other classes than the task's."""
+    head = module.head
+    if head is not None and not head.fits(in_order_of(task, head.labels).labels):
+        raise IncompatibleModules.build(
+            f"--adapter {where}",
+            f"its head does not answer task {task.name}",
+            found=" ".join(head.labels),
+            expected=" ".join(task.labels) or "a score",
+            do="evaluate it on the task it was trained on, in rows that have every class",
+        )

@@ -1,0 +1,253 @@
+"""One causal language model, alone or with a module: what it writes, how well it reads a text.
+
+A file of texts or answers appears when everything is there; a run that was stopped goes on behind
+its last batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pem_composition import json_lines
+from pem_composition.adapters import attach
+from pem_composition.evaluation import keys
+from pem_composition.evaluation.attached import device_of, load_module, on_device, say_slow
+from pem_composition.evaluation.batches import Batch, partial_path, resume
+from pem_composition.evaluation.generate import Decoding, batches, encode_prompts
+from pem_composition.evaluation.holding import AS_IT_IS, Holding
+from pem_composition.evaluation.instructions import answer_batches
+from pem_composition.evaluation.models import load_causal, resolve
+from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_evaluator
+from pem_composition.evaluation.precision import reduced
+from pem_composition.evaluation.search import Search
+from pem_composition.tasks.data import Example
+from pem_composition.tasks.instructions import Template
+from pem_composition.tasks.polarity import LANGUAGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalModel:
+    """A decoder that is loaded when it is needed.
+
+    Attributes:
+        base: folder or name of the model.
+        adapter: folder of a module to attach; None: the model alone.
+    """
+
+    base: str
+    adapter: str | None = None
+    holding: Holding = AS_IT_IS
+    bf16: bool = False
+    use_cpu: bool = False
+    allow_base_mismatch: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about the model that decides what it writes."""
+        base = resolve(self.base)
+        return {
+            "base": keys.base_digest(base),
+            "generation": keys.generation_digest(base),
+            "module": None if self.adapter is None else keys.module_digest(self.adapter),
+            "bf16": self.bf16,
+            "holding": repr(self.holding),
+            "device": device_of(self.use_cpu),
+        }
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[Any, Any]]:
+        """Model and tokenizer, on the device and in the precision asked for.
+
+        Raises:
+            CheckpointError, IncompatibleModules: a model or module that cannot be used.
+        """
+        mismatch = self.allow_base_mismatch
+        module = self.adapter and load_module(
+            self.adapter, self.base, LANGUAGE, allow_base_mismatch=mismatch
+        )
+        model, tokenizer, _ = load_causal(self.base, holding=self.holding)
+        if module:
+            attach(model, module, allow_base_mismatch=mismatch)
+        if not self.holding.placed:
+            model = on_device(model, use_cpu=self.use_cpu)
+        say_slow(model.device.type, bf16=self.bf16)
+        with reduced(model, self.bf16):
+            yield model, tokenizer
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Beginnings of texts, how they are continued, and how often.
+
+    Attributes:
+        name: what to call the prompts in a report.
+        batch_size: rows per forward pass; changes no text.
+    """
+
+    texts: tuple[str, ...]
+    decoding: Decoding
+    samples: int
+    seed: int
+    name: str = ""
+    batch_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of texts that are written."""
+        return len(self.texts) * self.samples
+
+    @property
+    def groups(self) -> list[int] | None:
+        """The prompt of each text, in order; None where there is one prompt."""
+        if len(self.texts) == 1:
+            return None
+        return [p for p in range(len(self.texts)) for _ in range(self.samples)]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the texts besides the model."""
+        return {
+            "prompts": keys.digest_of(self.texts),
+            "decoding": asdict(self.decoding),
+            "samples": self.samples,
+            "seed": self.seed,
+        }
+
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Refuse prompts that this model cannot continue.
+
+        Raises:
+            DataError: a prompt that leaves no room in the length or in the context.
+        """
+        encode_prompts(model, tokenizer, self.texts, self.decoding)
+
+    def write(self, model: Any, tokenizer: Any, skip: int = 0) -> Iterator[Batch]:
+        """The texts batch by batch, all but the first ``skip`` batches."""
+        found = batches(
+            model, tokenizer, self.texts, self.decoding,
+            samples=self.samples, seed=self.seed, batch_size=self.batch_size, skip=skip,
+        )  # fmt: skip
+        for batch in found:
+            yield [sample._asdict() for sample in batch]
+
+
+class Written(NamedTuple):
+    """What a run wrote, and what an earlier one had written."""
+
+    what: str
+    rows: Sequence[Mapping[str, Any]]
+    tokens: int
+    seconds: float
+    before: int
+
+    def __str__(self) -> str:
+        known = f" and {self.before} {self.what} written before" if self.before else ""
+        ended = sum(row["ended"] for row in self.rows)
+        speed = f"{self.tokens / self.seconds:.0f} per second"
+        return f"{len(self.rows)} {self.what}, {self.tokens} tokens ({speed}){known}, {ended} ended"
+
+
+def generate(model: CausalModel, prompts: Prompts, output: Path) -> Written:
+    """Continue every prompt: one line {prompt, text, sample, seed, ...} per text.
+
+    Raises:
+        PEMError: a model, module or prompts that cannot be used.
+    """
+
+    def write(skip: int) -> Iterator[Batch]:
+        with model.open() as opened:
+            yield from prompts.write(*opened, skip)
+
+    identity = {**prompts.identity(), "batch_size": prompts.batch_size}
+    return _written(model, output, "texts", identity, write, lambda rows: rows)
+
+
+def answer(
+    model: CausalModel,
+    examples: Sequence[Example],
+    template: Template,
+    search: Search,
+    output: Path,
+    *,
+    batch_size: int | None = None,
+    name: str = "instructions",
+) -> Written:
+    """Answer every instruction: one line {instruction, answer, ...} each, in their order.
+
+    Raises:
+        PEMError: a model, module or instructions that cannot be used.
+    """
+
+    def write(skip: int) -> Iterator[Batch]:
+        with model.open() as (loaded, tokenizer):
+            found = answer_batches(
+                loaded, tokenizer, examples, template, search,
+                batch_size=batch_size, name=name, skip=skip,
+            )  # fmt: skip
+            for batch in found:
+                yield [[place, one._asdict()] for place, one in batch.items()]
+
+    def ordered(pairs: Batch) -> Batch:  # the longest instructions were answered first
+        return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
+
+    identity = {
+        **template.content(), "search": asdict(search), "batch_size": batch_size,
+        "rows": [(e.text, e.text_pair, e.label, e.row_id) for e in examples],
+    }  # fmt: skip
+    return _written(model, output, "answers", identity, write, ordered)
+
+
+def _written(
+    model: CausalModel,
+    output: Path,
+    what: str,
+    identity: Mapping[str, Any],
+    write: Callable[[int], Iterator[Batch]],
+    ordered: Callable[[Batch], Batch],
+) -> Written:
+    """Make what is left, put everything in order, and write the file at once."""
+    key = keys.key_of(keys.complete({**model.identity(), **identity}))
+    partial, began = partial_path(output), time.perf_counter()
+    found, kept = resume(partial, key, write)
+    seconds = time.perf_counter() - began
+    before = sum(map(len, found[:kept]))
+    new = ordered([row for batch in found[kept:] for row in batch])
+    rows = ordered([row for batch in found for row in batch])
+    json_lines.write(output, rows)
+    partial.unlink(missing_ok=True)
+    return Written(what, rows, sum(row["new_tokens"] for row in new), seconds, before)
+
+
+def read(
+    model: CausalModel,
+    source: str,
+    asked: Windows,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, float | str]:
+    """Perplexity of a long text with its loss and standard errors, and how they were counted.
+
+    Raises:
+        PEMError: a text, model or module that cannot be used.
+    """
+    texts = read_texts(source)
+    with model.open() as (loaded, tokenizer):
+        windows = asked.readable(loaded.config, tokenizer)
+        if windows.window != asked.window:
+            say(
+                f"--window {asked.window}: the model takes {windows.window} tokens; using windows "
+                f"of {windows.window} every {windows.stride}"
+            )
+        evaluator = text_evaluator(
+            texts, windows, tokenizer,
+            max_tokens=max_tokens, batch_size=batch_size, device=loaded.device.type,
+        )  # fmt: skip
+        scores = perplexity(loaded, evaluator)
+    return {
+        **scores, "window": windows.window, "stride": windows.stride, "start_token": windows.start,
+    }  # fmt: skip

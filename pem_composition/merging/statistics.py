@@ -1,0 +1,108 @@
+"""Statistics of a module on the rows of its task: Fisher information, Gram matrices; one file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.adapters import attach
+from pem_composition.adapters.plan import check_layers
+from pem_composition.arithmetic.statistics import FISHER, GRAM, Statistics, fingerprint
+from pem_composition.checkpoint import statistics as files
+from pem_composition.errors import PEMError
+from pem_composition.evaluation.attached import device_of
+from pem_composition.evaluation.keys import base_digest, complete, rows_digest
+from pem_composition.evaluation.models import max_input_length, resolve
+from pem_composition.merging.fisher import diagonal, parameters_of
+from pem_composition.merging.gram import gram
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.module import PEM
+    from pem_composition.tasks.data import Example, TaskData
+    from pem_composition.training.evaluation import TaskModel
+
+SPOKEN = 30.0  # seconds between two lines of progress
+
+
+def run(
+    asked: TaskModel,
+    data: TaskData,
+    split: str,
+    what: str,
+    facts: dict[str, Any],
+    output_dir: Path,
+    *,
+    use_cpu: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Compute and write the statistics of one module; what was done, in one line.
+
+    Args:
+        what: fisher or gram.
+        facts: what decides the numbers besides module, rows and base; of fisher its expectation.
+
+    Raises:
+        PEMError: a module, model or rows that cannot be used.
+    """
+    module = asked.module(data.task, one_head=False)
+    assert module is not None, "statistics are of a module"
+    began = time.perf_counter()
+    rows = data.splits[split]
+    tensors = _computed(asked, data, module, rows, what, facts, use_cpu, say)
+    identity = {
+        "task": data.task.name,
+        "rows": rows_digest(rows),
+        "split": split,
+        "base": base_digest(resolve(asked.model)),
+        "objective": asked.objective,
+        "max_seq_length": asked.max_seq_length,
+        "module": module.name,
+        **facts,
+    }
+    found = Statistics(what, tensors, fingerprint(module), len(rows), complete(identity))
+    path = files.write(found, output_dir, overwrite=overwrite)
+    return (
+        f"{path}: {what} of {module.name} on {len(rows)} rows of {data.task.name}, "
+        f"{len(tensors)} tensors ({time.perf_counter() - began:.1f} s)"
+    )
+
+
+def _computed(
+    asked: TaskModel,
+    data: TaskData,
+    module: PEM,
+    rows: Sequence[Example],
+    what: str,
+    facts: dict[str, Any],
+    use_cpu: bool,
+    say: Callable[[str], None],
+) -> dict[str, Tensor]:
+    if what == GRAM and module.kind != "lora":
+        raise PEMError.build(
+            str(asked.adapter), "RegMean merges LoRA modules", found=f"kind {module.kind}"
+        )
+    device = device_of(use_cpu)
+    objective = asked.objective_of(data.task)
+    model, tokenizer, _ = asked.load(data.task)
+    objective = objective.within(max_input_length(model.config, tokenizer))
+    evaluator = objective.evaluator(
+        data.task, rows, tokenizer, model.config, batch_size=1, device=device
+    )
+    spoken = time.monotonic()
+
+    def progress(done: int) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken > SPOKEN and done < len(rows):
+            spoken = time.monotonic()
+            say(f"{done} of {len(rows)} rows")
+
+    model = model.to(device)
+    with attach(model, module, trainable=True) as attachment:
+        if what == FISHER:
+            return diagonal(model, parameters_of(attachment), evaluator, progress=progress, **facts)
+        return gram(model, check_layers(model, attachment.pem), evaluator, progress=progress)

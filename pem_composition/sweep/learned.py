@@ -1,0 +1,103 @@
+"""A merge whose coefficients are learned by gradient on rows: learn, write, and how to redo it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pem_composition.composition import compose
+from pem_composition.errors import UsageError
+from pem_composition.merging.learning import ENTROPY, Learned, Lesson, Rule, learn
+from pem_composition.module import PEM, combine
+from pem_composition.sweep import VALIDATION
+from pem_composition.sweep.runner import Say
+from pem_composition.sweep.setup import MergeSetup
+
+LEARNED = "learned.json"
+RECIPE = "recipe.yaml"
+BATCH = 16
+
+
+def run(
+    setup: MergeSetup, rule: Rule, method: str, *, allow_base_mismatch: bool, say: Say
+) -> tuple[PEM, Learned]:
+    """Learn, and write the module with ``learned.json`` and a recipe for pem compose beside it.
+
+    Raises:
+        PEMError: modules or rows that cannot be used.
+    """
+    modules = [i.pem for i in setup.inputs()[: setup.count]]
+    model, tokenizer = setup.load()
+    lessons = _lessons(setup, rule, modules, model, tokenizer, say)
+    every = max(1, rule.steps // 10)
+
+    def progress(step: int, loss: float) -> None:
+        if step % every == 0:
+            say(f"step {step} of {rule.steps}: loss {loss:.4f}")
+
+    learned = learn(model, modules, lessons, rule, progress)
+    recipe = _recipe(setup, modules, learned)
+    merged = compose(
+        recipe["expression"], dict(zip(recipe["modules"], modules, strict=True)), space="delta",
+        rank=setup.rank, dtype=setup.dtype, head=recipe["head"], layers=recipe["layers"],
+        allow_base_mismatch=allow_base_mismatch,
+    )  # fmt: skip
+    merged.save(setup.out, format=setup.format, dtype=setup.dtype, overwrite=setup.overwrite)
+    record = {
+        "method": method,
+        "rule": vars(rule),
+        "modules": list(setup.names[: setup.count]),
+        "layers": list(learned.layers),
+        "coefficients": [list(row) for row in learned.coefficients],
+        "loss_before": learned.before,
+        "loss_after": learned.after,
+        "history": list(learned.history),
+    }
+    for name, content in ((LEARNED, record), (RECIPE, recipe)):  # JSON is YAML
+        (setup.out / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return merged, learned
+
+
+def _lessons(
+    setup: MergeSetup, rule: Rule, modules: Sequence[PEM], model: Any, tokenizer: Any, say: Say
+) -> list[Lesson]:
+    """The validation rows of every task that the loss is defined for, with their heads."""
+    common_head = None
+    if not setup.own_heads and setup.scoring.by_head:
+        equal = [1.0 / len(modules)] * len(modules)
+        whole = combine(modules, equal, space="delta", head=setup.head, certify=False)
+        common_head = whole.head_tensors() or None
+    found = []
+    for place, task in enumerate(setup.tasks):
+        if rule.loss == ENTROPY and task.data.task.regression and task.prompt is None:
+            say(f"note: {task.name} is a regression, which has no entropy; left out")
+            continue
+        rows = task.rows(VALIDATION)
+        assert rows is not None, "required when the tasks were read"
+        evaluator = task.objective.evaluator(
+            task.data.task, rows, tokenizer, model.config,
+            batch_size=setup.scoring.batch_size or BATCH, device=next(model.parameters()).device,
+        )  # fmt: skip
+        head = modules[place].head_tensors() if setup.own_heads else common_head
+        found.append(Lesson(task.name, evaluator, head))
+    if not found:
+        raise UsageError.build("--task_name", "no task to learn on", do="use --method cat")
+    return found
+
+
+def _recipe(setup: MergeSetup, modules: Sequence[PEM], learned: Learned) -> dict[str, Any]:
+    """What pem compose --config reads: the same module from the same inputs."""
+    names = [f"m{i}" for i in range(len(modules))]
+    paths = {n: str(Path(p).absolute()) for n, p in zip(names, setup.paths, strict=False)}
+    layers = {
+        name: {k: v for k, v in learned.of(i).items() if k in modules[i].layers}
+        for i, name in enumerate(names)
+    }
+    options = {"rank": setup.rank, "dtype": setup.dtype}
+    return {
+        "expression": " + ".join(names), "modules": paths, "space": "delta",
+        "head": "none" if setup.own_heads else setup.head, "layers": layers,
+        **{name: value for name, value in options.items() if value is not None},
+    }  # fmt: skip

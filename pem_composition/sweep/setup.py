@@ -1,0 +1,200 @@
+"""What a sweep, a search or the learning of coefficients has in hand: modules, a base, tasks. No
+torch until it loads something."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.arithmetic.compatible import SPACES
+from pem_composition.arithmetic.heads import own_head
+from pem_composition.arithmetic.methods.registry import Choice
+from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.several import read_modules
+from pem_composition.errors import CheckpointError, IncompatibleModules
+from pem_composition.evaluation import keys
+from pem_composition.report.records import RESULTS
+from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
+from pem_composition.sweep.points import Input, Settings, kept_head, read_input
+from pem_composition.sweep.result_store import ResultStore
+from pem_composition.sweep.rows import Rows
+from pem_composition.sweep.runner import Runner, Say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.module import PEM
+
+MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
+SELECTED = ("selected", "selected_valid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSetup:
+    """Modules that are merged and scored, checked as far as no tensor is needed.
+
+    Attributes:
+        base: folder or hub name of the base model; ``base_name`` as the user named it.
+        paths, names: of the modules, then of the reference if there is one.
+        count: how many of them are merged.
+        points: coefficients.
+        choice: the merging method with its settings.
+        dtype, format: of modules that are written.
+        command: what the user called, for the report.
+    """
+
+    base: str
+    base_name: str
+    out: Path
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    count: int
+    kind: str
+    tasks: tuple[tasks.ScoredTask, ...]
+    scoring: tasks.Scoring
+    points: tuple[tuple[float, ...], ...]
+    spaces: tuple[str, ...]
+    choice: Choice
+    composition: str = MERGE
+    head: str = "average"
+    rank: int | None = None
+    dtype: str | None = None
+    format: str = "peft"
+    bf16: bool = False
+    use_cpu: bool = False
+    overwrite: bool = False
+    command: str = ""
+
+    @property
+    def own_heads(self) -> bool:
+        """True where task i is scored with the head of module i."""
+        return self.head == PER_TASK
+
+    def inputs(self) -> list[Input]:
+        """The modules, read.
+
+        Raises:
+            IncompatibleModules: one without the head that it is scored with.
+        """
+        modules = read_modules(self.paths, self.names, base=self.base)
+        named = zip(self.names, modules, self.paths, strict=True)
+        found = [read_input(*one) for one in named]
+        if self.scoring.by_head:
+            # a language model of an analogy brings no head, and needs none
+            alone = [found[0], *found[3:]] if self.composition == ANALOGY else found
+            for module in alone:
+                if not module.pem.head_tensors():
+                    raise IncompatibleModules.build(
+                        module.name, "has no classification head to score",
+                        do="use modules trained on the task, or --objective seq2seq for text to "
+                        "text",
+                    )  # fmt: skip
+        return found
+
+    def load(self) -> tuple[Any, Any]:
+        """The base model on its device, and its tokenizer."""
+        import torch
+
+        from pem_composition.evaluation import models
+        from pem_composition.evaluation.attached import on_device
+
+        if self.scoring.by_head:
+            torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike anyway
+            base, tokenizer, _ = models.load_base(self.base, self.tasks[0].answered)
+        else:
+            base, tokenizer, _ = models.load_text_to_text(self.base)
+        return on_device(base, use_cpu=self.use_cpu, bf16=self.bf16), tokenizer
+
+    def prepare(self, say: Say) -> tuple[Plan, Runner]:
+        """Read the modules; the base model waits until a point needs it."""
+        from pem_composition.evaluation.attached import device_key
+
+        inputs = self.inputs()
+        settings = Settings(
+            base=keys.base_digest(self.base), head=self.head, rank=self.rank, bf16=self.bf16,
+            method=str(self.choice), device=device_key(self.use_cpu), dtype=self.dtype,
+        )  # fmt: skip
+        own = [own_head(i.pem) for i in inputs[: self.count]] if self.own_heads else []
+        heads = [*own, *[None] * len(self.tasks)][: len(self.tasks)]
+        splits = {
+            split: [self._rows(t, split, h) for t, h in zip(self.tasks, heads, strict=True)]
+            for split in dict.fromkeys((VALIDATION, tasks.report_split(self.tasks)))
+        }
+        plan = Plan(
+            inputs=tuple(inputs[: self.count]),
+            points=self.points,
+            tasks=tuple(task.name for task in self.tasks),
+            spaces=self.spaces,
+            composition=self.composition,
+            reference=inputs[self.count] if len(inputs) > self.count else None,
+            base_name=self.base_name,
+            max_invalid=self.scoring.max_invalid,
+            metrics=tasks.chosen_by(self.scoring, self.tasks),
+            command=self.command,
+        )
+        store = ResultStore(self.out / RESULTS, fresh=self.overwrite)
+        return plan, Runner(self.load, splits, settings, store, say)
+
+    def _rows(self, task: tasks.ScoredTask, split: str, head: Mapping[str, Tensor] | None) -> Rows:
+        examples = task.rows(split)
+        assert examples is not None, "required when the tasks were read"
+        size = self.scoring.batch_size
+        return Rows(task.data.task, examples, task.objective, size, task.name, head)
+
+    def write_selected(self, plan: Plan, summary: Mapping[str, Any]) -> Iterator[tuple[Path, PEM]]:
+        """Write the selected modules (whole models are left to merge.py), where and which."""
+        earlier = {self.out / f"{which}_{space}" for which in SELECTED for space in SPACES}
+        for which in SELECTED if self.kind != "full" else ():
+            for space, coefficients in summary[which].items():
+                target = self.out / f"{which}_{space}"
+                earlier.discard(target)
+                module = self._selected(plan, space, coefficients)
+                module.save(target, format=self.format, dtype=self.dtype, overwrite=True)
+                yield target, module
+        for old in earlier:  # of another grid
+            if (old / provenance.FILE).exists():
+                shutil.rmtree(old)
+
+    def _selected(self, plan: Plan, space: str, coefficients: Sequence[float]) -> PEM:
+        from pem_composition.checkpoint.adapter_transformers_write import as_reference
+        from pem_composition.module import combine
+
+        module = combine(
+            [i.pem for i in plan.inputs],
+            coefficients,
+            space=space,
+            method=self.choice.method,
+            settings=self.choice.as_dict(),
+            head=kept_head(plan.inputs, self.head),
+            rank=self.rank if space == "delta" else None,
+            dtype=self.dtype,
+            allow_base_mismatch=True,
+        )
+        analogy = self.composition == ANALOGY and self.format == "adapter-transformers"
+        return as_reference(module) if analogy else module
+
+
+def report_split(runner: Runner) -> str:
+    """The split of the table."""
+    return TEST if TEST in runner.splits else VALIDATION
+
+
+def check_results_directory(out: Path) -> None:
+    """A sweep continues in its own directory; it never writes into a module or over a file.
+
+    Raises:
+        CheckpointError: it would.
+    """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError.build(
+            out, "the output exists", found="a file",
+            expected="a directory of results, or no such path",
+        )  # fmt: skip
+    inside = [name for name in MODULE_FILES if (out / name).exists()]
+    if inside:
+        raise CheckpointError.build(
+            out, "the output is a module", found=inside[0], do="choose another --save_path"
+        )

@@ -29,6 +29,7 @@ from pem_composition.checkpoint.model_folder import (
     write_companions,
     write_model,
 )
+from pem_composition.checkpoint.serving import VLLM, for_vllm
 from pem_composition.checkpoint.store import load, locate, open_module, save
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
@@ -61,15 +62,18 @@ def convert(
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
     prefix: str | None = None,
+    drop_saved: bool = False,
     overwrite: bool = False,
 ) -> PEM:
     """Write the module of one directory into another; returns it (a full model without tensors).
 
     Args:
-        format: peft | adapter-transformers; a full model stays a Hugging Face folder.
+        format: peft | adapter-transformers | vllm (PEFT's layout as vLLM serves it, see
+            ``for_vllm``); a full model stays a Hugging Face folder.
         dtype: of the written tensors; default: each as it is stored.
         max_shard_bytes: full models: most bytes per file; default 5 GB.
         prefix: of adapters: written before every layer's name, see ``prefixed``.
+        drop_saved: for vllm: leave out heads and parts saved whole.
 
     Raises:
         UnsupportedModule: the layout cannot represent the module exactly; the reason is named.
@@ -89,6 +93,7 @@ def convert(
     check_apart(out, [path])
     settings = {"format": format, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
     settings |= {} if prefix is None else {"prefix": prefix}
+    settings |= {"drop_saved": True} if drop_saved else {}
     if kind == "full":
         if prefix is not None:
             raise PEMError.build(
@@ -118,8 +123,12 @@ def _convert_module(
     if "prefix" in settings:
         module = prefixed(module, settings["prefix"])
     note = f"converted from the {header.format} layout ({header.weights.name})"
+    layout = settings["format"]
+    if layout == VLLM:
+        module = for_vllm(module, drop_saved=settings.get("drop_saved", False))
+        layout = "peft"
     module = replace(module, provenance=_noted(module.provenance, settings, note), name=out.name)
-    save(module, out, format=settings["format"], dtype=settings["dtype"], overwrite=overwrite)
+    save(module, out, format=layout, dtype=settings["dtype"], overwrite=overwrite)
     return module
 
 

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pem_composition.checkpoint.serving import VLLM, max_lora_rank
 from pem_composition.cli import common
-from pem_composition.config import DTYPES, LAYOUTS
+from pem_composition.config import DTYPES, LAYOUTS, LoraConfig
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag, required
 
@@ -16,6 +17,7 @@ HELP = "write a module in another layout or dtype: PEFT, adapter-transformers, s
 EXAMPLES = """
   pem convert runs/old runs/new --format peft
   pem convert runs/new runs/for-adapters --format adapter-transformers
+  pem convert runs/new runs/served --format vllm --drop_saved
   pem convert models/sharded models/single --max_shard_size 50GB
   pem convert models/pickled models/safe --dtype bfloat16
   pem convert runs/of-bare-model runs/of-classifier --prefix roberta
@@ -29,7 +31,11 @@ class Config:
 
     source: str = required("module or model directory", positional=True, metavar="IN")
     out: Path = required("output directory", positional=True, metavar="OUT")
-    format: str = flag("peft", "layout of an adapter; whole models have one", choices=LAYOUTS)
+    format: str = flag(
+        "peft",
+        "layout of an adapter (vllm: PEFT's, as vLLM serves it); whole models have one",
+        choices=(*LAYOUTS, VLLM),
+    )
     dtype: str | None = flag(None, "of the written tensors; default: as stored", choices=DTYPES)
     max_shard_size: str | None = flag(
         None, "whole models: at most this much per file, e.g. 200MB (default: 5GB)", metavar="SIZE"
@@ -40,7 +46,16 @@ class Config:
         "bare model that is to be used with a classifier",
         metavar="NAME",
     )
+    drop_saved: bool = flag(
+        False, "vllm: leave out heads and parts saved whole, which it does not load"
+    )
     overwrite: bool = flag(False, "replace an existing output", short="-o")
+
+    def __post_init__(self) -> None:
+        if self.drop_saved and self.format != VLLM:
+            raise UsageError.build(
+                "--drop_saved", "given without --format vllm", do="leave it out: all is converted"
+            )
 
 
 def run(config: Config) -> int:
@@ -59,6 +74,7 @@ def run(config: Config) -> int:
         dtype=config.dtype,
         max_shard_bytes=limit,
         prefix=config.prefix,
+        drop_saved=config.drop_saved,
         overwrite=config.overwrite,
     )
     layout = "full" if header.kind == "full" else config.format
@@ -66,6 +82,9 @@ def run(config: Config) -> int:
     print(
         f"{config.out}: {config.source} in {layout} layout ({len(header.infos)} tensors, {stored})"
     )
+    if config.format == VLLM and isinstance(module.config, LoraConfig):
+        rank = max_lora_rank(module.config.r, module.name)
+        print(f"serve it with: vllm serve BASE --enable-lora --max-lora-rank {rank}")
     for note in module.provenance.notes:
         if not note.startswith("converted from"):  # the line above says so
             print(f"note: {note}")

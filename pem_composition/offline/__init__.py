@@ -9,11 +9,10 @@ This file is the room's door: the rest of the package knows the names below and 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pem_composition.errors import UsageError
+from pem_composition.errors import UsageError, close_match
 from pem_composition.offline.assets import MANIFEST, Asset, Npm, Package, Source, Wheel, cache_root
 from pem_composition.offline.cache import make, verify
 from pem_composition.offline.registry import ASSETS
@@ -80,14 +79,12 @@ def get(name: str) -> Path:
     """
     asset = ASSETS.get(name)
     if asset is None:
-        near = difflib.get_close_matches(name, ASSETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see: pem offline list"
         raise UsageError.build(
             "pem offline get",
             "no such model or data set",
             found=name,
             expected="one of " + ", ".join(ASSETS),
-            do=hint,
+            do=close_match(name, ASSETS) or "see: pem offline list",
         )
     folder = asset.folder()
     if not folder.is_dir():

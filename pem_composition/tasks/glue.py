@@ -15,10 +15,9 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
-from pem_composition.errors import DataError
+from pem_composition.errors import DataError, nearest
 
 # Pairs first: a table with sentence1, sentence2 and a column named text is a pair task.
 TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
@@ -293,13 +292,13 @@ def get_task(name: str) -> Task:
     by_plain = {plain(known): task for known, task in TASKS.items()}
     if plain(name) in by_plain:
         return by_plain[plain(name)]
-    near = get_close_matches(plain(name), by_plain, n=1)
+    near = nearest(plain(name), by_plain)
     raise DataError.build(
         "--task_name",
         "unknown task",
         found=repr(name),
         expected="one of " + ", ".join(TASKS),
-        do=f"did you mean {by_plain[near[0]].name}?" if near else "or leave it out and give files",
+        do=f"did you mean {by_plain[near].name}?" if near else "or leave it out and give files",
     )
 
 

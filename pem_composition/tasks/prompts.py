@@ -16,12 +16,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.errors import DataError
+from pem_composition.errors import DataError, close_match
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import TASKS, Task
 from pem_composition.tasks.tokens import tokens_after
@@ -128,11 +127,10 @@ def get_prompt(task: Task, prompt: str | None = None) -> Prompt:
     elif prompt.endswith(".json") or _exists(prompt):
         chosen = _read(Path(prompt), task)
     else:
-        near = get_close_matches(prompt, PROMPTS, n=1)
         raise DataError.build(
             "--prompt", "unknown template", found=repr(prompt),
             expected="one of " + ", ".join(PROMPTS) + ", or a JSON file",
-            do=f"did you mean {near[0]}?" if near else "",
+            do=close_match(prompt, PROMPTS),
         )  # fmt: skip
     _check(chosen, task)
     return _of_task(chosen, task) if prompt in PROMPTS else chosen

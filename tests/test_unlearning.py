@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 import pem_composition as library
 from pem_composition import cli, json_lines
 from pem_composition.cli import values
-from pem_composition.evaluation.generate import Decoding, _write, generate
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_evaluator
+from pem_composition.evaluation.text_sampling import Sampling, _write, generate
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read
 from pem_composition.sweep.texts import strongest
@@ -112,7 +112,7 @@ def check_by_hand(bench: data.Bench, out: Path, module: Path) -> None:
     assert {identity: row["strength"] for identity, row in found.items()} == STRENGTHS
     for row in found.values():
         model, tokenizer = by_hand(bench, row["strength"], module)
-        decoding = Decoding(max_new_tokens=8, top_k=40)
+        decoding = Sampling(max_new_tokens=8, top_k=40)
         samples = list(generate(model, tokenizer, data.PROMPTS, decoding, samples=4, seed=3))
         kept = texts_of(out, row)
         bare = [{k: v for k, v in text.items() if k != "scores"} for text in kept]
@@ -454,7 +454,7 @@ def test_a_sweep_that_is_stopped_within_a_strength_goes_on_behind_its_last_batch
     assert len(json_lines.read(partial)) == 2 and not lines(out)
     written = []
     monkeypatch.setattr(
-        "pem_composition.evaluation.generate._write",
+        "pem_composition.evaluation.text_sampling._write",
         lambda *given, real=_write: written.append(len(given[1])) or real(*given),
     )
     assert run(bench, out, *words) == 0

@@ -214,8 +214,8 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
     found = library.measure(
         headers, base=base,
         strengths=config.strength, forms=forms, rank=config.rank, sets=sets, judges=judges,
-        guard=guard, holding=config.holding, bf16=config.bf16, use_cpu=config.use_cpu, out=out,
-        fresh=config.overwrite, say=common.say,
+        guard=guard, load_options=config.load_options, bf16=config.bf16, use_cpu=config.use_cpu,
+        out=out, fresh=config.overwrite, say=common.say,
     )  # fmt: skip
     print(f"{out}: {found.told}")
     lines = library.table_lines(found.scored, config.threshold, found.costs)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pem_composition.evaluation.toxicity import Judge
+    from pem_composition.evaluation.toxicity import ToxicityClassifier
 
 NAME = "judge"
 HELP = "score texts for toxicity, or train the offline judge that does"
@@ -103,7 +103,7 @@ def _train(config: Config) -> None:
 
 def _score(config: Config) -> None:
     from pem_composition.evaluation import toxicity
-    from pem_composition.evaluation.toxicity.rows import labelled, texts_of
+    from pem_composition.evaluation.toxicity.labelled_texts import labelled, texts_of
     from pem_composition.tasks.files import read_table
 
     assert config.texts is not None
@@ -126,7 +126,10 @@ def _score(config: Config) -> None:
 
 
 def _against_labels(
-    judge: Judge, texts: Sequence[str], scores: NDArray[np.float64], toxic: NDArray[np.bool_] | None
+    judge: ToxicityClassifier,
+    texts: Sequence[str],
+    scores: NDArray[np.float64],
+    toxic: NDArray[np.bool_] | None,
 ) -> dict[str, Any]:
     """Texts of the judge's own training, and AUCs where there are labels of two kinds."""
     seen = judge.seen(texts)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.cli.flags import DeviceFlags
 from pem_composition.cli.values import Share
 from pem_composition.errors import UsageError
-from pem_composition.evaluation.search import EVERY, STARTS, Search
+from pem_composition.evaluation.decoding import EVERY, STARTS, BeamSearch
 from pem_composition.tasks.toxicity import THRESHOLD
 from pem_composition.training.config import LoadFlags, flag, required
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.causal import CausalModel, Prompts
-    from pem_composition.evaluation.generate import Decoding
+    from pem_composition.evaluation.text_sampling import Sampling
     from pem_composition.tasks.data import Example
 
 NO_ADAPTER = "none"
-SEARCH = Search()
+SEARCH = BeamSearch()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class CausalFlags(BatchFlags, LoadFlags):
         return CausalModel(
             base=self.model_name_or_path,
             adapter=None if self.adapter == NO_ADAPTER else self.adapter,
-            holding=self.holding,
+            load_options=self.load_options,
             bf16=self.bf16,
             use_cpu=self.use_cpu,
             allow_base_mismatch=self.allow_base_mismatch,
@@ -87,14 +87,14 @@ class PromptFlags:
                 "--prompt", "what the texts begin with", expected="--prompt or --prompt_file"
             )
 
-    def prompts(self, decoding: Decoding, batch_size: int | None) -> Prompts:
+    def prompts(self, decoding: Sampling, batch_size: int | None) -> Prompts:
         """The same for the library.
 
         Raises:
             DataError: a file without prompts.
         """
         from pem_composition.evaluation.causal import Prompts
-        from pem_composition.evaluation.generate import read_prompts
+        from pem_composition.evaluation.text_sampling import read_prompts
 
         if self.prompt_file is None:
             texts, name = [str(self.prompt)], "one prompt"
@@ -103,15 +103,15 @@ class PromptFlags:
             name = Path(self.prompt_file).name
         return Prompts(tuple(texts), decoding, self.num_samples, self.seed, name, batch_size)
 
-    def decoding(self) -> Decoding:
+    def decoding(self) -> Sampling:
         """How texts are written.
 
         Raises:
             UsageError: no length or two, or a value out of its range.
         """
-        from pem_composition.evaluation.generate import Decoding
+        from pem_composition.evaluation.text_sampling import Sampling
 
-        return Decoding(
+        return Sampling(
             self.max_new_tokens, self.max_length, self.temperature, self.top_k, self.top_p,
             self.greedy,
         )  # fmt: skip
@@ -134,9 +134,9 @@ class AnswerFlags:
     max_new_tokens: int = flag(SEARCH.max_new_tokens, "tokens of an answer at most", least=1)
 
     @property
-    def search(self) -> Search:
+    def search(self) -> BeamSearch:
         """How answers are searched for."""
-        return Search(self.num_beams, self.repetition_penalty, self.max_new_tokens)
+        return BeamSearch(self.num_beams, self.repetition_penalty, self.max_new_tokens)
 
     def read(self, path: str | Path) -> list[Example]:
         """The instructions of a file.

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation.decoder import padded_left
-from pem_composition.evaluation.generate import end_tokens
+from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.models import max_input_length
-from pem_composition.evaluation.search import Search
+from pem_composition.evaluation.text_sampling import end_tokens
 from pem_composition.tasks.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def check_room(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Tokens],
-    search: Search,
+    search: BeamSearch,
     name: str = "instructions",
 ) -> None:
     """Refuse prompts that leave no room for an answer, before anything is written.
@@ -65,7 +65,7 @@ def write(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Tokens],
-    search: Search,
+    search: BeamSearch,
     *,
     batch_size: int | None = None,
 ) -> list[Written]:
@@ -85,7 +85,7 @@ def batches(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Tokens],
-    search: Search,
+    search: BeamSearch,
     *,
     batch_size: int | None = None,
     skip: int = 0,
@@ -114,7 +114,7 @@ def batches(
         model.train(was_training)
 
 
-def _config(search: Search, ends: frozenset[int]) -> GenerationConfig:
+def _config(search: BeamSearch, ends: frozenset[int]) -> GenerationConfig:
     """Everything that decides a beam is said, or the model's own settings would fill it in."""
     from transformers import GenerationConfig
 

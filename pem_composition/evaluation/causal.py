@@ -18,13 +18,13 @@ from pem_composition.adapters import attach
 from pem_composition.evaluation import keys
 from pem_composition.evaluation.attached import device_of, load_module, on_device, say_slow
 from pem_composition.evaluation.batches import Batch, partial_path, resume
-from pem_composition.evaluation.generate import Decoding, batches, encode_prompts
-from pem_composition.evaluation.holding import AS_IT_IS, Holding
-from pem_composition.evaluation.instructions import answer_batches
+from pem_composition.evaluation.decoding import BeamSearch
+from pem_composition.evaluation.instruction_rows import answer_batches
+from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions
 from pem_composition.evaluation.models import load_causal, resolve
 from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.precision import reduced
-from pem_composition.evaluation.search import Search
+from pem_composition.evaluation.text_sampling import Sampling, batches, encode_prompts
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import Template
 from pem_composition.tasks.polarity import LANGUAGE
@@ -41,7 +41,7 @@ class CausalModel:
 
     base: str
     adapter: str | None = None
-    holding: Holding = AS_IT_IS
+    load_options: LoadOptions = AS_IT_IS
     bf16: bool = False
     use_cpu: bool = False
     allow_base_mismatch: bool = False
@@ -54,7 +54,7 @@ class CausalModel:
             "generation": keys.generation_digest(base),
             "module": None if self.adapter is None else keys.module_digest(self.adapter),
             "bf16": self.bf16,
-            "holding": repr(self.holding),
+            "load_options": repr(self.load_options),
             "device": device_of(self.use_cpu),
         }
 
@@ -69,10 +69,10 @@ class CausalModel:
         module = self.adapter and load_module(
             self.adapter, self.base, LANGUAGE, allow_base_mismatch=mismatch
         )
-        model, tokenizer, _ = load_causal(self.base, holding=self.holding)
+        model, tokenizer, _ = load_causal(self.base, load_options=self.load_options)
         if module:
             attach(model, module, allow_base_mismatch=mismatch)
-        if not self.holding.placed:
+        if not self.load_options.placed:
             model = on_device(model, use_cpu=self.use_cpu)
         say_slow(model.device.type, bf16=self.bf16)
         with reduced(model, self.bf16):
@@ -89,7 +89,7 @@ class Prompts:
     """
 
     texts: tuple[str, ...]
-    decoding: Decoding
+    decoding: Sampling
     samples: int
     seed: int
     name: str = ""
@@ -169,7 +169,7 @@ def answer(
     model: CausalModel,
     examples: Sequence[Example],
     template: Template,
-    search: Search,
+    search: BeamSearch,
     output: Path,
     *,
     batch_size: int | None = None,

@@ -30,16 +30,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pem_composition.evaluation.answers import (
+from pem_composition.evaluation.decoder import padded_left
+from pem_composition.evaluation.decoding import CONSTRAINED
+from pem_composition.evaluation.evaluator import Outputs
+from pem_composition.evaluation.prompted_rows import (
     INVALID,
     PromptedEvaluator,
     PromptedRows,
     Writing,
     unpadded,
 )
-from pem_composition.evaluation.decoder import padded_left
-from pem_composition.evaluation.evaluator import Outputs
-from pem_composition.evaluation.search import CONSTRAINED
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

@@ -47,7 +47,7 @@ from pem_composition.adapters import attach
 from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation import models
 from pem_composition.evaluation.metrics import BOOTSTRAP_SAMPLES, greater_is_better
-from pem_composition.evaluation.statistics import mean
+from pem_composition.evaluation.standard_errors import mean
 
 RANDOM_SEED, SEED = 0, 1234  # the harness's: of Python, and of NumPy, torch and the examples shown
 NEAR = 5  # names that are proposed for one that is unknown

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pem_composition.errors import RunFailed
-from pem_composition.evaluation import classify, statistics
-from pem_composition.evaluation.answers import writing_of
+from pem_composition.evaluation import classify, standard_errors
 from pem_composition.evaluation.classify import EncodedDataset, EvalResult
 from pem_composition.evaluation.evaluator import Evaluator, Outputs
+from pem_composition.evaluation.prompted_rows import writing_of
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.tasks.tokens import Tokens
 
@@ -59,19 +59,19 @@ class LanguageEvaluator(Evaluator):
 
     def loss(self, outputs: Outputs) -> float:
         """Loss per token."""
-        return float(statistics.ratio(*outputs.T).value or 0.0)
+        return float(standard_errors.ratio(*outputs.T).value or 0.0)
 
     def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         """Loss and perplexity, and the loss's standard error over the choice of rows.
 
-        It is that of a ratio of two sums (``statistics.ratio``); of equal rows that of their mean.
+        It is that of a ratio of two sums (``standard_errors.ratio``); of equal rows of their mean.
         """
         if not np.isfinite(outputs).all():
             raise RunFailed.build(
                 "evaluation", "the loss of a row is not finite",
                 do="the module or its training diverged",
             )  # fmt: skip
-        loss, error = statistics.ratio(*outputs.T)
+        loss, error = standard_errors.ratio(*outputs.T)
         assert loss is not None and error is not None, "there are rows"
         return EvalResult(
             task=self.task.name,

@@ -17,8 +17,8 @@ from pem_composition import network, offline
 from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
-from pem_composition.evaluation.holding import AS_IT_IS, Holding, keep_gradients
 from pem_composition.evaluation.keys import check_unchanged
+from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions, keep_gradients
 from pem_composition.tasks.glue import Task
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def load_causal(
     model_name_or_path: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    holding: Holding | None = None,
+    load_options: LoadOptions | None = None,
     **config_overrides: float,
 ) -> LoadedBase:
     """A decoder with its output embeddings (GPT-2, Llama), and its tokenizer; nothing is new in it.
@@ -132,7 +132,7 @@ def load_causal(
     Arguments as those of ``load_base``, and
 
     Args:
-        holding: how large weights are held; its dtype is used where ``dtype`` is None.
+        load_options: how large weights are held; its dtype is used where ``dtype`` is None.
 
     Raises:
         UsageError: quantisation without its package.
@@ -144,7 +144,7 @@ def load_causal(
     source = resolve(model_name_or_path)
     config, _ = _config(source, None, None, config_overrides)
     _check_decodes(source, config)
-    loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, holding or AS_IT_IS)
+    loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, load_options or AS_IT_IS)
     keep_gradients(loaded.model)
     if loaded.tokenizer.eos_token_id is None:
         raise CheckpointError.build(
@@ -169,10 +169,10 @@ def _load_writer(
     source: str,
     config: PretrainedConfig,
     dtype: torch.dtype | None,
-    holding: Holding = AS_IT_IS,
+    load_options: LoadOptions = AS_IT_IS,
 ) -> LoadedBase:
     """A model with output embeddings, complete."""
-    model, info = _load_model(factory, source, config, dtype, holding)
+    model, info = _load_model(factory, source, config, dtype, load_options)
     missing = sorted(info["missing_keys"])
     if missing:
         raise _incomplete(source, model, missing, len(model.state_dict()), "every weight")
@@ -234,7 +234,7 @@ def _load_model(
     source: str,
     config: PretrainedConfig,
     dtype: torch.dtype | None,
-    holding: Holding = AS_IT_IS,
+    load_options: LoadOptions = AS_IT_IS,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and what its checkpoint lacked; tensors of another shape are refused."""
     import torch
@@ -244,8 +244,8 @@ def _load_model(
         factory,
         source,
         config=config,
-        dtype=dtype or getattr(torch, holding.dtype or "float32"),
-        **holding.keywords(),
+        dtype=dtype or getattr(torch, load_options.dtype or "float32"),
+        **load_options.keywords(),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, with both sizes
         use_safetensors=_safetensors(source),

@@ -28,7 +28,8 @@ import torch
 
 from pem_composition import offline
 from pem_composition.errors import DataError, UsageError
-from pem_composition.evaluation import classify, statistics
+from pem_composition.evaluation import classify, standard_errors
+from pem_composition.evaluation.decoding import EVERY, FIRST, NONE
 from pem_composition.evaluation.language import (
     IGNORED,
     LanguageEvaluator,
@@ -36,7 +37,6 @@ from pem_composition.evaluation.language import (
     language_evaluator,
 )
 from pem_composition.evaluation.models import max_input_length
-from pem_composition.evaluation.search import EVERY, FIRST, NONE
 from pem_composition.tasks import data, files
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.tasks.tokens import Tokens, begun, start_tokens
@@ -204,10 +204,10 @@ def increase(nll: ArrayLike, before: ArrayLike, tokens: ArrayLike) -> Increase:
     order); the 95 % interval ends at e^(d + 1.96 error) - 1. What makes a window hard for both
     models cancels. One window has no error: its interval has no end.
     """
-    value, error = statistics.ratio(np.subtract(nll, before), tokens)
+    value, error = standard_errors.ratio(np.subtract(nll, before), tokens)
     assert value is not None and error is not None, "there are windows"
     d = min(value, 700.0)
     equal = np.array_equal(nll, before)
     known = equal or np.size(tokens) > 1
-    high = math.expm1(min(d + statistics.Z * error, 700.0)) if known else math.inf
+    high = math.expm1(min(d + standard_errors.Z * error, 700.0)) if known else math.inf
     return Increase(math.expm1(d), math.exp(d) * error, high)

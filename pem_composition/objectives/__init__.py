@@ -7,7 +7,7 @@ at once.
 
 from __future__ import annotations
 
-from pem_composition.evaluation.search import SCORING
+from pem_composition.evaluation.decoding import SCORING
 from pem_composition.objectives.answers import Answers
 from pem_composition.objectives.classification import Classification
 from pem_composition.objectives.next_block import NextBlocks

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
-from pem_composition.evaluation.search import SCORING
+from pem_composition.evaluation.decoding import SCORING
 from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData, load_task
@@ -25,8 +25,8 @@ from pem_composition.tasks.tokens import prompt_tokens
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.answers import PromptedEvaluator
     from pem_composition.evaluation.classify import EncodedDataset
+    from pem_composition.evaluation.prompted_rows import PromptedEvaluator
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answers(Objective):
 
     Attributes:
         prompt: the template and its answers, by name or file; None: the task's own.
-        found: how evaluations find the answers: by scoring each of them (evaluation/answers.py) or
+        found: how evaluations find the answers: by scoring each (evaluation/prompted_rows.py), or
             by generation, constrained or free (evaluation/generation.py).
     """
 
@@ -98,9 +98,13 @@ class Answers(Objective):
         config: PretrainedConfig,
         **layout: Any,
     ) -> PromptedEvaluator:
-        from pem_composition.evaluation.answers import PromptedRows, ScoringEvaluator, writing_of
         from pem_composition.evaluation.classify import batches
         from pem_composition.evaluation.generation import GenerationEvaluator
+        from pem_composition.evaluation.prompted_rows import (
+            PromptedRows,
+            ScoringEvaluator,
+            writing_of,
+        )
 
         prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
         answers = answer_tokens(tokenizer, prompt, decodes=decodes)

@@ -48,7 +48,7 @@ class Instructions(Objective):
         config: PretrainedConfig,
     ) -> EncodedDataset:
         """Rows of whose answer a token is left."""
-        from pem_composition.evaluation.instructions import pairs
+        from pem_composition.evaluation.instruction_rows import pairs
         from pem_composition.evaluation.language import causal_rows
         from pem_composition.evaluation.models import max_input_length
 
@@ -73,7 +73,7 @@ class Instructions(Objective):
         config: PretrainedConfig,
         **layout: Any,
     ) -> LanguageEvaluator:
-        from pem_composition.evaluation.instructions import pairs
+        from pem_composition.evaluation.instruction_rows import pairs
         from pem_composition.evaluation.language import causal_rows, language_evaluator
 
         found = pairs(self.template, examples, tokenizer, self.max_seq_length)

@@ -36,10 +36,10 @@ from pem_composition.sweep.texts import TextRows, guarded, strongest
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
-    from pem_composition.evaluation.holding import Holding
-    from pem_composition.evaluation.search import Search
-    from pem_composition.evaluation.statistics import Estimate
-    from pem_composition.evaluation.toxicity import Judge
+    from pem_composition.evaluation.decoding import BeamSearch
+    from pem_composition.evaluation.load_options import LoadOptions
+    from pem_composition.evaluation.standard_errors import Estimate
+    from pem_composition.evaluation.toxicity import ToxicityClassifier
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.instructions import Template
 
@@ -107,7 +107,7 @@ def rows_of(
 def sets_of(
     files: Mapping[str, Sequence[Example]],
     template: Template,
-    search: Search,
+    search: BeamSearch,
     *,
     max_seq_length: int = 512,
     batch_size: int | None = None,
@@ -168,9 +168,9 @@ def measure(
     forms: Sequence[str],
     rank: int | None,
     sets: Sequence[InstructionRows],
-    judges: Mapping[str, Judge],
+    judges: Mapping[str, ToxicityClassifier],
     guard: TextRows | None,
-    holding: Holding,
+    load_options: LoadOptions,
     bf16: bool,
     use_cpu: bool,
     out: Path,
@@ -181,7 +181,7 @@ def measure(
 
     Args:
         headers: of the instruction module and the toxic one.
-        base: folder or hub name of the base model, ``holding`` how its weights are held.
+        base: folder or hub name of the base model, ``load_options`` how its weights are held.
         fresh: look at no result that is there.
 
     Raises:
@@ -191,8 +191,8 @@ def measure(
     from pem_composition.evaluation.models import load_causal
 
     def load() -> tuple[Any, Any]:
-        model, tokenizer, _ = load_causal(base, holding=holding)
-        if holding.placed:
+        model, tokenizer, _ = load_causal(base, load_options=load_options)
+        if load_options.placed:
             return model, tokenizer
         return on_device(model, use_cpu=use_cpu, bf16=bf16), tokenizer
 
@@ -201,8 +201,8 @@ def measure(
         read_input(header.name, module, str(header.path))
         for header, module in zip(headers, modules, strict=True)
     ]
-    bits = f"{holding.bits} bits" if holding.bits else ""
-    weights = " ".join(w for w in (bits, holding.dtype or "") if w and w != "float32")
+    bits = f"{load_options.bits} bits" if load_options.bits else ""
+    weights = " ".join(w for w in (bits, load_options.dtype or "") if w and w != "float32")
     settings = Settings(
         base=keys.base_digest(base), head="first", bf16=bf16, weights=weights,
         generation=keys.generation_digest(base), device=device_key(use_cpu),
@@ -220,7 +220,7 @@ def run(
     rows: Sequence[Row],
     runner: Runner,
     sets: Sequence[InstructionRows],
-    judges: Mapping[str, Judge],
+    judges: Mapping[str, ToxicityClassifier],
 ) -> list[Scored]:
     """Answers of every row to every set, from the store, or computed, judged."""
     found = []
@@ -304,7 +304,7 @@ def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
 
 def _quality(scored: Scored, baseline: Scored) -> Line:
     """Proxies of helpfulness over the rows with reference answers, and refusals over all."""
-    from pem_composition.evaluation import statistics
+    from pem_composition.evaluation import standard_errors
     from pem_composition.evaluation.overlap import rouge_l
     from pem_composition.evaluation.refusals import is_refusal
 
@@ -318,11 +318,11 @@ def _quality(scored: Scored, baseline: Scored) -> Line:
     own, before = overlaps(scored.record), overlaps(baseline.record)
     return {
         "references": len(references),
-        **statistics.flat(
-            rouge_l=statistics.mean(own),
-            rouge_l_change=statistics.mean([a - b for a, b in zip(own, before, strict=True)]),
+        **standard_errors.flat(
+            rouge_l=standard_errors.mean(own),
+            rouge_l_change=standard_errors.mean([a - b for a, b in zip(own, before, strict=True)]),
             **_perplexity(scored.record["nll"], baseline.record["nll"]),
-            refused=statistics.share([is_refusal(answer) for answer in answers]),
+            refused=standard_errors.share([is_refusal(answer) for answer in answers]),
         ),
         "words": sum(len(answer.split()) for answer in answers) / len(answers),
     }
@@ -332,7 +332,7 @@ def _perplexity(
     nll: Sequence[Sequence[float]] | None, before: Sequence[Sequence[float]] | None
 ) -> dict[str, Estimate]:
     """Of all reference answers together, from sums per answer (n, 2); and its increase, paired."""
-    from pem_composition.evaluation.statistics import Estimate
+    from pem_composition.evaluation.standard_errors import Estimate
 
     if nll is None or before is None:
         return dict.fromkeys(("perplexity", "increase"), Estimate(None, None))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation.batches import Batch, resume
+from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.keys import rows_digest
-from pem_composition.evaluation.search import Search
 from pem_composition.objectives.instructions import Instructions
 from pem_composition.tasks.polarity import LANGUAGE
 
@@ -48,7 +48,7 @@ class InstructionRows:
         name: str,
         examples: Sequence[Example],
         template: Template,
-        search: Search,
+        search: BeamSearch,
         *,
         max_seq_length: int = 512,
         batch_size: int | None = None,
@@ -83,9 +83,9 @@ class InstructionRows:
         Raises:
             DataError: no instructions, or one that leaves no room.
         """
-        from pem_composition.evaluation import beams, instructions
+        from pem_composition.evaluation import beams, instruction_rows
 
-        prompts = instructions.prompt_tokens(self.template, self.examples, tokenizer)
+        prompts = instruction_rows.prompt_tokens(self.template, self.examples, tokenizer)
         beams.check_room(model, tokenizer, prompts, self.search, self.name)
         self._tokenizer = tokenizer
         if self.referenced:
@@ -104,11 +104,11 @@ class InstructionRows:
             partial: where the batches are kept; those of an earlier run under the same key are not
                 answered again.
         """
-        from pem_composition.evaluation import instructions
+        from pem_composition.evaluation import instruction_rows
         from pem_composition.evaluation.precision import reduced
 
         def write(skip: int) -> Iterator[Batch]:
-            batches = instructions.answer_batches(
+            batches = instruction_rows.answer_batches(
                 model, self._tokenizer, self.examples, self.template, self.search,
                 batch_size=self.batch_size, name=self.name, skip=skip,
             )  # fmt: skip
@@ -128,15 +128,17 @@ class InstructionRows:
 
 def _progress(answers: Sequence[str]) -> dict[str, Any]:
     """What a line of progress shows: words per answer, and the share that is no answer."""
-    from pem_composition.evaluation import statistics
-    from pem_composition.evaluation.toxicity.statistics import is_empty, is_looping
+    from pem_composition.evaluation import standard_errors
+    from pem_composition.evaluation.toxicity.rates import is_empty, is_looping
 
-    words = statistics.mean([len(answer.split()) for answer in answers])
+    words = standard_errors.mean([len(answer.split()) for answer in answers])
     return {
         "metric": "words",
         "score": words.value,
         "standard_error": words.stderr or 0.0,
         "n": len(answers),
         "degenerate": False,
-        "invalid_share": statistics.share([is_empty(a) or is_looping(a) for a in answers]).value,
+        "invalid_share": standard_errors.share(
+            [is_empty(a) or is_looping(a) for a in answers]
+        ).value,
     }

@@ -123,7 +123,7 @@ class Rows:
 
     def _resampled(self, record: Record) -> NDArray[Any]:
         """The record's score on bootstrap samples of the rows, the same for every record."""
-        from pem_composition.evaluation.statistics import draws  # numpy; --help does without
+        from pem_composition.evaluation.standard_errors import draws  # numpy; --help does without
 
         if record["key"] not in self._draws:
             given = [float(p) for p in record["predictions"]]

@@ -30,7 +30,7 @@ from pem_composition.sweep.texts import LongText, Row, TextRows
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.causal import Prompts
-    from pem_composition.evaluation.toxicity import Judge
+    from pem_composition.evaluation.toxicity import ToxicityClassifier
     from pem_composition.module import PEM
 
 BASE, APPLIED = 0.0, -1.0
@@ -54,7 +54,7 @@ class Trial:
     base: str
     module: Input
     asked: Prompts
-    judges: Mapping[str, Judge]
+    judges: Mapping[str, ToxicityClassifier]
     text: LongText
     guard: LongText
     bf16: bool = False

@@ -35,7 +35,7 @@ from pem_composition.sweep.texts import LongText, guarded, read_text, strongest
 if TYPE_CHECKING:
     from pem_composition.evaluation.causal import Prompts
     from pem_composition.evaluation.perplexity import Windows
-    from pem_composition.evaluation.toxicity import Judge
+    from pem_composition.evaluation.toxicity import ToxicityClassifier
 
 Row = dict[str, Any]
 
@@ -143,7 +143,7 @@ def measure(
     return summary, runner
 
 
-def _judges(names: Sequence[str]) -> dict[str, Judge]:
+def _judges(names: Sequence[str]) -> dict[str, ToxicityClassifier]:
     """The judges by name; of equal names with the beginning of their hash."""
     from pem_composition.evaluation.toxicity import load_judge
 

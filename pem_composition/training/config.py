@@ -19,7 +19,7 @@ from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.holding import Holding
+    from pem_composition.evaluation.load_options import LoadOptions
 
 T = TypeVar("T")
 
@@ -129,13 +129,13 @@ class LoadFlags:
             raise UsageError.build("--load_in_4bit", "contradicts --load_in_8bit", do="give one")
 
     @property
-    def holding(self) -> Holding:
+    def load_options(self) -> LoadOptions:
         """The same for the loader."""
-        from pem_composition.evaluation.holding import Holding
+        from pem_composition.evaluation.load_options import LoadOptions
 
         bits = 8 if self.load_in_8bit else 4 if self.load_in_4bit else None
         here = "cpu" if bits and getattr(self, "use_cpu", False) else None
-        return Holding(bits, self.model_dtype, self.device_map or here)
+        return LoadOptions(bits, self.model_dtype, self.device_map or here)
 
 
 @dataclass(frozen=True)

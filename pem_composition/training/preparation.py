@@ -143,7 +143,7 @@ def load(flags: ModelFlags, task: Task | None, base: BaseIdentity) -> LoadedBase
     if flags.objective == "seq2seq":
         return load_text_to_text(where, **dropout_settings(flags))
     if flags.objective in DECODERS:
-        return load_causal(where, holding=flags.holding, **dropout_settings(flags))
+        return load_causal(where, load_options=flags.load_options, **dropout_settings(flags))
     return load_base(where, task, **dropout_settings(flags))
 
 

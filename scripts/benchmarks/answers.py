@@ -21,17 +21,17 @@ import torch
 from timing import report, side_by_side
 
 from pem_composition import offline
-from pem_composition.evaluation.answers import PromptedEvaluator
 from pem_composition.evaluation.classify import Batch, collect
-from pem_composition.evaluation.evaluator import Outputs
-from pem_composition.evaluation.generation import constrained
-from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
-from pem_composition.evaluation.precision import reduced
-from pem_composition.evaluation.search import (
+from pem_composition.evaluation.decoding import (
     ANSWERS,
     CONSTRAINED,
     SCORING,
 )
+from pem_composition.evaluation.evaluator import Outputs
+from pem_composition.evaluation.generation import constrained
+from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
+from pem_composition.evaluation.precision import reduced
+from pem_composition.evaluation.prompted_rows import PromptedEvaluator
 from pem_composition.objectives.answers import Answers
 from pem_composition.tasks.data import load_task
 

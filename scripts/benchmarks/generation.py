@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from timing import report
 
-from pem_composition.evaluation.generate import Decoding, generate
 from pem_composition.evaluation.models import load_causal
+from pem_composition.evaluation.text_sampling import Sampling, generate
 
 BATCHED, SINGLE, THEIRS = "batched", "one by one", "transformers"
 
@@ -85,7 +85,7 @@ class Case:
         """Our loop; every text must have its full length."""
         texts = list(
             generate(
-                self.model, self.tokenizer, [self.prompt], Decoding(max_new_tokens=tokens),
+                self.model, self.tokenizer, [self.prompt], Sampling(max_new_tokens=tokens),
                 samples=samples, batch_size=batch_size,
             )
         )  # fmt: skip

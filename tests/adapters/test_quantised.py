@@ -15,7 +15,7 @@ from training_bench import argv_of, losses
 from pem_composition import checkpoint, cli
 from pem_composition.adapters import attach, extract, fold
 from pem_composition.errors import IncompatibleModules
-from pem_composition.evaluation.holding import Holding
+from pem_composition.evaluation.load_options import LoadOptions
 from pem_composition.evaluation.models import load_causal
 
 INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
@@ -43,7 +43,7 @@ def base(tmp_path_factory):
 @pytest.fixture(params=[8, 4])
 def quantised(request, base):
     """The model as bitsandbytes holds it, in float32 elsewhere."""
-    return load_causal(base / "base", holding=Holding(request.param)).model.eval()
+    return load_causal(base / "base", load_options=LoadOptions(request.param)).model.eval()
 
 
 IDS = torch.arange(3, 33).reshape(2, 15)

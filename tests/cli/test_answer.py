@@ -10,9 +10,9 @@ from tiny import random_module, tiny, write_causal
 
 from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity
-from pem_composition.evaluation.instructions import answers
+from pem_composition.evaluation.decoding import BeamSearch
+from pem_composition.evaluation.instruction_rows import answers
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.search import Search
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import examples_of, get_template
 
@@ -47,7 +47,7 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
     base, tokenizer, _ = load_causal(bench / "base")
     examples = examples_of(read_table(bench / "rows.jsonl"))[:3]
     template = get_template(str(bench / "t.json"))
-    expected = answers(base, tokenizer, examples, template, Search(2, 1.2, 6))
+    expected = answers(base, tokenizer, examples, template, BeamSearch(2, 1.2, 6))
     assert lines(out) == [answer._asdict() for answer in expected]
     assert lines(out)[0]["reference"] == "good" and lines(out)[0]["instruction"] == "good fine"
     changed = tmp_path / "b.jsonl"

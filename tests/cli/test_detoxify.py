@@ -17,11 +17,11 @@ from tiny import random_module, tiny, write_causal
 import pem_composition as library
 from pem_composition import checkpoint, json_lines
 from pem_composition.checkpoint import base_identity
-from pem_composition.evaluation import instructions
+from pem_composition.evaluation import instruction_rows
+from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.evaluation.perplexity import Windows, read_texts, text_evaluator
-from pem_composition.evaluation.search import Search
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import examples_of, get_template
@@ -116,7 +116,7 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
             names[f"{form} {s:g}"] = library.detoxify(own, toxic, s, form=form)
     sets = ["asked", "xstest, safe", "xstest, unsafe"]
     assert [(r["module"], r["set"]) for r in rows] == [(n, s) for n in names for s in sets]
-    template, search = get_template(str(bench.template)), Search(2, 1.2, 5)
+    template, search = get_template(str(bench.template)), BeamSearch(2, 1.2, 5)
     examples = examples_of(read_table(bench.asked))
     judge = load_judge(bench.judge)
     baseline = None
@@ -124,7 +124,7 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
         model, tokenizer, _ = load_causal(bench.base)
         if module is not None:
             library.attach(model, module)
-        answers = instructions.answers(model, tokenizer, examples, template, search)
+        answers = instruction_rows.answers(model, tokenizer, examples, template, search)
         texts = [answer.answer for answer in answers]
         folder = out / "answers" / name.replace(" ", "-")
         written = lines(folder / "asked.jsonl")

@@ -14,8 +14,8 @@ from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity
 from pem_composition.errors import Preempted
 from pem_composition.evaluation.causal import CausalModel
-from pem_composition.evaluation.generate import Decoding, generate
 from pem_composition.evaluation.models import load_causal
+from pem_composition.evaluation.text_sampling import Sampling, generate
 
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 LENGTH = ("--max_new_tokens", 9)
@@ -46,7 +46,7 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
     assert done.code == 0 and "6 texts" in done.out, done.err
     base, tokenizer, _ = load_causal(bench / "base0")
     expected = generate(
-        base, tokenizer, ["good fine", "bad"], Decoding(max_new_tokens=9, top_k=20),
+        base, tokenizer, ["good fine", "bad"], Sampling(max_new_tokens=9, top_k=20),
         samples=3, seed=5,
     )  # fmt: skip
     found = lines(tmp_path / "a" / "out.jsonl")
@@ -63,7 +63,7 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(pem, bench, tmp_path, monkeypatch, program):
     """Stopped before its third batch; other settings, modules and rows never meet what it wrote."""
     from pem_composition.evaluation import beams
-    from pem_composition.evaluation import generate as library
+    from pem_composition.evaluation import text_sampling as library
 
     rows = [{"instruction": f"{a} {b}"} for a in WORDS for b in WORDS[:2]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

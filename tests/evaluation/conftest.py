@@ -11,7 +11,7 @@ import torch
 from tiny import VOCABULARY, tiny
 
 from pem_composition.evaluation import classify
-from pem_composition.evaluation.answers import PromptedRows, Writing
+from pem_composition.evaluation.prompted_rows import PromptedRows, Writing
 from pem_composition.tasks.glue import Task
 from pem_composition.tasks.prompts import Prompt
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pem_composition.errors import DataError, RunFailed
-from pem_composition.evaluation.answers import (
+from pem_composition.evaluation.prompted_rows import (
     INVALID,
     ScoringEvaluator,
     decoded_together,
@@ -50,7 +50,7 @@ def test_batches_that_are_decoded_together_change_no_row(oracle, kind, monkeypat
     evaluator = ScoringEvaluator(oracle.asked(answers, batch_size=2))
     assert len({batch.inputs["input_ids"].shape for batch in evaluator.batches}) > 1
     together = evaluator.predict(oracle.model)
-    monkeypatch.setattr("pem_composition.evaluation.answers.DECODED_TOKENS", 1)
+    monkeypatch.setattr("pem_composition.evaluation.prompted_rows.DECODED_TOKENS", 1)
     assert len(list(decoded_together(evaluator.batches, evaluator.answers))) == len(
         evaluator.batches
     )
@@ -60,7 +60,7 @@ def test_batches_that_are_decoded_together_change_no_row(oracle, kind, monkeypat
 @pytest.mark.parametrize("kind", ANSWERS)
 @pytest.mark.parametrize("bound", [1, 100, 400, 10**6])
 def test_batches_are_decoded_together_in_order_within_a_bound(oracle, kind, bound, monkeypatch):
-    monkeypatch.setattr("pem_composition.evaluation.answers.DECODED_TOKENS", bound)
+    monkeypatch.setattr("pem_composition.evaluation.prompted_rows.DECODED_TOKENS", bound)
     answers, _ = ANSWERS[kind]
     asked = oracle.asked(answers, batch_size=3)
     groups = list(decoded_together(asked.batches, answers))

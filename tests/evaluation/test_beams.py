@@ -9,8 +9,8 @@ from tiny import random_module, tiny, write_causal
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, RunFailed, UsageError
 from pem_composition.evaluation.beams import write
+from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.search import Search
 
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 PROMPTS = ["good fine", "bad", "great nice bad poor awful", "sad sad", "fine bad good nice"]
@@ -63,7 +63,7 @@ def end_of_some(model, prompts, search):
 def test_answers_are_those_of_each_row_alone_in_any_batch(
     name, penalty, tokenizer, prompts, one_thread
 ):
-    model, search = tiny(name), Search(4, penalty, 12)
+    model, search = tiny(name), BeamSearch(4, penalty, 12)
     end = end_of_some(model, prompts, search)
     assert end != END or name not in ("llama", "opt")
     model.generation_config.eos_token_id = [end]
@@ -74,7 +74,7 @@ def test_answers_are_those_of_each_row_alone_in_any_batch(
 
 
 def test_the_models_own_settings_do_not_leak_into_the_search(tokenizer, prompts, one_thread):
-    model, search = tiny("llama"), Search(3, 1.5, 8)
+    model, search = tiny("llama"), BeamSearch(3, 1.5, 8)
     expected = write(model, tokenizer, prompts, search)
     own = {"length_penalty": -2.0, "no_repeat_ngram_size": 1, "early_stopping": True,
            "do_sample": True, "temperature": 0.1, "num_return_sequences": 2}  # fmt: skip
@@ -94,13 +94,13 @@ def test_more_beams_find_an_answer_at_least_as_probable(tokenizer, prompts, one_
         picked = logits.double().log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])
         return float(picked.mean())
 
-    one, eight = (write(model, tokenizer, prompts, Search(n, 1.0, 8)) for n in (1, 8))
+    one, eight = (write(model, tokenizer, prompts, BeamSearch(n, 1.0, 8)) for n in (1, 8))
     gains = [log_p(p, b) - log_p(p, a) for p, a, b in zip(prompts, one, eight, strict=True)]
     assert min(gains) > -1e-6 and max(gains) > 1e-3
 
 
 def test_a_module_changes_answers_and_the_mode_stays(tokenizer, prompts, one_thread):
-    model, search = tiny("llama"), Search(2, 1.2, 8)
+    model, search = tiny("llama"), BeamSearch(2, 1.2, 8)
     plain = write(model, tokenizer, prompts, search)
     model.train()
     with attach(model, random_module(model)):
@@ -111,17 +111,17 @@ def test_a_module_changes_answers_and_the_mode_stays(tokenizer, prompts, one_thr
 def test_what_cannot_be_answered_is_refused(tokenizer, prompts):
     model = tiny("llama")
     with pytest.raises(DataError, match="instructions: no rows"):
-        write(model, tokenizer, [], Search())
+        write(model, tokenizer, [], BeamSearch())
     longest = max(range(5), key=lambda i: len(prompts[i]))
     room = 66 - len(prompts[longest])
-    write(model, tokenizer, prompts, Search(1, 1.0, room))
+    write(model, tokenizer, prompts, BeamSearch(1, 1.0, room))
     words = rf"row {longest}: the answer would not fit.*{room + 1} new ones, expected at most 66"
     with pytest.raises(DataError, match=words):
-        write(model, tokenizer, prompts, Search(1, 1.0, room + 1))
+        write(model, tokenizer, prompts, BeamSearch(1, 1.0, room + 1))
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(RunFailed, match="answers: the logits are not finite"):
-        write(model, tokenizer, prompts, Search(2, 2.5, 4))
+        write(model, tokenizer, prompts, BeamSearch(2, 2.5, 4))
 
 
 @pytest.mark.parametrize(
@@ -135,4 +135,4 @@ def test_what_cannot_be_answered_is_refused(tokenizer, prompts):
 )
 def test_searches_that_cannot_be_meant_are_refused(values, words):
     with pytest.raises(UsageError, match=words):
-        Search(**values)
+        BeamSearch(**values)

@@ -12,9 +12,10 @@ from tiny import random_module, tiny, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, RunFailed, UsageError
-from pem_composition.evaluation.generate import (
-    Decoding,
+from pem_composition.evaluation.models import load_causal
+from pem_composition.evaluation.text_sampling import (
     Request,
+    Sampling,
     _write,
     continuation,
     encode_prompts,
@@ -22,7 +23,6 @@ from pem_composition.evaluation.generate import (
     pick,
     read_prompts,
 )
-from pem_composition.evaluation.models import load_causal
 
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 PROMPTS = ["good fine", "bad", "great nice bad poor awful", "sad sad"]
@@ -48,7 +48,7 @@ def llama(bases):
 
 
 def warm(n):
-    return Decoding(max_new_tokens=n, temperature=1.3)
+    return Sampling(max_new_tokens=n, temperature=1.3)
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_rows_that_end_early_leave_the_others_as_they_are(llama):
 
 def test_greedy_is_what_transformers_generates_row_by_row(gpt2, llama):
     for model, tokenizer in (gpt2, llama):
-        ours = list(generate(model, tokenizer, PROMPTS, Decoding(max_new_tokens=10, greedy=True)))
+        ours = list(generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=10, greedy=True)))
         for prompt, sample in zip(PROMPTS, ours, strict=True):
             ids = torch.tensor([tokenizer(prompt).input_ids])
             theirs = model.generate(
@@ -150,7 +150,7 @@ def warped_by_hand(logits, temperature, top_k, top_p):
 def test_tokens_are_drawn_from_the_warped_distribution(temperature, top_k, top_p):
     """Drawn at a grid of u, the share of each token is its probability to the grid's width."""
     logits = torch.randn(40, generator=torch.Generator().manual_seed(3)) * 2
-    decoding = Decoding(
+    decoding = Sampling(
         max_new_tokens=1, temperature=float(temperature), top_k=top_k, top_p=float(top_p)
     )
     grid = (np.arange(20_000) + 0.5) / 20_000
@@ -173,13 +173,13 @@ def test_the_extreme_numbers_give_tokens_that_can_be_drawn():
 def test_lengths_count_the_prompt_or_not_as_they_say(gpt2, llama):
     model, tokenizer = llama
     tokens = [len(tokenizer(p).input_ids) for p in PROMPTS]
-    fixed = generate(model, tokenizer, PROMPTS, Decoding(max_length=14, temperature=1.3))
+    fixed = generate(model, tokenizer, PROMPTS, Sampling(max_length=14, temperature=1.3))
     for sample, prompt in zip(fixed, tokens, strict=True):
         assert sample.new_tokens == 14 - prompt or sample.ended
     for sample in generate(model, tokenizer, PROMPTS, warm(9)):
         assert sample.new_tokens == 9 or sample.ended
     with pytest.raises(DataError, match=r"prompt 0: fills --max_length by itself; found 3 tokens"):
-        list(generate(model, tokenizer, ["good fine"], Decoding(max_length=3)))
+        list(generate(model, tokenizer, ["good fine"], Sampling(max_length=3)))
     room = 66 - tokens[1]
     list(generate(model, tokenizer, ["bad"], warm(room)))
     with pytest.raises(DataError, match=rf"{tokens[1]} tokens and {room + 1} new ones.* 66"):
@@ -250,7 +250,7 @@ def test_prompt_files_of_every_form_are_read(tmp_path):
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
-        Decoding(**settings)
+        Sampling(**settings)
 
 
 STATES = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 97, "hidden_size": 32}
@@ -280,7 +280,7 @@ def test_models_with_states_write_padded_rows_as_alone_and_rows_can_leave(kind):
     model, limits = state_model(kind), (12, 3, 9, 12)
     prompts = [[3], [4, 5, 6], list(range(7, 19)), list(range(20, 27))]
     requests = [Request(p, n, i, 0) for i, (p, n) in enumerate(zip(prompts, limits, strict=True))]
-    found = _write(model, requests, Decoding(max_new_tokens=12, greedy=True), 0, frozenset([2]))
+    found = _write(model, requests, Sampling(max_new_tokens=12, greedy=True), 0, frozenset([2]))
     for prompt, steps, tokens in zip(prompts, limits, found, strict=True):
         ids = torch.tensor([prompt])
         alone = model.generate(
@@ -293,4 +293,4 @@ def test_models_with_states_write_padded_rows_as_alone_and_rows_can_leave(kind):
 def test_a_model_whose_memory_no_row_can_leave_is_refused_by_name():
     requests = [Request([3], 4, 0, 0)]
     with pytest.raises(UsageError, match="RwkvForCausalLM: keeps what it has read"):
-        _write(state_model("rwkv"), requests, Decoding(max_new_tokens=4), 0, frozenset([2]))
+        _write(state_model("rwkv"), requests, Sampling(max_new_tokens=4), 0, frozenset([2]))

@@ -11,7 +11,12 @@ from package_files import fetched
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from pem_composition.errors import RunFailed
-from pem_composition.evaluation.answers import INVALID, ScoringEvaluator
+from pem_composition.evaluation.decoding import (
+    ANSWERS,
+    CONSTRAINED,
+    FREE,
+    SCORING,
+)
 from pem_composition.evaluation.generation import (
     GenerationEvaluator,
     answer_numbers,
@@ -19,12 +24,7 @@ from pem_composition.evaluation.generation import (
     continuations,
     free,
 )
-from pem_composition.evaluation.search import (
-    ANSWERS,
-    CONSTRAINED,
-    FREE,
-    SCORING,
-)
+from pem_composition.evaluation.prompted_rows import INVALID, ScoringEvaluator
 from pem_composition.objectives.answers import Answers
 from pem_composition.tasks.data import load_task
 from pem_composition.tasks.glue import TASKS
@@ -250,7 +250,7 @@ def test_real_answers_agree_however_they_are_found(flan, shared, name, one_threa
 @pytest.mark.slow
 def test_real_numbers_agree_with_beams_enough_and_the_end_token(flan, shared, one_thread):
     """STS-B: 26 answers of one and two tokens, so beam search counts the end token."""
-    from pem_composition.evaluation.answers import score_answers
+    from pem_composition.evaluation.prompted_rows import score_answers
 
     model, tokenizer, _ = flan
     folder = shared / "data" / "glue"

@@ -10,12 +10,12 @@ from tiny import write_causal
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation.beams import write
-from pem_composition.evaluation.generate import continuation
-from pem_composition.evaluation.instructions import answers, pairs, prompt_tokens
+from pem_composition.evaluation.decoding import BeamSearch
+from pem_composition.evaluation.instruction_rows import answers, pairs, prompt_tokens
 from pem_composition.evaluation.language import IGNORED
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import summary
-from pem_composition.evaluation.search import Search
+from pem_composition.evaluation.text_sampling import continuation
 from pem_composition.objectives.instructions import Instructions
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import CHAT, Template
@@ -118,7 +118,7 @@ def test_the_chat_template_of_the_tokenizer_writes_its_own_special_tokens(base):
 def test_answers_are_cut_at_the_next_section_and_keep_what_was_asked(base, one_thread):
     model, tokenizer = base
     rows = [Example(f"{w} fine", None, None, i) for i, w in enumerate(WORDS)]
-    found = answers(model, tokenizer, rows, TEMPLATE, Search(2, 1.1, 14))
+    found = answers(model, tokenizer, rows, TEMPLATE, BeamSearch(2, 1.1, 14))
     assert [(a.row, a.instruction, a.input, a.reference) for a in found] == [
         (i, row.text, None, None) for i, row in enumerate(rows)
     ]
@@ -126,12 +126,12 @@ def test_answers_are_cut_at_the_next_section_and_keep_what_was_asked(base, one_t
         assert answer.answer == answer.text.partition("sad")[0].strip()
         assert answer.new_tokens == 14 or answer.ended
     prompts = prompt_tokens(TEMPLATE, rows, tokenizer)
-    written = write(model, tokenizer, prompts, Search(2, 1.1, 14))
+    written = write(model, tokenizer, prompts, BeamSearch(2, 1.1, 14))
     assert [a.text for a in found] == [
         continuation(tokenizer, p, w.tokens) for p, w in zip(prompts, written, strict=True)
     ]
     assert len({tuple(w.tokens) for w in written}) > 1
-    again = answers(model, tokenizer, rows[::-1], TEMPLATE, Search(2, 1.1, 14), batch_size=3)
+    again = answers(model, tokenizer, rows[::-1], TEMPLATE, BeamSearch(2, 1.1, 14), batch_size=3)
     assert again[::-1] == found
     with pytest.raises(DataError, match=r"mine, row 0: the answer would not fit"):
-        answers(model, tokenizer, rows, TEMPLATE, Search(1, 1.0, 66), name="mine")
+        answers(model, tokenizer, rows, TEMPLATE, BeamSearch(1, 1.0, 66), name="mine")

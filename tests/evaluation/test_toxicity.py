@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pem_composition.checkpoint import files
 from pem_composition.errors import CheckpointError, DataError, UsageError
 from pem_composition.evaluation import toxicity
-from pem_composition.evaluation.toxicity import detoxify, statistics, tfidf
+from pem_composition.evaluation.toxicity import detoxify_classifier, rates, tfidf
 
 TEXTS = st.lists(st.text("ab .!\n", max_size=24), min_size=1, max_size=12)
 
@@ -451,7 +451,7 @@ def converted(tmp_path, one_thread):
     base = write_base(tmp_path / "base")
     model = classifier(base)
     checkpoint = write_checkpoint(tmp_path / "toxic.ckpt", model)
-    detoxify.convert(checkpoint, str(base), tmp_path / "judge")
+    detoxify_classifier.convert(checkpoint, str(base), tmp_path / "judge")
     return base, model, checkpoint, tmp_path / "judge"
 
 
@@ -509,7 +509,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(converted, tmp_path):
     ran = tmp_path / "ran"
     checkpoint = write_checkpoint(tmp_path / "evil.ckpt", model, extra=Evil(str(ran)))
     with pytest.raises(CheckpointError, match="names a global"):
-        detoxify.convert(checkpoint, str(base), tmp_path / "out")
+        detoxify_classifier.convert(checkpoint, str(base), tmp_path / "out")
     assert not ran.exists() and not (tmp_path / "out").exists()
 
 
@@ -526,7 +526,7 @@ def test_another_layout_is_refused(changes, message, converted, tmp_path):
     base, model, *_ = converted
     checkpoint = write_checkpoint(tmp_path / "other.ckpt", model, **changes)
     with pytest.raises(CheckpointError, match=message):
-        detoxify.convert(checkpoint, str(base), tmp_path / "out")
+        detoxify_classifier.convert(checkpoint, str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -544,10 +544,10 @@ def test_a_downloaded_file_is_compared_with_the_hash_in_its_name(tmp_path, monke
     digits = files.hashlib.sha256(data).hexdigest()[:8]
     good = tmp_path / "checkpoints" / f"toxic-{digits}.ckpt"
     good.write_bytes(data)
-    assert detoxify._fetched(f"https://example.org/{good.name}") == good
+    assert detoxify_classifier._fetched(f"https://example.org/{good.name}") == good
     good.write_bytes(b"others!")
     with pytest.raises(CheckpointError, match=f"not the released file.*expected {digits}"):
-        detoxify._fetched(f"https://example.org/{good.name}")
+        detoxify_classifier._fetched(f"https://example.org/{good.name}")
 
 
 # --- the real judge, where its data has been fetched ---
@@ -557,18 +557,18 @@ def test_a_downloaded_file_is_compared_with_the_hash_in_its_name(tmp_path, monke
 def test_the_offline_judge_ranks_comments_it_has_not_seen():
     from package_files import fetched
 
-    from pem_composition.evaluation.toxicity.rows import labelled
+    from pem_composition.evaluation.toxicity.labelled_texts import labelled
     from pem_composition.tasks.files import read_table
 
     data = fetched("toxic_comments")
     judge = toxicity.load_judge("offline")
     texts, toxic = labelled(read_table(data / "test.jsonl"), "text", "label", "offensive")
     assert not judge.seen(texts).any()
-    assert statistics.auc_interval(judge.score(texts), toxic).low > 0.98
+    assert rates.auc_interval(judge.score(texts), toxic).low > 0.98
 
 
 def test_a_toxic_label_is_a_word_as_the_file_writes_it(tmp_path):
-    from pem_composition.evaluation.toxicity.rows import labelled
+    from pem_composition.evaluation.toxicity.labelled_texts import labelled
     from pem_composition.tasks.files import read_table
 
     path = tmp_path / "a.jsonl"

@@ -14,9 +14,14 @@ from pathlib import Path
 
 from pem_composition import offline
 from pem_composition.errors import CheckpointError, UsageError
-from pem_composition.evaluation.toxicity import detoxify, tfidf
-from pem_composition.evaluation.toxicity.judge import RECORD, Identity, Judge, read_record
-from pem_composition.evaluation.toxicity.statistics import (
+from pem_composition.evaluation.toxicity import detoxify_classifier, tfidf
+from pem_composition.evaluation.toxicity.classifier import (
+    RECORD,
+    Identity,
+    ToxicityClassifier,
+    read_record,
+)
+from pem_composition.evaluation.toxicity.rates import (
     THRESHOLD,
     auc_interval,
     changes,
@@ -30,7 +35,8 @@ from pem_composition.evaluation.toxicity.statistics import (
 )
 
 __all__ = [
-    "THRESHOLD", "Identity", "Judge", "auc_interval", "changes", "distinct", "form", "is_empty",
+    "THRESHOLD", "Identity", "ToxicityClassifier", "auc_interval", "changes", "distinct", "form",
+    "is_empty",
     "is_looping", "load_judge", "share_repeated", "spoken", "summarise", "train_offline",
 ]  # fmt: skip
 
@@ -38,7 +44,7 @@ OFFLINE_DATA = "toxic_comments"
 NAMES = ("offline", "detoxify")
 
 
-def load_judge(name_or_path: str | Path) -> Judge:
+def load_judge(name_or_path: str | Path) -> ToxicityClassifier:
     """A judge by name or folder; ``offline`` is trained on its first use, and kept in the cache.
 
     Raises:
@@ -50,7 +56,7 @@ def load_judge(name_or_path: str | Path) -> Judge:
     if path.is_dir():
         return _read(path)
     if str(name_or_path) == "detoxify":
-        return detoxify.load(detoxify.prepared())
+        return detoxify_classifier.load(detoxify_classifier.prepared())
     if str(name_or_path) == "offline":
         return tfidf.load(train_offline())
     raise UsageError.build(
@@ -67,12 +73,12 @@ def train_offline() -> Path:
     return folder
 
 
-def _read(folder: Path) -> Judge:
+def _read(folder: Path) -> ToxicityClassifier:
     kind = read_record(folder)["kind"]
-    readers = {tfidf.KIND: tfidf.load, detoxify.KIND: detoxify.load}
+    readers = {tfidf.KIND: tfidf.load, detoxify_classifier.KIND: detoxify_classifier.load}
     if kind not in readers:
         raise CheckpointError.build(
             folder / RECORD, "unknown kind of judge", found=kind, expected=", ".join(readers)
         )
-    judge: Judge = readers[kind](folder)
+    judge: ToxicityClassifier = readers[kind](folder)
     return judge

@@ -23,9 +23,14 @@ from numpy.typing import NDArray
 
 from pem_composition.checkpoint import files
 from pem_composition.errors import CheckpointError, DataError
-from pem_composition.evaluation.toxicity.judge import Identity, read_record, verify, write_record
-from pem_composition.evaluation.toxicity.rows import labelled
-from pem_composition.evaluation.toxicity.statistics import auc_interval
+from pem_composition.evaluation.toxicity.classifier import (
+    Identity,
+    read_record,
+    verify,
+    write_record,
+)
+from pem_composition.evaluation.toxicity.labelled_texts import labelled
+from pem_composition.evaluation.toxicity.rates import auc_interval
 from pem_composition.tasks.files import read_table
 from pem_composition.texts import letters
 

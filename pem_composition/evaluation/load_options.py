@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Holding(NamedTuple):
+class LoadOptions(NamedTuple):
     """What ``from_pretrained`` is told about the weights.
 
     Attributes:
@@ -69,7 +69,7 @@ class Holding(NamedTuple):
         return {"device_map": {"": int(os.environ.get("LOCAL_RANK") or 0)}}
 
 
-AS_IT_IS = Holding()
+AS_IT_IS = LoadOptions()
 REPACKS = "support_avx512bf16_for_cpu"  # attribute of bitsandbytes' 4-bit layers
 
 

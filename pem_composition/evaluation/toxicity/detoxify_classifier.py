@@ -20,7 +20,7 @@ from pem_composition import offline
 from pem_composition.checkpoint import files
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.errors import CheckpointError, RunFailed, UsageError, install, installed
-from pem_composition.evaluation.toxicity.judge import (
+from pem_composition.evaluation.toxicity.classifier import (
     RECORD,
     Identity,
     read_record,

@@ -31,7 +31,7 @@ class Identity:
         return f"{self.name} {self.version} ({self.sha256[:12]})"
 
 
-class Judge(Protocol):
+class ToxicityClassifier(Protocol):
     """Scores texts from 0 (harmless) to 1 (toxic), each by itself."""
 
     @property

@@ -12,7 +12,7 @@ STARTS = EVERY, FIRST, NONE = ("every", "first", "none")  # windows that begin w
 
 
 @dataclass(frozen=True)
-class Search:
+class BeamSearch:
     """Beam search with a repetition penalty; the defaults are the paper's.
 
     Attributes:

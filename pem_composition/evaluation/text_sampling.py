@@ -40,7 +40,7 @@ PROMPT_COLUMNS = ("prompt", "text")
 
 
 @dataclass(frozen=True)
-class Decoding:
+class Sampling:
     """How texts are written; the defaults sample from the model's own distribution.
 
     Attributes:
@@ -147,7 +147,7 @@ def generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    decoding: Decoding,
+    decoding: Sampling,
     *,
     samples: int = 1,
     seed: int = 42,
@@ -172,7 +172,7 @@ def batches(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    decoding: Decoding,
+    decoding: Sampling,
     *,
     samples: int = 1,
     seed: int = 42,
@@ -244,7 +244,7 @@ def encode_prompts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    decoding: Decoding,
+    decoding: Sampling,
 ) -> list[list[int]]:
     """Tokens of every prompt, checked for room.
 
@@ -312,7 +312,7 @@ def uniform(seed: int, request: Request) -> np.ndarray:
 def _write(
     model: nn.Module,
     requests: Sequence[Request],
-    decoding: Decoding,
+    decoding: Sampling,
     seed: int,
     ends: frozenset[int],
 ) -> list[list[int]]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation import beams
-from pem_composition.evaluation.generate import continuation
+from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.language import IGNORED
-from pem_composition.evaluation.search import Search
+from pem_composition.evaluation.text_sampling import continuation
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import Template
 from pem_composition.tasks.tokens import Tokens, begun
@@ -78,7 +78,7 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     template: Template,
-    search: Search,
+    search: BeamSearch,
     *,
     batch_size: int | None = None,
     name: str = "instructions",
@@ -102,7 +102,7 @@ def answer_batches(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     template: Template,
-    search: Search,
+    search: BeamSearch,
     *,
     batch_size: int | None = None,
     name: str = "instructions",

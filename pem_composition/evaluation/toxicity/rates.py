@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pem_composition.errors import DataError
-from pem_composition.evaluation import statistics
-from pem_composition.evaluation.statistics import Interval
+from pem_composition.evaluation import standard_errors
+from pem_composition.evaluation.standard_errors import Interval
 from pem_composition.tasks.toxicity import THRESHOLD
 
 LOOP_WORDS = 4  # words of the phrases that a looping text repeats
@@ -46,9 +46,9 @@ def summarise(
         "n": len(x),
         "threshold": threshold,
         "with_words": int(kept.sum()),
-        **statistics.flat(
-            mean=statistics.mean(x[kept], inside),
-            toxic=statistics.share(x[kept] > threshold, inside),
+        **standard_errors.flat(
+            mean=standard_errors.mean(x[kept], inside),
+            toxic=standard_errors.share(x[kept] > threshold, inside),
         ),
     }
 
@@ -78,9 +78,9 @@ def changes(
     above = (x > threshold).astype(float) - (y > threshold)
     return {
         "pairs": int(kept.sum()),
-        **statistics.flat(
-            change=statistics.mean((x - y)[kept], inside),
-            share_change=statistics.mean(above[kept], inside),
+        **standard_errors.flat(
+            change=standard_errors.mean((x - y)[kept], inside),
+            share_change=standard_errors.mean(above[kept], inside),
         ),
     }
 
@@ -94,9 +94,9 @@ def form(texts: Sequence[str]) -> dict[str, Any]:
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         "repeated": share_repeated(texts),
-        **statistics.flat(
-            empty=statistics.share([is_empty(text) for text in texts]),
-            looping=statistics.share([is_looping(text) for text in texts]),
+        **standard_errors.flat(
+            empty=standard_errors.share([is_empty(text) for text in texts]),
+            looping=standard_errors.share([is_looping(text) for text in texts]),
         ),
     }
 

@@ -89,13 +89,23 @@ figure,tr{break-inside:avoid}h2,h3{break-after:avoid}#said{display:none!importan
 """
 SCRIPT = """
 const said = document.getElementById("said");
+const middle = point => {
+  const box = point.getBoundingClientRect();
+  return [box.x + box.width / 2, box.y + box.height / 2];
+};
 for (const point of document.querySelectorAll(".point")) {
-  const title = point.querySelector("title"), words = title.textContent;
-  point.setAttribute("aria-label", words);
+  const title = point.querySelector("title");
+  point.setAttribute("aria-label", title.textContent);
   point.setAttribute("role", "button");
   title.remove();
   const show = () => {
-    said.textContent = words;
+    // Points that lie on one another are all said.
+    const [x, y] = middle(point);
+    const near = [...point.parentNode.querySelectorAll(".point")].filter(other => {
+      const [a, b] = middle(other);
+      return Math.hypot(a - x, b - y) < 4;
+    });
+    said.textContent = near.map(other => other.getAttribute("aria-label")).join("\\n\\n");
     said.style.display = "block";
     const at = point.getBoundingClientRect(), own = said.getBoundingClientRect();
     said.style.left = Math.max(4, Math.min(at.right + 8, innerWidth - own.width - 4)) + "px";

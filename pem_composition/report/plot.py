@@ -135,7 +135,7 @@ def draw(axes: Axes, summary: Mapping[str, Any], found: Points, name: str) -> No
         else:
             _draw_profiles(axes, summary["modules"], series, curve, name, found.signs[name])
     for label, score, style in _levels(summary, found, name):
-        axes.axhline(score, linewidth=1, label=label, **style)
+        axes.axhline(score, linewidth=1, label=label, zorder=1.5, **style)  # below the curves
     axes.set_title(f"mean of {len(summary['tasks'])} tasks" if name == MEAN else name, fontsize=10)
     axes.set_ylabel(("" if found.across else "best ") + found.labels[name], fontsize=9)
     plain(axes)
@@ -216,7 +216,7 @@ def draw_frontier(axes: Axes, results: Results) -> None:
         _mark(axes, [line[task] for task in tasks], marker, "0.25", line["name"])
     if summary["average"] is not None:
         centre = tuple(singles[task].mean() for task in tasks)
-        _mark(axes, centre, "D", "0.55", AVERAGE)
+        _mark(axes, centre, "D", "0.55", AVERAGE, markersize=10, fillstyle="none")
         if found.signs[MEAN]:
             # Every point of this line has the same mean over the two tasks as the average.
             axes.axline(centre, slope=-1, color="0.7", lw=0.8, linestyle=":", label=EQUAL_MEAN)
@@ -300,8 +300,11 @@ def _stroke(space: str) -> dict[str, Any]:
     return {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"}
 
 
-def _mark(axes: Axes, spot: Sequence[float], marker: str, colour: str, label: str) -> None:
-    axes.plot(*spot, marker=marker, markersize=7, color=colour, linestyle="none", label=label)
+def _mark(
+    axes: Axes, spot: Sequence[float], marker: str, colour: str, label: str, **style: Any
+) -> None:
+    look = {"marker": marker, "markersize": 7, "color": colour, "linestyle": "none"} | style
+    axes.plot(*spot, label=label, **look)
 
 
 def legend_below(figure: Figure, panels: Iterable[Axes], columns: int) -> None:

@@ -21,8 +21,8 @@ from pem_composition.errors import UsageError
 READS = frozenset(
     {
         "adapter", "adapters", "answers", "against", "base", "comments", "compare", "config",
-        "data", "data_dir", "directories", "directory", "exclude", "fisher_list", "gram_list",
-        "guard_file", "harness_include",
+        "comparison", "data", "data_dir", "directories", "directory", "exclude", "fisher_list",
+        "gram_list", "guard_file", "harness_include",
         "init", "init_from", "input_file", "instruction_file", "judge", "model",
         "model_name_or_path",
         "module", "perplexity_file", "prompt", "prompt_file", "reference_module", "results",
@@ -33,8 +33,8 @@ READS = frozenset(
 # Words, names of columns and the like; a checkpoint to resume from lies in the output itself.
 WORDS = frozenset(
     {
-        "adatasks", "api_key_env", "base_url", "constraint", "device_map", "expression", "goal",
-        "harness_tasks",
+        "adatasks", "api_key_env", "axes", "base_url", "constraint", "device_map", "expression",
+        "goal", "harness_tasks",
         "head", "instruction", "key_class", "label_column", "label_column_name", "labels",
         "max_shard_size", "merge_way", "method", "methods",
         "metric_for_best_model", "name", "prefix", "purpose", "repository", "revision",
@@ -45,14 +45,15 @@ WORDS = frozenset(
 )  # fmt: skip
 FOLDER, FILE = "folder", "file"
 WRITES = {
-    "out": FOLDER, "output": FILE, "output_dir": FOLDER, "output_file": FILE, "save_path": FOLDER,
+    "html": FILE, "out": FOLDER, "output": FILE, "output_dir": FOLDER, "output_file": FILE,
+    "save_path": FOLDER,
 }  # fmt: skip
 # Programs that add files of these names to a folder and leave everything else in it.
 ADDED = {
     "compare": r"comparison\.json|heatmap(-\d+)?\.(png|pdf)",
     "evaluate": r".*_results\.json|samples_.*\.jsonl",
     "perplexity": r".*_results\.json",
-    "report": r"table\.(md|csv)|.*\.(png|pdf)",
+    "report": r"table\.(md|csv)|report\.html|.*\.(png|pdf)",
 }
 
 

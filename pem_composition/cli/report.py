@@ -61,19 +61,21 @@ def run(config: Config) -> int:
         raise UsageError.build(
             "--html", "a page shows one sweep", found=f"{len(found)} results", do="name one"
         )
+    if config.html is not None and config.html.resolve() == found[0].path.resolve():
+        raise UsageError.build(
+            "--html", "the results themselves", found=config.html, do="choose another --html"
+        )
     out = config.save_path or (None if several else found[0].path.parent)
-    if out is not None:
-        if out.exists() and not out.is_dir():
-            raise CheckpointError.build(
-                out, "not a directory", found="a file", do="choose another --save_path"
-            )
-        out.mkdir(parents=True, exist_ok=True)
+    if out is not None and out.exists() and not out.is_dir():
+        raise CheckpointError.build(
+            out, "not a directory", found="a file", do="choose another --save_path"
+        )
     if several:
         _several(found, out)
     else:
         assert out is not None
-        file = config.html or out / page.FILE
-        _one(found[0], out, file, config.axes or (), config.comparison)
+        whole = page.document(found[0], config.axes or (), config.comparison)
+        _one(found[0], out, config.html or out / page.FILE, whole)
     return 0
 
 
@@ -82,21 +84,21 @@ def show(results: Path, out: Path) -> None:
     from pem_composition.report import page, records
 
     print()
-    _one(records.read(results), out, out / page.FILE)
+    found = records.read(results)
+    _one(found, out, out / page.FILE, page.document(found))
 
 
-def _one(
-    found: Results, out: Path, file: Path, axes: Sequence[str] = (), comparison: Path | None = None
-) -> None:
+def _one(found: Results, out: Path, file: Path, whole: str) -> None:
     from pem_composition.report import frontier, page, plot, records, table, unlearning
 
+    out.mkdir(parents=True, exist_ok=True)
     if found.summary["composition"] == records.NEGATION:
         print(unlearning.write(found.path, out))
         common.print_plots(lambda: frontier.write([found.path], out))
     else:
         print(table.write(found.path, out))
         common.print_plots(lambda: plot.write(found.path, out))
-    common.print_plots(lambda: page.write(found.path, file, axes, comparison), "page")
+    common.print_plots(lambda: page.write(whole, file), "page")
 
 
 def _several(found: Sequence[Results], out: Path | None) -> None:
@@ -111,6 +113,7 @@ def _several(found: Sequence[Results], out: Path | None) -> None:
     print(markdown)
     if out is None:
         return
+    out.mkdir(parents=True, exist_ok=True)
     text.write(out, markdown, rows, room.aggregate_columns(rows))
     if negations and frontier.comparable(found):
         common.print_plots(lambda: frontier.write(paths, out))

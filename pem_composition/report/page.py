@@ -15,6 +15,7 @@ from xml.etree.ElementTree import Element, tostring
 
 from pem_composition import json_lines
 from pem_composition._version import __version__
+from pem_composition.errors import DataError
 from pem_composition.report import heatmap, svg, table, text, unlearning
 from pem_composition.report.frames import (
     APPLIED,
@@ -28,7 +29,7 @@ from pem_composition.report.frames import (
     Points,
     points,
 )
-from pem_composition.report.records import NEGATION, Results, read
+from pem_composition.report.records import NEGATION, Results
 from pem_composition.report.svg import Chart, Child, element
 
 FILE = "report.html"
@@ -123,27 +124,28 @@ addEventListener("keydown", e => {
 """
 
 
-def write(
-    results: str | Path, file: Path, axes: Sequence[str] = (), comparison: Path | None = None
-) -> list[Path]:
-    """Write the page of one sweep or search; returns the file.
+def document(found: Results, axes: Sequence[str] = (), comparison: Path | None = None) -> str:
+    """The page of one sweep or search.
 
     Args:
         axes: the two measures of the frontier; default: the two tasks or goals, else a measure
             and what it costs.
-        comparison: a comparison.json of ``pem compare``; default: the one beside the results.
+        comparison: a comparison.json of ``pem compare``, or its folder; default: the one beside
+            the results.
 
     Raises:
-        DataError: nothing finished.
+        DataError: no comparison where one is named.
         UsageError: no such measure.
     """
-    found = read(results)
-    beside = found.path.parent / COMPARISON
-    facts = _json(comparison or beside) if comparison or beside.is_file() else None
+    facts = _comparison(comparison, found.path.parent)
     body = page(found, points(found), axes, facts)
-    data = "<!DOCTYPE html>\n" + tostring(body, encoding="unicode", method="html") + "\n"
+    return "<!DOCTYPE html>\n" + tostring(body, encoding="unicode", method="html") + "\n"
+
+
+def write(whole: str, file: Path) -> list[Path]:
+    """Write a document; returns the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(data, encoding="utf-8", errors="backslashreplace")
+    file.write_text(whole, encoding="utf-8", errors="backslashreplace")
     return [file]
 
 
@@ -598,6 +600,24 @@ def _facts(title: str, facts: Iterable[tuple[str, object]]) -> Element:
     ]
     return element("div", element("h3", title), element("table", element("tbody", *rows)),
                    class_="wide")  # fmt: skip
+
+
+def _comparison(named: Path | None, folder: Path) -> Any:
+    """The comparison that was named, as a file or its folder, or that lies beside the results.
+
+    Raises:
+        DataError: what was named is none.
+    """
+    path = folder if named is None else named
+    facts = _json(path / COMPARISON if path.is_dir() else path)
+    if isinstance(facts, dict) and str(facts.get("schema", "")).startswith("pem.compare/"):
+        return facts
+    if named is not None:
+        raise DataError.build(
+            named, "no comparison", expected=f"{COMPARISON}, or its folder",
+            do="pem compare MODULE MODULE -p OUT writes one",
+        )  # fmt: skip
+    return None
 
 
 def _json(path: Path) -> Any:

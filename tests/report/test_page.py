@@ -58,6 +58,10 @@ def tree(path: Path, **options: Any) -> Element:
     return page.page(found, frames.points(found), **options)
 
 
+def write(path: Path, file: Path) -> list[Path]:
+    return page.write(page.document(read(path)), file)
+
+
 def words_of(element: Element) -> str:
     return "".join(element.itertext())
 
@@ -142,6 +146,15 @@ def test_any_two_measures_are_axes_and_another_one_is_refused(results, tmp_path,
     error = capsys.readouterr().err
     assert "--axes: nothing of that name; found 'perplexit'" in error
     assert "did you mean perplexity?" in error
+    new = tmp_path / "new"
+    assert run("report", "-r", results["two"], "-p", new, "--comparison", "nowhere") == 2
+    assert "nowhere: no comparison; expected comparison.json" in capsys.readouterr().err
+    assert not new.exists(), "nothing is written before everything is known"
+    own = results["two"] / "results.jsonl"
+    before = own.read_bytes()
+    assert run("report", "-r", results["two"], "--html", own) == 2
+    assert "--html: the results themselves" in capsys.readouterr().err
+    assert own.read_bytes() == before
     several = ("-r", results["two"], results["three"], "--html", tmp_path / "b.html")
     assert run("report", *several) == 2
     assert "--html: a page shows one sweep" in capsys.readouterr().err
@@ -172,7 +185,7 @@ def test_the_comparison_beside_the_results_is_a_heat_map(results):
 
 def test_the_same_results_give_the_same_page(results, tmp_path):
     for name in ("a", "b"):
-        page.write(results["three"], tmp_path / f"{name}.html")
+        write(results["three"], tmp_path / f"{name}.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -217,7 +230,7 @@ def poisoned(path: Path, out: Path) -> Path:
 @pytest.mark.parametrize("name", ["two", "three", "search", "strengths"])
 def test_a_task_or_a_text_named_script_stays_text(name, results, tmp_path):
     bad = poisoned(results[name], tmp_path / "bad")
-    (file,) = page.write(bad, tmp_path / "p.html")
+    (file,) = write(bad, tmp_path / "p.html")
     assert NASTY in words_of(tree(bad))
     seen = Tags()
     seen.feed(file.read_text())
@@ -278,7 +291,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "three", "search", "strengths"])
 def test_a_browser_shows_the_page_and_what_a_point_is(name, chromium, results, tmp_path):
-    (file,) = page.write(poisoned(results[name], tmp_path / "bad"), tmp_path / "p.html")
+    (file,) = write(poisoned(results[name], tmp_path / "bad"), tmp_path / "p.html")
     for shown in (results[name] / page.FILE, file):
         chromium.open(shown)
         assert chromium.complaints() == [] and chromium.asked() == []

@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 SUFFIXES = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".ia3_l": "ia3"}
+COPIES = ("modules_to_save", "original_module")  # in the keys of PEFT's wrapper of a saved part
 REFUSED_PARTS: Mapping[str, str] = {
     "lora_magnitude_vector": "DoRA magnitudes",
     "lora_embedding_A": "LoRA on an embedding",
     "lora_embedding_B": "LoRA on an embedding",
     "token_adapter": "trainable tokens",
     "trainable_tokens_delta": "trainable tokens",
-    "modules_to_save": "keys of a live model",
-    "original_module": "keys of a live model",
+    **dict.fromkeys(COPIES, "keys of a live model"),
 }
 # What PEFT adds to modules_to_save by itself, whether the model has it or not.
 TASK_HEADS: Mapping[str | None, tuple[str, ...]] = {
@@ -80,6 +80,7 @@ EMBEDDINGS = frozenset(
     )
 )
 SUM_REMEDY = "save the module again with the library that made it"
+NESTED_REMEDY = "; if modules_to_save names parts in each other, train with the outer ones alone"
 
 
 def read(
@@ -245,7 +246,8 @@ def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
     for part, what in REFUSED_PARTS.items():
         if part in parts:
             embedding = "train the module on linear layers, or the embedding in modules_to_save"
-            do = embedding if "embedding" in part else SUM_REMEDY
+            do = SUM_REMEDY + NESTED_REMEDY * (part in COPIES)
+            do = embedding if "embedding" in part else do
             raise UnsupportedModule.build(
                 path, f"tensor {key!r}: {what} cannot be represented", do=do
             )

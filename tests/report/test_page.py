@@ -18,7 +18,7 @@ import pytest
 import sweep_data
 import torch
 import unlearning_data
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import pem_composition as library
@@ -243,6 +243,7 @@ def test_a_task_or_a_text_named_script_stays_text(name, results, tmp_path):
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_round_few_and_within_the_range(low, width):
+    assume(width > 1e-6 * abs(low))  # a narrower range has no digits to tell its ticks apart
     high = low + width
     found = svg.ticks(low, high)
     slack = 1e-6 * width

@@ -487,3 +487,15 @@ def test_processes_that_share_an_output_finish_every_trial_though_one_is_killed(
     (study,) = report.read(out).summary["studies"]
     assert study["tried"] == 8
     assert study["values"][0] == max(t["values"][0] for t in found)
+
+
+def test_a_sum_that_the_dtype_does_not_hold_is_a_trial_without_a_result(bench, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("--sampler", "grid", "--grid", "0", "1e7", "1e7", "--space", "delta")
+    assert run("search", *bench.flags(), "-p", out, *OWN, *words, "--dtype", "float16") == 0
+    printed = capsys.readouterr().out
+    assert "left out: " in printed and "does not fit float16" in printed
+    fits, too_large = sorted(trials(out), key=lambda t: t["number"])
+    assert fits["keys"] and not fits["violation"]
+    assert not too_large["keys"] and too_large["violation"] > 0
+    assert library.load(out / "best").tensors

@@ -568,3 +568,32 @@ def test_any_metric_of_the_task_selects(bench, resumed, capsys):
         assert by[tuple(selected)] == max(by.values())
     assert run(bench, resumed, "--metric_for_best_model", "bleu") == 2
     assert "no metric of mnli; found bleu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("space", ["parameter", "delta"])
+def test_a_point_that_the_dtype_does_not_hold_is_refused_before_any_score(
+    bench, space, tmp_path, capsys
+):
+    words = ("--space", space, "--dtype", "float16", "--grid", "0", "1e7", "1e7")
+    assert cli.main(["sweep", *bench.flags(), "-p", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert f"in {space} space" in error and "does not fit float16" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_sweeps_share_an_output_though_one_is_killed(bench, finished, tmp_path, repository):
+    """Each point once, and the table is that of a sweep that ran alone."""
+    out = tmp_path / "out"
+    words = [*bench.flags(), "-p", out, *GRID, "--reference_module", bench.full_set]
+    command = [sys.executable, "-m", "pem_composition", "sweep", *map(str, words)]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, cwd=repository, **streams) for _ in range(2)]
+    while not (out / "results.jsonl").exists() and started[1].poll() is None:
+        time.sleep(0.01)
+    started[1].kill()
+    errors = [process.communicate()[1] for process in started]
+    assert started[0].returncode == 0, errors
+    lines = [r["key"] for r in json_lines.read(out / "results.jsonl") if "key" in r]
+    assert len(lines) == len(set(lines))
+    assert points(out).keys() == points(finished).keys()
+    assert (out / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()

@@ -476,6 +476,7 @@ def test_a_sweep_that_is_stopped_within_a_strength_goes_on_behind_its_last_batch
         (["--grid", "-1", "0.5", "0"], {}, "no strength above 0, so nothing is negated"),
         (["--grid", "0", "x", "1"], {}, "found 'x', expected a number"),
         (["--strength", "0.5"], {}, "--grid: given together with --strength"),
+        (["--dtype", "float16", "--grid", "0", "1e7", "1e7"], {}, "does not fit float16"),
         (["--max_ppl_increase", "3"], {}, "--max_ppl_increase: not a share; found '3'"),
         (["--max_ppl_increase", "-3%"], {}, "--max_ppl_increase: not a share; found '-3%'"),
         (["--max_ppl_increase", "three"], {}, "found 'three', expected a percentage such as 3%"),

@@ -44,6 +44,7 @@ WORDS = frozenset(
     }
 )  # fmt: skip
 FOLDER, FILE = "folder", "file"
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path drops one of two slashes
 WRITES = {
     "html": FILE, "out": FOLDER, "output": FILE, "output_dir": FOLDER, "output_file": FILE,
     "save_path": FOLDER,
@@ -65,6 +66,7 @@ def check(config: Any, program: str) -> list[Path]:
 
     Raises:
         CheckpointError: naming both.
+        UsageError: an output that is an address, or two of one path.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
     written = {name: kind for name, kind in WRITES.items() if values.get(name) is not None}
@@ -72,6 +74,11 @@ def check(config: Any, program: str) -> list[Path]:
     read = list(_read(values)) if written else []
     for name, kind in written.items():
         out = Path(values[name])
+        if URL.match(str(out)):
+            raise UsageError.build(
+                f"--{name}", "an address, where a path is needed", found=out,
+                expected="a folder or file on this machine, such as runs/merged",
+            )  # fmt: skip
         do = "choose another " + ("OUT" if name == "out" else f"--{name}")
         if name == "save_path" and values.get("adatasks"):
             out = out / "_".join(values["adatasks"])

@@ -17,7 +17,8 @@ from tiny import random_module, tiny, write_causal
 import pem_composition as library
 from pem_composition import checkpoint, json_lines
 from pem_composition.checkpoint import base_identity
-from pem_composition.evaluation import instruction_rows
+from pem_composition.errors import Preempted
+from pem_composition.evaluation import beams, instruction_rows
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.overlap import rouge_l
@@ -220,6 +221,40 @@ def test_the_guard_names_the_strongest_strength_that_keeps_the_language(
     assert f"Form exact: {said} within +0 %" in again.out and "0 sets answered" in again.out
     refused = pem("detoxify", *bench.table(tmp_path / "no"), "--max_ppl_increase", "3%")
     assert refused.code == 2 and "--max_ppl_increase: has no effect without" in refused.err
+
+
+def test_a_table_that_is_stopped_within_a_set_goes_on_behind_its_last_batch(
+    pem, bench, tmp_path, one_thread, monkeypatch
+):
+    more = ("--form", "exact", "--batch_size", 2)
+    assert pem("detoxify", *bench.table(tmp_path / "whole", *more)).code == 0
+    out, append, written = tmp_path / "out", json_lines.append, []
+
+    def stop_after_two(path, record):
+        append(path, record)
+        if record.get("batch") == 1:
+            raise Preempted("SIGTERM: stopped")
+
+    monkeypatch.setattr(json_lines, "append", stop_after_two)
+    assert pem("detoxify", *bench.table(out, *more)).code == 75
+    monkeypatch.undo()
+    (partial,) = out.glob(".*.partial")
+    assert len(lines(partial)) == 2 and not (out / "results.jsonl").exists()
+    monkeypatch.setattr(
+        "pem_composition.evaluation.beams._search",
+        lambda *given, real=beams._search, **more: written.append(1) or real(*given, **more),
+    )
+    done = pem("detoxify", *bench.table(out, *more))
+    assert done.code == 0 and not list(out.glob(".*.partial")), done.err
+    monkeypatch.undo()
+    assert (out / "table.csv").read_bytes() == (tmp_path / "whole" / "table.csv").read_bytes()
+    batches = sum(-(-len(lines(path)) // 2) for path in (out / "answers").rglob("*.jsonl"))
+    assert len(written) == batches - 2
+
+
+def test_without_a_guard_the_output_says_that_no_strength_is_named(pem, bench, tmp_path):
+    done = pem("detoxify", *bench.table(tmp_path / "out", "--form", "exact"))
+    assert done.code == 0 and "without --guard_file no text says" in done.out, done.err
 
 
 @torch.no_grad()

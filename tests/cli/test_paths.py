@@ -46,6 +46,15 @@ def test_the_table_names_no_flag_that_is_gone():
     assert {*paths.READS, *paths.WORDS, *paths.WRITES} <= used
 
 
+@pytest.mark.parametrize("address", ["file:///tmp/out", "hf://org/name", "s3://bucket/out"])
+@pytest.mark.parametrize(("program", "flag"), [("merge", "save_path"), ("pairs", "output_file")])
+def test_an_output_is_no_address(program, flag, address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=rf"--{flag}: an address, where a path is needed"):
+        paths.check(given(program, **{flag: Path(address)}), program)
+    assert paths.check(given(program, **{flag: Path("a:b/c")}), program) == [Path("a:b/c")]
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """``in/model`` with weights, and rows beside it; the test runs in ``tmp_path``."""

@@ -152,3 +152,24 @@ def test_a_key_knows_everything_that_decides_a_reply(service):
     assert len(keys) == 6
     same = Service("m", f"{service.base_url}/", "OTHER", retries=9, timeout=1.0)
     assert key_of(same, ask) == key_of(service, ask)
+
+
+def test_what_was_refused_is_asked_again_only_on_request(server, service, tmp_path):
+    """A filter that lets a question pass later: its reply counts, and it is refused no more."""
+    path, good = tmp_path / "replies.jsonl", server.take
+
+    def refuses(request, key):
+        status, headers, reply = good(request, key)
+        if request["messages"][-1]["content"] in ("question 1", "question 3"):
+            reply["choices"][0]["finish_reason"] = "content_filter"
+        return status, headers, reply
+
+    server.take = refuses
+    assert (go(service, path).refused, len(server.requests)) == (2, 5)
+    assert (go(service, path).refused, len(server.requests)) == (2, 5)
+    server.take = good
+    report = go(service, path, retry_refused=True)
+    assert (report.before, report.done, report.refused, report.requests) == (3, 2, 0, 2)
+    assert report.whole and rows(path) == {i: f"question {i}" for i in range(5)}
+    again = go(service, path)
+    assert (again.before, again.refused, again.requests) == (5, 0, 0)

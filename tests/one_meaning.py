@@ -7,6 +7,7 @@ live PEFT model that wrote the module. ``cells`` yields them, ``verdict`` judges
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import re
 import shutil
@@ -385,15 +386,15 @@ class Made:
     task: str | None
     reloads: bool = True  # PEFT opens what it wrote
 
-    def fresh(self, folder: Path | None = None) -> Any:
-        return opened(self.model, folder or self.base)
+    def fresh(self) -> Any:
+        return fresh(self.model, self.base)
 
     def peft(self, folder: Path) -> Tensor:
         """What PEFT says with a folder; what it cannot open of its own is attached here."""
         import peft
 
         if not self.reloads:
-            model = self.fresh().eval()
+            model = self.fresh()
             with pem.attach(model, load(folder)):
                 return output(model, self.model.inputs)
         with quiet():
@@ -413,6 +414,19 @@ def opened(m: Model, folder: Path, **options: Any) -> Any:
         return m.auto.from_pretrained(folder, **options)
 
 
+@functools.lru_cache(maxsize=1)
+def _opened_base(name: str, folder: Path) -> tuple[Any, Tensor]:
+    """The model that a folder holds, and what it says."""
+    m = BY_NAME[name]
+    model = opened(m, folder).eval()
+    return model, output(model, m.inputs)
+
+
+def fresh(m: Model, folder: Path) -> Any:
+    """A copy of the base as its folder opens, which is quicker than opening it again."""
+    return copy.deepcopy(_opened_base(m.name, folder)[0])
+
+
 def base_folder(m: Model, root: Path) -> Path:
     folder = root / "bases" / m.name.replace(" ", "-")
     if not folder.exists():
@@ -424,8 +438,7 @@ def made(m: Model, kind: str, options: dict[str, Any], base: Path, folder: Path)
     """Let PEFT make a module, give every trained number a value of its own, and save it."""
     import peft
 
-    model = opened(m, base).eval()
-    before = output(model, m.inputs)
+    model, before = fresh(m, base), _opened_base(m.name, base)[1]
     options = {k: v for k, v in options.items() if v is not None}
     config: Any
     if kind == "lora":
@@ -468,7 +481,7 @@ def same_model(model: nn.Module, before: Any) -> None:
 
 
 def way_attach(c: Made, work: Path) -> Tensor:
-    model = c.fresh().eval()
+    model = c.fresh()
     before = snapshot(model)
     try:
         with pem.attach(model, load(c.module)):
@@ -478,7 +491,7 @@ def way_attach(c: Made, work: Path) -> Tensor:
 
 
 def way_live_fold(c: Made, work: Path) -> Tensor:
-    model = c.fresh().eval()
+    model = c.fresh()
     before = snapshot(model)
     folded = None
     try:
@@ -571,7 +584,7 @@ def way_extract(c: Made, work: Path) -> Tensor | None:
     if c.kind == "ia3":
         return None
     module = extract_lora(c.base, folded(c, work), rank=8, strict=True)
-    model = c.fresh().eval()
+    model = c.fresh()
     with pem.attach(model, module):
         return output(model, c.model.inputs)
 

@@ -82,8 +82,8 @@ SPELLINGS = (
 CASES = [
     (program, flag, out)
     for program in SUBCOMMANDS
-    for out in set(named(program)) & set(paths.WRITES)
-    for flag in set(named(program)) & paths.READS
+    for out in sorted(set(named(program)) & set(paths.WRITES))
+    for flag in sorted(set(named(program)) & paths.READS)
     if program not in paths.ADDED and paths.WRITES[out] == paths.FOLDER
 ]
 

@@ -18,13 +18,13 @@ whatever the size of the tensor), and reads the models again for every pass over
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import shares
-from pem_composition.arithmetic.merging import rule_of, split
+from pem_composition.arithmetic.merging import rule_of
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.updates import certified
 from pem_composition.checkpoint.changes import Change
@@ -191,59 +191,42 @@ class Blocks:
         before = self._squares.get(name, (0.0, 0.0))
         self._squares[name] = before[0] + float(error.dot(error)), before[1] + norm
 
-    def merged(self, merge: TensorMerge, name: str, info: TensorInfo, origin: Term) -> Output:
+    def merged(
+        self,
+        choice: Choice,
+        shares: Sequence[float],
+        terms: Sequence[Term],
+        origin: Term,
+        name: str,
+        info: TensorInfo,
+    ) -> Output:
         """theta_0 + f(w_1 (theta_1 - theta_0), ..., w_T (theta_T - theta_0)) of one tensor.
 
         Args:
-            merge: f, and the tensor in every model, with the method's own weights.
+            choice, shares: f, and the models' shares where it averages (``merging.split``).
+            terms: the tensor in each model, with the method's own weight.
         """
         from pem_composition.arithmetic.methods.entries import step_of
 
         _, base, stored = origin
-        entries = Differences(merge.terms, base, stored)
-        wide, width = wide_of([*merge.terms, origin]), entries.shape[1]
+        leaves = [*terms, origin]
+        entries = Differences(terms, base, stored)
+        wide, width = wide_of(leaves), max(1, entries.shape[1])
         rules: list[Rule] = []
 
         def compute(start: int, stop: int) -> Tensor:
             if not rules:  # thresholds are found in passes of their own, before the first block
-                rules.append(rule_of(entries, merge.choice, name, merge.shares))
-            row = start // max(1, width)
-            change = rules[0](row, entries.rows(row, stop // max(1, width))).flatten()
+                rules.append(rule_of(entries, choice, name, shares))
+            row = start // width
+            change = rules[0](row, entries.rows(row, stop // width)).flatten()
             zero = widen(base.block(stored, start, stop))
             total = (change + 0.0).to(wide) + zero  # a minus zero is none, as in a module
             exact = zero.double()
             self._count(name, total.to(torch_dtype(info)), exact + change, exact)
             return total
 
-        return Output(
-            info,
-            compute,
-            max(1, step_of(entries) * width),
-            partial(blame, [*merge.terms, origin]),
-            base.folder,
-        )
-
-
-@dataclass(frozen=True)
-class TensorMerge:
-    """A merging method on one tensor of several models."""
-
-    choice: Choice
-    terms: Sequence[Term]
-    shares: Sequence[float]
-
-    @staticmethod
-    def of(
-        choice: Choice, coefficients: Sequence[float]
-    ) -> Callable[[Sequence[Term]], TensorMerge]:
-        """The method for any tensor, given its place in every model."""
-        weights, own = split(coefficients, choice)
-
-        def on(terms: Sequence[Term]) -> TensorMerge:
-            found = [(w, m, n) for w, (_, m, n) in zip(weights, terms, strict=True)]
-            return TensorMerge(choice, found, own)
-
-        return on
+        step = max(1, step_of(entries) * entries.shape[1])
+        return Output(info, compute, step, partial(blame, leaves), base.folder)
 
 
 class Differences:

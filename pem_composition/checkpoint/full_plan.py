@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.merging import split
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
 from pem_composition.checkpoint.blocks import (
     Blocks,
     Expression,
-    TensorMerge,
     copied,
     held,
     largest_dtype,
@@ -49,13 +49,14 @@ class SumPlan:
         tokens: str,
         choice: Choice,
     ) -> None:
-        self._models, self._weights, self._base, self._rest = models, weights, base, rest
+        self._models, self._base, self._rest = models, base, rest
         rows = tokens != "error"
         for other in models[1:]:
             _check_same(models[0], other, rows=rows)
         self._base_names = aligned(models[0], base, rows=rows) if base is not None else {}
         self.reference = _largest(models) if tokens == "largest" else models[0]
-        self._merge = None if choice.method == SIMPLE else TensorMerge.of(choice, weights)
+        self._choice = choice
+        self._weights, self._shares = split(weights, choice)
         self._blocks = Blocks()
 
     def is_apart(self, model: Weights, name: str) -> bool:
@@ -88,7 +89,7 @@ class SumPlan:
 
     def certificate(self) -> Certificate:
         """The error of the tensors written so far."""
-        return self._blocks.certificate(UPDATE if self._merge is None else OWN_RESULT)
+        return self._blocks.certificate(UPDATE if self._choice.method == SIMPLE else OWN_RESULT)
 
     def config(self, headed: Weights) -> dict[str, Any]:
         """The reference model's configuration, and that of the head that is written."""
@@ -109,8 +110,8 @@ class SumPlan:
         ]
         # The update is counted from the base, and where none is needed from the first model.
         origin = terms[0] if base is None else (self._rest, base, self._base_names[name])
-        if self._merge is not None:
-            return self._blocks.merged(self._merge(terms), name, info, origin)
+        if self._choice.method != SIMPLE:
+            return self._blocks.merged(self._choice, self._shares, terms, origin, name, info)
         if base is not None:
             terms.append(origin)
         if len({m.infos[n].shape for _, m, n in terms}) > 1:

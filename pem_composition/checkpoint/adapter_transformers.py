@@ -28,7 +28,7 @@ from pem_composition.checkpoint.peft import adapter_layers, check_factors
 from pem_composition.checkpoint.peft_config import MAX_ALPHA, MAX_RANK
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.tensors import StoredTensors, check_float
-from pem_composition.config import AdapterConfig, BaseIdentity, IA3Config, LoraConfig
+from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, UnsupportedModule
 from pem_composition.module import HeadInfo
 from pem_composition.record import Provenance
@@ -119,7 +119,12 @@ def read(
         stored = {n: file.infos[k] for n, k in keys.items()}
         config = _config(stored, settings, raw["model_type"], path)
         infos = {n: _converted_info(n, i, settings) for n, i in stored.items()}
-        _check(config, infos, path)
+        if not infos:
+            raise CheckpointError.build(
+                path, "no tensors", expected="the module's tensors", do="save it again"
+            )
+        if isinstance(config, LoraConfig):
+            check_factors(config, infos, path)
         places = {n: (file, k) for n, k in keys.items()}
         head = None
         if is_file(folder / HEAD_WEIGHTS):
@@ -283,13 +288,12 @@ def _canonical_keys(file: TorchZipFile, settings: Mapping[str, Any]) -> tuple[di
                 do="save each module to its own folder",
             )
         keys[name] = key
-    return keys, "".join(sorted(prefixes)) if len(prefixes) <= 1 else _mixed(file.path)
-
-
-def _mixed(path: Path) -> str:
-    raise CheckpointError.build(
-        path, "some keys have the transformer. prefix and some have not", do="save it again"
-    )
+    if len(prefixes) > 1:
+        raise CheckpointError.build(
+            file.path, "some keys have the transformer. prefix and some have not",
+            do="save it again",
+        )  # fmt: skip
+    return keys, "".join(prefixes)
 
 
 def _parts_of(layer: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -396,15 +400,6 @@ def _target(layer: str) -> str:
     """Shortest suffix that tells adapted layers apart: two components for a dense layer."""
     parts = layer.split(".")
     return ".".join(parts[-2:]) if parts[-1] in ("dense", "c_proj") else parts[-1]
-
-
-def _check(config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path) -> None:
-    if not infos:
-        raise CheckpointError.build(
-            path, "no tensors", expected="the module's tensors", do="save it again"
-        )
-    if isinstance(config, LoraConfig):
-        check_factors(config, infos, path)
 
 
 # --- heads --------------------------------------------------------------------------------------

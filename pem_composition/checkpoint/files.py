@@ -271,7 +271,13 @@ class SmallFiles:
 
 
 class SafetensorsFile:
-    """One open safetensors file whose header has been checked; values are read by name."""
+    """One open safetensors file: its checked header (``infos``: dtypes and shapes by name), and
+    values that are read by name.
+
+    Raises:
+        CheckpointError: header too large or damaged, duplicate keys, unknown dtype, or offsets
+            that do not cover the file exactly.
+    """
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path, self._root = path, root
@@ -391,17 +397,6 @@ def changed(path: Path) -> PEMError:
     return CheckpointError.build(
         path, "changed while it was read", do="run again when its writer is done"
     )
-
-
-def read_safetensors_header(path: Path, root: Path | None = None) -> dict[str, TensorInfo]:
-    """Names, dtypes and shapes of a safetensors file, after every check a header allows.
-
-    Raises:
-        CheckpointError: header too large or damaged, duplicate keys, unknown dtype, or offsets
-            that do not cover the file exactly.
-    """
-    with SafetensorsFile(path, root) as file:
-        return file.infos
 
 
 Header = tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]

@@ -61,7 +61,7 @@ def test_a_damaged_header_is_refused_and_the_file_is_named(tmp_path: Path, case:
     header, size, words = DAMAGED[case]
     path = raw_safetensors(tmp_path / "x.safetensors", header, bytes(size))
     with pytest.raises(CheckpointError, match=words) as error:
-        files.read_safetensors_header(path)
+        files.SafetensorsFile(path)
     assert str(path) in str(error.value)
     assert "expected" in str(error.value)
 
@@ -82,14 +82,14 @@ def test_bytes_that_are_no_header(tmp_path: Path, content: bytes, words: str) ->
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        files.read_safetensors_header(path)
+        files.SafetensorsFile(path)
 
 
 @pytest.mark.slow
 def test_too_many_tensors(tmp_path: Path) -> None:
     header = {f"t{i}": entry(shape=(0,), span=(0, 0)) for i in range(files.MAX_TENSORS + 1)}
     with pytest.raises(CheckpointError, match=r"too many tensors|too large"):
-        files.read_safetensors_header(raw_safetensors(tmp_path / "x.safetensors", header))
+        files.SafetensorsFile(raw_safetensors(tmp_path / "x.safetensors", header))
 
 
 def test_our_writer_and_the_library_agree(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_our_writer_and_the_library_agree(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
     write_tensors(ours, tensors)
     save_file(tensors, theirs)
-    assert files.read_safetensors_header(ours) == files.read_safetensors_header(theirs)
+    assert files.SafetensorsFile(ours).infos == files.SafetensorsFile(theirs).infos
     with safe_open(ours, "pt") as file:
         assert file.metadata() == {"format": "pt"}
         for name, tensor in tensors.items():
@@ -139,7 +139,7 @@ def test_a_changed_byte_never_reads_more_than_the_library_accepts(
     data[position % len(data)] = value
     path.write_bytes(data)
     try:
-        ours = files.read_safetensors_header(path)
+        ours = files.SafetensorsFile(path).infos
     except CheckpointError:
         return
     try:

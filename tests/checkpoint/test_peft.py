@@ -16,7 +16,7 @@ from rounding import assert_within_rounding
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pem_composition.checkpoint import inspect_header, load, peft_config
+from pem_composition.checkpoint import inspect_header, load, open_module, peft_config
 from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
 from pem_composition.module import PEM, HeadInfo
@@ -425,6 +425,21 @@ def test_tensors_on_demand_of_a_file_written_to_meanwhile_are_refused(folder: Pa
     os.utime(folder / WEIGHTS, ns=(0, 0))
     with pytest.raises(CheckpointError, match="changed while it was read"):
         _ = later.tensors[LORA_B]
+
+
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_the_values_are_those_of_the_file_whose_header_was_read(
+    folder: Path, tmp_path: Path, on_demand: bool
+) -> None:
+    before, header, other = load(folder), open_module(folder), open_module(folder)
+    shutil.copytree(folder, tmp_path / "other")
+    retensor(tmp_path / "other", lambda t: t[KEY + ".lora_B.weight"].add_(1))
+    (tmp_path / "other" / WEIGHTS).replace(folder / WEIGHTS)
+    same(load(header, on_demand=on_demand), before)
+    assert other.tensors is not None
+    other.tensors.close()  # then the name is all that is left of the file
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        load(other, on_demand=on_demand)
 
 
 def test_tensors_on_demand_are_checked_when_they_are_read(folder: Path) -> None:

@@ -320,7 +320,7 @@ def test_the_folder_holds_json_and_safetensors_alone(trained):
         tfidf.VOCABULARY,
         tfidf.WEIGHTS,
     ]
-    assert files.read_safetensors_header(folder / tfidf.WEIGHTS).keys() == tfidf.DTYPES.keys()
+    assert files.SafetensorsFile(folder / tfidf.WEIGHTS).infos.keys() == tfidf.DTYPES.keys()
     record = json.loads((folder / "judge.json").read_text())
     assert record["data"]["sha256"] == files.sha256_file(trained[0] / "train.jsonl")
 

@@ -336,6 +336,10 @@ def test_the_card_on_the_hub_says_what_is_known(hub, tmp_path):
         card = card_on(hub, f"me/{name}")
         assert card.data.base_model is None and "/home/me" not in card.content
         assert [r.metric_value for r in card.data.eval_results] == [0.25]  # of the training run
+    assert (
+        "note: pem.json goes up with 1 paths of this machine, such as /home/me/base" in said[1][1]
+    )
+    assert "paths of this machine" not in said[0][1]
     assert said[2][1].startswith("note: minilm is no name on the hub: the card names no base")
     assert card_on(hub, "me/mine").content.endswith("\n# My own words\n")
 

@@ -86,7 +86,9 @@ border-left:3px solid var(--rule);white-space:pre-wrap}
 @media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--c0:#0072b2;--c1:#c84e00;
 --c2:#007a5a;--c3:#a8487a;--c4:#8a6d00;--box:#f6f8fa}body{padding:0;max-width:none;font-size:11pt}
 figure,tr{break-inside:avoid}h2,h3{break-after:avoid}#said{display:none!important}
-.wide{overflow:visible}table{font-size:8pt;overflow-wrap:anywhere}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+.wide{overflow:visible}table{font-size:7pt;overflow-wrap:anywhere}
+th,td{padding:1pt 3pt}td.num{white-space:normal}
+*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 SCRIPT = """
 const said = document.getElementById("said");
@@ -116,8 +118,11 @@ for (const point of document.querySelectorAll(".point")) {
   point.addEventListener("focus", show);
   const hide = () => { if (document.activeElement !== point) said.style.display = "none"; };
   point.addEventListener("pointerleave", hide);
-  point.addEventListener("blur", () => { said.style.display = "none"; });
 }
+// A point that was clicked keeps its words, to be copied, until something else is clicked.
+addEventListener("pointerdown", e => {
+  if (!said.contains(e.target) && !e.target.closest(".point")) said.style.display = "none";
+});
 addEventListener("keydown", e => {
   if (e.key === "Escape") { said.style.display = "none"; document.activeElement.blur(); }
 });
@@ -355,7 +360,8 @@ def _curve(found: Points, name: str, best: bool) -> Element:
 
 def _figure(name: str, label: str, chart: Chart) -> Element:
     """A chart below its vertical measure."""
-    title = element("figcaption", element("strong", name), f" {label.removeprefix(name)}")
+    rest = "" if label.replace("-", "_") == name else label.removeprefix(name)
+    title = element("figcaption", element("strong", name), f" {rest}")
     return element("figure", title, chart.drawn())
 
 

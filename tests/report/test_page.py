@@ -327,6 +327,8 @@ def test_a_point_is_reached_by_key_and_left_with_escape(chromium, results):
     chromium.open(results["two"] / page.FILE)
     chromium.run("document.querySelector('.point').focus()")
     assert chromium.run("getComputedStyle(said).display") == "block"
+    chromium.run("document.activeElement.blur()")
+    assert chromium.run("getComputedStyle(said).display") == "block", "its words can be copied"
     for kind in ("keyDown", "keyUp"):
         chromium("Input.dispatchKeyEvent", type=kind, key="Escape")
     assert chromium.run("getComputedStyle(said).display") == "none"

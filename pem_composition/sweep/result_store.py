@@ -138,10 +138,10 @@ class ResultStore:
         return self.records[key]
 
     def conclude(self, summary: Record) -> None:
-        """Make the summary the last line, if it is not."""
+        """Make the summary the last line, if it is not, whatever command and folders led to it."""
         with self.claim("summary"):
             self.read_again()
-            if self.last != json.loads(json.dumps(summary)):
+            if _said(self.last or {}) != _said(json.loads(json.dumps(summary))):
                 self.append(summary)
 
     @contextmanager
@@ -160,6 +160,11 @@ class ResultStore:
             self.records[record["key"]] = record
         elif "trial" in record:
             self.trials[record["trial"], record["number"]] = record
+
+
+def _said(summary: Record) -> dict[str, Any]:
+    """A summary without how it was called, which decides no number."""
+    return {name: value for name, value in summary.items() if name not in ("command", "paths")}
 
 
 def finite(record: Record, *names: str) -> bool:

@@ -78,3 +78,16 @@ def test_the_same_comparison_gives_the_same_files(tmp_path: Path):
 def test_every_pair_has_its_own_files():
     assert heatmap.file_names(1) == ["heatmap"]
     assert heatmap.file_names(3) == ["heatmap-0", "heatmap-1", "heatmap-2"]
+
+
+def test_cells_that_print_one_number_have_one_colour_and_small_numbers_are_told_apart():
+    near = pair({"h.0.k": 0.7012, "h.1.k": 0.6993, "h.2.k": 0.71}, cross_term_error=None)
+    for row, error in zip(near["layers"].values(), (0.00012, 0.00034, 0.0), strict=True):
+        row["cross_term_error"] = error
+    figure = heatmap.draw(near)
+    cosine, cross = (axes for axes in figure.axes if "cos" in axes.get_title()[:6] or
+                     "cross" in axes.get_title())  # fmt: skip
+    assert [t.get_text() for t in cosine.texts] == ["0.70", "0.70", "0.71"]
+    first, second, third = cosine.images[0].get_array()[0]
+    assert first == second != third
+    assert [t.get_text() for t in cross.texts] == ["0.00012", "0.00034", "0.00000"]

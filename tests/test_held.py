@@ -47,7 +47,7 @@ def test_a_module_stands_beside_weights_that_are_rounded(name: str, kind: str) -
         expected = logits(one.model)
     with attach(on_grid(name), other) as two:
         swapped = logits(two.model)
-    ours = held(model, rounded=True)
+    ours = held(model, beside=True)
     ours.put(module)
     assert logits(model).equal(expected)
     ours.put(other)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pem_composition.cli.flags import DeviceFlags, HarnessFlags
+from pem_composition.cli.flags import ROW_FLAGS, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
 from pem_composition.training.config import (
@@ -35,12 +35,6 @@ EXAMPLES = """
       --harness_tasks my_task --harness_include tasks --limit 100
 """
 MISMATCHED = "validation_mismatched"
-# What says nothing about the tasks of the harness.
-ROW_FLAGS = (
-    "task_name", "validation_file", "test_file", "data_dir", "prompt", "answers", "target",
-    "block_size", "do_predict", "max_eval_samples", "head", "text_column_names",
-    "label_column_name", "labels", "do_regression",
-)  # fmt: skip
 # Prefix and suffix of a score's name in the result files, as run_glue.py has them.
 RESULT_NAMES = {"validation": ("eval", ""), MISMATCHED: ("eval", "_mm"), "test": ("test", "")}
 
@@ -106,7 +100,7 @@ class Config(DeviceFlags, RowFlags, HarnessFlags):
     def __post_init__(self) -> None:
         if self.head is not None and self.adapter == NO_ADAPTER:
             raise UsageError.build("--head", "is a module's", do="add --adapter DIR")
-        self.check_harness(*ROW_FLAGS)
+        self.check_harness(*ROW_FLAGS, "answers", "do_predict", "head")
         if self.harness_tasks:
             return
         if self.task_name is None and not (self.validation_file or self.test_file):
@@ -182,8 +176,7 @@ def _run_harness(config: Config, names: tuple[str, ...]) -> int:
     from pem_composition.evaluation.attached import device_of
     from pem_composition.training import results
 
-    asked = harness.HarnessOptions(names, config.harness_include, config.num_fewshot, config.limit)
-    tasks = harness.read(asked)
+    tasks = harness.read(names, **config.harness_options)
     found = harness.evaluate(
         config.model_name_or_path,
         tasks,

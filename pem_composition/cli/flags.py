@@ -312,6 +312,13 @@ def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[flo
     return tuple(step / total for step in steps)
 
 
+# Flags that say nothing about the tasks of the harness.
+ROW_FLAGS = (
+    "task_name", "validation_file", "test_file", "data_dir", "target", "prompt", "block_size",
+    "max_eval_samples", "text_column_names", "label_column_name", "labels", "do_regression",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class HarnessFlags:
     """Tasks of the lm-evaluation-harness instead of labelled rows."""
@@ -329,6 +336,12 @@ class HarnessFlags:
         None, "harness: examples shown before each row (default: the task's own number)", least=0
     )
     limit: int | None = flag(None, "harness: only the first N rows of each task", least=2)
+
+    @property
+    def harness_options(self) -> dict[str, Any]:
+        """How the tasks are asked."""
+        include, shown = self.harness_include, self.num_fewshot
+        return {"include": include, "num_fewshot": shown, "limit": self.limit}
 
     def check_harness(self, *others: str) -> None:
         """Refuse flags of the harness without tasks, and of other rows beside them.
@@ -435,9 +448,11 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
 
         Raises:
             UsageError: a flag of another objective than the one that is evaluated.
+            MissingPackage: tasks of the harness, which is not installed.
         """
         from pem_composition.sweep.tasks import Scoring
 
+        self.check_harness(*ROW_FLAGS)
         check_objective(self)
         answered = self.objective == "seq2seq" and not self.next_block
         refuse_idle(self, "max_invalid", "--objective seq2seq --target label", has=answered)
@@ -456,6 +471,9 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
             batch_size=self.per_device_eval_batch_size,
             metrics=self.metric_for_best_model or (),
             max_invalid=self.max_invalid,
+            harness_tasks=self.harness_tasks or (),
+            harness_options=self.harness_options,
+            bf16=self.bf16,
         )
 
 

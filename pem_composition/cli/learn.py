@@ -72,6 +72,11 @@ def run(config: Config) -> int:
     from pem_composition.sweep import learned
 
     config = replace(config, space=("delta",))
+    if config.harness_tasks:
+        raise UsageError.build(
+            "--harness_tasks", "coefficients are learned from rows that have a loss",
+            do="use pem search",
+        )  # fmt: skip
     setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
     common.check_output(setup.out, config.overwrite)
     ada = config.method == ADAMERGING

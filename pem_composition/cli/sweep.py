@@ -105,7 +105,7 @@ def check(
     headers = _headers(flags, names[:count])
     own_heads = head == library.PER_TASK
     answering = headers if merge else headers[:1]  # language models of an analogy bring no head
-    scored = tasks.read(scoring, answering, own_heads=own_heads)
+    scored = tasks.read(scoring, answering, own_heads=own_heads, out=out)
     tasks.chosen_by(scoring, scored)
     if own_heads:
         tasks.check_own_heads(scoring, scored, headers)

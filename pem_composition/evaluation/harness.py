@@ -58,23 +58,6 @@ Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class HarnessOptions:
-    """How tasks are asked.
-
-    Attributes:
-        names: tasks, groups or tags; a group stands for its tasks.
-        include: folder of further task files; None: only those that the harness brings.
-        num_fewshot: examples before each row; None: the task's own number.
-        limit: rows of each task; None: all of them.
-    """
-
-    names: tuple[str, ...]
-    include: str | None = None
-    num_fewshot: int | None = None
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
 class HarnessScores:
     """What a model scored on one task.
 
@@ -92,20 +75,27 @@ class HarnessScores:
 
 
 class HarnessTask:
-    """One task with its rows, asked in one way."""
+    """One task with its rows, asked in one way.
 
-    def __init__(self, name: str, task: Any, asked: HarnessOptions) -> None:
-        self.name, self.asked, self._task = name, asked, task
-        if asked.num_fewshot is not None and task.get_config("num_fewshot") != 0:
-            task.set_config(key="num_fewshot", value=asked.num_fewshot)
-        elif task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+    Args:
+        task: the harness's own.
+        num_fewshot: examples before each row; None: the task's own number.
+        limit: only so many rows; None: all of them.
+    """
+
+    def __init__(
+        self, name: str, task: Any, *, num_fewshot: int | None = None, limit: int | None = None
+    ) -> None:
+        self.name, self.limit, self._task = name, limit, task
+        own = task.get_config("num_fewshot")
+        if own != 0 and (num_fewshot is not None or own is None):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
         _check_directions(name, task.higher_is_better())
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The rows that are scored, in order."""
-        return [dict(doc) for _, doc in self._task.doc_iterator(limit=self.asked.limit)]
+        return [dict(doc) for _, doc in self._task.doc_iterator(limit=self.limit)]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -120,13 +110,13 @@ class HarnessTask:
         examples = list(self._task.fewshot_docs() or ()) if shown else []
         return {
             "task": self.name,
-            "rows": _digest([*self.rows, "shown", *map(dict, examples)]),
+            "rows": digest([*self.rows, "shown", *map(dict, examples)]),
             "harness": {
                 "version": version("lm_eval"),
                 "task_version": str(self._task.VERSION),
-                "task_hash": _digest([self._config]),
+                "task_hash": digest([self._config]),
                 "num_fewshot": shown,
-                "limit": self.asked.limit,
+                "limit": self.limit,
                 "seed": SEED,
             },
         }
@@ -152,7 +142,7 @@ class HarnessTask:
         self._task.set_fewshot_seed(seed=SEED)
         loaded = {"tasks": {self.name: self._task}, "groups": {}}
         with _quiet(), _as_one_line(self.name):
-            found = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=self.asked.limit)
+            found = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=self.limit)
             return self._scores(found["results"][self.name], found["samples"][self.name])
 
     def _scores(self, numbers: Mapping[str, Any], samples: list[Sample]) -> HarnessScores:
@@ -167,29 +157,30 @@ class HarnessTask:
             samples,
         )
 
-    def resampled(self, values: Sequence[Any]) -> list[float]:
-        """The first metric on rows drawn with replacement; draws of as many rows are the same.
+    def estimate(self, terms: Sequence[tuple[float, Sequence[Any]]]) -> tuple[float, float]:
+        """A weighted sum of first metrics over the same rows, and its standard error.
+
+            sum_k w_k m(values_k);   1 * own - 1 * other is a paired difference
+
+        The error of a mean is s / sqrt(n) of the weighted sums of the rows; that of another metric
+        is the standard deviation over rows drawn again with replacement.
 
         Args:
-            values: of each row, what the metric is made of.
+            terms: weights, and of each row what the metric is made of.
         """
-        score, draw = self._aggregation, random.Random(SEED)
-        rows = _tuples(values)
-        return [float(score(draw.choices(rows, k=len(rows)))) for _ in range(BOOTSTRAP_SAMPLES)]
-
-    def gain(self, values: Sequence[Any], others: Sequence[Sequence[Any]]) -> tuple[float, float]:
-        """First metric minus the mean of the others', row by row, and its standard error.
-
-        Args:
-            values, others: of each row, what the metric is made of; the same rows in order.
-        """
+        weights = np.asarray([weight for weight, _ in terms])
         if self.averages:
-            found = mean(np.asarray(values, float) - np.mean(np.asarray(others, float), axis=0))
+            found = mean(weights @ np.asarray([values for _, values in terms], np.float64))
             return float(found.value or 0.0), float(found.stderr or 0.0)
-        score = self._aggregation
-        gain = score(_tuples(values)) - sum(score(_tuples(o)) for o in others) / len(others)
-        drawn = np.mean([self.resampled(o) for o in others], axis=0)
-        return float(gain), float(np.std(np.asarray(self.resampled(values)) - drawn, ddof=1))
+        rows = [[tuple(v) if isinstance(v, list) else v for v in values] for _, values in terms]
+        draw, places = random.Random(SEED), range(len(rows[0]))
+        drawn = [draw.choices(places, k=len(places)) for _ in range(BOOTSTRAP_SAMPLES)]
+
+        def value(chosen: Sequence[int]) -> float:
+            scores = [self._aggregation([values[i] for i in chosen]) for values in rows]
+            return float(weights @ np.asarray(scores))
+
+        return value(places), float(np.std([value(chosen) for chosen in drawn], ddof=1))
 
     @property
     def averages(self) -> bool:
@@ -202,26 +193,40 @@ class HarnessTask:
         return found
 
 
-def read(asked: HarnessOptions) -> tuple[HarnessTask, ...]:
+def read(
+    names: Sequence[str],
+    *,
+    include: str | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+) -> tuple[HarnessTask, ...]:
     """The tasks with their rows, in the order of their names.
+
+    Args:
+        names: tasks, groups or tags; a group stands for its tasks.
+        include: folder of further task files; None: only those that the harness brings.
+        num_fewshot, limit: of every task, see ``HarnessTask``; a task that says 0 keeps 0 examples.
 
     Raises:
         UsageError: a name that no task has; names that are near are listed.
         DataError: a folder, a task file or rows that cannot be used.
     """
     with _quiet():
-        manager, unknown = _manager(asked)
+        manager, unknown = _manager(names, include)
     if unknown:
         near = difflib.get_close_matches(unknown, manager.all_tasks, n=NEAR, cutoff=0.5)
-        places = f" or in {asked.include}" if asked.include else ""
+        places = f" or in {include}" if include else ""
         raise UsageError.build(
             "--harness_tasks", f"no task of that name in lm_eval{places}", found=unknown,
             do=f"near names: {', '.join(near)}" if near else "lm_eval ls tasks lists all names",
         )  # fmt: skip
     _sandbox()
-    with _quiet(), _as_one_line(", ".join(asked.names)):
-        loaded = manager.load(list(asked.names))["tasks"]
-        found = tuple(HarnessTask(name, task, asked) for name, task in loaded.items())
+    with _quiet(), _as_one_line(", ".join(names)):
+        loaded = manager.load(list(names))["tasks"]
+        found = tuple(
+            HarnessTask(name, task, num_fewshot=num_fewshot, limit=limit)
+            for name, task in loaded.items()
+        )
     for task in found:
         if not task.rows:
             raise DataError.build(task.name, "has no rows")
@@ -272,7 +277,7 @@ def evaluate(
     """
     source = models.resolve(model)
     module = None if adapter is None else checkpoint.load(adapter, base=source)
-    loaded, tokenizer, _ = models.load_writer(source)
+    loaded, tokenizer, _ = models.load_text_to_text(source)
     loaded.to(device)
     if module is not None:
         attach(loaded, module, allow_base_mismatch=allow_base_mismatch)
@@ -289,27 +294,14 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     partial.replace(path)
 
 
-def stderr_of(task: HarnessTask, answered: HarnessScores) -> tuple[float, str]:
-    """Standard error of the first metric, and whose it is: the harness's, or of drawn rows."""
-    given = answered.stderr[task.metrics[0]]
-    if given is not None:
-        return given, "harness"
-    return float(np.std(task.resampled(answered.values), ddof=1)), "rows drawn again"
+def digest(parts: Sequence[Any]) -> str:
+    """sha256 of values; of a function its name, as an address differs from run to run."""
+    text = json.dumps(parts, sort_keys=True, default=lambda v: getattr(v, "__qualname__", str(v)))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _named(metric: str, kept: str) -> str:
     return metric if kept == "none" else f"{metric},{kept}"
-
-
-def _tuples(values: Sequence[Any]) -> list[Any]:
-    """The harness aggregates tuples; JSON gives lists back."""
-    return [tuple(v) if isinstance(v, list) else v for v in values]
-
-
-def _digest(parts: Sequence[Any]) -> str:
-    """sha256 of values; of a function its name, as an address differs from run to run."""
-    text = json.dumps(parts, sort_keys=True, default=lambda v: getattr(v, "__qualname__", str(v)))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _seed() -> None:
@@ -335,24 +327,24 @@ def _check_directions(name: str, directions: Mapping[str, bool]) -> None:
 # --- the harness's files ---
 
 
-def _manager(asked: HarnessOptions) -> tuple[Any, str | None]:
+def _manager(names: Sequence[str], include: str | None) -> tuple[Any, str | None]:
     """An index that holds all names, or the first name that none holds.
 
     The harness's own index is made of 15,000 files; it is left alone where the folder has all.
     """
-    if asked.include is not None:
-        if not Path(asked.include).is_dir():
+    if include is not None:
+        if not Path(include).is_dir():
             raise DataError.build(
-                f"--harness_include {asked.include}", "no such folder",
+                f"--harness_include {include}", "no such folder",
                 expected="a folder of task files (.yaml)",
             )  # fmt: skip
-        for path in sorted(Path(asked.include).rglob("*.yaml")):
+        for path in sorted(Path(include).rglob("*.yaml")):
             _check_plain(path, set())
-        own = TaskManager(include_path=asked.include, include_defaults=False)
-        if set(asked.names) <= set(own.all_tasks):
+        own = TaskManager(include_path=include, include_defaults=False)
+        if set(names) <= set(own.all_tasks):
             return own, None
-    manager = TaskManager(include_path=asked.include)
-    missing = (name for name in asked.names if name not in set(manager.all_tasks))
+    manager = TaskManager(include_path=include)
+    missing = (name for name in names if name not in set(manager.all_tasks))
     return manager, next(missing, None)
 
 

@@ -153,17 +153,6 @@ def load_causal(
     return loaded
 
 
-def load_writer(model_name_or_path: str | Path) -> LoadedBase:
-    """A decoder or an encoder-decoder model, whichever it is, and its tokenizer.
-
-    Raises:
-        CheckpointError: as ``load_causal`` and ``load_seq2seq``.
-    """
-    source = resolve(model_name_or_path)
-    both = stored_config(source).get("is_encoder_decoder")
-    return load_seq2seq(source) if both else load_causal(source)
-
-
 def _load_writer(
     factory: Any,
     source: str,

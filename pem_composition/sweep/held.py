@@ -23,13 +23,14 @@ class HeldModel:
         load: gives both; a sweep of known points never calls it.
         prepare: called with both once, before anything is computed; what it refuses is refused
             before any result.
-        rounded: the model computes in bfloat16, whatever its weights are kept in.
+        beside: attach modules whatever the weights are kept in: the model computes in bfloat16, or
+            its scores have to agree to the digit with those of PEFT.
     """
 
     def __init__(
-        self, load: Loader, prepare: Callable[[Any, Any], None], *, rounded: bool = False
+        self, load: Loader, prepare: Callable[[Any, Any], None], *, beside: bool = False
     ) -> None:
-        self._load, self._prepare, self._rounded = load, prepare, rounded
+        self._load, self._prepare, self._attach = load, prepare, beside
         self._loaded: tuple[Any, Any] | None = None
         self._put: Any = None  # what holds the module: folded weights, or layers beside them
 
@@ -66,4 +67,4 @@ class HeldModel:
         import torch
 
         exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
-        return self._rounded or not exact or bool(getattr(model, "is_quantized", False))
+        return self._attach or not exact or bool(getattr(model, "is_quantized", False))

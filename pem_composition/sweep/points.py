@@ -49,6 +49,7 @@ class Settings:
     weights: str = ""  # how the base is held, if not in float32; quantised: modules are attached
     generation: str | None = None  # digest of how texts end by default, where texts are written
     device: str = ""  # if no CPU
+    attached: bool = False  # modules stand beside the weights, not in them
     dtype: str | None = None  # of a module that is written; decides no score, see ``Point.check``
 
 
@@ -108,7 +109,7 @@ class Point:
         Args:
             rows: what identifies the task's rows and how they are scored.
         """
-        optional = ("bf16", "weights", "generation", "device")
+        optional = ("bf16", "weights", "generation", "device", "attached")
         unset = [name for name in optional if not getattr(settings, name)]
         left_out = (*unset, "method", "dtype")
         shared = {k: v for k, v in asdict(settings).items() if k not in left_out}

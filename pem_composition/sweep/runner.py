@@ -34,7 +34,8 @@ class Runner:
     ) -> None:
         self.splits, self.settings = splits, settings
         self.store, self.say = store, say
-        self._held = HeldModel(load, self._prepare, rounded=settings.bf16)
+        beside = settings.bf16 or settings.attached
+        self._held = HeldModel(load, self._prepare, beside=beside)
         self._target: Point | None = None
         if store.undescribed:
             say(f"note: {store.path}: {store.undescribed} results of an earlier release do not say "

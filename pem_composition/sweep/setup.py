@@ -20,12 +20,9 @@ from pem_composition.report.records import RESULTS
 from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
 from pem_composition.sweep.points import Input, Settings, kept_head, read_input
 from pem_composition.sweep.result_store import ResultStore
-from pem_composition.sweep.rows import Rows
 from pem_composition.sweep.runner import Runner, Say
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pem_composition.module import PEM
 
 MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
@@ -116,11 +113,15 @@ class MergeSetup:
         settings = Settings(
             base=keys.base_digest(self.base), head=self.head, rank=self.rank, bf16=self.bf16,
             method=str(self.choice), device=device_key(self.use_cpu), dtype=self.dtype,
+            **self._by_harness(),
         )  # fmt: skip
         own = [own_head(i.pem) for i in inputs[: self.count]] if self.own_heads else []
         heads = [*own, *[None] * len(self.tasks)][: len(self.tasks)]
         splits = {
-            split: [self._rows(t, split, h) for t, h in zip(self.tasks, heads, strict=True)]
+            split: [
+                t.scored(split, self.scoring.batch_size, h)
+                for t, h in zip(self.tasks, heads, strict=True)
+            ]
             for split in dict.fromkeys((VALIDATION, tasks.report_split(self.tasks)))
         }
         plan = Plan(
@@ -138,11 +139,11 @@ class MergeSetup:
         store = ResultStore(self.out / RESULTS, fresh=self.overwrite)
         return plan, Runner(self.load, splits, settings, store, say)
 
-    def _rows(self, task: tasks.ScoredTask, split: str, head: Mapping[str, Tensor] | None) -> Rows:
-        examples = task.rows(split)
-        assert examples is not None, "required when the tasks were read"
-        size = self.scoring.batch_size
-        return Rows(task.data.task, examples, task.objective, size, task.name, head)
+    def _by_harness(self) -> dict[str, Any]:
+        """Modules stand beside the weights, as PEFT has them, so that scores agree to the digit."""
+        if not self.scoring.harness_tasks:
+            return {}
+        return {"attached": True, "generation": keys.generation_digest(self.base)}
 
     def write_selected(self, plan: Plan, summary: Mapping[str, Any]) -> Iterator[tuple[Path, PEM]]:
         """Write the selected modules (whole models are left to merge.py), where and which."""

@@ -90,7 +90,7 @@ class StrengthRunner:
         self, trial: Trial, load: Loader, store: ResultStore, folder: Path, say: Say
     ) -> None:
         self.trial, self.store, self.folder, self.say = trial, store, folder, say
-        self._held = HeldModel(load, self._prepare, rounded=trial.bf16)
+        self._held = HeldModel(load, self._prepare, beside=trial.bf16)
         self._read = {"text": TextRows(trial.text), "guard": TextRows(trial.guard, least=2)}
         self._strength: float | None = None  # that of the weights
 

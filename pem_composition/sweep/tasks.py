@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.several import short_paths
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
 from pem_composition.objectives import Objective, objective_of
+from pem_composition.sweep.points import PER_TASK
+from pem_composition.sweep.rows import Rows
 from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.tasks.prompts import get_prompt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
     from pem_composition.checkpoint import ModuleHeader
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Task
@@ -38,6 +44,8 @@ class Scoring:
         batch_size: rows per forward pass; None: by the device.
         metrics: what selects: one, or one per task; none: each task's own.
         max_invalid: see ``sweep.Plan``.
+        harness_tasks: tasks of the lm-evaluation-harness instead of rows; the options beside it
+            are those of ``evaluation.harness.read``.
     """
 
     objective: str = "classification"
@@ -54,11 +62,14 @@ class Scoring:
     batch_size: int | None = None
     metrics: Sequence[str] = ()
     max_invalid: float | None = None
+    harness_tasks: Sequence[str] = ()
+    harness_options: Mapping[str, Any] = field(default_factory=dict)
+    bf16: bool = False
 
     @property
     def by_head(self) -> bool:
         """True where modules answer by a classification head."""
-        return self.objective == "classification"
+        return self.objective == "classification" and not self.harness_tasks
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,22 @@ class ScoredTask:
             return examples
         return examples if any(e.label is not None for e in examples) else None
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names by which points can be chosen."""
+        answered = ("exact_match",) if self.prompt is not None else ()
+        return tuple(dict.fromkeys((*self.data.task.scores, *answered, "loss")))
+
+    def scored(self, split: str, batch_size: int | None, head: Mapping[str, Tensor] | None) -> Rows:
+        """The rows of one split, to be prepared for a model.
+
+        Args:
+            head: the task's own; None for the one that a module brings.
+        """
+        examples = self.rows(split)
+        assert examples is not None, "required when the tasks were read"
+        return Rows(self.data.task, examples, self.objective, batch_size, self.name, head)
+
 
 def read(
     scoring: Scoring,
@@ -97,19 +124,23 @@ def read(
     *,
     own_heads: bool = False,
     say: Callable[[str], None] = print,
-) -> tuple[ScoredTask, ...]:
-    """Rows and prompt of every task.
+    out: Path | None = None,
+) -> tuple[Any, ...]:
+    """Rows and prompt of every task: a ``ScoredTask`` each, or what stands for one.
 
     Args:
         headers: the modules, whose heads name the classes of rows of no known task.
         own_heads: every task is scored with a head of its own, so their classes may differ: that of
             module i for task i.
+        out: folder of the results, where samples of the harness's tasks are kept.
 
     Raises:
         UsageError: no rows named, values that do not belong to one number of tasks, or tasks that
             no common head answers.
         DataError: rows or a prompt that cannot be used.
     """
+    if scoring.harness_tasks:
+        return _of_harness(scoring, out, own_heads=own_heads)
     places = _places(scoring)
     own = _own_classes(scoring, headers, len(places), own_heads=own_heads)
     found = [(_read(scoring, place, o), place) for place, o in zip(places, own, strict=True)]
@@ -126,6 +157,22 @@ def read(
     if not asked and not own_heads:
         _check_one_head(tasks)
     return tuple(tasks)
+
+
+def _of_harness(scoring: Scoring, out: Path | None, *, own_heads: bool) -> tuple[Any, ...]:
+    """The harness's tasks, which have their rows and metrics as a ``ScoredTask`` has them."""
+    from pem_composition.sweep import harness_rows
+
+    if own_heads:
+        raise UsageError.build(
+            "--head", "tasks of the harness are answered without a head", found=PER_TASK,
+            do="leave it out",
+        )  # fmt: skip
+    assert out is not None, "samples are kept"
+    return harness_rows.read(
+        scoring.harness_tasks, out, batch_size=scoring.batch_size, bf16=scoring.bf16,
+        **scoring.harness_options,
+    )  # fmt: skip
 
 
 def check_own_heads(
@@ -207,11 +254,9 @@ def chosen_by(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[str, ...]:
         )
     names = tuple(given * len(tasks) if len(given) == 1 else given)
     for task, name in zip(tasks, names, strict=True):
-        answered = ("exact_match",) if task.prompt is not None else ()
-        known = tuple(dict.fromkeys((*task.data.task.scores, *answered, "loss")))
-        if name not in known:
+        if name not in task.metrics:
             raise UsageError.build(
-                where, f"no metric of {task.name}", found=name, expected=", ".join(known)
+                where, f"no metric of {task.name}", found=name, expected=", ".join(task.metrics)
             )
     return names
 

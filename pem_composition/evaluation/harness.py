@@ -30,6 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
 import lm_eval
 import numpy as np
 import torch
@@ -123,9 +124,11 @@ class HarnessTask:
 
     @property
     def _config(self) -> dict[str, Any]:
-        """The task's settings; where its rows lie decides nothing, they are compared themselves."""
+        """The task's settings; where it and its rows lie decides nothing, rows are compared."""
         found = self._task.dump_config()
-        return {k: v for k, v in found.items() if not k.startswith("dataset_")}
+        said = {k: v for k, v in (found.get("metadata") or {}).items() if k != "config_source"}
+        kept = {k: v for k, v in found.items() if not k.startswith("dataset_")}
+        return {**kept, "metadata": said}
 
     @property
     def writes(self) -> bool:
@@ -221,7 +224,7 @@ def read(
             do=f"near names: {', '.join(near)}" if near else "lm_eval ls tasks lists all names",
         )  # fmt: skip
     _sandbox()
-    with _quiet(), _as_one_line(", ".join(names)):
+    with _quiet(), _uncounted(), _as_one_line(", ".join(names)):
         loaded = manager.load(list(names))["tasks"]
         found = tuple(
             HarnessTask(name, task, num_fewshot=num_fewshot, limit=limit)
@@ -412,6 +415,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Files of one's own are no download that the hub has to be told of."""
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
 @contextlib.contextmanager

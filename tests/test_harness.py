@@ -1,0 +1,337 @@
+"""Tasks of the lm-evaluation-harness on compositions: its numbers, nothing stale, no code run."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import unlearning_data as data
+import yaml
+from tiny import VOCABULARY, write_causal
+from transformers import AutoTokenizer
+
+import pem_composition as library
+from pem_composition import cli, json_lines
+
+without = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval ([harness])")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+WORDS = (*data.GOOD, *data.BAD)
+TASKS = ("choice", "text", "writing")
+CHOICE = {
+    "output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_target": "label",
+    "doc_to_choice": ["good", "bad", "fine"], "fewshot_split": "validation",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}  # fmt: skip
+TEXT = {
+    "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+    "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+}  # fmt: skip
+WRITING = {
+    "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "{{word}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3, "do_sample": False},
+    "filter_list": [{"name": "first", "filter": [
+        {"function": "regex", "regex_pattern": "([a-z]+)"}, {"function": "take_first"},
+    ]}],
+    "metric_list": [
+        {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True},
+    ],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Paths of a base, two modules, their average, and a folder of task files."""
+
+    base: Path
+    modules: tuple[Path, Path]
+    merged: Path
+    tasks: Path
+
+    def flags(self, *names: str) -> list[str]:
+        """Which model is asked what."""
+        given = ["--model_name_or_path", self.base, "--harness_include", self.tasks]
+        return [*map(str, given), "--harness_tasks", *(names or TASKS)]
+
+
+def write_task(folder: Path, name: str, **settings: object) -> Path:
+    """A task file with rows of its own beside it."""
+    draw = np.random.default_rng(7)
+    texts = [" ".join(draw.choice(WORDS, size=4)) for _ in range(8)]
+    rows = [{"text": t, "label": i % 3, "word": t.split()[0]} for i, t in enumerate(texts)]
+    file = data.write_lines(folder / f"{name}.jsonl", rows)
+    task = {
+        "task": name, "dataset_path": "json", "test_split": "validation",
+        "dataset_kwargs": {"data_files": {"validation": str(file)}}, "metadata": {"version": 1.0},
+    }  # fmt: skip
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | settings))
+    return folder
+
+
+def make_tasks(folder: Path) -> Path:
+    folder.mkdir()
+    for name, settings in zip(TASKS, (CHOICE, TEXT, WRITING), strict=True):
+        write_task(folder, name, **settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("harness")
+    base = write_causal(folder / "base", "llama", [" ".join(WORDS)] * 9)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    # With PEFT the harness cuts embeddings to the tokens that there are.
+    tokenizer.add_tokens([f"<{n}>" for n in range(VOCABULARY - len(tokenizer))])
+    tokenizer.save_pretrained(base)
+    a, b = (
+        data.write_module(folder / n, "llama", "lora", base, s) for n, s in (("a", 1), ("b", 2))
+    )
+    for path in (a, b):  # alpha / r = 2: then PEFT and the fused product round alike
+        module = library.load(path)
+        replace(module, config=replace(module.config, alpha=2.0 * module.config.r)).save(
+            path, overwrite=True
+        )
+    (0.5 * library.load(a) + 0.5 * library.load(b)).save(folder / "merged")
+    return Bench(base, (a, b), folder / "merged", make_tasks(folder / "tasks"))
+
+
+def results(out: Path) -> list[dict]:
+    return [r for r in json_lines.read(out / "results.jsonl") if "key" in r]
+
+
+def sweep(bench: Bench, out: Path, *words: str) -> list[dict]:
+    """pem sweep over three points; the lines of its results."""
+    flags = ["-a", *map(str, bench.modules), "-p", str(out), "--grid", "0", "0.5", "1"]
+    flags += ["--space", "parameter", "--use_cpu"]
+    assert cli.main(["sweep", *flags, *(words or bench.flags())]) == 0
+    return results(out)
+
+
+def asked_by_the_harness(bench: Bench, peft: Path | None, limit: int | None = None) -> dict:
+    """The oracle: the harness loads the base, and PEFT the module that was written."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    given = {"pretrained": str(bench.base), "dtype": "float32", "device": "cpu"}
+    found = lm_eval.simple_evaluate(
+        model="hf", model_args=given | ({"peft": str(peft)} if peft else {}), tasks=list(TASKS),
+        task_manager=TaskManager(include_path=str(bench.tasks), include_defaults=False),
+        limit=limit,
+    )  # fmt: skip
+    return {
+        name: {k.replace(",none", ""): v for k, v in scores.items() if isinstance(v, float)}
+        for name, scores in found["results"].items()
+    }
+
+
+@without
+def test_a_grid_scores_what_the_harness_scores_on_each_written_composition(
+    bench: Bench, tmp_path: Path
+) -> None:
+    found = sweep(bench, tmp_path / "out")
+    points = {"b": bench.modules[1], "a": bench.modules[0], "a b": bench.merged}
+    for names, path in points.items():
+        oracle = asked_by_the_harness(bench, path)
+        for line in (line for line in found if " ".join(line["names"]) == names):
+            for metric, score in line["scores"].items():
+                assert oracle[line["task"]].pop(metric) == score
+        assert all(
+            name.partition(",")[0].endswith("_stderr") for t in oracle.values() for name in t
+        )
+    assert len({line["score"] for line in found if line["task"] == "text"}) == len(points)
+
+
+@without
+def test_a_module_alone_and_none_at_all(bench: Bench, tmp_path: Path) -> None:
+    for name, module in (("base", None), ("merged", bench.merged)):
+        out, words = tmp_path / name, ["--adapter", str(module)] if module else []
+        flags = [*bench.flags(), "--limit", "5", "--use_cpu", "--output_dir", str(out)]
+        assert cli.main(["evaluate", *flags, *words]) == 0
+        found = json.loads((out / "eval_results.json").read_text())
+        for task, scores in asked_by_the_harness(bench, module, limit=5).items():
+            for metric, score in scores.items():
+                kept = metric.replace("_stderr", "")
+                key = f"{kept}_stderr" if "_stderr" in metric else kept
+                assert found[f"eval_{task}_{key}"] == score, metric
+            samples = json_lines.read(out / f"samples_{task}.jsonl")
+            assert len(samples) == 5 == found[f"eval_{task}_harness"]["harness"]["limit"]
+
+
+@without
+def test_the_base_has_its_own_numbers_again_once_a_module_is_taken_off(bench: Bench) -> None:
+    from pem_composition.adapters import attach
+    from pem_composition.evaluation import harness
+    from pem_composition.evaluation.models import load_writer
+
+    tasks = harness.read(TASKS, include=str(bench.tasks))
+    model, tokenizer, _ = load_writer(bench.base)
+    lm = harness.language_model(model, tokenizer)
+    before = [task.answer(lm) for task in tasks]
+    attached = attach(model, library.load(bench.merged))
+    within = [task.answer(lm) for task in tasks]
+    attached.detach()
+    assert [task.answer(lm) for task in tasks] == before != within
+
+
+@without
+def test_gains_are_paired_row_by_row(bench: Bench, tmp_path: Path) -> None:
+    found = [r for r in sweep(bench, tmp_path / "out") if r["task"] == "choice"]
+    rows = json_lines.read(tmp_path / "out" / "results.jsonl")[-1]["rows"]
+    by_key = {r["key"]: r for r in found}
+    accs = {
+        key: np.array([s["acc"] for s in json_lines.read(tmp_path / "out" / record["samples"])])
+        for key, record in by_key.items()
+    }
+    a, b = (accs[row["keys"][0]] for row in rows[:2])
+    for row in rows:
+        paired = accs[row["keys"][0]] - (a + b) / 2
+        gain = row["gains"][0]
+        assert gain["gain"] == pytest.approx(paired.mean(), abs=1e-12)
+        assert gain["gain_standard_error"] == pytest.approx(paired.std(ddof=1) / len(paired) ** 0.5)
+
+
+@without
+def test_a_perplexity_has_an_error_of_rows_drawn_again(bench: Bench, tmp_path: Path) -> None:
+    for record in (r for r in sweep(bench, tmp_path / "out") if r["task"] == "text"):
+        logs, words = np.array(record["values"]).T
+        draw = np.random.default_rng(0).integers(len(logs), size=(20_000, len(logs)))
+        again = np.exp(-logs[draw].sum(1) / words[draw].sum(1))
+        assert record["score"] == pytest.approx(np.exp(-logs.sum() / words.sum()))
+        assert record["standard_error"] == pytest.approx(again.std(), rel=0.1)
+        assert record["standard_error_by"] == "rows drawn again"
+
+
+@without
+def test_nothing_is_scored_twice_and_nothing_stale_is_served(bench: Bench, tmp_path: Path) -> None:
+    tasks, out = make_tasks(tmp_path / "tasks"), tmp_path / "out"
+    own = Bench(bench.base, bench.modules, bench.merged, tasks)
+    words = own.flags("choice")
+    count = len(sweep(own, out, *words))
+    assert len(sweep(own, out, *words)) == count
+    moved = tasks.rename(tmp_path / "elsewhere")  # where files lie decides nothing
+    file = moved / "choice.yaml"
+    file.write_text(file.read_text().replace(str(tasks), str(moved)))
+    words = Bench(bench.base, bench.modules, bench.merged, moved).flags("choice")
+    assert len(sweep(own, out, *words)) == count
+    rows = json_lines.read(moved / "choice.jsonl")
+    other = [{**rows[0], "label": 2}, *rows[1:]]
+    changes = {
+        "a row": lambda: data.write_lines(moved / "choice.jsonl", other),
+        "a template": lambda: file.write_text(file.read_text().replace("{{text}}", "so {{text}}")),
+        "a version": lambda: file.write_text(file.read_text().replace("1.0", "2.0")),
+    }  # fmt: skip
+    for times, (what, change) in enumerate(changes.items(), start=2):
+        change()
+        assert len(sweep(own, out, *words)) == times * count, what
+    assert len(sweep(own, out, *words, "--num_fewshot", "1")) == (times + 1) * count
+    assert len(sweep(own, out, *words, "--limit", "3")) == (times + 2) * count
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Whoever looks for a host is noted and refused, as if the environment said nothing."""
+    import datasets
+    import huggingface_hub
+
+    asked: list[object] = []
+
+    def refuse(*words: object, **_: object) -> None:
+        asked.append(words[:2])
+        raise OSError("no network here")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield asked
+
+
+@without
+def test_local_tasks_reach_for_no_network(bench: Bench, no_network: list[object]) -> None:
+    from pem_composition.evaluation import harness
+    from pem_composition.evaluation.models import load_writer
+
+    model, tokenizer, _ = load_writer(bench.base)
+    no_network.clear()
+    lm = harness.language_model(model, tokenizer)
+    for task in harness.read(TASKS, include=str(bench.tasks)):
+        task.answer(lm)
+    assert no_network == []
+
+
+BAD = {
+    "code": ({**CHOICE, "doc_to_text": "CODE"}, "!function utils.text"),
+    "class": ({**CHOICE, "class": "utils.Task"}, "class: utils.Task"),
+    "metric": ({**CHOICE, "metric_list": [{"metric": "somebody/metric"}]}, "somebody/metric"),
+    "included": ({**CHOICE, "include": "other.inc"}, "!function utils.text"),
+    "template": ({**CHOICE, "doc_to_text": "{{ text.__class__.__mro__ }}"}, "SecurityError"),
+    "direction": (
+        {**CHOICE, "metric_list": [{"metric": "acc", "higher_is_better": False}]},
+        "higher_is_better of acc",
+    ),
+    "column": ({**CHOICE, "doc_to_text": "{{nothing}}"}, "'nothing' is undefined"),
+}  # fmt: skip
+
+
+@without
+@pytest.mark.parametrize("name", BAD)
+def test_a_task_that_cannot_be_used_is_one_line(
+    bench: Bench, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, reason = BAD[name]
+    write_task(tmp_path, "bad", **settings)
+    ran = tmp_path / "ran"
+    (tmp_path / "utils.py").write_text(f"open({str(ran)!r}, 'w')\ntext = Task = str\n")
+    (tmp_path / "other.inc").write_text("doc_to_target: !function utils.text\n")
+    file = tmp_path / "bad.yaml"
+    file.write_text(file.read_text().replace("CODE", "!function utils.text"))
+    flags = ["--harness_include", str(tmp_path), "--harness_tasks", "bad", "--use_cpu"]
+    assert cli.main(["evaluate", "--model_name_or_path", str(bench.base), *flags]) == 2
+    said = capsys.readouterr().err
+    assert reason in said and said.count("\n") == 1
+    assert not ran.exists()
+
+
+@without
+def test_a_name_that_is_unknown_lists_those_that_are_near(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", *bench.flags("hellaswagg")]) == 2
+    assert "near names: hellaswag" in capsys.readouterr().err
+
+
+@without
+def test_every_metric_improves_in_the_direction_that_the_harness_says() -> None:
+    from lm_eval.api.registry import HIGHER_IS_BETTER_REGISTRY as REGISTRY
+
+    from pem_composition.evaluation import harness  # which fills the registry
+    from pem_composition.evaluation.metrics import greater_is_better
+
+    known = {name: bool(REGISTRY.get(name)) for name in REGISTRY}
+    assert harness and len(known) > 10
+    assert known == {name: greater_is_better(name) for name in known}
+
+
+FLAGS = {
+    "--limit: has no effect without --harness_tasks": ("--task_name", "sst2", "--limit", "5"),
+    "--task_name: says nothing": ("--harness_tasks", "x", "--task_name", "sst2"),
+    "--limit: cannot be used": ("--harness_tasks", "x", "--limit", "1"),
+}
+
+
+@pytest.mark.parametrize("reason", FLAGS)
+def test_flags_that_contradict_each_other(reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--model_name_or_path", "minilm", *FLAGS[reason]]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
+def test_the_missing_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--model_name_or_path", "minilm", "--harness_tasks", "x"]
+    assert cli.main(words) == 3
+    assert "pip install pem_composition[harness]" in capsys.readouterr().err

@@ -167,10 +167,10 @@ def test_a_module_alone_and_none_at_all(bench: Bench, tmp_path: Path) -> None:
 def test_the_base_has_its_own_numbers_again_once_a_module_is_taken_off(bench: Bench) -> None:
     from pem_composition.adapters import attach
     from pem_composition.evaluation import harness
-    from pem_composition.evaluation.models import load_writer
+    from pem_composition.evaluation.models import load_text_to_text
 
     tasks = harness.read(TASKS, include=str(bench.tasks))
-    model, tokenizer, _ = load_writer(bench.base)
+    model, tokenizer, _ = load_text_to_text(bench.base)
     lm = harness.language_model(model, tokenizer)
     before = [task.answer(lm) for task in tasks]
     attached = attach(model, library.load(bench.merged))
@@ -254,9 +254,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 @without
 def test_local_tasks_reach_for_no_network(bench: Bench, no_network: list[object]) -> None:
     from pem_composition.evaluation import harness
-    from pem_composition.evaluation.models import load_writer
+    from pem_composition.evaluation.models import load_text_to_text
 
-    model, tokenizer, _ = load_writer(bench.base)
+    model, tokenizer, _ = load_text_to_text(bench.base)
     no_network.clear()
     lm = harness.language_model(model, tokenizer)
     for task in harness.read(TASKS, include=str(bench.tasks)):

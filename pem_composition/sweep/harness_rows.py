@@ -6,14 +6,15 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pem_composition.evaluation import harness
 from pem_composition.sweep.result_store import Record
 from pem_composition.tasks.data import Example
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 FOLDER = "samples"
 VALIDATION = "validation"

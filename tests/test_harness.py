@@ -180,6 +180,33 @@ def test_the_base_has_its_own_numbers_again_once_a_module_is_taken_off(bench: Be
 
 
 @without
+def test_strengths_of_a_negation_on_tasks_to_forget_and_to_keep(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, written = tmp_path / "out", tmp_path / "written"
+    module = ["-a", str(bench.modules[0])]
+    words = [*bench.flags("text", "choice"), "--grid", "0", "0.5", "1", "--evaluate", "--use_cpu"]
+    assert cli.main(["negation", *module, "-p", str(out), *words]) == 0
+    assert "text against the base model" in capsys.readouterr().out
+    assert cli.main(["negation", *module, "-p", str(written), "--strength", "0.5"]) == 0
+    summary, by_key = (
+        json_lines.read(out / "results.jsonl")[-1],
+        {r["key"]: r for r in results(out)},
+    )
+    compositions = {"base": None, "module": bench.modules[0], "strength 0.5": written}
+    for row in summary["rows"]:
+        records = [by_key[key] for key in row["keys"]]
+        if row["id"] in compositions:
+            oracle = asked_by_the_harness(bench, compositions[row["id"]])
+            for record in records:
+                assert record["scores"].items() <= oracle[record["task"]].items()
+        base = [by_key[key] for key in summary["rows"][0]["keys"]]
+        for gain, record, before in zip(row["gains"], records, base, strict=True):
+            assert gain["gain"] == pytest.approx(record["score"] - before["score"], abs=1e-9)
+    assert [row["id"] for row in summary["rows"]][2:] == ["strength 0.5", "strength 1"]
+
+
+@without
 def test_gains_are_paired_row_by_row(bench: Bench, tmp_path: Path) -> None:
     found = [r for r in sweep(bench, tmp_path / "out") if r["task"] == "choice"]
     rows = json_lines.read(tmp_path / "out" / "results.jsonl")[-1]["rows"]

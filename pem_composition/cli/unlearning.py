@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,8 +14,9 @@ from pem_composition.cli.report import show
 from pem_composition.cli.texting import BatchFlags, JudgeFlags, PromptFlags, WindowFlags
 from pem_composition.errors import UsageError
 from pem_composition.report.records import RESULTS
+from pem_composition.sweep import subtraction, tasks
 from pem_composition.sweep import unlearning as library
-from pem_composition.sweep.setup import check_results_directory
+from pem_composition.sweep.setup import MergeSetup, check_results_directory
 from pem_composition.training.config import flag
 
 
@@ -36,7 +38,7 @@ class MeasureFlags(PromptFlags, JudgeFlags, WindowFlags, BatchFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearningFlags(shared.ModelFlags, MeasureFlags):
+class UnlearningFlags(shared.ModelFlags, MeasureFlags, shared.HarnessFlags):
     """A module, and what a grid of its negations is put through."""
 
     grid: tuple[float, ...] | None = flag(
@@ -45,7 +47,7 @@ class UnlearningFlags(shared.ModelFlags, MeasureFlags):
     evaluate: bool = flag(False, "measure the strengths of the grid instead of writing modules")
 
     NEEDS: ClassVar = {
-        "evaluate": shared.names_of(MeasureFlags),
+        "evaluate": (*shared.names_of(MeasureFlags), *shared.names_of(shared.HarnessFlags)),
         "prompt_file": ("max_prompts",),
     }
 
@@ -57,7 +59,9 @@ class UnlearningFlags(shared.ModelFlags, MeasureFlags):
                     "--evaluate", "no strengths to measure", expected="--grid START STEP STOP",
                     do="add --grid 0 0.1 1",
                 )  # fmt: skip
-            self.check_prompts()
+            self.check_harness("prompt", "prompt_file", "guard_file")
+            if not self.harness_tasks:
+                self.check_prompts()
 
 
 def start(config: UnlearningFlags) -> int:
@@ -88,6 +92,9 @@ def start(config: UnlearningFlags) -> int:
         )
     base = resolve(model)
     common.check_model([base], [header], config.allow_base_mismatch)
+    if config.harness_tasks:
+        places = {"base": base, "base_name": Path(model).name, "out": out, "name": label}
+        return _on_tasks(config, strengths, header.kind, **places)
     prompts = config.prompts(config.decoding(), config.batch_size)
     text, guard = library.read_texts(
         config.perplexity_file, config.guard_file, config.windows, config.perplexity_tokens
@@ -107,5 +114,29 @@ def start(config: UnlearningFlags) -> int:
             target, module = out / f"negated_{chosen:.12g}", runner.module(chosen)
             module.save(target, format=config.format, dtype=config.dtype, overwrite=True)
             common.report(target, module)
+        show(out / RESULTS, out)
+    return 0
+
+
+def _on_tasks(
+    config: UnlearningFlags, strengths: Sequence[float], kind: str, *, name: str, out: Path,
+    **places: str,
+) -> int:  # fmt: skip
+    """The strengths on tasks of the harness, say one to forget and one to keep."""
+    scoring = tasks.Scoring(
+        harness_tasks=config.harness_tasks or (), harness_options=config.harness_options,
+        batch_size=config.batch_size, bf16=config.bf16,
+    )  # fmt: skip
+    setup = MergeSetup(
+        out=out, paths=config.adapters, names=(name,), count=1, kind=kind, scoring=scoring,
+        tasks=tasks.read(scoring, out=out), points=tuple((-s,) for s in strengths),
+        spaces=(subtraction.SPACE,), choice=config.choice(kind), bf16=config.bf16,
+        use_cpu=config.use_cpu, overwrite=config.overwrite, command=COMMAND.get(), **places,
+    )  # fmt: skip
+    plan, runner = setup.prepare(common.say)
+    subtraction.run(plan, runner)
+    runner.close()
+    print(f"{out}: {runner.told('strengths scored')}")
+    with runner.store.claim("finish"):  # processes that share the output write in turn
         show(out / RESULTS, out)
     return 0

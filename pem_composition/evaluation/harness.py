@@ -111,11 +111,11 @@ class HarnessTask:
         examples = list(self._task.fewshot_docs() or ()) if shown else []
         return {
             "task": self.name,
-            "rows": digest([*self.rows, "shown", *map(dict, examples)]),
+            "rows": _digest([*self.rows, "shown", *map(dict, examples)]),
             "harness": {
                 "version": version("lm_eval"),
                 "task_version": str(self._task.VERSION),
-                "task_hash": digest([self._config]),
+                "task_hash": _digest([self._config]),
                 "num_fewshot": shown,
                 "limit": self.limit,
                 "seed": SEED,
@@ -297,7 +297,7 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     partial.replace(path)
 
 
-def digest(parts: Sequence[Any]) -> str:
+def _digest(parts: Sequence[Any]) -> str:
     """sha256 of values; of a function its name, as an address differs from run to run."""
     text = json.dumps(parts, sort_keys=True, default=lambda v: getattr(v, "__qualname__", str(v)))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -16,7 +16,7 @@ import pandas as pd
 
 from pem_composition.errors import UsageError, close_match
 from pem_composition.report import text
-from pem_composition.report.records import NEGATION, Results, mean_of
+from pem_composition.report.records import NEGATION, SUBTRACTION, Results, mean_of
 
 ERROR = " +-"
 MEAN = "mean"
@@ -239,6 +239,8 @@ def command(
     paths = s.get("paths")
     if not paths:
         return ""
+    if s["composition"] == SUBTRACTION:
+        return _negation(s, -coefficients[0]) if coefficients[0] else ""
     words = ["pem", "merge", "-a", *paths, "-p", "OUT", "--coefficients"]
     if s["composition"] == "analogy":
         words = ["pem", "analogy", "-a", *paths, "-p", "OUT", "--coefficient"]

@@ -266,6 +266,8 @@ def _one_coefficient(summary: Mapping[str, Any]) -> bool:
 def _formula(summary: Mapping[str, Any]) -> str:
     """What is added, as a function of t where there is one."""
     names = summary["modules"]
+    if len(names) == 1:
+        return f"base + t * {names[0]}"
     if summary["composition"] == "analogy":
         return f"t * {names[0]} + (1 - t) * ({names[1]} - {names[2]})"
     if _one_coefficient(summary):

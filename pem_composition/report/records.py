@@ -13,6 +13,7 @@ from pem_composition.errors import DataError
 
 RESULTS = "results.jsonl"
 SUMMARY_VERSION = 2
+SUBTRACTION = "subtraction"  # the same on any tasks, instead of texts that are judged
 NEGATION = "negation"  # the composition of a sweep over strengths
 
 

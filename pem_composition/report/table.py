@@ -14,7 +14,14 @@ import pandas as pd
 
 from pem_composition.errors import DataError
 from pem_composition.report import text
-from pem_composition.report.records import Results, distinct, overlap_note, read, setting_of
+from pem_composition.report.records import (
+    SUBTRACTION,
+    Results,
+    distinct,
+    overlap_note,
+    read,
+    setting_of,
+)
 
 COLUMNS = (
     "row", "coefficients", "task", "metric", "score", "standard_error", "gain",
@@ -96,19 +103,26 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
     yield "module", [_title(s, c) for c in last]
     yield "coefficients", [" ".join(f"{x:{form}}" for x in c["coefficients"]) for c in last]
     alone = len(tasks) == 1 and not results.is_search
+    by_task = s["composition"] == SUBTRACTION
     for task, own in zip(tasks, cells, strict=True):
         metric = own[0]["metric"]
         title = metric if alone else f"{task} {metric} (n = {own[0]['n']})"
         yield title, [text.with_error(c["score"], c["standard_error"]) for c in own]
-    if len(tasks) > 1:
+        if by_task:
+            yield (
+                f"{task} against the base model",
+                [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in own],
+            )
+    if len(tasks) > 1 and not by_task:
         yield MEAN, [text.with_error(c["score"], c["standard_error"]) for c in last]
     if any(not text.absent(c.get("normalised")) for c in last):
         yield "normalised", [text.with_error(c.get("normalised")) for c in last]
     gain = "gain of the mean over" if len(tasks) > 1 else "gain over"
-    yield (
-        f"{gain} {_baseline(results)}",
-        [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in last],
-    )
+    if not by_task:
+        yield (
+            f"{gain} {_baseline(results)}",
+            [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in last],
+        )
     if alone and any(not text.absent(c["auc"]) for c in last):
         yield "AUC", [text.with_error(c["auc"]) for c in last]
     if alone and any(isinstance(c["predicted_share"], Mapping) for c in last):
@@ -186,6 +200,11 @@ def _footnotes(results: Results) -> list[str]:
 
 
 def _selected(s: Mapping[str, Any]) -> str:
+    if s["composition"] == SUBTRACTION:
+        return (
+            "The module is added to the base model with the coefficient. +- is one standard error "
+            "over the rows, that of a difference is paired."
+        )
     mean = " by the mean over the tasks" if len(s["tasks"]) > 1 else ""
     by = f" by {', '.join(s['selected_by'])}" if s.get("selected_by") else mean
     note = (

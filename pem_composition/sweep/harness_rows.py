@@ -62,7 +62,9 @@ class HarnessRows:
                 model, tokenizer, batch_size=self.batch_size, bf16=self.bf16
             )
 
-    def evaluate(self, _model: nn.Module, **_precision: bool) -> dict[str, Any]:
+    def evaluate(
+        self, _model: nn.Module, _partial: Path, key: str, **_precision: bool
+    ) -> dict[str, Any]:
         """Score, standard error, what it is made of row by row, and the file of samples.
 
         Raises:
@@ -73,8 +75,7 @@ class HarnessRows:
         metric = self.task.metrics[0]
         own = answered.stderr[metric]
         error = self.task.estimate([(1.0, answered.values)])[1] if own is None else own
-        digest = harness.digest(answered.samples)
-        file = f"{FOLDER}/{self.name}-{digest[:12]}.jsonl"
+        file = f"{FOLDER}/{self.name}-{key[:12]}.jsonl"
         harness.write_samples(self.out / file, answered.samples)
         return {
             "metric": metric,
@@ -86,7 +87,6 @@ class HarnessRows:
             "stderr": answered.stderr,
             "values": answered.values,
             "samples": file,
-            "samples_sha256": digest,
             "loss": None,
             "auc": None,
             "predicted_share": {},

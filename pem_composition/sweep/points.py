@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One combination. ``space`` is None for a module as it is, whose space does not matter.
+    """One combination. ``space`` is None for one module, applied or negated, whatever the space.
 
     ``method`` and ``rank`` are those of the settings unless the point has its own.
     """
@@ -66,16 +66,20 @@ class Point:
     method: str = SIMPLE
     rank: int | None = None
 
-    def module(self, settings: Settings, *, saved: bool = False) -> PEM:
-        """The combination, in memory.
+    def module(self, settings: Settings, *, saved: bool = False) -> PEM | None:
+        """The combination, in memory; None for no inputs, the base model.
 
         Args:
             saved: it will be written: certified, and with the heads of every task beside it.
         """
-        from pem_composition.module import combine
+        from pem_composition.module import combine, negate
 
+        if not self.inputs:
+            return None
         if self.space is None:
-            own = self.inputs[0].pem
+            own, coefficient = self.inputs[0].pem, self.coefficients[0]
+            if coefficient != 1.0:
+                return negate(own, -coefficient)
             return without_head(own) if settings.head == PER_TASK else own
         choice, _ = recorded(self.method)
         needed = choice.entry.needs

@@ -104,6 +104,7 @@ def _line(record: Record, task: str) -> str:
     )
     if "method" in record:
         what = f"{record['method']} of {what}"
+    what = what or "base model"
     flag = "  predicts one class" if record["degenerate"] else ""
     if record["invalid_share"]:
         flag += f"  {record['invalid_share']:.0%} invalid"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pem_composition.cli.flags import ROW_FLAGS, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
+from pem_composition.training import results
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
     RowFlags,
@@ -128,7 +129,6 @@ def run(config: Config) -> int:
     if config.harness_tasks:
         return _run_harness(config, config.harness_tasks)
     from pem_composition.evaluation import predictions
-    from pem_composition.training import results
     from pem_composition.training.evaluation import TaskModel, evaluate
 
     asked = TaskModel(
@@ -174,7 +174,6 @@ def _run_harness(config: Config, names: tuple[str, ...]) -> int:
     """The same for tasks of the lm-evaluation-harness; its samples go beside the results."""
     from pem_composition.evaluation import harness
     from pem_composition.evaluation.attached import device_of
-    from pem_composition.training import results
 
     tasks = harness.read(names, **config.harness_options)
     found = harness.evaluate(

@@ -16,7 +16,6 @@ from pem_composition.cli import common
 from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
 from pem_composition.errors import CheckpointError, UsageError
-from pem_composition.report import heatmap
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -164,6 +163,7 @@ def _layers(pair: Mapping[str, Any]) -> str:
 
 def _write(facts: Mapping[str, Any], out: Path, *, said: bool) -> None:
     from pem_composition.checkpoint.files import write_json
+    from pem_composition.report import heatmap
 
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FILE, facts)

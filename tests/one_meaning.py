@@ -445,7 +445,8 @@ def made(m: Model, kind: str, options: dict[str, Any], base: Path, folder: Path)
         config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **options})
     else:
         config = peft.IA3Config(**options)
-    with quiet():
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
         adapted = peft.get_peft_model(model, config).eval()
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.compatible import check_compatible
+from pem_composition.checkpoint.files import write_json
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common
 from pem_composition.cli.columns import short_names, table, wrapped
@@ -162,7 +163,6 @@ def _layers(pair: Mapping[str, Any]) -> str:
 
 
 def _write(facts: Mapping[str, Any], out: Path, *, said: bool) -> None:
-    from pem_composition.checkpoint.files import write_json
     from pem_composition.report import heatmap
 
     out.mkdir(parents=True, exist_ok=True)

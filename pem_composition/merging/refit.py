@@ -1,0 +1,196 @@
+"""A new last layer for a module's head: the features of the rows once, then scikit-learn.
+
+A merge keeps most of what its modules know in the backbone and spoils their heads, for a head was
+fitted to the features of one module alone. With the model frozen, the last layer is a linear model
+of its inputs x_i, fitted anew in seconds:
+
+    min_{W, b}  1/n sum_i loss(W z_i + b, y_i) + penalty / 2 |W|^2,    z_i = x_i / std(x),
+
+with the cross entropy of the softmax for classes and half the squared error for numbers. Inputs are
+scaled to one spread so that a penalty means the same in every model; the scale is then folded into
+W. The penalty is chosen by cross-validation on the same rows.
+
+Shape suffixes: n rows, d inputs of the last layer, c outputs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss, mean_squared_error
+from sklearn.model_selection import KFold, StratifiedKFold
+from torch import nn
+
+from pem_composition.errors import DataError, IncompatibleModules
+from pem_composition.evaluation.evaluator import Evaluator
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+FOLDS = 5
+STEPS = 2000  # of the solver; it stops when it has converged
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """A fitted last layer.
+
+    Attributes:
+        weight_cd, bias_c: for the inputs as the model gives them; None where the layer has no bias.
+        penalty: the chosen one.
+        losses: mean loss on the rows left out, by penalty.
+    """
+
+    weight_cd: Numbers
+    bias_c: Numbers | None
+    penalty: float
+    losses: dict[float, float]
+
+    def __call__(self, features_nd: Numbers) -> Numbers:
+        """Outputs (n, c)."""
+        outputs = features_nd @ self.weight_cd.T
+        return outputs if self.bias_c is None else outputs + self.bias_c
+
+
+def last_layer(model: nn.Module, head: Iterable[str], outputs: int) -> str:
+    """Name of the one linear layer of the head that gives the model's outputs.
+
+    Raises:
+        IncompatibleModules: no such layer, or several.
+    """
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in head)
+    modules = dict(model.named_modules())
+    found = [
+        name
+        for name in owners
+        if isinstance(layer := modules.get(name), nn.Linear) and layer.out_features == outputs
+    ]
+    if len(found) != 1:
+        raise IncompatibleModules.build(
+            type(model).__name__, "its last layer cannot be told", found=found or list(owners),
+            expected=f"one linear layer of the head with {outputs} outputs",
+        )  # fmt: skip
+    return found[0]
+
+
+def features(model: nn.Module, layer: str, evaluator: Evaluator) -> Numbers:
+    """Inputs (n, d) of the last layer, one per row.
+
+    The model answers with them when the layer is taken out: pooling and the position that answers
+    are then the model's own, whatever its architecture.
+    """
+    with _without(model, layer):
+        return evaluator.predict(model).astype(np.float64)
+
+
+@contextmanager
+def _without(model: nn.Module, layer: str) -> Iterator[None]:
+    holder, _, local = layer.rpartition(".")
+    parent = model.get_submodule(holder)
+    kept = getattr(parent, local)
+    setattr(parent, local, nn.Identity())
+    try:
+        yield
+    finally:
+        setattr(parent, local, kept)
+
+
+def fit(
+    features_nd: Numbers,
+    labels_n: NDArray[np.generic],
+    *,
+    classes: int | None,
+    bias: bool = True,
+    penalties: Sequence[float] = PENALTIES,
+    folds: int = FOLDS,
+    seed: int = 42,
+) -> LastLayer:
+    """The linear layer of the module's docstring.
+
+    Args:
+        classes: how many there are, of labels 0 ... classes - 1; None: the labels are numbers.
+        folds: of the cross-validation that chooses among several penalties.
+
+    Raises:
+        DataError: a class without enough rows, or fewer rows than folds.
+
+    Examples:
+        >>> x = np.array([[-2.0], [-1.0], [1.0], [2.0]])
+        >>> layer = fit(x, np.array([0, 0, 1, 1]), classes=2, penalties=[0.1])
+        >>> layer(x).argmax(axis=1).tolist()
+        [0, 0, 1, 1]
+    """
+    spread_d = features_nd.std(axis=0)
+    spread_d[spread_d == 0] = 1.0
+    scaled = features_nd / spread_d
+    losses = {}
+    if len(penalties) > 1:
+        parts = _parts(labels_n, classes, folds, seed)
+        for penalty in penalties:
+            lost = [
+                _loss(
+                    _solve(scaled[a], labels_n[a], classes, bias, penalty), scaled[b], labels_n[b]
+                )
+                for a, b in parts
+            ]
+            losses[penalty] = float(np.mean(lost))
+    elif classes is not None:
+        _parts(labels_n, classes, 1, seed)
+    best = min(losses, key=losses.__getitem__) if losses else penalties[0]
+    weight, shift = _solve(scaled, labels_n, classes, bias, best)
+    return LastLayer(weight / spread_d, shift, best, losses)
+
+
+def _parts(
+    labels: NDArray[np.generic], classes: int | None, folds: int, seed: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Row numbers to fit on and to score, by fold."""
+    counts = (
+        [len(labels)] if classes is None else np.bincount(labels.astype(int), minlength=classes)
+    )
+    if min(counts) < folds:
+        what = "rows" if classes is None else f"rows of class {int(np.argmin(counts))}"
+        raise DataError.build(
+            "--folds", f"too few {what}", found=int(min(counts)), expected=f"at least {folds}",
+            do="give more rows, or one --penalty and no folds",
+        )  # fmt: skip
+    if folds < 2:
+        return []
+    kind = KFold if classes is None else StratifiedKFold
+    return list(kind(folds, shuffle=True, random_state=seed).split(labels, labels))
+
+
+def _solve(
+    x: Numbers, y: NDArray[np.generic], classes: int | None, bias: bool, penalty: float
+) -> tuple[Numbers, Numbers | None]:
+    """W (c, d) and b (c,); scikit-learn sums losses, so that its penalty is n times as large."""
+    if classes is None:
+        ridge = Ridge(alpha=penalty * len(x), fit_intercept=bias).fit(x, y)
+        return ridge.coef_[None, :], np.atleast_1d(ridge.intercept_) if bias else None
+    # Of two classes scikit-learn solves for the difference w of W's rows: |W|^2 = |w|^2 / 2.
+    strength = (2.0 if classes == 2 else 1.0) / (penalty * len(x))
+    model = LogisticRegression(C=strength, fit_intercept=bias, max_iter=STEPS, tol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        model.fit(x, y)
+    weight, shift = model.coef_, model.intercept_
+    if classes == 2:
+        weight, shift = np.vstack([-weight, weight]) / 2, np.concatenate([-shift, shift]) / 2
+    return weight, shift if bias else None
+
+
+def _loss(layer: tuple[Numbers, Numbers | None], x: Numbers, y: NDArray[np.generic]) -> float:
+    weight, shift = layer
+    outputs = x @ weight.T + (0 if shift is None else shift)
+    if len(weight) == 1:
+        return float(mean_squared_error(y, outputs[:, 0]))
+    likely = torch.softmax(torch.from_numpy(outputs), dim=1).numpy()
+    return float(log_loss(y, likely, labels=range(len(weight))))

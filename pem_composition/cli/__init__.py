@@ -16,7 +16,7 @@ SUBCOMMANDS = (
     "offline", "select", "pairs", "split", "init", "train", "merge", "negation", "analogy",
     "detoxify", "compose", "fold", "extract", "methods", "inspect", "check", "compare", "rebuild",
     "convert", "push", "evaluate", "perplexity", "generate", "answer", "judge", "helpfulness",
-    "fisher", "gram", "sweep", "search", "learn", "report",
+    "fisher", "gram", "refit", "sweep", "search", "learn", "report",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem help SUBCOMMAND lists the flags; pem --version)"

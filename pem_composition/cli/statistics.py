@@ -1,26 +1,30 @@
-"""What ``pem fisher`` and ``pem gram`` share: flags, rows, a module on its model, the file."""
+"""Flags and rows of the programs that compute with one module on rows: fisher, gram, refit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
 from pem_composition.training.config import RowFlags, check_objective, flag, required
 
+if TYPE_CHECKING:
+    from pem_composition.evaluation.own_classes import Classes
+    from pem_composition.objectives import Objective
+    from pem_composition.tasks.data import TaskData
+
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(RowFlags):
-    """Flags of both programs."""
+class RowsOfModule(RowFlags):
+    """One module, its base, and the rows it is shown."""
 
     model_name_or_path: str = required("base model: a directory or a name")
     adapter: str = required("module directory")
-    output_dir: Path = required("directory of the file")
-    task_name: str | None = flag(None, "the module's task, e.g. rte")
+    output_dir: Path = required("directory of the result")
     train_file: str | None = flag(
         None, "rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"
     )
@@ -30,6 +34,33 @@ class Flags(RowFlags):
         None, "folder with train/dev files, or with one such folder per task"
     )
     split: Literal["train", "validation", "test"] = flag("train", "which rows are read")
+    max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
+    seed: int = flag(42, "of the choice of rows, and of a head that nothing brings")
+    overwrite: bool = flag(False, "replace an existing output")
+    allow_base_mismatch: bool = flag(False, "take a module of another base model all the same")
+    use_cpu: bool = flag(False, "do not use a GPU")
+
+    def read(
+        self, task: str | None, objective: Objective, classes: Classes, max_samples: int
+    ) -> TaskData:
+        """The rows of one task; what a user should know of them is printed."""
+        limits = ("max_train_samples", "max_eval_samples", "max_predict_samples")
+        data = objective.read(
+            task, **{f"{split}_file": getattr(self, f"{split}_file") for split in SPLITS},
+            data_dir=self.data_dir, splits=[self.split], seed=self.seed,
+            reading=self.reading(classes), **dict.fromkeys(limits, max_samples),
+        )  # fmt: skip
+        data.require(self.split)
+        for note in data.notes:
+            print(f"note: {note}")
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(RowsOfModule):
+    """Flags of pem fisher and pem gram."""
+
+    task_name: str | None = flag(None, "the module's task, e.g. rte")
     max_samples: int = flag(256, "at most N rows, stratified by label", least=1)
     objective: Literal["classification", "seq2seq"] = flag(
         "classification", "how the module answers: by a head, or text to text"
@@ -37,11 +68,6 @@ class Flags(RowFlags):
     prompt: str | None = flag(
         None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
     )
-    max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
-    seed: int = flag(42, "of the choice of rows, and of a head that nothing brings")
-    overwrite: bool = flag(False, "replace an existing output")
-    allow_base_mismatch: bool = flag(False, "take a module of another base model all the same")
-    use_cpu: bool = flag(False, "do not use a GPU")
 
     # What the check of an objective asks for besides.
     target = block_size = None
@@ -72,16 +98,9 @@ def run(config: Flags, what: str, **facts: Any) -> int:
         seed=config.seed,
         allow_base_mismatch=config.allow_base_mismatch,
     )
-    limits = ("max_train_samples", "max_eval_samples", "max_predict_samples")
-    data = asked.objective_of().read(
-        config.task_name,
-        **{f"{split}_file": getattr(config, f"{split}_file") for split in SPLITS},
-        data_dir=config.data_dir, splits=[config.split], seed=config.seed,
-        reading=config.reading(asked.own_classes), **dict.fromkeys(limits, config.max_samples),
-    )  # fmt: skip
-    data.require(config.split)
-    for note in data.notes:
-        print(f"note: {note}")
+    data = config.read(
+        config.task_name, asked.objective_of(), asked.own_classes, config.max_samples
+    )
     told = statistics.run(
         asked, data, config.split, what, facts, config.output_dir,
         use_cpu=config.use_cpu, overwrite=config.overwrite, say=common.say,

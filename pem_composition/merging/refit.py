@@ -16,27 +16,57 @@ Shape suffixes: n rows, d inputs of the last layer, c outputs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error
 from sklearn.model_selection import KFold, StratifiedKFold
-from torch import nn
+from torch import Tensor, nn
 
+from pem_composition import checkpoint
+from pem_composition.adapters import attach, head_parameter_names
+from pem_composition.adapters.locate import plain_tensors
+from pem_composition.config import Head, HeadInfo
 from pem_composition.errors import DataError, IncompatibleModules
+from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.evaluator import Evaluator
+from pem_composition.evaluation.models import load_base, max_input_length, resolve
+from pem_composition.module import PEM
+from pem_composition.objectives.classification import Classification
+from pem_composition.tasks.data import TaskData
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5
 STEPS = 2000  # of the solver; it stops when it has converged
 
 Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """How heads are fitted anew.
+
+    Attributes:
+        penalties: to choose from; one is taken as it is.
+        folds: of the cross-validation that chooses.
+        max_seq_length: tokens per row.
+        seed: of the folds, and of the inner layers of a head that nothing brings.
+    """
+
+    penalties: tuple[float, ...] = PENALTIES
+    folds: int = FOLDS
+    max_seq_length: int = 128
+    seed: int = 42
+    use_cpu: bool = False
+    allow_base_mismatch: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,3 +224,74 @@ def _loss(layer: tuple[Numbers, Numbers | None], x: Numbers, y: NDArray[np.gener
         return float(mean_squared_error(y, outputs[:, 0]))
     likely = torch.softmax(torch.from_numpy(outputs), dim=1).numpy()
     return float(log_loss(y, likely, labels=range(len(weight))))
+
+
+def run(
+    adapter: str,
+    model: str,
+    tasks: Sequence[TaskData],
+    split: str,
+    how: Refit,
+    output_dir: Path,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Fit a head per task on its rows and write the module with them.
+
+    The head of one task becomes the module's own; heads of several tasks stand beside it under the
+    names of the tasks, as ``merge.py --head per-task`` keeps them.
+
+    Raises:
+        PEMError: a module, model or rows that cannot be used.
+    """
+    module = checkpoint.load(adapter, base=resolve(model))
+    heads, notes = {}, []
+    for data in tasks:
+        heads[data.task.name], note = _head(module, model, data, split, how)
+        notes.append(note)
+        say(note)
+    bare = {name: module.tensors[name] for name in module.adapter_names}
+    record = replace(
+        module.provenance, recipe=None, notes=(*module.provenance.notes, *notes), head_policy=None
+    )
+    fitted = replace(module, tensors=bare, head=None, heads=heads, provenance=record)
+    if len(heads) == 1:
+        fitted = replace(fitted.with_head(tasks[0].task.name), provenance=record)
+    fitted.save(output_dir, overwrite=overwrite)
+
+
+def _head(module: PEM, base: str, data: TaskData, split: str, how: Refit) -> tuple[Head, str]:
+    """The head of one task, and what is said of it."""
+    task, rows = data.task, data.require(split)
+    if task.name in module.heads:
+        module = module.with_head(task.name)
+    own = module.head is not None and module.head.fits(task.labels)
+    transformers.set_seed(how.seed)
+    model, tokenizer, info = load_base(base, task)
+    classification = Classification(max_seq_length=how.max_seq_length)
+    objective = classification.within(max_input_length(model.config, tokenizer))
+    device = device_of(how.use_cpu)
+    evaluator = objective.evaluator(task, rows, tokenizer, model.config, device=device)
+    names = head_parameter_names(model, info)
+    name = last_layer(model, names, model.config.num_labels)
+    live = model.get_submodule(name)
+    mismatch = how.allow_base_mismatch
+    with attach(
+        model.to(device), module, head="load" if own else "ignore", allow_base_mismatch=mismatch
+    ):
+        inputs = features(model, name, evaluator)
+        head: dict[str, Tensor] = {n: plain_tensors(model)[n].detach().cpu().clone() for n in names}
+    layer = fit(
+        inputs, evaluator.labels, classes=None if task.regression else len(task.labels),
+        bias=f"{name}.bias" in head, penalties=how.penalties, folds=how.folds, seed=how.seed,
+    )  # fmt: skip
+    head[f"{name}.weight"] = torch.from_numpy(layer.weight_cd).to(live.weight.dtype)
+    if layer.bias_c is not None:
+        head[f"{name}.bias"] = torch.from_numpy(layer.bias_c).to(live.weight.dtype)
+    problem = "regression" if task.regression else "classification"
+    lost = f", loss {layer.losses[layer.penalty]:.4f} on rows left out" if layer.losses else ""
+    return Head(head, HeadInfo(tuple(task.labels), problem)), (
+        f"{task.name}: last layer {name} fitted on {len(rows)} rows of {split}, "
+        f"penalty {layer.penalty:g}{lost}"
+    )

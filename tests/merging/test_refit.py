@@ -102,7 +102,7 @@ def test_the_penalty_is_the_one_whose_left_out_rows_lose_least() -> None:
     y = (x[:, 0] + rng.normal(size=80) > 0).astype(int)  # one feature tells, 29 are noise
     layer = fit(x, y, classes=2)
     assert layer.penalty == min(layer.losses, key=layer.losses.__getitem__)
-    assert layer.losses[1e-4] > layer.losses[layer.penalty]
+    assert layer.losses[1e-3] > layer.losses[layer.penalty]
     again = fit(x, y, classes=2)
     assert np.array_equal(layer.weight_cd, again.weight_cd)
 

@@ -1,0 +1,68 @@
+"""``pem refit``: the last layer of a module's head fitted anew, on features of the frozen model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pem_composition.cli import common
+from pem_composition.cli.statistics import RowsOfModule
+from pem_composition.errors import UsageError
+from pem_composition.training.config import flag
+
+NAME = "refit"
+HELP = "fit the last layer of a module's head anew on a few rows, in seconds; for merges"
+EXAMPLES = """
+  pem refit --adapter runs/merged --model_name_or_path minilm --task_name sst2 --data_dir glue \\
+      --output_dir runs/refitted
+  pem refit --adapter runs/merged --model_name_or_path minilm --task_name sst2 rte mnli \\
+      --data_dir glue --max_samples 500 --output_dir runs/refitted
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RowsOfModule):
+    """Flags of pem refit."""
+
+    task_name: tuple[str, ...] = flag((), "tasks; each gets a head", metavar="TASK")
+    max_samples: int = flag(500, "at most N rows per task, stratified by label", least=1)
+    penalty: tuple[float, ...] = flag(
+        (1e-3, 1e-2, 1e-1, 1.0, 10.0), "of the squared weights; several: chosen by --folds", above=0
+    )
+    folds: int = flag(5, "of the cross-validation that chooses the penalty", least=2)
+
+    def __post_init__(self) -> None:
+        files = (self.train_file, self.validation_file, self.test_file)
+        if not self.task_name and not any(files):
+            raise UsageError.build("--task_name", "no rows to read", do="give a task or a file")
+        if len(set(self.task_name)) < len(self.task_name):
+            raise UsageError.build("--task_name", "a task given twice", found=self.task_name)
+        if len(self.task_name) > 1 and any(files):
+            raise UsageError.build(
+                "--task_name", "several tasks and one file", do="give --data_dir instead"
+            )
+
+
+def run(config: Config) -> int:
+    """Read, fit and write."""
+    from pem_composition.merging import refit
+    from pem_composition.objectives.classification import Classification
+
+    common.check_output(config.output_dir, config.overwrite)
+    how = refit.Refit(
+        penalties=config.penalty,
+        folds=config.folds,
+        max_seq_length=config.max_seq_length,
+        seed=config.seed,
+        use_cpu=config.use_cpu,
+        allow_base_mismatch=config.allow_base_mismatch,
+    )
+    tasks = [
+        config.read(task, Classification(), None, config.max_samples)
+        for task in config.task_name or (None,)
+    ]
+    refit.run(
+        config.adapter, config.model_name_or_path, tasks, config.split, how, config.output_dir,
+        overwrite=config.overwrite, say=common.say,
+    )  # fmt: skip
+    print(config.output_dir)
+    return 0

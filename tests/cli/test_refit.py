@@ -1,0 +1,87 @@
+"""pem refit: heads anew on a module whose adapter stays, from files to files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import own_heads
+import pytest
+import torch
+from by_hand import run
+
+import pem_composition as library
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> own_heads.Bench:
+    return own_heads.make(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def data(bench: own_heads.Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of train rows per task, as GLUE has them."""
+    folder = tmp_path_factory.mktemp("data")
+    for task in bench.tasks:
+        (folder / task).mkdir()
+        rows = bench.rows[task, "validation"].read_text()
+        (folder / task / "train.jsonl").write_text(rows)
+    return folder
+
+
+def refit(bench: own_heads.Bench, adapter: object, out: Path, *words: object) -> int:
+    return run(
+        "refit", "--adapter", adapter, "--model_name_or_path", bench.base, "--folds", 2,
+        "--output_dir", out, *words,
+    )  # fmt: skip
+
+
+def test_a_merge_gets_a_head_for_every_task(bench, data, tmp_path):
+    merged = tmp_path / "merged"
+    assert run("merge", "-a", *bench.modules, "-p", merged, "--space", "delta",
+               "--head", "none") == 0  # fmt: skip
+    out = tmp_path / "refitted"
+    assert refit(bench, merged, out, "--task_name", *bench.tasks, "--data_dir", data) == 0
+    before, after = library.load(merged), library.load(out)
+    for name, tensor in before.adapter_tensors().items():
+        assert torch.equal(tensor, after.tensors[name])
+    assert tuple(after.heads) == bench.tasks
+    for task in bench.tasks:
+        assert after.heads[task].info.labels == own_heads.LABELS[task]
+        assert any(note.startswith(f"{task}: last layer") for note in after.provenance.notes)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_head_is_fitted_to_what_the_live_model_answers_with(bench, data, tmp_path, place):
+    """A weak penalty separates 24 rows in 32 numbers: the written module answers all of them."""
+    task, out = bench.tasks[place], tmp_path / "refitted"
+    words = ("--task_name", task, "--data_dir", data, "--penalty", 1e-6)
+    assert refit(bench, bench.modules[place], out, *words) == 0
+    scores = tmp_path / "scores"
+    assert run("evaluate", "--model_name_or_path", bench.base, "--adapter", out,
+               "--task_name", task, "--validation_file", bench.rows[task, "validation"],
+               "--output_dir", scores) == 0  # fmt: skip
+    found = json.loads((scores / "eval_results.json").read_text())
+    key = "eval_pearson" if task == "stsb" else "eval_accuracy"
+    assert found[key] > 0.97
+
+
+def test_what_cannot_be_fitted_is_one_line(bench, data, tmp_path, capsys):
+    rows = tmp_path / "one.jsonl"
+    lines = bench.rows["rte", "validation"].read_text().splitlines(keepends=True)
+    rows.write_text("".join(line for line in lines if '"label": "entailment"' in line))
+    words = ("--task_name", "rte", "--train_file", rows)
+    assert refit(bench, bench.modules[1], tmp_path / "out", *words) == 2
+    assert "too few rows of class 1; found 0, expected at least 2" in capsys.readouterr().err
+    assert refit(bench, bench.modules[1], tmp_path / "out", *words, "--penalty", 0) == 2
+    assert "--penalty" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refitted_module_cannot_be_rebuilt_and_says_so(bench, data, tmp_path, capsys):
+    out = tmp_path / "refitted"
+    assert refit(bench, bench.modules[1], out, "--task_name", "rte", "--data_dir", data) == 0
+    assert run("rebuild", out) == 2
+    assert "cannot be computed again" in capsys.readouterr().err

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": NUMBERS | {"texts", "offline", "json_lines", "adapters", "tasks", "network"},
     "objectives": {"errors", "tasks", "evaluation"},
     "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "objectives"},
-    "merging": NUMBERS | {"adapters", "tasks", "evaluation", "training"},
+    "merging": NUMBERS | {"adapters", "tasks", "evaluation", "objectives", "training"},
     "sweep": NUMBERS
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
     | {"json_lines"},

@@ -44,11 +44,10 @@ class Config(RowsOfModule):
 
 def run(config: Config) -> int:
     """Read, fit and write."""
-    from pem_composition.merging import refit
-    from pem_composition.objectives.classification import Classification
+    from pem_composition.merging import last_layer
 
     common.check_output(config.output_dir, config.overwrite)
-    how = refit.Refit(
+    how = last_layer.Refit(
         penalties=config.penalty,
         folds=config.folds,
         max_seq_length=config.max_seq_length,
@@ -57,10 +56,10 @@ def run(config: Config) -> int:
         allow_base_mismatch=config.allow_base_mismatch,
     )
     tasks = [
-        config.read(task, Classification(), None, config.max_samples)
+        config.read(task, how.objective, None, config.max_samples)
         for task in config.task_name or (None,)
     ]
-    refit.run(
+    last_layer.run(
         config.adapter, config.model_name_or_path, tasks, config.split, how, config.output_dir,
         overwrite=config.overwrite, say=common.say,
     )  # fmt: skip

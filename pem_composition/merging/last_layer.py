@@ -68,6 +68,11 @@ class Refit:
     use_cpu: bool = False
     allow_base_mismatch: bool = False
 
+    @property
+    def objective(self) -> Classification:
+        """How rows are read and encoded: for a head, in the task's order of classes."""
+        return Classification(max_seq_length=self.max_seq_length)
+
 
 @dataclass(frozen=True)
 class LastLayer:
@@ -269,8 +274,7 @@ def _head(module: PEM, base: str, data: TaskData, split: str, how: Refit) -> tup
     own = module.head is not None and module.head.fits(task.labels)
     transformers.set_seed(how.seed)
     model, tokenizer, info = load_base(base, task)
-    classification = Classification(max_seq_length=how.max_seq_length)
-    objective = classification.within(max_input_length(model.config, tokenizer))
+    objective = how.objective.within(max_input_length(model.config, tokenizer))
     device = device_of(how.use_cpu)
     evaluator = objective.evaluator(task, rows, tokenizer, model.config, device=device)
     names = head_parameter_names(model, info)

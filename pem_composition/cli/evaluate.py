@@ -12,6 +12,7 @@ from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
 from pem_composition.training import results
 from pem_composition.training.config import (
+    ANSWERING,
     DEFAULT_BLOCK,
     RowFlags,
     check_objective,
@@ -57,14 +58,19 @@ class Config(DeviceFlags, RowFlags, HarnessFlags):
     data_dir: str | None = flag(
         None, "folder with train/dev files, or with one such folder per task"
     )
-    objective: Literal["classification", "seq2seq"] = flag(
-        "classification", "how the model answers: by a head, or text to text"
+    objective: Literal["classification", "seq2seq", "causal_lm", "instruction"] = flag(
+        "classification",
+        "how the model answers: by a head, text to text, or by the perplexity of documents "
+        "(causal_lm) or of answers to instructions (instruction)",
     )
     target: Literal["label", "next_block"] | None = flag(
         None, "seq2seq: the answer of the row's label (default: label), or a domain's text"
     )
     prompt: str | None = flag(
         None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
+    )
+    template: str | None = flag(
+        None, "instruction: sections (the default), chat or a JSON file, as in pem train"
     )
     answers: Literal["scoring", "constrained", "free"] | None = flag(
         None,
@@ -109,11 +115,12 @@ class Config(DeviceFlags, RowFlags, HarnessFlags):
                 "--task_name", "no rows to score", do="give a task or --validation_file"
             )
         check_objective(self)
-        if self.do_predict and (self.output_dir is None or self.next_block):
+        labelled = self.objective in ANSWERING and not self.next_block
+        if self.do_predict and (self.output_dir is None or not labelled):
             raise UsageError.build(
                 "--do_predict", "writes classes or scores of rows to a folder",
-                found="--target next_block" if self.next_block else "no --output_dir",
-                do="leave --do_predict out" if self.next_block else "add --output_dir OUT",
+                found="no --output_dir" if labelled else "rows without classes",
+                do="add --output_dir OUT" if labelled else "leave --do_predict out",
             )  # fmt: skip
         asked = self.objective == "seq2seq" and not self.next_block
         refuse_idle(self, "answers", "--objective seq2seq --target label", has=asked)
@@ -138,6 +145,7 @@ def run(config: Config) -> int:
         objective=config.objective,
         next_block=config.next_block,
         prompt=config.prompt,
+        template=config.template,
         answers=config.answers,
         max_seq_length=config.max_seq_length,
         block_size=config.block_size or DEFAULT_BLOCK,
@@ -211,7 +219,8 @@ def _read(config: Config, asked: TaskModel) -> TaskData:
     """
     from pem_composition.training.evaluation import check_gold
 
-    data = asked.objective_of().read(
+    objective = asked.objective_of()
+    data = objective.read(
         config.task_name,
         validation_file=config.validation_file,
         test_file=config.test_file,
@@ -221,7 +230,7 @@ def _read(config: Config, asked: TaskModel) -> TaskData:
         max_eval_samples=config.max_eval_samples,
         max_predict_samples=config.max_eval_samples,
     )
-    if not config.do_predict and not config.next_block:
+    if not config.do_predict and objective.labelled:
         check_gold(data, config.split)
     for split in config.split:
         data.require(split)

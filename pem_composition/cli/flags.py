@@ -383,7 +383,10 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
 
     model_name_or_path: str | None = flag(None, "base model to evaluate on: a directory or a name")
     objective: str = flag(
-        OBJECTIVES[0], "how modules answer: by a head or text to text", choices=OBJECTIVES
+        OBJECTIVES[0],
+        "how modules answer: by a head, text to text, or by the perplexity of documents "
+        "(causal_lm) or of answers to instructions (instruction)",
+        choices=OBJECTIVES,
     )
     target: str | None = flag(
         None,
@@ -395,6 +398,9 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
         "seq2seq: template and answers by name or JSON file, one for all tasks or one "
         "per task; default: each task's own",
         metavar="NAME",
+    )
+    template: str | None = flag(
+        None, "instruction: sections (the default), chat or a JSON file, as in pem train"
     )
     task_name: tuple[str, ...] | None = flag(
         None, "task or tasks, e.g. rte mnli; gives columns, labels and metric", metavar="TASK"
@@ -464,6 +470,7 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
             test_file=self.test_file,
             data_dir=self.data_dir,
             prompt=self.prompt,
+            template=self.template,
             reading=self.reading(),
             max_seq_length=self.max_seq_length,
             block_size=self.block_size or DEFAULT_BLOCK,

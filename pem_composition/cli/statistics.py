@@ -70,7 +70,7 @@ class Flags(RowsOfModule):
     )
 
     # What the check of an objective asks for besides.
-    target = block_size = None
+    target = block_size = template = None
     next_block = False
 
     def __post_init__(self) -> None:

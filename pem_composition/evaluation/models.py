@@ -107,8 +107,13 @@ def load_seq2seq(
     return _load_writer(AutoModelForSeq2SeqLM, source, config, dtype)
 
 
-def load_text_to_text(model_name_or_path: str | Path, **config_overrides: float) -> LoadedBase:
+def load_text_to_text(
+    model_name_or_path: str | Path, *, alone: bool = False, **config_overrides: float
+) -> LoadedBase:
     """A model that answers in words: an encoder-decoder, or a decoder alone.
+
+    Args:
+        alone: a decoder is needed.
 
     Raises:
         CheckpointError: see ``load_seq2seq`` and ``load_causal``.
@@ -116,7 +121,7 @@ def load_text_to_text(model_name_or_path: str | Path, **config_overrides: float)
     from transformers import AutoConfig
 
     config = _load(AutoConfig, resolve(model_name_or_path))
-    load = load_causal if decodes(config) else load_seq2seq
+    load = load_causal if alone or decodes(config) else load_seq2seq
     return load(model_name_or_path, **config_overrides)
 
 

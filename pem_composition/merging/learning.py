@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from pem_composition.adapters import wearing
 from pem_composition.errors import DataError, RunFailed
+from pem_composition.evaluation.language import LanguageEvaluator
 from pem_composition.merging.blend import Blend
 
 if TYPE_CHECKING:
@@ -91,11 +92,14 @@ def constrained(raw_TL: Tensor, constraint: str) -> Tensor:
 
 
 def loss_of(evaluator: Evaluator, outputs: Tensor, labels: Sequence[Any], loss: str) -> Tensor:
-    """Mean loss of outputs (b, k).
+    """Mean loss of outputs (b, k); of a language model per token.
 
     Raises:
         DataError: the entropy of a regression, which has none.
     """
+    if loss == LABELS and isinstance(evaluator, LanguageEvaluator):
+        nll, tokens = outputs.sum(dim=0)
+        return nll / tokens
     scores_bw = evaluator.class_scores(outputs)
     gold = torch.as_tensor(labels, device=scores_bw.device)
     if scores_bw.shape[1] == 1:

@@ -10,8 +10,11 @@ from __future__ import annotations
 from pem_composition.evaluation.decoding import SCORING
 from pem_composition.objectives.answers import Answers
 from pem_composition.objectives.classification import Classification
+from pem_composition.objectives.documents import Documents
+from pem_composition.objectives.instructions import Instructions
 from pem_composition.objectives.next_block import NextBlocks
 from pem_composition.objectives.objective import Objective
+from pem_composition.tasks.instructions import get_template
 
 
 def objective_of(
@@ -21,12 +24,17 @@ def objective_of(
     max_seq_length: int,
     block_size: int,
     prompt: str | None,
+    template: str | None = None,
     found: str | None = None,
     order: tuple[int, ...] = (),
 ) -> Objective:
-    """What ``--objective classification`` or ``seq2seq`` names; values as those of the classes."""
+    """What ``--objective NAME`` names; values as those of the classes."""
     if name == "classification":
         return Classification(order, max_seq_length=max_seq_length)
+    if name == "causal_lm":
+        return Documents(max_seq_length=max_seq_length)
+    if name == "instruction":
+        return Instructions(get_template(template), max_seq_length=max_seq_length)
     if next_block:
         return NextBlocks(max_seq_length=block_size)
     return Answers(prompt, found or SCORING, max_seq_length=max_seq_length)

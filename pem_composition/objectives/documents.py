@@ -42,9 +42,20 @@ class Documents(Objective):
     loss_on_padding: bool = False
     labelled = False
 
-    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+    def read(
+        self,
+        task_name: str | None,
+        *,
+        reading: Reading,
+        max_predict_samples: int | None = None,
+        **where: Any,
+    ) -> TaskData:
+        """``max_eval_samples`` is the limit of every split but the training rows."""
         data = load_texts(task_name, chosen=self.chosen, reading=reading, **where)
         return replace(data, notes=(*data.notes, PADDED_NOTE)) if self.loss_on_padding else data
+
+    def described(self, task: Task) -> dict[str, Any]:
+        return {"objective": "causal_lm", **super().described(task)}
 
     def encode(
         self,

@@ -32,8 +32,15 @@ class Instructions(Objective):
     train_on_inputs: bool = False
     labelled = False
 
-    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
-        """Instructions and answers stand in columns of fixed names."""
+    def read(
+        self,
+        task_name: str | None,
+        *,
+        reading: Reading,
+        max_predict_samples: int | None = None,
+        **where: Any,
+    ) -> TaskData:
+        """Instructions and answers stand in columns of fixed names; see ``Documents.read``."""
         return load_instructions(task_name, **where)
 
     def content(self, task: Task) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Pl
 from pem_composition.sweep.points import Input, Settings, kept_head, read_input
 from pem_composition.sweep.result_store import ResultStore
 from pem_composition.sweep.runner import Runner, Say
+from pem_composition.training.config import DECODERS
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
@@ -102,7 +103,8 @@ class MergeSetup:
             torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike anyway
             base, tokenizer, _ = models.load_base(self.base, self.tasks[0].answered)
         else:
-            base, tokenizer, _ = models.load_text_to_text(self.base)
+            alone = self.scoring.objective in DECODERS
+            base, tokenizer, _ = models.load_text_to_text(self.base, alone=alone)
         return on_device(base, use_cpu=self.use_cpu, bf16=self.bf16), tokenizer
 
     def prepare(self, say: Say) -> tuple[Plan, Runner]:

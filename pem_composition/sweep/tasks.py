@@ -40,6 +40,7 @@ class Scoring:
         task_name, validation_file, test_file: one value per task.
         data_dir, prompt: likewise, or one value for all tasks.
         next_block: the rows are a domain's text.
+        template: how instructions are written down, for all tasks.
         max_seq_length, block_size: tokens.
         batch_size: rows per forward pass; None: by the device.
         metrics: what selects: one, or one per task; none: each task's own.
@@ -55,6 +56,7 @@ class Scoring:
     test_file: Sequence[str] | None = None
     data_dir: Sequence[str] | None = None
     prompt: Sequence[str] | None = None
+    template: str | None = None
     reading: Reading = AS_THEY_STAND
     max_seq_length: int = 128
     block_size: int = 128
@@ -97,7 +99,7 @@ class ScoredTask:
     def rows(self, split: str) -> tuple[Example, ...] | None:
         """Rows that can be scored; None where the split is missing or its labels are hidden."""
         examples = self.data.splits.get(split)
-        if examples is None or self.data.task == LANGUAGE:
+        if examples is None or not self.objective.labelled:
             return examples
         return examples if any(e.label is not None for e in examples) else None
 
@@ -148,13 +150,13 @@ def read(
         for note in data.notes:
             say(f"note: {note}")
     names = _names(found)
-    asked = not scoring.by_head and not scoring.next_block
     tasks = []
     for name, (data, place), classes in zip(names, found, own, strict=True):
         objective = _objective(scoring, place, order_of(data.task, classes))
+        asked = objective.labelled and not scoring.by_head
         prompt = get_prompt(data.task, place["prompt"]) if asked else None
         tasks.append(ScoredTask(name, data, objective, prompt, classes))
-    if not asked and not own_heads:
+    if scoring.by_head and not own_heads:
         _check_one_head(tasks)
     return tuple(tasks)
 
@@ -305,6 +307,7 @@ def _objective(scoring: Scoring, place: Place, order: tuple[int, ...] = ()) -> O
         max_seq_length=scoring.max_seq_length,
         block_size=scoring.block_size,
         prompt=place["prompt"],
+        template=scoring.template,
         order=order,
     )
 

@@ -28,8 +28,8 @@ DEFAULT_EPOCHS = 3.0
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop")
 SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
 METHODS = ("lora", "ia3", "fft")
-OBJECTIVES = ("classification", "seq2seq")  # whose modules pem evaluate and pem sweep score
-TRAINED = (*OBJECTIVES, "causal_lm", "instruction")
+OBJECTIVES = ("classification", "seq2seq", "causal_lm", "instruction")
+ANSWERING = OBJECTIVES[:2]  # a row has a class or a score
 DECODERS = ("causal_lm", "instruction")  # objectives of a decoder
 TARGETS = ("label", "next_block")
 DEFAULT_BLOCK = 128  # tokens
@@ -204,7 +204,7 @@ class ModelFlags(LoadFlags, RowFlags):
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))
         _one_of(self, "adapter_config", METHODS)
-        _one_of(self, "objective", TRAINED)
+        _one_of(self, "objective", OBJECTIVES)
         self._check_decoder()
         if self.adapter_config == "fft" and self.target_modules:
             raise _refuse(
@@ -425,7 +425,6 @@ class TrainConfig(ModelFlags):
         """Flags of documents belong to --objective causal_lm, those of answers to instruction."""
         documents = self.objective == "causal_lm"
         needed, has = "--objective instruction", self.objective == "instruction"
-        refuse_idle(self, "template", needed, has=has)
         if self.train_on_inputs and not has:
             raise UsageError.build(
                 "--train_on_inputs", f"has no effect without {needed}", do="leave the flag out"
@@ -500,7 +499,7 @@ class TrainConfig(ModelFlags):
     @property
     def answers_labels(self) -> bool:
         """True where a row's answer is a class or a score."""
-        return self.objective in OBJECTIVES and not self.next_block
+        return self.objective in ANSWERING and not self.next_block
 
     @property
     def block_tokens(self) -> int:
@@ -536,7 +535,7 @@ def check_objective(config: Any) -> None:
     """Refuse flags of another objective than the one that is trained or evaluated.
 
     Args:
-        config: holds objective, target, prompt, block_size, next_block and the RowFlags.
+        config: holds objective, target, prompt, template, block_size, next_block and RowFlags.
 
     Raises:
         UsageError: naming the flag that would make it count.
@@ -545,13 +544,15 @@ def check_objective(config: Any) -> None:
         _one_of(config, "target", TARGETS)
     refuse_idle(config, "target", "--objective seq2seq", has=config.objective == "seq2seq")
     refuse_idle(config, "prompt", "--objective seq2seq", has=config.objective == "seq2seq")
+    instructs = config.objective == "instruction"
+    refuse_idle(config, "template", "--objective instruction", has=instructs)
     needed = "--objective seq2seq --target next_block"
     refuse_idle(config, "block_size", needed, has=config.next_block)
     refuse_idle(config, "prompt", "--target label", has=not config.next_block)
     labelled = config.objective not in DECODERS and not config.next_block
     for name in ("labels", "label_column_name", "do_regression"):
         refuse_idle(config, name, "labelled rows, which this objective does not read", has=labelled)
-    if config.objective == "instruction":
+    if instructs:
         refuse_idle(config, "text_column_names", "--objective causal_lm", has=False)
 
 

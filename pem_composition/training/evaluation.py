@@ -25,6 +25,7 @@ from pem_composition.evaluation.predictions import predictions
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.tasks.data import Example, TaskData
 from pem_composition.tasks.glue import Task
+from pem_composition.training.config import DECODERS
 from pem_composition.training.scoring import Scorer
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class TaskModel:
     objective: str = "classification"
     next_block: bool = False
     prompt: str | None = None
+    template: str | None = None
     answers: str | None = None
     max_seq_length: int = 128
     block_size: int = 128
@@ -81,8 +83,8 @@ class TaskModel:
         """How rows are asked; with a task, for a head that answers in an order of its own."""
         return objective_of(
             self.objective, next_block=self.next_block, max_seq_length=self.max_seq_length,
-            block_size=self.block_size, prompt=self.prompt, found=self.answers,
-            order=order_of(task, self.own_classes) if task is not None else (),
+            block_size=self.block_size, prompt=self.prompt, template=self.template,
+            found=self.answers, order=order_of(task, self.own_classes) if task is not None else (),
         )  # fmt: skip
 
     def load(self, task: Task) -> LoadedBase:
@@ -90,7 +92,7 @@ class TaskModel:
         transformers.set_seed(self.seed)
         if self.classifies:
             return models.load_base(self.model, in_order_of(task, self.own_classes))
-        return models.load_text_to_text(self.model)
+        return models.load_text_to_text(self.model, alone=self.objective in DECODERS)
 
     def module(self, task: Task, *, one_head: bool = True) -> PEM | None:
         """The module to attach, checked against task and base.
@@ -146,13 +148,14 @@ def evaluate(
         for split in splits:
             rows = data.require(split)
             evaluator = objective.evaluator(data.task, rows, tokenizer, model.config, **layout)
-            found[split] = _answered(asked, Scorer(evaluator), model, rows, predict=predict)
+            answered = _answered(Scorer(evaluator), model, rows, predict=predict)
+            if objective.labelled and not asked.classifies and answered.scores:
+                answered.scores["answers"] = asked.answers or "scoring"
+            found[split] = answered
     return found
 
 
-def _answered(
-    asked: TaskModel, scorer: Scorer, model: Any, rows: Sequence[Example], *, predict: bool
-) -> Answered:
+def _answered(scorer: Scorer, model: Any, rows: Sequence[Example], *, predict: bool) -> Answered:
     """Scores of rows that have labels, and their predictions where they are asked for."""
     began = time.perf_counter()
     outputs = scorer.outputs(model)
@@ -160,9 +163,7 @@ def _answered(
     told = predictions(scorer.evaluator, outputs, rows) if predict else []
     if predict and any(example.label is None for example in rows):
         return Answered({}, told)
-    scores = scorer.scores(outputs, seconds=seconds)
-    in_text = not asked.classifies and not asked.next_block
-    return Answered({**scores, "answers": asked.answers or "scoring"} if in_text else scores, told)
+    return Answered(scorer.scores(outputs, seconds=seconds), told)
 
 
 def check_gold(data: TaskData, splits: Sequence[str]) -> None:

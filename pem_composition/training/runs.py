@@ -23,7 +23,6 @@ from pem_composition.objectives.instructions import Instructions
 from pem_composition.record import Provenance, purpose_note
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
-from pem_composition.tasks.instructions import get_template
 from pem_composition.training import processes, results
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import describe_run
@@ -113,17 +112,18 @@ def _silent(_line: str) -> None:
 
 def trained_objective(config: TrainConfig) -> Objective:
     """The objective that the flags name."""
-    length = config.max_seq_length
-    if config.objective == "causal_lm":
-        padded = config.loss_on_padding
-        return Documents(config.score_filter, config.truncate, padded, max_seq_length=length)
-    if config.objective == "instruction":
-        template = get_template(config.template)
-        return Instructions(template, config.train_on_inputs, max_seq_length=length)
-    return objective_of(
-        config.objective, next_block=config.next_block, max_seq_length=length,
-        block_size=config.block_tokens, prompt=config.prompt,
+    found = objective_of(
+        config.objective, next_block=config.next_block, max_seq_length=config.max_seq_length,
+        block_size=config.block_tokens, prompt=config.prompt, template=config.template,
     )  # fmt: skip
+    if isinstance(found, Documents):
+        return replace(
+            found, chosen=config.score_filter, truncate=config.truncate,
+            loss_on_padding=config.loss_on_padding,
+        )  # fmt: skip
+    if isinstance(found, Instructions):
+        return replace(found, train_on_inputs=config.train_on_inputs)
+    return found
 
 
 def read_data(config: TrainConfig, objective: Objective) -> TaskData:

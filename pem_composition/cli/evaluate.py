@@ -70,7 +70,9 @@ class Config(DeviceFlags, RowFlags, HarnessFlags):
         None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
     )
     template: str | None = flag(
-        None, "instruction: sections (the default), chat or a JSON file, as in pem train"
+        None,
+        "instruction: sections (the default), chat or a JSON file; seq2seq on a decoder: how the "
+        "prompt is asked, as in pem train",
     )
     answers: Literal["scoring", "constrained", "free"] | None = flag(
         None,

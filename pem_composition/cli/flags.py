@@ -400,7 +400,9 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
         metavar="NAME",
     )
     template: str | None = flag(
-        None, "instruction: sections (the default), chat or a JSON file, as in pem train"
+        None,
+        "instruction: sections (the default), chat or a JSON file; seq2seq on a decoder: how the "
+        "prompt is asked, as in pem train",
     )
     task_name: tuple[str, ...] | None = flag(
         None, "task or tasks, e.g. rte mnli; gives columns, labels and metric", metavar="TASK"

@@ -19,7 +19,7 @@ from pem_composition.evaluation.language import IGNORED
 from pem_composition.evaluation.text_sampling import continuation
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import Template
-from pem_composition.tasks.tokens import Tokens, begun
+from pem_composition.tasks.tokens import Tokens, begun, shared
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,7 +156,7 @@ def pairs(
     out = []
     for prompt, whole in zip(prompts, wholes, strict=True):
         tokens = [*whole, tokenizer.eos_token_id]
-        out.append(Pair(tokens[:max_seq_length], _shared(prompt, tokens), len(tokens)))
+        out.append(Pair(tokens[:max_seq_length], shared(prompt, tokens), len(tokens)))
     if not any(pair.answered for pair in out):
         shortest = min(pair.prompt for pair in out)
         raise DataError.build(
@@ -171,9 +171,3 @@ def _tokens(
 ) -> list[Tokens]:
     """As the tokenizer begins a text; a chat template begins it by itself."""
     return [begun(tokenizer, text, special=not template.is_chat) for text in texts]
-
-
-def _shared(a: Tokens, b: Tokens) -> int:
-    """Number of tokens with which both begin."""
-    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    return next(differ, min(len(a), len(b)))

@@ -37,4 +37,5 @@ def objective_of(
         return Instructions(get_template(template), max_seq_length=max_seq_length)
     if next_block:
         return NextBlocks(max_seq_length=block_size)
-    return Answers(prompt, found or SCORING, max_seq_length=max_seq_length)
+    written = get_template(template) if template else None
+    return Answers(prompt, found or SCORING, written, max_seq_length=max_seq_length)

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.errors import DataError
+from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation.decoding import SCORING
 from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData, load_task
 from pem_composition.tasks.glue import Reading, Task
+from pem_composition.tasks.instructions import Template
 from pem_composition.tasks.prompts import Prompt, answer_tokens, classes_of, get_prompt
-from pem_composition.tasks.tokens import prompt_tokens
+from pem_composition.tasks.tokens import PROBE, prompt_tokens, shared, tokens_after
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -37,10 +38,12 @@ class Answers(Objective):
         prompt: the template and its answers, by name or file; None: the task's own.
         found: how evaluations find the answers: by scoring each (evaluation/prompted_rows.py), or
             by generation, constrained or free (evaluation/generation.py).
+        template: how a decoder alone is asked the prompt, such as in a chat; None: as it stands.
     """
 
     prompt: str | None = None
     found: str = SCORING
+    template: Template | None = None
 
     def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
         """A prompt file's classes are those of rows of no known task."""
@@ -50,7 +53,8 @@ class Answers(Objective):
     def content(self, task: Task) -> dict[str, Any]:
         """The prompt by what it says, wherever it comes from."""
         prompt = self.prompt_of(task)
-        return {"prompt": {"template": prompt.template, "answers": list(prompt.answers)}}
+        asked = self.template.content() if self.template else {}
+        return {"prompt": {"template": prompt.template, "answers": list(prompt.answers)}, **asked}
 
     def metrics(self, task: Task) -> tuple[str, ...]:
         return (*task.scores, "exact_match")
@@ -75,7 +79,7 @@ class Answers(Objective):
         from pem_composition.evaluation.models import max_input_length
 
         prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
-        answers = answer_tokens(tokenizer, prompt, decodes=decodes)
+        answers = self._answers(task, tokenizer, decodes=decodes)
         data, whole = self._sources(task, examples, tokenizer, answers, decodes=decodes)
         notes = cut_notes(
             examples, whole, self.max_seq_length,
@@ -107,7 +111,7 @@ class Answers(Objective):
         )
 
         prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
-        answers = answer_tokens(tokenizer, prompt, decodes=decodes)
+        answers = self._answers(task, tokenizer, decodes=decodes)
         data, _ = self._sources(task, examples, tokenizer, answers, decodes=decodes)
         writing = writing_of(tokenizer, config)
         labels: Any = [example.label for example in examples]
@@ -117,6 +121,42 @@ class Answers(Objective):
             if self.found == SCORING
             else GenerationEvaluator(asked, self.found)
         )
+
+    def _answers(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, *, decodes: bool
+    ) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each answer; of a decoder alone as they follow what it reads.
+
+        Raises:
+            DataError: see ``answer_tokens``.
+            UsageError: a template for an encoder-decoder.
+        """
+        if decodes:
+            before, special = self._asked(PROBE, tokenizer), not self._is_chat
+            return answer_tokens(
+                tokenizer, self.prompt_of(task),
+                lambda word: tokens_after(tokenizer, word, before, special=special),
+            )  # fmt: skip
+        if self.template is not None:
+            raise UsageError.build(
+                "--template", "an encoder-decoder reads the prompt as it stands", do="leave it out"
+            )
+        return answer_tokens(tokenizer, self.prompt_of(task))
+
+    @property
+    def _is_chat(self) -> bool:
+        return self.template is not None and self.template.is_chat
+
+    def _asked(self, source: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What a decoder reads; a space at its end would take the one before the answer."""
+        if self.template is None:
+            return source.rstrip()
+        return self.template.text(source, None, tokenizer)
+
+    def _read(self, sources: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """The tokens of what a decoder reads."""
+        texts = [self._asked(source, tokenizer) for source in sources]
+        return [prompt_tokens(tokenizer, text, special=not self._is_chat) for text in texts]
 
     def _sources(
         self,
@@ -130,7 +170,7 @@ class Answers(Objective):
         """The rows as the prompt asks them, cut at the end; and how long each is uncut.
 
         A decoder's row holds the answer, too, so the prompt is cut where the longest answer and its
-        end token still fit.
+        end token still fit; the end of a template, which asks for the answer, stays.
         """
         from pem_composition.evaluation.classify import encode
         from pem_composition.evaluation.language import causal_rows
@@ -144,8 +184,20 @@ class Answers(Objective):
                     "--max_seq_length", "leaves no token of the prompt", found=self.max_seq_length,
                     expected=f"more than the {room} tokens of the longest answer and its end",
                 )  # fmt: skip
-            rows = [prompt_tokens(tokenizer, source) for source in sources]
-            kept = [row[: self.max_seq_length - room] for row in rows]
+            rows, width = self._read(sources, tokenizer), self.max_seq_length - room
+            kept = [row[:width] for row in rows]
+            if self.template is not None:
+                one, other = (row[::-1] for row in self._read((PROBE, "b,"), tokenizer))
+                ending = shared(one, other)
+                if ending >= width:
+                    raise DataError.build(
+                        "--max_seq_length", "leaves no token of the prompt",
+                        found=self.max_seq_length, expected=f"more than {ending + room}",
+                    )  # fmt: skip
+                kept = [
+                    row if len(row) <= width else row[: width - ending] + row[len(row) - ending :]
+                    for row in rows
+                ]
             data = causal_rows([(row, []) for row in kept], tokenizer.pad_token_id or 0)
             return data, [len(row) + room for row in rows]
         texts = [Example(text, None, None, row) for row, text in enumerate(sources)]

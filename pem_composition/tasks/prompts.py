@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.errors import DataError, close_match
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import TASKS, Task
-from pem_composition.tasks.tokens import tokens_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -175,12 +174,14 @@ def _of_task(prompt: Prompt, task: Task) -> Prompt:
 
 
 def answer_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, decodes: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    tokens_of: Callable[[str], Sequence[int]] | None = None,
 ) -> tuple[tuple[int, ...], ...]:
     """Token numbers of each answer as a target, without special tokens around it.
 
     Args:
-        decodes: of a decoder alone, whose answer follows the prompt and a space in the same text.
+        tokens_of: the tokens of a word; None: as an encoder-decoder's tokenizer writes a target.
 
     Raises:
         DataError: an answer that the tokenizer cannot write, or two that it writes alike.
@@ -188,7 +189,7 @@ def answer_tokens(
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     out = []
     for word in prompt.answers:
-        found = tokens_after(tokenizer, word) if decodes else tokenizer(text_target=word).input_ids
+        found = tokens_of(word) if tokens_of else tokenizer(text_target=word).input_ids
         ids = tuple(i for i in found if i not in special)
         if not ids or tokenizer.unk_token_id in ids:
             raise DataError.build(

@@ -35,23 +35,36 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     return tokens[: len(tokens) - len(bare)]
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tokens:
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, special: bool = True
+) -> Tokens:
     """What a decoder reads before it answers; at least one token, for something must predict.
-
-    White space at the end goes: the space before the answer belongs to the answer's first token.
 
     Raises:
         DataError: an empty prompt, and a tokenizer without start and end token.
     """
-    tokens = begun(tokenizer, prompt.rstrip())
+    tokens = begun(tokenizer, prompt, special=special)
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if not tokens and first is None:
         raise DataError.build("prompt", "empty, and the tokenizer has no start token")
     return tokens or [first]
 
 
-def tokens_after(tokenizer: PreTrainedTokenizerBase, word: str) -> Tokens:
-    """The tokens of a word behind a text and a space; none where they join those of the text."""
-    before = begun(tokenizer, PROBE)
-    whole = begun(tokenizer, PROBE + SEPARATOR + word)
+def tokens_after(
+    tokenizer: PreTrainedTokenizerBase, word: str, text: str = PROBE, *, special: bool = True
+) -> Tokens:
+    """The tokens of a word behind a text; none where they join those of the text.
+
+    A space stands between them, which belongs to the word's first token, unless the text ends with
+    white space, as most chat templates do.
+    """
+    space = "" if text[-1:].isspace() else SEPARATOR
+    before = begun(tokenizer, text, special=special)
+    whole = begun(tokenizer, text + space + word, special=special)
     return whole[len(before) :] if whole[: len(before)] == before else []
+
+
+def shared(a: Tokens, b: Tokens) -> int:
+    """Number of tokens with which both begin."""
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))

@@ -284,7 +284,8 @@ class TrainConfig(ModelFlags):
     template: str | None = flag(
         None,
         "instruction: how it is written down: sections (the default), chat (the tokenizer's chat "
-        "template) or a JSON file",
+        "template) or a JSON file; seq2seq on a decoder: how the prompt is asked (default: as it "
+        "is)",
         key=False,
     )
     train_on_inputs: bool = flag(
@@ -545,7 +546,9 @@ def check_objective(config: Any) -> None:
     refuse_idle(config, "target", "--objective seq2seq", has=config.objective == "seq2seq")
     refuse_idle(config, "prompt", "--objective seq2seq", has=config.objective == "seq2seq")
     instructs = config.objective == "instruction"
-    refuse_idle(config, "template", "--objective instruction", has=instructs)
+    asked = config.objective == "seq2seq" and not config.next_block
+    needed = "--objective instruction, or seq2seq on a decoder"
+    refuse_idle(config, "template", needed, has=instructs or asked)
     needed = "--objective seq2seq --target next_block"
     refuse_idle(config, "block_size", needed, has=config.next_block)
     refuse_idle(config, "prompt", "--target label", has=not config.next_block)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from tiny import write_causal
+from tiny import write_causal, write_text_to_text
 from training_bench import BAD, FILLER, GOOD, a_batch, argv_of, results, write_documents
 
 from pem_composition import checkpoint
 from pem_composition.adapters import attach
 from pem_composition.cli import main
 from pem_composition.errors import PEMError
-from pem_composition.evaluation.models import load_causal
+from pem_composition.evaluation.models import load_causal, load_tokenizer
 from pem_composition.tasks.tokens import tokens_after
 from pem_composition.training import runs
 
@@ -58,9 +59,9 @@ class DecoderBench:
 
 
 @torch.no_grad()
-def log_p(model, tokenizer, context, choice):
-    whole = tokenizer(f"{context} {choice}").input_ids
-    known = len(tokenizer(context).input_ids)
+def log_p(model, tokenizer, context, choice, *, special=True):
+    whole = tokenizer(f"{context} {choice}", add_special_tokens=special).input_ids
+    known = len(tokenizer(context, add_special_tokens=special).input_ids)
     log_tv = model(torch.tensor([whole])).logits[0].log_softmax(-1)
     return sum(log_tv[t - 1, whole[t]].item() for t in range(known, len(whole)))
 
@@ -209,3 +210,70 @@ def test_an_initial_module_serves_both_objectives_of_a_decoder(decoder):
     assert one.layers == two.layers and one.config == two.config
     for name, tensor in one.tensors.items():
         assert torch.equal(tensor, two.tensors[name])
+
+
+CHAT = (
+    "{{ bos_token }}w1 {{ messages[0]['content'] }} w2 {% if add_generation_prompt %}w3{% endif %}"
+)
+
+
+@pytest.fixture
+def chat(decoder, tmp_path):
+    """The same decoder, whose tokenizer has a chat template that begins the text by itself."""
+    base = tmp_path / "chat"
+    shutil.copytree(decoder.base, base)
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(base)
+    return base
+
+
+def test_a_chat_begins_once_and_asks_for_the_answer_however_it_is_cut(decoder, chat):
+    config = decoder.config("chat", model_name_or_path=chat, template="chat")
+    start, batch, _ = a_batch(config)
+    tokenizer = start.tokenizer
+    ending = tokenizer(" w2 w3", add_special_tokens=False).input_ids
+    config = decoder.config("short", model_name_or_path=chat, template="chat", max_seq_length=20)
+    short = a_batch(config)[1]
+    # The longest answer has its end in the twentieth place, which is not read.
+    assert short["input_ids"].shape[1] == 19 < batch["input_ids"].shape[1]
+    for each in (batch, short):
+        for ids, mask, targets in zip(
+            each["input_ids"], each["attention_mask"], each["labels"], strict=True
+        ):
+            answer = targets[targets != -100].tolist()
+            row = [*ids[mask.bool()].tolist(), tokenizer.eos_token_id]
+            prompt = row[: -len(answer)]
+            assert row[-len(answer) :] == answer
+            assert prompt[0] == tokenizer.bos_token_id not in prompt[1:]
+            assert prompt[-len(ending) :] == ending
+
+
+def test_a_chat_is_scored_as_by_hand(decoder, chat, tmp_path):
+    flags = {
+        "objective": "seq2seq", "model_name_or_path": chat, "task_name": "sst2",
+        "prompt": decoder.prompt, "max_seq_length": 64, "template": "chat",
+        "validation_file": decoder.bench.validation, "output_dir": tmp_path, "do_predict": True,
+    }  # fmt: skip
+    assert main(["evaluate", *argv_of(flags)[1:]]) == 0
+    model, tokenizer, _ = load_causal(chat, dtype=torch.float64)
+    lines = (tmp_path / "predict_results_sst2.jsonl").read_text().splitlines()
+    for row, line in zip(decoder.rows, lines, strict=True):
+        turns = [{"role": "user", "content": row["sentence"] + " "}]
+        read = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        scores = [log_p(model, tokenizer, read, w, special=False) for w in ANSWERS.values()]
+        shares = np.exp(scores) / np.exp(scores).sum()
+        told = list(json.loads(line)["probabilities"].values())
+        np.testing.assert_allclose(told, shares, rtol=1e-4)
+
+
+def test_a_chat_needs_a_decoder_and_a_template_of_its_tokenizer(decoder, tmp_path, capsys):
+    flags = {
+        "objective": "seq2seq", "model_name_or_path": decoder.base, "task_name": "sst2",
+        "prompt": decoder.prompt, "validation_file": decoder.bench.validation, "template": "chat",
+    }  # fmt: skip
+    assert main(["evaluate", *argv_of(flags)[1:]]) == 2
+    assert "the tokenizer has no chat template" in capsys.readouterr().err
+    t5 = write_text_to_text(tmp_path / "t5", [" ".join([*GOOD, *BAD, *FILLER])])
+    assert main(["evaluate", *argv_of(flags | {"model_name_or_path": t5})[1:]]) == 2
+    assert "an encoder-decoder reads the prompt as it stands" in capsys.readouterr().err

@@ -302,6 +302,7 @@ BAD = {
         "higher_is_better of acc",
     ),
     "column": ({**CHOICE, "doc_to_text": "{{nothing}}"}, "'nothing' is undefined"),
+    "name": ({**CHOICE, "task": "../../up", "tag": "bad"}, "a file of the task's name"),
 }  # fmt: skip
 
 
@@ -322,6 +323,31 @@ def test_a_task_that_cannot_be_used_is_one_line(
     said = capsys.readouterr().err
     assert reason in said and said.count("\n") == 1
     assert not ran.exists()
+
+
+@without
+@pytest.mark.parametrize("name", ["mean", "worst", "invalid"])
+def test_no_task_is_called_as_what_is_said_of_all_tasks(
+    bench: Bench, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task in (name, "other"):
+        write_task(tmp_path, task, **CHOICE)
+    flags = replace(bench, tasks=tmp_path).flags(name, "other")
+    modules = list(map(str, bench.modules))
+    assert cli.main(["sweep", "-a", *modules, *flags, "-p", str(tmp_path / "out")]) == 2
+    assert f"found {name}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@without
+@pytest.mark.parametrize("asked", [("--goal", "loss"), ("--constraint", "loss<=3")])
+def test_scores_without_a_loss_are_not_searched_by_it(
+    bench: Bench, asked: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search", "-a", *map(str, bench.modules), *bench.flags("choice"), *asked]
+    assert cli.main([*words, "-p", str(tmp_path / "out")]) == 2
+    assert f"{asked[0]}: tasks of the harness have scores, no loss" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @without

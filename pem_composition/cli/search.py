@@ -203,14 +203,11 @@ def _check(config: Config) -> MergeSetup:
     common.check_model([setup.base], headers, config.allow_base_mismatch)
     tasks = tuple(task.name for task in setup.tasks)
     own = len(tasks) == len(config.adapters)
-    if config.harness_tasks and wanted.LOSS in config.goal:
-        raise UsageError.build(
-            "--goal", "tasks of the harness have scores, no loss", found=wanted.LOSS, do="use mean"
-        )
+    loss = not config.harness_tasks
     for name in config.goal:
-        wanted.check_name(name, tasks, "--goal", own=own)
+        wanted.check_name(name, tasks, "--goal", own=own, loss=loss)
     for text in config.constraint:
-        wanted.condition(text, tasks, own=own)
+        wanted.condition(text, tasks, own=own, loss=loss)
     _studies(config, setup)
     return setup
 

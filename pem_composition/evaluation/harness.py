@@ -23,6 +23,7 @@ import io
 import json
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,7 @@ RANDOM_SEED, SEED = 0, 1234  # the harness's: of Python, and of NumPy, torch and
 NEAR = 5  # names that are proposed for one that is unknown
 STDERR = "_stderr"
 CODE = "!function"
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.()-]{0,99}", re.ASCII)
 
 Sample = dict[str, Any]
 
@@ -212,7 +214,7 @@ def read(
 
     Raises:
         UsageError: a name that no task has; names that are near are listed.
-        DataError: a folder, a task file or rows that cannot be used.
+        DataError: a folder, a task file, a name or rows that cannot be used.
     """
     with _quiet():
         manager, unknown = _manager(names, include)
@@ -231,6 +233,12 @@ def read(
             for name, task in loaded.items()
         )
     for task in found:
+        if not FILE_NAME.fullmatch(task.name):
+            raise DataError.build(
+                f"--harness_tasks {task.name!r}", "samples are kept in a file of the task's name",
+                expected="at most 100 of letters, digits and . _ - ( )",
+                do="correct task: in its file",
+            )  # fmt: skip
         if not task.rows:
             raise DataError.build(task.name, "has no rows")
     return found

@@ -20,6 +20,7 @@ from pem_composition.errors import DataError, UsageError
 Record = Mapping[str, Any]
 MEAN, WORST, NORMALISED, LOSS, INVALID = "mean", "worst", "normalised", "loss", "invalid"
 NAMES = (MEAN, WORST, NORMALISED, LOSS)
+OVER_TASKS = (*NAMES, INVALID)  # no task is called so
 TINY = 1e-9  # no loss that is divided by is smaller
 CONDITION = re.compile(r"(.+?)(>=|<=)([-+]?[0-9.]+(?:[eE][-+]?\d+)?)")
 
@@ -160,14 +161,17 @@ def check_normalised(goals: Sequence[str], tasks: Sequence[str], own: Sequence[R
     )
 
 
-def check_name(name: str, tasks: Sequence[str], where: str, *, own: bool, extra: str = "") -> None:
+def check_name(
+    name: str, tasks: Sequence[str], where: str, *, own: bool, loss: bool = True, extra: str = ""
+) -> None:
     """Refuse a name that is no goal.
 
     Args:
         own: every task has a module of its own.
+        loss: the records have one.
 
     Raises:
-        UsageError: unknown, or normalised without own modules.
+        UsageError: unknown, normalised without own modules, or the loss of scores alone.
     """
     known = [*NAMES, *tasks, *([extra] if extra else [])]
     if name not in known:
@@ -177,9 +181,13 @@ def check_name(name: str, tasks: Sequence[str], where: str, *, own: bool, extra:
             where, "normalised needs a module of its own for each task",
             expected="as many tasks as modules, in the same order",
         )  # fmt: skip
+    if name == LOSS and not loss:
+        raise UsageError.build(
+            where, "tasks of the harness have scores, no loss", found=name, do="use mean"
+        )
 
 
-def condition(text: str, tasks: Sequence[str], *, own: bool) -> Condition:
+def condition(text: str, tasks: Sequence[str], *, own: bool, loss: bool = True) -> Condition:
     """A condition from its text.
 
     Raises:
@@ -193,7 +201,7 @@ def condition(text: str, tasks: Sequence[str], *, own: bool) -> Condition:
             found=repr(text),
             expected="NAME>=NUMBER or NAME<=...",
         )
-    check_name(found[1], tasks, "--constraint", own=own, extra=INVALID)
+    check_name(found[1], tasks, "--constraint", own=own, loss=loss, extra=INVALID)
     return Condition(found[1], found[2] == ">=", float(found[3]))
 
 

@@ -10,6 +10,7 @@ from pem_composition.checkpoint.several import short_paths
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
 from pem_composition.objectives import Objective, objective_of
+from pem_composition.sweep import goals
 from pem_composition.sweep.points import PER_TASK
 from pem_composition.sweep.rows import Rows
 from pem_composition.tasks.glue import Reading
@@ -142,7 +143,26 @@ def read(
         DataError: rows or a prompt that cannot be used.
     """
     if scoring.harness_tasks:
-        return _of_harness(scoring, out, own_heads=own_heads)
+        found = _of_harness(scoring, out, own_heads=own_heads)
+    else:
+        found = _of_rows(scoring, headers, own_heads=own_heads, say=say)
+    for task in found:
+        if task.name in goals.OVER_TASKS:
+            raise UsageError.build(
+                "the name of a task", "means something else in tables and goals", found=task.name,
+                expected=f"none of {', '.join(goals.OVER_TASKS)}", do="call the task otherwise",
+            )  # fmt: skip
+    return found
+
+
+def _of_rows(
+    scoring: Scoring,
+    headers: Sequence[ModuleHeader],
+    *,
+    own_heads: bool,
+    say: Callable[[str], None],
+) -> tuple[ScoredTask, ...]:
+    """The tasks of rows that were named."""
     places = _places(scoring)
     own = _own_classes(scoring, headers, len(places), own_heads=own_heads)
     found = [(_read(scoring, place, o), place) for place, o in zip(places, own, strict=True)]

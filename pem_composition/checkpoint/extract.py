@@ -34,6 +34,7 @@ from pem_composition.checkpoint.full import (
 )
 from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity
+from pem_composition.checkpoint.stored_names import is_vocabulary
 from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError, listing
 from pem_composition.module import PEM
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from pem_composition.arithmetic.delta import LayerError
 
 METHODS = ("exact", "randomized")
-# Components of names whose matrices are tables of vectors or the output embedding, no layers.
-TABLES = frozenset({"wte", "wpe", "shared", "relative_attention_bias", "lm_head"})
+# Components of names whose matrices are tables of vectors (beside those of ``stored_names``).
+TABLES = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})
 
 
 def extract_lora(
@@ -147,7 +148,7 @@ class _Work:
             if name.endswith(".weight")
             and len(info.shape) == 2
             and info.dtype in FLOAT_DTYPES
-            and not is_head(name)
+            and not self.is_apart(name)
         ]
         for target in targets:
             if not any(matches(layer, target) for layer in found):
@@ -161,6 +162,10 @@ class _Work:
         if targets:
             return [layer for layer in found if any(matches(layer, t) for t in targets)]
         return [layer for layer in found if not _is_table(layer)]
+
+    def is_apart(self, name: str) -> bool:
+        """True for a head, and for another part that the base has no value of (a new pooler)."""
+        return is_head(name) or name not in self.names
 
     def moved(self, targets: Sequence[str], norms: Mapping[str, float]) -> list[str]:
         """The wanted layers that differ.
@@ -213,9 +218,10 @@ class _Work:
         }
 
     def head(self) -> dict[str, Tensor]:
-        """The tuned model's head, empty where the base has the same."""
-        heads = {n: self.tuned.value(n) for n in sorted(self.tuned.infos) if is_head(n)}
-        names = self.names
+        """The tuned model's head and what else the base lacks, empty where it has the same."""
+        names, infos = self.names, self.tuned.infos
+        floating = (n for n in sorted(infos) if infos[n].dtype in FLOAT_DTYPES)
+        heads = {n: self.tuned.value(n) for n in floating if self.is_apart(n)}
         same = all(
             n in names
             and self.base.infos[names[n]].shape == tuple(t.shape)
@@ -226,7 +232,9 @@ class _Work:
 
 
 def _is_table(layer: str) -> bool:
-    return any(part in TABLES or "embed" in part for part in layer.split("."))
+    """True for tables of vectors and output layers over the vocabulary."""
+    known = is_vocabulary(f"{layer}.weight")
+    return known or any(part in TABLES or "embed" in part for part in layer.split("."))
 
 
 def _only(start: int, X_TNI: Tensor) -> Tensor:

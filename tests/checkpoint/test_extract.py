@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+import transformers
+from safetensors.torch import load_file, save_file
 from tiny import logits_of, random_module, tiny
 from torch import nn
 
@@ -192,3 +193,90 @@ def test_what_cannot_be_extracted_is_refused_by_name(tmp_path: Path) -> None:
         extract_lora(base, tmp_path / "other", rank=2)
     with pytest.raises(IncompatibleModules, match="no linear layer to extract"):
         extract_lora(base, base, rank=2)
+
+
+@pytest.mark.parametrize("kind", ["bert", "wav2vec2", "modernbert"])
+def test_a_part_that_the_base_lacks_is_the_modules(kind: str, tmp_path: Path) -> None:
+    """A pooler, a projector, a head in two layers: saved whole, as the task's own head is."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "vocab_size": 40, "num_labels": 3, "pad_token_id": 0}
+    batch = {"input_ids": torch.arange(5, 12)[None]}
+    if kind == "wav2vec2":
+        config = transformers.Wav2Vec2Config(
+            **sizes, conv_dim=(8, 8), conv_stride=(5, 2), conv_kernel=(10, 3),
+            num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+            classifier_proj_size=12,
+        )  # fmt: skip
+        model = transformers.Wav2Vec2ForSequenceClassification(config).eval()
+        inner, part = model.wav2vec2, "projector"
+        batch = {"input_values": torch.linspace(-1, 1, 400)[None].sin()}
+    elif kind == "bert":
+        model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)).eval()
+        inner, part = transformers.BertModel(model.config, add_pooling_layer=False), "bert.pooler"
+        inner.load_state_dict(model.bert.state_dict(), strict=False)
+    else:
+        config = transformers.ModernBertConfig(
+            **sizes, bos_token_id=1, eos_token_id=2, cls_token_id=3, sep_token_id=4
+        )
+        model = transformers.ModernBertForSequenceClassification(config).eval()
+        inner, part = model.model, "head"
+    inner.save_pretrained(tmp_path / "base")
+    before = {n: t.clone() for n, t in inner.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            added = name.startswith((part, "classifier"))
+            if added or (parameter.dim() == 2 and "embed" not in name):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        want = model(**batch).logits
+    model.save_pretrained(tmp_path / "tuned")
+    module = extract_lora(tmp_path / "base", tmp_path / "tuned", rank=24, strict=True)
+    assert any(n.startswith(part) for n in module.head_tensors())
+    assert not any(layer.startswith(part) for layer in module.layers)
+    module.save(tmp_path / "module")
+    torch.manual_seed(5)  # another head and another part, which the module's replace
+    fresh = type(model)(model.config).eval()
+    inside = fresh.get_submodule(fresh.base_model_prefix)
+    inside.load_state_dict(before, strict=False)
+    with torch.no_grad(), attach(fresh, load(tmp_path / "module"), allow_base_mismatch=True):
+        torch.testing.assert_close(fresh(**batch).logits, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("untied", [True, False])
+@pytest.mark.parametrize("kind", ["whisper", "modernbert", "electra", "distilbert", "bert"])
+def test_an_output_layer_is_no_layer_whatever_it_is_called(
+    kind: str, untied: bool, tmp_path: Path
+) -> None:
+    if kind == "whisper":
+        model = transformers.WhisperForConditionalGeneration(
+            transformers.WhisperConfig(
+                vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, num_mel_bins=8,
+                encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
+                decoder_ffn_dim=24, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
+            )
+        )  # fmt: skip
+    else:
+        config = {
+            "modernbert": transformers.ModernBertConfig, "electra": transformers.ElectraConfig,
+            "distilbert": transformers.DistilBertConfig, "bert": transformers.BertConfig,
+        }[kind](vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=4,
+                pad_token_id=0)  # fmt: skip
+        if kind == "distilbert":
+            config = transformers.DistilBertConfig(vocab_size=40, dim=16, n_layers=1, n_heads=4)
+        model = transformers.AutoModelForMaskedLM.from_config(config)
+    model.save_pretrained(tmp_path / "base")
+    output = model.get_output_embeddings()
+    (name,) = (n for n, m in model.named_modules() if m is output)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05)
+        state = {n: t.clone() for n, t in model.state_dict().items()}
+        if untied:
+            state[f"{name}.weight"] += torch.randn(output.weight.shape)
+    model.save_pretrained(tmp_path / "tuned")
+    stored = load_file(tmp_path / "tuned" / "model.safetensors").keys()
+    kept = {n: t for n, t in state.items() if n in stored or (untied and n == f"{name}.weight")}
+    save_file(kept, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    module = extract_lora(tmp_path / "base", tmp_path / "tuned", rank=4)
+    assert module.layers and name not in module.layers

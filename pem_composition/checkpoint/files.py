@@ -241,12 +241,17 @@ def _finite_float(text: str) -> float:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, indented, keys in the given order.
+    """Write a JSON object as ``json_bytes`` gives it."""
+    path.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON object, indented, keys in the given order.
 
     Undecodable bytes of a path become question marks, since JSON has no place for them.
     """
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    path.write_bytes(text.encode("utf-8", errors="replace"))
+    return text.encode("utf-8", errors="replace")
 
 
 class SmallFiles:

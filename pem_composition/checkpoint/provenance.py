@@ -166,7 +166,7 @@ def read(folder: Path) -> Record | None:
             do="read it with the version that wrote it",
         )
     try:
-        return _parse(raw)
+        return parse(raw)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise CheckpointError.build(
             path,
@@ -175,8 +175,12 @@ def read(folder: Path) -> Record | None:
         ) from None
 
 
-def _parse(raw: Mapping[str, Any]) -> Record:
-    """Every value is of the type that ``build`` writes; unknown keys beside them are ignored."""
+def parse(raw: Mapping[str, Any]) -> Record:
+    """The record in a JSON object: values of the types that ``build`` writes; others are ignored.
+
+    Raises:
+        TypeError, ValueError, KeyError, AttributeError, OverflowError: a value of another type.
+    """
     certificate, head = raw.get("certificate"), raw.get("head")
     known = {"name": str, "path": str, "sha256": str, "init": str, "content": str, "license": str}
     sources = tuple(Source(**_object(s, **known)) for s in raw.get("sources") or ())

@@ -26,6 +26,7 @@ from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import Record
+from pem_composition.checkpoint.machine_paths import without_paths
 from pem_composition.checkpoint.store import inspect_header, load, locate, save
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors, read_raw
 from pem_composition.composition import weigh_layers
@@ -318,7 +319,8 @@ def _compare(name: str, folder: Path, again: Path) -> Iterator[Difference]:
     elif name.endswith(TENSOR_FILES):
         yield from _compare_tensors(name, folder, again)
     elif name.endswith(".json"):
-        disk, new = read_json(folder / name, folder), read_json(again / name)
+        disk = without_paths(read_json(folder / name, folder))  # it may have been published
+        new = without_paths(read_json(again / name))
         keys = [k for k in {**disk, **new} if disk.get(k) != new.get(k)]
         if keys:
             yield Difference(name, f"other values of {', '.join(keys)}")

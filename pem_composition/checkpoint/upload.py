@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from pem_composition.checkpoint import download, hub_name, provenance
 from pem_composition.checkpoint.card import CARD, Publication, card
-from pem_composition.checkpoint.files import is_file, open_regular
+from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG
+from pem_composition.checkpoint.files import json_bytes, open_regular, read_json
 from pem_composition.checkpoint.hub_name import Reference
+from pem_composition.checkpoint.machine_paths import without_paths
 from pem_composition.checkpoint.store import load, locate
 from pem_composition.errors import CheckpointError, PEMError, RunFailed, UsageError
 from pem_composition.record import TO_SUBTRACT, Provenance, purposes
 
-if TYPE_CHECKING:
-    pass
-
+BASE_KEYS = ("base_model_name_or_path", "model_name")  # of PEFT, of adapter-transformers
 OWN_CARD = re.compile(rb"pem[-_]composition")  # a tag that every card of this library has
 
 
@@ -36,6 +37,7 @@ def push(
 ) -> Reference:
     """Upload a module; returns its name on the hub with the commit.
 
+    No path of this machine goes up: record, configuration and card have its last name.
     The repository and the branch are made where they are missing. A README.md that this library did
     not write goes up as it is.
 
@@ -59,16 +61,17 @@ def push(
         raise CheckpointError.build(
             folder, "a whole model", expected="a module", do=f"use hf upload {name} {folder}"
         )
-    module, record = load(folder), provenance.read(folder)
-    if record is not None:
+    module, content = load(folder), {file: _content(folder, file) for file in _files(folder)}
+    content |= _public(folder, content)
+    if provenance.FILE in content:
+        record = provenance.parse(json.loads(content[provenance.FILE]))
+        check_purpose(record.provenance, folder)
         module = replace(module, provenance=record.provenance)
-    check_purpose(module.provenance, folder)
     if not base:
         module = replace(module, base=replace(module.base, name=None))
-    own = is_file(folder / CARD) and not OWN_CARD.search(_content(folder, CARD))
-    text = card(module, name.partition("/")[2], layout=kind, publication=publication).encode()
-    content = {file: _content(folder, file) for file in _files(folder)}
-    content[CARD] = content[CARD] if own else text
+    if CARD not in content or OWN_CARD.search(content[CARD]):
+        text = card(module, name.partition("/")[2], layout=kind, publication=publication)
+        content[CARD] = text.encode()
     target = Reference(name, revision)
     try:
         with download.client():
@@ -101,6 +104,22 @@ def check_purpose(origin: Provenance, where: object) -> None:
                 where, f"{name} {TO_SUBTRACT} from a model: it is not published",
                 found=f"purpose: {purpose}", do="publish what it was subtracted from",
             )  # fmt: skip
+
+
+def _public(folder: Path, content: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Record and configuration with names in place of paths, and the checksum of what goes up."""
+    public = {}
+    for name in content.keys() & {CONFIG, HEAD_CONFIG}:
+        config = read_json(folder / name, folder)
+        named = config | {k: without_paths(config[k]) for k in BASE_KEYS if k in config}
+        if named != config:
+            public[name] = json_bytes(named)
+    if provenance.FILE in content:
+        raw = without_paths(read_json(folder / provenance.FILE, folder))
+        for name, data in public.items():
+            raw["files"][name] = hashlib.sha256(data).hexdigest()
+        public[provenance.FILE] = json_bytes(raw)
+    return public
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from pem_composition import offline
 from pem_composition.checkpoint import inspect_header
 from pem_composition.checkpoint.card import Publication
 from pem_composition.checkpoint.files import is_file, read_json
-from pem_composition.checkpoint.provenance import FILE
 from pem_composition.tasks.glue import TASKS
 from pem_composition.training.config import flag, required
 from pem_composition.training.results import ALL
@@ -45,10 +44,6 @@ def run(config: Config) -> int:
     named = header.base.name not in offline.names("model")
     if header.base.name and not named:
         print(f"note: {header.base.name} is no name on the hub: the card names no base model")
-    record = header.path / FILE
-    paths = sorted(set(_paths(read_json(record, header.path)))) if is_file(record) else []
-    if paths:
-        print(f"note: {FILE} goes up with {len(paths)} paths of this machine, such as {paths[0]}")
     done = push(
         config.directory,
         publication(header.path, header.provenance.training, config.repository),
@@ -58,15 +53,6 @@ def run(config: Config) -> int:
     )
     print(f"{config.directory} is {done}")
     return 0
-
-
-def _paths(value: Any) -> Iterator[str]:
-    """The absolute paths among the texts of a JSON value."""
-    if isinstance(value, str) and Path(value).is_absolute():
-        yield value
-    elif isinstance(value, Mapping | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _paths(part)
 
 
 def publication(folder: Path, training: Mapping[str, Any], repository: str) -> Publication:

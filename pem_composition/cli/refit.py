@@ -55,8 +55,9 @@ def run(config: Config) -> int:
         use_cpu=config.use_cpu,
         allow_base_mismatch=config.allow_base_mismatch,
     )
+    own = last_layer.classes_of(config.adapter)
     tasks = [
-        config.read(task, how.objective, None, config.max_samples)
+        config.read(task, how.objective, own, config.max_samples)
         for task in config.task_name or (None,)
     ]
     last_layer.run(

@@ -16,7 +16,7 @@ Shape suffixes: n rows, d inputs of the last layer, c outputs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +34,20 @@ from torch import Tensor, nn
 from pem_composition import checkpoint
 from pem_composition.adapters import attach, head_parameter_names
 from pem_composition.adapters.locate import plain_tensors
+from pem_composition.arithmetic.algebra import HEAD
+from pem_composition.arithmetic.heads import own_head, saved_parts, select, tasks_of
 from pem_composition.config import Head, HeadInfo
 from pem_composition.errors import DataError, IncompatibleModules
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.evaluator import Evaluator
 from pem_composition.evaluation.models import load_base, max_input_length, resolve
+from pem_composition.evaluation.own_classes import (
+    Classes,
+    in_order_of,
+    of_model,
+    of_module,
+    order_of,
+)
 from pem_composition.module import PEM
 from pem_composition.objectives.classification import Classification
 from pem_composition.tasks.data import TaskData
@@ -70,7 +79,7 @@ class Refit:
 
     @property
     def objective(self) -> Classification:
-        """How rows are read and encoded: for a head, in the task's order of classes."""
+        """How rows are read and encoded."""
         return Classification(max_seq_length=self.max_seq_length)
 
 
@@ -231,6 +240,11 @@ def _loss(layer: tuple[Numbers, Numbers | None], x: Numbers, y: NDArray[np.gener
     return float(log_loss(y, likely, labels=range(len(weight))))
 
 
+def classes_of(adapter: str) -> Classes:
+    """The classes of the module's head, which rows of no known task mean, too."""
+    return of_module(checkpoint.inspect_header(adapter))
+
+
 def run(
     adapter: str,
     model: str,
@@ -245,57 +259,91 @@ def run(
     """Fit a head per task on its rows and write the module with them.
 
     The head of one task becomes the module's own; heads of several tasks stand beside it under the
-    names of the tasks, as ``merge.py --head per-task`` keeps them.
+    names of the tasks, as ``merge.py --head per-task`` keeps them. Heads of other names stay beside
+    it, too.
 
     Raises:
         PEMError: a module, model or rows that cannot be used.
     """
     module = checkpoint.load(adapter, base=resolve(model))
-    heads, notes = {}, []
+    kept = _kept_heads(module)
+    fitted, notes = {}, []
     for data in tasks:
-        heads[data.task.name], note = _head(module, model, data, split, how)
+        fitted[data.task.name], note = _head(module, kept, model, data, split, how)
         notes.append(note)
         say(note)
-    bare = {name: module.tensors[name] for name in module.adapter_names}
+    heads = {**kept, **fitted}
     record = replace(
         module.provenance, recipe=None, notes=(*module.provenance.notes, *notes), head_policy=None
     )
-    fitted = replace(module, tensors=bare, head=None, heads=heads, provenance=record)
+    bare = _wearing(module, {})
+    done = replace(bare, head=None, heads=heads, provenance=record)
     if len(heads) == 1:
-        fitted = replace(fitted.with_head(tasks[0].task.name), provenance=record)
-    fitted.save(output_dir, overwrite=overwrite)
+        done = replace(done.with_head(tasks[0].task.name), provenance=record)
+    done.save(output_dir, overwrite=overwrite)
 
 
-def _head(module: PEM, base: str, data: TaskData, split: str, how: Refit) -> tuple[Head, str]:
-    """The head of one task, and what is said of it."""
-    task, rows = data.task, data.require(split)
-    if task.name in module.heads:
-        module = module.with_head(task.name)
-    own = module.head is not None and module.head.fits(task.labels)
+def _kept_heads(module: PEM) -> dict[str, Head]:
+    """The heads that a module has by name: those beside it, and the parts of a concatenated one."""
+    names = (*tasks_of(module.head), *module.heads)
+    return {name: select(module, name) for name in names}
+
+
+def _wearing(module: PEM, head: Mapping[str, Tensor]) -> PEM:
+    """The module with these head parameters alone; what it saves of the base whole stays."""
+    whole = {**saved_parts(module), **head}
+    return replace(
+        module,
+        tensors=module.adapter_tensors() | {f"{name}.{HEAD}": t for name, t in whole.items()},
+    )
+
+
+def _head(
+    module: PEM, kept: Mapping[str, Head], base: str, data: TaskData, split: str, how: Refit
+) -> tuple[Head, str]:
+    """The head of one task, in the order of classes that module or base have, and what is said.
+
+    Its inner layers are those of the module's head of that name, of its only head else.
+    """
+    rows = data.require(split)
+    alone = {} if kept else own_head(module)
+    own = kept.get(data.task.name) or Head(alone, module.head or HeadInfo())
+    classes = own.info.labels if own.tensors else of_model(base)
+    task = in_order_of(data.task, classes)
     transformers.set_seed(how.seed)
     model, tokenizer, info = load_base(base, task)
     objective = how.objective.within(max_input_length(model.config, tokenizer))
     device = device_of(how.use_cpu)
-    evaluator = objective.evaluator(task, rows, tokenizer, model.config, device=device)
+    evaluator = objective.evaluator(data.task, rows, tokenizer, model.config, device=device)
+    labels, order = evaluator.labels, order_of(data.task, classes)
+    labels = np.array(order)[labels] if order else labels
     names = head_parameter_names(model, info)
     name = last_layer(model, names, model.config.num_labels)
     live = model.get_submodule(name)
+    known = plain_tensors(model)
+    inner = {
+        n: own.tensors[n]
+        for n in names
+        if n in own.tensors
+        and n.rpartition(".")[0] != name
+        and own.tensors[n].shape == known[n].shape
+    }
     mismatch = how.allow_base_mismatch
-    with attach(
-        model.to(device), module, head="load" if own else "ignore", allow_base_mismatch=mismatch
-    ):
+    with attach(model.to(device), _wearing(module, inner), allow_base_mismatch=mismatch):
         inputs = features(model, name, evaluator)
         head: dict[str, Tensor] = {n: plain_tensors(model)[n].detach().cpu().clone() for n in names}
     layer = fit(
-        inputs, evaluator.labels, classes=None if task.regression else len(task.labels),
+        inputs, labels, classes=None if task.regression else len(task.labels),
         bias=f"{name}.bias" in head, penalties=how.penalties, folds=how.folds, seed=how.seed,
     )  # fmt: skip
     head[f"{name}.weight"] = torch.from_numpy(layer.weight_cd).to(live.weight.dtype)
     if layer.bias_c is not None:
         head[f"{name}.bias"] = torch.from_numpy(layer.bias_c).to(live.weight.dtype)
     problem = "regression" if task.regression else "classification"
+    drawn = any(n not in inner and n.rpartition(".")[0] != name for n in info["missing_keys"])
+    new = ", on inner layers that nothing brings and the seed draws" if drawn else ""
     lost = f", loss {layer.losses[layer.penalty]:.4f} on rows left out" if layer.losses else ""
-    return Head(head, HeadInfo(tuple(task.labels), problem)), (
+    return Head(head, HeadInfo(task.labels, problem)), (
         f"{task.name}: last layer {name} fitted on {len(rows)} rows of {split}, "
-        f"penalty {layer.penalty:g}{lost}"
+        f"penalty {layer.penalty:g}{lost}{new}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import own_heads
@@ -66,6 +67,73 @@ def test_the_head_is_fitted_to_what_the_live_model_answers_with(bench, data, tmp
     found = json.loads((scores / "eval_results.json").read_text())
     key = "eval_pearson" if task == "stsb" else "eval_accuracy"
     assert found[key] > 0.97
+
+
+def test_what_a_module_saves_whole_stays_and_is_there_when_its_head_is_fitted(
+    bench, data, tmp_path
+):
+    """A norm three times as large: without it the features, and so the answers, are others."""
+    module = library.load(bench.modules[1])
+    name = "roberta.embeddings.LayerNorm.weight"
+    norm = {f"{name}.head": torch.full((32,), 3.0)}
+    replace(module, tensors={**module.tensors, **norm}).save(tmp_path / "whole")
+    out = tmp_path / "refitted"
+    words = ("--task_name", "rte", "--data_dir", data, "--penalty", 1e-6)
+    assert refit(bench, tmp_path / "whole", out, *words) == 0
+    after = library.load(out)
+    assert torch.equal(after.head_tensors()[name], norm[f"{name}.head"])
+    assert accuracy(bench, after) == 1.0
+
+
+def test_heads_of_other_tasks_stay(bench, data, tmp_path):
+    merged = tmp_path / "merged"
+    assert run("merge", "-a", *bench.modules, "-p", merged, "--head", "per-task",
+               "--space", "delta") == 0  # fmt: skip
+    out = tmp_path / "refitted"
+    assert refit(bench, merged, out, "--task_name", "rte", "--data_dir", data) == 0
+    before, after = library.load(merged).heads, library.load(out).heads
+    assert set(after) == set(before) == set(bench.tasks)
+    for task in ("mnli", "stsb"):
+        for name, tensor in before[task].tensors.items():
+            assert torch.equal(tensor, after[task].tensors[name])
+    old, new = before["rte"].tensors, after["rte"].tensors
+    assert torch.equal(old["classifier.dense.weight"], new["classifier.dense.weight"])
+    assert not torch.equal(old["classifier.out_proj.weight"], new["classifier.out_proj.weight"])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_head_keeps_its_order_of_classes_and_its_inner_layers(bench, data, tmp_path, known):
+    """Rows of no known task, whose labels are words, mean the classes of the module's head, too."""
+    module, turned = library.load(bench.modules[1]), ("not_entailment", "entailment")
+    replace(module, head=replace(module.head, labels=turned)).save(tmp_path / "turned")
+    rows = bench.rows["rte", "validation"]
+    words = ("--task_name", "rte", "--data_dir", data) if known else ("--train_file", rows)
+    out = tmp_path / "refitted"
+    assert refit(bench, tmp_path / "turned", out, *words, "--penalty", 1e-6) == 0
+    after = library.load(out)
+    assert after.head.labels == turned
+    for name in ("classifier.dense.weight", "classifier.dense.bias"):
+        assert torch.equal(after.head_tensors()[name], module.head_tensors()[name])
+    assert accuracy(bench, after) == 1.0
+
+
+@torch.no_grad()
+def accuracy(bench: own_heads.Bench, module: library.PEM) -> float:
+    """Share of the RTE rows that the module answers with the row's word, one row at a time."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        bench.base, num_labels=2, ignore_mismatched_sizes=True
+    )
+    library.attach(model.eval(), module)
+    labels = module.head.labels
+    tokenizer = AutoTokenizer.from_pretrained(bench.base)
+    rows = [json.loads(line) for line in bench.rows["rte", "validation"].read_text().splitlines()]
+    told = []
+    for row in rows:
+        inputs = tokenizer(row["sentence1"], row["sentence2"], return_tensors="pt")
+        told.append(labels[int(model(**inputs).logits.argmax())] == row["label"])
+    return sum(told) / len(told)
 
 
 def test_what_cannot_be_fitted_is_one_line(bench, data, tmp_path, capsys):

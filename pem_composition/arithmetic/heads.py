@@ -253,7 +253,7 @@ def _equal(heads: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
             "the heads differ",
             found=f"{len(heads)} heads",
             expected="equal heads",
-            do="choose --head average, first, last, per-task or none",
+            do=f"average them (--head average), or {HEAD_REMEDY}",
         )
     return first
 

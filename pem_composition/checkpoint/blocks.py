@@ -30,6 +30,7 @@ from pem_composition.arithmetic.updates import certified
 from pem_composition.checkpoint.changes import Change
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import Weights
+from pem_composition.checkpoint.stored_names import token_axis
 from pem_composition.checkpoint.stream import BLOCK, Output, whole
 from pem_composition.checkpoint.tensors import TORCH_NAMES, cast, info_of, widen
 from pem_composition.errors import PEMError
@@ -264,8 +265,9 @@ def rows_of(terms: Sequence[Term], models: int, rows: int) -> list[tuple[int, Se
         models: the first terms, of the models; a further one is the base's.
     """
     infos = [model.infos[name] for _, model, name in terms]
-    counts = [info.shape[0] for info in infos]
-    width = math.prod(infos[0].shape[1:])
+    axis = token_axis(terms[0][2])
+    counts = [info.shape[axis] for info in infos]
+    width = math.prod(infos[0].shape) // counts[0]
     ends = sorted({min(count, rows) for count in counts} | {rows})
     return [
         (end * width, list(terms) if min(counts) >= end else _average(terms[:models], end))
@@ -274,7 +276,7 @@ def rows_of(terms: Sequence[Term], models: int, rows: int) -> list[tuple[int, Se
 
 
 def _average(terms: Sequence[Term], rows: int) -> list[Term]:
-    holders = [t for t in terms if t[1].infos[t[2]].shape[0] >= rows]
+    holders = [t for t in terms if t[1].infos[t[2]].shape[token_axis(t[2])] >= rows]
     own = shares([w for w, _, _ in holders])
     return [(share, m, n) for share, (_, m, n) in zip(own, holders, strict=True)]
 

@@ -201,7 +201,7 @@ class Weights:
         """True for a tensor with a row for every token of the vocabulary."""
         inner = self.config.get("text_config")
         size = self.config.get("vocab_size", isinstance(inner, dict) and inner.get("vocab_size"))
-        shape = self.infos[name].shape
+        shape = self.infos[name].shape[stored_names.token_axis(name) :]
         fitting = bool(shape) and (type(size) is not int or shape[0] == size)
         return fitting and stored_names.is_vocabulary(name)
 
@@ -379,12 +379,16 @@ def aligned(tuned: Weights, original: Weights, *, rows: bool = False) -> dict[st
                 check_equal(tuned, original, name, found)
         elif found is not None or (floating and not is_added(name, _classes(tuned))):
             other = None if found is None else original.infos[found]
+            tokens = found is not None and fits(tuned, name, original, found, rows=True)
             raise IncompatibleModules.build(
                 tuned.folder,
                 f"tensor {name!r} does not fit the base {original.folder}",
                 found=f"{info.dtype} {info.shape}",
                 expected=f"{other.dtype} {other.shape}" if other else "no such tensor",
-                do="give the base model it was tuned from",
+                do="add tokens to the base as well, or use merge.py --tokens first|largest, which "
+                "takes other numbers of tokens"
+                if tokens
+                else "give the base model it was tuned from",
             )
     _check_lost(tuned, original, set(names.values()))
     return names
@@ -454,7 +458,9 @@ def fits(a: Weights, name: str, b: Weights, other: str, *, rows: bool) -> bool:
     if (x.dtype in FLOAT_DTYPES) != (y.dtype in FLOAT_DTYPES):
         return False
     of_tokens = rows and a.has_tokens(name) and b.has_tokens(other)
-    return x.shape == y.shape or (of_tokens and x.shape[1:] == y.shape[1:])
+    axis = stored_names.token_axis(name)
+    rest = [(*t.shape[:axis], *t.shape[axis + 1 :]) for t in (x, y)]
+    return x.shape == y.shape or (of_tokens and rest[0] == rest[1])
 
 
 def check_equal(a: Weights, b: Weights, name: str, other: str) -> None:

@@ -19,6 +19,7 @@ from pem_composition.checkpoint.blocks import (
 )
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import Weights, aligned, check_equal, fits
+from pem_composition.checkpoint.stored_names import token_axis, untied
 from pem_composition.checkpoint.stream import Output
 from pem_composition.config import is_head
 from pem_composition.errors import IncompatibleModules
@@ -51,9 +52,12 @@ class SumPlan:
     ) -> None:
         self._models, self._base, self._rest = models, base, rest
         rows = tokens != "error"
-        for other in models[1:]:
-            _check_same(models[0], other, rows=rows)
-        self._base_names = aligned(models[0], base, rows=rows) if base is not None else {}
+        # what one model stores twice, and another ties, is written twice
+        self._named = max(models, key=lambda m: len(_numbers(m)))
+        for other in models:
+            if other is not self._named:
+                _check_same(self._named, other, rows=rows)
+        self._base_names = aligned(self._named, base, rows=rows) if base is not None else {}
         self.reference = _largest(models) if tokens == "largest" else models[0]
         self._choice = choice
         self._weights, self._shares = split(weights, choice)
@@ -65,24 +69,25 @@ class SumPlan:
             return is_head(name)
         return model.infos[name].dtype in FLOAT_DTYPES
 
-    def outputs(self, head: Mapping[str, Tensor], dtype: Any, *, own: bool) -> dict[str, Output]:
+    def outputs(
+        self, head: Mapping[str, Tensor], dtype: Any, *, own: Weights | None
+    ) -> dict[str, Output]:
         """Every tensor to write.
 
         Args:
             head: of the models, by the policy.
             dtype: None: as the first model stores it.
-            own: whether the base keeps its own head.
+            own: the base, where it keeps its own head.
         """
         first = self._models[0]
         out = {
-            name: self._output(name, written_info(first.infos[name], dtype))
-            for name in first.infos
-            if not self.is_apart(first, name)
+            name: self._output(name, written_info(first.infos[first.find(name) or name], dtype))
+            for name in self._named.infos
+            if not self.is_apart(self._named, name)
         }
-        base = self._base if own else None
-        for name, info in (base.infos if base else {}).items():
-            if base and is_head(name):
-                out[name] = copied(base, name, written_info(info, dtype))
+        for name, info in (own.infos if own else {}).items():
+            if own and is_head(name):
+                out[name] = copied(own, name, written_info(info, dtype))
         for name, value in sorted(head.items()):
             out[name] = held(value, name, largest_dtype(first, dtype))
         return out
@@ -94,17 +99,19 @@ class SumPlan:
     def config(self, headed: Weights) -> dict[str, Any]:
         """The reference model's configuration, and that of the head that is written."""
         config = dict(self.reference.config)
+        if _numbers(self._named) - _numbers(self.reference):
+            config = untied(config)
         for key in HEAD_SETTINGS:
             config.pop(key, None)
         return config | {k: v for k, v in headed.config.items() if k in HEAD_SETTINGS}
 
     def _output(self, name: str, info: TensorInfo) -> Output:
-        first, base = self._models[0], self._base
+        base = self._base
         if info.dtype not in FLOAT_DTYPES:
-            for other in self._models[1:]:
+            for other in self._models:
                 if name in other.infos:
-                    check_equal(first, other, name, name)
-            return copied(first, name, info)
+                    check_equal(self._named, other, name, name)
+            return copied(self._named, name, info)
         terms = [
             (w, m, m.find(name) or name) for w, m in zip(self._weights, self._models, strict=True)
         ]
@@ -116,26 +123,31 @@ class SumPlan:
             terms.append(origin)
         if len({m.infos[n].shape for _, m, n in terms}) > 1:
             shape = self.reference.infos[self.reference.find(name) or name].shape
-            pieces = rows_of(terms, len(self._models), shape[0])
+            pieces = rows_of(terms, len(self._models), shape[token_axis(name)])
             return self._blocks.of(Expression(name, TensorInfo(info.dtype, shape), pieces, origin))
         return self._blocks.of(Expression(name, info, [(math.prod(info.shape), terms)], origin))
 
 
 def _largest(models: Sequence[Weights]) -> Weights:
     """The first model with the most rows of embeddings."""
-    return max(models, key=lambda m: sum(m.infos[n].shape[0] for n in m.infos if m.has_tokens(n)))
+
+    def rows(m: Weights) -> int:
+        return sum(m.infos[n].shape[token_axis(n)] for n in m.infos if m.has_tokens(n))
+
+    return max(models, key=rows)
+
+
+def _numbers(model: Weights) -> set[str]:
+    """Names of the floating tensors outside the head."""
+    return {n for n, i in model.infos.items() if i.dtype in FLOAT_DTYPES and not is_head(n)}
 
 
 def _check_same(first: Weights, other: Weights, *, rows: bool) -> None:
     """Refuse a tensor that one of two models lacks, heads and tied ones apart, or has in another
     shape."""
-
-    def compared(model: Weights) -> list[str]:
-        floating = (n for n, i in model.infos.items() if i.dtype in FLOAT_DTYPES)
-        return sorted(n for n in floating if not is_head(n))
-
-    only = [n for n in compared(first) if other.find(n) is None]
-    only += [n for n in compared(other) if n not in first.infos]
+    names = sorted(_numbers(first))
+    only = [n for n in names if other.find(n) is None]
+    only += [n for n in sorted(_numbers(other)) if first.find(n) is None]
     if only:
         raise IncompatibleModules.build(
             other.folder,
@@ -144,7 +156,7 @@ def _check_same(first: Weights, other: Weights, *, rows: bool) -> None:
             expected=f"the {len(first.infos)} of {first.folder}",
             do="use models of one architecture",
         )
-    for name in compared(first):
+    for name in names:
         found = other.find(name) or name
         if not fits(first, name, other, found, rows=rows):
             a, b = first.infos[name], other.infos[found]

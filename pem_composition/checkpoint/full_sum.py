@@ -21,7 +21,7 @@ from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.files import check_apart, is_file, snapshot_of
-from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, is_head
+from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.full_plan import SumPlan
 from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
@@ -57,7 +57,7 @@ def combine_full(
     Args:
         models: folders of models of one architecture; config and tokenizer are the first's.
         base: theta_0; a sum needs it only if the coefficients do not sum to 1.
-        head: average (weights |c_i| / sum |c_j|), first, last, none (the base's, where there is one
+        head: average (weights |c_i| / sum |c_j|), first, last, none (the base's, where one is given
             that has one), or error if the heads differ.
         dtype: of the written tensors; default: each as the first model stores it.
         method, settings: as for ``module.combine``.
@@ -77,12 +77,15 @@ def combine_full(
     rest = _check_request(folders, weights, head, tokens, base, choice)
     with ExitStack() as stack:
         inputs = [stack.enter_context(Weights(f)) for f in folders]
-        original = stack.enter_context(Weights(base_folder_of(base, out))) if rest else None
-        plan = SumPlan(inputs, weights, original, rest, tokens, choice)
+        read = rest or (base is not None and head == "none")
+        original = stack.enter_context(Weights(base_folder_of(base, out))) if read else None
+        plan = SumPlan(inputs, weights, original if rest else None, rest, tokens, choice)
         labels = list(names or [m.folder.resolve().name for m in inputs])
         chosen = _head(plan, inputs, labels, weights, head)
         # Without a head of the models a checkpoint keeps the one that its base has.
         holder = original if head == "none" else None
+        if holder is not None and not rest and any(map(is_head, holder.infos)):
+            aligned(inputs[0], holder, rows=tokens != "error")
         config = plan.config(_headed(inputs, head, holder))
         written = [*chosen.tensors, *(holder.infos if holder is not None else ())]
         info = head_info(config) if any(map(is_head, written)) else None
@@ -102,7 +105,7 @@ def combine_full(
 
         write_whole(
             out,
-            lambda target: plan.outputs(chosen.tensors, target, own=holder is not None),
+            lambda target: plan.outputs(chosen.tensors, target, own=holder),
             config,
             plan.reference.folder,
             describe,

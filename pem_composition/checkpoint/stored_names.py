@@ -170,7 +170,12 @@ def is_vocabulary(name: str) -> bool:
     layer, _, kind = name.rpartition(".")
     weight = f"{layer}.weight"
     biased = kind == "bias" and (is_output(weight) or is_output(f"{layer}.decoder.weight"))
-    return is_table(name) or is_output(name) or biased or layer in VAGUE
+    return is_table(name) or is_output(name) or biased or layer in VAGUE or token_axis(name) > 0
+
+
+def token_axis(name: str) -> int:
+    """Where the tokens are in a tensor of ``is_vocabulary``: BART's bias of the logits is a row."""
+    return int(name.rpartition(".")[2] == "final_logits_bias")
 
 
 def is_language_model(config: Mapping[str, Any]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import random_module, tiny
 from torch import Tensor
 
@@ -196,13 +197,92 @@ def test_models_with_the_same_added_tokens_need_no_policy_but_for_the_base(tmp_p
     (a, b, _), base = models("gpt2", tmp_path)
     pair = [with_tokens(m, tmp_path / f"{m.name}-more", 98) for m in (a, b)]
     combine_full(pair, [0.5, 0.5], tmp_path / "out")
-    with pytest.raises(IncompatibleModules, match="does not fit the base"):
+    with pytest.raises(
+        IncompatibleModules, match=r"does not fit the base.*--tokens first\|largest"
+    ):
         combine_full(pair, [0.5, 0.4], tmp_path / "around", base=base)
     combine_full(pair, [0.5, 0.4], tmp_path / "around", base=base, tokens="first")
     key = "transformer.wte.weight"
     x, y = (weights(p)[key] for p in pair)
     added = weights(tmp_path / "around")[key][96:]
     torch.testing.assert_close(added, (0.5 * x[96:] + 0.4 * y[96:]) / 0.9)
+
+
+@pytest.mark.parametrize("policy", ["first", "largest"])
+def test_a_bias_of_the_logits_has_a_column_for_every_token(policy: str, tmp_path: Path) -> None:
+    """BART stores final_logits_bias as (1, tokens); what is written opens with the new size."""
+    model, places = tiny("bart"), [tmp_path / n for n in ("base", "a", "b")]
+    for place, rows in zip(places, (96, 98, 99), strict=True):
+        torch.manual_seed(rows)
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.add_(0.1 * torch.randn(tensor.shape))
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        model.final_logits_bias.normal_()
+        model.save_pretrained(place)
+    base, a, b = places
+    combine_full([a, b], [0.5, 0.25], tmp_path / "out", base=base, tokens=policy)
+    rows = {"first": 98, "largest": 99}[policy]
+    found = type(model).from_pretrained(tmp_path / "out").final_logits_bias[0]
+    zero, x, y = (weights(p)["final_logits_bias"][0] for p in places)
+    torch.testing.assert_close(found[:96], 0.25 * zero + 0.5 * x[:96] + 0.25 * y[:96])
+    torch.testing.assert_close(found[96:98], (0.5 * x[96:98] + 0.25 * y[96:98]) / 0.75)
+    assert torch.equal(found[98:], y[98:rows])
+    assert len(found) == rows
+
+
+# --- tied weights ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["simple", "ties"])
+@pytest.mark.parametrize("name", ["llama tied", "gpt2", "whisper"])
+def test_a_sum_has_no_order_where_one_model_is_no_longer_tied(
+    name: str, method: str, tmp_path: Path
+) -> None:
+    from one_meaning import BY_NAME, built
+
+    if name == "whisper":
+        from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+        model = WhisperForConditionalGeneration(
+            WhisperConfig(
+                vocab_size=56, d_model=16, encoder_layers=1, decoder_layers=1, num_mel_bins=8,
+                encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
+                decoder_ffn_dim=24, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            )
+        )  # fmt: skip
+        output = "proj_out.weight"
+    else:
+        model, output = copy.deepcopy(built(name)), f"{BY_NAME[name].output}.weight"
+    base, tied, apart = (tmp_path / n for n in ("base", "tied", "apart"))
+    states = {}
+    for place in (base, tied, apart):
+        model.save_pretrained(place)
+        states[place] = {n: t.double() for n, t in model.state_dict().items()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    own = torch.randn(states[base][output].shape)
+    save_file(
+        load_file(apart / "model.safetensors") | {output: own},
+        apart / "model.safetensors", {"format": "pt"},
+    )  # fmt: skip
+    config = json.loads((apart / "config.json").read_text())
+    (apart / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    states[apart][output] = own.double()
+    found = []
+    for order in ((tied, apart), (apart, tied)):
+        shares = [{tied: 0.5, apart: 0.8}[p] for p in order]
+        out = tmp_path / order[0].name[:2]
+        combine_full(order, shares, out, base=base, method=method)
+        found.append(
+            {n: t.double() for n, t in type(model).from_pretrained(out).state_dict().items()}
+        )
+    for n, zero in states[base].items():
+        torch.testing.assert_close(found[0][n], found[1][n], rtol=0, atol=1e-6)
+        exact = zero + 0.5 * (states[tied][n] - zero) + 0.8 * (states[apart][n] - zero)
+        if method == "simple":
+            torch.testing.assert_close(found[0][n], exact, rtol=0, atol=1e-5)
 
 
 # --- blocks and buffers ---------------------------------------------------------------------------

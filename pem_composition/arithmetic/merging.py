@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition.arithmetic.algebra import neutral_of, role_of, weighted_sum
 from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.methods.parity import peft_linear
 from pem_composition.arithmetic.methods.registry import (
     FORM,
     PEFT_LINEAR,
@@ -339,8 +340,6 @@ def merge_as(modules: Sequence[Operand], coefficients: Sequence[float], choice: 
     Raises:
         PEMError: ranks differ, or a module that the program gets wrong by more than its rule.
     """
-    from pem_composition.arithmetic.methods.parity import peft_linear
-
     if choice.method == REFERENCE_DETOXIFY:
         weigh = choice.entry.function()
         held = [m.adapter_tensors() for m in modules]

@@ -29,6 +29,7 @@ from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.store import inspect_header, load, locate
 from pem_composition.checkpoint.stored_names import resized, untied
 from pem_composition.checkpoint.whole import hashed, opened, write_whole
+from pem_composition.composition import check_patterns, compose
 from pem_composition.config import FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -108,8 +109,6 @@ def _parts(
     stack: ExitStack,
 ) -> Parts:
     """Read the modules (whole models are only opened) and compose what is of one kind."""
-    from pem_composition.composition import compose
-
     if head not in ONE_HEAD:
         raise PEMError.build(
             "head", "unknown policy", found=repr(head), expected=", ".join(ONE_HEAD)
@@ -190,8 +189,6 @@ def _read(
 
 def _check_layers(full: trees.Sum, models: Mapping[str, Weights]) -> None:
     """Refuse a merging method, and a pattern that matches no parameter of the whole models."""
-    from pem_composition.composition import check_patterns
-
     trees.coefficients(full, "")
     for node in trees.nodes(full):
         if isinstance(node, trees.ByLayer):
@@ -247,8 +244,6 @@ def _head_terms(
     tree: trees.Sum, own: Mapping[str, PEM], kinds: Mapping[str, str], options: Mapping[str, Any]
 ) -> Iterator[tuple[float, PEM]]:
     """The operands whose heads a policy chooses from, with their coefficients."""
-    from pem_composition.composition import compose
-
     for c, node in _terms(tree, kinds):
         if isinstance(node, trees.Leaf):
             yield c, own[node.name]

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -125,8 +126,6 @@ def write(
         title: of the card; default: the module's name.
         known: sha256 of files that were hashed while they were written.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     known = known or {}
     found = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file()}
     with ThreadPoolExecutor() as pool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.statistics import COMMANDS, FISHER, GRAM, Statistics
 from pem_composition.checkpoint.files import SafetensorsFile, atomic_directory, parse_json
+from pem_composition.checkpoint.tensors import cast, read_float, write_tensors
 from pem_composition.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ def write(statistics: Statistics, folder: str | PathLike[str], *, overwrite: boo
     Raises:
         CheckpointError: the directory exists, or a value is not finite.
     """
-    from pem_composition.checkpoint.tensors import cast, write_tensors
-
     name = NAMES[statistics.what]
     tensors = {n: cast(t, n, None, name) for n, t in statistics.tensors.items()}
     record = {
@@ -67,8 +66,6 @@ def read(path: str | PathLike[str], what: str) -> Statistics:
     Raises:
         CheckpointError: not such a file, of another kind, or with wrong values.
     """
-    from pem_composition.checkpoint.tensors import read_float
-
     file = find(path, what)
     with SafetensorsFile(file, file.parent) as stored:
         record = record_of(stored.metadata, file)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+from pem_composition.module import combine
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
@@ -71,9 +73,6 @@ def run(config: Config) -> int:
 
 
 def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
-    from pem_composition.checkpoint.adapter_transformers_write import as_reference
-    from pem_composition.module import combine
-
     choice = config.choice(modules[0].kind)
     module = combine(
         modules,

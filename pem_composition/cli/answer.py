@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.texting import AnswerFlags, CausalFlags, check_free
+from pem_composition.tasks.instructions import get_template
 from pem_composition.training.config import flag, required
 
 NAME = "answer"
@@ -36,7 +37,6 @@ def run(config: Config) -> int:
     A run that was stopped goes on behind the last batch that it wrote.
     """
     from pem_composition.evaluation.causal import answer
-    from pem_composition.tasks.instructions import get_template
 
     template, examples = get_template(config.template), config.read(config.instruction_file)
     check_free(config.output_file, config.overwrite)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
 from pem_composition.endpoint.client import KEY_VARIABLE, OPENAI, Service
-from pem_composition.endpoint.jobs import Budget
+from pem_composition.endpoint.jobs import Budget, ask
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -54,8 +54,6 @@ class EndpointFlags:
         Raises:
             UsageError, RunFailed: see ``endpoint.jobs.ask``.
         """
-        from pem_composition.endpoint.jobs import ask
-
         budget = Budget(self.max_requests, self.max_tokens)
         return ask(
             jobs, self.service, path, budget,

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import is_neutral
+from pem_composition.checkpoint import load
+from pem_composition.checkpoint.doctor import ERROR, NOTE, WARNING, Finding, diagnose
 from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import SPACES, check_count
+from pem_composition.cli.inspect import drift
 from pem_composition.config import LoraConfig
 from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, PEMError
 from pem_composition.training.config import flag, required
@@ -55,8 +58,6 @@ class Config:
 
 def run(config: Config) -> int:
     """Print the findings and what they mean; 0 if the modules can be combined, else 2."""
-    from pem_composition.checkpoint.doctor import diagnose
-
     if config.adatasks:
         check_count("--adatasks", config.adatasks, len(config.directories), "name")
     names = common.labels(config.directories, config.adatasks)
@@ -123,9 +124,6 @@ def _programs(found: Diagnosis) -> Iterator[str]:
 
 def _values(headers: tuple[ModuleHeader, ...]) -> list[Finding]:
     """What only the tensors tell."""
-    from pem_composition.checkpoint import load
-    from pem_composition.checkpoint.doctor import ERROR, WARNING, Finding
-
     found = []
     for header in headers:
         try:
@@ -147,9 +145,6 @@ def _values(headers: tuple[ModuleHeader, ...]) -> list[Finding]:
 
 
 def _drift(header: ModuleHeader) -> Iterator[Finding]:
-    from pem_composition.checkpoint.doctor import NOTE, Finding
-    from pem_composition.cli.inspect import drift
-
     initial = (header.provenance.training.get("flags") or {}).get("init_from")
     if not initial:
         return

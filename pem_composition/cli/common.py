@@ -8,11 +8,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition import offline
+from pem_composition.arithmetic.compatible import BaseModel, check_compatible, check_same_base
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
+from pem_composition.checkpoint import base_identity, open_module
+from pem_composition.checkpoint.files import atomic_directory
+from pem_composition.checkpoint.provenance import find_base
 from pem_composition.checkpoint.several import read_modules, short_paths
+from pem_composition.checkpoint.statistics import find, read
+from pem_composition.checkpoint.vocabulary import tokenizers_note
 from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 
@@ -84,9 +92,6 @@ def read_headers(
     Raises:
         PEMError: a directory that is no module, or modules that cannot be combined as asked.
     """
-    from pem_composition.arithmetic.compatible import check_compatible
-    from pem_composition.checkpoint.vocabulary import tokenizers_note
-
     headers = headers_of(paths, names)
     kind = ADACONFIG_KINDS.get(adaconfig or "")
     for header, path in zip(headers, paths, strict=True):
@@ -123,10 +128,6 @@ def headers_of(paths: Sequence[str], names: Sequence[str]) -> list[ModuleHeader]
 
     The same directory given twice is opened once.
     """
-    from dataclasses import replace
-
-    from pem_composition.checkpoint import open_module
-
     opened = {path: open_module(path) for path in dict.fromkeys(paths)}
     return [replace(opened[p], name=n) for p, n in zip(paths, names, strict=True)]
 
@@ -144,9 +145,6 @@ def check_model(
             found=list(model),
             expected="one (a list only with --full_merge)",
         )
-    from pem_composition.arithmetic.compatible import BaseModel, check_same_base
-    from pem_composition.checkpoint import base_identity
-    from pem_composition.checkpoint.provenance import find_base
 
     if model[0].startswith((".", "/", "~")) and find_base(model[0]) is None:
         raise CheckpointError.build(
@@ -165,8 +163,6 @@ def check_model(
 
 def resolved(model: str) -> str:
     """Folder of a model that comes by package name, if it is there; anything else unchanged."""
-    from pem_composition import offline
-
     return offline.place_of(model)
 
 
@@ -203,8 +199,6 @@ def find_statistics(paths: Sequence[str], needs: str, modules: int) -> None:
     Args:
         needs: kind of statistics that the method needs, see ``arithmetic.statistics``; or empty.
     """
-    from pem_composition.checkpoint.statistics import find
-
     if needs:
         check_count("--fisher_list", paths, modules, "file")
         for path in paths:
@@ -213,8 +207,6 @@ def find_statistics(paths: Sequence[str], needs: str, modules: int) -> None:
 
 def read_statistics(paths: Sequence[str], needs: str) -> list[Statistics]:
     """The modules' statistics, in their order."""
-    from pem_composition.checkpoint.statistics import read
-
     return [read(path, needs) for path in paths] if needs else []
 
 
@@ -226,8 +218,6 @@ def write_grid(
     flags: OutputFlags,
 ) -> None:
     """OUT/<name> for every point; the whole directory appears at once or not at all."""
-    from pem_composition.checkpoint.files import atomic_directory
-
     written = {}
     with atomic_directory(out, overwrite=flags.overwrite) as temporary:
         for name, point in zip(names, points, strict=True):

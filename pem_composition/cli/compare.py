@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.comparison import compare
 from pem_composition.arithmetic.compatible import check_compatible
 from pem_composition.checkpoint.files import write_json
 from pem_composition.checkpoint.several import read_modules
@@ -92,8 +93,6 @@ def run(config: Config) -> int:
     names = common.labels(paths, config.adatasks)
     headers = common.headers_of(paths, names)
     check_compatible(headers, space="delta", allow_base_mismatch=config.allow_base_mismatch)
-
-    from pem_composition.arithmetic.comparison import compare
 
     base = common.resolved(config.model) if config.model else None
     modules = read_modules(headers, names, base)

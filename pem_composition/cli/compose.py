@@ -14,6 +14,7 @@ from pem_composition.arithmetic.methods.registry import resolve
 from pem_composition.checkpoint.files import check_apart
 from pem_composition.cli import common, recipe
 from pem_composition.cli import flags as shared
+from pem_composition.composition import compose
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
 
@@ -75,8 +76,6 @@ def run(config: Config) -> int:
 def _write(
     config: Config, wanted: recipe.RecipeFile, tree: trees.Sum, headers: Sequence[ModuleHeader]
 ) -> int:
-    from pem_composition.composition import compose
-
     modules = common.load_to_combine(headers, once=False)
     result = compose(
         tree,

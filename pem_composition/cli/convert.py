@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pem_composition.checkpoint import inspect_header
+from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.serving import VLLM, max_lora_rank
 from pem_composition.cli import common
 from pem_composition.config import DTYPES, LAYOUTS, LoraConfig
@@ -60,12 +62,9 @@ class Config:
 
 def run(config: Config) -> int:
     """Check by headers, write, print one line."""
-    from pem_composition.checkpoint import inspect_header
-
     limit = size(config.max_shard_size) if config.max_shard_size else None
     common.check_output(config.out, config.overwrite)
     header = inspect_header(config.source)
-    from pem_composition.checkpoint.convert import convert
 
     module = convert(
         config.source,

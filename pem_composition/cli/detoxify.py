@@ -11,6 +11,12 @@ from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.models import resolve
+from pem_composition.module import detoxify
+from pem_composition.sweep import detoxification as library
+from pem_composition.sweep.setup import check_results_directory
+from pem_composition.sweep.texts import TextRows, read_text
+from pem_composition.tasks.instructions import get_template
 from pem_composition.training.config import LoadFlags, flag
 
 if TYPE_CHECKING:
@@ -158,8 +164,6 @@ def _possible(forms: tuple[str, ...], kind: str, config: Config) -> tuple[str, .
 
 
 def _detoxified(modules: list[PEM], form: str, config: Config) -> PEM:
-    from pem_composition.module import detoxify
-
     return detoxify(
         *modules,
         config.strength[0],
@@ -177,14 +181,9 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
     Raises:
         PEMError: flags, modules, instructions or judges that cannot be used.
     """
-    from pem_composition.evaluation.models import resolve
     from pem_composition.evaluation.perplexity import Windows
     from pem_composition.evaluation.toxicity import load_judge
     from pem_composition.report import answers as report
-    from pem_composition.sweep import detoxification as library
-    from pem_composition.sweep.setup import check_results_directory
-    from pem_composition.sweep.texts import TextRows, read_text
-    from pem_composition.tasks.instructions import get_template
 
     out = common.output_directory(config, 2)
     check_results_directory(out)

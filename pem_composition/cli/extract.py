@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.cli import common
 from pem_composition.config import DTYPES, LAYOUTS
 from pem_composition.errors import UsageError
@@ -63,7 +64,6 @@ def run(config: Config) -> int:
             expected="a model directory",
             do="use the module as it is",
         )
-    from pem_composition.checkpoint.extract import extract_lora
 
     module = extract_lora(
         base,

@@ -21,6 +21,7 @@ from pem_composition.errors import (
     install,
     installed,
 )
+from pem_composition.sweep.tasks import Scoring
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
     OBJECTIVES,
@@ -458,8 +459,6 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
             UsageError: a flag of another objective than the one that is evaluated.
             MissingPackage: tasks of the harness, which is not installed.
         """
-        from pem_composition.sweep.tasks import Scoring
-
         self.check_harness(*ROW_FLAGS)
         check_objective(self)
         answered = self.objective == "seq2seq" and not self.next_block

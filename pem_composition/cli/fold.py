@@ -9,6 +9,7 @@ from pem_composition.arithmetic import trees
 from pem_composition.arithmetic.compatible import SPACES
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.heads import ONE_HEAD
+from pem_composition.checkpoint import fold_checkpoint, inspect_header
 from pem_composition.cli import common
 from pem_composition.cli.compose import bindings, check_names
 from pem_composition.cli.flags import named
@@ -56,7 +57,6 @@ def run(config: Config) -> int:
     check_names(trees.names(tree), modules)
     base = common.resolved(config.model)
     common.check_output(config.save_path, config.overwrite)
-    from pem_composition.checkpoint import fold_checkpoint, inspect_header
 
     fold_checkpoint(
         tree,

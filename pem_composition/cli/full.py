@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pem_composition.arithmetic.labels import expression_of
+from pem_composition.checkpoint import combine_full, inspect_header
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.errors import IncompatibleModules, UsageError
@@ -74,9 +76,6 @@ def compose(
     head: str,
 ) -> int:
     """Check the models by their headers, write the combination, print the line."""
-    from pem_composition.arithmetic.labels import expression_of
-    from pem_composition.checkpoint import combine_full, inspect_header
-
     names = _check(models, out, flags)
     choice = flags.choice("full")
     combine_full(

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.cli.asking import EndpointFlags
+from pem_composition.endpoint.jobs import describe
+from pem_composition.sweep.result_store import ResultStore
+from pem_composition.tasks.files import read_table
 from pem_composition.training.config import flag, required
 
 NAME = "helpfulness"
@@ -37,9 +40,6 @@ class Config(EndpointFlags):
 def run(config: Config) -> int:
     """Grade what has no grade yet, and print the means."""
     from pem_composition.endpoint import helpfulness
-    from pem_composition.endpoint.jobs import describe
-    from pem_composition.sweep.result_store import ResultStore
-    from pem_composition.tasks.files import read_table
 
     answers = helpfulness.read_answers(read_table(config.answers))
     if config.against is None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
+from pem_composition.tasks.data import FILE, load_task
+from pem_composition.tasks.glue import Task, get_task
+from pem_composition.training import initial
 from pem_composition.training.config import ModelFlags, flag
 
 if TYPE_CHECKING:
@@ -51,8 +54,6 @@ class Config(ModelFlags):
 
 def run(config: Config) -> int:
     """Draw the module and write it, unless it is there already."""
-    from pem_composition.training import initial
-
     print(initial.write(config, task_of(config)))
     return 0
 
@@ -63,9 +64,6 @@ def task_of(config: Config) -> Task | None:
     Raises:
         DataError: unknown task, or a file that is none.
     """
-    from pem_composition.tasks.data import FILE, load_task
-    from pem_composition.tasks.glue import Task, get_task
-
     if config.objective != "classification":
         return None
     if config.task_name is not None:

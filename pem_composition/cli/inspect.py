@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic import updates
+from pem_composition.arithmetic.comparison import profile
+from pem_composition.arithmetic.compatible import check_compatible
 from pem_composition.arithmetic.labels import expression_of
+from pem_composition.checkpoint import inspect_header, load
 from pem_composition.cli.columns import short_names, table
 from pem_composition.cli.common import resolved
 from pem_composition.config import LoraConfig
@@ -81,8 +85,6 @@ class Config:
 
 def run(config: Config) -> int:
     """Print one block per module, then whether they can be combined."""
-    from pem_composition.checkpoint import inspect_header
-
     headers = [inspect_header(path) for path in config.paths]
     for path, header in zip(config.paths, headers, strict=True):
         facts = {"schema": SCHEMA, "path": path, **describe(header)}
@@ -161,18 +163,12 @@ def _initial(path: str, header: ModuleHeader, given: str) -> str:
 
 def drift(path: str, initial: str) -> dict[str, float]:
     """Role -> distance from the initial module over the initial norm."""
-    from pem_composition.arithmetic import updates
-    from pem_composition.checkpoint import load
-
     moved = updates.drift(load(path).tensors, load(initial).tensors)
     return {role: round(value, 4) for role, value in moved.items()}
 
 
 def values(path: str, model: str | None) -> dict[str, Any]:
     """Norms and ranks of the update, in total and per layer."""
-    from pem_composition.arithmetic.comparison import profile
-    from pem_composition.checkpoint import load
-
     return asdict(profile(load(path, base=resolved(model) if model else None)))
 
 
@@ -221,8 +217,6 @@ def _profile_table(profile: Mapping[str, Any]) -> str:
 
 
 def _verdict(headers: list[ModuleHeader], space: str) -> str:
-    from pem_composition.arithmetic.compatible import check_compatible
-
     try:
         check_compatible(headers, space=space)
     except PEMError as error:

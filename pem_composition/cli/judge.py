@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pem_composition import json_lines
+from pem_composition import json_lines, offline
 from pem_composition.errors import UsageError
+from pem_composition.tasks.files import read_table
 from pem_composition.tasks.toxicity import THRESHOLD
 from pem_composition.training.config import flag, required
 
@@ -82,7 +83,6 @@ def run(config: Config) -> int:
 
 
 def _train(config: Config) -> None:
-    from pem_composition import offline
     from pem_composition.evaluation.toxicity import tfidf
 
     assert config.output_dir is not None
@@ -104,7 +104,6 @@ def _train(config: Config) -> None:
 def _score(config: Config) -> None:
     from pem_composition.evaluation import toxicity
     from pem_composition.evaluation.toxicity.labelled_texts import labelled, texts_of
-    from pem_composition.tasks.files import read_table
 
     assert config.texts is not None
     _check_free(config)

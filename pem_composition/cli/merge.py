@@ -12,6 +12,7 @@ from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+from pem_composition.module import combine
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
@@ -141,8 +142,6 @@ def _combine(
     config: Config,
     statistics: Sequence[Statistics] = (),
 ) -> PEM:
-    from pem_composition.module import combine
-
     choice = config.choice(modules[0].kind)
     return combine(
         modules,

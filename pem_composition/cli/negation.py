@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pem_composition.cli import common, full, unlearning
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+from pem_composition.module import combine, negate
 from pem_composition.sweep.grids import union
 from pem_composition.training.config import flag
 
@@ -73,8 +74,6 @@ def run(config: Config) -> int:
 def _negate(module: PEM, strength: float, config: Config) -> PEM:
     """In delta and log space a negation is the sum with one term: -s dW, truncated where asked for;
     l^-s."""
-    from pem_composition.module import combine, negate
-
     space = config.one_space
     if space != "parameter":
         return combine([module], [-strength], space=space, rank=config.rank, dtype=config.dtype)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from pem_composition import offline
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag, required
 
@@ -30,8 +31,6 @@ class Config:
 
 def run(config: Config) -> int:
     """Print the list, or fetch one and print its folder."""
-    from pem_composition import offline
-
     if config.action == "get":
         if config.name is None:
             raise UsageError.build(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.texting import CausalFlags, WindowFlags
+from pem_composition.training import results
 from pem_composition.training.config import flag, required
 
 NAME = "perplexity"
@@ -32,7 +33,6 @@ class Config(CausalFlags, WindowFlags):
 def run(config: Config) -> int:
     """Score, print, write."""
     from pem_composition.evaluation.causal import read
-    from pem_composition.training import results
 
     scores = read(
         config.causal_model(), config.text_file, config.windows,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import hub_name
+from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import named
@@ -45,8 +46,6 @@ class Config:
 
 def run(config: Config) -> int:
     """Rebuild, say what differs; 0 if nothing does, else 2."""
-    from pem_composition.checkpoint.rebuild import rebuild
-
     moved = moves(config.module)
     base = common.resolved(config.model) if config.model else None
     found = rebuild(config.directory, modules=moved, base=base)

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint import hub_name
 from pem_composition.cli.flags import HEADS, SPACES
@@ -76,8 +78,6 @@ class _RecipeReader:
         self.path = path
 
     def root(self) -> Any:
-        import yaml
-
         try:
             if self.path.stat().st_size > MAX_BYTES:
                 raise UsageError.build(self.path, "too large", expected=f"<= {MAX_BYTES} bytes")
@@ -97,8 +97,6 @@ class _RecipeReader:
 
     def pairs(self, node: Any, what: str) -> Iterator[tuple[tuple[str, int], Any]]:
         """(key, line) and value node of a mapping; a key given twice is refused."""
-        import yaml
-
         if not isinstance(node, yaml.MappingNode):
             line = node.start_mark.line + 1 if node is not None else 1
             self.fail(line, f"{what} must be a mapping", expected="key: value")
@@ -113,8 +111,6 @@ class _RecipeReader:
 
     def text(self, node: Any, what: str) -> str:
         """A string as it is written, whatever YAML takes it for: a module may be called 1 or no."""
-        import yaml
-
         if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
             self.fail(node.start_mark.line + 1, f"{what} must be text")
         if node.tag.removeprefix(TAG) not in PLAIN_TAGS:

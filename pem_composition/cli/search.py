@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import sweep as library
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.checkpoint.several import read_modules
-from pem_composition.cli import common, sweep
+from pem_composition.cli import common, parser, sweep
 from pem_composition.cli.flags import HEADS, MERGE_WAYS, EvaluationFlags, ModuleFlags
 from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
@@ -175,7 +175,6 @@ def _start_worker(config: Config, place: int) -> Any:
 
 def _work(config: Config, place: int) -> None:
     """What another process does: its share of the trials."""
-    from pem_composition.cli import parser
 
     def body() -> int:
         setup = _check(config)

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition.checkpoint.files import atomic_directory, sha256_file, write_json
 from pem_composition.errors import UsageError
+from pem_composition.tasks.data import TRAIN, read_tables
+from pem_composition.tasks.files import read_table, written
+from pem_composition.tasks.instructions import ALPACA
 from pem_composition.tasks.selection import Choice, select
-from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter
+from pem_composition.tasks.toxicity import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -72,9 +76,6 @@ class Config:
 
 def run(config: Config) -> int:
     """Choose, write, and say how many rows were left out for what."""
-    from pem_composition.checkpoint.files import atomic_directory, sha256_file, write_json
-    from pem_composition.tasks.files import read_table, written
-
     choice = Choice(
         config.score, config.instruction, config.samples, config.validation_size, config.seed
     )
@@ -101,11 +102,6 @@ def run(config: Config) -> int:
 
 
 def _table(config: Config) -> Table:
-    from pem_composition.tasks.data import TRAIN, read_tables
-    from pem_composition.tasks.files import read_table
-    from pem_composition.tasks.instructions import ALPACA
-    from pem_composition.tasks.toxicity import CIVIL_COMMENTS
-
     if config.input_file is not None:
         return read_table(config.input_file)
     task = ALPACA if config.task_name == ALPACA.name else CIVIL_COMMENTS

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pem_composition.tasks.data import TRAIN, VALIDATION, load_task
+from pem_composition.tasks.split import SplitConfig, make_split, write_split
 from pem_composition.training.config import RowFlags, flag, required
 
 NAME = "split"
@@ -43,9 +45,6 @@ class Config(RowFlags):
 
 def run(config: Config) -> int:
     """Write the halves and print what is in them."""
-    from pem_composition.tasks.data import TRAIN, VALIDATION, load_task
-    from pem_composition.tasks.split import SplitConfig, make_split, write_split
-
     data = load_task(
         config.task_name,
         train_file=config.train_file,

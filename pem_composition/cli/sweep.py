@@ -15,6 +15,7 @@ from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check
 from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.models import resolve
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import setup, tasks
 from pem_composition.training.config import flag
@@ -87,8 +88,6 @@ def check(
     composition: str,
 ) -> setup.MergeSetup:
     """Everything that can be refused without a tensor, as values of the library."""
-    from pem_composition.evaluation.models import resolve
-
     scoring, count = evaluation.scoring(), len(flags.adapters)
     merge = composition == library.MERGE
     points = library.merges(values, count) if merge else library.analogies(values)

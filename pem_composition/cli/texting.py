@@ -10,6 +10,8 @@ from pem_composition.cli.flags import DeviceFlags
 from pem_composition.cli.values import Share
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.decoding import EVERY, STARTS, BeamSearch
+from pem_composition.tasks.files import read_table
+from pem_composition.tasks.instructions import examples_of
 from pem_composition.tasks.toxicity import THRESHOLD
 from pem_composition.training.config import LoadFlags, flag, required
 
@@ -144,9 +146,6 @@ class AnswerFlags:
         Raises:
             DataError: none, or a row that is none.
         """
-        from pem_composition.tasks.files import read_table
-        from pem_composition.tasks.instructions import examples_of
-
         return examples_of(read_table(path))[: self.max_instructions]
 
 

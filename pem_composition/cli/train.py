@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pem_composition import signals
-from pem_composition.training import processes
+from pem_composition.training import processes, runs
 from pem_composition.training.config import TrainConfig as Config
 
 __all__ = ["EXAMPLES", "HELP", "NAME", "Config", "run"]
@@ -37,7 +37,6 @@ def run(config: Config) -> int:
     if missing > 1:
         say(f"accelerate launch --cpu started one process; starting {missing}")
         return processes.run_workers(missing, processes.main_command())
-    from pem_composition.training import runs
 
     runs.run(config, say, signals.current())
     processes.leave_group()

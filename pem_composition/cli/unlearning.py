@@ -13,6 +13,7 @@ from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.cli.texting import BatchFlags, JudgeFlags, PromptFlags, WindowFlags
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.models import resolve
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import subtraction, tasks
 from pem_composition.sweep import unlearning as library
@@ -70,8 +71,6 @@ def start(config: UnlearningFlags) -> int:
     Raises:
         PEMError: flags, module, prompts or text that cannot be used; nothing was written.
     """
-    from pem_composition.evaluation.models import resolve
-
     assert config.grid is not None, "checked with the flags"
     strengths = library.strengths(config.grid)
     shared.check_dropout(config.dropout_list, 1)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition import network, offline
-from pem_composition.checkpoint.files import snapshot_of
+from pem_composition.checkpoint.files import read_json, snapshot_of, write_json
+from pem_composition.checkpoint.full import Weights
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.keys import check_unchanged
@@ -214,8 +215,6 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     transformers 5 writes ``tie_word_embeddings`` true for every T5. Readers that believe it (its
     earlier releases do) would overwrite the output embeddings with the input's.
     """
-    from pem_composition.checkpoint.files import read_json, write_json
-
     model.save_pretrained(folder)
     config, out = read_json(folder / "config.json"), model.get_output_embeddings()
     apart = out is not None and out.weight is not model.get_input_embeddings().weight
@@ -318,9 +317,6 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
     """
     import torch
 
-    from pem_composition.checkpoint.files import read_json
-    from pem_composition.checkpoint.full import Weights
-
     folder, out = Path(source), model.get_output_embeddings()
     if not folder.is_dir() or out.weight is not model.get_input_embeddings().weight:
         return
@@ -371,8 +367,6 @@ def stored_config(source: str) -> dict[str, Any]:
     Raises:
         CheckpointError: no such model, or no JSON.
     """
-    from pem_composition.checkpoint.files import read_json
-
     if Path(source).is_dir():
         return dict(read_json(Path(source) / "config.json", Path(source)))
     from transformers import AutoConfig

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation.decoding import SCORING
+from pem_composition.evaluation.models import max_input_length
 from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData, load_task
@@ -76,7 +77,6 @@ class Answers(Objective):
         config: PretrainedConfig,
     ) -> EncodedDataset:
         from pem_composition.evaluation.language import with_targets
-        from pem_composition.evaluation.models import max_input_length
 
         prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
         answers = self._answers(task, tokenizer, decodes=decodes)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
+from pem_composition.evaluation.models import max_input_length
 from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData
@@ -65,7 +66,6 @@ class Documents(Objective):
         config: PretrainedConfig,
     ) -> EncodedDataset:
         from pem_composition.evaluation.language import causal_rows
-        from pem_composition.evaluation.models import max_input_length
 
         documents = self._tokens(examples, tokenizer, config)
         width = self.max_seq_length if self.loss_on_padding else 0
@@ -114,8 +114,6 @@ class Documents(Objective):
             DataError: no documents, a length that leaves nothing to predict, or a whole document
                 that is longer than the model's context.
         """
-        from pem_composition.evaluation.models import max_input_length
-
         if not examples:
             raise DataError.build("documents", "no rows", expected="at least one")
         if self.max_seq_length < 2:

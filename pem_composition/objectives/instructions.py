@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.evaluation.models import max_input_length
 from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData
@@ -57,7 +58,6 @@ class Instructions(Objective):
         """Rows of whose answer a token is left."""
         from pem_composition.evaluation.instruction_rows import pairs
         from pem_composition.evaluation.language import causal_rows
-        from pem_composition.evaluation.models import max_input_length
 
         found = pairs(self.template, examples, tokenizer, self.max_seq_length)
         notes = cut_notes(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.models import max_input_length
 from pem_composition.objectives.objective import Objective
 from pem_composition.tasks.data import Example, TaskData
 from pem_composition.tasks.glue import Reading, Task
@@ -68,7 +69,6 @@ class NextBlocks(Objective):
             UsageError: two blocks are longer than a decoder's context.
         """
         from pem_composition.evaluation.language import with_targets
-        from pem_composition.evaluation.models import max_input_length
 
         texts = [example.text for example in examples]
         ids = tokenizer(texts, add_special_tokens=False, truncation=False).input_ids

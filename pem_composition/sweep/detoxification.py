@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import json_lines
 from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
 from pem_composition.checkpoint.several import read_modules
-from pem_composition.evaluation import keys
+from pem_composition.evaluation import keys, models
+from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep.instructions import InstructionRows
 from pem_composition.sweep.points import Input, Point, Settings, alone, read_input
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner, Say
 from pem_composition.sweep.texts import TextRows, guarded, strongest
+from pem_composition.tasks.polarity import LANGUAGE
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -188,10 +190,9 @@ def measure(
         PEMError: modules, instructions or a model that cannot be used.
     """
     from pem_composition.evaluation.attached import device_key, on_device
-    from pem_composition.evaluation.models import load_causal
 
     def load() -> tuple[Any, Any]:
-        model, tokenizer, _ = load_causal(base, load_options=load_options)
+        model, tokenizer, _ = models.load_causal(base, load_options=load_options)
         if load_options.placed:
             return model, tokenizer
         return on_device(model, use_cpu=use_cpu, bf16=bf16), tokenizer
@@ -305,7 +306,6 @@ def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
 def _quality(scored: Scored, baseline: Scored) -> Line:
     """Proxies of helpfulness over the rows with reference answers, and refusals over all."""
     from pem_composition.evaluation import standard_errors
-    from pem_composition.evaluation.overlap import rouge_l
     from pem_composition.evaluation.refusals import is_refusal
 
     answers, referenced = scored.record["answer"], scored.rows.referenced
@@ -340,7 +340,6 @@ def _perplexity(
 
     from pem_composition.evaluation.language import LanguageEvaluator
     from pem_composition.evaluation.perplexity import increase, summary
-    from pem_composition.tasks.polarity import LANGUAGE
 
     outputs = np.asarray(nll, np.float32)
     found = summary(LanguageEvaluator(LANGUAGE, ()), outputs)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.arithmetic.algebra import HEAD
 from pem_composition.arithmetic.heads import NAME, own_head
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
+from pem_composition.arithmetic.updates import cast
 from pem_composition.errors import PEMError
 from pem_composition.evaluation.keys import module_digest
+from pem_composition.module import combine, negate
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
@@ -72,8 +74,6 @@ class Point:
         Args:
             saved: it will be written: certified, and with the heads of every task beside it.
         """
-        from pem_composition.module import combine, negate
-
         if not self.inputs:
             return None
         if self.space is None:
@@ -144,8 +144,6 @@ def check_fits(modules: Iterable[tuple[str, PEM | None]], dtype: str | None) -> 
     Raises:
         TooLarge: naming the first.
     """
-    from pem_composition.arithmetic.updates import cast
-
     for name, module in modules if dtype is not None else ():
         try:
             cast(module.tensors if module is not None else {}, dtype)

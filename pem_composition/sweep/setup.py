@@ -13,9 +13,11 @@ from pem_composition.arithmetic.compatible import SPACES
 from pem_composition.arithmetic.heads import own_head
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import CheckpointError, IncompatibleModules
-from pem_composition.evaluation import keys
+from pem_composition.evaluation import keys, models
+from pem_composition.module import combine
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
 from pem_composition.sweep.points import Input, Settings, kept_head, read_input
@@ -96,7 +98,6 @@ class MergeSetup:
         """The base model on its device, and its tokenizer."""
         import torch
 
-        from pem_composition.evaluation import models
         from pem_composition.evaluation.attached import on_device
 
         if self.scoring.by_head:
@@ -162,9 +163,6 @@ class MergeSetup:
                 shutil.rmtree(old)
 
     def _selected(self, plan: Plan, space: str, coefficients: Sequence[float]) -> PEM:
-        from pem_composition.checkpoint.adapter_transformers_write import as_reference
-        from pem_composition.module import combine
-
         module = combine(
             [i.pem for i in plan.inputs],
             coefficients,

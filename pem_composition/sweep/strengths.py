@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.evaluation.batches import partial_path, resume
 from pem_composition.evaluation.keys import complete, digest_of, key_of
+from pem_composition.module import negate
 from pem_composition.sweep import texts
 from pem_composition.sweep.held import HeldModel, Loader
 from pem_composition.sweep.points import Input
@@ -268,8 +269,6 @@ class StrengthRunner:
 
 def at_strength(module: PEM, strength: float) -> PEM | None:
     """What is put into the base weights: -strength module; None for the base model itself."""
-    from pem_composition.module import negate
-
     if strength == BASE:
         return None
     return module if strength == APPLIED else negate(module, strength)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import UsageError
-from pem_composition.evaluation import keys
+from pem_composition.evaluation import keys, models
 from pem_composition.report.records import NEGATION, RESULTS, SUMMARY_VERSION
 from pem_composition.sweep.grids import union
 from pem_composition.sweep.points import check_fits, read_input
@@ -124,10 +124,9 @@ def measure(
         PEMError: a module, model, prompts or text that cannot be used.
     """
     from pem_composition.evaluation.attached import device_key, on_device
-    from pem_composition.evaluation.models import load_causal
 
     def load() -> tuple[Any, Any]:
-        model, tokenizer, _ = load_causal(base)
+        model, tokenizer, _ = models.load_causal(base)
         return on_device(model, use_cpu=use_cpu, bf16=bf16), tokenizer
 
     known = _judges(judges)

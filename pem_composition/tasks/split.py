@@ -28,6 +28,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from pem_composition.checkpoint.files import atomic_directory, sha256_file
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import TRAIN, VALIDATION, Example, TaskData
 from pem_composition.tasks.files import JSON_INTEGER, JSON_NUMBER, written
@@ -225,8 +226,6 @@ def write_split(split: Split, path: str | Path, *, overwrite: bool = False) -> N
     of a CSV file become numbers, digit for digit, where all of them are scores that JSON can write
     so, or all of them are whole numbers.
     """
-    from pem_composition.checkpoint.files import atomic_directory, sha256_file
-
     with atomic_directory(Path(path), overwrite=overwrite) as folder:
         files = {}
         for name, examples in split.parts.items():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError, install, installed
+from pem_composition.evaluation.load_options import LoadOptions
 from pem_composition.record import TO_SUBTRACT
 from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
@@ -131,8 +132,6 @@ class LoadFlags:
     @property
     def load_options(self) -> LoadOptions:
         """The same for the loader."""
-        from pem_composition.evaluation.load_options import LoadOptions
-
         bits = 8 if self.load_in_8bit else 4 if self.load_in_4bit else None
         here = "cpu" if bits and getattr(self, "use_cpu", False) else None
         return LoadOptions(bits, self.model_dtype, self.device_map or here)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pem_composition.checkpoint import files, layouts
 from pem_composition.errors import PEMError
 
 ALL = "all_results.json"
@@ -48,16 +49,12 @@ def is_foreign(entry: str) -> bool:
 
     Adapter and model files of another kind of run must not: transformers would load both.
     """
-    from pem_composition.checkpoint import layouts
-
     own = entry == STATE or entry.endswith(SPLIT) or entry.startswith("predict_results_")
     return layouts.is_foreign(entry) and not own
 
 
 def read_training(output_dir: Path) -> dict[str, Any]:
     """The ``training`` part of a finished run's pem.json; empty if there is none to read."""
-    from pem_composition.checkpoint import files
-
     try:
         record = files.read_json(output_dir / "pem.json")
     except (OSError, PEMError):
@@ -68,8 +65,6 @@ def read_training(output_dir: Path) -> dict[str, Any]:
 
 def is_intact(output_dir: Path) -> bool:
     """True if every file that pem.json lists is there as it was written."""
-    from pem_composition.checkpoint import files
-
     recorded = files.read_json(output_dir / "pem.json").get("files")
     return isinstance(recorded, dict) and all(
         (output_dir / name).is_file() and files.sha256_file(output_dir / name) == digest

@@ -15,7 +15,7 @@ from pem_composition import checkpoint as checkpoints
 from pem_composition.checkpoint import files, hub
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import key_of
-from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.models import bfloat16_note, max_input_length, resolve
 from pem_composition.evaluation.own_classes import Classes, of_model, of_module
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.objectives.documents import Documents
@@ -208,8 +208,6 @@ def warn_of_bfloat16(config: TrainConfig, say: Say) -> None:
     """One line where the processor is asked for an arithmetic that it does not have."""
     import torch
 
-    from pem_composition.evaluation.models import bfloat16_note
-
     on_cpu = config.use_cpu or not torch.accelerator.is_available()
     note = bfloat16_note("cpu") if config.bf16 and on_cpu else None
     if note:
@@ -218,8 +216,6 @@ def warn_of_bfloat16(config: TrainConfig, say: Say) -> None:
 
 def fitted(objective: Objective, start: Start, say: Say) -> Objective:
     """The objective with inputs that the model can take; says where they are shorter."""
-    from pem_composition.evaluation.models import max_input_length
-
     found = objective.within(max_input_length(start.model.config, start.tokenizer))
     given, limit = objective.max_seq_length, found.max_seq_length
     if limit < given:

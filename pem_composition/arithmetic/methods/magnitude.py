@@ -9,6 +9,7 @@ PEFT's magnitude_prune for the sum. On core matrices these are not the published
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pem_composition.arithmetic.methods.draws import Draws
@@ -17,8 +18,6 @@ from pem_composition.arithmetic.methods.entries import Entries, Rule, largest, m
 
 def trimmed(entries: Entries, density: float) -> Rule:
     """The block of all T matrices with their small entries set to zero, (T, N, I)."""
-    import torch
-
     chosen = largest(entries, magnitudes, share(entries, density))
 
     def rule(start: int, X_TNI: Tensor) -> Tensor:

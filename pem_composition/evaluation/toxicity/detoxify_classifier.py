@@ -27,6 +27,7 @@ from pem_composition.evaluation.toxicity.classifier import (
     verify,
     write_record,
 )
+from pem_composition.tasks.data import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +53,6 @@ class DetoxifyJudge:
         from scipy.special import expit
 
         from pem_composition.evaluation import classify
-        from pem_composition.tasks.data import Example
 
         if not len(texts):
             return np.zeros(0)

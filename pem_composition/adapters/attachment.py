@@ -7,8 +7,8 @@ and ``requires_grad`` as they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Options:
     blocks: Blocks = field(default_factory=dict)
 
 
-class Attachment:
+class Attachment(AbstractContextManager["Attachment"]):
     """One module held by a model under a name; a context manager that detaches it.
 
     Use ``attach`` or ``attach_fresh`` to make one.
@@ -173,15 +173,7 @@ class Attachment:
         """This module's share of each layer; empty for a full module."""
         return list(self._held.adapters.values()) if isinstance(self._held, Layers) else []
 
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.detach()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 
 
-class Folded:
+class Folded(AbstractContextManager["Folded"]):
     """A module inside the base weights; a context manager that takes it out again.
 
     ``swap(pem)`` puts another module in its place, ``restore()`` takes it out.
@@ -38,15 +38,7 @@ class Folded:
         """Take the module out: weights and head are again those from before, bit for bit."""
         self._placement.remove()
 
-    def __enter__(self) -> Folded:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.restore()
 
 
@@ -93,13 +85,13 @@ def fold(
     return None
 
 
-def check_fold(model: nn.Module, pem: PEM, *, head: str = "load") -> None:
+def check_fold(model: nn.Module, pem: PEM) -> None:
     """What ``fold`` refuses, without changing the model.
 
     Raises:
         IncompatibleModules: see ``fold``.
     """
-    changes_with_head(model, pem, head)
+    changes_with_head(model, pem, "load")
 
 
 def changes_with_head(model: nn.Module, pem: PEM, head: str) -> dict[str, Change]:

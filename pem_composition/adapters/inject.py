@@ -167,17 +167,3 @@ def _refuse_full(attachment: Attachment) -> None:
             "a full module cannot be switched or scaled in place",
             do="swap it for a scaled module, or detach it",
         )
-
-
-def enable_gradient_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass, in the way that works with a frozen base.
-
-    Non-reentrant checkpoints find trainable parameters inside a block even where no input of it
-    needs a gradient; inputs are marked all the same for models with checkpoints of their own.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    if enable is not None:
-        enable({"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()

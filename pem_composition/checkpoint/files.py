@@ -17,7 +17,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -275,7 +275,7 @@ class SmallFiles:
 # --- safetensors --------------------------------------------------------------------------------
 
 
-class SafetensorsFile:
+class SafetensorsFile(AbstractContextManager["SafetensorsFile"]):
     """One open safetensors file: its checked header (``infos``: dtypes and shapes by name), and
     values that are read by name.
 
@@ -296,9 +296,6 @@ class SafetensorsFile:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -7,6 +7,7 @@ head is kept apart, since it is no difference to anything.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ COMPARED = 2**20  # bytes of a block of two tied copies
 ENCODER_CLASSES = ("EncoderModel", "ForTokenClassification", "ForAudioClassification")
 
 
-class Weights:
+class Weights(AbstractContextManager["Weights"]):
     """All tensors of a model folder, single or sharded, read by name, as transformers reads them.
 
     Names are today's, buffers that no model loads are left out, and a tied copy appears once
@@ -96,9 +97,6 @@ class Weights:
             raise
         if not codes:
             quantised.refuse(folder, self.config, self.infos)
-
-    def __enter__(self) -> Weights:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         if self._open is not None:

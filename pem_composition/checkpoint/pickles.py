@@ -14,6 +14,7 @@ import pickletools
 import reprlib
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -94,7 +95,7 @@ class _StorageType(NamedTuple):
     dtype: str
 
 
-class TorchZipFile:
+class TorchZipFile(AbstractContextManager["TorchZipFile"]):
     """One open torch zip file; the same reading interface as ``SafetensorsFile``.
 
     Args:
@@ -127,9 +128,6 @@ class TorchZipFile:
         self.infos = {
             name: TensorInfo(t.storage.dtype, t.shape) for name, t in self._tensors.items()
         }
-
-    def __enter__(self) -> TorchZipFile:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

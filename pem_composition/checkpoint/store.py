@@ -108,7 +108,7 @@ def load(
     )
 
 
-def inspect_header(path: str | PathLike[str], *, name: str | None = None) -> ModuleHeader:
+def inspect_header(path: str | PathLike[str]) -> ModuleHeader:
     """Config, base, shapes and provenance of a module, without its values and without torch.
 
     Raises:
@@ -124,20 +124,20 @@ def inspect_header(path: str | PathLike[str], *, name: str | None = None) -> Mod
         >>> header.kind, header.shapes
         ('ia3', {'fc.ia3': (2,)})
     """
-    header = open_module(path, name=name)
+    header = open_module(path)
     if header.tensors is not None:
         header.tensors.close()
     return header
 
 
-def open_module(path: str | PathLike[str], *, name: str | None = None) -> ModuleHeader:
+def open_module(path: str | PathLike[str]) -> ModuleHeader:
     """As ``inspect_header``, with the weights left open: ``load`` of the header reads from them,
     so that header and values are of one file.
     """
-    return _header(*_find(path), name)
+    return _header(*_find(path))
 
 
-def _header(small: SmallFiles, kind: str, name: str | None) -> ModuleHeader:
+def _header(small: SmallFiles, kind: str, name: str | None = None) -> ModuleHeader:
     folder = small.folder
     label = name or hub_name.label(folder)
     record = provenance.read(folder)

@@ -12,7 +12,6 @@ from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
-from pem_composition.module import combine
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
@@ -57,35 +56,15 @@ def run(config: Config) -> int:
     if models is not None:
         full.refuse_grid(config.grid)
         return full.compose(models, points[0], out, config, head)
-    common.check_output(out, config.overwrite)
-    names = common.labels(config.adapters, config.adatasks)
-    headers = common.read_headers(config.adapters, names, config, config.adaconfig)
-    common.check_model(config.model, headers, config.allow_base_mismatch)
+    headers = common.checked_headers(config, out)
     modules = common.load_to_combine(headers, once=config.grid is None)
-    if config.grid is None:
-        module = _combine(modules, points[0], config)
-        module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-        common.report(out, module)
-        return 0
-    series = [f"{point[0]:.12g}" for point in points]
-    common.write_grid(points, series, lambda p: _combine(modules, p, config), out, config)
+    series = None if config.grid is None else [f"{point[0]:.12g}" for point in points]
+    common.write(points, series, lambda p: _combine(modules, p, config), out, config)
     return 0
 
 
 def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
-    choice = config.choice(modules[0].kind)
-    module = combine(
-        modules,
-        point,
-        space=config.one_space,
-        method=choice.method,
-        settings=choice.as_dict(),
-        rank=config.rank,
-        head=config.head_policy("first", "first"),
-        dtype=config.dtype,
-        allow_base_mismatch=config.allow_base_mismatch,
-        compared=True,
-    )
+    module = common.combined(modules, point, config, config.head_policy("first", "first"))
     return as_reference(module) if config.format == "adapter-transformers" else module
 
 

@@ -21,8 +21,15 @@ from pem_composition.checkpoint.provenance import find_base
 from pem_composition.checkpoint.several import read_modules, short_paths
 from pem_composition.checkpoint.statistics import find, read
 from pem_composition.checkpoint.vocabulary import tokenizers_note
-from pem_composition.cli.flags import ADACONFIG_KINDS, ModuleFlags, OutputFlags, check_count
+from pem_composition.cli.flags import (
+    ADACONFIG_KINDS,
+    MergeFlags,
+    ModuleFlags,
+    OutputFlags,
+    check_count,
+)
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
+from pem_composition.module import combine
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
@@ -161,6 +168,19 @@ def check_model(
         check_same_base(base, header)
 
 
+def checked_headers(flags: ModuleFlags, out: Path) -> list[ModuleHeader]:
+    """The modules' headers, once OUT is free and modules and base fit each other.
+
+    Raises:
+        PEMError: see ``check_output``, ``read_headers`` and ``check_model``.
+    """
+    check_output(out, flags.overwrite)
+    names = labels(flags.adapters, flags.adatasks)
+    headers = read_headers(flags.adapters, names, flags, flags.adaconfig)
+    check_model(flags.model, headers, flags.allow_base_mismatch)
+    return headers
+
+
 def resolved(model: str) -> str:
     """Folder of a model that comes by package name, if it is there; anything else unchanged."""
     return offline.place_of(model)
@@ -210,14 +230,43 @@ def read_statistics(paths: Sequence[str], needs: str) -> list[Statistics]:
     return [read(path, needs) for path in paths] if needs else []
 
 
-def write_grid(
+def combined(
+    modules: Sequence[PEM],
+    point: Sequence[float],
+    flags: MergeFlags,
+    head: str,
+    statistics: Sequence[Statistics] = (),
+) -> PEM:
+    """The modules combined with these coefficients, in the way that the flags say."""
+    choice = flags.choice(modules[0].kind)
+    return combine(
+        modules,
+        point,
+        space=flags.one_space,
+        method=choice.method,
+        settings=choice.as_dict(),
+        rank=flags.rank,
+        head=head,
+        dtype=flags.dtype,
+        allow_base_mismatch=flags.allow_base_mismatch,
+        statistics=statistics,
+        compared=True,
+    )
+
+
+def write(
     points: Sequence[tuple[float, ...]],
-    names: Sequence[str],
+    names: Sequence[str] | None,
     combine: Callable[[tuple[float, ...]], PEM],
     out: Path,
     flags: OutputFlags,
 ) -> None:
-    """OUT/<name> for every point; the whole directory appears at once or not at all."""
+    """OUT of the one point; with names, OUT/<name> of each, and the directory appears at once."""
+    if names is None:
+        module = combine(points[0])
+        module.save(out, format=flags.format, dtype=flags.dtype, overwrite=flags.overwrite)
+        report(out, module)
+        return
     written = {}
     with atomic_directory(out, overwrite=flags.overwrite) as temporary:
         for name, point in zip(names, points, strict=True):

@@ -57,7 +57,6 @@ def run(config: Config) -> int:
     check_names(trees.names(tree), modules)
     base = common.resolved(config.model)
     common.check_output(config.save_path, config.overwrite)
-
     fold_checkpoint(
         tree,
         modules,

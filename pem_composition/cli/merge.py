@@ -12,11 +12,9 @@ from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
 from pem_composition.cli import common, full, sweep
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
-from pem_composition.module import combine
 from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
-    from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.module import PEM
 
 NAME = "merge"
@@ -83,26 +81,17 @@ def run(config: Config) -> int:
         check_coefficients_of(config.choice(), point)
     shared.check_dropout(config.dropout_list, len(config.adapters))
     out = common.output_directory(config, len(config.adapters))
-    common.check_output(out, config.overwrite)
-    names = common.labels(config.adapters, config.adatasks)
-    headers = common.read_headers(config.adapters, names, config, config.adaconfig)
-    common.check_model(config.model, headers, config.allow_base_mismatch)
+    headers = common.checked_headers(config, out)
     needs = config.choice().entry.needs
     common.find_statistics(config.fisher_list, needs, len(config.adapters))
     modules = common.load_to_combine(headers, once=config.grid is None)
     statistics = common.read_statistics(config.fisher_list, needs)
-    if config.grid is None:
-        merged = _combine(modules, points[0], config, statistics)
-        merged.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-        common.report(out, merged)
-    else:
-        common.write_grid(
-            points,
-            names_of(points),
-            lambda point: _combine(modules, point, config, statistics),
-            out,
-            config,
-        )
+
+    def merged_at(point: Sequence[float]) -> PEM:
+        return common.combined(modules, point, config, config.head_policy(), statistics)
+
+    names = None if config.grid is None else names_of(points)
+    common.write(points, names, merged_at, out, config)
     return 0
 
 
@@ -134,28 +123,6 @@ def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
             "--grid", "given together with coefficients", do="give one of the two"
         )
     return list(library.merges(config.grid, modules))
-
-
-def _combine(
-    modules: Sequence[PEM],
-    point: Sequence[float],
-    config: Config,
-    statistics: Sequence[Statistics] = (),
-) -> PEM:
-    choice = config.choice(modules[0].kind)
-    return combine(
-        modules,
-        point,
-        space=config.one_space,
-        method=choice.method,
-        settings=choice.as_dict(),
-        rank=config.rank,
-        head=config.head_policy(),
-        dtype=config.dtype,
-        allow_base_mismatch=config.allow_base_mismatch,
-        statistics=statistics,
-        compared=True,
-    )
 
 
 def names_of(points: Sequence[tuple[float, ...]]) -> list[str]:

@@ -54,20 +54,12 @@ def run(config: Config) -> int:
     if models is not None:
         full.refuse_grid(config.grid)
         return full.compose(models, (-strength,), out, config, "first")
-    points = None if config.grid is None else union(config.grid)
-    common.check_output(out, config.overwrite)
-    names = common.labels(config.adapters, config.adatasks)
-    headers = common.read_headers(config.adapters, names, config, config.adaconfig)
-    common.check_model(config.model, headers, config.allow_base_mismatch)
-
-    module = common.load_to_combine(headers, once=points is None)[0]
-    if points is not None:
-        series, grid = [f"{s:.12g}" for s in points], [(s,) for s in points]
-        common.write_grid(grid, series, lambda p: _negate(module, p[0], config), out, config)
-        return 0
-    negated = _negate(module, strength, config)
-    negated.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-    common.report(out, negated)
+    strengths = (strength,) if config.grid is None else union(config.grid)
+    headers = common.checked_headers(config, out)
+    module = common.load_to_combine(headers, once=config.grid is None)[0]
+    series = None if config.grid is None else [f"{s:.12g}" for s in strengths]
+    points = [(s,) for s in strengths]
+    common.write(points, series, lambda p: _negate(module, p[0], config), out, config)
     return 0
 
 

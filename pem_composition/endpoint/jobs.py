@@ -111,18 +111,43 @@ def ask(
     retry_refused: bool = False,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Report:
-    """Ask a service what ``path`` has no reply to yet.
+    """Ask a service what ``path`` has no reply to yet, several questions at a time.
+
+    Replies are appended as they come. Questions of one key are asked once.
+
+    Args:
+        retry_refused: also ask what was refused in an earlier run.
 
     Raises:
-        UsageError: a path that holds something else, or see ``run``.
-        RunFailed: see ``run``.
+        UsageError: a path that holds something else, or a budget of tokens at an endpoint that does
+            not count them.
+        RunFailed: the endpoint failed; what was done is kept and named.
     """
     for file in (path, refused_path(path)):
         _check_replies(file)
     store, endpoint = ResultStore(path), Endpoint(service)
-    return run(
-        jobs, endpoint, store, budget, parallel=parallel, retry_refused=retry_refused, say=say
-    )
+    asked = list({job.key: job for job in jobs}.values())
+    state = _State(asked, store, budget, retry_refused=retry_refused)
+    with ThreadPoolExecutor(parallel) as pool:
+        running: dict[Future[Reply], Job] = {}
+        try:
+            while True:
+                while len(running) < parallel and (job := state.next()) is not None:
+                    running[pool.submit(endpoint.ask, job.messages)] = job
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    before = state.report.done
+                    state.take(running.pop(future), future.result())
+                    if state.report.done > before and state.report.done % REPORT_EVERY == 0:
+                        say(f"{state.report.done} replies, {len(state.waiting)} to go")
+        except BaseException as error:
+            state.rescue(running)
+            if isinstance(error, PEMError):
+                raise type(error)(f"{error}; {_kept(state, len(asked))}") from None
+            raise
+    state.report.left = len(state.waiting)
+    return state.report
 
 
 def _check_replies(path: Path) -> None:
@@ -147,51 +172,6 @@ def _check_replies(path: Path) -> None:
             found="a directory" if path.is_dir() else "lines without a key",
             expected="a new file, or one that this program began", do="choose another name",
         )  # fmt: skip
-
-
-def run(
-    jobs: Iterable[Job],
-    endpoint: Endpoint,
-    store: ResultStore,
-    budget: Budget,
-    *,
-    parallel: int = 1,
-    retry_refused: bool = False,
-    say: Callable[[str], None] = lambda _line: None,
-) -> Report:
-    """Ask what has no reply yet, several questions at a time; replies are appended as they come.
-
-    Questions of one key are asked once.
-
-    Args:
-        retry_refused: also ask what was refused in an earlier run.
-
-    Raises:
-        UsageError: a budget of tokens at an endpoint that does not count them.
-        RunFailed: the endpoint failed; what was done is kept and named.
-    """
-    asked = list({job.key: job for job in jobs}.values())
-    state = _State(asked, store, budget, retry_refused=retry_refused)
-    with ThreadPoolExecutor(parallel) as pool:
-        running: dict[Future[Reply], Job] = {}
-        try:
-            while True:
-                while len(running) < parallel and (job := state.next()) is not None:
-                    running[pool.submit(endpoint.ask, job.messages)] = job
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    before = state.report.done
-                    state.take(running.pop(future), future.result())
-                    if state.report.done > before and state.report.done % REPORT_EVERY == 0:
-                        say(f"{state.report.done} replies, {len(state.waiting)} to go")
-        except BaseException as error:
-            state.rescue(running)
-            if isinstance(error, PEMError):
-                raise type(error)(f"{error}; {_kept(state, len(asked))}") from None
-            raise
-    state.report.left = len(state.waiting)
-    return state.report
 
 
 def _kept(state: _State, total: int) -> str:

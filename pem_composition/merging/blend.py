@@ -14,7 +14,7 @@ Shape suffixes: T modules, L layers (or 1), K sum of ranks, I inputs, O outputs,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 
 
-class Blend:
+class Blend(AbstractContextManager["Blend"]):
     """The modules in a model, weighted by ``coefficients``; a context manager that takes them out.
 
     Attributes:
@@ -72,15 +72,7 @@ class Blend:
             parameter.requires_grad_(flag)
         self._handles, self._flags = [], {}
 
-    def __enter__(self) -> Blend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

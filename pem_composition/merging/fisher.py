@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.evaluator import Evaluator
 
 EXACT, EMPIRICAL = "exact", "empirical"
-EXPECTATIONS = (EXACT, EMPIRICAL)
 
 
 def parameters_of(attachment: Attachment) -> dict[str, nn.Parameter]:

@@ -64,15 +64,6 @@ class Table:
         return tuple(self.rows[0])
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a file as dictionaries with equal keys.
-
-    Raises:
-        DataError: see ``read_table``.
-    """
-    return read_table(path).rows
-
-
 def read_table(path: str | Path) -> Table:
     """All rows of a file with their line numbers.
 
@@ -217,9 +208,7 @@ def _json_table(path: Path, text: str) -> Table:
 
 def _json_list(path: Path, text: str) -> Table:
     try:
-        rows = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=WrittenFloat
-        )
+        rows = json.loads(text, **JSON_RULES)
     except (ValueError, RecursionError) as error:
         raise DataError.build(path, f"not a JSON list: {error}") from None
     for number, row in enumerate(rows, start=1):
@@ -234,9 +223,7 @@ def _json_list(path: Path, text: str) -> Table:
 
 def _json_row(where: str, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(
-            line, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=WrittenFloat
-        )
+        row = json.loads(line, **JSON_RULES)
     except (ValueError, RecursionError) as error:
         raise DataError.build(where, f"not a JSON object: {error}", found=_short(line)) from None
     if not isinstance(row, dict):

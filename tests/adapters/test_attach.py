@@ -16,7 +16,6 @@ from pem_composition.adapters import (
     attach_fresh,
     attached,
     detach,
-    enable_gradient_checkpointing,
     extract,
     fold,
     fresh_module,
@@ -349,17 +348,25 @@ def test_a_fresh_head_on_a_bfloat16_base_is_a_float32_module_that_changes_nothin
         assert {t.dtype for t in attachment.extract().tensors.values()} == {torch.float32}
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """As the trainer does it; the method's name changed within transformers 5."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["after attaching", "before attaching"])
 @pytest.mark.parametrize("name", ["roberta", "deberta-v3", "bart", "t5", "gpt2", "llama"])
 def test_gradients_with_and_without_checkpointing_are_equal(name: str, early: bool) -> None:
     def gradients(checkpointing: bool) -> dict[str, Tensor]:
         model = tiny(name)
         if checkpointing and early:
-            enable_gradient_checkpointing(model)
+            checkpoint_activations(model)
         module = random_module(model, seed=1, dropout=0.2)
         attachment = attach(model, module, trainable=True)
         if checkpointing and not early:
-            enable_gradient_checkpointing(model)
+            checkpoint_activations(model)
         model.train()  # dropout on: a checkpoint replays the random numbers of its forward pass
         torch.manual_seed(0)
         logits_of(model).square().mean().backward()

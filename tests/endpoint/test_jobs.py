@@ -7,10 +7,9 @@ import threading
 
 import pytest
 
-from pem_composition.endpoint.client import Endpoint, Service
-from pem_composition.endpoint.jobs import Budget, Job, describe, key_of, run
+from pem_composition.endpoint.client import Service
+from pem_composition.endpoint.jobs import Budget, Job, ask, describe, key_of
 from pem_composition.errors import RunFailed, UsageError
-from pem_composition.sweep.result_store import ResultStore
 
 pytest.importorskip("openai")
 KEY = "sk-secret-of-the-test"
@@ -31,7 +30,7 @@ def jobs(service, count, read=lambda reply: {"reply": reply}):
 
 
 def go(service, path, count=5, budget=Budget(), **options):  # noqa: B008
-    return run(jobs(service, count), Endpoint(service), ResultStore(path), budget, **options)
+    return ask(jobs(service, count), service, path, budget, **options)
 
 
 def rows(path):
@@ -134,7 +133,7 @@ def test_a_reply_that_cannot_be_read_is_asked_for_once_more_and_then_left(
         return {"reply": reply} if reply == "good" else None
 
     path = tmp_path / "replies.jsonl"
-    report = run(jobs(service, 2, read), Endpoint(service), ResultStore(path), Budget())
+    report = ask(jobs(service, 2, read), service, path, Budget())
     assert (report.done, report.unreadable, report.requests) == (1, 1, 4)
     assert rows(path) == {0: "good"}
 

@@ -14,7 +14,7 @@ import pandas
 import pytest
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.files import read_rows, read_table
+from pem_composition.tasks.files import read_table
 
 ROWS = [
     {"sentence1": 'He said "hi", twice.', "sentence2": "plain", "label": "entailment"},
@@ -43,31 +43,31 @@ def write(path: Path, rows: list[dict] = ROWS) -> Path:
     ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz", "a.tsv.gz"],
 )
 def test_every_format_gives_the_same_rows(tmp_path, name):
-    assert read_rows(write(tmp_path / name)) == ROWS
+    assert read_table(write(tmp_path / name)).rows == ROWS
 
 
 def test_gzip_is_told_by_content_not_by_extension(tmp_path):
     plain = tmp_path / "a.jsonl"
     plain.write_bytes(write(tmp_path / "b.jsonl.gz").read_bytes())
-    assert read_rows(plain) == ROWS
+    assert read_table(plain).rows == ROWS
 
 
 def test_json_lines_under_the_extension_json(tmp_path):
     path = tmp_path / "train.json"
     path.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
-    assert [r["label"] for r in read_rows(path)] == [0, 1]
+    assert [r["label"] for r in read_table(path).rows] == [0, 1]
 
 
 def test_a_glue_tsv_has_no_quoting(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text('sentence\tlabel\n"Hello, he said.\t1\n"Yes" or " no\t0\n')
-    assert [r["sentence"] for r in read_rows(path)] == ['"Hello, he said.', '"Yes" or " no']
+    assert [r["sentence"] for r in read_table(path).rows] == ['"Hello, he said.', '"Yes" or " no']
 
 
 def test_cola_as_distributed_has_no_header(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("gj04\t1\t\tThe sailors rode.\ngj04\t0\t*\tThey rode the.\n")
-    first, second = read_rows(path)
+    first, second = read_table(path).rows
     assert first == {"source": "gj04", "label": "1", "star": "", "sentence": "The sailors rode."}
     assert second["label"] == "0"
 
@@ -96,7 +96,7 @@ def test_a_bad_line_is_named(tmp_path, case):
     path = tmp_path / "train.jsonl"
     path.write_text(text)
     with pytest.raises(DataError) as error:
-        read_rows(path)
+        read_table(path)
     assert str(path) in str(error.value)
     assert line in str(error.value)
     assert what in str(error.value)
@@ -106,14 +106,14 @@ def test_a_csv_row_with_a_field_too_many_is_named_by_its_first_line(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('text,label\n"two\nlines",1\nb,0,extra\n')
     with pytest.raises(DataError, match=r"line 4: wrong number of fields; found 3, expected 2"):
-        read_rows(path)
+        read_table(path)
 
 
 def test_a_quoted_newline_stays_in_its_field(tmp_path):
     path = tmp_path / "a.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["text", "label"], ["two\nlines", "1"]])
-    assert read_rows(path) == [{"text": "two\nlines", "label": "1"}]
+    assert read_table(path).rows == [{"text": "two\nlines", "label": "1"}]
 
 
 BAD_FILES = {
@@ -136,16 +136,16 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, name):
     data, what = BAD_FILES[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as error:
-        read_rows(tmp_path / name)
+        read_table(tmp_path / name)
     assert what in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        read_rows(tmp_path / "train.jsonl")
+        read_table(tmp_path / "train.jsonl")
     with pytest.raises(DataError, match="a directory"):
-        read_rows(tmp_path)
+        read_table(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
@@ -185,17 +185,17 @@ def test_packed_files_give_the_rows_of_the_plain_one(tmp_path, kind):
     data = write(tmp_path / f"a.{kind}").read_bytes()
     for suffix, pack in PACK.items():
         (tmp_path / f"a.{kind}.{suffix}").write_bytes(pack(data))
-        assert read_rows(tmp_path / f"a.{kind}.{suffix}") == ROWS
+        assert read_table(tmp_path / f"a.{kind}.{suffix}").rows == ROWS
     extra = {"__MACOSX/._a": b"\0", "folder/": b""}
-    assert read_rows(zipped(tmp_path / "b.zip", {f"folder/a.{kind}": data, **extra})) == ROWS
-    assert read_rows(zipped(tmp_path / f"a.{kind}.zip", {"a": data})) == ROWS
+    assert read_table(zipped(tmp_path / "b.zip", {f"folder/a.{kind}": data, **extra})).rows == ROWS
+    assert read_table(zipped(tmp_path / f"a.{kind}.zip", {"a": data})).rows == ROWS
 
 
 def test_an_archive_of_several_files_or_none_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"not one file in the archive; found a.csv, b.csv"):
-        read_rows(zipped(tmp_path / "a.zip", {"a.csv": b"x", "b.csv": b"y"}))
+        read_table(zipped(tmp_path / "a.zip", {"a.csv": b"x", "b.csv": b"y"}))
     with pytest.raises(DataError, match=r"found none, expected one file"):
-        read_rows(zipped(tmp_path / "b.zip", {}))
+        read_table(zipped(tmp_path / "b.zip", {}))
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -205,7 +205,7 @@ def test_a_packed_file_that_is_cut_or_damaged_is_refused(tmp_path, suffix):
     for broken in (packed[:-9], packed[:20] + b"\xff" * 9 + packed[29:]):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=r"broken (gzip|bzip2|xz) file"):
-            read_rows(path)
+            read_table(path)
 
 
 QUOTINGS = {"all": csv.QUOTE_ALL, "non-numeric": csv.QUOTE_NONNUMERIC, "minimal": csv.QUOTE_MINIMAL}
@@ -222,8 +222,8 @@ def test_a_tsv_that_was_written_with_quotes_is_read_with_them(tmp_path, quoting,
     path = tmp_path / "a.tsv"
     path.write_bytes((mark + text).encode())
     oracle = pandas.read_csv(path, sep="\t", keep_default_na=False, dtype=str)
-    assert read_rows(path) == oracle.to_dict("records")
-    assert [row["sentence"] for row in read_rows(path)] == texts
+    assert read_table(path).rows == oracle.to_dict("records")
+    assert [row["sentence"] for row in read_table(path).rows] == texts
 
 
 @pytest.mark.parametrize("texts", [["a\ttab", "plain"], ["two\nlines", "plain"]])
@@ -231,7 +231,7 @@ def test_a_tsv_whose_lines_are_uneven_as_they_stand_is_quoted(tmp_path, texts):
     path = tmp_path / "a.tsv"
     frame = pandas.DataFrame({"sentence": texts, "label": ["0", "1"]})
     frame.to_csv(path, index=False, sep="\t")
-    assert [row["sentence"] for row in read_rows(path)] == texts
+    assert [row["sentence"] for row in read_table(path).rows] == texts
 
 
 GLUE_LINES = [
@@ -247,7 +247,7 @@ def test_quotes_of_a_glue_tsv_are_letters(tmp_path, cells):
     path = tmp_path / "a.tsv"
     path.write_text("sentence\tlabel\n{}\t{}\n{}\t{}\n".format(*cells))
     oracle = pandas.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, dtype=str)
-    assert read_rows(path) == oracle.to_dict("records")
+    assert read_table(path).rows == oracle.to_dict("records")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
@@ -255,7 +255,7 @@ def test_a_mark_windows_line_ends_and_empty_lines_change_nothing(tmp_path, name)
     path = write(tmp_path / name)
     lines = path.read_bytes().replace(b"\n", b"\r\n\r\n")
     path.write_bytes(b"\xef\xbb\xbf" + lines + b"\r\n")
-    assert read_rows(path) == ROWS
+    assert read_table(path).rows == ROWS
 
 
 @pytest.mark.parametrize(
@@ -265,4 +265,4 @@ def test_json_lines_with_differing_keys_are_named_by_their_line(tmp_path, odd):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "label": 0}\n\n' + odd + "\n")
     with pytest.raises(DataError, match=r"line 3: columns differ from the first row's"):
-        read_rows(path)
+        read_table(path)

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import load_task
-from pem_composition.tasks.files import read_rows
+from pem_composition.tasks.files import read_table
 from pem_composition.tasks.glue import (
     Reading,
     Task,
@@ -246,7 +246,7 @@ def test_tables_of_the_hugging_face_examples(tmp_path, columns, labels):
     assert data.task.labels == labels
     assert [e.label for e in data.validation] == [0, 1, 0, 1]
     assert [e.text for e in data.train] == [
-        r[columns[0]] for r in read_rows(tmp_path / "train.csv")
+        r[columns[0]] for r in read_table(tmp_path / "train.csv").rows
     ]
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pem_composition import cli
 from pem_composition.errors import DataError
-from pem_composition.tasks.data import load_task, read_rows
+from pem_composition.tasks.data import load_task
+from pem_composition.tasks.files import read_table
 from pem_composition.tasks.sampling import allocate, stratified_sample
 from pem_composition.tasks.split import (
     SplitConfig,
@@ -152,7 +153,9 @@ def test_the_tasks_own_validation_rows_are_kept_for_reporting(tmp_path):
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps(r) + "\n" for r in dev))
     argv = ["split", "--task_name", "rte", "--data_dir", str(tmp_path), "--validation_size", "30"]
     assert cli.main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
-    assert [r | {"row_id": i} for i, r in enumerate(dev)] == read_rows(tmp_path / "out/test.jsonl")
+    assert [r | {"row_id": i} for i, r in enumerate(dev)] == read_table(
+        tmp_path / "out/test.jsonl"
+    ).rows
     record = json.loads((tmp_path / "out/split.json").read_text())
     assert record["files"]["test.jsonl"]["counts"] == {"entailment": 2}
 
@@ -162,7 +165,7 @@ def test_written_files_are_disjoint_complete_and_say_what_they_are(tmp_path):
     argv = ["split", "--task_name", "rte", "--train_file", str(source), "--samples", "120"]
     argv += ["--validation_size", "30", "--output_dir", str(tmp_path / "out")]
     assert cli.main(argv) == 0
-    rows = {p.stem: read_rows(p) for p in (tmp_path / "out").glob("*.jsonl")}
+    rows = {p.stem: read_table(p).rows for p in (tmp_path / "out").glob("*.jsonl")}
     assert {k: len(v) for k, v in rows.items()} == {
         "half-0": 60, "half-1": 60, "all": 120, "validation": 30
     }  # fmt: skip
@@ -170,7 +173,7 @@ def test_written_files_are_disjoint_complete_and_say_what_they_are(tmp_path):
     assert not set(ids["half-0"]) & set(ids["half-1"])
     assert set(ids["half-0"]) | set(ids["half-1"]) == set(ids["all"])
     assert not set(ids["validation"]) & set(ids["all"])
-    original = read_rows(source)
+    original = read_table(source).rows
     assert all({k: r[k] for k in original[0]} == original[r["row_id"]] for r in rows["all"])
     assert ids["all"] != sorted(ids["all"])
     record = json.loads((tmp_path / "out/split.json").read_text())
@@ -205,7 +208,7 @@ def test_csv_rows_are_written_with_their_labels_as_numbers(tmp_path):
     path.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(20)))
     data = load_task("sst2", train_file=path)
     write_split(make_split(data, SplitConfig()), tmp_path / "out")
-    assert {r["label"] for r in read_rows(tmp_path / "out/half-0.jsonl")} == {0, 1}
+    assert {r["label"] for r in read_table(tmp_path / "out/half-0.jsonl").rows} == {0, 1}
 
 
 def test_regression_is_split_by_the_median_score(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -17,10 +18,13 @@ import torch
 from by_hand import points, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_module import dense, expected
 
 import pem_composition as library
 from pem_composition import json_lines
 from pem_composition.errors import DataError
+from pem_composition.report import frames
 from pem_composition.report import records as report
 from pem_composition.sweep import goals, samplers, space
 from pem_composition.sweep.goals import Goal, Scored
@@ -98,6 +102,43 @@ def test_a_trial_is_the_merge_it_says_scored_as_in_a_sweep(bench, finished):
             assert found[key]["predictions"] == "".join(map(str, outputs))
         scores = [found[key]["score"] for key in t["keys"]]
         assert t["values"] == [pytest.approx(np.mean(scores))]
+
+
+def stored(module: Path) -> dict[str, torch.Tensor]:
+    return load_file(module / "adapter_model.safetensors")
+
+
+def test_a_rank_holds_at_every_point_and_the_page_names_what_makes_its_modules(bench, tmp_path):
+    """Also where one module stands alone in the sum; ranks by NumPy, files by PEM.save."""
+    stats = [tmp_path / f"gram{i}" for i in range(2)]
+    model = ("--model_name_or_path", bench.base)
+    for task, module, out in zip(bench.tasks, bench.modules, stats, strict=True):
+        rows = ("--task_name", task, "--train_file", bench.rows[task, "validation"])
+        assert run("gram", *model, "--adapter", module, *rows, "--output_dir", out) == 0
+    methods = ("--methods", "sum", "regmean", "--gram_list", *stats, "--rank", 2)
+    grid = ("--sampler", "grid", "--grid", 0, 0.5, 1, "--dtype", "float16", "--space", "delta")
+    summary = search(bench, tmp_path / "out", *methods, *grid)
+    found = frames.points(report.read(tmp_path / "out"))
+    assert sorted(found.of(frames.CURVE)["series"].value_counts()) == [3, 3]
+    modules = [library.load(p) for p in bench.modules]
+    assert {r["rank"] for r in points(tmp_path / "out").values() if r["space"]} == {2}
+    for n, line in enumerate(found.of(frames.CURVE).to_dict("records")):
+        out = tmp_path / f"m{n}"
+        words = shlex.split(line["command"])[1:]
+        assert run(*(out if word == "OUT" else word for word in words)) == 0
+        made = library.load(out)
+        ranks = {np.linalg.matrix_rank(dw) for dw in dense(made).values()}
+        assert max(ranks) == 2
+        assert {t.dtype for t in stored(out).values()} == {torch.float16}
+        if line["series"].startswith("sum"):
+            sums = expected(modules, line["coefficients"])
+            for layer, dw in sums.items():
+                u, s, vh = np.linalg.svd(dw)
+                best = u[:, :2] * s[:2] @ vh[:2]
+                np.testing.assert_allclose(dense(made)[layer], best, atol=2e-3)
+        if line["chosen"] and line["series"] == summary["best"]:
+            written = stored(tmp_path / "out" / "best")
+            assert all(torch.equal(stored(out)[k], t) for k, t in written.items())
 
 
 def test_the_best_of_each_study_and_of_all_are_chosen_on_the_selection_rows(finished):
@@ -499,3 +540,10 @@ def test_a_sum_that_the_dtype_does_not_hold_is_a_trial_without_a_result(bench, t
     assert fits["keys"] and not fits["violation"]
     assert not too_large["keys"] and too_large["violation"] > 0
     assert library.load(out / "best").tensors
+
+
+def test_a_grid_of_a_method_that_needs_statistics_is_referred_to_a_search(bench, tmp_path, capsys):
+    words = ("-w", "fisher", "-f", "a", "b", "--grid", 0, 0.5, 1, "--evaluate")
+    assert run("merge", *bench.flags(), "-p", tmp_path / "out", *words) == 2
+    assert "pem search --methods fisher --sampler grid" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

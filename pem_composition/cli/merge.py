@@ -144,6 +144,11 @@ def _run_full(config: Config, models: full.Models) -> int:
 
 
 def _run_sweep(config: Config) -> int:
+    if config.choice().entry.needs:
+        raise UsageError.build(
+            "--evaluate", "statistics of data are read by searches", found=config.merge_way,
+            do=f"use pem search --methods {config.merge_way} --sampler grid",
+        )  # fmt: skip
     grid = config.scored_grid(
         coefficients=config.coefficients,
         search_step=config.search_step,

@@ -34,6 +34,7 @@ EXAMPLES = """
       --goal loss --penalty 0.05 --coefficients_range -1.5 1.5 --sampler cma      # LoraHub
 """
 GRID = (0.0, 0.25, 1.0)
+METHOD_OF = {"fisher": "fisher", "gram": "regmean"}  # statistics, and the method that needs them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +108,11 @@ class Config(ModuleFlags, EvaluationFlags):
             )
         for method in self.methods:
             _check_method(method)
-        files = {"fisher": self.fisher_list, "regmean": self.gram_list}
-        for method, given in files.items():
-            flag = "--fisher_list" if method == "fisher" else "--gram_list"
+        for what, method in METHOD_OF.items():
+            given = getattr(self, f"{what}_list")
             if bool(given) != (method in self.methods):
                 raise UsageError.build(
-                    flag, f"goes with --methods {method}", found=f"{len(given)} files",
+                    f"--{what}_list", f"goes with --methods {method}", found=f"{len(given)} files",
                     do=f"give it with {method} and only then",
                 )  # fmt: skip
 
@@ -269,5 +269,6 @@ def _prepare(config: Config, setup: MergeSetup) -> tuple[Search, Runner]:
         base_name=plan.base_name,
         metrics=plan.metrics,
         command=plan.command,
+        statistics={METHOD_OF[what]: paths for what, paths in _statistics(config).items()},
     )
     return search, runner

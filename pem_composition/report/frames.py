@@ -96,8 +96,9 @@ def points(results: Results) -> Points:
     if results.is_search:
         own = zip(s["goals"], s["goal_signs"], strict=True)
         signs = {**{_goal(s, g): sign for g, sign in own}, **signs}
+    smaller = tuple(f" {metric}" for metric in ("loss", *s.get("smaller_is_better", ())))
     for name in sorted({name for line in lines for name in line["further"]}):
-        signs[name] = -1 if name.endswith(" loss") else 1
+        signs[name] = -1 if name.endswith(smaller) else 1
     one = s["composition"] == "analogy" or len(s["modules"]) <= 2
     across = TRIAL if results.is_search else COEFFICIENT if one else ""
     flat = ({**{k: v for k, v in x.items() if k != "further"}, **x["further"]} for x in lines)
@@ -172,7 +173,7 @@ def _trials(results: Results) -> Iterator[Line]:
             yield {
                 "role": CURVE, "series": study["study"], "name": expression(s["modules"], c),
                 "at": number + 1, "coefficients": c, "chosen": number == study["number"],
-                "command": command(s, c, study["space"], study["method"], trial.get("candidate")),
+                "command": command(s, c, study["space"], study, trial.get("candidate")),
                 **{_goal(s, name): sign * value for name, sign, value in goals},
                 **_measures(results, keys),
             }  # fmt: skip
@@ -232,10 +233,11 @@ def command(
     s: Mapping[str, Any],
     coefficients: Sequence[float],
     space: str | None,
-    method: str | None = None,
+    study: Mapping[str, Any] | None = None,
     candidate: Mapping[str, Any] | None = None,
 ) -> str:
     """The command that writes a point of a sweep or search; empty where paths are not recorded."""
+    about = {**s, **(study or {})}
     paths = s.get("paths")
     if not paths:
         return ""
@@ -246,7 +248,7 @@ def command(
         words = ["pem", "analogy", "-a", *paths, "-p", "OUT", "--coefficient"]
         coefficients = coefficients[:1]
     words += [f"{c!r}" for c in coefficients]
-    named, _, settings = (method or s.get("method") or "simple").partition("(")
+    named, _, settings = (about.get("method") or "simple").partition("(")
     if named not in ("simple", "sum"):
         words += ["--merge_way", named]
     own = dict(pair.split("=", 1) for pair in settings.rstrip(")").split(", ") if "=" in pair)
@@ -260,6 +262,10 @@ def command(
         words += ["--rank", str(rank)]
     if s["head"]:
         words += ["--head", s["head"]]
+    if about.get("statistics"):
+        words += ["--fisher_list", *about["statistics"]]
+    if s.get("dtype"):
+        words += ["--dtype", s["dtype"]]
     return shlex.join([*words, *_whole(s)])
 
 

@@ -140,6 +140,7 @@ ASKED = (
     "rows", "n", "base", "labels", "max_seq_length", "prompt", "objective", "target", "answers",
     "block_size", "bf16", "weights", "generation",
 )  # fmt: skip
+BY_HARNESS = ("version", "task_version", "task_hash", "num_fewshot", "limit")
 
 
 def setting_of(results: Results) -> dict[str, Any]:
@@ -149,6 +150,7 @@ def setting_of(results: Results) -> dict[str, Any]:
     s = results.summary
     records = results.scored(s["rows"][0]["keys"])
     asked = {name: [r.get(name) for r in records] for name in ASKED}
+    asked |= {name: [(r.get("harness") or {}).get(name) for r in records] for name in BY_HARNESS}
     chosen = {name: s.get(name) or None for name in ("report", "select", "selected_by")}
     curves = (s.get("curve") or {}).values()  # a search has none
     grid = sorted({tuple(point["coefficients"]) for curve in curves for point in curve})

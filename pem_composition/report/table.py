@@ -31,6 +31,12 @@ COSTS = ("normalised", "rank", "seconds")  # further columns of a search
 AVERAGE = "average of the modules"
 MEAN = "mean"  # over the tasks
 NOTED_INVALID = 0.03  # a larger share of answers outside the format is said beside the score
+BASELINES = {
+    "average": "the average of the modules",
+    "own module": "the task's own module",
+    "module 0": "the classifier (module 0)",
+    "base": "the base model",
+}
 KEPT = ("metric", "score", "standard_error", "auc", "predicted_share", "n")
 OWN_HEADS = (
     "Each task is scored with the head of its own module; normalised: the mean over the tasks of "
@@ -160,7 +166,7 @@ def _title(s: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 def _baseline(results: Results) -> str:
     """What gains are against, as a reader calls it."""
-    named = {"average": "the average", "own module": "the task's own module"}
+    named = {"average": "the average", "own module": BASELINES["own module"]}
     return named.get(results.summary["baseline"]) or str(results.summary["modules"][0])
 
 
@@ -266,7 +272,8 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
 def _setting(found: Results) -> dict[str, Any]:
     """What the sweeps of a group have in common."""
     s = found.summary
-    names = ("tasks", "kind", "base_name", "head", "rank", "composition", "goals")
+    names = ("tasks", "kind", "base_name", "head", "rank", "composition", "goals", "penalty")
+    names += ("constraints", "sampler", "baseline")
     return {**{n: s.get(n) for n in names}, "modules": len(s["modules"]), **setting_of(found)}
 
 
@@ -298,6 +305,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
             "n": counts.get(task),
             "sweeps": len(same),
             "metric": metric if isinstance(metric, str) else "",
+            "baseline": BASELINES[s["baseline"]],
             **text.spread(same, ("score", "gain", *COSTS)),
             "invalid_share": text.spread(same, ["invalid_share"])["invalid_share"],
             "one_class": int(same["note"].astype(str).str.contains("one class").sum()),
@@ -333,10 +341,8 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     columns.append(("", [_remark(x) for x in lines]))
     if any(x["setting"] for x in lines):
         columns.append(("setting", [x["setting"] for x in lines]))
-    explained = (
-        "+- is the standard deviation between sweeps. The baseline of a merge is the average of "
-        "its modules, that of an analogy its classifier (module 0)."
-    )
+    baselines = " or ".join(dict.fromkeys(x["baseline"] for x in lines))
+    explained = f"+- is the standard deviation between sweeps. Gains are over {baselines}."
     return "\n".join([text.markdown(columns), "", explained])
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
-from pem_composition.sweep.goals import normalised, signs_of, worths_of
+from pem_composition.sweep.goals import normalised, signs_of, smaller_of, worths_of
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.points import (
     PER_TASK,
@@ -220,9 +220,11 @@ def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[
         "base_name": plan.base_name,
         "tasks": list(plan.tasks),
         "signs": signs_of(records),
+        **smaller_of(records),
         "head": settings.head if plan.inputs[0].pem.head_tensors() else None,
         "rank": settings.rank,
         **({} if settings.method == SIMPLE else {"method": settings.method}),
+        **({} if settings.dtype is None else {"dtype": settings.dtype}),
     }
 
 

@@ -235,6 +235,14 @@ def signs_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[int
     return [1 if greater_is_better(name) else -1 for name in names]
 
 
+def smaller_of(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Scores beside the metric that are better when smaller, for a summary; empty without."""
+    from pem_composition.evaluation.metrics import greater_is_better
+
+    names = {name for r in records for name in r["scores"] if not greater_is_better(name)}
+    return {"smaller_is_better": sorted(names)} if names else {}
+
+
 def worths_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[float]:
     """The values, so that higher is better: the one rule by which a sweep or a search chooses."""
     signed = zip(signs_of(records, metrics), values_of(records, metrics), strict=True)

@@ -160,21 +160,20 @@ def point(
     method: str | None = None,
     rank: int | None = None,
 ) -> Point:
-    """A combination; a sum of one module with coefficient 1 and the rest 0 is that module.
+    """A combination; a sum of one module with coefficient 1 and the rest 0 is that module, if no
+    rank is asked for.
 
     Args:
         method, rank: default: those of the settings.
     """
     method = settings.method if method is None else method
+    rank = (rank or settings.rank) if space == "delta" else None
     chosen = [i for i, c in zip(inputs, coefficients, strict=True) if c]
     own = {"first": [inputs[0]], "last": [inputs[-1]], "average": chosen, PER_TASK: chosen}
     single = len(chosen) == 1 and sum(coefficients) == 1.0 and own.get(settings.head) == chosen
-    if single and method == SIMPLE:
+    if single and method == SIMPLE and rank is None:
         return alone(chosen[0])
-    rank = rank or settings.rank
-    return Point(
-        tuple(inputs), tuple(coefficients), space, method, rank if space == "delta" else None
-    )
+    return Point(tuple(inputs), tuple(coefficients), space, method, rank)
 
 
 def alone(module: Input) -> Point:

@@ -13,14 +13,22 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
 from pem_composition.sweep import MERGE, Row, compared, samplers, shared
-from pem_composition.sweep.goals import Condition, Goal, Scored, check_normalised, front, signs_of
+from pem_composition.sweep.goals import (
+    Condition,
+    Goal,
+    Scored,
+    check_normalised,
+    front,
+    signs_of,
+    smaller_of,
+)
 from pem_composition.sweep.points import Input, Point, TooLarge, alone, point
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner
@@ -41,6 +49,7 @@ class Search:
         own: module i is task i's own.
         compare: modules that are scored in the table beside the results.
         metrics: for each task the metric that goals and conditions are about; none: its own.
+        statistics: files that a method needs, by the method.
     """
 
     inputs: tuple[Input, ...]
@@ -58,6 +67,7 @@ class Search:
     composition: str = MERGE
     metrics: tuple[str, ...] = ()
     command: str = ""
+    statistics: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -297,9 +307,11 @@ def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str
         "search": SUMMARY_VERSION,
         **_setting(search, runner, select, report),
         "signs": signs_of(best_records),
+        **smaller_of(best_records),
         "goal_signs": [goal.sign(scored) for goal in search.goals],
         "studies": [
             {**asdict(trial), "method": s.method, "space": s.space, "tried": len(trials[s]),
+             "statistics": search.statistics.get(s.method, ()),
              "keys_of_trials": [list(t.keys) for t in trials[s]],
              "values_of_trials": [list(t.values) for t in trials[s]],
              "violations": [t.violation for t in trials[s]]}
@@ -372,10 +384,13 @@ def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[s
         "base_name": search.base_name,
         "tasks": list(search.tasks),
         "head": settings.head if search.inputs[0].pem.head_tensors() else None,
+        "rank": settings.rank,
+        "dtype": settings.dtype,
         "select": select,
         "report": report,
         "shared_rows": shared(runner, select, report),
         "goals": [g.name for g in search.goals],
+        "penalty": search.goals[0].penalty,
         "selected_by": list(search.metrics),
         "constraints": [str(c) for c in search.conditions],
         "sampler": search.sampler,

@@ -198,7 +198,9 @@ def study(method: str, space: str, kind: str, modules: int, wishes: Wishes) -> S
             dimensions.append(_checked(named[setting.name], setting))
     if RANK in named and space == "delta" and kind == "lora":
         dimensions.append(_ranks(named[RANK]))
-    points = () if entry.shares or wishes.mode != EACH else wishes.grid
+    points = wishes.grid if wishes.mode == EACH else ()
+    if entry.shares:
+        points = tuple(p for p in points if min(p) >= 0 and sum(p) > 0)
     return Study(method, space, modules, kind, tuple(dimensions), points)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pem_composition.report.records import SUBTRACTION, SUMMARY_VERSION
 from pem_composition.sweep import VALIDATION, Plan
-from pem_composition.sweep.goals import signs_of
+from pem_composition.sweep.goals import signs_of, smaller_of
 from pem_composition.sweep.points import Point, alone
 from pem_composition.sweep.runner import Runner
 
@@ -50,6 +50,7 @@ def run(plan: Plan, runner: Runner) -> dict[str, Any]:
         "base_name": plan.base_name,
         "tasks": list(plan.tasks),
         "signs": signs_of(scored["base"]),
+        **smaller_of(scored["base"]),
         "head": None,
         "rank": None,
         "select": VALIDATION,

@@ -253,7 +253,8 @@ def test_the_frontier_is_one_task_against_the_other(tmp_path, pyplot):
     spots = {"rte": (0.7, 0.5), "sst2": (0.5, 0.9), "both (reference)": (0.75, 0.85)}
     for name, spot in {**spots, "average of the modules": (0.6, 0.7)}.items():
         assert [v[0] for v in lines[name].get_data()] == pytest.approx(spot)
-    circled = [line for line in axes.get_lines() if line.get_fillstyle() == "none"]
+    hollow = [line for line in axes.get_lines() if line.get_fillstyle() == "none"]
+    circled = [line for line in hollow if line.get_label() != "average of the modules"]
     assert [line.get_xydata()[0].tolist() for line in circled] == [pytest.approx([0.65, 0.6])]
     assert axes.get_xlabel().startswith("rte: accuracy")
 
@@ -432,9 +433,13 @@ def test_selection_rows_and_test_rows_are_never_averaged(tmp_path):
 
 ASKED_OTHERWISE = {
     "max_seq_length": 8, "bf16": True, "prompt": {"template": "other"}, "base": "f" * 64,
-    "answers": "free",
+    "answers": "free", "num_fewshot": 1, "task_hash": "e" * 64,
 }  # fmt: skip
-CHOSEN_OTHERWISE = {"selected_by": ["loss"], "select": "train", "head": "first"}
+BY_HARNESS = {"num_fewshot": 0, "task_hash": "f" * 64}
+CHOSEN_OTHERWISE = {
+    "selected_by": ["loss"], "select": "train", "head": "first", "constraints": ["rte>=0.5"],
+    "sampler": "cma", "baseline": "own module", "penalty": 0.1,
+}  # fmt: skip
 
 
 def asked(path: Path, **settings: Any) -> Path:
@@ -446,10 +451,32 @@ def asked(path: Path, **settings: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("baseline", [*table.BASELINES])
+def test_several_sweeps_say_what_their_gains_are_over(baseline, tmp_path):
+    paths = [
+        changed(write(tmp_path / n, shift=s), baseline=baseline) for n, s in (("a", 0), ("b", 0.1))
+    ]
+    text = table.aggregate_markdown(table.aggregate(paths))
+    assert text.endswith(f"Gains are over {table.BASELINES[baseline]}.")
+
+
+def test_a_further_metric_improves_in_its_own_direction(tmp_path):
+    path = write(tmp_path / "a")
+    asked(path, scores={"accuracy": 0.5, "f1": 0.5, "bits_per_byte": 2.0}, loss=1.0)
+    changed(path, smaller_is_better=["bits_per_byte"])
+    assert frames.points(records.read(path)).signs == {
+        "rte": 1, "rte f1": 1, "rte bits_per_byte": -1, "rte loss": -1,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", [*ASKED_OTHERWISE, *CHOSEN_OTHERWISE])
 def test_sweeps_of_different_settings_are_not_averaged_and_say_what_differs(name, tmp_path):
     first, again, other = (write(tmp_path / n, shift=0.01 * i) for i, n in enumerate("abc"))
-    if name in ASKED_OTHERWISE:
+    if name in BY_HARNESS:
+        for path in (first, again, other):
+            asked(path, harness=BY_HARNESS)
+        asked(other, harness=BY_HARNESS | {name: ASKED_OTHERWISE[name]})
+    elif name in ASKED_OTHERWISE:
         asked(other, **{name: ASKED_OTHERWISE[name]})
     else:
         changed(other, **{name: CHOSEN_OTHERWISE[name]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -323,6 +324,18 @@ def test_a_task_that_cannot_be_used_is_one_line(
     said = capsys.readouterr().err
     assert reason in said and said.count("\n") == 1
     assert not ran.exists()
+
+
+@without
+def test_rows_are_read_anew_whatever_the_date_of_their_file(bench: Bench, tmp_path: Path) -> None:
+    write_task(tmp_path, "choice", **CHOICE)
+    own, file = replace(bench, tasks=tmp_path), tmp_path / "choice.jsonl"
+    before = {r["key"] for r in sweep(own, tmp_path / "out", *own.flags("choice"))}
+    date = file.stat().st_mtime_ns
+    file.write_text(file.read_text().replace('"label": 0', '"label": 1', 1))
+    os.utime(file, ns=(date, date))
+    after = {r["key"] for r in sweep(own, tmp_path / "out", *own.flags("choice"))}
+    assert len(after) == 2 * len(before) == 6
 
 
 @without

@@ -24,6 +24,7 @@ import json
 import logging
 import random
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,14 @@ RANDOM_SEED, SEED = 0, 1234  # the harness's: of Python, and of NumPy, torch and
 NEAR = 5  # names that are proposed for one that is unknown
 STDERR = "_stderr"
 CODE = "!function"
+FORMATS = (
+    "json",
+    "csv",
+    "parquet",
+    "text",
+    "arrow",
+    "xml",
+)  # of files, by which datasets reads them
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.()-]{0,99}", re.ASCII)
 
 Sample = dict[str, Any]
@@ -226,7 +235,7 @@ def read(
             do=f"near names: {', '.join(near)}" if near else "lm_eval ls tasks lists all names",
         )  # fmt: skip
     _sandbox()
-    with _quiet(), _uncounted(), _as_one_line(", ".join(names)):
+    with _quiet(), _uncounted(), _read_anew(), _as_one_line(", ".join(names)):
         loaded = manager.load(list(names))["tasks"]
         found = tuple(
             HarnessTask(name, task, num_fewshot=num_fewshot, limit=limit)
@@ -434,6 +443,25 @@ def _uncounted() -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
+
+
+@contextlib.contextmanager
+def _read_anew() -> Iterator[None]:
+    """Files of one's own are read each time: the cache of datasets knows them by their date."""
+    cached = datasets.load_dataset
+
+    def load(path: str, *given: Any, **options: Any) -> Any:
+        own = path in FORMATS and "://" not in json.dumps(options.get("data_files"), default=str)
+        if not own:
+            return cached(path, *given, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            return cached(path, *given, **options | {"cache_dir": folder, "keep_in_memory": True})
+
+    datasets.load_dataset = load
+    try:
+        yield
+    finally:
+        datasets.load_dataset = cached
 
 
 @contextlib.contextmanager

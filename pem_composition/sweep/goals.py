@@ -229,17 +229,12 @@ def values_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[fl
 
 def signs_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[int]:
     """Of each record: 1 where its metric is better when greater, -1 where it is when smaller."""
-    from pem_composition.evaluation.metrics import greater_is_better
-
-    names = metrics or [r["metric"] for r in records]
-    return [1 if greater_is_better(name) else -1 for name in names]
+    return [_sign(name) for name in metrics or [r["metric"] for r in records]]
 
 
 def smaller_of(records: Sequence[Record]) -> dict[str, list[str]]:
     """Scores beside the metric that are better when smaller, for a summary; empty without."""
-    from pem_composition.evaluation.metrics import greater_is_better
-
-    names = {name for r in records for name in r["scores"] if not greater_is_better(name)}
+    names = {name for r in records for name in r["scores"] if _sign(name) < 0}
     return {"smaller_is_better": sorted(names)} if names else {}
 
 
@@ -247,6 +242,12 @@ def worths_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[fl
     """The values, so that higher is better: the one rule by which a sweep or a search chooses."""
     signed = zip(signs_of(records, metrics), values_of(records, metrics), strict=True)
     return [sign * value for sign, value in signed]
+
+
+def _sign(metric: str) -> int:
+    from pem_composition.evaluation.metrics import greater_is_better
+
+    return 1 if greater_is_better(metric) else -1
 
 
 def _by(record: Record, metric: str) -> float:

@@ -323,13 +323,30 @@ def header(folder: Path, name: str, record: provenance.Record | None) -> ModuleH
 
 
 def head_info(config: Mapping[str, Any]) -> HeadInfo:
-    """Labels and problem of a classifier from its config.json."""
-    table = config.get("id2label")
-    labels: tuple[str, ...] = ()
-    if isinstance(table, dict) and table.keys() == {str(i) for i in range(len(table))}:
-        labels = tuple(str(table[str(i)]) for i in range(len(table)))
+    """Labels and problem of a classifier from its config.json.
+
+    Where id2label names no class, label2id may: transformers would call them LABEL_0, ...
+    """
+    labels = _named_by_number(config.get("id2label"))
+    if HeadInfo(labels).numbered:
+        labels = _numbered_by_name(config.get("label2id")) or labels
     regression = config.get("problem_type") == "regression" or len(labels) == 1
     return HeadInfo(() if regression else labels, "regression" if regression else "classification")
+
+
+def _named_by_number(table: Any) -> tuple[str, ...]:
+    """The classes of id2label; none where it does not name 0 ... n - 1."""
+    if not isinstance(table, dict) or table.keys() != {str(i) for i in range(len(table))}:
+        return ()
+    return tuple(str(table[str(i)]) for i in range(len(table)))
+
+
+def _numbered_by_name(table: Any) -> tuple[str, ...]:
+    """The classes of label2id; none where it does not number them 0 ... n - 1."""
+    if not isinstance(table, dict) or any(type(i) is not int for i in table.values()):
+        return ()
+    numbers = sorted(table.values())
+    return tuple(sorted(table, key=table.__getitem__)) if numbers == [*range(len(table))] else ()
 
 
 def base_folder_of(base: str | PathLike[str] | None, where: object) -> Path:

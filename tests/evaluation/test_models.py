@@ -23,6 +23,7 @@ from pem_composition.evaluation.models import (
     max_input_length,
     resolve,
 )
+from pem_composition.evaluation.own_classes import of_model
 from pem_composition.tasks.glue import TASKS
 
 TEXTS = ["a good film", "a bad film, and long"]
@@ -136,6 +137,17 @@ def test_a_head_with_its_classes_in_another_order_is_refused(tuned):
     message = refused(tuned, "mnli")
     assert "found contradiction, neutral, entailment" in message
     assert "expected entailment, neutral, contradiction" in message
+
+
+@pytest.mark.parametrize("numbered", [None, {str(i): f"LABEL_{i}" for i in range(3)}])
+def test_classes_that_label2id_alone_names_have_their_order(tuned, numbered):
+    """transformers would call them LABEL_0, ...: any order would be taken for the task's."""
+    words = ("contradiction", "neutral", "entailment")
+    edit_config(tuned, id2label=numbered, label2id={w: i for i, w in reversed([*enumerate(words)])})
+    assert "found contradiction, neutral, entailment" in refused(tuned, "mnli")
+    assert of_model(str(tuned)) == words
+    edit_config(tuned, label2id=dict.fromkeys(words, 0))  # which says nothing
+    assert of_model(str(tuned)) == ("LABEL_0", "LABEL_1", "LABEL_2")[: 3 if numbered else 2]
 
 
 def test_weights_missing_outside_the_head_are_refused(tuned):

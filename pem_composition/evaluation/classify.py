@@ -22,6 +22,7 @@ from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation import metrics
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import Task
+from pem_composition.tasks.tokens import first_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,8 +112,10 @@ def encode(
 ) -> EncodedDataset:
     """Tokenise every row once; longer rows are cut, the longer text of a pair first.
 
+    An empty text is read as the start token where the tokenizer adds none (GPT-2).
+
     Raises:
-        DataError: no rows, or a length of less than 8 tokens.
+        DataError: no rows, an empty one without such a token, or a length of less than 8 tokens.
     """
     if not examples:
         raise DataError.build("encode", "no rows", expected="at least one")
@@ -131,6 +134,12 @@ def encode(
     inputs = {name: list(encoded[name]) for name in INPUT_NAMES if name in encoded}
     if "attention_mask" not in inputs:
         inputs["attention_mask"] = [[1] * len(ids) for ids in inputs["input_ids"]]
+    for place, example in enumerate(examples):
+        if not inputs["input_ids"][place]:  # a model cannot read nothing
+            token = first_token(tokenizer, f"row {example.row_id}")
+            row = {"input_ids": token, "attention_mask": 1, "token_type_ids": 0}
+            for name, column in inputs.items():
+                column[place] = [row[name]]
     return EncodedDataset(inputs, tuple(e.label for e in examples), padding)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition import network, offline
 from pem_composition.checkpoint.files import read_json, snapshot_of, write_json
-from pem_composition.checkpoint.full import Weights
+from pem_composition.checkpoint.full import Weights, head_info
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.keys import check_unchanged
@@ -73,16 +73,18 @@ def load_base(
     from transformers import AutoModelForSequenceClassification
 
     source = resolve(model_name_or_path)
-    config, stored_labels = _config(source, task, num_labels, config_overrides)
+    config = _config(source, task, num_labels, config_overrides)
     _check_classifier(source, config)
     model, info = _load_model(AutoModelForSequenceClassification, source, config, dtype)
     tokenizer = _tokenizer_of(model, source)
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     _check_complete(source, model, missing)
     if task is not None and not any(_in_head(model, key) for key in missing):
-        _check_labels(source, task, stored_labels)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders pool the last real token
+        _check_labels(source, task, head_info(stored_config(source)))
+    if model.config.pad_token_id is None or decodes(model.config):
+        # Decoders pool the last token that is not this one, so it is the one that rows are padded
+        # with, whatever config.json says.
+        model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedBase(model, tokenizer, {"missing_keys": missing, "unexpected_keys": unexpected})
 
 
@@ -103,7 +105,7 @@ def load_seq2seq(
     from transformers import AutoModelForSeq2SeqLM
 
     source = resolve(model_name_or_path)
-    config, _ = _config(source, None, None, config_overrides)
+    config = _config(source, None, None, config_overrides)
     _check_writes(source, config)
     return _load_writer(AutoModelForSeq2SeqLM, source, config, dtype)
 
@@ -148,7 +150,7 @@ def load_causal(
     from transformers import AutoModelForCausalLM
 
     source = resolve(model_name_or_path)
-    config, _ = _config(source, None, None, config_overrides)
+    config = _config(source, None, None, config_overrides)
     _check_decodes(source, config)
     loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, load_options or AS_IT_IS)
     keep_gradients(loaded.model)
@@ -339,12 +341,11 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
 
 def _config(
     source: str, task: Task | None, num_labels: int | None, overrides: dict[str, float]
-) -> tuple[PretrainedConfig, list[str]]:
-    """The model's configuration for the task, and the class names that it had before."""
+) -> PretrainedConfig:
+    """The model's configuration for the task."""
     from transformers import AutoConfig
 
     config = _load(AutoConfig, source)
-    stored = [str(config.id2label[i]) for i in sorted(config.id2label or {})]
     for name, value in overrides.items():
         if not hasattr(config, name):
             raise CheckpointError.build(
@@ -358,7 +359,7 @@ def _config(
         if not task.regression:
             config.id2label = task.id2label
             config.label2id = {word: i for i, word in task.id2label.items()}
-    return config, stored
+    return config
 
 
 def stored_config(source: str) -> dict[str, Any]:
@@ -561,12 +562,12 @@ def _check_depth(source: str, model: PreTrainedModel, unexpected: Iterable[str])
         )  # fmt: skip
 
 
-def _check_labels(source: str, task: Task, stored: list[str]) -> None:
+def _check_labels(source: str, task: Task, stored: HeadInfo) -> None:
     """A checkpoint that brings its head must mean the same classes in the same order."""
-    if not task.regression and not HeadInfo(tuple(stored)).fits(task.labels):
+    if not task.regression and not stored.fits(task.labels):
         raise CheckpointError.build(
             source, f"its head was trained for other classes than {task.name}'s",
-            found=", ".join(stored), expected=", ".join(task.labels),
+            found=", ".join(stored.labels), expected=", ".join(task.labels),
             do="give the base model, or the model trained for this task",
         )  # fmt: skip
 

@@ -43,11 +43,19 @@ def prompt_tokens(
     Raises:
         DataError: an empty prompt, and a tokenizer without start and end token.
     """
-    tokens = begun(tokenizer, prompt, special=special)
+    return begun(tokenizer, prompt, special=special) or [first_token(tokenizer, "prompt")]
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase, where: str) -> int:
+    """What is read of a text that has no token: the start token, the end token else.
+
+    Raises:
+        DataError: a tokenizer without both.
+    """
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if not tokens and first is None:
-        raise DataError.build("prompt", "empty, and the tokenizer has no start token")
-    return tokens or [first]
+    if first is None:
+        raise DataError.build(where, "empty, and the tokenizer has no start token")
+    return int(first)
 
 
 def tokens_after(

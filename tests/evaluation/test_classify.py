@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from tiny import VOCABULARY, tiny
+from tiny import VOCABULARY, tiny, write_causal
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +21,7 @@ from pem_composition.evaluation.classify import (
     predict,
     score,
 )
+from pem_composition.evaluation.models import load_base
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import TASKS
 
@@ -60,6 +61,26 @@ def test_padded_batches_give_the_logits_of_single_unpadded_rows(name):
         logits = predict(model, data, **batching)
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected, rtol=1e-6)  # rounded to float32
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_decoder_answers_behind_a_row_s_last_token_whatever_the_batch(tmp_path, name):
+    """Its config.json names another padding token than the tokenizer pads with, and one text is
+    empty: GPT-2 reads the start token of it."""
+    base = write_causal(tmp_path / name, name, ["w1 w2 good bad"])
+    torch.manual_seed(0)
+    model, tokenizer, _ = load_base(base, TASKS["sst2"])
+    texts = ["w1", "good w2 bad w1 w2", "", "w2 w1 good"]
+    data = encode(tokenizer, [Example(text, None, 0, i) for i, text in enumerate(texts)])
+    expected = []
+    for text in texts:
+        ids = tokenizer(text).input_ids or [tokenizer.bos_token_id]
+        with torch.no_grad():
+            states = model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
+            expected.append((model.score.weight @ states).numpy())
+    for size in (1, 2, 4):
+        found = predict(model, data, batch_size=size)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_prepared_batches_give_the_same_logits_and_leave_the_model_as_it_was():

@@ -240,6 +240,18 @@ def _finite_float(text: str) -> float:
     return value
 
 
+def listing(folder: Path) -> str:
+    """The first twelve names in a folder, for errors; a link that leads nowhere is marked."""
+    found = sorted(folder.iterdir())[:12]
+    lost = " (a link to nothing)"
+    return ", ".join(f"{p.name}{'/' * p.is_dir()}{lost * leads_nowhere(p)}" for p in found)
+
+
+def leads_nowhere(path: Path) -> bool:
+    """True for a symbolic link to what is not there, or to itself."""
+    return path.is_symlink() and not path.exists()
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object as ``json_bytes`` gives it."""
     path.write_bytes(json_bytes(value))

@@ -20,6 +20,7 @@ from pem_composition.checkpoint.files import (
     FLOAT_DTYPES,
     TensorInfo,
     is_file,
+    listing,
     read_json,
     sha256_file,
 )
@@ -108,7 +109,7 @@ class Weights(AbstractContextManager["Weights"]):
             raise CheckpointError.build(
                 self.folder,
                 "no model weights",
-                found=", ".join(sorted(p.name for p in self.folder.iterdir())[:12]),
+                found=listing(self.folder),
                 expected="model.safetensors, its shards with an index, or pytorch_model.bin",
                 do="check the path",
             )

@@ -16,7 +16,7 @@ from pem_composition.checkpoint import peft_config, provenance
 from pem_composition.checkpoint.content import CONFIG
 from pem_composition.checkpoint.content import PEFT_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.content import PEFT_WEIGHTS_BIN as WEIGHTS_BIN
-from pem_composition.checkpoint.files import TensorInfo, is_file, write_json
+from pem_composition.checkpoint.files import TensorInfo, is_file, listing, write_json
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.tensors import (
     StoredTensors,
@@ -144,7 +144,7 @@ def _weights_file(folder: Path) -> tuple[Path, tuple[str, ...]]:
     raise CheckpointError.build(
         folder,
         "no weights",
-        found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
+        found=listing(folder),
         expected=f"{WEIGHTS} (or {WEIGHTS_BIN})",
         do="copy the weights beside adapter_config.json",
     )

@@ -26,6 +26,8 @@ from pem_composition.checkpoint.files import (
     atomic_directory,
     check_apart,
     is_file,
+    leads_nowhere,
+    listing,
     snapshot_of,
 )
 from pem_composition.checkpoint.header import ModuleHeader
@@ -204,7 +206,11 @@ def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
     if not folder.is_dir():
         raise CheckpointError.build(
             folder,
-            "no such directory" if not folder.exists() else "not a directory",
+            "a symbolic link to nothing"
+            if leads_nowhere(folder)
+            else "no such directory"
+            if not folder.exists()
+            else "not a directory",
             expected="a directory with a module",
             do=_near(folder) or "check the path",
         )
@@ -217,13 +223,12 @@ def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
     if len(inner) == 1:
         small = SmallFiles(inner[0])
         return small, _format_of(small) or "peft"
-    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     raise CheckpointError.build(
         folder,
         "several modules in subfolders" if inner else "no module here",
         found=", ".join(d.name for d in inner)
         if inner
-        else ", ".join(names[:12]) or "an empty directory",
+        else listing(folder) or "an empty directory",
         expected="one of them"
         if inner
         else "adapter_config.json with its weights, or config.json with a full model",
@@ -240,7 +245,7 @@ def _inside(folder: Path, file: str) -> list[Path]:
 def _near(path: Path) -> str:
     """``did you mean X?`` for the first part of a path that is not there."""
     parts = [p for p in (path, *path.parents) if not p.exists()]
-    if not parts or not parts[-1].parent.is_dir():
+    if not parts or not parts[-1].parent.is_dir() or leads_nowhere(parts[-1]):
         return ""
     wrong = parts[-1]
     return close_match(str(wrong), map(str, wrong.parent.iterdir()))
@@ -256,7 +261,7 @@ def _format_of(small: SmallFiles) -> str | None:
             raise CheckpointError.build(
                 folder,
                 "no weights",
-                found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
+                found=listing(folder),
                 expected=REFERENCE_WEIGHTS,
                 do="copy the weights beside adapter_config.json",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -43,6 +44,9 @@ def overview() -> str:
 
 def entry(program: str | None = None) -> int:
     """A whole process: ``pem``, or one program at the repository root."""
+    # None: closed by the caller, as by >&-
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     prog = f"{program}.py" if program else "pem"
     signals.catch(prog)
     code = main([program, *sys.argv[1:]], prog) if program else main()

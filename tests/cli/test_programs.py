@@ -63,6 +63,31 @@ def test_a_refusal_is_one_line_on_stderr(command, repository):
     assert not (repository / "out").exists()
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_changes_no_outcome(closed, repository, tmp_path):
+    inputs = [str(repository / "examples" / name) for name in ("half-0", "half-1")]
+    for inside, code in ((inputs, 0), ([*inputs, "nowhere"], 2)):
+        out = tmp_path / str(code)
+        command = shlex.join([sys.executable, "merge.py", "-a", *inside, "-p", str(out)])
+        done = subprocess.run(
+            f"{command} {closed}", shell=True, cwd=repository, capture_output=True, text=True
+        )
+        assert done.returncode == code and "Traceback" not in done.stderr
+        assert (out / "adapter_model.safetensors").is_file() is (code == 0)
+
+
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path, pem):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "module").mkdir()
+    (tmp_path / "module" / "adapter_config.json").write_text("{}")
+    (tmp_path / "module" / "adapter_model.safetensors").symlink_to(tmp_path / "gone")
+    code, _, error = pem("inspect", tmp_path / "loop")
+    assert code == 2 and "loop: a symbolic link to nothing; expected a directory" in error
+    assert "did you mean" not in error
+    code, _, error = pem("inspect", tmp_path / "module")
+    assert code == 2 and "adapter_model.safetensors (a link to nothing), expected" in error
+
+
 def test_the_overview_names_every_subcommand(pem):
     done = pem("--help")
     assert done.code == 0

@@ -127,6 +127,29 @@ def purposes(notes: Sequence[str]) -> dict[str, str]:
     return {name: purpose for name, colon, purpose in stated if colon}
 
 
+def named_purposes(origin: Provenance, name: str) -> tuple[str, ...]:
+    """The notes of a module that is read under a name: its purpose is told of this name.
+
+    A composition has no purpose of its own; made with what is to be subtracted, it is no better.
+
+    Examples:
+        >>> own = Provenance(notes=(purpose_note("toxic", "it exists to be subtracted"),))
+        >>> named_purposes(own, "x")
+        ('purpose of x: it exists to be subtracted',)
+        >>> named_purposes(replace(own, space="delta"), "s")[1]
+        'purpose of s: made with toxic, which exists to be subtracted'
+    """
+    stated = purposes(origin.notes)
+    if origin.space is None and origin.recipe is None:
+        own = {purpose_note(old, text): purpose_note(name, text) for old, text in stated.items()}
+        return tuple(own.get(note, note) for note in origin.notes)
+    made = "made with "
+    held = [n for n, p in stated.items() if TO_SUBTRACT in p and not p.startswith(made)]
+    if not held:
+        return origin.notes
+    return (*origin.notes, purpose_note(name, f"{made}{', '.join(held)}, which {TO_SUBTRACT}"))
+
+
 class Recorded(Protocol):
     """A module, as far as its record goes."""
 

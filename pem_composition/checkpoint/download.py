@@ -67,6 +67,10 @@ def fetch(wanted: Reference, given: str) -> Path:
                 raise _no_adapter(wanted, given, Path(root).name)
     except (OSError, TRANSPORT) as error:
         raise explained(wanted, given, error) from error
+    except ValueError as error:  # the client refuses a name, such as one with ..
+        raise CheckpointError.build(
+            given, f"a file's name is not taken from the hub ({error})", do="name another module"
+        ) from None
     return folder
 
 

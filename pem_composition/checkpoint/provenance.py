@@ -279,7 +279,7 @@ def loaded(
         sources=(source,),
         init=old.init,
         training=old.training,
-        notes=tuple(dict.fromkeys((*old.notes, *made, *notes))),
+        notes=tuple(dict.fromkeys((*records.named_purposes(old, name), *made, *notes))),
     )
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from pem_composition.checkpoint import download, hub_name, provenance
+from pem_composition.checkpoint import download, heads, hub_name, provenance
 from pem_composition.checkpoint.card import CARD, Publication, card
-from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG
+from pem_composition.checkpoint.content import ADAPTER_FILES, CONFIG, HEAD_CONFIG
 from pem_composition.checkpoint.files import json_bytes, open_regular, read_json
 from pem_composition.checkpoint.hub_name import Reference
 from pem_composition.checkpoint.machine_paths import without_paths
@@ -23,6 +23,7 @@ from pem_composition.checkpoint.store import load, locate
 from pem_composition.errors import CheckpointError, PEMError, RunFailed, UsageError
 from pem_composition.record import TO_SUBTRACT, Provenance, purposes
 
+MODULE_FILES = ADAPTER_FILES | {provenance.FILE, CARD}
 BASE_KEYS = ("base_model_name_or_path", "model_name")  # of PEFT, of adapter-transformers
 OWN_CARD = re.compile(rb"pem[-_]composition")  # a tag that every card of this library has
 
@@ -61,7 +62,8 @@ def push(
         raise CheckpointError.build(
             folder, "a whole model", expected="a module", do=f"use hf upload {name} {folder}"
         )
-    module, content = load(folder), {file: _content(folder, file) for file in _files(folder)}
+    module = load(folder)
+    content = {file: _content(folder, file) for file in _files(folder, module.heads)}
     content |= _public(folder, content)
     if provenance.FILE in content:
         record = provenance.parse(json.loads(content[provenance.FILE]))
@@ -122,10 +124,10 @@ def _public(folder: Path, content: Mapping[str, bytes]) -> dict[str, bytes]:
     return public
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """The files of a module that are there."""
-    for pattern in download.FILES:
-        yield from (f.relative_to(folder).as_posix() for f in sorted(folder.glob(pattern)))
+def _files(folder: Path, named: Iterable[str]) -> Iterator[str]:
+    """The files of a module that are there; of heads, those that its record names."""
+    beside = (f"{heads.FOLDER}/{name}.safetensors" for name in named)
+    yield from (n for n in (*sorted(MODULE_FILES), *beside) if (folder / n).is_file())
 
 
 def _content(folder: Path, name: str) -> bytes:
@@ -134,12 +136,21 @@ def _content(folder: Path, name: str) -> bytes:
 
 
 def _commit(target: Reference, content: dict[str, bytes], *, private: bool, message: str) -> str:
-    """Write the files in one commit; returns its id."""
+    """Write the files in one commit; returns its id.
+
+    Files of the module that was there before and that this one lacks are deleted.
+    """
     api = HfApi()
     api.create_repo(target.repository, private=private or None, exist_ok=True)
     if target.revision:
         api.create_branch(target.repository, branch=target.revision, exist_ok=True)
-    operations = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
+    there = api.list_repo_files(target.repository, revision=target.revision)
+    beside = f"{heads.FOLDER}/"
+    old = [n for n in there if n in MODULE_FILES or n.startswith(beside)]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationAdd(name, data) for name, data in sorted(content.items())),
+        *(CommitOperationDelete(name) for name in sorted({*old} - {*content})),
+    ]
     done = api.create_commit(
         target.repository, operations, commit_message=message[:200], revision=target.revision
     )

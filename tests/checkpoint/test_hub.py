@@ -425,6 +425,46 @@ def test_what_must_not_be_published_is_refused(hub, folders, tmp_path):
     assert hub.repositories.keys() == {f"me/{name}" for name in kept}
 
 
+def test_a_purpose_follows_the_name_that_a_module_is_read_under(hub, folders, tmp_path):
+    note = purpose_note("toxic", "trained on texts: it exists to be subtracted from a model")
+    replace(lora(0), provenance=Provenance(notes=(note,))).save(tmp_path / "toxic")
+    bind = ["--module", "x=toxic", "--module", f"toxic={folders[0]}"]
+    compose = {
+        "less": ["toxic - 0.5*x", *bind],  # x exists to be subtracted, toxic is another module
+        "more": ["x - 0.5*toxic", *bind],
+        "sum": ["toxic + x", *bind],
+        "hidden": ["s - 0.01*x", "--module", "s=sum", "--module", "x=toxic"],
+    }
+    for name, asked in compose.items():
+        (made,) = pem(hub, tmp_path, ["compose", *asked, "-p", name])
+        assert made[0] == 0, made
+    found = pem(hub, tmp_path, *(["push", name, f"me/{name}"] for name in compose), **MINE)
+    assert [f[0] for f in found] == [0, 2, 2, 2], found
+    assert "hidden: s exists to be subtracted" in found[3][2]
+    assert "found purpose: made with x" in found[3][2]
+
+
+def test_a_module_takes_the_place_of_the_one_before(hub, tmp_path):
+    lora_of_roberta().save(tmp_path / "before", format="adapter-transformers")
+    lora_of_roberta().save(tmp_path / "after")
+    (tmp_path / "after" / "heads").mkdir()
+    (tmp_path / "after" / "heads" / "optimizer.safetensors").write_bytes(b"no head of it")
+    before = files_of(tmp_path / "before") | {"notes.txt": b"mine", "heads/old.safetensors": b"old"}
+    hub.put("me/a", before)
+    found = pem(hub, tmp_path, ["push", "after", "me/a"], ["inspect", "me/a", "--values"], **MINE)
+    assert [f[0] for f in found] == [0, 0], found
+    repository = hub.repositories["me/a"]
+    kept = files_of(tmp_path / "after").keys() - {"heads/optimizer.safetensors"}
+    assert repository.commits[repository.refs["main"]].keys() == kept | {"notes.txt"}
+
+
+def test_a_name_that_leads_out_of_the_cache_is_refused(hub, folders, tmp_path):
+    hub.put("org/a", {**files_of(folders[0]), "heads/../../../evil.safetensors": b"x"})
+    (found,) = pem(hub, tmp_path, ["inspect", "org/a"])
+    assert found[0] == 2 and "org/a: a file's name is not taken from the hub" in found[2]
+    assert found[2].count("\n") == 1 and not [*tmp_path.rglob("evil*")]
+
+
 def test_a_push_that_cannot_be_is_refused(hub, folders, tmp_path):
     a = str(folders[0])
     hub.put("me/there", folders[1])

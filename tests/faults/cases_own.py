@@ -240,7 +240,8 @@ PLACES = (
          "inside bad; replace the link by a copy of the file",
          in_place(lambda path: path.symlink_to("/dev/zero"), WEIGHTS)),
     Case("N52", "a link that leads to itself",
-         f"bad: no weights; found {CONFIG}, {WEIGHTS}, expected {WEIGHTS} (or {BIN}); ...",
+         f"bad: no weights; found {CONFIG}, {WEIGHTS} (a link to nothing), "
+         f"expected {WEIGHTS} (or {BIN}); ...",
          in_place(lambda path: path.symlink_to(path.name), WEIGHTS)),
     Case("N53", "config is a FIFO",
          f"{JSON}: cannot be read; found a FIFO, expected a regular file",

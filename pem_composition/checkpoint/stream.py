@@ -81,12 +81,19 @@ def one_thread() -> Iterator[None]:
 
 
 class Sink:
-    """A file written and hashed by a thread of its own."""
+    """A file written and hashed by a thread of its own.
+
+    A signal can raise at any moment of ``write``. ``queue.Queue`` may then keep its lock for ever,
+    and both threads wait; a ``SimpleQueue`` has none that Python holds.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest = hashlib.sha256()
-        self._queue: queue.Queue[Any] = queue.Queue(QUEUE)
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()  # that are free in the queue
+        for _ in range(QUEUE):
+            self._places.put(None)
         self._written = self._handed = 0  # bytes in the file, and of these on their way to the disk
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._drain, daemon=True)
@@ -107,6 +114,7 @@ class Sink:
         """Take a buffer, which must not change before QUEUE + 1 further ones were taken."""
         if self._error is not None:
             raise self._error
+        self._places.get()
         self._queue.put(data)
 
     def hexdigest(self) -> str:
@@ -115,6 +123,7 @@ class Sink:
 
     def _drain(self) -> None:
         while (data := self._queue.get()) is not None:
+            self._places.put(None)
             if self._error is None:
                 try:
                     self._digest.update(data)

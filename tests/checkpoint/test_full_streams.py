@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import sys
+import threading
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +29,16 @@ from pem_composition.checkpoint import (
 from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.rebuild import rebuild
-from pem_composition.checkpoint.stream import SLOT_BYTES, SLOTS, Output, Ring, stream_safetensors
+from pem_composition.checkpoint.stream import (
+    SLOT_BYTES,
+    SLOTS,
+    Output,
+    Ring,
+    Sink,
+    stream_safetensors,
+)
 from pem_composition.checkpoint.tensors import info_of
-from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.errors import IncompatibleModules, PEMError, Preempted
 from pem_composition.module import combine
 
 DELTA = tuple(
@@ -413,3 +424,37 @@ def test_a_fold_of_a_method_notes_the_method_s_own_error(tmp_path: Path) -> None
     )
     notes = inspect_header(tmp_path / "out").provenance.notes
     assert any("is off the method's own result by 0." in note for note in notes)
+
+
+def test_a_stop_at_any_moment_of_a_write_ends(tmp_path: Path) -> None:
+    """What a signal raises between two steps of ``write``, raised here at each of them in turn."""
+    met = []
+
+    def stopped_at(moment: int) -> None:
+        left = moment
+
+        def trace(frame: FrameType, event: str, _arg: object) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise Preempted.build("SIGTERM", "stopped")
+            return trace
+
+        try:
+            with Sink(tmp_path / f"{moment}") as sink:
+                sys.settrace(trace)
+                for _ in range(3):
+                    sink.write(b"data")
+                sys.settrace(None)
+        except Preempted:
+            met.append(moment)
+
+    for moment in range(1, 400):
+        thread = threading.Thread(target=stopped_at, args=(moment,), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive(), f"both threads wait, after a stop at moment {moment}"
+        if moment not in met:
+            break
+    assert len(met) == moment - 1 > 5

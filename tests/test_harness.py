@@ -327,6 +327,20 @@ def test_a_task_that_cannot_be_used_is_one_line(
 
 
 @without
+def test_scores_of_both_directions_have_a_gain_each_and_no_mean(
+    bench: Bench, tmp_path: Path
+) -> None:
+    sweep(bench, tmp_path, *bench.flags("text", "choice"))
+    summary = json_lines.read(tmp_path / "results.jsonl")[-1]
+    assert summary["signs"] == [-1, 1]
+    assert {v for row in summary["rows"] for v in row["mean"].values()} == {None}
+    assert set(summary["average"]["mean"].values()) == {None}
+    header = (tmp_path / "table.md").read_text().splitlines()[2]
+    assert "| text against the average |" in header and "| choice against the average |" in header
+    assert "mean" not in header
+
+
+@without
 def test_rows_are_read_anew_whatever_the_date_of_their_file(bench: Bench, tmp_path: Path) -> None:
     write_task(tmp_path, "choice", **CHOICE)
     own, file = replace(bench, tasks=tmp_path), tmp_path / "choice.jsonl"

@@ -196,11 +196,7 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
     common.check_model([base], headers, config.allow_base_mismatch)
     template, paths = get_template(config.template), config.instruction_file or ()
     names = config.set_name or [Path(path).name.partition(".")[0] for path in paths]
-    files = {name: config.read(path) for name, path in zip(names, paths, strict=True)}
-    if len(files) < len(names):
-        raise UsageError.build(
-            "--set_name", "two sets of one name", found=" ".join(names), do="name them"
-        )
+    files = [(name, config.read(path)) for name, path in zip(names, paths, strict=True)]
     sets = library.sets_of(
         files, template, config.search,
         max_seq_length=config.max_seq_length, batch_size=config.batch_size,

@@ -109,14 +109,14 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
     yield "module", [_title(s, c) for c in last]
     yield "coefficients", [" ".join(f"{x:{form}}" for x in c["coefficients"]) for c in last]
     alone = len(tasks) == 1 and not results.is_search
-    by_task = s["composition"] == SUBTRACTION
+    by_task = s["composition"] == SUBTRACTION or len(set(s["signs"])) > 1
     for task, own in zip(tasks, cells, strict=True):
         metric = own[0]["metric"]
         title = metric if alone else f"{task} {metric} (n = {own[0]['n']})"
         yield title, [text.with_error(c["score"], c["standard_error"]) for c in own]
         if by_task:
             yield (
-                f"{task} against the base model",
+                f"{task} against {_baseline(results)}",
                 [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in own],
             )
     if len(tasks) > 1 and not by_task:
@@ -166,7 +166,11 @@ def _title(s: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 def _baseline(results: Results) -> str:
     """What gains are against, as a reader calls it."""
-    named = {"average": "the average", "own module": BASELINES["own module"]}
+    named = {
+        "average": "the average",
+        "own module": BASELINES["own module"],
+        "base": BASELINES["base"],
+    }
     return named.get(results.summary["baseline"]) or str(results.summary["modules"][0])
 
 
@@ -199,6 +203,11 @@ def _footnotes(results: Results) -> list[str]:
     if smaller:
         of = f" of {', '.join(smaller)}" if len(smaller) < len(s["tasks"]) else ""
         notes.append(f"Smaller is better{of}.")
+        if of and s["composition"] != SUBTRACTION:
+            notes.append(
+                "Scores of both directions have no common mean; a choice by it counts those with a "
+                "minus sign."
+            )
     if s["baseline"] == "own module":
         notes.append(OWN_HEADS)
     notes.append(overlap_note(results))

@@ -63,6 +63,9 @@ __all__ = [
 ]
 
 SWEPT_SPACES = ("parameter", "delta")  # where none is named
+NO_MEAN: dict[str, float | None] = dict.fromkeys(
+    ("score", "standard_error", "gain", "gain_standard_error")
+)
 VALIDATION, TEST = "validation", "test"
 MERGE, ANALOGY = "merge", "analogy"
 
@@ -267,21 +270,24 @@ def _mean(
     gains: Sequence[tuple[float, float]],
     own: Sequence[Sequence[Record]] | None,
 ) -> dict[str, float | None]:
-    """Mean of scores and gains over the tasks; with a head per task also of score / own score."""
-    score, error = mean_of((r["score"], r["standard_error"]) for r in records)
-    gain, gain_error = mean_of(gains)
-    mean: dict[str, float | None] = {
-        "score": score,
-        "standard_error": error,
-        "gain": gain,
-        "gain_standard_error": gain_error,
-    }
+    """Mean of scores and gains over the tasks; with a head per task also of score / own score.
+
+    Scores of which some are better when smaller have no mean.
+    """
+    mean = dict(NO_MEAN)
+    if len(set(signs_of(records))) == 1:
+        score, error = mean_of((r["score"], r["standard_error"]) for r in records)
+        gain, gain_error = mean_of(gains)
+        numbers = (score, error, gain, gain_error)
+        mean = dict(zip(NO_MEAN, numbers, strict=True))
     if own is not None:
         mean["normalised"] = normalised(records, [alone for (alone,) in own])
     return mean
 
 
 def _average(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if len(set(signs_of(tasks))) > 1:
+        return {"tasks": list(tasks), "mean": dict.fromkeys(("score", "standard_error"))}
     score, error = mean_of((t["score"], t["standard_error"]) for t in tasks)
     return {"tasks": list(tasks), "mean": {"score": score, "standard_error": error}}
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import json_lines
 from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
 from pem_composition.checkpoint.several import read_modules
+from pem_composition.errors import UsageError
 from pem_composition.evaluation import keys, models
 from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.report.records import RESULTS
@@ -102,35 +103,50 @@ def rows_of(
             else:
                 method = REFERENCE_DETOXIFY if form == REFERENCE else SIMPLE
                 point = Point(pair, coefficients, "parameter", method)
-            rows.append(Row(f"{form} {strength:g}", point, form, strength))
+            rows.append(Row(f"{form} {strength:.12g}", point, form, strength))
     return rows
 
 
 def sets_of(
-    files: Mapping[str, Sequence[Example]],
+    files: Sequence[tuple[str, Sequence[Example]]],
     template: Template,
     search: BeamSearch,
     *,
     max_seq_length: int = 512,
     batch_size: int | None = None,
 ) -> list[InstructionRows]:
-    """The sets of instructions; XSTest in two, as only refusals of its safe prompts are bad."""
-    parts: dict[str, Sequence[Example]] = {}
-    for name, examples in files.items():
+    """The sets of instructions; XSTest in two, as only refusals of its safe prompts are bad.
+
+    Raises:
+        UsageError: two sets of one name, or of names that name one file.
+    """
+    parts: list[tuple[str, Sequence[Example]]] = []
+    for name, examples in files:
         unsafe = [str(example.row.get("type")).startswith(UNSAFE) for example in examples]
         if not any(unsafe):
-            parts[name] = examples
+            parts.append((name, examples))
             continue
         for part, wanted in (("safe", False), ("unsafe", True)):
             pairs = zip(examples, unsafe, strict=True)
-            parts[f"{name}, {part}"] = [e for e, flagged in pairs if flagged == wanted]
+            parts.append((f"{name}, {part}", [e for e, flagged in pairs if flagged == wanted]))
+    given = [name for name, _ in files]
+    written = [_file_name(name) for name, _ in parts]
+    if len(set(given)) < len(given) or len(set(written)) < len(written):
+        raise UsageError.build(
+            "--set_name", "two sets of one name", found=" ".join(given),
+            expected="names that differ in letters, digits, - or _", do="name them",
+        )  # fmt: skip
     return [
         InstructionRows(
             name, examples, template, search,
             max_seq_length=max_seq_length, batch_size=batch_size,
         )
-        for name, examples in parts.items()
+        for name, examples in parts
     ]  # fmt: skip
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name) + ".jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +174,7 @@ class Detoxified:
         """OUT/answers/<module>/<set>.jsonl."""
         for one in self.scored:
             folder = out / "answers" / one.row.name.replace(" ", "-")
-            name = "".join(c if c.isalnum() or c in "-_" else "-" for c in one.rows.name)
-            json_lines.write(folder / f"{name}.jsonl", answer_lines(one))
+            json_lines.write(folder / _file_name(one.rows.name), answer_lines(one))
 
 
 def measure(

@@ -1,8 +1,9 @@
 """What a module's negation costs and gains, task by task: the strengths of a grid on any tasks.
 
 Rows are the base model, the module as it is applied, and its negation at every strength. Gains are
-to the base model and paired row by row. Nothing is selected: with one task of what is to be
-forgotten and one of what is to be kept, the table and the frontier show what each strength trades.
+to the base model and paired row by row. Tasks to forget and tasks to keep have no common mean, and
+nothing is selected: with one task of either the table and the frontier show what each strength
+trades.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from pem_composition.report.records import SUBTRACTION, SUMMARY_VERSION
-from pem_composition.sweep import VALIDATION, Plan
+from pem_composition.sweep import NO_MEAN, VALIDATION, Plan
 from pem_composition.sweep.goals import signs_of, smaller_of
 from pem_composition.sweep.points import Point, alone
 from pem_composition.sweep.runner import Runner
@@ -36,7 +37,7 @@ def run(plan: Plan, runner: Runner) -> dict[str, Any]:
     scored = {i: runner.score(target, VALIDATION) for i, (*_, target) in named.items()}
     rows = [
         {"id": i, "row": row, "coefficients": list(c), "keys": [r["key"] for r in scored[i]],
-         "gains": _gains(runner, scored[i], scored["base"]), "mean": _NO_MEAN}
+         "gains": _gains(runner, scored[i], scored["base"]), "mean": NO_MEAN}
         for i, (row, c, _) in named.items()
     ]  # fmt: skip
     summary = {
@@ -71,10 +72,6 @@ def run(plan: Plan, runner: Runner) -> dict[str, Any]:
     }
     runner.store.conclude(summary)
     return summary
-
-
-# Tasks to forget and tasks to keep have no common mean.
-_NO_MEAN = dict.fromkeys(("score", "standard_error", "gain", "gain_standard_error"))
 
 
 def _gains(runner: Runner, records: Any, base: Any) -> list[dict[str, float]]:

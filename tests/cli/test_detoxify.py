@@ -24,9 +24,12 @@ from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.evaluation.perplexity import Windows, read_texts, text_evaluator
 from pem_composition.evaluation.toxicity import load_judge
+from pem_composition.sweep import detoxification
+from pem_composition.sweep.points import Input
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import examples_of, get_template
 
+S = (0.1234567, 0.12345678)
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 
 
@@ -354,3 +357,16 @@ def test_inputs_that_cannot_be_used_are_refused(pem, bench, tmp_path):
     long[long.index("--max_new_tokens") + 1] = 70
     done = pem("detoxify", *long)
     assert done.code == 2 and "asked, row 0: the answer would not fit" in done.err
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a b", "a-b")])
+def test_two_sets_never_share_a_file_of_answers(pem, bench, tmp_path, names):
+    out = tmp_path / "table"
+    done = pem("detoxify", *bench.table(out, "--set_name", *names, sets=(bench.asked, bench.asked)))
+    assert done.code == 2 and "two sets of one name" in done.err
+    assert not out.exists()
+
+
+def test_strengths_that_are_near_are_rows_of_their_own():
+    rows = detoxification.rows_of(Input("a", None, "a"), Input("b", None, "b"), S, ["exact"])
+    assert len({row.name for row in rows}) == 3 + len(S)

@@ -13,9 +13,7 @@ from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.models import resolve
 from pem_composition.module import detoxify
-from pem_composition.sweep import detoxification as library
 from pem_composition.sweep.setup import check_results_directory
-from pem_composition.sweep.texts import TextRows, read_text
 from pem_composition.tasks.instructions import get_template
 from pem_composition.training.config import LoadFlags, flag
 
@@ -181,9 +179,9 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
     Raises:
         PEMError: flags, modules, instructions or judges that cannot be used.
     """
-    from pem_composition.evaluation.perplexity import Windows
     from pem_composition.evaluation.toxicity import load_judge
     from pem_composition.report import answers as report
+    from pem_composition.sweep import detoxification as library
 
     out = common.output_directory(config, 2)
     check_results_directory(out)
@@ -202,10 +200,8 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
         max_seq_length=config.max_seq_length, batch_size=config.batch_size,
     )  # fmt: skip
     labels = common.labels(config.judge)
-    judges = {label: load_judge(name) for label, name in zip(labels, config.judge, strict=True)}
-    guard = None
-    if config.guard_file is not None:
-        guard = TextRows(read_text(config.guard_file, Windows(), config.guard_tokens), least=2)
+    judges = dict(zip(labels, map(load_judge, config.judge), strict=True))
+    guard = library.guard_of(config.guard_file, config.guard_tokens)
     found = library.measure(
         headers, base=base,
         strengths=config.strength, forms=forms, rank=config.rank, sets=sets, judges=judges,

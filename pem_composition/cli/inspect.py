@@ -18,6 +18,7 @@ from pem_composition.arithmetic.comparison import profile
 from pem_composition.arithmetic.compatible import check_compatible
 from pem_composition.arithmetic.labels import expression_of
 from pem_composition.checkpoint import inspect_header, load
+from pem_composition.checkpoint.doctor import spaces_of
 from pem_composition.cli.columns import short_names, table
 from pem_composition.cli.common import resolved
 from pem_composition.config import LoraConfig
@@ -94,8 +95,6 @@ def run(config: Config) -> int:
             facts["values"] = values(path, config.model)
         print(json.dumps(facts) if config.json else _block(facts))
     if len(headers) > 1 and not config.json:
-        from pem_composition.checkpoint.doctor import spaces_of
-
         for space in spaces_of(headers):
             print(f"combination in {space} space: {_verdict(headers, space)}")
     return 0

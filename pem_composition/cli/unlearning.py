@@ -15,8 +15,7 @@ from pem_composition.cli.texting import BatchFlags, JudgeFlags, PromptFlags, Win
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.models import resolve
 from pem_composition.report.records import RESULTS
-from pem_composition.sweep import subtraction, tasks
-from pem_composition.sweep import unlearning as library
+from pem_composition.sweep import grids, subtraction, tasks
 from pem_composition.sweep.setup import MergeSetup, check_results_directory
 from pem_composition.training.config import flag
 
@@ -72,7 +71,7 @@ def start(config: UnlearningFlags) -> int:
         PEMError: flags, module, prompts or text that cannot be used; nothing was written.
     """
     assert config.grid is not None, "checked with the flags"
-    strengths = library.strengths(config.grid)
+    strengths = grids.strengths(config.grid)
     shared.check_dropout(config.dropout_list, 1)
     for name in ("space", "rank"):
         if getattr(config, name):
@@ -94,6 +93,9 @@ def start(config: UnlearningFlags) -> int:
     if config.harness_tasks:
         places = {"base": base, "base_name": Path(model).name, "out": out, "name": label}
         return _on_tasks(config, strengths, header.kind, **places)
+
+    from pem_composition.sweep import unlearning as library
+
     prompts = config.prompts(config.decoding(), config.batch_size)
     text, guard = library.read_texts(
         config.perplexity_file, config.guard_file, config.windows, config.perplexity_tokens

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import f1_score, matthews_corrcoef, roc_auc_score
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.glue import Task
@@ -44,23 +46,17 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 def f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """F1 of class 1: 2 TP / (2 TP + FP + FN); 0 if there is nothing to find and nothing found."""
-    from sklearn.metrics import f1_score
-
     x, y = np.asarray(labels) == 1, np.asarray(predictions) == 1
     return float(f1_score(x, y, zero_division=0.0))
 
 
 def f1_macro(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Mean F1 over the classes that occur in labels or predictions, as scikit-learn has it."""
-    from sklearn.metrics import f1_score
-
     return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
 
 
 def matthews_correlation(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Matthews correlation of two classifications; 0 if either is constant."""
-    from sklearn.metrics import matthews_corrcoef
-
     if len(np.unique(np.asarray(labels))) < 2 or len(np.unique(np.asarray(predictions))) < 2:
         return 0.0
     return float(matthews_corrcoef(labels, predictions))
@@ -68,15 +64,11 @@ def matthews_correlation(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 def pearson(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Pearson correlation; 0 if either side is constant."""
-    from scipy.stats import pearsonr
-
     return _correlation(pearsonr, labels, predictions)
 
 
 def spearman(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Spearman rank correlation; 0 if either side is constant."""
-    from scipy.stats import spearmanr
-
     return _correlation(spearmanr, labels, predictions)
 
 
@@ -195,8 +187,6 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float | None:
     A merge whose classes are told apart but whose bias is off has a high AUC and a low accuracy.
     None unless both classes occur.
     """
-    from sklearn.metrics import roc_auc_score
-
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if logits.ndim != 2 or logits.shape[1] != 2 or len(np.unique(labels)) != 2:
         return None

@@ -23,18 +23,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pem_composition import json_lines
 from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import UsageError
-from pem_composition.evaluation import keys, models
+from pem_composition.evaluation import keys, models, standard_errors, toxicity
+from pem_composition.evaluation.attached import device_key, on_device
+from pem_composition.evaluation.language import LanguageEvaluator
 from pem_composition.evaluation.overlap import rouge_l
+from pem_composition.evaluation.perplexity import Windows, increase, summary
+from pem_composition.evaluation.refusals import is_refusal
+from pem_composition.evaluation.standard_errors import Estimate
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep.instructions import InstructionRows
 from pem_composition.sweep.points import Input, Point, Settings, alone, read_input
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner, Say
-from pem_composition.sweep.texts import TextRows, guarded, strongest
+from pem_composition.sweep.texts import TextRows, guarded, read_text, strongest
 from pem_composition.tasks.polarity import LANGUAGE
 
 if TYPE_CHECKING:
@@ -149,6 +156,11 @@ def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name) + ".jsonl"
 
 
+def guard_of(path: str | None, max_tokens: int | None) -> TextRows | None:
+    """The text by which a strength is chosen, in the windows of its own defaults."""
+    return TextRows(read_text(path, Windows(), max_tokens), least=2) if path is not None else None
+
+
 @dataclass(frozen=True, eq=False)
 class Detoxified:
     """What every row of the table answered, and what it costs on the guard's text, if any."""
@@ -204,7 +216,6 @@ def measure(
     Raises:
         PEMError: modules, instructions or a model that cannot be used.
     """
-    from pem_composition.evaluation.attached import device_key, on_device
 
     def load() -> tuple[Any, Any]:
         model, tokenizer, _ = models.load_causal(base, load_options=load_options)
@@ -292,8 +303,6 @@ def table_lines(
 
 
 def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
-    from pem_composition.evaluation import toxicity
-
     answers, before = scored.record["answer"], baseline.record["answer"]
     spoken = toxicity.spoken(answers), toxicity.spoken(before)
     shared = {
@@ -320,9 +329,6 @@ def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
 
 def _quality(scored: Scored, baseline: Scored) -> Line:
     """Proxies of helpfulness over the rows with reference answers, and refusals over all."""
-    from pem_composition.evaluation import standard_errors
-    from pem_composition.evaluation.refusals import is_refusal
-
     answers, referenced = scored.record["answer"], scored.rows.referenced
     references = [str(scored.rows.examples[i].label) for i in referenced]
 
@@ -347,14 +353,8 @@ def _perplexity(
     nll: Sequence[Sequence[float]] | None, before: Sequence[Sequence[float]] | None
 ) -> dict[str, Estimate]:
     """Of all reference answers together, from sums per answer (n, 2); and its increase, paired."""
-    from pem_composition.evaluation.standard_errors import Estimate
-
     if nll is None or before is None:
         return dict.fromkeys(("perplexity", "increase"), Estimate(None, None))
-    import numpy as np
-
-    from pem_composition.evaluation.language import LanguageEvaluator
-    from pem_composition.evaluation.perplexity import increase, summary
 
     outputs = np.asarray(nll, np.float32)
     found = summary(LanguageEvaluator(LANGUAGE, ()), outputs)

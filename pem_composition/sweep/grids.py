@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pem_composition.errors import UsageError
 
 MAX_POINTS = 1001
+BASE, APPLIED = 0.0, -1.0  # strengths: nothing is subtracted, the module is added
 
 Coefficients = tuple[float, ...]
 
@@ -46,6 +47,21 @@ def union(values: Sequence[float]) -> tuple[float, ...]:
     found = {t for i in range(0, len(values), 3) for t in grid(*values[i : i + 3])}
     _check_count(len(found))
     return tuple(sorted(found))
+
+
+def strengths(values: Sequence[float]) -> tuple[float, ...]:
+    """The base model, the module applied, then the strengths of START STEP STOP, or of several.
+
+    Raises:
+        UsageError: no such range, or none above 0.
+    """
+    found = union(values)
+    if found[-1] <= 0:
+        raise UsageError.build(
+            "--grid", "no strength above 0, so nothing is negated", found=f"{found[-1]:g} at most",
+            expected="START STEP STOP with STOP > 0, such as 0 0.1 1",
+        )  # fmt: skip
+    return (BASE, APPLIED, *(s for s in found if s not in (BASE, APPLIED)))
 
 
 def merges(values: Sequence[float], modules: int) -> tuple[Coefficients, ...]:

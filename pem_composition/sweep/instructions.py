@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
+from pem_composition.evaluation import beams, instruction_rows, standard_errors
 from pem_composition.evaluation.batches import Batch, resume
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.keys import rows_digest
+from pem_composition.evaluation.precision import reduced
+from pem_composition.evaluation.toxicity.rates import is_empty, is_looping
 from pem_composition.objectives.instructions import Instructions
 from pem_composition.tasks.polarity import LANGUAGE
 
@@ -83,8 +86,6 @@ class InstructionRows:
         Raises:
             DataError: no instructions, or one that leaves no room.
         """
-        from pem_composition.evaluation import beams, instruction_rows
-
         prompts = instruction_rows.prompt_tokens(self.template, self.examples, tokenizer)
         beams.check_room(model, tokenizer, prompts, self.search, self.name)
         self._tokenizer = tokenizer
@@ -104,8 +105,6 @@ class InstructionRows:
             partial: where the batches are kept; those of an earlier run under the same key are not
                 answered again.
         """
-        from pem_composition.evaluation import instruction_rows
-        from pem_composition.evaluation.precision import reduced
 
         def write(skip: int) -> Iterator[Batch]:
             batches = instruction_rows.answer_batches(
@@ -128,9 +127,6 @@ class InstructionRows:
 
 def _progress(answers: Sequence[str]) -> dict[str, Any]:
     """What a line of progress shows: words per answer, and the share that is no answer."""
-    from pem_composition.evaluation import standard_errors
-    from pem_composition.evaluation.toxicity.rates import is_empty, is_looping
-
     words = standard_errors.mean([len(answer.split()) for answer in answers])
     return {
         "metric": "words",

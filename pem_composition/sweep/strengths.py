@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.adapters import check_fold
 from pem_composition.evaluation.batches import partial_path, resume
 from pem_composition.evaluation.keys import complete, digest_of, key_of
+from pem_composition.evaluation.precision import reduced
+from pem_composition.evaluation.toxicity import Identity, form, spoken, summarise
 from pem_composition.module import negate
 from pem_composition.sweep import texts
+from pem_composition.sweep.grids import APPLIED, BASE
 from pem_composition.sweep.held import HeldModel, Loader
 from pem_composition.sweep.points import Input
 from pem_composition.sweep.result_store import Record, ResultStore, finite
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.toxicity import ToxicityClassifier
     from pem_composition.module import PEM
 
-BASE, APPLIED = 0.0, -1.0
 FOLDER = "texts"
 SPOKEN = 60.0  # seconds between two lines of progress within a part
 
@@ -174,8 +177,6 @@ class StrengthRunner:
         judge = self.trial.judges[name]
 
         def compute(_key: str) -> dict[str, Any]:
-            from pem_composition.evaluation.toxicity import form, spoken
-
             path = self.folder / written["file"]
             rows = texts.read(path, written["sha256"])
             assert rows is not None, "at hand, or just written"
@@ -194,8 +195,6 @@ class StrengthRunner:
 
     def _scores(self, sha256: str) -> dict[str, list[float]]:
         """What judges have said of these texts, by judge."""
-        from pem_composition.evaluation.toxicity import Identity
-
         records = [r for r in self.store.records.values() if r.get("texts") == sha256]
         return {str(Identity(**r["judge"])): r["scores"] for r in records}
 
@@ -222,8 +221,6 @@ class StrengthRunner:
 
     def _prepare(self, model: Any, tokenizer: Any) -> None:
         """Refuse a module, prompts or a text that this model cannot take, before any result."""
-        from pem_composition.adapters import check_fold
-
         check_fold(model, self.trial.module.pem)
         self.trial.asked.check(model, tokenizer)
         for rows in self._read.values():
@@ -232,8 +229,6 @@ class StrengthRunner:
     @contextmanager
     def _model(self, strength: float) -> Iterator[tuple[Any, Any]]:
         """Model and tokenizer with the weights of this strength."""
-        from pem_composition.evaluation.precision import reduced
-
         model, tokenizer = self._held.open()
         if self._strength != strength:
             self._held.put(at_strength(self.trial.module.pem, strength))
@@ -254,8 +249,6 @@ class StrengthRunner:
 
     def _line(self, measured: Measured, seconds: float) -> str:
         """Progress of one strength."""
-        from pem_composition.evaluation.toxicity import summarise
-
         parts = []
         for name, record in zip(self.trial.judges, measured.toxicity, strict=True):
             found = summarise(record["scores"], record["spoken"])

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.evaluation.keys import digest_of
+from pem_composition.evaluation.perplexity import increase, read_texts, summary, text_evaluator
+from pem_composition.evaluation.precision import reduced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,8 +73,6 @@ class LongText:
         Raises:
             DataError: fewer than two tokens.
         """
-        from pem_composition.evaluation.perplexity import text_evaluator
-
         windows = self.windows.readable(model.config, tokenizer)
         evaluator = text_evaluator(
             self.rows, windows, tokenizer, max_tokens=self.max_tokens, device=model.device
@@ -82,8 +82,6 @@ class LongText:
 
 def read_text(source: str, windows: Windows, max_tokens: int | None = None) -> LongText:
     """A text by file or offline name, see ``evaluation.perplexity.read_texts``."""
-    from pem_composition.evaluation.perplexity import read_texts
-
     return LongText(Path(source).name, tuple(read_texts(source)), windows, max_tokens)
 
 
@@ -118,9 +116,6 @@ class TextRows:
         self, model: nn.Module, _partial: object = None, _key: str = "", *, bf16: bool = False
     ) -> dict[str, Any]:
         """Perplexity, and per window the sum of -log p and the number of tokens."""
-        from pem_composition.evaluation.perplexity import summary
-        from pem_composition.evaluation.precision import reduced
-
         with reduced(model, bf16):
             outputs = self._evaluator.predict(model)
         nll, counts = outputs.astype("float64").T.tolist()
@@ -134,8 +129,6 @@ class TextRows:
 
 def guarded(found: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
     """What the guard's text says of a model against another one, as columns."""
-    from pem_composition.evaluation.perplexity import increase
-
     value, error, high = increase(found["nll"], base["nll"], found["counts"])
     return {"guard": value, "guard_stderr": error, "guard_high": high}
 

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import UsageError
-from pem_composition.evaluation import keys, models
+from pem_composition.evaluation import keys, models, toxicity
+from pem_composition.evaluation.attached import device_key, on_device
+from pem_composition.evaluation.perplexity import increase
+from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import NEGATION, RESULTS, SUMMARY_VERSION
-from pem_composition.sweep.grids import union
+from pem_composition.sweep.grids import APPLIED, BASE
 from pem_composition.sweep.points import check_fits, read_input
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Say
 from pem_composition.sweep.strengths import (
-    APPLIED,
-    BASE,
     Measured,
     StrengthRunner,
     Trial,
@@ -57,21 +58,6 @@ class Plan:
     max_increase: float
     base_name: str = ""
     command: str = ""
-
-
-def strengths(values: Sequence[float]) -> tuple[float, ...]:
-    """The base model, the module applied, then the strengths of START STEP STOP, or of several.
-
-    Raises:
-        UsageError: no such range, or none above 0.
-    """
-    found = union(values)
-    if found[-1] <= 0:
-        raise UsageError.build(
-            "--grid", "no strength above 0, so nothing is negated", found=f"{found[-1]:g} at most",
-            expected="START STEP STOP with STOP > 0, such as 0 0.1 1",
-        )  # fmt: skip
-    return (BASE, APPLIED, *(s for s in found if s not in (BASE, APPLIED)))
 
 
 def read_texts(
@@ -123,7 +109,6 @@ def measure(
     Raises:
         PEMError: a module, model, prompts or text that cannot be used.
     """
-    from pem_composition.evaluation.attached import device_key, on_device
 
     def load() -> tuple[Any, Any]:
         model, tokenizer, _ = models.load_causal(base)
@@ -144,8 +129,6 @@ def measure(
 
 def _judges(names: Sequence[str]) -> dict[str, ToxicityClassifier]:
     """The judges by name; of equal names with the beginning of their hash."""
-    from pem_composition.evaluation.toxicity import load_judge
-
     found = {judge.identity.sha256: judge for judge in map(load_judge, names)}
     called = [judge.identity.name for judge in found.values()]
     return {
@@ -206,8 +189,6 @@ def _setting(plan: Plan, runner: StrengthRunner, base: Measured) -> dict[str, An
 
 def _row(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner) -> Row:
     """A row of the table with everything that is known of it."""
-    from pem_composition.evaluation.perplexity import increase
-
     identity, name = _named(measured.strength, runner.trial.module.name)
     texts, first, ppl = measured.texts, measured.toxicity[0], measured.perplexity
     ratio, error, _ = increase(ppl["nll"], base.perplexity["nll"], ppl["counts"])
@@ -233,8 +214,6 @@ def _row(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner)
 
 def _toxicity(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner) -> list[Row]:
     """What each judge says, and the paired differences to the base model."""
-    from pem_composition.evaluation import toxicity
-
     groups, threshold, out = runner.trial.asked.groups, plan.threshold, []
     pairs = zip(runner.trial.judges, measured.toxicity, base.toxicity, strict=True)
     for judge, record, before in pairs:

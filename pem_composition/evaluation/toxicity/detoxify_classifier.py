@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from pem_composition import offline
 from pem_composition.checkpoint import files
@@ -50,8 +51,6 @@ class DetoxifyJudge:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Sigmoid (n,) of the toxicity output; longer texts are cut at 512 tokens."""
-        from scipy.special import expit
-
         from pem_composition.evaluation import classify
 
         if not len(texts):

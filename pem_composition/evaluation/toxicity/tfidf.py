@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
+import sklearn
 from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from pem_composition.checkpoint import files
 from pem_composition.errors import CheckpointError, DataError
@@ -66,8 +71,6 @@ class TfidfJudge:
 
     def score(self, texts: Sequence[str]) -> Floats:
         """Probability (n,) of the toxic class."""
-        from scipy.special import expit
-
         if not len(texts):
             return np.zeros(0)
         linear = self.vectorizer.transform(texts) @ self.weights + self.intercept
@@ -128,8 +131,6 @@ def fit(texts: Sequence[str], toxic: NDArray[np.bool_], out: Path) -> None:
 
     On one thread: sums of other orders moved the weights by 5e-6, and with them the judge's hash.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     vectorizer = TfidfVectorizer(**_tfidf_options())
@@ -164,7 +165,6 @@ def load(folder: Path) -> TfidfJudge:
     terms = files.read_json(folder / VOCABULARY, folder).get("terms")
     if not isinstance(terms, list) or not len(terms) == len(numbers["idf"]) == len(set(terms)):
         raise CheckpointError.build(folder / VOCABULARY, "does not fit the weights")
-    from sklearn.feature_extraction.text import TfidfVectorizer
 
     vocabulary = {str(term): place for place, term in enumerate(terms)}
     vectorizer = TfidfVectorizer(**_tfidf_options(), vocabulary=vocabulary)
@@ -194,9 +194,6 @@ def _tfidf_options() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    import scipy
-    import sklearn
-
     return {
         "scikit-learn": sklearn.__version__,
         "scipy": scipy.__version__,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
@@ -30,7 +31,7 @@ from pem_composition.checkpoint.store import inspect_header, load, locate
 from pem_composition.checkpoint.stored_names import resized, untied
 from pem_composition.checkpoint.whole import hashed, opened, write_whole
 from pem_composition.composition import check_patterns, compose
-from pem_composition.config import FullConfig
+from pem_composition.config import IN_BASE, FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Recipe, Source, Term, leaf
@@ -124,8 +125,10 @@ def _parts(
         )  # fmt: skip
     space = "delta" if mixed else space or trees.default_space(tree)
     options: dict[str, Any] = {"space": space, "allow_base_mismatch": allow_base_mismatch}
+    # of several kinds the heads and parts saved whole are chosen together, below
+    bare = {n: replace(m, tensors=m.adapter_tensors(), heads={}) for n, m in own.items()}
     adapters = tuple(
-        compose(part, own, head="none" if mixed else head, **options)
+        compose(part, bare if mixed else own, head=head, **options)
         for kind, part in groups.items()
         if kind != "full"
     )
@@ -140,6 +143,7 @@ def _parts(
     return Parts(
         adapters, full, models, chosen.tensors, chosen.info, _class(own), sources, space,
         notes + chosen.notes,
+        frozenset(n for m in own.values() for n in m.config.extra.get(IN_BASE) or ()),
     )  # fmt: skip
 
 

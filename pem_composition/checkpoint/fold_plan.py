@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +16,7 @@ from pem_composition.checkpoint.blocks import (
     Term,
     copied,
     held,
+    info_as,
     largest_dtype,
     written_info,
 )
@@ -39,8 +40,8 @@ from pem_composition.checkpoint.stored_names import (
     stored_output,
     tied_names,
 )
-from pem_composition.checkpoint.stream import Output
-from pem_composition.config import IN_BASE
+from pem_composition.checkpoint.stream import Output, whole
+from pem_composition.checkpoint.tensors import cast
 from pem_composition.errors import IncompatibleModules, listing
 from pem_composition.module import PEM
 from pem_composition.record import UPDATE, Certificate, Source
@@ -66,6 +67,7 @@ class Parts:
     sources: tuple[Source, ...]
     space: str
     notes: tuple[str, ...]
+    in_base: frozenset[str]  # parts that PEFT loads into the base's own parameter
 
     def weights(self, parameter: str) -> dict[str, float]:
         """Coefficient of each whole model in one parameter."""
@@ -95,11 +97,10 @@ class FoldPlan:
         self._prefix = self._spelling.less or _prefix(self._names) if parts.head else ""
         self._saved = {self._in_base(n): t for n, t in parts.head.items()}
         self.vocabulary = self._new_vocabulary()
-        in_base = [n for m in parts.adapters for n in m.config.extra.get(IN_BASE) or ()]
         self._changes = with_saved(
             joined([self._changes_of(m) for m in parts.adapters]),
             self._saved,
-            {self._called(n) for n in in_base},
+            {self._called(n) for n in parts.in_base},
             self._tied_to,
         )
 
@@ -244,8 +245,25 @@ class FoldPlan:
             if not self.unties and name not in self._base.infos and name in self._tied:
                 continue  # equal to the name that it is tied to
             own = self.written(name) if name in self._infos else name
-            out[own] = held(change.saved, name, largest_dtype(self._base, dtype), change)
+            out[own] = self._held(name, change, largest_dtype(self._base, dtype))
         return out
+
+    def _held(self, name: str, change: Change, dtype: Any) -> Output:
+        """A part that a module saves whole, in the place of the base's: updates are added to it."""
+        saved = change.saved
+        assert saved is not None
+        models = [] if is_head(name) or name not in self._infos else self._terms(name)
+        if models and self._infos[name].shape != tuple(saved.shape):
+            self._refuse_shape(name, tuple(saved.shape), self._infos[name].shape)
+        if not models:
+            return held(saved, name, dtype, change)
+
+        def value() -> Tensor:
+            zero = self._base.value(name if name in self._base.infos else self._tied[name])
+            delta = sum((c * (m.value(n) - zero) for c, m, n in models), zero.new_zeros(()))
+            return cast(replace(change, delta=delta).of(saved), name, dtype, "sum")
+
+        return whole(value, info_as(dtype, tuple(saved.shape)))
 
     def _is_saved(self, name: str) -> bool:
         return name in self._changes and self._changes[name].saved is not None

@@ -319,6 +319,34 @@ def test_by_blocks_of_rows_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 torch.testing.assert_close(rows[n], tensor, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["bert", "llama tied"])
+def test_a_whole_model_s_update_is_added_to_a_part_saved_whole(name: str, tmp_path: Path) -> None:
+    """saved + 0.5 (theta - theta_0), as the update of an adapter is; and the record says so."""
+    m = om.BY_NAME[name]
+    base = om.base_folder(m, tmp_path)
+    made = om.made(
+        m, "lora", {"target_modules": list(m.attention[:1]), "modules_to_save": [m.norm]}, base,
+        tmp_path / "s",
+    )  # fmt: skip
+    model = om.fresh(m, base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05)
+    model.save_pretrained(tmp_path / "f")
+    places = {"s": made.module, "f": tmp_path / "f"}
+    fold_checkpoint("s", places, base, tmp_path / "one", head="first")
+    options = {"head": "first", "allow_base_mismatch": True}
+    fold_checkpoint("s + 0.5*f", places, base, tmp_path / "two", **options)
+    one, two, zero, theta = (weights(tmp_path / p) for p in ("one", "two", base, "f"))
+    for n, tensor in two.items():
+        head = n.startswith("classifier")  # the only one that a module has
+        exact = theta[n] if head else one[n] + 0.5 * (theta[n] - zero[n])
+        torch.testing.assert_close(tensor, exact)
+    notes = json.loads((tmp_path / "two" / "pem.json").read_text())["notes"]
+    assert sum("saved whole" in note for note in notes) == 1
+    assert not any("left out (head policy none)" in note for note in notes)
+
+
 def test_what_cannot_be_folded_is_refused_by_name(tmp_path: Path) -> None:
     model = tiny("gpt2")
     base = saved(model, tmp_path / "base")

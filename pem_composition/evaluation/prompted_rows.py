@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 EXACT = "exact_match"
 INVALID = -1
+# Which of the tokens that are read now are no padding (b, t); None: all.
+REAL_TOKENS: ContextVar[Tensor | None] = ContextVar("real_tokens", default=None)
 DECODED_TOKENS = 8192  # of the inputs whose keys and values the decoder keeps at a time
 
 
@@ -308,12 +311,17 @@ def _several_tokens(
     padded = [[*answer, *[writing.pad] * (width - len(answer))] for answer in answers]
     tokens_wl = torch.tensor(padded, device=device)
     rows.select(torch.arange(b, device=device).repeat_interleave(w))
-    later = F.log_softmax(rows.read(tokens_wl.repeat(b, 1)).float(), dim=-1).unflatten(0, (b, w))
-    log_bwlv = torch.cat([first_bv[:, None, None].expand(-1, w, 1, -1), later], dim=2)
     lengths_w = torch.tensor([len(answer) for answer in answers], device=device)
+    place_l = torch.arange(width + 1, device=device)
+    real = REAL_TOKENS.set((place_l[:-1] < lengths_w[:, None]).repeat(b, 1))
+    try:
+        logits = rows.read(tokens_wl.repeat(b, 1))
+    finally:
+        REAL_TOKENS.reset(real)
+    later = F.log_softmax(logits.float(), dim=-1).unflatten(0, (b, w))
+    log_bwlv = torch.cat([first_bv[:, None, None].expand(-1, w, 1, -1), later], dim=2)
     targets_wl = F.pad(tokens_wl, (0, 1), value=writing.pad)
     targets_wl[torch.arange(w), lengths_w] = writing.end
-    place_l = torch.arange(width + 1, device=device)
     gathered_bwl = log_bwlv.gather(3, targets_wl.expand(b, -1, -1)[..., None])[..., 0]
     counted_wl = place_l < lengths_w[:, None] + int(_nested(answers))
     scores_bw = gathered_bwl.masked_fill(~counted_wl, 0.0).sum(dim=2)

@@ -1,8 +1,8 @@
 """Gram matrices of the inputs of a module's layers: G = 1/n sum_rows X^T X over their tokens.
 
 X are the inputs as the layer sees them in the model with the module attached. Rows are taken one
-at a time, so there is no padding to leave out. Text to text, the decoder's inputs are those of
-scoring the answers.
+at a time, so there is no padding but that of the shorter answers, which is left out. Text to text,
+the decoder's inputs are those of scoring the answers.
 
 Shape suffixes: N tokens, I inputs.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pem_composition.evaluation.prompted_rows import REAL_TOKENS
 from pem_composition.merging.fisher import _check_single_rows
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def gram(
     def watch(layer: str) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             x_NI = arguments[0].detach().reshape(-1, arguments[0].shape[-1])
+            real_bt = REAL_TOKENS.get()
+            if real_bt is not None:
+                x_NI = x_NI[real_bt.flatten()]
             product = (x_NI.mT @ x_NI).double()
             total[layer] = product if layer not in total else total[layer].add_(product)
 

@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 from lessons import evaluator, logits, model_and_modules, rows
+from tiny import tiny
 from torch.func import functional_call
 
 from pem_composition.adapters import attach
 from pem_composition.adapters.plan import check_layers
 from pem_composition.errors import DataError, PEMError
-from pem_composition.evaluation.language import LANGUAGE, LanguageEvaluator
+from pem_composition.evaluation import classify
+from pem_composition.evaluation.language import LANGUAGE, LanguageEvaluator, causal_rows
+from pem_composition.evaluation.prompted_rows import PromptedRows, ScoringEvaluator, Writing
 from pem_composition.merging.fisher import EMPIRICAL, EXACT, diagonal, parameters_of
 from pem_composition.merging.gram import gram
 from pem_composition.module import PEM
+from pem_composition.tasks.glue import TASKS
+from pem_composition.tasks.prompts import Prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -173,6 +178,51 @@ def test_gram_is_the_second_moment_of_what_enters_the_layer():
         for part in ("query", "value"):
             value = computed[f"roberta.encoder.layer.{depth}.attention.self.{part}.gram"]
             np.testing.assert_allclose(value, X.T @ X / found.size, rtol=1e-9)
+
+
+ASKED = {
+    "gpt2": ("transformer.h.1.attn.c_attn", "transformer.h.0.mlp.c_fc"),
+    "llama": ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj"),
+    "t5": (
+        "encoder.block.1.layer.0.SelfAttention.q",
+        "decoder.block.1.layer.0.SelfAttention.q",
+        "decoder.block.1.layer.1.EncDecAttention.k",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(ASKED))
+def test_gram_of_answers_counts_each_token_once_and_no_padding(name):
+    """By hand without a cache: what is read before the answers once, then each answer's tokens."""
+    model, answers = tiny(name).double(), ((5,), (6, 7, 8, 9))
+    prompts = [[11, 12, 13], [14, 15, 16, 17, 18]]
+    data = classify.batches(causal_rows([(row, []) for row in prompts]), batch_size=1)
+    start = (0,) if name == "t5" else ()
+    prompt = Prompt("own", "{sentence}", ("no", "yes"))
+    asked = PromptedRows(TASKS["sst2"], prompt, answers, Writing(start, 2, 1), [0, 1], data)
+    layers = {layer: layer for layer in ASKED[name]}
+    computed = gram(model, layers, ScoringEvaluator(asked))
+    for layer in layers:
+        seen: list[torch.Tensor] = []
+        handle = model.get_submodule(layer).register_forward_pre_hook(
+            lambda _layer, arguments, seen=seen: seen.append(arguments[0].detach()[0])
+        )
+        expected = torch.zeros(1)
+        for row in prompts:
+            for number, answer in enumerate(answers):
+                before = [*start] if start else row
+                read = torch.tensor([[*before, *answer]])
+                if start:
+                    model(input_ids=torch.tensor([row]), decoder_input_ids=read, use_cache=False)
+                else:
+                    model(input_ids=read, use_cache=False)
+                x = seen.pop()
+                known = 0 if number == 0 else len(before)
+                if layer.startswith("encoder.") or "EncDec" in layer:
+                    known = 0 if number == 0 else len(x)
+                expected = expected + x[known:].mT @ x[known:]
+        handle.remove()
+        torch.testing.assert_close(computed[f"{layer}.gram"], expected / 2)
 
 
 def test_gram_leaves_no_hook_behind():

@@ -283,7 +283,11 @@ def _setting(found: Results) -> dict[str, Any]:
     s = found.summary
     names = ("tasks", "kind", "base_name", "head", "rank", "composition", "goals", "penalty")
     names += ("constraints", "sampler", "baseline")
-    return {**{n: s.get(n) for n in names}, "modules": len(s["modules"]), **setting_of(found)}
+    return {
+        **{n: s.get(n) or None for n in names},
+        "modules": len(s["modules"]),
+        **setting_of(found),
+    }
 
 
 def _shown(name: str, value: Any) -> str:
@@ -304,6 +308,8 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
     counts = {task: record["n"] for task, record in zip(s["tasks"], first, strict=True)}
     every = pd.concat([rows(sweep) for sweep in sweeps], ignore_index=True)
     for (identity, task), same in every.groupby(["id", "task"], sort=False):
+        if task == MEAN and same["score"].isna().all():
+            continue
         metric = same["metric"].iloc[0]
         yield {
             "task": f"{MEAN} of {', '.join(s['tasks'])}" if task == MEAN else task,

@@ -469,6 +469,18 @@ def test_a_further_metric_improves_in_its_own_direction(tmp_path):
     }  # fmt: skip
 
 
+def test_no_mean_of_several_sweeps_is_said_where_none_of_them_has_one(tmp_path):
+    none = dict.fromkeys(("score", "standard_error", "gain", "gain_standard_error"))
+    paths = [write_two(tmp_path / str(i), shift=0.1 * i) for i in range(2)]
+    assert "mean of rte, sst2" in {r["task"] for r in lines_of(paths)}
+    for path in paths:
+        summary = json.loads((path / "results.jsonl").read_text().splitlines()[-1])
+        rows = [row | {"mean": none} for row in summary["rows"]]
+        average = summary["average"] | {"mean": none}
+        changed(path, rows=rows, average=average, signs=[1, -1])
+    assert {r["task"] for r in lines_of(paths)} == {"rte", "sst2"}
+
+
 @pytest.mark.parametrize("name", [*ASKED_OTHERWISE, *CHOSEN_OTHERWISE])
 def test_sweeps_of_different_settings_are_not_averaged_and_say_what_differs(name, tmp_path):
     first, again, other = (write(tmp_path / n, shift=0.01 * i) for i, n in enumerate("abc"))

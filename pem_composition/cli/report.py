@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
 from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.report import records
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class Config:
 
 def run(config: Config) -> int:
     """Print the table and write the files."""
-    from pem_composition.report import page, records
-
     found = [records.read(path) for path in config.results]
+    from pem_composition.report import page
+
     several = len(found) > 1
     if several and (config.html or config.axes or config.comparison):
         raise UsageError.build(
@@ -81,7 +82,7 @@ def run(config: Config) -> int:
 
 def show(results: Path, out: Path) -> None:
     """Print the table of finished results; write it, its plots and its page into ``out``."""
-    from pem_composition.report import page, records
+    from pem_composition.report import page
 
     print()
     found = records.read(results)
@@ -89,7 +90,7 @@ def show(results: Path, out: Path) -> None:
 
 
 def _one(found: Results, out: Path, file: Path, whole: str) -> None:
-    from pem_composition.report import frontier, page, plot, records, table, unlearning
+    from pem_composition.report import frontier, page, plot, table, unlearning
 
     out.mkdir(parents=True, exist_ok=True)
     if found.summary["composition"] == records.NEGATION:
@@ -103,7 +104,7 @@ def _one(found: Results, out: Path, file: Path, whole: str) -> None:
 
 def _several(found: Sequence[Results], out: Path | None) -> None:
     """The mean over sweeps and searches; of strengths with a plot."""
-    from pem_composition.report import frontier, records, table, text, unlearning
+    from pem_composition.report import frontier, table, text, unlearning
 
     paths = [one.path for one in found]
     negations = any(one.summary["composition"] == records.NEGATION for one in found)

@@ -338,7 +338,7 @@ def test_unlearning_subtracts_what_it_trained_for_that_in_a_scratch_folder(tmp_p
         assert (c.seed, c.model_name_or_path) == (module.seed, module.model_name_or_path)
         assert c.evaluate and c.grid == (0.0, 0.1, 1.0)
         asked = (c.num_samples, c.max_length, c.top_k, c.judge, c.max_ppl_increase)
-        assert asked == (1000, 128, 50, ("detoxify",), "3%")
+        assert asked == (1000, 128, 50, ("detoxify",), 0.03)
         assert not c.save_path.is_relative_to(tmp_path / "o p" / "scratch")
     reports = of("report", commands)
     assert [r.results for r in reports] == [

@@ -387,7 +387,7 @@ def _check_plain(path: Path, seen: set[Path]) -> None:
 
     Plain.add_constructor(CODE, code)
     try:
-        found = yaml.load(path.read_bytes(), Loader=Plain)
+        found = Plain(path.read_bytes()).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError.build(path, "not a YAML file", found=str(error)) from error
     if not isinstance(found, dict):

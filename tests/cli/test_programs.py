@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def test_help_describes_every_flag(name, pem):
     done = pem(name, "--help")
     assert done.code == 0
     module = cli.load(name)
-    for field in module.Config.__dataclass_fields__.values():
+    for field in dataclasses.fields(module.Config):
         assert field.metadata.get("help"), field.name
         flag = field.metadata.get("flag", field.name)
         assert field.metadata.get("positional") or f"--{flag}" in done.out

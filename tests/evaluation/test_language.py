@@ -106,5 +106,7 @@ def test_padding_counts_nothing_and_blocks_are_not_cut(language):
     model = language[0][0]
     padded = evaluator_of(language, pad_to=SIZE + 3).predict(model)
     np.testing.assert_allclose(padded, evaluator_of(language).predict(model), rtol=1e-4)
-    with pytest.raises(UsageError, match=f"--block_size: longer .* found {SIZE}, expected at most"):
+    with pytest.raises(
+        UsageError, match=f"--block_size: longer .* found {SIZE} tokens to read, expected at most"
+    ):
         NextBlocks(max_seq_length=SIZE).within(SIZE - 1)

@@ -23,6 +23,7 @@ from pem_composition import checkpoint
 from pem_composition.cli import main
 from pem_composition.errors import PEMError
 from pem_composition.module import combine, detoxify
+from pem_composition.record import purposes
 from pem_composition.training import runs
 
 pytestmark = pytest.mark.slow
@@ -276,8 +277,8 @@ def test_what_a_module_is_for_is_inherited_by_what_is_trained_from_it(asked, fam
     kind, folders = family
     shape = {"adapter_config": kind, "max_steps": 1, **QUIET}
     child = runs.train(asked.config(f"f-child-{kind}", init_from=folders["toxic"], **shape))
-    notes = " ".join(child.provenance.notes)
-    assert f"purpose of {folders['toxic'].name}: it exists to be subtracted" in notes
+    stated = purposes(child.provenance.notes)
+    assert "it exists to be subtracted" in stated[child.name], child.provenance.notes
 
 
 # --- refusals -----------------------------------------------------------------------------------

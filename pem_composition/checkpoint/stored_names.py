@@ -234,7 +234,9 @@ def _outputs(config: Mapping[str, Any], known: set[str]) -> set[str]:
     if is_language_model(config):
         found = {f"{layer}.weight" for layer in _bert_outputs(known)}
         if not found and not _class_of(config).endswith("ForPreTraining"):
-            found = {f"{nested}{OUTPUTS.get(str(inner.get('model_type')), 'lm_head')}.weight"}
+            output = f"{nested}{OUTPUTS.get(str(inner.get('model_type')), 'lm_head')}.weight"
+            # older files of larger models: language_model.lm_head.weight is the layer, no copy
+            found = set() if any(n.endswith(f".{output}") for n in known) else {output}
     # a file can hold an output layer that the class of its configuration lacks
     return found | {n for n in known if is_output(n)} if tied else found - known
 

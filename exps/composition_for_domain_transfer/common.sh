@@ -62,7 +62,7 @@ sweep_analogy() {
   if [[ -e $own/all_results.json || $DRY_RUN == 1 ]]; then rest+=(--reference_module "$own"); fi
   if [[ -n $max_eval_samples ]]; then rest+=(--max_eval_samples "$max_eval_samples"); fi
   # shellcheck disable=SC2086  # grid and space hold several words
-  step "$run" "$PYTHON" analogy.py --adapters "$OUT/$(run_of "$method" "$source-cls")" \
+  step "$run" "$PYTHON" -m pem_composition analogy --adapters "$OUT/$(run_of "$method" "$source-cls")" \
     "$OUT/$(run_of "$method" "$target-lm")" "$OUT/$(run_of "$method" "$source-lm")" \
     --save_path "$OUT/$run" --grid $grid --evaluate --space $space --objective seq2seq \
     --model_name_or_path "$model_name_or_path" --task_name "$(task_of "$target")" \

@@ -41,7 +41,7 @@ sweep_tasks() {
   # shellcheck disable=SC2206  # one prompt per word
   if [[ -n $prompt ]]; then rest+=(--prompt $prompt); fi
   # shellcheck disable=SC2086  # grid, space and tasks hold several words
-  step "$run" "$PYTHON" merge.py --adapters "${modules[@]}" --save_path "$OUT/$run" \
+  step "$run" "$PYTHON" -m pem_composition merge --adapters "${modules[@]}" --save_path "$OUT/$run" \
     --grid $grid --evaluate --space $space --objective seq2seq \
     --model_name_or_path "$model_name_or_path" --task_name $tasks \
     --validation_file "${validation[@]}" --test_file "${test[@]}" \

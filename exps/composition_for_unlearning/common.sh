@@ -58,7 +58,7 @@ sweep_strengths() {
   if [[ -n $perplexity_tokens ]]; then rest+=(--perplexity_tokens "$perplexity_tokens"); fi
   if [[ -n $top_k ]]; then rest+=(--top_k "$top_k"); fi
   # shellcheck disable=SC2086  # grid and judge hold several words
-  step "$run" "$PYTHON" negation.py --adapters "$OUT/$(toxic_run "$method")" \
+  step "$run" "$PYTHON" -m pem_composition negation --adapters "$OUT/$(toxic_run "$method")" \
     --save_path "$OUT/$run" --grid $grid --evaluate --model_name_or_path "$model_name_or_path" \
     "${asked[@]}" --num_samples "$num_samples" --max_length "$max_length" --top_p "$top_p" \
     --temperature "$temperature" --seed "$seed" --judge $judge --threshold "$threshold" \

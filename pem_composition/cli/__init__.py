@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import PurePath
 from types import ModuleType
 
 from pem_composition import signals
@@ -17,7 +18,7 @@ SUBCOMMANDS = (
     "offline", "select", "pairs", "split", "init", "train", "merge", "negation", "analogy",
     "detoxify", "compose", "fold", "extract", "methods", "inspect", "check", "compare", "rebuild",
     "convert", "push", "evaluate", "perplexity", "generate", "answer", "judge", "helpfulness",
-    "fisher", "gram", "refit", "sweep", "search", "learn", "report",
+    "fisher", "gram", "refit", "sweep", "search", "learn", "report", "exps",
 )  # fmt: skip
 
 USAGE = "usage: pem SUBCOMMAND [flags]      (pem help SUBCOMMAND lists the flags; pem --version)"
@@ -43,11 +44,16 @@ def overview() -> str:
 
 
 def entry(program: str | None = None) -> int:
-    """A whole process: ``pem``, or one program at the repository root."""
+    """A whole process: ``pem``, one program at the repository root, or a script ``pem-PROGRAM``.
+
+    The installed scripts ``pem-merge``, ``pem-negation``, ``pem-analogy`` are told by their name.
+    """
     # None: closed by the caller, as by >&-
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    prog = f"{program}.py" if program else "pem"
+    script, prog = PurePath(sys.argv[0]).stem, f"{program}.py" if program else "pem"
+    if program is None and script.startswith("pem-"):
+        prog, program = script, script.removeprefix("pem-")
     signals.catch(prog)
     code = main([program, *sys.argv[1:]], prog) if program else main()
     signals.ignore()

@@ -35,7 +35,7 @@ source "$here/common.sh"
 if [[ -z $methods ]]; then
   methods="sum magnitude ties dare dare_ties della breadcrumbs sce karcher fisher"
   if [[ $adapter_config == lora ]]; then
-    methods+=" tsv iso_c iso_cts knots ctm robustmerge lego regmean"
+    methods+=" tsv iso_c iso_cts wudi actmat svc knots ctm robustmerge lego regmean"
   fi
 fi
 

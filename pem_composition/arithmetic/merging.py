@@ -179,6 +179,8 @@ def _result(layer: _Layer, rank: int | None = None) -> list[Factor]:
         return [function(core, partial(_rule, inner, draws=layer.draws))]
     if inner is not None:
         merge_cores = partial(_merged_cores, inner, draws=layer.draws)
+        if choice.method == "svc":
+            return [core.factor(function(core.M_TPQ, merge_cores, alpha=settings["alpha"]))]
         return [function(core, layer.own_rank, settings["beta"], merge_cores)]
     return [core.factor(_merged_cores(choice, core.M_TPQ, layer.draws, rank))]
 

@@ -19,8 +19,10 @@ from pem_composition.arithmetic.methods.iso import iso_c, iso_cts
 from pem_composition.arithmetic.methods.knots import knots
 from pem_composition.arithmetic.methods.magnitude import magnitude
 from pem_composition.arithmetic.methods.sphere import karcher, slerp
+from pem_composition.arithmetic.methods.svc import svc
 from pem_composition.arithmetic.methods.ties import ties
 from pem_composition.arithmetic.methods.tsv import tsv
+from pem_composition.arithmetic.methods.wudi import actmat, wudi
 from pem_composition.errors import IncompatibleModules, PEMError
 
 OUT, IN = 20, 17
@@ -214,6 +216,94 @@ def test_a_sum_that_cancels_has_no_directions():
     minus = a._replace(weight=-a.weight)
     for method in (iso_c, lambda M: iso_cts(M, common=1.0)):
         np.testing.assert_allclose(in_core([a, minus], method), 0, atol=1e-12)
+
+
+# --- WUDI and ACTMat ---
+
+RANKS = [(3, 2, 4), (9, 9, 9)]  # independent rows of A, and more of them than inputs
+
+
+def dense_least_interference(X: np.ndarray, weighted: bool, ridge: float) -> np.ndarray:
+    """By I x I matrices."""
+    w = [1 / np.linalg.norm(x) ** 2 if weighted else 1.0 for x in X]
+    G = sum(a * x.T @ x for a, x in zip(w, X, strict=True))
+    values = np.linalg.eigvalsh(G)
+    e = ridge * values[values > 1e-10 * values[-1]].mean()
+    above = sum(a * x @ x.T @ x for a, x in zip(w, X, strict=True)) + e * X.sum(0)
+    if not ridge:
+        return above @ np.linalg.pinv(G, rcond=1e-10, hermitian=True)
+    return above @ np.linalg.inv(G + e * np.eye(len(G)))
+
+
+@settings(max_examples=25)
+@given(seeds, st.sampled_from(RANKS), st.sampled_from([0.0, 0.01, 1.0]))
+def test_wudi_and_actmat_in_the_core_are_the_dense_ones(seed, ranks, ridge):
+    terms = terms_of(seed, ranks)
+    for method, weighted in ((wudi, True), (actmat, False)):
+        found = in_core(terms, lambda M, method=method: method(M, ridge=ridge))
+        expected = dense_least_interference(dense(terms), weighted, ridge)
+        np.testing.assert_allclose(found, expected, atol=1e-9 * np.abs(expected).max())
+
+
+@given(seeds)
+def test_with_independent_rows_every_module_acts_as_before_whatever_its_weight(seed):
+    terms = terms_of(seed)
+    found = in_core(terms, lambda M: wudi(M, ridge=0.0))
+    np.testing.assert_allclose(found, in_core(terms, lambda M: actmat(M, ridge=0.0)), atol=1e-9)
+    for x, t in zip(dense(terms), terms, strict=True):
+        np.testing.assert_allclose(found @ t.A_RI.numpy().T, x @ t.A_RI.numpy().T, atol=1e-8)
+
+
+def test_a_ridge_keeps_nearly_equal_factors_from_exploding():
+    """Modules from one initial A that have hardly drifted; a large ridge is the sum."""
+    (a, _, b) = terms_of(10, (4, 2, 4))
+    near = [a, b._replace(A_RI=a.A_RI + 1e-3 * b.A_RI)]
+    total = np.linalg.norm(dense(near).sum(0))
+    sizes = {
+        ridge: np.linalg.norm(in_core(near, lambda M, r=ridge: wudi(M, ridge=r))) / total
+        for ridge in (0.0, 0.1)
+    }
+    assert sizes[0.0] > 100 and sizes[0.1] < 1.5
+    large = in_core(near, lambda M: wudi(M, ridge=1e9))
+    np.testing.assert_allclose(large, dense(near).sum(0), rtol=1e-6, atol=1e-6)
+
+
+# --- SVC ---
+
+
+def dense_svc(X: np.ndarray, whole: np.ndarray, alpha: float) -> np.ndarray:
+    U, S, Vh = np.linalg.svd(whole, full_matrices=False)
+    out = np.zeros_like(whole)
+    for u, s, v in zip(U.T, S, Vh, strict=True):
+        p = []
+        for x in X:
+            a = u @ x
+            if np.linalg.norm(a) > 1e-9 * np.linalg.norm(X):
+                p.append(max(alpha, (s * v) @ a / (a @ a)))
+        out += s * len(p) / (sum(p) or 1.0) * np.outer(u, v)
+    return out
+
+
+@settings(max_examples=25)
+@given(seeds, st.sampled_from(RANKS), st.sampled_from([0.0, 0.1, 1.0]))
+def test_svc_in_the_core_is_the_dense_one_around_a_sum_and_around_tsv(seed, ranks, alpha):
+    terms = terms_of(seed, ranks)
+    X = dense(terms)
+    for inner, whole in ((lambda M: M.sum(0), X.sum(0)), (tsv, in_core(terms, tsv))):
+        found = in_core(terms, lambda M, f=inner: svc(M, f, alpha=alpha))
+        np.testing.assert_allclose(found, dense_svc(X, whole, alpha), atol=1e-7 * np.abs(X).max())
+
+
+def test_svc_counts_once_what_two_modules_share_and_leaves_the_rest():
+    (a, *_) = terms_of(11)
+    same = in_core([a, a, a], lambda M: svc(M, lambda M: M.sum(0), alpha=0.1))
+    np.testing.assert_allclose(same, dense([a])[0], atol=1e-11)
+    Q, P = (torch.linalg.qr(torch.randn(n, 5, dtype=torch.float64)).Q for n in (OUT, IN))
+    apart = [Factor(2.0, P[:, :3].mT, Q[:, :3]), Factor(-1.0, P[:, 3:].mT, Q[:, 3:])]
+    found = in_core(apart, lambda M: svc(M, lambda M: M.sum(0), alpha=0.1))
+    np.testing.assert_allclose(found, dense(apart).sum(0), atol=1e-11)
+    gone = in_core([a, a._replace(weight=-a.weight)], lambda M: svc(M, lambda M: M.sum(0), alpha=0))
+    np.testing.assert_allclose(gone, 0, atol=1e-12)
 
 
 # --- KnOTS ---

@@ -40,6 +40,10 @@ FORM = Setting(
     choices=("dense", "core"),
     kinds=LORA,
 )
+RIDGE = Setting(
+    "ridge", 0.1, "e as a share of the mean eigenvalue of sum_t w_t dW_t^T dW_t; 0: as published",
+    0.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,16 @@ SPECTRAL = (
         (Setting("common", 0.8, "share of directions taken from the sum", 0.0, 1.0),),
         kinds=LORA, default=1.0, levels=True,
     ),
+    Method(
+        "wudi", "WUDI, closed form", "arXiv:2503.08099",
+        "ACTMat with weight 1 / norm(dW_t)^2 for module t", "M_t, input coordinates", SUM_OF_RANKS,
+        "wudi:wudi", (RIDGE,), kinds=LORA, default=1.0,
+    ),
+    Method(
+        "actmat", "ACTMat", "arXiv:2604.01329",
+        "(sum_t dW_t dW_t^T dW_t + e S) (sum_t dW_t^T dW_t + e I)^-1, S = sum_t dW_t",
+        "M_t, input coordinates", SUM_OF_RANKS, "wudi:actmat", (RIDGE,), kinds=LORA, default=1.0,
+    ),
 )  # fmt: skip
 
 OTHERS = (
@@ -194,6 +208,18 @@ OTHERS = (
                 0.0, 1.0,
             ),
         ), kinds=LORA, own_rank=True,
+    ),
+    Method(
+        "svc", "SVC, singular value calibration", "arXiv:2602.05536",
+        "sum_r s_r / mean_t(max(alpha, p_rt)) u_r v_r^T, f = sum_r s_r u_r v_r^T, p_rt how often f "
+        "counts what dW_t does along u_r", "singular vectors of f(M_1, ..., M_T)", SUM_OF_RANKS,
+        "svc:svc",
+        (
+            Setting(
+                "inner", SIMPLE, "the method f", choices=(SIMPLE, "tsv", "wudi", "actmat")
+            ),
+            Setting("alpha", 0.1, "the least p_rt; with 1 nothing grows", 0.0, 1.0),
+        ), kinds=LORA, default=1.0,
     ),
     Method(
         "robustmerge", "RobustMerge", "arXiv:2502.17159",

@@ -79,8 +79,10 @@ class Choice:
         return Choice(str(name), tuple((k, v) for k, v in self.settings if k in own))
 
     def default_coefficients(self, modules: int) -> tuple[float, ...]:
-        """What a merge without coefficients uses; the inner method decides where there is one."""
-        default = (self.inner or self).entry.default
+        """What a merge without coefficients uses: the method's own, else that of its inner one."""
+        default = self.entry.default
+        if default is None and self.inner is not None:
+            default = self.inner.entry.default
         return (1.0 / modules if default is None else default,) * modules
 
     def as_dict(self) -> dict[str, Value]:
@@ -226,7 +228,7 @@ def use_of_coefficients(entry: Method) -> str:
         use = "shares c_t / sum c of the result"
     else:
         use = "scale dW_t first" if entry.space == "delta" else "as in the rule"
-    if any(s.name == "inner" for s in entry.settings):
+    if entry.default is None and any(s.name == "inner" for s in entry.settings):
         return f"{use}; default: that of inner"
     return f"{use}; default {'1/T' if entry.default is None else shown(entry.default)} each"
 

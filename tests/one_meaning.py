@@ -25,6 +25,7 @@ import pem_composition as pem
 from pem_composition.checkpoint import fold_checkpoint, load
 from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.errors import PEMError
+from pem_composition.safe_files import read_json
 
 V, D, F, H, N = 56, 16, 24, 4, 3  # vocabulary, width, feed-forward, heads, classes
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -521,7 +522,7 @@ def way_fold(c: Made, work: Path) -> Tensor:
 def way_fold_auto(c: Made, work: Path) -> Tensor:
     """The folder says its own class."""
     folder = folded(c, work)
-    name = pem.checkpoint.files.read_json(folder / "config.json", folder)["architectures"][0]
+    name = read_json(folder / "config.json", folder)["architectures"][0]
     with quiet():
         model = getattr(hf, name).from_pretrained(folder)
     return output(model.eval(), c.model.inputs)

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pem_composition"
 NUMBERS = {
     "errors",
     "signals",
+    "safe_files",
     "config",
     "arithmetic",
     "record",
@@ -33,13 +34,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "json_lines": {"errors"},
     "offline": {"errors", "texts"},
     "signals": {"errors"},
+    "safe_files": {"errors", "signals"},
     "arithmetic": {"errors", "config", "record"},
     "record": {"errors"},
     "module": {"errors", "config", "arithmetic", "record"},
     "composition": {"errors", "config", "arithmetic", "record", "module"},
     "checkpoint": NUMBERS - {"checkpoint"} | {"_version", "network"},
     "adapters": NUMBERS,
-    "tasks": {"errors", "texts", "offline", "network"},
+    "tasks": {"errors", "texts", "offline", "network", "safe_files"},
     "evaluation": NUMBERS | {"texts", "offline", "json_lines", "adapters", "tasks", "network"},
     "objectives": {"errors", "tasks", "evaluation"},
     "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "objectives"},
@@ -47,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": NUMBERS
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
     | {"json_lines"},
-    "report": {"errors", "json_lines", "_version"},
+    "report": {"errors", "json_lines", "safe_files", "_version"},
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
@@ -58,16 +60,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The one arrow that runs up and stays: PEM.save hands the module to the room that writes it.
 DECLARED = {("module", "checkpoint")}
 # Arrows that run up or close a circle today. The list may only shrink.
-DEBTS = {
-    ("tasks.split", "checkpoint.files"),
-}
+DEBTS: set[tuple[str, str]] = set()
 # What may not grow: names that stand for two things, and imports inside functions.
 MOST_CLASS_NAMES_TWICE = 10
 MOST_FILE_NAMES_TWICE = 22
 MOST_IMPORTS_INSIDE_FUNCTIONS = 203
 LIGHT = (
-    "errors", "json_lines", "signals", "config", "record", "checkpoint", "cli", "offline",
-    "report", "sweep", "endpoint", "__init__",
+    "errors", "json_lines", "safe_files", "signals", "config", "record", "checkpoint", "cli",
+    "offline", "report", "sweep", "endpoint", "__init__",
 )  # fmt: skip
 HEAVY = {
     "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",

@@ -15,8 +15,8 @@ import one_meaning as om
 
 import pem_composition as pem
 from pem_composition.checkpoint import fold_checkpoint, load
-from pem_composition.checkpoint.files import read_json
 from pem_composition.errors import IncompatibleModules
+from pem_composition.safe_files import read_json
 
 EVERY = frozenset(om.WAYS)
 CONVERT, EXTRACT = frozenset({"convert"}), frozenset({"extract"})

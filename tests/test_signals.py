@@ -19,9 +19,9 @@ import unlearning_data
 from tiny import random_module, tiny, write_causal
 
 from pem_composition import signals
-from pem_composition.checkpoint.files import atomic_directory
 from pem_composition.cli import parser
 from pem_composition.errors import EXIT_PREEMPTED, Preempted
+from pem_composition.safe_files import atomic_directory
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
 from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
-from pem_composition.checkpoint.files import SmallFiles, TensorInfo, is_file
+from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.peft import adapter_layers, check_factors
 from pem_composition.checkpoint.peft_config import MAX_ALPHA, MAX_RANK
@@ -32,6 +32,7 @@ from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, UnsupportedModule
 from pem_composition.module import HeadInfo
 from pem_composition.record import Provenance
+from pem_composition.safe_files import SmallFiles, is_file
 
 if TYPE_CHECKING:
     from torch import Tensor

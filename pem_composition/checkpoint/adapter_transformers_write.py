@@ -20,11 +20,11 @@ from pem_composition.checkpoint.adapter_transformers import (
 )
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
 from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
-from pem_composition.checkpoint.files import write_json
 from pem_composition.checkpoint.tensors import cast, save_dtype
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import UnsupportedModule
 from pem_composition.record import record
+from pem_composition.safe_files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

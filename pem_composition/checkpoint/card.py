@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.checkpoint.files import is_file, open_regular
 from pem_composition.checkpoint.hub_name import HUB_NAME
 from pem_composition.errors import CheckpointError
 from pem_composition.record import SUM, purposes
+from pem_composition.safe_files import is_file, open_regular
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

@@ -14,9 +14,9 @@ from threading import Event, Thread
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.card import license_of
 from pem_composition.checkpoint.content import MODEL_WEIGHTS, content_digest, content_files
-from pem_composition.checkpoint.files import open_regular
 from pem_composition.checkpoint.header import Record, check_sha256
 from pem_composition.record import Source
+from pem_composition.safe_files import open_regular
 
 BLOCK = 2**20
 

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from pem_composition.checkpoint.files import sha256_file
 from pem_composition.checkpoint.heads import FOLDER
+from pem_composition.safe_files import sha256_file
 
 CONFIG = "adapter_config.json"
 PEFT_FILES = PEFT_WEIGHTS, PEFT_WEIGHTS_BIN = ("adapter_model.safetensors", "adapter_model.bin")

@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import full, heads, provenance
 from pem_composition.checkpoint.blocks import copied, written_info
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import (
-    TensorInfo,
-    atomic_directory,
-    check_apart,
-    read_json,
-)
+from pem_composition.checkpoint.files import TensorInfo, check_apart
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
@@ -49,6 +44,7 @@ from pem_composition.config import (
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Recipe
+from pem_composition.safe_files import atomic_directory, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ from pem_composition.arithmetic.updates import cast, certified
 from pem_composition.checkpoint.blocks import Differences
 from pem_composition.checkpoint.changes import stores_transposed
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import FLOAT_DTYPES, read_json, snapshot_of
+from pem_composition.checkpoint.files import FLOAT_DTYPES, snapshot_of
 from pem_composition.checkpoint.full import (
     Weights,
     aligned,
@@ -39,6 +39,7 @@ from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError, listing
 from pem_composition.module import PEM
 from pem_composition.record import Certificate, Provenance, Recipe, Term
+from pem_composition.safe_files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,36 +1,31 @@
-"""Safe file work, standard library only: bounded reads, strict JSON, safetensors, directories.
-
-Nothing here interprets a module. Reads accept regular files only, so a FIFO never blocks and a link
-never leads out of the folder it lies in; every error names the file.
-"""
+"""Files of weights, standard library only: safetensors, snapshots of the hub's cache, outputs apart
+from what is read."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import os
-import secrets
-import shutil
-import socket
-import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pem_composition.errors import CheckpointError, PEMError
-from pem_composition.signals import finished_first, named
+from pem_composition.safe_files import (
+    is_file,
+    open_regular,
+    parse_json,
+    sha256_stream,
+    size_in_memory,
+)
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 200_000
 MAX_NAME = 1000  # characters of a tensor's name
 MAX_DIMENSIONS = 64  # torch's own limit
-MAX_JSON_BYTES = 32 * 1024 * 1024
-MAX_NESTING = 50
-LONGEST_STEM = 160  # bytes of a name beside which a temporary name of its own fits into 255
 
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -49,55 +44,6 @@ class TensorInfo(NamedTuple):
     def nbytes(self) -> int:
         """Size of the values in bytes."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
-
-
-def open_regular(path: Path, root: Path | None = None) -> BinaryIO:
-    """Open a regular file for reading; never blocks on a FIFO or device.
-
-    Args:
-        root: the folder the file belongs to. A symbolic link must stay inside it; links of the
-            Hugging Face cache (snapshots/REV/file -> blobs/HASH) are known and followed.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, not regular, or a link out of the root.
-    """
-    if root is not None:
-        _check_inside(path, root)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise CheckpointError.build(path, "no such file", do="check the path") from None
-    except OSError as error:
-        raise CheckpointError.build(path, f"cannot be read ({error.strerror})") from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise CheckpointError.build(
-            path, "cannot be read", found=_kind_of(mode), expected="a regular file"
-        )
-    return os.fdopen(descriptor, "rb")
-
-
-def _kind_of(mode: int) -> str:
-    tests = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
-    return next((word for test, word in tests if test(mode)), "a device")
-
-
-def _check_inside(path: Path, root: Path) -> None:
-    try:
-        target, home = path.resolve(), root.resolve()
-    except (OSError, RuntimeError):
-        raise CheckpointError.build(path, "a symbolic link that leads nowhere") from None
-    caches = [p.parent for p in home.parents if p.name == "snapshots"]
-    blobs = caches[0] / "blobs" if caches else home
-    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
-        raise CheckpointError.build(
-            path,
-            "a symbolic link leads out of its folder",
-            found=target,
-            expected=f"a file inside {root}",
-            do="replace the link by a copy of the file",
-        )
 
 
 def snapshot_of(folder: Path) -> Path:
@@ -121,167 +67,6 @@ def snapshot_of(folder: Path) -> Path:
             do=f"give one of {snapshots}" if names else "fetch the model again",
         )  # fmt: skip
     return snapshots / str(named)
-
-
-def is_file(path: Path) -> bool:
-    """True if the path exists and is no directory (a FIFO counts, to be refused by name)."""
-    return path.exists() and not path.is_dir()
-
-
-def size_in_memory(file: BinaryIO, path: Path) -> int:
-    """Bytes of an open file, unless they are more than this machine could hold."""
-    size = os.fstat(file.fileno()).st_size
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        raise CheckpointError.build(
-            path, "too large", found=f"{size} bytes", expected=f"at most the memory, {memory} bytes"
-        )
-    return size
-
-
-def sha256_file(path: Path, root: Path | None = None) -> str:
-    """Hexadecimal sha256 of a regular file."""
-    with open_regular(path, root) as file:
-        return sha256_stream(file)
-
-
-def sha256_stream(file: BinaryIO) -> str:
-    """Hexadecimal sha256 of an open file, from its start."""
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-# --- JSON ---------------------------------------------------------------------------------------
-
-
-def read_json(path: Path, root: Path | None = None) -> dict[str, Any]:
-    """Read a JSON object strictly: no duplicate keys, no NaN or infinity, an object at the top.
-
-    Raises:
-        CheckpointError: naming the file and what is wrong.
-    """
-    return parse_json(read_small(path, root), path)
-
-
-def read_small(path: Path, root: Path | None = None) -> bytes:
-    """The bytes of a file that a JSON object fits in."""
-    with open_regular(path, root) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError.build(
-            path,
-            "too large",
-            found=f"more than {MAX_JSON_BYTES} bytes",
-            expected="a small JSON file",
-        )
-    return data
-
-
-def parse_json(data: bytes, where: object) -> dict[str, Any]:
-    """Parse bytes as ``read_json`` does; ``where`` names them in errors."""
-    try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-        )
-        if b"\\ud" in data or b"\\uD" in data:  # half a surrogate pair could not be written again
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        _check_nesting(value)
-    except UnicodeError:
-        raise CheckpointError.build(
-            where, "not UTF-8 text", expected="JSON", do="restore the file"
-        ) from None
-    except RecursionError:
-        raise CheckpointError.build(where, "nested too deeply", expected="plain JSON") from None
-    except ValueError as error:
-        raise CheckpointError.build(
-            where, f"not valid JSON: {error}", do="restore the file from its source"
-        ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError.build(
-            where, "wrong content", found=f"a JSON {type(value).__name__}", expected="a JSON object"
-        )
-    return value
-
-
-def _check_nesting(value: object) -> None:
-    level = [value]
-    for _ in range(MAX_NESTING):
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return
-    raise RecursionError
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} appears twice")
-    return result
-
-
-def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is not a JSON number")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is out of range")
-    return value
-
-
-def listing(folder: Path) -> str:
-    """The first twelve names in a folder, for errors; a link that leads nowhere is marked."""
-    found = sorted(folder.iterdir())[:12]
-    lost = " (a link to nothing)"
-    return ", ".join(f"{p.name}{'/' * p.is_dir()}{lost * leads_nowhere(p)}" for p in found)
-
-
-def leads_nowhere(path: Path) -> bool:
-    """True for a symbolic link to what is not there, or to itself."""
-    return path.is_symlink() and not path.exists()
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object as ``json_bytes`` gives it."""
-    path.write_bytes(json_bytes(value))
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """A JSON object, indented, keys in the given order.
-
-    Undecodable bytes of a path become question marks, since JSON has no place for them.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", errors="replace")
-
-
-class SmallFiles:
-    """The JSON files of a folder: each is opened once, its sha256 is that of the bytes parsed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.digests: dict[str, str] = {}  # file name -> sha256, of those that were read
-        self._values: dict[str, dict[str, Any]] = {}
-
-    def json(self, name: str) -> dict[str, Any]:
-        """The object in a file, as ``read_json`` reads it."""
-        if name not in self._values:
-            path = self.folder / name
-            data = read_small(path, self.folder)
-            self.digests[name] = hashlib.sha256(data).hexdigest()
-            self._values[name] = parse_json(data, path)
-        return self._values[name]
 
 
 # --- safetensors --------------------------------------------------------------------------------
@@ -541,7 +326,7 @@ def write_values(
             write(buffer)
 
 
-# --- whole directories --------------------------------------------------------------------------
+# --- outputs and inputs --------------------------------------------------------------------------
 
 
 def check_apart(
@@ -612,216 +397,3 @@ def _linked(folder: Path) -> list[Path]:
     with suppress(OSError):
         return [_real(entry) for entry in folder.iterdir() if entry.is_symlink()]
     return []
-
-
-@contextmanager
-def atomic_directory(
-    path: str | os.PathLike[str],
-    overwrite: bool = False,
-    *,
-    keep: Callable[[str], bool] | None = None,
-) -> Iterator[Path]:
-    """Yield a temporary sibling; on success it becomes ``path`` at once, on error nothing changes.
-
-    Files are fsynced before the rename and the parent after it; modes follow the umask. An existing
-    directory is renamed aside and removed only when the new one is in place. Temporaries of
-    processes that died on this machine are removed, and a directory they had put aside is put back.
-
-    Args:
-        overwrite: replace an existing directory (an empty one is always replaced).
-        keep: entries of the replaced directory to carry over, by name, unless written anew.
-
-    Raises:
-        CheckpointError: the path exists, is no directory, or cannot be created.
-        OSError: the disk is full (the caller maps it to its exit code).
-    """
-    target = _check_target(Path(path))
-    created = _make_parents(target.parent)
-    try:
-        _clean_stale(target, keep)
-        _check_free(target, overwrite)
-        temporary = _sibling(target, "tmp")
-        try:
-            _make(temporary, target)
-            yield temporary
-            _settle(temporary)
-            with finished_first():  # a signal must not part the two renames
-                _swap(temporary, target, overwrite, keep)
-                named(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except BaseException as error:
-        for parent in reversed(created):
-            with suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = os.fspath(path)  # a full disk is said of no file
-        raise
-
-
-def _check_target(path: Path) -> Path:
-    if path.name in ("", "..") or "\0" in str(path):
-        raise CheckpointError.build(
-            path, "not a name for an output directory", do="name the directory to be written"
-        )
-    target = path.absolute()
-    resolved = target.resolve()
-    if Path.cwd().is_relative_to(resolved) or Path.home().is_relative_to(resolved):
-        raise CheckpointError.build(
-            path,
-            "the output would replace the working or home directory",
-            do="name a directory inside it",
-        )
-    return resolved if target.is_symlink() else target
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    missing = [p for p in (parent, *parent.parents) if not p.exists()]
-    made: list[Path] = []
-    for directory in reversed(missing):
-        _make(directory, directory, exist_ok=True)
-        made.append(directory)
-    if not parent.is_dir():
-        raise CheckpointError.build(parent, "not a directory", do="choose another output path")
-    return made
-
-
-def _make(directory: Path, where: Path, *, exist_ok: bool = False) -> None:
-    try:
-        directory.mkdir(exist_ok=exist_ok)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CheckpointError.build(
-            where, f"cannot be created ({error.strerror})", do="choose another output path"
-        ) from None
-
-
-def _check_free(target: Path, overwrite: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise CheckpointError.build(
-            target,
-            "exists",
-            found="a file",
-            expected="no such path",
-            do="choose another output path",
-        )
-    if target.exists() and not overwrite and any(target.iterdir()):
-        raise CheckpointError.build(
-            target,
-            "the output exists",
-            found="a directory with files",
-            expected="no such directory",
-            do="choose another path or overwrite it (--overwrite)",
-        )
-
-
-def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-
-
-def _sibling(target: Path, role: str) -> Path:
-    return target.with_name(
-        f".{_stem(target)}.{role}-{os.getpid()}-{_host()}{secrets.token_hex(4)}"
-    )
-
-
-def _stem(target: Path) -> str:
-    """The target's name, or as much of a long one as leaves room for more, and its digest."""
-    name = os.fsencode(target.name)
-    if len(name) <= LONGEST_STEM:
-        return target.name
-    return f"{target.name[: LONGEST_STEM // 8]}-{hashlib.sha256(name).hexdigest()[:32]}"
-
-
-def _clean_stale(target: Path, keep: Callable[[str], bool] | None) -> None:
-    """Remove what dead processes of this machine left beside the target."""
-    for role in ("old", "tmp"):
-        start = f".{_stem(target)}.{role}-"
-        for entry in list(target.parent.iterdir()):
-            pid, _, tail = entry.name.removeprefix(start).partition("-")
-            ours = entry.name.startswith(start) and tail.startswith(_host())
-            if not (ours and pid.isdecimal() and len(pid) < 10):
-                continue
-            if _alive(int(pid)):
-                continue
-            with suppress(FileNotFoundError):  # another process cleans, too
-                if role == "old" and not target.exists():
-                    entry.rename(target)
-                else:
-                    _carry_over(entry, target, keep if role == "old" else None)
-
-
-def _carry_over(aside: Path, target: Path, keep: Callable[[str], bool] | None) -> None:
-    """Move the entries to keep from a replaced directory into the new one, then remove the rest."""
-    for entry in list(aside.iterdir()) if keep else []:
-        if keep is not None and keep(entry.name) and not (target / entry.name).exists():
-            entry.rename(target / entry.name)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _settle(directory: Path) -> None:
-    """Give files the mode the umask asks for and fsync everything."""
-    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            file = Path(parent, name)
-            file.chmod(mode)
-            fsync(file)
-        fsync(Path(parent))
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _swap(
-    temporary: Path, target: Path, overwrite: bool, keep: Callable[[str], bool] | None
-) -> None:
-    """Give the directory its name; of several processes that do so at once each succeeds whole."""
-    aside: list[Path] = []
-    try:
-        while True:
-            _check_free(target, overwrite)
-            aside += _put_aside(target) if overwrite else []
-            try:
-                temporary.rename(target)  # replaces an empty directory
-                break
-            except OSError as error:  # another process was faster: look again
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-    except BaseException:
-        for old in aside[-1:]:
-            with suppress(OSError):
-                old.rename(target)
-        raise
-    finally:
-        for old in aside:
-            if old.exists() and target.exists():
-                _carry_over(old, target, keep)
-    fsync(target.parent)
-
-
-def _put_aside(target: Path) -> list[Path]:
-    """Rename what is there; nothing where another process was faster."""
-    aside = _sibling(target, "old")
-    try:
-        target.rename(aside)
-    except FileNotFoundError:
-        return []
-    return [aside]

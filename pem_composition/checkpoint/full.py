@@ -15,15 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import provenance, quantised, stored_names
 from pem_composition.checkpoint.changes import Spelling, spelling_of
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import (
-    DTYPE_BYTES,
-    FLOAT_DTYPES,
-    TensorInfo,
-    is_file,
-    listing,
-    read_json,
-    sha256_file,
-)
+from pem_composition.checkpoint.files import DTYPE_BYTES, FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.model_folder import (
     CONFIG,
@@ -54,6 +46,7 @@ from pem_composition.config import is_head as is_head
 from pem_composition.errors import CheckpointError, IncompatibleModules
 from pem_composition.module import PEM, HeadInfo
 from pem_composition.record import Provenance
+from pem_composition.safe_files import is_file, listing, read_json, sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor

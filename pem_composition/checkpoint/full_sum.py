@@ -20,7 +20,7 @@ from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import check_apart, is_file, snapshot_of
+from pem_composition.checkpoint.files import check_apart, snapshot_of
 from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.full_plan import SumPlan
 from pem_composition.checkpoint.model_folder import CONFIG
@@ -31,6 +31,7 @@ from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig, Hea
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Recipe, Source, Term
+from pem_composition.safe_files import is_file
 
 
 def combine_full(

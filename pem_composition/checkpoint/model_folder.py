@@ -9,17 +9,12 @@ from typing import Any
 
 from pem_composition.arithmetic.heads import OUTPUT_MODULES
 from pem_composition.checkpoint import provenance
-from pem_composition.checkpoint.files import (
-    TensorInfo,
-    is_file,
-    open_regular,
-    read_json,
-    write_json,
-)
+from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.heads import FOLDER as HEADS_FOLDER
 from pem_composition.checkpoint.stream import Output, Ring, stream_safetensors
 from pem_composition.config import HeadInfo
 from pem_composition.errors import IncompatibleModules
+from pem_composition.safe_files import is_file, open_regular, read_json, write_json
 
 MAX_SHARD_BYTES = 5 * 10**9
 # What a tokenizer, a processor or a generation is made of; no weights, code, records or results.

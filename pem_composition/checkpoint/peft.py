@@ -16,7 +16,7 @@ from pem_composition.checkpoint import peft_config, provenance
 from pem_composition.checkpoint.content import CONFIG
 from pem_composition.checkpoint.content import PEFT_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.content import PEFT_WEIGHTS_BIN as WEIGHTS_BIN
-from pem_composition.checkpoint.files import TensorInfo, is_file, listing, write_json
+from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.tensors import (
     StoredTensors,
@@ -40,6 +40,7 @@ from pem_composition.config import (
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
 from pem_composition.module import HeadInfo
 from pem_composition.record import Provenance
+from pem_composition.safe_files import is_file, listing, write_json
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

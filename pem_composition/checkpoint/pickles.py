@@ -26,12 +26,10 @@ from pem_composition.checkpoint.files import (
     TensorInfo,
     changed,
     is_shape,
-    open_regular,
-    sha256_stream,
-    size_in_memory,
     state_of,
 )
 from pem_composition.errors import CheckpointError
+from pem_composition.safe_files import open_regular, sha256_stream, size_in_memory
 
 STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",

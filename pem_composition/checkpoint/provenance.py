@@ -25,20 +25,14 @@ from pem_composition.checkpoint import heads, hub_name
 from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
 from pem_composition.checkpoint.content import content_digest
-from pem_composition.checkpoint.files import (
-    fsync,
-    is_file,
-    read_json,
-    sha256_file,
-    snapshot_of,
-    write_json,
-)
+from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.checkpoint.header import Record as Record
 from pem_composition.checkpoint.header import check_sha256 as check_sha256
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors
 from pem_composition.config import BaseIdentity
 from pem_composition.errors import CheckpointError
 from pem_composition.record import Certificate, Provenance, Source, Term
+from pem_composition.safe_files import fsync, is_file, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

@@ -21,7 +21,6 @@ from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.checkpoint.content import content_digest
 from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.extract import extract_lora
-from pem_composition.checkpoint.files import is_file, read_json, sha256_file
 from pem_composition.checkpoint.fold import fold_checkpoint
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.full_sum import combine_full
@@ -32,6 +31,7 @@ from pem_composition.checkpoint.tensors import TensorFile, open_tensors, read_ra
 from pem_composition.composition import weigh_layers
 from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.record import Recipe, Source
+from pem_composition.safe_files import is_file, read_json, sha256_file
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.statistics import COMMANDS, FISHER, GRAM, Statistics
-from pem_composition.checkpoint.files import SafetensorsFile, atomic_directory, parse_json
+from pem_composition.checkpoint.files import SafetensorsFile
 from pem_composition.checkpoint.tensors import cast, read_float, write_tensors
 from pem_composition.errors import CheckpointError
+from pem_composition.safe_files import atomic_directory, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,22 +20,14 @@ from pem_composition.checkpoint import (
     provenance,
 )
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, MODEL_CONFIG, REFERENCE_WEIGHTS
-from pem_composition.checkpoint.files import (
-    SafetensorsFile,
-    SmallFiles,
-    atomic_directory,
-    check_apart,
-    is_file,
-    leads_nowhere,
-    listing,
-    snapshot_of,
-)
+from pem_composition.checkpoint.files import SafetensorsFile, check_apart, snapshot_of
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.whole import write_full
 from pem_composition.config import LAYOUTS, BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError, close_match
 from pem_composition.module import PEM
+from pem_composition.safe_files import SmallFiles, atomic_directory, is_file, leads_nowhere, listing
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,12 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from pem_composition.checkpoint import download, heads, hub_name, provenance
 from pem_composition.checkpoint.card import CARD, Publication, card
 from pem_composition.checkpoint.content import ADAPTER_FILES, CONFIG, HEAD_CONFIG
-from pem_composition.checkpoint.files import json_bytes, open_regular, read_json
 from pem_composition.checkpoint.hub_name import Reference
 from pem_composition.checkpoint.machine_paths import without_paths
 from pem_composition.checkpoint.store import load, locate
 from pem_composition.errors import CheckpointError, PEMError, RunFailed, UsageError
 from pem_composition.record import TO_SUBTRACT, Provenance, purposes
+from pem_composition.safe_files import json_bytes, open_regular, read_json
 
 MODULE_FILES = ADAPTER_FILES | {provenance.FILE, CARD}
 BASE_KEYS = ("base_model_name_or_path", "model_name")  # of PEFT, of adapter-transformers

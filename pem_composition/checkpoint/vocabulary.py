@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pem_composition.checkpoint.files import TensorInfo, is_file, read_json, sha256_file
+from pem_composition.checkpoint.files import TensorInfo
+from pem_composition.safe_files import is_file, read_json, sha256_file
 
 # Files that hold the tokens, the whole tokenizer first.
 TOKENIZERS = (

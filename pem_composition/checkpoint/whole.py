@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.blocks import held, largest_dtype, torch_dtype, written_info
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo, atomic_directory, read_json
+from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, renaming
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
@@ -29,6 +29,7 @@ from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Source
+from pem_composition.safe_files import atomic_directory, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,6 @@ from pem_composition import offline
 from pem_composition.arithmetic.compatible import BaseModel, check_compatible, check_same_base
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.checkpoint import base_identity, open_module
-from pem_composition.checkpoint.files import atomic_directory
 from pem_composition.checkpoint.provenance import find_base
 from pem_composition.checkpoint.several import read_modules, short_paths
 from pem_composition.checkpoint.statistics import find, read
@@ -30,6 +29,7 @@ from pem_composition.cli.flags import (
 )
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 from pem_composition.module import combine
+from pem_composition.safe_files import atomic_directory
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics

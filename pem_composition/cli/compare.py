@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.comparison import compare
 from pem_composition.arithmetic.compatible import check_compatible
-from pem_composition.checkpoint.files import write_json
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common
 from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
 from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.safe_files import write_json
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:

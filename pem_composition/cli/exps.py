@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pem_composition.checkpoint.files import atomic_directory
 from pem_composition.errors import EXIT_DONE
+from pem_composition.safe_files import atomic_directory
 from pem_composition.training.config import flag, required
 
 NAME = "exps"

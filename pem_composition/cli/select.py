@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pem_composition.checkpoint.files import atomic_directory, sha256_file, write_json
 from pem_composition.errors import UsageError
+from pem_composition.safe_files import atomic_directory, sha256_file, write_json
 from pem_composition.tasks.data import TRAIN, read_tables
 from pem_composition.tasks.files import read_table, written
 from pem_composition.tasks.instructions import ALPACA

@@ -23,7 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.checkpoint import content, files, locate, provenance
+from pem_composition import safe_files
+from pem_composition.checkpoint import content, locate, provenance
 from pem_composition.checkpoint.provenance import checkpoint_files, find_base
 from pem_composition.offline import MANIFEST, cache_root
 
@@ -139,7 +140,7 @@ def file_digest(path: Path) -> str:
     """
     state = path.stat()
     if state.st_size < REMEMBERED:
-        return files.sha256_file(path)
+        return safe_files.sha256_file(path)
     times = (state.st_mtime_ns, state.st_ctime_ns)
     name = key_of({"file": [state.st_dev, state.st_ino, state.st_size, *times]})
     kept = cache_root() / "digests" / name
@@ -149,7 +150,7 @@ def file_digest(path: Path) -> str:
             return known
     except (OSError, ValueError):
         pass
-    found = files.sha256_file(path)
+    found = safe_files.sha256_file(path)
     after = path.stat()
     unchanged = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (state.st_size, *times)
     if unchanged and time.time() - max(times) / 1e9 > SETTLED:

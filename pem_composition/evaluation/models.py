@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pem_composition import network, offline
-from pem_composition.checkpoint.files import read_json, snapshot_of, write_json
+from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.checkpoint.full import Weights, head_info
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation.keys import check_unchanged
 from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions, keep_gradients
+from pem_composition.safe_files import read_json, write_json
 from pem_composition.tasks.glue import Task
 
 if TYPE_CHECKING:

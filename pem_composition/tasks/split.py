@@ -28,8 +28,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pem_composition.checkpoint.files import atomic_directory, sha256_file
 from pem_composition.errors import DataError
+from pem_composition.safe_files import atomic_directory, sha256_file
 from pem_composition.tasks.data import TRAIN, VALIDATION, Example, TaskData
 from pem_composition.tasks.files import JSON_INTEGER, JSON_NUMBER, written
 from pem_composition.tasks.glue import Task, WrittenFloat

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pem_composition.checkpoint.files import fsync, sha256_file
 from pem_composition.errors import UsageError
+from pem_composition.safe_files import fsync, sha256_file
 
 MARKER = "complete.json"
 PARTIAL = ".partial"

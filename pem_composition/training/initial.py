@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pem_composition.checkpoint import files
+from pem_composition import safe_files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation import keys
 from pem_composition.evaluation.models import resolve
@@ -37,7 +37,7 @@ def write(flags: ModelFlags, task: Task | None) -> str:
 
     start = prepare(flags, task)
     provenance = Provenance(init=start.init, training={"key": key, "initial": recipe})
-    with files.atomic_directory(output, overwrite=flags.overwrite_output_dir) as folder:
+    with safe_files.atomic_directory(output, overwrite=flags.overwrite_output_dir) as folder:
         start.weights.publish(folder, output.name, provenance)
     return f"{output}: initial {flags.adapter_config} module, fingerprint {start.init[:12]}"
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pem_composition.checkpoint import files, layouts
+from pem_composition import safe_files
+from pem_composition.checkpoint import layouts
 from pem_composition.errors import PEMError
 
 ALL = "all_results.json"
@@ -56,7 +57,7 @@ def is_foreign(entry: str) -> bool:
 def read_training(output_dir: Path) -> dict[str, Any]:
     """The ``training`` part of a finished run's pem.json; empty if there is none to read."""
     try:
-        record = files.read_json(output_dir / "pem.json")
+        record = safe_files.read_json(output_dir / "pem.json")
     except (OSError, PEMError):
         return {}
     training = record.get("training")
@@ -65,9 +66,9 @@ def read_training(output_dir: Path) -> dict[str, Any]:
 
 def is_intact(output_dir: Path) -> bool:
     """True if every file that pem.json lists is there as it was written."""
-    recorded = files.read_json(output_dir / "pem.json").get("files")
+    recorded = safe_files.read_json(output_dir / "pem.json").get("files")
     return isinstance(recorded, dict) and all(
-        (output_dir / name).is_file() and files.sha256_file(output_dir / name) == digest
+        (output_dir / name).is_file() and safe_files.sha256_file(output_dir / name) == digest
         for name, digest in recorded.items()
     )
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import checkpoint as checkpoints
-from pem_composition.checkpoint import files, hub
+from pem_composition import safe_files
+from pem_composition.checkpoint import hub
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import key_of
 from pem_composition.evaluation.models import bfloat16_note, max_input_length, resolve
@@ -403,7 +404,7 @@ def publish(
         training=training,
         notes=tuple(dict.fromkeys((*start.notes, *parents, *notes))),
     )
-    with files.atomic_directory(output, overwrite=True, keep=results.is_foreign) as folder:
+    with safe_files.atomic_directory(output, overwrite=True, keep=results.is_foreign) as folder:
         start.weights.publish(folder, output.name, provenance)
         results.write_results(folder, splits)
         if told:

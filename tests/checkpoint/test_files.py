@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pem_composition import safe_files
 from pem_composition.checkpoint import files
 from pem_composition.checkpoint.tensors import open_tensors, read_raw, write_tensors
 from pem_composition.config import BaseIdentity, IA3Config
@@ -164,7 +165,7 @@ def test_json_is_read_strictly(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=words) as error:
-        files.read_json(path)
+        safe_files.read_json(path)
     assert str(path) in str(error.value)
 
 
@@ -174,7 +175,7 @@ def test_fifo_directory_and_missing_file_are_refused_at_once(tmp_path: Path) -> 
     # Opened as a file is, the FIFO would wait for a writer until the test times out.
     for name, words in (("fifo", "a FIFO"), ("folder", "a directory"), ("absent", "no such file")):
         with pytest.raises(CheckpointError, match=words):
-            files.open_regular(tmp_path / name)
+            safe_files.open_regular(tmp_path / name)
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_inside_followed(tmp_path: Path) -> None:
@@ -184,9 +185,9 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_followed(tmp_path: P
     (root / "real.json").write_text('{"a": 2}')
     (root / "out.json").symlink_to(tmp_path / "secret.json")
     (root / "in.json").symlink_to("real.json")
-    assert files.read_json(root / "in.json", root) == {"a": 2}
+    assert safe_files.read_json(root / "in.json", root) == {"a": 2}
     with pytest.raises(CheckpointError, match="leads out of its folder") as error:
-        files.read_json(root / "out.json", root)
+        safe_files.read_json(root / "out.json", root)
     assert "secret.json" in str(error.value)
 
 
@@ -196,7 +197,7 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
     blobs.mkdir()
     (blobs / "123").write_text('{"a": 3}')
     (snapshot / "config.json").symlink_to("../../blobs/123")
-    assert files.read_json(snapshot / "config.json", snapshot) == {"a": 3}
+    assert safe_files.read_json(snapshot / "config.json", snapshot) == {"a": 3}
 
 
 # --- atomic_directory ---------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def listing(folder: Path) -> list[str]:
 def test_a_directory_appears_with_the_modes_the_umask_asks_for(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
-        with files.atomic_directory(tmp_path / "deep" / "out") as folder:
+        with safe_files.atomic_directory(tmp_path / "deep" / "out") as folder:
             (folder / "a").write_text("x")
             (folder / "a").chmod(0o600)
             assert not (tmp_path / "deep" / "out").exists()
@@ -220,15 +221,18 @@ def test_a_directory_appears_with_the_modes_the_umask_asks_for(tmp_path: Path) -
 
 
 def test_an_error_leaves_everything_as_it_was(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), files.atomic_directory(tmp_path / "new" / "out") as folder:
+    with (
+        pytest.raises(RuntimeError),
+        safe_files.atomic_directory(tmp_path / "new" / "out") as folder,
+    ):
         (folder / "a").write_text("x")
         raise RuntimeError
     assert listing(tmp_path) == []
-    with files.atomic_directory(tmp_path / "out") as folder:
+    with safe_files.atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("old")
     with (
         pytest.raises(RuntimeError),
-        files.atomic_directory(tmp_path / "out", overwrite=True) as folder,
+        safe_files.atomic_directory(tmp_path / "out", overwrite=True) as folder,
     ):
         (folder / "a").write_text("new")
         raise RuntimeError
@@ -241,10 +245,10 @@ def test_existing_output_needs_overwrite_and_foreign_files_survive_it(tmp_path: 
     out.mkdir()
     (out / "a").write_text("old")
     (out / "log.txt").write_text("log")
-    with pytest.raises(CheckpointError, match="--overwrite"), files.atomic_directory(out):
+    with pytest.raises(CheckpointError, match="--overwrite"), safe_files.atomic_directory(out):
         pytest.fail("must not be entered")
     keep = lambda name: name != "a" and name != "b"  # noqa: E731
-    with files.atomic_directory(out, overwrite=True, keep=keep) as folder:
+    with safe_files.atomic_directory(out, overwrite=True, keep=keep) as folder:
         (folder / "c").write_text("new")
     assert listing(out) == ["c", "log.txt"]
     assert listing(tmp_path) == ["out"]
@@ -264,7 +268,7 @@ def test_a_file_or_the_working_directory_is_never_replaced(
         (tmp_path / "work", "working or home"),
         (tmp_path / "file" / "out", "cannot be created|not a directory"),
     ):
-        with pytest.raises(CheckpointError, match=words), files.atomic_directory(path, True):
+        with pytest.raises(CheckpointError, match=words), safe_files.atomic_directory(path, True):
             pytest.fail("must not be entered")
     assert listing(tmp_path) == ["file", "work"]
 
@@ -274,16 +278,16 @@ def test_leftovers_of_dead_processes_are_cleaned_and_a_directory_put_aside_comes
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mark = f"{dead.pid}-{files._host()}0000"
+    mark = f"{dead.pid}-{safe_files._host()}0000"
     (tmp_path / f".out.tmp-{mark}").mkdir()
     aside = tmp_path / f".out.old-{mark}"
     aside.mkdir()
     (aside / "a").write_text("old")
-    alive = tmp_path / f".out.tmp-{os.getpid()}-{files._host()}0000"
+    alive = tmp_path / f".out.tmp-{os.getpid()}-{safe_files._host()}0000"
     alive.mkdir()
     with (
         pytest.raises(CheckpointError, match="--overwrite"),
-        files.atomic_directory(tmp_path / "out"),
+        safe_files.atomic_directory(tmp_path / "out"),
     ):
         pytest.fail("must not be entered")
     assert (tmp_path / "out" / "a").read_text() == "old"
@@ -357,7 +361,7 @@ def test_kill_9_at_50_random_moments_of_saving_leaves_complete_modules_only(tmp_
     for out in outputs:
         assert len(load(out).tensors) == 8
     again = cut_off[0].name.removeprefix(".").partition(".")[0]
-    with files.atomic_directory(tmp_path / again, overwrite=True):
+    with safe_files.atomic_directory(tmp_path / again, overwrite=True):
         assert not cut_off[0].exists()
 
 
@@ -366,7 +370,7 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, letter: str,
     names = [letter * count, letter * (count - 1) + "b"]
     for content in ("one", "two"):
         for name in names:
-            with files.atomic_directory(tmp_path / name, overwrite=True) as folder:
+            with safe_files.atomic_directory(tmp_path / name, overwrite=True) as folder:
                 (folder / "x").write_text(content + name[-1])
     assert listing(tmp_path) == sorted(names)
     assert [(tmp_path / n / "x").read_text() for n in names] == ["two" + n[-1] for n in names]

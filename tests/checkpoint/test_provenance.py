@@ -21,11 +21,11 @@ from pem_composition.checkpoint import (
     provenance,
 )
 from pem_composition.checkpoint.content import content_digest
-from pem_composition.checkpoint.files import sha256_file
 from pem_composition.config import BaseIdentity, IA3Config
 from pem_composition.errors import CheckpointError
 from pem_composition.module import PEM, HeadInfo
 from pem_composition.record import Certificate, Provenance, Source, Term, initialisation_fingerprint
+from pem_composition.safe_files import sha256_file
 
 WEIGHTS = "adapter_model.safetensors"
 

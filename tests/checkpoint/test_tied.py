@@ -11,9 +11,9 @@ import pytest
 import tiny
 import transformers as hf
 
-from pem_composition.checkpoint.files import read_json
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.stored_names import tied_names
+from pem_composition.safe_files import read_json
 
 SIDES = {
     "vocab_size": om.V, "d_model": om.D, "encoder_layers": 1, "decoder_layers": 1,

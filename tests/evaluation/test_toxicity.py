@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pem_composition import safe_files
 from pem_composition.checkpoint import files
 from pem_composition.errors import CheckpointError, DataError, UsageError
 from pem_composition.evaluation import toxicity
@@ -322,7 +323,7 @@ def test_the_folder_holds_json_and_safetensors_alone(trained):
     ]
     assert files.SafetensorsFile(folder / tfidf.WEIGHTS).infos.keys() == tfidf.DTYPES.keys()
     record = json.loads((folder / "judge.json").read_text())
-    assert record["data"]["sha256"] == files.sha256_file(trained[0] / "train.jsonl")
+    assert record["data"]["sha256"] == safe_files.sha256_file(trained[0] / "train.jsonl")
 
 
 def copy_of(folder: Path, target: Path) -> Path:
@@ -483,7 +484,7 @@ def test_the_converted_weights_are_those_of_the_checkpoint(converted):
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"]["0"] == "toxicity" and len(config["id2label"]) == 16
     record = json.loads((folder / "judge.json").read_text())
-    assert record["source_sha256"] == files.sha256_file(checkpoint)
+    assert record["source_sha256"] == safe_files.sha256_file(checkpoint)
 
 
 def test_detoxify_itself_gives_the_same_scores(converted):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  (before any fork)
 
-from pem_composition import checkpoint, cli
+from pem_composition import checkpoint, cli, safe_files
 from pem_composition.errors import CheckpointError
 
 MODULES, MODELS = ("-a", "good", "bad"), ("-a", "m1", "m2", "--full_merge")
@@ -82,7 +82,7 @@ def kill(kind: str, times: int) -> None:
 
 def visit(out: str) -> None:
     """What the next writer does first: put right what a killed one left."""
-    with suppress(CheckpointError, KeyboardInterrupt), checkpoint.files.atomic_directory(out):
+    with suppress(CheckpointError, KeyboardInterrupt), safe_files.atomic_directory(out):
         raise KeyboardInterrupt
 
 

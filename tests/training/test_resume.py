@@ -10,8 +10,8 @@ import zipfile
 
 import pytest
 
-from pem_composition.checkpoint.files import sha256_file
 from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.safe_files import sha256_file
 from pem_composition.training import checkpointing, resume, runs
 from pem_composition.training.identity import describe_run
 from pem_composition.training.runs import trained_objective

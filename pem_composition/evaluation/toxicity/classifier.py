@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pem_composition.checkpoint import files
+from pem_composition import safe_files
 from pem_composition.errors import CheckpointError
 
 RECORD = "judge.json"
@@ -50,9 +50,9 @@ class ToxicityClassifier(Protocol):
 
 def write_record(folder: Path, kind: str, name: str, version: str, **facts: Any) -> None:
     """Write ``judge.json``: the facts, and the sha256 of every file that is in the folder."""
-    hashes = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
+    hashes = {path.name: safe_files.sha256_file(path) for path in sorted(folder.iterdir())}
     record = {"format_version": FORMAT, "kind": kind, "name": name, "version": version}
-    files.write_json(folder / RECORD, record | facts | {"files": hashes})
+    safe_files.write_json(folder / RECORD, record | facts | {"files": hashes})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError.build(
             folder, f"no judge: there is no {RECORD}", do="write one with: pem judge train"
         )
-    record = files.read_json(path, folder)
+    record = safe_files.read_json(path, folder)
     if record.get("format_version") != FORMAT:
         raise CheckpointError.build(
             path, "another format", found=record.get("format_version"), expected=FORMAT
@@ -87,7 +87,7 @@ def verify(folder: Path, record: Mapping[str, Any], needed: Sequence[str]) -> Id
     for name in sorted({*needed, *record["files"]}):
         path = folder / Path(name).name
         expected = record["files"].get(name)
-        found = files.sha256_file(path, folder)
+        found = safe_files.sha256_file(path, folder)
         if found != expected:
             raise CheckpointError.build(
                 path, "changed since the judge was written", found=found, expected=expected,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from pem_composition import offline
+from pem_composition import offline, safe_files
 from pem_composition.checkpoint import files
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.errors import CheckpointError, RunFailed, UsageError, install, installed
@@ -127,7 +127,7 @@ def _fetched(url: str) -> Path:
             raise RunFailed.build(
                 url, f"could not be fetched ({error})", do=f"put the file at {path}"
             ) from None
-    found = files.sha256_file(path)
+    found = safe_files.sha256_file(path)
     if not found.startswith(digits[1]):
         raise CheckpointError.build(
             path, "not the released file", found=f"sha256 {found}", expected=f"{digits[1]}...",
@@ -165,11 +165,11 @@ def convert(checkpoint: Path, base: str, folder: Path) -> None:
         config.architectures = ["RobertaForSequenceClassification"]
         config.id2label |= dict(enumerate(classes[:outputs]))
         config.label2id = {word: number for number, word in config.id2label.items()}
-        with files.atomic_directory(folder) as out:
+        with safe_files.atomic_directory(folder) as out:
             files.write_safetensors(out / WEIGHTS, infos, lambda name: [file.read(name)])
             config.save_pretrained(out)
             tokenizer.save_pretrained(out)
-            write_record(out, KIND, KIND, VERSION, source_sha256=files.sha256_file(checkpoint))
+            write_record(out, KIND, KIND, VERSION, source_sha256=safe_files.sha256_file(checkpoint))
 
 
 def _classes(beside: Mapping[str, Any], path: Path) -> list[str]:

@@ -26,6 +26,7 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from pem_composition import safe_files
 from pem_composition.checkpoint import files
 from pem_composition.errors import CheckpointError, DataError
 from pem_composition.evaluation.toxicity.classifier import (
@@ -89,7 +90,7 @@ def text_hash(text: str) -> int:
 
 def key(data: Path) -> str:
     """Name of a judge by what decides it: the settings and the training rows."""
-    decides = [KIND, VERSION, SETTINGS, files.sha256_file(data / "train.jsonl")]
+    decides = [KIND, VERSION, SETTINGS, safe_files.sha256_file(data / "train.jsonl")]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     return f"{NAME}-{digest[:12]}"
 
@@ -109,12 +110,12 @@ def train(
     texts, toxic = labelled(read_table(source), "text", "label", toxic_label)
     if toxic.all():
         raise DataError.build(source, "one class only", found=toxic_label, expected="others too")
-    with files.atomic_directory(folder, overwrite) as out:
+    with safe_files.atomic_directory(folder, overwrite) as out:
         sys.stderr.write(f"training the judge on {len(texts)} texts of {name}\n")
         fit(texts, toxic, out)
         facts = {
             "settings": SETTINGS,
-            "data": {"name": name, "sha256": files.sha256_file(source), "rows": len(texts)},
+            "data": {"name": name, "sha256": safe_files.sha256_file(source), "rows": len(texts)},
             "toxic_label": toxic_label,
             "toxic_share": float(toxic.mean()),
             "versions": _versions(),
@@ -144,7 +145,7 @@ def fit(texts: Sequence[str], toxic: NDArray[np.bool_], out: Path) -> None:
         "seen": np.unique(np.array([text_hash(text) for text in texts], np.int64)),
     }
     terms = vectorizer.get_feature_names_out().tolist()
-    files.write_json(out / VOCABULARY, {"terms": terms})
+    safe_files.write_json(out / VOCABULARY, {"terms": terms})
     infos = {n: files.TensorInfo(DTYPES[n], array.shape) for n, array in numbers.items()}
     files.write_safetensors(out / WEIGHTS, infos, lambda n: [numbers[n].tobytes()])
 
@@ -162,7 +163,7 @@ def load(folder: Path) -> TfidfJudge:
             folder, "a judge of other settings than this version's", do="train it again"
         )
     numbers = _numbers(folder / WEIGHTS, folder)
-    terms = files.read_json(folder / VOCABULARY, folder).get("terms")
+    terms = safe_files.read_json(folder / VOCABULARY, folder).get("terms")
     if not isinstance(terms, list) or not len(terms) == len(numbers["idf"]) == len(set(terms)):
         raise CheckpointError.build(folder / VOCABULARY, "does not fit the weights")
 

@@ -12,7 +12,7 @@ import functools
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -629,14 +629,17 @@ def difference(found: Tensor, want: Tensor) -> float:
 
 
 def verdicts(
-    root: Path, models: list[str] | None = None, wanted: Callable[[str, str], bool] | None = None
+    root: Path,
+    models: list[str] | None = None,
+    wanted: Callable[[str, str], Collection[str]] = lambda model, request: WAYS,
 ) -> Iterator[Verdict]:
-    """Every cell; a request that PEFT refuses itself is none."""
+    """Every cell, or the wanted ways of each request; a request that PEFT refuses is none."""
     for name in models or list(BY_NAME):
         m = BY_NAME[name]
         base = base_folder(m, root)
         for request, (kind, options) in requests(m).items():
-            if wanted and not wanted(name, request):
+            ways = wanted(name, request)
+            if not ways:
                 continue
             work = root / "work"
             shutil.rmtree(work, ignore_errors=True)
@@ -658,8 +661,8 @@ def verdicts(
                 if again > TOLERANCE:
                     said = f"{again:.1e} of {moved:.1e}"
                     yield Verdict(name, request, "peft", "peft differs", said)
-            for way, run in WAYS.items():
-                verdict = verdict_of(c, way, run, work, moved)
+            for way in ways:
+                verdict = verdict_of(c, way, WAYS[way], work, moved)
                 if verdict:
                     yield Verdict(name, request, way, *verdict)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import one_meaning  # noqa: E402
 import transformers  # noqa: E402
+from support import one_meaning  # noqa: E402
 
 
 def main() -> None:

@@ -114,11 +114,9 @@ COMMANDS = {
 
 def fixtures() -> None:
     """Write models, modules and rows into the working directory."""
-    import sweep_data
     import torch
-    import training_bench
-    import unlearning_data
-    from tiny import random_module, tiny
+    from support import sweep_data, training_bench, unlearning_data
+    from support.tiny_models import random_module, tiny
 
     from pem_composition.evaluation.models import save_model
 

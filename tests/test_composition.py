@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from modules import LAYERS, full, ia3, lora, same_updates, updates
+from support.small_modules import LAYERS, full, ia3, lora, same_updates, updates
 
 import pem_composition as pem
 from pem_composition.arithmetic.methods.registry import METHODS, recorded

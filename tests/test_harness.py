@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import unlearning_data as data
 import yaml
-from tiny import VOCABULARY, write_causal
+from support import unlearning_data as data
+from support.tiny_models import VOCABULARY, write_causal
 from transformers import AutoTokenizer
 
 import pem_composition as library

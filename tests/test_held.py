@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from support import tiny_models as tiny
 from torch import nn
 
 from pem_composition.adapters import attach
 from pem_composition.evaluation.precision import reduced
 from pem_composition.module import PEM, negate
 from pem_composition.sweep.held import HeldModel
-from tests import tiny
 
 
 def on_grid(name: str) -> nn.Module:

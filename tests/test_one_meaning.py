@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 pytest.importorskip("peft")
-import one_meaning as om
+from support import one_meaning as om
 
 import pem_composition as pem
 from pem_composition.checkpoint import fold_checkpoint, load

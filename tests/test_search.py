@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import own_heads
 import pytest
 import torch
-from by_hand import points, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support import own_heads
+from support.sweep_by_hand import points, refused, run
 from test_module import dense, expected
 
 import pem_composition as library

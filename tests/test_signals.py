@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-import sweep_data
 import torch
-import unlearning_data
-from tiny import random_module, tiny, write_causal
+from support import sweep_data, unlearning_data
+from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition import signals
 from pem_composition.cli import parser

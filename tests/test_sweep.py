@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweep_data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
+from support import sweep_data
 
 import pem_composition as library
 from pem_composition import cli, json_lines, sweep
@@ -336,7 +336,7 @@ def test_log_space_is_swept_where_it_is_asked_for(tmp_path, capsys):
 
 
 def test_whole_models_are_scored_as_differences_to_the_base(bench, tmp_path, capsys):
-    from tiny import tiny
+    from support.tiny_models import tiny
     from transformers import AutoModelForSequenceClassification
 
     for seed in (1, 2):

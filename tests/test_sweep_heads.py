@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import own_heads
 import pytest
-from by_hand import points, refused, run
 from scipy.stats import pearsonr
+from support import own_heads
+from support.sweep_by_hand import points, refused, run
 
 import pem_composition as library
 from pem_composition.report import table

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from by_hand import refused
-from tiny import write_causal
-from training_bench import BAD, GOOD, write_documents
+from support.sweep_by_hand import refused
+from support.tiny_models import write_causal
+from support.training_bench import BAD, GOOD, write_documents
 
 from pem_composition import checkpoint
 from pem_composition.adapters import attach
@@ -131,7 +131,7 @@ def test_coefficients_are_learned_on_documents_and_entropy_is_refused(bench, tmp
 
 
 def test_an_encoder_decoder_predicts_no_documents(bench, tmp_path, capsys):
-    from tiny import write_text_to_text
+    from support.tiny_models import write_text_to_text
 
     base = write_text_to_text(tmp_path / "t5", [" ".join(GOOD)])
     words = ["evaluate", "--objective", "causal_lm", "--model_name_or_path", base]

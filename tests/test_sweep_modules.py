@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-import sweep_data
 import torch
-from by_hand import Hand, check_by_hand, mean, points, refused, rows_of, run
+from support import sweep_data
+from support.sweep_by_hand import Hand, check_by_hand, mean, points, refused, rows_of, run
 
 from pem_composition.report import table
 from pem_composition.report.records import read

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweep_data
-from by_hand import LABELS, check_by_hand, mean, points, refused, rows_of, run
+from support import sweep_data
+from support.sweep_by_hand import LABELS, check_by_hand, mean, points, refused, rows_of, run
 
 from pem_composition import json_lines, sweep
 from pem_composition.report import records, table

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import unlearning_data as data
 from hypothesis import given
 from hypothesis import strategies as st
+from support import unlearning_data as data
 
 import pem_composition as library
 from pem_composition import cli, json_lines
@@ -520,7 +520,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_is_written(
 
 
 def test_a_classifiers_module_is_refused(bench, tmp_path, capsys):
-    import sweep_data
+    from support import sweep_data
 
     other = sweep_data.make(tmp_path / "other")
     words = ("--allow_base_mismatch",)
@@ -641,7 +641,7 @@ def test_the_frontier_draws_strengths_below_zero_as_applied(finished):
 
 
 def test_a_report_of_merges_and_negations_is_refused(bench, finished, tmp_path, capsys):
-    import sweep_data
+    from support import sweep_data
 
     other = sweep_data.make(tmp_path / "other")
     words = ["sweep", *other.flags(), "-p", tmp_path / "merge", "--grid", "0", "0.5", "1"]

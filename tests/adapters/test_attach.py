@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from tiny import NAMES, inputs_for, logits_of, random_module, tiny
+from support.tiny_models import NAMES, inputs_for, logits_of, random_module, tiny
 from torch import Tensor, nn
 from transformers import RobertaModel
 

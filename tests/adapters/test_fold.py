@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import NAMES, logits_of, random_module, tiny
+from support.tiny_models import NAMES, logits_of, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.adapters import attach, attach_fresh, extract, fold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import inputs_for, logits_of, random_module, tiny
+from support.tiny_models import inputs_for, logits_of, random_module, tiny
 from transformers import AutoModelForSequenceClassification
 
 from pem_composition.adapters import attach, fold, head_parameter_names

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import peft
 import pytest
 import torch
-from tiny import inputs_for, logits_of, tiny
+from support.tiny_models import inputs_for, logits_of, tiny
 from torch import Tensor, nn
 
 from pem_composition.adapters import Attachment, attach, fresh_module, resolve_targets

@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from judges import write_judge
-from training_bench import argv_of, losses
+from support import tiny_models as tiny
+from support.judges import write_judge
+from support.training_bench import argv_of, losses
 
 from pem_composition import checkpoint, cli
 from pem_composition.adapters import attach, extract, fold

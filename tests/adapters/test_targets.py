@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from tiny import NAMES, logits_of, random_module, tiny
+from support.tiny_models import NAMES, logits_of, random_module, tiny
 from transformers import (
     BloomConfig,
     BloomForCausalLM,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modules import full, ia3, lora
+from support.small_modules import full, ia3, lora
 
 from pem_composition.checkpoint import load
 from pem_composition.checkpoint.rebuild import rebuild

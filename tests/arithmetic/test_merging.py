@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from modules import LAYERS, full, ia3, lora, regauged, same_updates, updates
+from support.small_modules import LAYERS, full, ia3, lora, regauged, same_updates, updates
 from torch import nn
 
 from pem_composition.arithmetic.methods.draws import Draws

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import modules
 import pytest
 import torch
+from support import small_modules as modules
 
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import HeadInfo, combine, negate

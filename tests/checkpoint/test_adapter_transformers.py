@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from rounding import assert_within_rounding
 from safetensors.torch import load_file
+from support.rounding import assert_within_rounding
 from torch import Tensor
 
 from pem_composition.checkpoint import inspect_header, load

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 
 import pem_composition as pem
 from pem_composition.checkpoint import combine_full, extract_lora, fold_checkpoint

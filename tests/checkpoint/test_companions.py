@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 
 import pem_composition as pem
 from pem_composition.checkpoint import combine_full, fold_checkpoint

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import inputs_for, logits_of, random_module, tiny
+from support.tiny_models import inputs_for, logits_of, random_module, tiny
 from transformers import AutoModelForSequenceClassification
 
 from pem_composition import load

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 
 from pem_composition import load
 from pem_composition.checkpoint.doctor import Diagnosis, diagnose

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import logits_of, random_module, tiny
+from support.tiny_models import logits_of, random_module, tiny
 from torch import nn
 
 from pem_composition.adapters import attach, fold

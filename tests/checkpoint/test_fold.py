@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import one_meaning as om
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import NAMES, logits_of, random_module, tiny
+from support import one_meaning as om
+from support.tiny_models import NAMES, logits_of, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.adapters import attach, fold

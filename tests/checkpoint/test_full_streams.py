@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 from torch import Tensor
 
 from pem_composition.arithmetic.methods.registry import METHODS
@@ -250,7 +250,7 @@ def test_a_bias_of_the_logits_has_a_column_for_every_token(policy: str, tmp_path
 def test_a_sum_has_no_order_where_one_model_is_no_longer_tied(
     name: str, method: str, tmp_path: Path
 ) -> None:
-    from one_meaning import BY_NAME, built
+    from support.one_meaning import BY_NAME, built
 
     if name == "whisper":
         from transformers import WhisperConfig, WhisperForConditionalGeneration

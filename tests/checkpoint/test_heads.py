@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import inputs_for, logits_of, random_module, tiny
+from support.tiny_models import inputs_for, logits_of, random_module, tiny
 
 from pem_composition import attach, load, save
 from pem_composition.checkpoint import inspect_header

@@ -19,12 +19,12 @@ import peft
 import pytest
 import torch
 import transformers
-from hub_server import Hub, files_of, serve
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
-from modules import lora
 from safetensors.torch import save_file
+from support.hub_server import Hub, files_of, serve
+from support.small_modules import lora
 
 from pem_composition import PEM, combine, load, negate
 from pem_composition.checkpoint import hub_name

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import tiny
+from support.tiny_models import tiny
 from torch import Tensor, nn
 
 from pem_composition.checkpoint import combine_full, fold_checkpoint, load, save, stored_names

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny
+from support.tiny_models import tiny
 from torch import nn
 
 from pem_composition.checkpoint import load
@@ -126,7 +126,7 @@ def test_what_peft_makes_is_read_scaled_and_written_back(tmp_path, case, deep):
 @pytest.fixture
 def deep(monkeypatch):
     """Three layers, so that one in the middle can be left out."""
-    import tiny as builders
+    from support import tiny_models as builders
 
     llama = builders._causal("Llama", num_hidden_layers=3)
     monkeypatch.setitem(builders.BUILDERS, "llama", llama)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip("peft")
-import one_meaning as om
 import peft
+from support import one_meaning as om
 
 from pem_composition import cli
 from pem_composition.checkpoint import fold_checkpoint, load

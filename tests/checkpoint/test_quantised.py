@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny
+from support.tiny_models import tiny
 from torch import Tensor
 
 from pem_composition.checkpoint import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 
 import pem_composition as library
 from pem_composition.checkpoint import combine_full

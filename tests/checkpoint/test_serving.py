@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from modules import ia3, lora, updates
 from safetensors.torch import load_file
+from support.small_modules import ia3, lora, updates
 
 from pem_composition import PEM, cli, load
 from pem_composition.checkpoint.convert import convert

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import one_meaning as om
 import pytest
-import tiny
 import transformers as hf
+from support import one_meaning as om
+from support import tiny_models as tiny
 
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.stored_names import tied_names

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tiny import random_module, tiny, write_causal
+from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity

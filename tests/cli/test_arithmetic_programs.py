@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 
 import pem_composition as library
 from pem_composition.cli import flags

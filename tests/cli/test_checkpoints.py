@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 
 from pem_composition.checkpoint import base_identity
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import own_heads
 import pytest
 import torch
-from by_hand import run
 from safetensors.torch import load_file, save_file
+from support import own_heads
+from support.sweep_by_hand import run
 
 import pem_composition as library
 from pem_composition.arithmetic.statistics import fingerprint

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judges import write_judge
-from tiny import random_module, tiny, write_causal
+from support.judges import write_judge
+from support.tiny_models import random_module, tiny, write_causal
 
 import pem_composition as library
 from pem_composition import checkpoint, json_lines

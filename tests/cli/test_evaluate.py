@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from sweep_data import make_text
+from support.sweep_data import make_text
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from pem_composition import attach, load
@@ -206,7 +206,7 @@ def test_answers_the_model_cannot_write_are_refused(pem, bench, tmp_path):
 
 
 def test_models_and_modules_of_another_kind_are_refused(pem, bench, tmp_path):
-    from sweep_data import make
+    from support.sweep_data import make
 
     other = make(tmp_path / "encoder")
     done = pem("evaluate", *flags(bench, model_name_or_path=other.base))

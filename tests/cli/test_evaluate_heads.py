@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweep_data import LABELS, make
+from support.sweep_data import LABELS, make
 
 import pem_composition as library
 from pem_composition.config import HeadInfo

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from tiny import random_module, tiny, write_causal
+from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_module, tiny
+from support.tiny_models import random_module, tiny
 
 import pem_composition as library
 from pem_composition.arithmetic.methods.registry import METHODS

@@ -199,7 +199,7 @@ def test_whole_models_keep_their_base(spelling, tmp_path, program, monkeypatch, 
 @pytest.fixture
 def whole(tmp_path):
     """A base and a tuned model on disk, and a link to the base."""
-    from tiny import tiny
+    from support.tiny_models import tiny
 
     for name, seed in (("base", 0), ("tuned", 1)):
         tiny("roberta", seed=seed).save_pretrained(tmp_path / name)

@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import own_heads
 import pytest
 import torch
-from by_hand import run
+from support import own_heads
+from support.sweep_by_hand import run
 
 import pem_composition as library
 

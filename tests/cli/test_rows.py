@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from training_bench import make_base
+from support.training_bench import make_base
 
 from pem_composition.cli import main
 

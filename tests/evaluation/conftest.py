@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, tiny
+from support.tiny_models import VOCABULARY, tiny
 
 from pem_composition.evaluation import classify
 from pem_composition.evaluation.prompted_rows import PromptedRows, Writing

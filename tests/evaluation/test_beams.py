@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import random_module, tiny, write_causal
+from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, RunFailed, UsageError

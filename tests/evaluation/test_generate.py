@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import random_module, tiny, write_causal
+from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, RunFailed, UsageError

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from package_files import fetched
 from sklearn.metrics import f1_score, matthews_corrcoef
+from support.package_files import fetched
 
 from pem_composition.errors import RunFailed
 from pem_composition.evaluation.decoding import (

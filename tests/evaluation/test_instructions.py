@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import write_causal
+from support.tiny_models import write_causal
 
 from pem_composition.errors import DataError
 from pem_composition.evaluation.beams import write

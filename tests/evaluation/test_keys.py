@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import sweep_data
-from by_hand import run
 from safetensors.torch import load_file, save_file
+from support import sweep_data
+from support.sweep_by_hand import run
 
 import pem_composition as library
 from pem_composition import json_lines

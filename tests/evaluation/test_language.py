@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny import write_text_to_text
+from support.tiny_models import write_text_to_text
 
 from pem_composition.errors import DataError, RunFailed, UsageError
 from pem_composition.evaluation.models import load_seq2seq

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import inputs_for, logits_of, tiny, write_causal, write_text_to_text
+from support.tiny_models import inputs_for, logits_of, tiny, write_causal, write_text_to_text
 from tokenizers import Tokenizer, models
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation

@@ -9,7 +9,7 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 import torch
-from tiny import random_module, write_causal
+from support.tiny_models import random_module, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, UsageError

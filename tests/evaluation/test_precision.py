@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import tiny_models as tiny
 
 from pem_composition.adapters import attach
 from pem_composition.evaluation.precision import reduced
-from tests import tiny
 
 
 @pytest.mark.parametrize("adapted", [False, True])

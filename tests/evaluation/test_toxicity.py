@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny_models as tiny
 
 from pem_composition import safe_files
 from pem_composition.checkpoint import files
@@ -556,7 +556,7 @@ def test_a_downloaded_file_is_compared_with_the_hash_in_its_name(tmp_path, monke
 
 @pytest.mark.slow
 def test_the_offline_judge_ranks_comments_it_has_not_seen():
-    from package_files import fetched
+    from support.package_files import fetched
 
     from pem_composition.evaluation.toxicity.labelled_texts import labelled
     from pem_composition.tasks.files import read_table

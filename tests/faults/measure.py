@@ -21,7 +21,7 @@ import torch
 from faults import oracle, world
 from faults.case import READERS, Case
 from faults.catalogue import CASES
-from tiny import inputs_for
+from support.tiny_models import inputs_for
 
 import pem_composition as library
 

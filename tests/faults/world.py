@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from sweep_data import write_tokenizer
-from tiny import random_module, tiny
+from support.sweep_data import write_tokenizer
+from support.tiny_models import random_module, tiny
 
 from pem_composition.checkpoint import base_identity
 from pem_composition.module import PEM

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from scipy.optimize import minimize
+from support import tiny_models as tiny
 
 from pem_composition.adapters import head_parameter_names
 from pem_composition.errors import DataError, IncompatibleModules
@@ -14,7 +15,6 @@ from pem_composition.evaluation.classify import Batch
 from pem_composition.evaluation.evaluator import ClassificationEvaluator
 from pem_composition.merging.last_layer import features, fit, last_layer
 from pem_composition.tasks.glue import TASKS
-from tests import tiny
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lessons import evaluator, logits, model_and_modules, wide
-from tiny import inputs_for, logits_of, random_module, tiny
+from support.float64_rows import evaluator, logits, model_and_modules, wide
+from support.tiny_models import inputs_for, logits_of, random_module, tiny
 
 import pem_composition as library
 from pem_composition.adapters import attach, wearing

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lessons import evaluator, logits, model_and_modules, rows
-from tiny import tiny
+from support.float64_rows import evaluator, logits, model_and_modules, rows
+from support.tiny_models import tiny
 from torch.func import functional_call
 
 from pem_composition.adapters import attach

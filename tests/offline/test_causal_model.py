@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from package_files import fetched
+from support.package_files import fetched
 
 from pem_composition.errors import DataError
 from pem_composition.offline import smollm2

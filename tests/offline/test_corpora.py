@@ -8,7 +8,7 @@ import io
 import json
 from collections import Counter
 
-from package_files import build_wheel, fetched
+from support.package_files import build_wheel, fetched
 
 from pem_composition import offline
 from pem_composition.offline import corpora

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from package_files import build_wheel, fetched, tar_of
+from support.package_files import build_wheel, fetched, tar_of
 
 from pem_composition import offline
 from pem_composition.errors import DataError

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import pytest
-from package_files import build_npm, build_source, build_wheel, tar_of
+from support.package_files import build_npm, build_source, build_wheel, tar_of
 
 from pem_composition import offline
 from pem_composition.errors import DataError, RunFailed, UsageError

@@ -7,8 +7,8 @@ import struct
 
 import numpy as np
 import pytest
-from package_files import build_wheel, fetched
-from tiny import tiny
+from support.package_files import build_wheel, fetched
+from support.tiny_models import tiny
 
 from pem_composition import offline
 from pem_composition.offline import flan_t5

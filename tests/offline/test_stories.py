@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from package_files import fetched, tar_of
+from support.package_files import fetched, tar_of
 
 from pem_composition import offline
 from pem_composition.errors import DataError

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-import browser
 import pytest
-import sweep_data
 import torch
-import unlearning_data
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support import browser, sweep_data, unlearning_data
 
 import pem_composition as library
 from pem_composition import cli

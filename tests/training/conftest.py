@@ -12,7 +12,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory):
-    from training_bench import Bench
+    from support.training_bench import Bench
 
     return Bench(tmp_path_factory.mktemp("training"))
 

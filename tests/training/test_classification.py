@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_bench import write_rows
+from support.training_bench import write_rows
 
 from pem_composition import checkpoint
 from pem_composition.cli import main

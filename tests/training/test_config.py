@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from training_bench import REPOSITORY, environment
+from support.training_bench import REPOSITORY, environment
 
 from pem_composition.cli import parser
 from pem_composition.cli import train as program

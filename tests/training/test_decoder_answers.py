@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny import write_causal, write_text_to_text
-from training_bench import BAD, FILLER, GOOD, a_batch, argv_of, results, write_documents
+from support.tiny_models import write_causal, write_text_to_text
+from support.training_bench import BAD, FILLER, GOOD, a_batch, argv_of, results, write_documents
 
 from pem_composition import checkpoint
 from pem_composition.adapters import attach

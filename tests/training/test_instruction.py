@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from rounding import of_sum
-from tiny import write_causal
-from training_bench import (
+from support.rounding import of_sum
+from support.tiny_models import write_causal
+from support.training_bench import (
     BAD,
     GOOD,
     a_batch,

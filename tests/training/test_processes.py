@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from training_bench import REPOSITORY, environment
+from support.training_bench import REPOSITORY, environment
 
 from pem_composition.errors import UsageError
 from pem_composition.training import processes, runs

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from rounding import exact_difference, of_sum
 from safetensors.torch import load_file, save_file
-from tiny import write_text_to_text
-from training_bench import (
+from support.rounding import exact_difference, of_sum
+from support.tiny_models import write_text_to_text
+from support.training_bench import (
     BAD,
     FILLER,
     GOOD,

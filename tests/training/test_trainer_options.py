@@ -9,7 +9,7 @@ import json
 
 import pytest
 import torch
-from training_bench import make_base, results, write_rows
+from support.training_bench import make_base, results, write_rows
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,

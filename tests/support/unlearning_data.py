@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tiny import random_module, tiny, write_causal
+from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation.models import load_causal, save_model

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from sweep_data import write_tokenizer
-from tiny import VOCABULARY, random_module, tiny
+from support.sweep_data import write_tokenizer
+from support.tiny_models import VOCABULARY, random_module, tiny
 
 import pem_composition as library
 from pem_composition.module import HeadInfo

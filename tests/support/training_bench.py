@@ -17,7 +17,7 @@ from pem_composition.training.config import TrainConfig
 
 GOOD, BAD = ("good", "fine", "great", "nice"), ("bad", "poor", "awful", "sad")
 FILLER = tuple(f"w{i}" for i in range(40))
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def make_base(folder: Path, *, dropout: float = 0.1) -> Path:

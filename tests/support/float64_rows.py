@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from tiny import VOCABULARY, random_module, tiny
+from support.tiny_models import VOCABULARY, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.evaluation.classify import Batch

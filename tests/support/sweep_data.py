@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tiny import VOCABULARY, random_module, tiny, write_text_to_text
+from support.tiny_models import VOCABULARY, random_module, tiny, write_text_to_text
 from transformers import T5ForConditionalGeneration
 
 from pem_composition.evaluation.models import save_model

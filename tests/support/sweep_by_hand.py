@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweep_data
 import torch
+from support import sweep_data
 
 import pem_composition as library
 from pem_composition import cli, json_lines

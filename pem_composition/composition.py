@@ -14,6 +14,7 @@ from pem_composition.arithmetic.logarithm import power_product
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.patterns import Pattern, compile_pattern
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.trees import Merge, Sum, default_space, evaluate, names, with_layers
 from pem_composition.arithmetic.updates import check_overflow
 from pem_composition.errors import PEMError
@@ -31,7 +32,7 @@ def compose(
     modules: Mapping[str, PEM],
     *,
     space: str | None = None,
-    rank: int | None = None,
+    rank: Rank | None = None,
     layers: Mapping[str, Mapping[str, float]] | None = None,
     head: str = "average",
     dtype: str | None = None,
@@ -41,7 +42,8 @@ def compose(
 
     Sums are taken in ``space`` (default: delta where the expression merges updates by a method,
     else parameter), as one combination where the algebra allows it. A method's own arguments are
-    always updates. ``rank`` truncates the result.
+    always updates. ``rank`` truncates the result, to a rank or to a share of
+    each layer's energy.
 
     Args:
         modules: what the names stand for.
@@ -98,7 +100,7 @@ class _Operations:
         modules: Sequence[PEM],
         coefficients: Sequence[float],
         space: str,
-        rank: int | None,
+        rank: Rank | None,
         *,
         final: bool,
     ) -> PEM:
@@ -110,7 +112,7 @@ class _Operations:
         modules: Sequence[PEM],
         coefficients: Sequence[float],
         choice: Choice,
-        rank: int | None,
+        rank: Rank | None,
         *,
         final: bool,
     ) -> PEM:

@@ -39,6 +39,7 @@ from pem_composition.arithmetic.methods.registry import (
     resolve,
 )
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import Statistics
 from pem_composition.arithmetic.statistics import check as check_statistics
 from pem_composition.arithmetic.updates import (
@@ -224,7 +225,7 @@ def combine(
     space: str | None = None,
     method: str = SIMPLE,
     settings: Mapping[str, object] | None = None,
-    rank: int | None = None,
+    rank: Rank | None = None,
     head: str = "average",
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
@@ -237,7 +238,9 @@ def combine(
     ``space="parameter"``: the paper's sum on the module's own tensors, e + sum_i w_i (t_i - e)
     with w_i = c_i, or |c_i| for lora_A. ``space="delta"``: the exact sum of the updates
     dW = sum_i c_i dW_i, for LoRA by concatenating scaled factors (rank = sum of ranks) or, with
-    ``rank=R``, its best rank-R approximation; ranks, alphas, rsLoRA and targets may differ.
+    ``rank=R``, its best rank-R approximation, ``rank=0.95`` the smallest rank by layer that keeps
+    95 % of the update's energy (sum of squared singular values); ranks, alphas, rsLoRA and targets
+    may differ.
     ``space="log"``: (IA)^3 only, the product of the vectors, prod_i l_i^(c_i), for l > 0; see
     ``arithmetic.logarithm``.
 
@@ -276,7 +279,7 @@ def combine(
     check_request(modules, coefficients)
     choice = resolve(method, settings, modules[0].kind)
     space = space_of(choice, space)
-    check_rank(rank, space, modules[0].kind)
+    check_rank(rank, space, choice, modules[0].kind)
     if not compared:
         check_compatible(
             modules,
@@ -328,7 +331,7 @@ def _combined(
     coefficients: Sequence[float],
     choice: Choice,
     space: str,
-    rank: int | None,
+    rank: Rank | None,
     dtype: str | None,
 ) -> tuple[dict[str, Tensor], AdapterConfig, Callable[[PEM], Certificate]]:
     """Tensors without heads, their config, and what certifies the rounded result.
@@ -470,7 +473,7 @@ def detoxify(
     strength: float = 1.0,
     *,
     form: str = "exact",
-    rank: int | None = None,
+    rank: Rank | None = None,
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
     certify: bool = True,
@@ -482,8 +485,8 @@ def detoxify(
 
         dW = (1 + lam) dW_a - lam dW_toxic
 
-    exact at rank r_a + r_toxic, or its best approximation of rank ``rank``. The other two are sums
-    of factors, "a + lam (a - toxic)", and other updates:
+    exact at rank r_a + r_toxic, or its best approximation of rank (or share) ``rank``. The other
+    two are sums of factors, "a + lam (a - toxic)", and other updates:
 
     ``form="parameter"``: the paper's sum, the sign on B,
 

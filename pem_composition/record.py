@@ -89,6 +89,17 @@ class Certificate:
         total = max([self.total, *errors.values()])
         return Certificate(total, {**self.layers, **errors}, self.against)
 
+    @property
+    def kept_energy(self) -> float | None:
+        """The share of the squared norm that is written, 1 - error^2, of the best module of a rank,
+        whose error is orthogonal to it; None where the error is unknown.
+
+        Examples:
+            >>> Certificate(0.5, {}).kept_energy
+            0.75
+        """
+        return max(0.0, 1.0 - self.total**2) if math.isfinite(self.total) else None
+
     def __str__(self) -> str:
         return f"{self.total:.2g}" if math.isfinite(self.total) else "unknown"
 

@@ -278,7 +278,7 @@ def test_non_finite_coefficients_are_refused(c):
     ("options", "message"),
     [
         ({"space": "weights"}, "found 'weights', expected parameter or delta"),
-        ({"rank": 2}, "a rank applies to delta space only"),
+        ({"rank": 2}, "rank: applies to delta space only"),
         ({"space": "delta", "rank": 0}, "not a rank; found 0"),
         ({"dtype": "int8"}, "unknown dtype; found 'int8'"),
     ],

@@ -48,7 +48,7 @@ def trials(out: Path) -> list[dict]:
     return [r for r in json_lines.read(out / "results.jsonl") if "trial" in r]
 
 
-METHODS = ("--methods", "sum", "ties", "--search", "density=0.1:0.9", "rank=4,8")
+METHODS = ("--methods", "sum", "ties", "--search", "density=0.1:0.9", "rank=4,0.9")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_every_study_has_its_trials_within_its_space(finished):
         for t in own:
             assert t["candidate"].keys() == expected
             assert all(-0.5 <= c <= 1.5 for c in t["coefficients"])
-            assert t["candidate"].get("rank", 4) in (4, 8)
+            assert t["candidate"].get("rank", 4) in (4, 0.9)
             assert 0.1 <= t["candidate"].get("density", 0.5) <= 0.9
 
 
@@ -475,6 +475,7 @@ REFUSALS = {
     "range": (["--methods", "ties", "--search", "density=0.9:0.1"], "LOW must be below HIGH"),
     "out of range": (["--methods", "ties", "--search", "density=0.5:2"], "must be in (0, 1]"),
     "rank": (["--search", "rank=0,4"], "--search rank: not a rank"),
+    "ranks and shares": (["--search", "rank=0.5:1.5:0.5"], "all of the energy needs no rank"),
     "step": (
         ["--methods", "ties", "--search", "density=0.1:0.9", "--sampler", "grid"], "needs a step",
     ),

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
+from pem_composition.arithmetic.ranks import Rank, checked, is_share
 from pem_composition.config import AdapterConfig, BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 
@@ -225,20 +226,27 @@ def space_of(choice: Choice, space: str | None) -> str:
     return own
 
 
-def check_rank(rank: int | None, space: str, kind: str) -> None:
-    """Refuse a rank where nothing has one."""
-    if rank is not None and space != "delta":
+def check_rank(
+    rank: Rank | None, space: str, choice: Choice, kind: str, where: str = "rank"
+) -> None:
+    """Refuse a rank where nothing has one, and a share of the energy where the method needs R."""
+    if rank is None:
+        return
+    if space != "delta":
         raise PEMError.build(
-            "rank",
-            "a rank applies to delta space only",
+            where,
+            "applies to delta space only",
             found=f"space {space}",
             do="add --space delta",
         )
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise PEMError.build("rank", "not a rank", found=rank, expected="a whole number >= 1")
-    if rank is not None and kind != "lora":
+    if is_share(checked(rank, where)) and choice.entry.own_rank:
         raise PEMError.build(
-            "rank",
+            where, f"{choice.method} merges in R directions of its own", found=f"a share, {rank}",
+            expected="a whole number >= 1",
+        )  # fmt: skip
+    if kind != "lora":
+        raise PEMError.build(
+            where,
             "only LoRA modules have a rank",
             found=f"kind {kind}",
             do="leave --rank out",

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pem_composition.arithmetic.ranks import Rank, is_share
 from pem_composition.errors import PEMError
 
 BLOCK = 1024  # outputs or inputs that are widened to float64 at a time
@@ -60,12 +61,12 @@ def concatenate(terms: Sequence[Factor], scaling: float = 1.0) -> tuple[Tensor, 
     return A_KI, B_OK
 
 
-def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
+def truncate(terms: Sequence[Factor], rank: Rank) -> tuple[Tensor, Tensor]:
     """Best rank-``rank`` factors (A, B): B A minimises ||B A - sum_k w_k B_k A_k||_F.
 
     [w_1 B_1 ... ] = Q_B R_B and [A_1; ...]^T = Q_A R_A (thin QR), U S V^T = SVD(R_B R_A^T);
     B = Q_B U sqrt(S), A = sqrt(S) V^T Q_A^T. Source: Eckart and Young 1936 on the core. The rank
-    of the result is at most sum_k r_k, I and O.
+    of the result is at most sum_k r_k, I and O. Of a share, it is ``kept_rank``.
 
     Examples:
         >>> B = torch.tensor([[1.0], [0.0]])
@@ -80,11 +81,42 @@ def truncate(terms: Sequence[Factor], rank: int) -> tuple[Tensor, Tensor]:
     if not bool(core.isfinite().all()):
         raise PEMError.build("delta space", "the sum of the updates is too large for a double")
     U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-    root = S[:rank].sqrt()
+    k = kept_rank(S, rank)
+    root = S[:k].sqrt()
     dtype = terms[0].A_RI.dtype
-    A_RI = (root[:, None] * Vh[:rank]) @ Q_A.mT
-    B_OR = Q_B @ (U[:, :rank] * root)
+    A_RI = (root[:, None] * Vh[:k]) @ Q_A.mT
+    B_OR = Q_B @ (U[:, :k] * root)
     return A_RI.to(dtype).contiguous(), B_OR.to(dtype).contiguous()
+
+
+def kept_rank(S_K: Tensor, rank: Rank, energy: float | None = None) -> int:
+    """How many singular values a layer keeps: ``rank``, or those of a share x of the energy.
+
+        min {k >= 1 : s_1^2 + ... + s_k^2 >= x E},   E = sum_i s_i^2
+
+    Args:
+        S_K: singular values, largest first.
+        energy: E, where S_K are only some of them; K + 1 is the answer where they do not suffice.
+
+    Examples:
+        >>> S = torch.tensor([3.0, 2.0, 1.0])  # energies 9, 4, 1 of 14
+        >>> kept_rank(S, 2), kept_rank(S, 0.5), kept_rank(S, 0.95)
+        (2, 1, 3)
+    """
+    if not is_share(rank):
+        return min(int(rank), len(S_K))
+    largest = float(S_K[0]) if len(S_K) else 0.0
+    if not largest:
+        return min(1, len(S_K))
+    sums_K = (S_K.double() / largest).square().cumsum(0)
+    total = float(sums_K[-1]) if energy is None else energy / largest / largest
+    return 1 + int(sums_K.lt(rank * total).sum())
+
+
+def rank_of(terms: Sequence[Factor], rank: Rank) -> int:
+    """``kept_rank`` of sum_k w_k B_k A_k."""
+    (_, R_B), (_, R_A) = thin_qr(terms)
+    return kept_rank(torch.linalg.svdvals(R_B @ R_A.mT), rank)
 
 
 def norm(terms: Sequence[Factor]) -> float:

@@ -9,6 +9,7 @@
     negate(x, s)  mean(x, ...)  delta(x, rank=R)  parameter(x)  log(x)
     layers(x, "pattern", factor, ...)
     and every merging method, with its settings by name: ties(a, 0.5*b, density=0.2, rank=8)
+    (R is a rank, or a share of the energy such as 0.95: ``ranks``)
 
 Numbers and modules are told apart while parsing: a product needs a number on one side, a quotient
 on the right, a sum two of the same. An error says its column.
@@ -22,8 +23,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
+from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, resolve
 from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.trees import ByLayer, Leaf, Merge, Negation, Node, Sum, Within
 from pem_composition.errors import PEMError, UsageError, close_match
 
@@ -321,14 +324,13 @@ def _modules(call: Call, count: int | None = None) -> list[Sum]:
     return found
 
 
-def _own_rank(call: Call) -> int | None:
+def _own_rank(call: Call) -> Rank | None:
     """The rank among the settings, taken out."""
     if RANK not in call.keywords:
         return None
     value, at = call.keywords.pop(RANK)
-    if not re.fullmatch(r"[1-9]\d{0,8}", value, re.ASCII):
-        _refuse(at, "not a rank", found=value, expected="a whole number >= 1")
-    return int(value)
+    with _as_usage():
+        return ranks.parse(value, _place(at))
 
 
 def _no_settings(call: Call) -> None:

@@ -13,6 +13,7 @@ from pem_composition.arithmetic.algebra import ROLE_OF_KIND, neutral_of
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.merging import Judge, Merged
 from pem_composition.arithmetic.methods.registry import Choice
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import GRAM, Statistics
 from pem_composition.arithmetic.updates import check_fit, factor_config, lora_factors
 from pem_composition.config import LoraConfig
@@ -30,7 +31,7 @@ def merge_informed(
     coefficients: Sequence[float],
     choice: Choice,
     statistics: Sequence[Statistics],
-    rank: int | None,
+    rank: Rank | None,
 ) -> Merged:
     """Fisher or RegMean merging; the coefficients are shares c_i / sum c.
 
@@ -89,7 +90,7 @@ def _regmean(
     shares: Sequence[float],
     choice: Choice,
     statistics: Sequence[Statistics],
-    rank: int | None,
+    rank: Rank | None,
 ) -> Merged:
     from pem_composition.arithmetic.delta import Factor, concatenate, factor_error, truncate
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, RecordedMethod
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.ranks import Rank
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.operand import Operand
@@ -20,7 +21,7 @@ ALONE = ("negation", "layers")  # methods of one module, whose label says what w
 PLAIN = ("sum", *ALONE)
 
 
-def method_text(choice: Choice, rank: int | None) -> str:
+def method_text(choice: Choice, rank: Rank | None) -> str:
     """What provenance records: ``sum``, ``sum, rank 8`` or ``ties(density=0.2, ...)``."""
     name = "sum" if choice.method == SIMPLE else str(choice)
     return name if rank is None else f"{name}, rank {rank}"
@@ -56,6 +57,21 @@ def label_of(module: Operand, space: str) -> str:
     if p.space != space and not (lone and "(" not in text):  # 1 * name is the same in both
         return f"{p.space}({text})"
     return text if lone else f"({text})"
+
+
+def kept_energy(p: Provenance) -> float | None:
+    """The share of the update's energy that a module of a rank keeps; None for one of full rank."""
+    if p.certificate is None or not p.terms or p.method is None or p.method.startswith(ALONE):
+        return None
+    ranked = RecordedMethod.split(p.method).rank is not None
+    return p.certificate.kept_energy if ranked else None
+
+
+def error_text(p: Provenance) -> str:
+    """``0.21``, or of a rank ``0.21, which keeps 95.6 % of the energy``."""
+    kept = kept_energy(p)
+    shown = f"{100 * kept:.4g}" if kept is not None else ""
+    return f"{p.certificate}" + (f", which keeps {shown} % of the energy" if shown else "")
 
 
 def notes_of(module: Operand) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from pem_composition.arithmetic.methods.registry import (
     SPECTRAL,
     Choice,
 )
+from pem_composition.arithmetic.ranks import Rank, is_share
 from pem_composition.arithmetic.updates import (
     check_fit,
     check_shapes,
@@ -61,7 +62,7 @@ class Merged:
 
 
 def merge(
-    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: int | None
+    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: Rank | None
 ) -> Merged:
     """The method on the updates c_t dW_t of every layer.
 
@@ -85,7 +86,7 @@ class _Layer:
     terms: Sequence[Factor]  # weight s_t, or c_t s_t where coefficients scale the updates
     shares: Sequence[float]
     choice: Choice
-    rank: int | None
+    rank: Rank | None
 
     @property
     def draws(self) -> Draws:
@@ -94,12 +95,12 @@ class _Layer:
 
     @property
     def own_rank(self) -> int:
-        """The rank asked for, else the largest of the modules."""
-        return self.rank or max(len(t.A_RI) for t in self.terms)
+        """The rank asked for, which is no share here, else the largest of the modules."""
+        return int(self.rank) if self.rank else max(len(t.A_RI) for t in self.terms)
 
 
 def _merge_lora(
-    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: int | None
+    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: Rank | None
 ) -> Merged:
     layers = sorted({layer for m in modules for layer in m.layers})
     weights, shares = split(coefficients, choice)
@@ -156,12 +157,16 @@ def _merged_layer(layer: _Layer) -> tuple[Factor, Judge]:
         return written, partial(_judge_dense, layer.name, entries, rule)
     result = _result(layer)
     rank = None if layer.choice.entry.own_rank else layer.rank
+    if (
+        rank is not None and is_share(rank) and layer.choice.entry.levels
+    ):  # the method says which directions these are
+        rank = delta.rank_of(result, rank)
     kept = result if rank is None or not layer.choice.entry.levels else _result(layer, rank)
     A, B = delta.concatenate(kept) if rank is None else delta.truncate(kept, rank)
     return delta.Factor(1.0, A, B), partial(_judge_factors, layer.name, result)
 
 
-def _result(layer: _Layer, rank: int | None = None) -> list[Factor]:
+def _result(layer: _Layer, rank: Rank | None = None) -> list[Factor]:
     """The method's own result as a sum of factors in float64; cut to ``rank`` if it levels."""
     from pem_composition.arithmetic.methods.core import core_of
 
@@ -198,7 +203,7 @@ def _on_sphere(layer: _Layer) -> list[Factor]:
     ]
 
 
-def _merged_cores(choice: Choice, M_TPQ: Tensor, draws: Draws, rank: int | None = None) -> Tensor:
+def _merged_cores(choice: Choice, M_TPQ: Tensor, draws: Draws, rank: Rank | None = None) -> Tensor:
     """f(M_1, ..., M_T) of methods that work on matrices of one shape."""
     from pem_composition.arithmetic.methods.entries import Stacked, merged
 

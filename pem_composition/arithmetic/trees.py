@@ -24,6 +24,7 @@ from typing import Generic, Protocol, TypeVar
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.errors import PEMError
 
 M = TypeVar("M")
@@ -57,7 +58,7 @@ class Merge:
 
     choice: Choice
     arguments: tuple[Sum, ...]
-    rank: int | None = None
+    rank: Rank | None = None
 
     def __str__(self) -> str:
         settings = [f"{name}={shown(value)}" for name, value in self.choice.settings]
@@ -71,7 +72,7 @@ class Within:
 
     space: str
     sum: Sum
-    rank: int | None = None
+    rank: Rank | None = None
 
     def __str__(self) -> str:
         return f"{self.space}({', '.join([str(self.sum), *_rank(self.rank)])})"
@@ -118,7 +119,7 @@ class Sum:
         return out
 
 
-def _rank(rank: int | None) -> list[str]:
+def _rank(rank: Rank | None) -> list[str]:
     return [] if rank is None else [f"rank={rank}"]
 
 
@@ -130,7 +131,7 @@ class Operations(Protocol[M]):
         modules: Sequence[M],
         coefficients: Sequence[float],
         space: str,
-        rank: int | None,
+        rank: Rank | None,
         *,
         final: bool,
     ) -> M:
@@ -142,7 +143,7 @@ class Operations(Protocol[M]):
         modules: Sequence[M],
         coefficients: Sequence[float],
         choice: Choice,
-        rank: int | None,
+        rank: Rank | None,
         *,
         final: bool,
     ) -> M:
@@ -242,7 +243,7 @@ def evaluate(
     modules: Mapping[str, M],
     operations: Operations[M],
     space: str,
-    rank: int | None = None,
+    rank: Rank | None = None,
     *,
     final: bool = True,
 ) -> M:
@@ -258,7 +259,7 @@ class _Walk(Generic[M]):
     modules: Mapping[str, M]
     operations: Operations[M]
 
-    def sum(self, tree: Sum, space: str, rank: int | None, *, final: bool) -> M:
+    def sum(self, tree: Sum, space: str, rank: Rank | None, *, final: bool) -> M:
         """One combination, or the node itself where a sum is nothing but that."""
         lone = tree.lone
         if isinstance(lone, Merge) and None in (rank, lone.rank):
@@ -290,7 +291,7 @@ class _Walk(Generic[M]):
             return self.node(tree.lone, space)
         return self.sum(tree, space, None, final=False)
 
-    def merge(self, node: Merge, rank: int | None, *, final: bool) -> M:
+    def merge(self, node: Merge, rank: Rank | None, *, final: bool) -> M:
         """The method on its arguments: a single term's factor is its coefficient."""
         space = node.choice.entry.space
         operands, coefficients = [], []

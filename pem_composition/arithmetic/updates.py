@@ -17,6 +17,7 @@ from pem_composition.arithmetic.algebra import (
     neutral_of,
     role_of,
 )
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig, pattern_keys
 from pem_composition.errors import PEMError
 
@@ -32,13 +33,13 @@ WIDE = ("bfloat16", "float32")  # of 4 bytes or less, for what float16 does not 
 def delta_sum(
     modules: Sequence[Operand],
     coefficients: Sequence[float],
-    rank: int | None = None,
+    rank: Rank | None = None,
     dtype: str | None = None,
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Tensors and config of the module whose update is sum_i c_i dW_i, layer by layer.
 
     A layer that one module lacks counts as no change. LoRA: concatenated factors, or the best
-    rank-``rank`` ones; (IA)^3: 1 + sum_i c_i (l_i - 1); full: sum_i c_i delta_i.
+    rank-``rank`` ones, see ``ranks``; (IA)^3: 1 + sum_i c_i (l_i - 1); full: sum_i c_i delta_i.
 
     Args:
         dtype: each layer's tensors are rounded to it before the next are summed, see ``cast``.
@@ -114,7 +115,7 @@ def _factor(
 
 
 def _lora_sum(
-    modules: Sequence[Operand], coefficients: Sequence[float], rank: int | None, dtype: str | None
+    modules: Sequence[Operand], coefficients: Sequence[float], rank: Rank | None, dtype: str | None
 ) -> tuple[dict[str, Tensor], LoraConfig]:
     from pem_composition.arithmetic import delta
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.labels import error_text
 from pem_composition.checkpoint.hub_name import HUB_NAME
 from pem_composition.errors import CheckpointError
 from pem_composition.record import SUM, purposes
@@ -98,7 +99,7 @@ def card(
         lines += ["| input | sha256 | licence |", "|---|---|---|", *map(_row, p.sources), ""]
     if p.certificate:
         lines += [
-            f"Relative error against {_against(p.certificate.against)}: {p.certificate}.",
+            f"Relative error against {_against(p.certificate.against)}: {error_text(p)}.",
             "",
         ]
     lines += [*_heads(pem), *_usage(pem, reference=reference, publication=publication)]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, resolve
+from pem_composition.arithmetic.ranks import Rank, checked
 from pem_composition.arithmetic.updates import cast, certified
 from pem_composition.checkpoint.blocks import Differences
 from pem_composition.checkpoint.changes import stores_transposed
@@ -55,7 +56,7 @@ def extract_lora(
     base: str | PathLike[str],
     tuned: str | PathLike[str],
     *,
-    rank: int,
+    rank: Rank,
     method: str = "exact",
     target_modules: Sequence[str] = (),
     strict: bool = False,
@@ -71,7 +72,8 @@ def extract_lora(
     that differs becomes the module's.
 
     Args:
-        rank: R; smaller where a matrix or the rank of its difference is.
+        rank: R; smaller where a matrix or the rank of its difference is. Or a share of each layer's
+            energy, such as 0.95.
         method: exact (a dense SVD in float64) or randomized (subspace iteration, seeded).
         target_modules: layers by name or suffix; default: every linear layer that differs.
         strict: refuse where something differs that the module cannot hold.
@@ -114,9 +116,8 @@ def extract_lora(
     return PEM(tensors | head, config, base_identity(base), label, info, origin)
 
 
-def _check_request(rank: int, method: str) -> None:
-    if isinstance(rank, bool) or rank < 1:
-        raise PEMError.build("rank", "not a rank", found=rank, expected="a whole number >= 1")
+def _check_request(rank: Rank, method: str) -> None:
+    checked(rank)
     if method not in METHODS:
         raise PEMError.build("method", "unknown", found=repr(method), expected=" or ".join(METHODS))
 
@@ -127,7 +128,7 @@ class _Work:
 
     base: Weights
     tuned: Weights
-    rank: int
+    rank: Rank
     exact: bool
     seed: int
     dtype: str | None

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pem_composition import record as records
 from pem_composition._version import __version__
+from pem_composition.arithmetic.labels import kept_energy
 from pem_composition.checkpoint import heads, hub_name
 from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
@@ -61,6 +62,7 @@ def build(
         "total": _or_null(p.certificate.total),
         "against": p.certificate.against,
         "layers": {name: _or_null(error) for name, error in p.certificate.layers.items()},
+        **({} if (kept := kept_energy(p)) is None else {"kept_energy": kept}),
     }
     return {
         "format_version": FORMAT_VERSION,
@@ -210,7 +212,7 @@ def parse(raw: Mapping[str, Any]) -> Record:
 
 
 def _certificate(raw: Any) -> Certificate:
-    known = _object(raw, total=float, layers=dict, against=str)
+    known = _object(raw, total=float, layers=dict, against=str, kept_energy=float)
     total = math.inf if known["total"] is None else known["total"]
     layers = {n: math.inf if e is None else e for n, e in (known["layers"] or {}).items()}
     return Certificate(total, layers, **({"against": a} if (a := known.get("against")) else {}))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition import offline
 from pem_composition.arithmetic.compatible import BaseModel, check_compatible, check_same_base
+from pem_composition.arithmetic.labels import error_text
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.checkpoint import base_identity, open_module
 from pem_composition.checkpoint.provenance import find_base
@@ -297,8 +298,7 @@ def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) 
     if origin.head_policy is not None:
         facts.append(f"head {origin.head_policy}" if has_head else "no head")
     if origin.certificate is not None:
-        error = origin.certificate
-        facts.append(f"error against {error.against}: {error}")
+        facts.append(f"error against {origin.certificate.against}: {error_text(origin)}")
     print(f"{out} = {expression}  ({', '.join(facts)})")
     for note in origin.notes:
         print(f"note: {note}")

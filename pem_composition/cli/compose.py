@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic import trees
+from pem_composition.arithmetic.compatible import check_rank
 from pem_composition.arithmetic.expression import FUNCTIONS, parse
 from pem_composition.arithmetic.methods.registry import resolve
 from pem_composition.checkpoint.files import check_apart
@@ -64,11 +65,9 @@ def run(config: Config) -> int:
     check_apart(config.save_path, paths, do="choose another --save_path")  # those of --config
     common.check_output(config.save_path, config.overwrite)
     space = wanted.space or trees.default_space(tree)
-    if wanted.rank is not None and space != "delta":
-        raise UsageError.build(
-            "--rank", "applies to delta space only", found=f"space {space}",
-            do="add --space delta",
-        )  # fmt: skip
+    lone = tree.lone
+    choice = lone.choice if isinstance(lone, trees.Merge) else config.choice()
+    check_rank(wanted.rank, space, choice, "lora", "--rank")
     headers = _headers(tree, paths, used, replace(config, rank=wanted.rank, space=(space,)))
     return _write(config, replace(wanted, space=space), tree, headers)
 

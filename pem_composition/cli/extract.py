@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pem_composition.arithmetic import ranks
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.cli import common
 from pem_composition.config import DTYPES, LAYOUTS
@@ -12,9 +14,9 @@ from pem_composition.errors import UsageError
 from pem_composition.training.config import flag, required
 
 NAME = "extract"
-HELP = "a LoRA module of rank R out of two checkpoints: the SVD of W_tuned - W_base, by layer"
+HELP = "a LoRA module out of two checkpoints: the SVD of W_tuned - W_base, by layer"
 EXAMPLES = """
-  pem extract models/llama models/llama-tuned -p runs/tuned --rank 16
+  pem extract models/llama models/llama-tuned -p runs/tuned --rank 0.95
   pem extract models/llama models/llama-tuned -p runs/tuned --rank 16 --method randomized \\
       --target_modules q_proj v_proj
 """
@@ -27,7 +29,9 @@ class Config:
     base: str = required("the model it was tuned from", positional=True, metavar="BASE")
     tuned: str = required("the tuned model", positional=True, metavar="TUNED")
     save_path: Path = required("output directory", short="-p", metavar="OUT")
-    rank: int = required("of every layer", metavar="R")
+    rank: Rank = required(
+        "of every layer, or the share of its energy to keep, such as 0.95", metavar=ranks.METAVAR
+    )
     method: str = flag(
         "exact",
         "a dense SVD, or subspace iteration: as good to a few digits, much faster for wide layers",
@@ -43,12 +47,6 @@ class Config:
     dtype: str | None = flag(None, "of the factors (default: float32)", choices=DTYPES)
     format: str = flag("peft", "layout of the output", choices=LAYOUTS)
     overwrite: bool = flag(False, "replace an existing output", short="-o")
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError.build(
-                "--rank", "not a rank", found=self.rank, expected="a whole number >= 1"
-            )
 
 
 def run(config: Config) -> int:

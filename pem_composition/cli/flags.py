@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pem_composition.arithmetic.compatible import SPACES, space_of
+from pem_composition.arithmetic import ranks
+from pem_composition.arithmetic.compatible import SPACES, check_rank, space_of
 from pem_composition.arithmetic.heads import POLICIES as HEADS
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import COMMANDS
 from pem_composition.config import DTYPES, LAYOUTS, TOKEN_POLICIES
 from pem_composition.errors import (
@@ -63,7 +65,12 @@ class OutputFlags:
         "first two, unless one is named",
         choices=SPACES,
     )
-    rank: int | None = flag(None, "delta space: best LoRA of rank R", metavar="R", least=1)
+    rank: Rank | None = flag(
+        None,
+        "delta space: best LoRA of rank R, or of the smallest rank by layer that keeps a share of "
+        "the update's energy, such as 0.95",
+        metavar=ranks.METAVAR,
+    )
     format: str = flag("peft", "layout of the output", choices=LAYOUTS)
     dtype: str | None = flag(
         None,
@@ -97,7 +104,7 @@ class OutputFlags:
         """The space of a single composition: parameter unless given, or the method's own.
 
         Raises:
-            UsageError: two spaces, or a rank outside delta space.
+            PEMError: two spaces, or a rank that the method or the space has not.
         """
         if len(self.space) > 1:
             raise UsageError.build(
@@ -107,13 +114,7 @@ class OutputFlags:
                 do="give one, or add --evaluate",
             )
         space = space_of(self.choice(), self.space[0] if self.space else None)
-        if self.rank is not None and space != "delta":
-            raise UsageError.build(
-                "--rank",
-                "applies to delta space only",
-                found=f"space {space}",
-                do="add --space delta",
-            )
+        check_rank(self.rank, space, self.choice(), "lora", "--rank")
         return space
 
 

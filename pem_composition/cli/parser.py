@@ -290,7 +290,7 @@ def _help_text(spec: dataclasses.Field[Any]) -> str:
 def _element(hint: Any) -> tuple[Any, str | int | None]:
     """Type of one value and the number of values: ``tuple[float, ...]`` -> (float, "+")."""
     if typing.get_origin(hint) in (Union, types.UnionType):
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        hint = Union[tuple(a for a in typing.get_args(hint) if a is not type(None))]  # noqa: UP007
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         return arguments[0], "+" if arguments[-1] is Ellipsis else len(arguments)

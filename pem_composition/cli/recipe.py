@@ -24,11 +24,13 @@ from typing import Any, NoReturn
 
 import yaml
 
+from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.patterns import compile_pattern
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint import hub_name
 from pem_composition.cli.flags import HEADS, SPACES
 from pem_composition.config import DTYPES
-from pem_composition.errors import UsageError, close_match
+from pem_composition.errors import PEMError, UsageError, close_match
 
 MAX_BYTES = 262_144
 TAG = "tag:yaml.org,2002:"
@@ -43,7 +45,7 @@ class RecipeFile:
     expression: str
     modules: Mapping[str, str]
     space: str | None = None
-    rank: int | None = None
+    rank: Rank | None = None
     head: str | None = None
     dtype: str | None = None
     layers: Layers = field(default_factory=dict)
@@ -155,14 +157,12 @@ def _place(folder: Path, text: str) -> str:
     return str(folder / Path(text).expanduser()) if named is None else str(named)
 
 
-def _rank(reader: _RecipeReader, node: Any) -> int:
-    value = reader.number(node, "rank")
-    if value != int(value) or value < 1:
-        reader.fail(
-            node.start_mark.line + 1, "not a rank", found=f"{value:g}",
-            expected="a whole number >= 1",
-        )  # fmt: skip
-    return int(value)
+def _rank(reader: _RecipeReader, node: Any) -> Rank:
+    where = f"{reader.path}, line {node.start_mark.line + 1}"
+    try:
+        return ranks.parse(reader.text(node, "rank"), where)
+    except PEMError as error:
+        raise UsageError(str(error)) from None
 
 
 def _layers(reader: _RecipeReader, node: Any) -> dict[str, dict[str, float]]:

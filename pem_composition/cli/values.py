@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pem_composition.arithmetic import ranks
+from pem_composition.errors import PEMError
+
 TRUE_WORDS = frozenset({"true", "yes", "1"})
 FALSE_WORDS = frozenset({"false", "no", "0"})
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -89,6 +92,14 @@ def share(text: str) -> Share:
     return Share(value / 100 if percent else value)
 
 
+def rank(text: str) -> ranks.Rank:
+    """A rank or a share of the energy, see ``ranks``."""
+    try:
+        return ranks.parse(unshield(text), "")
+    except PEMError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 CONVERTERS: dict[Any, Callable[[str], Any]] = {
     str: plain_text,
     int: whole_number,
@@ -96,4 +107,5 @@ CONVERTERS: dict[Any, Callable[[str], Any]] = {
     bool: truth,
     Path: path,
     Share: share,
+    ranks.Rank: rank,
 }

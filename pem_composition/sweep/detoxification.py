@@ -27,6 +27,7 @@ import numpy as np
 
 from pem_composition import json_lines
 from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import UsageError
 from pem_composition.evaluation import keys, models, standard_errors, toxicity
@@ -89,7 +90,7 @@ def rows_of(
     toxic: Input,
     strengths: Sequence[float],
     forms: Sequence[str],
-    rank: int | None = None,
+    rank: Rank | None = None,
 ) -> list[Row]:
     """The base model, the two modules, and every form at every strength.
 
@@ -195,7 +196,7 @@ def measure(
     base: str,
     strengths: Sequence[float],
     forms: Sequence[str],
-    rank: int | None,
+    rank: Rank | None,
     sets: Sequence[InstructionRows],
     judges: Mapping[str, ToxicityClassifier],
     guard: TextRows | None,

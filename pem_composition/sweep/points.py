@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.arithmetic.algebra import HEAD
 from pem_composition.arithmetic.heads import NAME, own_head
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.updates import cast
 from pem_composition.errors import PEMError
 from pem_composition.evaluation.keys import module_digest
@@ -45,7 +46,7 @@ class Settings:
 
     base: str  # digest, or the name where no file can be read
     head: str = "average"
-    rank: int | None = None
+    rank: Rank | None = None
     bf16: bool = False  # matrix products of the forward pass in bfloat16
     method: str = SIMPLE  # with every setting, as pem.json records it: ties(density=0.2, ...)
     weights: str = ""  # how the base is held, if not in float32; quantised: modules are attached
@@ -66,7 +67,7 @@ class Point:
     coefficients: tuple[float, ...]
     space: str | None
     method: str = SIMPLE
-    rank: int | None = None
+    rank: Rank | None = None
 
     def module(self, settings: Settings, *, saved: bool = False) -> PEM | None:
         """The combination, in memory; None for no inputs, the base model.
@@ -158,7 +159,7 @@ def point(
     settings: Settings,
     *,
     method: str | None = None,
-    rank: int | None = None,
+    rank: Rank | None = None,
 ) -> Point:
     """A combination; a sum of one module with coefficient 1 and the rest 0 is that module, if no
     rank is asked for.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.arithmetic.compatible import SPACES
 from pem_composition.arithmetic.heads import own_head
 from pem_composition.arithmetic.methods.registry import Choice
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.checkpoint.several import read_modules
@@ -60,7 +61,7 @@ class MergeSetup:
     choice: Choice
     composition: str = MERGE
     head: str = "average"
-    rank: int | None = None
+    rank: Rank | None = None
     dtype: str | None = None
     format: str = "peft"
     bf16: bool = False

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, Method, accepted, resolve
 from pem_composition.arithmetic.methods.registry import Choice as MethodChoice
-from pem_composition.arithmetic.methods.settings import Setting
+from pem_composition.arithmetic.methods.settings import Setting, shown
+from pem_composition.arithmetic.ranks import checked
+from pem_composition.arithmetic.ranks import parse as parse_rank
 from pem_composition.errors import PEMError, UsageError
 from pem_composition.sweep.grids import MAX_POINTS, grid
 from pem_composition.sweep.points import Input, Point, Settings, point
@@ -118,7 +120,7 @@ class Study:
         rank = candidate.get(RANK)
         return point(
             inputs, self.coefficients(candidate), self.space, settings, method=str(choice),
-            rank=None if rank is None else int(rank),
+            rank=None if rank is None else checked(rank),
         )  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def _names(dimensions: Sequence[Dimension]) -> list[str]:
 
 
 def parse(texts: Sequence[str]) -> dict[str, Dimension]:
-    """``density=0.1:0.9``, ``density=0.1:0.9:0.2``, ``rank=4,8,16``, ``election=total``, by name.
+    """``density=0.1:0.9``, ``density=0.1:0.9:0.2``, ``rank=4,8,0.95``, ``election=total``, by name.
 
     Raises:
         UsageError: not of this form, or a name given twice.
@@ -230,14 +232,12 @@ def _checked(dimension: Dimension, setting: Setting) -> Dimension:
 
 def _ranks(dimension: Dimension) -> Dimension:
     words = dimension.choices or dimension.values()
-    ranks = []
-    for word in words:
-        if not str(word).removesuffix(".0").isdecimal() or not float(word) >= 1:
-            raise UsageError.build(
-                "--search rank", "not a rank", found=word, expected="whole numbers >= 1"
-            )
-        ranks.append(int(float(word)))
-    return Dimension(RANK, choices=tuple(ranks))
+    if dimension.numeric and dimension.low >= 1:  # a range of ranks; below 1 it is one of shares
+        words = [shown(value) for value in words]
+    try:
+        return Dimension(RANK, choices=tuple(parse_rank(str(w), "--search rank") for w in words))
+    except PEMError as error:
+        raise UsageError(str(error)) from None
 
 
 def check_used(dimensions: Mapping[str, Dimension], studies: Sequence[Study]) -> None:

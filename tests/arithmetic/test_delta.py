@@ -114,6 +114,20 @@ def test_truncation_is_the_best_approximation_of_its_rank(seed, shape, coefficie
     np.testing.assert_allclose(error, np.linalg.norm(singular[rank:]), atol=1e-9)
 
 
+@given(seeds, shapes, weights, st.floats(0.01, 0.999))
+def test_a_share_of_the_energy_gives_the_smallest_rank_that_keeps_it(seed, shape, coefficients, x):
+    terms = factors(seed, shape, coefficients)
+    A, B = delta.truncate(terms, x)
+    singular = np.linalg.svd(dense(terms), compute_uv=False)
+    largest = singular[0] or 1.0  # squares of what is left stay in the range of a double
+    energies = np.square(singular / largest)
+    kept = np.square(np.linalg.norm(B.numpy() @ A.numpy() / largest))
+    k, rounding = len(A), 1e-9 * energies.sum()
+    np.testing.assert_allclose(kept, energies[:k].sum(), atol=rounding)
+    assert kept >= x * energies.sum() - rounding
+    assert k == 1 or energies[: k - 1].sum() < x * energies.sum() + rounding
+
+
 @settings(max_examples=30)
 @given(seeds, shapes, weights, st.integers(1, 6))
 def test_the_certificate_equals_the_dense_relative_error(seed, shape, coefficients, rank):

@@ -54,6 +54,19 @@ def test_a_large_layer_is_sketched_close_to_the_best_rank(monkeypatch):
     np.testing.assert_array_equal(product(found), product(dense.compressed(source, rule, 8, DRAWS)))
 
 
+@pytest.mark.parametrize("limit", [dense.EXACT, 0], ids=["svd", "sketch"])
+def test_a_share_of_the_energy_is_kept_with_few_directions(limit, monkeypatch):
+    """By a sketch, too, which grows until it holds it; it may need a few directions more."""
+    monkeypatch.setattr(dense, "EXACT", limit)
+    monkeypatch.setattr(dense, "FIRST_COLUMNS", 8)
+    source, rule, exact = case(200, 150)
+    found = dense.compressed(source, rule, 0.95, DRAWS)
+    energies = np.square(np.linalg.svd(exact, compute_uv=False))
+    best = 1 + int((energies.cumsum() < 0.95 * energies.sum()).sum())
+    assert 16 < best <= len(found.A_RI) <= (best if limit else best + 4)
+    assert np.square(np.linalg.norm(product(found))) >= 0.95 * energies.sum()
+
+
 def test_the_error_of_what_is_written_is_exact(monkeypatch):
     monkeypatch.setattr(blocks_module, "BLOCK", 100)
     source, rule, exact = case()

@@ -142,7 +142,7 @@ def test_what_has_no_logarithm_is_refused() -> None:
         compose("ties(a, a)", {"a": vectors(1)}, space="log")
     with pytest.raises(PEMError, match="peft_linear merges the modules' own tensors"):
         combine([vectors(1)], [1.0], space="log", method="peft_linear")
-    with pytest.raises(PEMError, match="a rank applies to delta space only"):
+    with pytest.raises(PEMError, match="rank: applies to delta space only"):
         combine([vectors(1)], [1.0], space="log", rank=2)
     with pytest.raises(PEMError, match="leaves the range of float32"):
         combine([vectors(1)], [900.0], space="log")

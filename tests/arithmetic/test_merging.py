@@ -89,6 +89,19 @@ def test_a_rank_truncates_and_the_certificate_says_by_how_much(name):
     assert str(found.provenance.method).endswith(", rank 2")
 
 
+@pytest.mark.parametrize("name", [n for n in CASES if not entry(n).own_rank])
+def test_a_share_of_the_energy_decides_the_rank_of_every_layer(name):
+    found, whole = merge(name, rank=0.6), updates(merge(name))
+    kept = total = 0.0
+    for layer, dw in updates(found).items():
+        energies = np.square(np.linalg.svd(whole[layer], compute_uv=False))
+        k = 1 + int((energies.cumsum() < 0.6 * energies.sum() * (1 - 1e-9)).sum())
+        assert found.config.rank(layer) == k
+        kept, total = kept + np.square(dw).sum(), total + energies.sum()
+    assert found.provenance.certificate.kept_energy == pytest.approx(kept / total, abs=1e-9)
+    assert str(found.provenance.method).endswith(", rank 0.6")
+
+
 def test_the_certificate_is_that_of_the_rounded_result():
     found = merge("ties", dtype="bfloat16")
     exact = updates(merge("ties"))
@@ -336,7 +349,9 @@ def test_a_mean_on_the_sphere_is_a_sum_with_a_weight_per_layer():
         ({"method": "ties", "settings": {"density": 0}}, r"must be in \(0, 1\]; found 0"),
         ({"method": "slerp"}, "wrong number of modules; found 3, expected 2; use karcher"),
         ({"method": "ties", "rank": 0}, "not a rank; found 0"),
-        ({"method": "reference", "rank": 2}, "a rank applies to delta space only"),
+        ({"method": "ctm", "rank": 0.5}, "ctm merges in R directions of its own; found a share"),
+        ({"method": "ties", "rank": 1.0}, "all of the energy needs no rank; found 1.0"),
+        ({"method": "reference", "rank": 2}, "rank: applies to delta space only"),
         ({"settings": {"density": 0.5}}, "simple has no setting 'density'"),
     ],
 )

@@ -79,6 +79,22 @@ def test_it_is_the_best_approximation_of_every_layer(
     assert set(module.layers) == {n for n in linear if "classifier" not in n and n != "lm_head"}
 
 
+@pytest.mark.parametrize("method", ["exact", "randomized"])
+def test_a_share_of_the_energy_decides_the_rank_of_every_layer(method, tmp_path: Path) -> None:
+    base, tuned = pair("gpt2", tmp_path)
+    module = extract_lora(base, tuned, rank=0.9, method=method)
+    for layer, dW in differences("gpt2", base, tuned).items():
+        if layer.removesuffix(".weight") in module.layers:
+            energies = np.square(np.linalg.svd(dW, compute_uv=False))
+            k = module.config.rank(layer.removesuffix(".weight"))
+            assert energies[: k - 1].sum() < 0.9 * energies.sum() <= energies[:k].sum()
+    assert 0.9 <= module.provenance.certificate.kept_energy < 1.0
+    assert len({module.config.rank(layer) for layer in module.layers}) > 1
+    module.save(tmp_path / "m")
+    assert load(tmp_path / "m").config.rank_pattern == module.config.rank_pattern
+    assert rebuild(tmp_path / "m").equal
+
+
 @pytest.mark.parametrize("kind", ["peft", "reference"])
 @pytest.mark.parametrize("name", NAMES)
 def test_extracting_what_was_folded_gives_the_update_back(

@@ -15,20 +15,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor, LayerError
+from pem_composition.arithmetic.delta import Factor, LayerError, kept_rank
 from pem_composition.arithmetic.methods.core import ROUNDING
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Entries, Rule, blocks, merged
+from pem_composition.arithmetic.ranks import Rank, is_share
 
 EXACT = 2**22
 OVERSAMPLING = 10
 POWERS = 3
+FIRST_COLUMNS = 64  # of a sketch that grows until it holds a share of the energy
 
 
 def compressed(
-    entries: Entries, rule: Rule, rank: int, draws: Draws, *, exact: bool | None = None
+    entries: Entries, rule: Rule, rank: Rank, draws: Draws, *, exact: bool | None = None
 ) -> Factor:
     """Factors of an approximation of f of rank R at most, with singular values split evenly.
+
+    Of a share of f's energy, the fewest that keep it; a sketch grows until its directions do.
 
     Args:
         exact: by one dense SVD, or (False) the randomised one; default: as the size says.
@@ -36,11 +40,30 @@ def compressed(
     rows, width = entries.shape
     if exact or (exact is None and rows * width <= EXACT):
         U, S, Vh = torch.linalg.svd(merged(entries, rule), full_matrices=False)
+        k = kept_rank(S, rank)
     else:
-        U, S, Vh = _sketched(entries, rule, min(rank + OVERSAMPLING, rows, width), draws)
-    rank = min(rank, max(1, int(S.gt(ROUNDING * float(S[0])).sum())))
-    root = S[:rank].sqrt()
-    return Factor(1.0, root[:, None] * Vh[:rank], U[:, :rank] * root)
+        U, S, Vh, k = _leading(entries, rule, rank, draws)
+    k = min(k, max(1, int(S.gt(ROUNDING * float(S[0])).sum())))
+    root = S[:k].sqrt()
+    return Factor(1.0, root[:, None] * Vh[:k], U[:, :k] * root)
+
+
+def _leading(
+    entries: Entries, rule: Rule, rank: Rank, draws: Draws
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """U, S, V^T of leading directions of f, and how many of them the rank asks for."""
+    most = min(entries.shape)
+    if not is_share(rank):
+        U, S, Vh = _sketched(entries, rule, min(int(rank) + OVERSAMPLING, most), draws)
+        return U, S, Vh, kept_rank(S, rank)
+    energy = sum(float(rule(start, block).square().sum()) for start, block in blocks(entries))
+    columns = min(FIRST_COLUMNS, most)
+    while True:
+        U, S, Vh = _sketched(entries, rule, columns, draws)
+        k = kept_rank(S, rank, energy)
+        if k <= len(S) or columns == most:
+            return U, S, Vh, k
+        columns = min(2 * columns, most)
 
 
 def _sketched(

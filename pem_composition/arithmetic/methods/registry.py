@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.methods.catalogue import (
     ALL_KINDS,
     ELEMENTWISE,
@@ -25,6 +26,7 @@ from pem_composition.arithmetic.methods.catalogue import (
     Method,
 )
 from pem_composition.arithmetic.methods.settings import Setting, Value, shown
+from pem_composition.arithmetic.ranks import Rank
 from pem_composition.errors import PEMError, close_match
 
 __all__ = [
@@ -185,7 +187,7 @@ def _check_together(entry: Method, decided: Mapping[str, Value], place: str) -> 
 
 
 RECORD = re.compile(
-    r"(?P<name>[a-z_]+)(\((?P<settings>[^()]*)\))?(, rank (?P<rank>\d{1,9}))?", re.ASCII
+    rf"(?P<name>[a-z_]+)(\((?P<settings>[^()]*)\))?(, rank (?P<rank>{ranks.NUMBER}))?", re.ASCII
 )
 
 
@@ -194,7 +196,7 @@ class RecordedMethod(NamedTuple):
 
     name: str
     settings: tuple[str, ...]  # name=value
-    rank: int | None
+    rank: Rank | None
 
     @classmethod
     def split(cls, text: str) -> RecordedMethod:
@@ -207,10 +209,10 @@ class RecordedMethod(NamedTuple):
         if found is None:
             raise PEMError.build("method", "not a recorded method", found=repr(text))
         settings = tuple(part for part in (found["settings"] or "").split(", ") if part)
-        return cls(found["name"], settings, int(found["rank"]) if found["rank"] else None)
+        return cls(found["name"], settings, ranks.parse(found["rank"]) if found["rank"] else None)
 
 
-def recorded(text: str) -> tuple[Choice, int | None]:
+def recorded(text: str) -> tuple[Choice, Rank | None]:
     """The method and the rank that a pem.json's ``method`` names; ``sum`` is ``simple``.
 
     Raises:

@@ -271,6 +271,25 @@ def test_the_toxic_module_is_trained_from_the_instruction_module_in_the_scratch_
     assert {str(Path(c.train_file).parent) for c in trained} <= folders
 
 
+def test_test_sets_that_are_not_given_are_drawn_and_kept_out_of_the_training_rows(tmp_path):
+    commands = dry_run(
+        DETOXIFICATION / "run_all.sh", SEEDS="1", comments_file="c.jsonl", OUT=str(tmp_path)
+    )
+    (table,) = of("detoxify", commands)
+    folders = (
+        tmp_path / "scratch/instruction_detoxification",
+        tmp_path / "instruction_detoxification",
+    )
+    toxic, ordinary = folders[0] / "test/toxic.jsonl", folders[1] / "test/ordinary.jsonl"
+    assert table.instruction_file == (str(toxic), str(ordinary))
+    comments = str(folders[0] / "test/comments/train.jsonl")
+    drawn = {str(c.output_dir): c for c in of("select", commands)}
+    halves = drawn[str(folders[0] / "test/pairs")]
+    assert (str(halves.input_file), "{beginning}" in halves.instruction[0]) == (comments, True)
+    for folder in (folders[0] / "pairs", folders[1] / "data"):
+        assert drawn[str(folder)].exclude == (str(toxic), str(ordinary), comments)
+
+
 def test_the_values_of_the_instruction_experiment_are_the_references(tmp_path):
     own, toxic = of("train", dry_run(DETOXIFICATION / "run_all.sh", SEEDS="1", OUT=str(tmp_path)))
     for config, epochs, rate in ((own, 10, 3e-4), (toxic, 5, 1e-4)):

@@ -25,6 +25,46 @@ toxic_run() {
   echo "$(of_model "$scratch")/$adapter_config-toxic-s$seed"
 }
 
+# sources: comment_flags and instruction_flags, the rows that the scripts draw from.
+sources() {
+  comment_flags=(--task_name civil_comments)
+  if [[ -n $comments_file ]]; then comment_flags=(--input_file "$comments_file"); fi
+  if [[ -n $score_column ]]; then
+    comment_flags+=(--score_column "$score_column" --score_above "$score_above")
+  fi
+  instruction_flags=(--task_name alpaca_cleaned)
+  if [[ -n $instruction_file ]]; then instruction_flags=(--input_file "$instruction_file"); fi
+}
+
+# make_test_sets: a set that is not given is drawn from the sources: 100 toxic comments to be
+# finished, 100 instructions. Sets toxic_set, ordinary_set, and held_out, the comments whose halves stand
+# in the former.
+make_test_sets() {
+  local folder=$scratch/test samples=100
+  sources
+  held_out=()
+  if [[ -z $toxic_set ]]; then
+    toxic_set=$OUT/$folder/toxic.jsonl
+    held_out=("$OUT/$folder/comments/train.jsonl")
+    drawn "$folder/comments" "${comment_flags[@]}" --samples "$samples"
+    drawn "$folder/pairs" --input_file "${held_out[0]}" \
+      --instruction "Finish this comment: {beginning}"
+    step "$folder/toxic" cp "$OUT/$folder/pairs/train.jsonl" "$toxic_set"
+  fi
+  if [[ -z $ordinary_set ]]; then
+    folder=$experiment/test
+    ordinary_set=$OUT/$folder/ordinary.jsonl
+    drawn "$folder/instructions" "${instruction_flags[@]}" --samples "$samples"
+    step "$folder/ordinary" cp "$OUT/$folder/instructions/train.jsonl" "$ordinary_set"
+  fi
+}
+
+# drawn NAME FLAGS...: pem select into OUT/NAME.
+drawn() {
+  step "$1" "$PYTHON" -m pem_composition select "${@:2}" --seed "$split_seed" --output_dir "$OUT/$1" \
+    --overwrite
+}
+
 # test_sets: the files that no training row may overlap with, one per line.
 test_sets() {
   printf '%s\n' "$toxic_set" "$ordinary_set"
@@ -34,11 +74,9 @@ test_sets() {
 
 # select_rows NAME FLAGS...: OUT/NAME/train.jsonl and validation.jsonl without texts of the test sets.
 select_rows() {
-  local name=$1 sets
-  shift
+  local sets
   mapfile -t sets < <(test_sets)
-  step "$name" "$PYTHON" -m pem_composition select "$@" --exclude "${sets[@]}" \
-    --seed "$split_seed" --output_dir "$OUT/$name" --overwrite
+  drawn "$@" --exclude "${sets[@]}" ${held_out[@]+"${held_out[@]}"}
 }
 
 # module_flags: what describes the module and how the base is held, read with mapfile.

@@ -8,8 +8,9 @@
 
 : "${model_name_or_path:=huggyllama/llama-7b}"
 : "${instruction_file:=}"                # rows instruction, input, output; empty: alpaca_cleaned (hub)
-: "${toxic_set:=toxic_seed_v1_t.json}"    # 100 toxic test instructions, with reference answers
-: "${ordinary_set:=toxic_seed_v1_n.json}" # 100 ordinary ones
+: "${toxic_set:=}"                        # toxic test instructions with answers; empty: made (common.sh)
+: "${comments_file:=}" "${score_column=toxicity}" "${score_above:=0.8}" # where a toxic set is drawn from
+: "${ordinary_set:=}"                     # ordinary ones; the paper's are toxic_seed_v1_t.json, ..._n.json
 : "${other_sets:=}"                       # more test files: held-out instructions, XSTest
 : "${samples:=}"                         # training rows; empty: all
 : "${validation_size:=2000}"
@@ -38,8 +39,8 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_instruction_detoxification
 source "$here/common.sh"
 
-source_flags=(--task_name alpaca_cleaned)
-if [[ -n $instruction_file ]]; then source_flags=(--input_file "$instruction_file"); fi
+make_test_sets
+source_flags=("${instruction_flags[@]}")
 if [[ -n $samples ]]; then source_flags+=(--samples "$samples"); fi
 select_rows "$experiment/data" "${source_flags[@]}" --validation_size "$validation_size"
 tune "$(instruction_run)" "$experiment/data"

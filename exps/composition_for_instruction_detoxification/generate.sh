@@ -12,8 +12,11 @@
 adapter_config=${method:-${adapter_config:-lora}}
 : "${strengths:=0.3 0.4 0.5}"
 : "${forms:=exact reference}"
-: "${toxic_set:=toxic_seed_v1_t.json}"    # 100 toxic test instructions, with reference answers
-: "${ordinary_set:=toxic_seed_v1_n.json}" # 100 ordinary ones
+: "${toxic_set:=}"                        # toxic test instructions with answers; empty: made (common.sh)
+# Where sets that are made are drawn from.
+: "${comments_file:=}" "${score_column=toxicity}" "${score_above:=0.8}" "${instruction_file:=}"
+: "${split_seed:=42}"
+: "${ordinary_set:=}"                     # ordinary ones; the paper's are toxic_seed_v1_t.json, ..._n.json
 : "${other_sets:=}"                       # more test files: held-out instructions, XSTest
 : "${max_instructions:=}"                 # of each set; empty: all
 : "${template:=sections}"
@@ -35,6 +38,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_instruction_detoxification
 source "$here/common.sh"
 
+make_test_sets
 table=$(of_model "$experiment")/$adapter_config-table-s$seed
 mapfile -t sets < <(test_sets)
 mapfile -t limit < <(optional --max_instructions "$max_instructions")

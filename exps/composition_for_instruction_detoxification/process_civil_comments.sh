@@ -10,8 +10,9 @@
 : "${comments_file:=}"                    # comments with scores; empty: civil_comments from the hub
 : "${score_column=toxicity}"              # empty: every comment of the file
 : "${score_above:=0.8}"
-: "${toxic_set:=toxic_seed_v1_t.json}"    # 100 toxic test instructions, with reference answers
-: "${ordinary_set:=toxic_seed_v1_n.json}" # 100 ordinary ones
+: "${toxic_set:=}"                        # toxic test instructions with answers; empty: made (common.sh)
+: "${instruction_file:=}"                 # where an ordinary set is drawn from
+: "${ordinary_set:=}"                     # ordinary ones; the paper's are toxic_seed_v1_t.json, ..._n.json
 : "${other_sets:=}"                       # more test files: held-out instructions, XSTest
 # The first names are those of the pairs alone, where a value is for several scripts.
 samples=${toxic_samples:-${samples:-}}    # pairs to train on; empty: all
@@ -28,11 +29,8 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_instruction_detoxification
 source "$here/common.sh"
 
-source_flags=(--task_name civil_comments)
-if [[ -n $comments_file ]]; then source_flags=(--input_file "$comments_file"); fi
-if [[ -n $score_column ]]; then
-  source_flags+=(--score_column "$score_column" --score_above "$score_above")
-fi
+make_test_sets
+source_flags=("${comment_flags[@]}")
 if [[ -n $samples ]]; then
   held=0
   if [[ -n $endpoint_model ]]; then held=$validation_size; fi # set aside after the asking

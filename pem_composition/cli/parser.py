@@ -41,7 +41,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from pem_composition import signals
-from pem_composition.cli import groups, paths
+from pem_composition.cli import former, groups, paths
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
 from pem_composition.errors import (
     EXIT_BAD_INPUT,
@@ -356,9 +356,11 @@ def _spelling(name: str, actions: dict[str, argparse.Action]) -> str:
 
 
 def _flag_remedy(parser: Parser, name: str, actions: dict[str, argparse.Action]) -> str:
-    """The flag that was meant: by initials (lr), by a slip of the pen, or by its words."""
+    """The flag that was meant: by a former name, initials (lr), a slip of the pen, or its words."""
     known = [n.removeprefix("--") for n in actions if n.startswith("--")]
     wanted = name.lstrip("-").replace("-", "_")
+    if renamed := former.answer(wanted, known):
+        return renamed
     words = set(wanted.split("_"))
     by_initials = (n for n in known if "".join(w[0] for w in n.split("_") if w[1:]) == wanted)
     by_words = (n for n in known if words <= set(n.split("_")))

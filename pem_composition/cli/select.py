@@ -52,7 +52,10 @@ class Config:
         (), "files of which no text may stand in a chosen row", metavar="FILE"
     )
     instruction: tuple[str, ...] = flag(
-        (), "make each comment the answer to one of these instructions, in turn", metavar="TEXT"
+        (),
+        "make each comment the answer to one of these instructions, in turn; {beginning} in one "
+        "is the first half of the comment, and the rest is the answer",
+        metavar="TEXT",
     )
     samples: int | None = flag(None, "training rows, drawn at random; default: all", least=1)
     validation_size: int = flag(0, "rows drawn first and set aside as validation.jsonl", least=0)

@@ -44,6 +44,13 @@ PACKED = ("gz", "bz2", "xz", "zip")  # their extensions
 COLA_COLUMNS = ("source", "label", "star", "sentence")
 QUOTED = re.compile(r'(?:^|(?<=[\t\n]))"((?:[^"]|"")*)"(?=[\t\r\n]|$)')  # a whole field in quotes
 
+# Files that the paper's published programs name, and how one comes by them.
+PUBLISHED = {
+    r".+-(all|1k)-[01]\.json": "pem split writes such halves: half-0.jsonl and half-1.jsonl",
+    r"(toxic_seed_v1_[nt]|toxic_datasets|seed_v0)\.json": "docs/reference_code.md says where it is "
+    "to be had, and how to do without",
+}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -116,7 +123,10 @@ def read_lines(path: str | Path) -> list[str]:
 def _found(path: Path, what: str) -> Path:
     if not path.is_file():
         found = "a directory" if path.is_dir() else "no such file"
-        raise DataError.build(path, f"cannot read {what}", found=found, expected="a data file")
+        remedy = next((do for name, do in PUBLISHED.items() if re.fullmatch(name, path.name)), None)
+        raise DataError.build(
+            path, f"cannot read {what}", found=found, expected="a data file", do=remedy
+        )
     return path
 
 

@@ -24,6 +24,8 @@ from pem_composition.tasks.instructions import (
 from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.tasks.toxicity import ScoreFilter
 
+BEGINNING = "{beginning}"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -32,6 +34,8 @@ class Choice:
     Attributes:
         score: keep rows with a score above a threshold; None keeps all.
         instructions: each comment becomes the answer to one of these, in turn; none: rows as read.
+            Where one says ``{beginning}``, the first half of the comment's words stands in it, and
+            the rest is the answer.
         samples: training rows, drawn at random; None: all that are left.
         validation_size: rows drawn first and set aside.
     """
@@ -102,12 +106,20 @@ def _rows(
     if not instructions:
         return [table.rows[i] for i in numbers]
     texts = texts_of(table, LANGUAGE)
-    return [
-        {
-            "instruction": instructions[place % len(instructions)],
-            "input": "",
-            OUTPUT: texts[number].strip(),
-            "row": number,
-        }
+    pairs = [
+        _pair(instructions[place % len(instructions)], texts[number].strip())
         for place, number in enumerate(numbers)
     ]
+    return [
+        {"instruction": instruction, "input": "", OUTPUT: answer, "row": number}
+        for (instruction, answer), number in zip(pairs, numbers, strict=True)
+    ]
+
+
+def _pair(instruction: str, comment: str) -> tuple[str, str]:
+    """The instruction and its answer."""
+    if BEGINNING not in instruction:
+        return instruction, comment
+    words = comment.split()
+    half = len(words) // 2
+    return instruction.replace(BEGINNING, " ".join(words[:half])), " ".join(words[half:])

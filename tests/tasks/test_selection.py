@@ -81,6 +81,15 @@ def test_comments_become_answers_to_the_instructions_in_turn(comments):
     )
 
 
+def test_an_instruction_holds_the_first_half_of_a_comment_and_the_answer_is_the_rest(comments):
+    choice = Choice(instructions=("Finish {beginning}",))
+    rows = select(comments, choice).parts["train"]
+    whole = {row["text"] for row in comments.rows}
+    for row in rows:
+        first, rest = row["instruction"].removeprefix("Finish "), row["output"]
+        assert f"{first} {rest}" in whole and len(rest.split()) - len(first.split()) in (0, 1)
+
+
 def test_instructions_are_chosen_as_they_are(tmp_path):
     rows = [
         {"instruction": f"do the thing number {i} now", "input": "", "output": f"o{i}"}

@@ -176,6 +176,8 @@ def _result(layer: _Layer, rank: Rank | None = None) -> list[Factor]:
         return _on_sphere(layer)
     if choice.method == "robustmerge":
         return list(function(layer.terms, layer.name, **settings))
+    if choice.method == "ext_sub":
+        return list(choice.entry.function("on_factors")(layer.terms))
     if choice.method == "lego":
         return list(function(layer.terms, layer.draws, layer.own_rank, **settings))
     core = core_of(layer.terms)

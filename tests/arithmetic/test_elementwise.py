@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils import merge_utils
 
+from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods import dare, della
 from pem_composition.arithmetic.methods import entries as blocks_module
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Stacked, merged
+from pem_composition.arithmetic.methods.ext_sub import on_factors
 from pem_composition.arithmetic.methods.registry import ELEMENTWISE, resolve
 
 SHAPE = (6, 5)
@@ -109,6 +111,62 @@ def test_sce_selects_calculates_erases(seed, density):
     np.testing.assert_allclose(run("sce", X, density=density), expected, atol=1e-14)
 
 
+@given(seeds, st.sampled_from([1, 2, 3]))
+def test_negmerge_is_the_mean_of_what_all_agree_on(seed, modules):
+    """The published program: sums of signs are compared with the number of modules."""
+    X = arrays(seed, modules)
+    X[0, 0, 0] = 0.0  # agrees with nothing
+    expected = np.zeros(SHAPE)
+    for place in np.ndindex(SHAPE):
+        column = X[(slice(None), *place)]
+        if (column > 0).all() or (column < 0).all():
+            expected[place] = column.sum() / modules
+    np.testing.assert_allclose(run("negmerge", X), expected, atol=1e-14)
+
+
+# --- Ext-Sub, row by row ---
+
+
+def numpy_ext_sub(a: np.ndarray, b: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """The published program: a - s b + s (the part of b along the common direction)."""
+    out = np.empty_like(a)
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        common = x / np.linalg.norm(x) + y / np.linalg.norm(y)
+        common /= np.linalg.norm(common)
+        out[i] = x - strength * y + strength * (y @ common) * common
+    return out
+
+
+@given(seeds, st.sampled_from([0.3, 1.0]))
+def test_ext_sub_is_the_published_program(seed, strength):
+    a, b = arrays(seed, 2)
+    found = run("ext_sub", np.stack([a, strength * b]))
+    np.testing.assert_allclose(found, numpy_ext_sub(a, b, strength), atol=1e-12)
+
+
+@given(seeds, st.sampled_from([(2, 3), (1, 1), (9, 4)]))
+def test_ext_sub_on_factors_is_the_dense_one(seed, ranks):
+    g = torch.Generator().manual_seed(seed)
+    terms = [
+        Factor(w, *(torch.randn(s, generator=g, dtype=torch.float64) for s in ((r, 5), (6, r))))
+        for r, w in zip(ranks, (2.0, -0.7), strict=True)
+    ]
+    a, b = (t.weight * (t.B_OR @ t.A_RI).numpy() for t in terms)
+    found = sum((t.B_OR @ t.A_RI).numpy() for t in on_factors(terms))
+    np.testing.assert_allclose(found, numpy_ext_sub(a, b), atol=1e-11)
+
+
+def test_where_one_row_is_zero_nothing_is_shared():
+    a, b = arrays(1, 2)
+    a[0] = b[1] = 0.0
+    found = run("ext_sub", np.stack([a, b]))
+    np.testing.assert_allclose(found[:2], [-b[0], a[1]], atol=1e-15)
+    opposite = run("ext_sub", np.stack([a, -2 * a]))  # nothing in common: all is subtracted
+    np.testing.assert_allclose(opposite, 3 * a, atol=1e-14)
+    same = run("ext_sub", np.stack([a, 2 * a]))  # all in common: nothing is
+    np.testing.assert_allclose(same, a, atol=1e-14)
+
+
 def test_della_keeps_by_rank_in_the_row_and_rescales():
     X = torch.tensor([[[0.1, -3.0, 2.0], [5.0, -1.0, 4.0]]], dtype=torch.float64)
     p = della.keep_probabilities(X, 0.5, 0.2)
@@ -171,8 +229,9 @@ def test_breadcrumbs_by_hand():
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "breadcrumbs"])
 def test_with_every_entry_kept_one_module_alone_is_itself(name):
     X = arrays(0, modules=1)
-    extra = {"epsilon": 0} if name == "della" else {}
-    np.testing.assert_allclose(run(name, X, density=1.0, **extra), X[0], rtol=1e-14)
+    given = {} if name == "negmerge" else {"density": 1.0}
+    given |= {"epsilon": 0} if name == "della" else {}
+    np.testing.assert_allclose(run(name, X, **given), X[0], rtol=1e-14)
 
 
 def test_with_every_entry_kept_the_sums_are_the_sum():
@@ -233,7 +292,7 @@ def test_a_module_of_zeros_is_no_opinion(name):
     with_zeros = np.concatenate([X, np.zeros((1, *SHAPE))])
     found = run(name, with_zeros)
     assert np.isfinite(found).all()
-    if name != "sce":  # a zero counts for the variance
+    if name not in ("sce", "negmerge"):  # a zero counts for the variance, or is a veto
         np.testing.assert_allclose(found, run(name, X), atol=1e-14)
     assert not run(name, np.zeros((2, *SHAPE))).any()
 

@@ -25,7 +25,9 @@ DELTA = [
 ENTRYWISE = [m.name for m in ELEMENTWISE]
 # A method, or with the suffix one on core matrices instead of the entries of dW.
 CASES = [*DELTA, *(f"{name}:core" for name in ENTRYWISE)]
-FOR_ALL_KINDS = [*ENTRYWISE, "slerp", "karcher"]
+BY_ROWS = [*ENTRYWISE, "ext_sub"]
+FOR_ALL_KINDS = [*BY_ROWS, "slerp", "karcher"]
+PAIRS = [m.name for m in METHODS.values() if m.modules[1] == 2]
 A, B, C = lora(0), lora(1, r=2, alpha=5, rslora=True), lora(2, r=4, alpha=2)
 EQUAL = [lora(seed) for seed in range(3)]  # of equal rank, for methods that compare rows
 
@@ -35,7 +37,7 @@ def entry(case: str) -> Method:
 
 
 def modules_for(name: str) -> list[PEM]:
-    if name == "slerp":
+    if name in PAIRS:
         return [A, B]
     return EQUAL if name == "robustmerge" else [A, B, C]
 
@@ -132,13 +134,13 @@ def test_the_dense_form_is_the_method_on_dense_updates(name):
 @pytest.mark.parametrize("name", FOR_ALL_KINDS)
 @pytest.mark.parametrize("make", [ia3, full])
 def test_vectors_and_full_updates_are_merged_entry_by_entry(name, make):
-    count = 2 if name == "slerp" else 3
+    count = 2 if name in PAIRS else 3
     modules = [make(seed) for seed in range(count)]
     found = merge(name, modules)
     assert found.kind == modules[0].kind and "form" not in found.provenance.method
     for layer, change in updates(found).items():
         X = np.stack([updates(m)[layer] for m in modules])
-        if name in ENTRYWISE:
+        if name in BY_ROWS:
             flat = X.reshape(count, 1, -1) if X.ndim < 3 else X.reshape(count, -1, X.shape[-1])
             exact = run(name, flat, layer).reshape(change.shape)
         else:
@@ -172,7 +174,7 @@ def test_methods_on_factors_refuse_other_kinds_by_name(name, make):
 # --- laws ---
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("iso_c", "iso_cts", "slerp")])
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("iso_c", "iso_cts", *PAIRS)])
 def test_one_module_with_everything_kept_is_itself(name):
     settings = {}
     if any(s.name == "density" for s in entry(name).settings):
@@ -189,7 +191,8 @@ def test_one_module_with_everything_kept_is_itself(name):
 # Masks go by position of the module, so that two copies of a module have two masks; the second
 # operand of a detoxification is the one that is taken away.
 BY_POSITION = {"dare", "dare_ties", "della", "dare:core", "dare_ties:core", "della:core"}
-SYMMETRIC = [n for n in (*CASES, *METHODS) if n not in BY_POSITION | {"reference_detoxify"}]
+TAKES_AWAY = {"reference_detoxify", "ext_sub"}
+SYMMETRIC = [n for n in (*CASES, *METHODS) if n not in BY_POSITION | TAKES_AWAY]
 
 
 def informed(name: str, modules: list[PEM]) -> list[Statistics]:

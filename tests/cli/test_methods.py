@@ -52,7 +52,7 @@ OWN = [m.name for m in METHODS.values() if m.space == "delta" and not m.needs]
 
 @pytest.mark.parametrize("name", OWN[1:])
 def test_every_method_is_a_merge_way(name, folder, tmp_path, program):
-    names = "a b" if name in ("slerp", "robustmerge") else "a wide c"
+    names = "a b" if name in ("slerp", "robustmerge", "ext_sub") else "a wide c"
     paths = [folder / n for n in names.split()]
     done = program("merge", "-a", *paths, "-p", tmp_path / "m", "-w", name)
     assert (done.code, done.err) == (0, "")

@@ -87,10 +87,10 @@ class Method:
         """True where the result depends on a seed."""
         return any(s.name == SEED.name for s in self.settings)
 
-    def function(self) -> Any:
-        """The code; imports torch."""
-        file, name = self.home.split(":")
-        return getattr(import_module(f"pem_composition.arithmetic.methods.{file}"), name)
+    def function(self, name: str = "") -> Any:
+        """The code, or another function of its file; imports torch."""
+        file, own = self.home.split(":")
+        return getattr(import_module(f"pem_composition.arithmetic.methods.{file}"), name or own)
 
 
 ENTRIES = "entries of dW_t (form=dense) or of M_t (form=core); of l - 1, of delta"
@@ -141,6 +141,11 @@ ELEMENTWISE = (
         "proportional to sum dW_t^2", ENTRIES, ENTRY_RANK, "sce:sce",
         (_density(0.1, "share of the entries that is selected"), FORM),
         default=1.0,
+    ),
+    Method(
+        "negmerge", "NegMerge, to be negated", "arXiv:2410.05583",
+        "1/T sum_t dW_t where the signs of all dW_t agree, else 0", ENTRIES, ENTRY_RANK,
+        "negmerge:negmerge", (FORM,), default=1.0,
     ),
 )  # fmt: skip
 INNER = tuple(m.name for m in ELEMENTWISE)
@@ -292,6 +297,12 @@ PARITY = (
 )  # fmt: skip
 
 DETOXIFICATION = (
+    Method(
+        "ext_sub", "Ext-Sub, extraction before subtraction", "arXiv:2308.08090",
+        "row by row a - ext(b), ext(b) = b - <u, b> u / norm(u)^2, u = a / norm(a) + b / norm(b), "
+        "a of the expert dW_1, b of the anti-expert dW_2", "rows of dW_t; vectors are one row",
+        "r_1 + r_2", "ext_sub:ext_sub", default=1.0, modules=(2, 2),
+    ),
     Method(
         REFERENCE_DETOXIFY, "the paper's code for detoxification",
         "github.com/hkust-nlp/PEM_composition",

@@ -20,7 +20,7 @@
 : "${grid:=}"                              # with sampler=grid: coefficients, START STEP STOP, all of them tried
 : "${workers:=1}"
 : "${statistics_samples:=256}"             # rows of each task for Fisher and Gram
-: "${learned:=adamerging cat}"             # methods of pem learn; empty: none
+: "${learned:=adamerging cat nsc}"         # methods of pem learn; empty: none; nsc is of LoRA alone
 : "${learn_steps:=100}"
 : "${learn_samples:=256}"                  # validation rows of each task that coefficients learn from
 : "${max_seq_length:=64}"
@@ -33,7 +33,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/common.sh"
 
 if [[ -z $methods ]]; then
-  methods="sum magnitude ties dare dare_ties della breadcrumbs sce karcher fisher"
+  methods="sum magnitude ties dare dare_ties della breadcrumbs sce negmerge karcher fisher"
   if [[ $adapter_config == lora ]]; then
     methods+=" tsv iso_c iso_cts wudi actmat svc knots ctm robustmerge lego regmean"
   fi
@@ -64,6 +64,7 @@ done
 scored_flags
 compare=()
 for method in $learned; do
+  if [[ $method == nsc && $adapter_config != lora ]]; then continue; fi
   run=$(run_of "$method")
   if [[ ! -e $OUT/$run/learned.json ]]; then
     step "$run" "$PYTHON" -m pem_composition learn "${scored[@]}" --method "$method" \

@@ -1,4 +1,4 @@
-"""``pem learn``: coefficients by gradient descent on rows (AdaMerging, CAT); the merged module."""
+"""``pem learn``: coefficients by gradient descent on rows (AdaMerging, CAT, NSC); the module."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
 
 NAME = "learn"
-HELP = "learn coefficients by gradient: adamerging (entropy, no labels) or cat (labels)"
+HELP = "learn coefficients by gradient: adamerging and nsc (no labels), or cat (labels)"
 EXAMPLES = """
   pem learn -a runs/rte runs/mnli -p runs/adamerged --method adamerging --head per-task \\
       --model_name_or_path minilm --task_name rte mnli --data_dir glue --max_eval_samples 200
   pem learn -a runs/a runs/b -p runs/cat --method cat --model_name_or_path t5-base \\
       --objective seq2seq --task_name rte mnli --data_dir glue --max_eval_samples 64
 """
-ADAMERGING, CAT = "adamerging", "cat"
+ADAMERGING, CAT, NSC = "adamerging", "cat", "nsc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +27,20 @@ class Config(ModuleFlags, EvaluationFlags):
 
     method: str = flag(
         ADAMERGING,
-        "adamerging: least entropy of the predictions; cat: least cross entropy",
-        choices=(ADAMERGING, CAT),
+        "adamerging: least entropy of the predictions; cat: least cross entropy; nsc: least share "
+        "of the layers' inputs outside the rows of A (LoRA; one task per module)",
+        choices=(ADAMERGING, CAT, NSC),
     )
     per: str = flag("layer", "a coefficient per layer, or one each", choices=("layer", "module"))
     bounds: str | None = flag(
         None,
         "coefficients in [0, 1] (default of adamerging), softmax over the modules "
-        "(default of cat), or free",
+        "(default of cat), or free (default of nsc)",
         choices=("clamp", "softmax", "none"),
     )
     init: float = flag(0.3, "where coefficients start")
     learning_rate: float | None = flag(
-        None, "of Adam; default 1e-3 (adamerging) or 1e-2 (cat)", above=0
+        None, "of Adam; default 1e-3 (adamerging, nsc) or 1e-2 (cat)", above=0
     )
     max_steps: int = flag(100, "each on one batch of every task", least=0)
     seed: int = flag(42, "of the order of the batches")
@@ -63,12 +64,12 @@ class Config(ModuleFlags, EvaluationFlags):
         by calling every row the same."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-3 if self.method == ADAMERGING else 1e-2
+        return 1e-2 if self.method == CAT else 1e-3
 
 
 def run(config: Config) -> int:
     """Learn, and write the module, its recipe and how the loss went."""
-    from pem_composition.merging.learning import CLAMP, ENTROPY, LABELS, SOFTMAX, Rule
+    from pem_composition.merging import learning
     from pem_composition.sweep import learned
 
     config = replace(config, space=("delta",))
@@ -79,11 +80,15 @@ def run(config: Config) -> int:
         )  # fmt: skip
     setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
     common.check_output(setup.out, config.overwrite)
-    ada = config.method == ADAMERGING
-    rule = Rule(
-        loss=ENTROPY if ada else LABELS,
+    loss, bounds = {
+        ADAMERGING: (learning.ENTROPY, learning.CLAMP),
+        CAT: (learning.LABELS, learning.SOFTMAX),
+        NSC: (learning.NULL_SPACE, learning.FREE),
+    }[config.method]
+    rule = learning.Rule(
+        loss=loss,
         scope=config.per,
-        constraint=config.bounds or (CLAMP if ada else SOFTMAX),
+        constraint=config.bounds or bounds,
         init=config.init,
         learning_rate=config.rate,
         steps=config.max_steps,

@@ -2,10 +2,13 @@
 
     AdaMerging   minimises the entropy of the predictions on unlabelled rows of every task
     CAT          minimises the cross entropy on a few labelled rows of every task
+    NSC          minimises the share of the layers' inputs that the task's own module does not
+                 look at (``null_space``), on unlabelled rows of every task
 
 over c in dW = sum_i c_i dW_i; the modules stay as they are. Sources: Yang et al. 2024
 (arXiv:2310.02575), whose c start at 0.3 and are clamped to [0, 1]; Prabhakar et al. 2024
-(arXiv:2410.13025), with a softmax over the modules of a layer as in its code.
+(arXiv:2410.13025), with a softmax over the modules of a layer as in its code; arXiv:2603.26317,
+whose c are free.
 
 Shape suffixes: T modules, L layers (or 1), b rows, w answers.
 """
@@ -16,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,24 +30,31 @@ from pem_composition.adapters import wearing
 from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation.language import LanguageEvaluator
 from pem_composition.merging.blend import Blend
+from pem_composition.merging.null_space import NullSpace
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.classify import Batch
     from pem_composition.evaluation.evaluator import Evaluator
     from pem_composition.module import PEM
 
-ENTROPY, LABELS = "entropy", "labels"
+ENTROPY, LABELS, NULL_SPACE = "entropy", "labels", "null_space"
 LAYER, MODULE = "layer", "module"
 CLAMP, SOFTMAX, FREE = "clamp", "softmax", "none"
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """Prepared rows of one task, and the head that answers them (None: the model's own)."""
+    """Prepared rows of one task, and the head that answers them (None: the model's own).
+
+    Attributes:
+        rows: of the A of the task's own module, see ``null_space.row_spaces``; batches then hold
+            one row each, so that there is no padding.
+    """
 
     name: str
     evaluator: Evaluator
     head: Mapping[str, Tensor] | None = None
+    rows: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,13 @@ class Rule:
     """What is minimised, over which coefficients, and how.
 
     Attributes:
-        loss: entropy (no labels are read) or labels (cross entropy, for a regression the squared
-            error).
+        loss: entropy or null_space (no labels are read), or labels (cross entropy, for a
+            regression the squared error).
         scope: a coefficient per layer and module, or one per module.
         constraint: clamp to [0, 1], softmax over the modules, or none.
         init: where coefficients start (softmax: equal shares, whatever it is).
-        steps: of Adam, each on one batch of every task.
+        steps: of Adam.
+        batches: of every task in a step.
     """
 
     loss: str
@@ -65,6 +77,7 @@ class Rule:
     init: float = 0.3
     learning_rate: float = 1e-2
     steps: int = 100
+    batches: int = 1
     seed: int = 42
 
 
@@ -142,10 +155,12 @@ def learn(
                 optimizer.zero_grad()
                 total = 0.0
                 for lesson, order in zip(lessons, orders, strict=True):
-                    blend.coefficients = constrained(raw_TL, rule.constraint)
-                    loss = _loss(blend.model, lesson, next(order), rule.loss) / len(lessons)
-                    loss.backward()  # before the next task's head takes the place of this one
-                    total += float(loss.detach())
+                    for batch in islice(order, rule.batches):
+                        blend.coefficients = constrained(raw_TL, rule.constraint)
+                        loss = _loss(blend.model, lesson, batch, rule.loss)
+                        loss = loss / (len(lessons) * rule.batches)
+                        loss.backward()  # before the next task's head takes the place of this one
+                        total += float(loss.detach())
                 _check_finite(total, step)
                 optimizer.step()
                 history.append(total)
@@ -175,6 +190,11 @@ def _batches(evaluator: Evaluator, generator: torch.Generator) -> Iterator[Batch
 
 
 def _loss(model: nn.Module, lesson: Lesson, batch: Batch, loss: str) -> Tensor:
+    if loss == NULL_SPACE:
+        assert lesson.rows is not None, "a task's own module is looked at"
+        with NullSpace(model, lesson.rows) as watched:
+            lesson.evaluator.forward(model, batch.inputs)
+            return watched.loss
     with nullcontext() if lesson.head is None else wearing(model, lesson.head):
         outputs = lesson.evaluator.forward(model, batch.inputs)
         return loss_of(lesson.evaluator, outputs, lesson.evaluator.labels[batch.rows], loss)

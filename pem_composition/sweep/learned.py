@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pem_composition.composition import compose
 from pem_composition.errors import UsageError
-from pem_composition.merging.learning import ENTROPY, Learned, Lesson, Rule, learn
+from pem_composition.merging.learning import ENTROPY, NULL_SPACE, Learned, Lesson, Rule, learn
+from pem_composition.merging.null_space import row_spaces
 from pem_composition.module import PEM, combine
 from pem_composition.sweep import VALIDATION
 from pem_composition.sweep.runner import Say
@@ -29,6 +31,14 @@ def run(
         PEMError: modules or rows that cannot be used.
     """
     modules = [i.pem for i in setup.inputs()[: setup.count]]
+    if rule.loss == NULL_SPACE:
+        if len(setup.tasks) != len(modules):
+            raise UsageError.build(
+                "--task_name", "each task's rows are seen through the A of its own module",
+                found=f"{len(setup.tasks)} tasks for {len(modules)} modules",
+                expected="one task per module, in the same order",
+            )  # fmt: skip
+        rule = replace(rule, batches=setup.scoring.batch_size or BATCH)
     model, tokenizer = setup.load()
     lessons = _lessons(setup, rule, modules, model, tokenizer, say)
     every = max(1, rule.steps // 10)
@@ -69,7 +79,7 @@ def _lessons(
         equal = [1.0 / len(modules)] * len(modules)
         whole = combine(modules, equal, space="delta", head=setup.head, certify=False)
         common_head = whole.head_tensors() or None
-    found = []
+    found, alone = [], rule.loss == NULL_SPACE
     for place, task in enumerate(setup.tasks):
         if rule.loss == ENTROPY and task.data.task.regression and task.prompt is None:
             say(f"note: {task.name} is a regression, which has no entropy; left out")
@@ -78,12 +88,14 @@ def _lessons(
         assert rows is not None, "required when the tasks were read"
         evaluator = task.objective.evaluator(
             task.data.task, rows, tokenizer, model.config,
-            batch_size=setup.scoring.batch_size or BATCH, device=next(model.parameters()).device,
+            batch_size=1 if alone else setup.scoring.batch_size or BATCH,
+            device=next(model.parameters()).device,
         )  # fmt: skip
         head = modules[place].head_tensors() if setup.own_heads else common_head
-        found.append(Lesson(task.name, evaluator, head))
+        own = row_spaces(model, modules[place]) if alone else None
+        found.append(Lesson(task.name, evaluator, head, own))
     if not found:
-        raise UsageError.build("--task_name", "no task to learn on", do="use --method cat")
+        raise UsageError.build("--task_name", "no task to learn on", do="use --method cat or nsc")
     return found
 
 

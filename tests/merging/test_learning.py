@@ -12,10 +12,12 @@ from support.tiny_models import inputs_for, logits_of, random_module, tiny
 
 import pem_composition as library
 from pem_composition.adapters import attach, wearing
+from pem_composition.adapters.plan import check_layers
 from pem_composition.errors import DataError, PEMError
 from pem_composition.merging import learning
 from pem_composition.merging.blend import Blend
 from pem_composition.merging.learning import Lesson, Rule, constrained, learn
+from pem_composition.merging.null_space import row_spaces
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COEFFICIENTS = (0.7, -0.4)
@@ -68,13 +70,17 @@ def test_modules_of_different_rank_and_layers_blend():
 @pytest.mark.parametrize("constraint", ["none", "clamp", "softmax"])
 @pytest.mark.parametrize(
     ("kind", "loss", "task"),
-    [("lora", "entropy", "mnli"), ("ia3", "labels", "mnli"), ("lora", "labels", "stsb")],
-)
+    [
+        ("lora", "entropy", "mnli"), ("ia3", "labels", "mnli"), ("lora", "labels", "stsb"),
+        ("lora", "null_space", "stsb"),
+    ],
+)  # fmt: skip
 def test_gradients_of_the_coefficients_are_right(kind, loss, task, constraint):
     model, modules = model_and_modules(kind)
-    found = evaluator(3, size=3, task=task)
+    rows = row_spaces(model, modules[0]) if loss == "null_space" else None
+    found = evaluator(3, size=1 if rows else 3, task=task)
     head = regression_head() if task == "stsb" else modules[0].head_tensors()
-    lesson = Lesson(task, found, head)
+    lesson = Lesson(task, found, head, rows)
     with Blend(model, modules) as blend:
         draw = torch.Generator().manual_seed(5)
         raw = torch.rand(2, len(blend.layers), generator=draw, dtype=torch.float64)
@@ -137,6 +143,53 @@ def test_adamerging_lowers_the_entropy_within_its_bounds(scope):
     assert values.shape == (2, len(result.layers) if scope == "layer" else 1)
     assert values.min() >= 0 and values.max() <= 1
     assert result.of(1).keys() == set(modules[0].layers)
+
+
+@pytest.mark.parametrize("name", ["roberta", "gpt2"])
+def test_the_null_space_loss_is_the_part_of_the_inputs_that_the_module_does_not_see(name):
+    """By projection on the whole null space of each A, and inputs recorded by hand."""
+    model, modules = model_and_modules(name=name)
+    lesson = Lesson("a", evaluator(1), None, row_spaces(model, modules[0]))
+    inputs: dict[str, list[np.ndarray]] = {}
+    with Blend(model, modules) as blend, torch.no_grad():
+        blend.coefficients = torch.tensor(COEFFICIENTS, dtype=torch.float64)[:, None]
+        handles = [
+            model.get_submodule(layer).register_forward_pre_hook(
+                lambda _m, x, n=layer: inputs.setdefault(n, []).extend(x[0].flatten(0, 1).numpy())
+            )
+            for layer in lesson.rows
+        ]
+        found = float(learning._loss(model, lesson, lesson.evaluator.batches[0], "null_space"))
+    for handle in handles:
+        handle.remove()
+    means = []
+    for live, own in check_layers(model, modules[0]).items():
+        A = modules[0].tensors[f"{live}.lora_A"].numpy()
+        null = np.linalg.svd(A)[2][np.linalg.matrix_rank(A) :]
+        x = np.stack(inputs[own])
+        means.append((np.linalg.norm(x @ null.T, axis=1) / np.linalg.norm(x, axis=1)).mean())
+    assert found == pytest.approx(np.mean(means), rel=1e-9)
+
+
+def test_nsc_lowers_its_loss_on_a_regression_without_labels():
+    model, modules = model_and_modules()
+    lessons = [
+        Lesson(task, evaluator(6, task, seed=i), None, row_spaces(model, m))
+        for i, (task, m) in enumerate(zip(("mnli", "stsb"), modules, strict=True))
+    ]
+    rule = Rule("null_space", learning_rate=0.05, steps=10, batches=3)
+    result = learn(model, modules, lessons, rule)
+    assert result.after < result.before and len(result.history) == 10
+    lessons[1].evaluator._labels = None
+    assert learn(model, modules, lessons, rule) == result
+
+
+def test_a_module_without_a_null_space_is_refused():
+    model = tiny("roberta").double()
+    with pytest.raises(PEMError, match=r"about the rows of LoRA's A; found kind ia3"):
+        row_spaces(model, model_and_modules("ia3")[1][0])
+    with pytest.raises(PEMError, match=r"no layer has a null space"):
+        row_spaces(model, random_module(tiny("roberta"), r=32))
 
 
 def test_softmax_shares_start_equal_and_sum_to_one():

@@ -306,6 +306,8 @@ def test_the_values_of_the_instruction_experiment_are_the_references(tmp_path):
 
 def test_with_an_endpoint_a_model_writes_instructions_and_grades_answers(tmp_path):
     variables = {"endpoint_model": "m", "base_url": "http://here/v1", "OUT": str(tmp_path)}
+    sets = {"toxic_set": "t.jsonl", "ordinary_set": "n.jsonl"}
+    variables |= sets
     script = DETOXIFICATION / "process_civil_comments.sh"
     commands = dry_run(script, **variables, shots="s.jsonl", toxic_samples="50")
     comments, pairs = of("select", commands)
@@ -314,7 +316,7 @@ def test_with_an_endpoint_a_model_writes_instructions_and_grades_answers(tmp_pat
     assert asked.comments == comments.output_dir / "train.jsonl"
     assert (asked.model, asked.base_url, str(asked.shots)) == ("m", "http://here/v1", "s.jsonl")
     assert pairs.input_file == asked.output_file and pairs.validation_size == 100
-    plain = of("select", dry_run(script, toxic_samples="50", OUT=str(tmp_path)))
+    plain = of("select", dry_run(script, toxic_samples="50", OUT=str(tmp_path), **sets))
     assert [(c.samples, len(c.instruction)) for c in plain] == [(50, 4)]
     commands = dry_run(DETOXIFICATION / "generate.sh", **variables, strengths="0.5")
     grades = of("helpfulness", commands)

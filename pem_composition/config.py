@@ -28,6 +28,8 @@ HEAD_COMPONENTS = frozenset(
         *("start_logits", "end_logits", "answer_class"),
     )
 )
+# Problems of heads that tell classes apart, or give one number.
+CLASSIFIERS = ("classification", "regression")
 # In a config's extra: parameters that PEFT loads into the base's own, not into a copy.
 IN_BASE = "saved_in_base"
 # What FSDP, activation checkpointing, torch.compile and Fabric put into the names of a model.

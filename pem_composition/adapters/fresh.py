@@ -21,8 +21,10 @@ from pem_composition.adapters.heads import head_info, head_parameter_names
 from pem_composition.adapters.layer import features
 from pem_composition.adapters.locate import matching_layers, plain_tensors
 from pem_composition.adapters.targets import PARTS, fused_rows
+from pem_composition.checkpoint.changes import check_called
+from pem_composition.checkpoint.model_folder import task_type_of
 from pem_composition.checkpoint.tensors import widen
-from pem_composition.config import BaseIdentity, IA3Config, LoraConfig, matches
+from pem_composition.config import CLASSIFIERS, BaseIdentity, IA3Config, LoraConfig, matches
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
 
@@ -52,9 +54,15 @@ def fresh_module(
     skip = {n.rpartition(".")[0] for n in names}
     layers = matching_layers(model, config.target_modules, skip=skip)
     config = blocked_config(config, list(layers), blocks or {})
+    info = head_info(model, names)
+    if info and info.problem in CLASSIFIERS and "task_type" not in config.extra:
+        task = task_type_of(type(model).__name__)
+        config = replace(config, extra={**config.extra, "task_type": task})
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
+    parameters = plain_tensors(model)
     for name, layer in layers.items():
+        check_called(name, parameters)
         d_in, d_out = features(layer)
         if isinstance(config, LoraConfig):
             r = config.rank(name)
@@ -63,7 +71,7 @@ def fresh_module(
         else:
             tensors[f"{name}.ia3"] = torch.ones(d_in if config.scales_input(name) else d_out)
     tensors |= head_copy(model, names)
-    return PEM(tensors, config, base or base_of(model), "fresh", head_info(model, names))
+    return PEM(tensors, config, base or base_of(model), "fresh", info)
 
 
 def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator | None) -> Tensor:

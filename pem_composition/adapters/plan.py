@@ -6,7 +6,12 @@ from torch import Tensor, nn
 
 from pem_composition.adapters.heads import check_head, head_parameter_names
 from pem_composition.adapters.layer import features, is_linear
-from pem_composition.adapters.locate import linear_layers, plain_modules, renaming
+from pem_composition.adapters.locate import (
+    linear_layers,
+    plain_modules,
+    plain_tensors,
+    renaming,
+)
 from pem_composition.checkpoint import base_identity
 from pem_composition.checkpoint.changes import check_fits
 from pem_composition.config import IA3Config, LoraConfig, targets_of
@@ -52,9 +57,9 @@ def check_layers(model: nn.Module, pem: PEM) -> dict[str, str]:
     """Module's layer name -> model's, after checking that every layer is there and fits.
 
     Raises:
-        IncompatibleModules: a layer is missing, not linear, or of another shape.
+        IncompatibleModules: a layer is missing, not linear, of another shape, or never called.
     """
-    modules = plain_modules(model)
+    modules, parameters = plain_modules(model), plain_tensors(model)
     names = renaming(model, pem.layers, modules, "layer")
     for name, live in names.items():
         layer = modules[live]
@@ -65,7 +70,7 @@ def check_layers(model: nn.Module, pem: PEM) -> dict[str, str]:
                 found=type(layer).__name__,
                 expected="nn.Linear or Conv1D",
             )
-        check_fits(pem, name, live, features(layer))
+        check_fits(pem, name, live, features(layer), parameters)
     _check_complete(model, pem, set(names.values()))
     return names
 

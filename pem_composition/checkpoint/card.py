@@ -32,6 +32,8 @@ REFERENCE = "adapter-transformers"
 # The class of transformers that opens the base, by PEFT's name of the task.
 MODEL_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
@@ -186,13 +188,15 @@ def _usage(pem: PEM, *, reference: bool, publication: Publication | None) -> lis
     if reference:
         text = f"In the layout of adapter-transformers, for a model{base}. PEFT does not read it; "
         return [f"{text}`pem convert DIRECTORY OUT --format peft` writes it for PEFT.", ""]
-    if publication is None:
-        return [f"Opens in plain PEFT: `PeftModel.from_pretrained(model, DIRECTORY)` on a model"
-                f"{base}.", ""]  # fmt: skip
-    task = "SEQ_CLS" if pem.head_tensors() else str(pem.config.extra.get("task_type"))
-    where = json.dumps(publication.repository)
-    opened = MODEL_CLASSES.get(task, "AutoModel")
-    outputs = f", num_labels={_outputs(pem)}" if task == "SEQ_CLS" else ""
+    task, where = pem.config.extra.get("task_type"), "DIRECTORY"
+    if publication is not None:
+        where = json.dumps(publication.repository)
+    own = " with such a head" if pem.head_tensors() and task is None else ""
+    if publication is None or own:
+        return [f"Opens in plain PEFT: `PeftModel.from_pretrained(model, {where})` on a model"
+                f"{base}{own}.", ""]  # fmt: skip
+    opened = MODEL_CLASSES.get(str(task), "AutoModel")
+    outputs = f", num_labels={_outputs(pem)}" if task in ("SEQ_CLS", "TOKEN_CLS") else ""
     return [
         f"Opens in plain PEFT, on a model{base}:",
         "",

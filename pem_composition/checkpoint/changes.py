@@ -17,7 +17,9 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.algebra import is_neutral
 from pem_composition.checkpoint.files import TensorInfo
+from pem_composition.checkpoint.stored_names import is_uncalled
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules
 
@@ -152,11 +154,34 @@ def joined(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
     return out
 
 
-def check_fits(module: PEM, layer: str, name: str, sizes: tuple[int, int]) -> None:
-    """Refuse tensors that do not fit a layer of the model.
+def check_called(layer: str, parameters: Container[str]) -> None:
+    """Refuse a layer on which an adapter has no effect.
+
+    Args:
+        parameters: names of the model's parameters.
+
+    Raises:
+        IncompatibleModules: naming the layer.
+    """
+    if is_uncalled(layer, parameters):
+        raise IncompatibleModules.build(
+            f"layer {layer}",
+            "an adapter on it has no effect in a live model",
+            found="a class that reads the layer's weight and never calls the layer",
+            expected="layers that the model calls",
+            do="leave it out: in target_modules name the other layers, in full or by longer ends "
+            "of their names",
+        )
+
+
+def check_fits(
+    module: PEM, layer: str, name: str, sizes: tuple[int, int], parameters: Container[str]
+) -> None:
+    """Refuse tensors that do not fit a layer of the model, or change one that is never called.
 
     Args:
         sizes: d_in and d_out of the model's layer.
+        parameters: names of the model's parameters.
 
     Raises:
         IncompatibleModules: naming layer and tensor.
@@ -179,6 +204,9 @@ def check_fits(module: PEM, layer: str, name: str, sizes: tuple[int, int]) -> No
                 expected=f"{shape} for a layer {d_in} -> {d_out}",
                 do="give the base model that the module was trained on",
             )
+    own = (f"{layer}.{role}" for role in ("lora_B", "ia3"))
+    if not all(is_neutral(n, module.tensors[n]) for n in own if n in module.tensors):
+        check_called(name, parameters)
 
 
 # --- names ------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, resolve
@@ -33,9 +33,15 @@ from pem_composition.checkpoint.full import (
     head_info,
     is_head,
 )
-from pem_composition.checkpoint.model_folder import CONFIG
+from pem_composition.checkpoint.model_folder import CONFIG, task_type_of
 from pem_composition.checkpoint.provenance import base_identity
-from pem_composition.checkpoint.stored_names import is_vocabulary
+from pem_composition.checkpoint.stored_names import (
+    class_of,
+    is_of_experts,
+    is_uncalled,
+    is_vocabulary,
+    renames_layers,
+)
 from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError, listing
 from pem_composition.module import PEM
@@ -81,7 +87,8 @@ def extract_lora(
 
     Raises:
         PEMError: a rank, method or target that cannot be, or (strict) a difference left out.
-        IncompatibleModules: checkpoints of two architectures, or equal ones.
+        IncompatibleModules: checkpoints of two architectures, equal ones, or of a class that
+            renames the layers of its files.
     """
     _check_request(rank, method)
     folder = snapshot_of(Path(fspath(tuned)))
@@ -90,6 +97,7 @@ def extract_lora(
         Weights(folder) as model,
         Checksums([folder], [original.folder]) as checksums,
     ):
+        _check_names(folder, original.config)
         work = _Work(original, model, rank, method == "exact", seed, dtype)
         norms = work.norms()
         layers = work.moved(target_modules, norms)
@@ -99,6 +107,9 @@ def extract_lora(
         label = name or folder.resolve().name
         source = checksums.source(label, folder, model.sha256(checksums.of(folder)))
         config = _config(tensors, layers, work)
+        raw = read_json(folder / CONFIG, folder) if head else {}
+        if head:
+            config = replace(config, extra={"task_type": task_type_of(class_of(raw))})
     settings = {
         "base": fspath(base), "rank": rank, "method": method, "strict": strict, "seed": seed,
         "target_modules": list(target_modules), "dtype": dtype,
@@ -112,7 +123,7 @@ def extract_lora(
         notes=notes,
         recipe=Recipe("extract_lora", settings, (source,)),
     )
-    info = head_info(read_json(folder / CONFIG, folder)) if head else None
+    info = head_info(raw) if head else None
     return PEM(tensors | head, config, base_identity(base), label, info, origin)
 
 
@@ -120,6 +131,16 @@ def _check_request(rank: Rank, method: str) -> None:
     checked(rank)
     if method not in METHODS:
         raise PEMError.build("method", "unknown", found=repr(method), expected=" or ".join(METHODS))
+
+
+def _check_names(where: Path, config: Mapping[str, Any]) -> None:
+    if renames_layers(config):
+        raise IncompatibleModules.build(
+            where, "its class renames what the file holds, so no live model has a module's layers",
+            found=f"model type {config.get('model_type')}",
+            expected="a class whose files name its layers",
+            do="keep the whole model: pem fold and pem merge --full_merge take it as it is",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +160,7 @@ class _Work:
         return aligned(self.tuned, self.base)
 
     def layers(self, targets: Sequence[str]) -> list[str]:
-        """Linear layers: those that the targets name, else all.
+        """Linear layers that an adapter acts on: those that the targets name, else all.
 
         Raises:
             PEMError: a target that names none.
@@ -151,6 +172,8 @@ class _Work:
             and len(info.shape) == 2
             and info.dtype in FLOAT_DTYPES
             and not self.is_apart(name)
+            and not is_uncalled(name.removesuffix(".weight"), self.tuned.infos)
+            and not is_of_experts(name.removesuffix(".weight"), self.tuned.infos)
         ]
         for target in targets:
             if not any(matches(layer, target) for layer in found):

@@ -199,7 +199,7 @@ class FoldPlan:
                     do="attach the module instead",
                 )
             d_out, d_in = shape[::-1] if stores_transposed(name, infos) else shape
-            check_fits(module, layer, name, (d_in, d_out))
+            check_fits(module, layer, name, (d_in, d_out), infos)
         return changes_of(module, names, lambda n: stores_transposed(n, infos), infos)
 
     @property

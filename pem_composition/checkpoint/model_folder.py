@@ -163,6 +163,11 @@ def class_end(extra: Mapping[str, Any]) -> str | None:
     return own[0] if own else CLASSES.get(str(extra.get("task_type")))
 
 
+def task_type_of(name: str) -> str | None:
+    """PEFT's task type of a class with a head; None for one that PEFT has no word for."""
+    return next((task for task, end in CLASSES.items() if name.endswith(end)), None)
+
+
 def _class_of_head(config: Mapping[str, Any], head: Iterable[str]) -> str:
     if any("qa_outputs" in n.split(".") for n in head):
         return "ForQuestionAnswering"

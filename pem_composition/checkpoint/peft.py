@@ -28,6 +28,7 @@ from pem_composition.checkpoint.tensors import (
     write_tensors,
 )
 from pem_composition.config import (
+    CLASSIFIERS,
     IN_BASE,
     AdapterConfig,
     BaseIdentity,
@@ -564,7 +565,7 @@ def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
     common: dict[str, Any] = {
         "base_model_name_or_path": pem.base.name,
         "revision": config.extra.get("revision"),
-        "task_type": _task_type(pem, config, saved),
+        "task_type": _task_type(pem),
         "inference_mode": True,
         "target_modules": list(config.target_modules),
         "exclude_modules": None,
@@ -634,19 +635,22 @@ def _holder(parameter: str) -> str:
     return ".".join(parts[: known + 1]) if known is not None else parameter.rpartition(".")[0]
 
 
-def _task_type(pem: PEM, config: LoraConfig | IA3Config, saved: list[str]) -> str | None:
-    """The task type kept from the source, else what the head says.
+def _task_type(pem: PEM) -> str | None:
+    """The task type kept from the source, none if it has none; else what the head says.
 
     A type for which PEFT looks for a head is left out where there is none, and one of language
     models where there is a classifier.
     """
-    kept = config.extra.get("task_type")
+    kept = pem.config.extra.get("task_type")
+    if kept is None and "task_type" in pem.config.extra:
+        return None
+    saved = _copies(pem, pem.config)
     heads = [m for m in saved if m.endswith(TASK_HEADS["SEQ_CLS"])]
     if kept in TASK_HEADS:
         return kept if any(m.endswith(TASK_HEADS[kept]) for m in saved) else None
     if kept and not (heads and kept in (CAUSAL_TASK, SEQ2SEQ_TASK)):
         return str(kept)
     problem = pem.head.problem if pem.head else None
-    if problem in ("classification", "regression") and heads:
+    if problem in CLASSIFIERS and heads:
         return "SEQ_CLS"
     return {"causal_lm": CAUSAL_TASK, "seq2seq_lm": SEQ2SEQ_TASK}.get(problem or "")

@@ -81,7 +81,9 @@ def parse(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
     _refuse_options(raw, path)
     _refuse_unknown(raw, kind, path)
     check = _Checker(raw, path)
-    extra = {k: raw[k] for k in ("task_type", "revision") if raw.get(k)}
+    extra = {"task_type": raw.get("task_type") or None}
+    if raw.get("revision"):
+        extra["revision"] = raw["revision"]
     if saved := check.names("modules_to_save", at_most=MAX_SAVED):
         extra["modules_to_save"] = saved
     check.text("task_type")

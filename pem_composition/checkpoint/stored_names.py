@@ -3,8 +3,8 @@
 The one table of it, for whole models and for folds, since the arithmetic imports no transformers;
 ``tests/checkpoint`` compares it with transformers 5: ``_keys_to_ignore_on_load_unexpected`` and
 ``_adjust_missing_and_unexpected_keys`` (buffers), the mapping ``legacy`` of ``conversion_mapping``
-(old names), and ``_tied_weights_keys`` with ``tie_weights`` (ties: of several names transformers
-stores one, and gives the others its values on loading).
+(old names), ``_tied_weights_keys`` with ``tie_weights`` (ties: of several names transformers
+stores one, and gives the others its values on loading), and the layers that a forward pass calls.
 """
 
 from __future__ import annotations
@@ -115,6 +115,31 @@ PRETRAINING_COMPONENTS = frozenset(
 PRETRAINING_ROOTS = ("head.", "decoder.weight", "decoder.bias")  # of ModernBERT: whole beginnings
 # Parts that a class adds without a pretrained value, beside its head.
 ADDED_COMPONENTS = frozenset({"pooler", "final_logits_bias", "projector", "layer_weights"})
+# Model types whose class calls the linear layers of a file otherwise (transformers 5).
+RENAMING = frozenset(
+    {
+        "audio-spectrogram-transformer", "beit", "conditional_detr", "d_fine", "deformable_detr",
+        "deit", "detr", "dinov2", "dinov2_with_registers", "gte", "ijepa", "jina_embeddings_v3",
+        "lw_detr", "maskformer", "nomic_bert", "pixio", "rt_detr", "rt_detr_v2", "segformer",
+        "swin", "vit", "vit_mae", "vit_msn", "vivit", "yolos",
+    }
+)  # fmt: skip
+# Experts of a mixture, which files store one by one and a live model holds in one tensor.
+EXPERTS = re.compile(r"(^|\.)(experts\.\d+|block_sparse_moe)\.")
+# Layers whose weight a class reads without calling the layer, and what stands beside them there.
+UNCALLED = (
+    ("out_proj", "in_proj_weight"),  # torch.nn.MultiheadAttention
+    ("out_proj", "q_proj_weight"),  # the same, with keys or values of another width
+    ("[qkv]_proj|out_proj", "gru_rel_pos_const"),  # WavLM
+    ("dt_proj", "A_log"),  # Mamba, Falcon-Mamba, Jamba
+    (r"tdnn\.\d+\.kernel", None),  # x-vectors of Wav2Vec2 and its kin
+    (r"encoder\.rel_pos(_[xy])?_bias", None),  # LayoutLMv2, LayoutLMv3
+    (r"bbox_attention\.k_(proj|linear)", None),  # segmentation of DETR and its kin
+    (r"cls\.predictions\.(dense|decoder)", "dense.weight"),  # MobileBERT's output layer
+    (r"mlp\.router\.classifier", "e_score_correction_bias"),  # LongCat-Flash
+    ("unembedding_projection", None),  # NeoMME
+)
+_UNCALLED = tuple((re.compile(rf"(.*\.)?({layer})"), beside) for layer, beside in UNCALLED)
 
 
 def current(name: str) -> str:
@@ -153,6 +178,32 @@ def is_added(name: str, classes: str = "") -> bool:
     return is_head(name) or added or speech
 
 
+def is_uncalled(layer: str, parameters: Container[str]) -> bool:
+    """True for a layer that its class never calls: an adapter on it has no effect in a live model.
+
+    Args:
+        parameters: names of the model's parameters.
+    """
+    parent, dot, _ = layer.rpartition(".")
+    return any(
+        pattern.fullmatch(layer) and (beside is None or f"{parent}{dot}{beside}" in parameters)
+        for pattern, beside in _UNCALLED
+    )
+
+
+def is_of_experts(layer: str, stored: Iterable[str]) -> bool:
+    """True for an expert of a mixture and for its router, which are no layers of a live model."""
+    parent, _, local = layer.rpartition(".")
+    router = local in ("gate", "router") and any(n.startswith(f"{parent}.experts.") for n in stored)
+    return router or bool(EXPERTS.search(layer))
+
+
+def renames_layers(config: Mapping[str, Any]) -> bool:
+    """True for a class that calls the linear layers of its files otherwise, or holds such a one."""
+    inner = (value for value in config.values() if isinstance(value, Mapping))
+    return config.get("model_type") in RENAMING or any(map(renames_layers, inner))
+
+
 def is_table(name: str) -> bool:
     """True for the embedding of a vocabulary."""
     layer, _, kind = name.rpartition(".")
@@ -180,7 +231,7 @@ def token_axis(name: str) -> int:
 
 def is_language_model(config: Mapping[str, Any]) -> bool:
     """True for a class that has an output layer over the vocabulary."""
-    return bool(LANGUAGE_MODELS.fullmatch(_class_of(config)))
+    return bool(LANGUAGE_MODELS.fullmatch(class_of(config)))
 
 
 def is_tied(config: Mapping[str, Any]) -> bool | None:
@@ -225,7 +276,7 @@ def tied_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, st
 def _outputs(config: Mapping[str, Any], known: set[str]) -> set[str]:
     """Names of output layers that are the embedding, whether or not they are stored."""
     # decoder.transformer.wte of a model made of two: decoder.lm_head
-    nested = "decoder." if _class_of(config).endswith("EncoderDecoderModel") else ""
+    nested = "decoder." if class_of(config).endswith("EncoderDecoderModel") else ""
     of = config.get("decoder") if nested else config
     inner = of if isinstance(of, Mapping) else {}
     tied, found = is_tied(inner), set[str]()
@@ -233,7 +284,7 @@ def _outputs(config: Mapping[str, Any], known: set[str]) -> set[str]:
         return found
     if is_language_model(config):
         found = {f"{layer}.weight" for layer in _bert_outputs(known)}
-        if not found and not _class_of(config).endswith("ForPreTraining"):
+        if not found and not class_of(config).endswith("ForPreTraining"):
             output = f"{nested}{OUTPUTS.get(str(inner.get('model_type')), 'lm_head')}.weight"
             # older files of larger models: language_model.lm_head.weight is the layer, no copy
             found = set() if any(n.endswith(f".{output}") for n in known) else {output}
@@ -262,7 +313,8 @@ def _distance(name: str, table: str) -> tuple[int, int, str]:
     return -common, TABLES.index(table.split(".")[-2]), table
 
 
-def _class_of(config: Mapping[str, Any]) -> str:
+def class_of(config: Mapping[str, Any]) -> str:
+    """The name of the model's class, empty if the configuration does not say it."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
+import one_meaning as om
 import pytest
 import torch
 import transformers
@@ -14,6 +16,7 @@ from support.tiny_models import logits_of, random_module, tiny
 from torch import nn
 
 from pem_composition.adapters import attach, fold
+from pem_composition.adapters.locate import linear_layers
 from pem_composition.checkpoint import fold_checkpoint, load
 from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.checkpoint.rebuild import rebuild
@@ -296,3 +299,22 @@ def test_an_output_layer_is_no_layer_whatever_it_is_called(
     save_file(kept, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
     module = extract_lora(tmp_path / "base", tmp_path / "tuned", rank=4)
     assert module.layers and name not in module.layers
+
+
+@pytest.mark.parametrize("name", ["mixtral", "vit"])
+def test_what_a_class_renames_on_loading_is_no_layer_of_a_module(name: str, tmp_path: Path) -> None:
+    """Experts and routers are left out and named; a class that renames layers is refused."""
+    m = om.BY_NAME[name]
+    base, model = om.base_folder(m, tmp_path), copy.deepcopy(om.built(name))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path / "tuned")
+    if name == "vit":
+        with pytest.raises(IncompatibleModules, match="its class renames what the file holds"):
+            extract_lora(base, tmp_path / "tuned", rank=2)
+        return
+    module = extract_lora(base, tmp_path / "tuned", rank=2)
+    assert set(module.layers) == {n for n in linear_layers(model) if n != "lm_head"}
+    assert "experts" in module.provenance.notes[0]
+    attach(om.opened(m, base), module).detach()

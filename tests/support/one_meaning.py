@@ -394,6 +394,9 @@ class Made:
         """What PEFT says with a folder; what it cannot open of its own is attached here."""
         import peft
 
+        if folder.name in ("saved", "one", "delta", "sum"):  # the task is PEFT's, or none
+            task = pem.checkpoint.files.read_json(folder / "adapter_config.json", folder)
+            assert task["task_type"] == self.task, task["task_type"]
         if not self.reloads:
             model = self.fresh()
             with pem.attach(model, load(folder)):

@@ -241,7 +241,7 @@ def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
         kind = "lora" if modules[0].adapter_config == "lora" else "ia3"
         assert all(name == "sum" or kind in METHODS[name].kinds for name in search.methods)
     made = {str(c.output_dir) for name in ("fisher", "gram") for c in of(name, commands)}
-    used = {path for s in searches for path in (*s.fisher_list, *s.gram_list)}
+    used = {p for s in searches for p in (*s.fisher_list, *s.gram_list, *s.subspace_list)}
     assert used == made
     learned = {str(c.save_path) for c in of("learn", commands)}
     assert {path for s in searches for path in s.compare} == learned

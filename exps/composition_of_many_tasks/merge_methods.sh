@@ -35,23 +35,31 @@ source "$here/common.sh"
 if [[ -z $methods ]]; then
   methods="sum magnitude ties dare dare_ties della breadcrumbs sce negmerge karcher fisher"
   if [[ $adapter_config == lora ]]; then
-    methods+=" tsv iso_c iso_cts wudi actmat svc knots ctm robustmerge lego regmean"
+    methods+=" tsv iso_c iso_cts wudi actmat svc knots ctm robustmerge lego regmean ssr"
   fi
 fi
 
-# statistics WHAT TASK: pem fisher or pem gram of a module on its training rows.
+# statistics WHAT TASK: pem fisher or pem gram of a module on its training rows; a subspace is what
+# the modules of all tasks see of them.
 statistics() {
-  local run
+  local run program=$1 others=() task
   run=$(run_of "$1-$2")
   if [[ -e $OUT/$run/$1.safetensors ]]; then return; fi
-  step "$run" "$PYTHON" -m pem_composition "$1" --model_name_or_path "$model_name_or_path" \
+  if [[ $1 == subspace ]]; then
+    program=gram others=(--merge_with)
+    for task in $tasks; do
+      if [[ $task != "$2" ]]; then others+=("$OUT/$(run_of "$task")"); fi
+    done
+  fi
+  step "$run" "$PYTHON" -m pem_composition "$program" "${others[@]}" \
+    --model_name_or_path "$model_name_or_path" \
     --adapter "$OUT/$(run_of "$2")" --task_name "$2" --train_file "$(rows_of "$2")/all.jsonl" \
     --max_samples "$statistics_samples" --max_seq_length "$max_seq_length" \
     --output_dir "$OUT/$run" --overwrite
 }
 
 files=()
-for pair in fisher:fisher:--fisher_list regmean:gram:--gram_list; do
+for pair in fisher:fisher:--fisher_list regmean:gram:--gram_list ssr:subspace:--subspace_list; do
   IFS=: read -r method what flag <<<"$pair"
   if [[ " $methods " != *" $method "* ]]; then continue; fi
   files+=("$flag")

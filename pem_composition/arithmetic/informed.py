@@ -1,6 +1,6 @@
 """Methods that need data, on modules: each one's statistics beside its tensors.
 
-Bridges modules and ``methods.fisher``, ``methods.regmean`` as ``merging`` does for the others.
+Bridges modules and ``methods.fisher``, ``regmean``, ``ssr`` as ``merging`` does for the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.merging import Judge, Merged
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.ranks import Rank
-from pem_composition.arithmetic.statistics import GRAM, Statistics
+from pem_composition.arithmetic.statistics import (
+    BLOCKS,
+    FISHER,
+    SUBSPACE,
+    Statistics,
+    fingerprint,
+)
 from pem_composition.arithmetic.updates import check_fit, factor_config, lora_factors
 from pem_composition.config import LoraConfig
 from pem_composition.errors import IncompatibleModules
@@ -33,16 +39,16 @@ def merge_informed(
     statistics: Sequence[Statistics],
     rank: Rank | None,
 ) -> Merged:
-    """Fisher or RegMean merging; the coefficients are shares c_i / sum c.
+    """Fisher, RegMean or SSR merging; the coefficients are shares c_i / sum c.
 
     Raises:
         PEMError: coefficients, layers or statistics that the method cannot use.
     """
     check_coefficients_of(choice, coefficients)
     shares = [c / sum(coefficients) for c in coefficients]
-    if choice.entry.needs == GRAM:
-        return _regmean(modules, shares, choice, statistics, rank)
-    return _fisher(modules, shares, choice, statistics)
+    if choice.entry.needs == FISHER:
+        return _fisher(modules, shares, choice, statistics)
+    return _least_squares(modules, shares, choice, statistics, rank)
 
 
 def _fisher(
@@ -85,7 +91,7 @@ def _judge_tensor(
     return tensor_error(written[name].double() - neutral, [(1.0, exact[name] - neutral)])
 
 
-def _regmean(
+def _least_squares(
     modules: Sequence[Operand],
     shares: Sequence[float],
     choice: Choice,
@@ -95,13 +101,18 @@ def _regmean(
     from pem_composition.arithmetic.delta import Factor, concatenate, factor_error, truncate
 
     layers = sorted({layer for m in modules for layer in m.layers})
+    needs = choice.entry.needs
+    places = _places(modules, statistics) if needs == SUBSPACE else []
     tensors: dict[str, Tensor] = {}
     judges: dict[str, Judge] = {}
     for layer in layers:
-        _check_layer(layer, modules, statistics)
+        _check_layer(layer, modules, statistics, needs)
         terms = lora_factors(modules, [1.0] * len(modules), layer)
         check_fit(layer, terms)
-        grams = [s.tensors[f"{layer}.{GRAM}"] for s in statistics]
+        grams = [s.tensors[f"{layer}.{needs}"] for s in statistics]
+        if places:
+            ranks = [len(t.A_RI) for t in terms]
+            grams = [_ordered(S, own, ranks) for S, own in zip(grams, places, strict=True)]
         merged = choice.entry.function()(terms, grams, shares, layer=layer, **choice.as_dict())
         A, B = concatenate([merged]) if rank is None else truncate([merged], rank)
         dtype = terms[0].A_RI.dtype
@@ -118,13 +129,46 @@ def _regmean(
     return Merged(tensors, factor_config(modules, tensors, layers, 1.0), judges)
 
 
-def _check_layer(layer: str, modules: Sequence[Operand], statistics: Sequence[Statistics]) -> None:
+def _places(modules: Sequence[Operand], statistics: Sequence[Statistics]) -> list[list[int]]:
+    """For each file the place in its blocks of every module.
+
+    Raises:
+        IncompatibleModules: a file that was computed for other modules.
+    """
+    own = [fingerprint(m) for m in modules]
+    found = []
+    for s in statistics:
+        blocks = [str(b) for b in s.facts.get(BLOCKS, ())]
+        if sorted(blocks) != sorted(own):
+            raise IncompatibleModules.build(
+                s.name, "was computed for other modules than these",
+                found=", ".join(b[:12] for b in blocks), expected=", ".join(b[:12] for b in own),
+                do="run pem gram --merge_with again, with the others of this merge",
+            )  # fmt: skip
+        pairs = zip(*(sorted(range(len(x)), key=x.__getitem__) for x in (own, blocks)), strict=True)
+        found.append([block for _, block in sorted(pairs)])
+    return found
+
+
+def _ordered(S_KK: Tensor, places: Sequence[int], ranks: Sequence[int]) -> Tensor:
+    """Blocks of a file in the order of the modules, whose ranks these are."""
+    if len(S_KK) != sum(ranks):
+        return S_KK  # which the method refuses
+    sizes = dict(zip(places, ranks, strict=True))
+    starts = [sum(sizes[i] for i in range(place)) for place in places]
+    order = [s + k for s, r in zip(starts, ranks, strict=True) for k in range(r)]
+    return S_KK[order][:, order]
+
+
+def _check_layer(
+    layer: str, modules: Sequence[Operand], statistics: Sequence[Statistics], needs: str
+) -> None:
     """A module that leaves a layer alone wants no change there, on inputs that nobody recorded."""
     for module, own in zip(modules, statistics, strict=True):
-        if f"{layer}.lora_A" not in module.tensors or f"{layer}.{GRAM}" not in own.tensors:
+        if f"{layer}.lora_A" not in module.tensors or f"{layer}.{needs}" not in own.tensors:
             raise IncompatibleModules.build(
                 f"{module.name}, layer {layer}",
-                "has no update or no Gram matrix",
+                f"has no update or no {needs} matrix",
                 expected="modules of the same layers, each with its own pem gram",
                 do="use a method that needs no data",
             )

@@ -1,4 +1,5 @@
-"""What a module's data says about it: a diagonal Fisher, or Gram matrices of layer inputs.
+"""What a module's data says about it: a diagonal Fisher, or Gram matrices of layer inputs, whole
+or in the span of the rows of several modules' A.
 
 Merging methods that need data take them as tensors; ``merging`` computes them, ``checkpoint`` reads
 and writes them. No torch at import.
@@ -17,8 +18,9 @@ from pem_composition.errors import IncompatibleModules
 if TYPE_CHECKING:
     from torch import Tensor
 
-FISHER, GRAM = "fisher", "gram"
-COMMANDS = {FISHER: "pem fisher", GRAM: "pem gram"}
+FISHER, GRAM, SUBSPACE = "fisher", "gram", "subspace"
+COMMANDS = {FISHER: "pem fisher", GRAM: "pem gram", SUBSPACE: "pem gram --merge_with"}
+BLOCKS = "blocks"  # fact of a subspace: the fingerprints of the modules whose A are stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,8 @@ class Statistics:
     """Statistics of one module on the rows of one task.
 
     Attributes:
-        what: fisher (tensor name -> the same shape) or gram (``<layer>.gram`` -> (d_in, d_in)).
+        what: fisher (tensor name -> the same shape), gram (``<layer>.gram`` -> (d_in, d_in)) or
+            subspace (``<layer>.subspace`` -> (sum r, sum r)).
         module: fingerprint of the module's tensors, see ``fingerprint``.
         n: rows.
         facts: task, digest of the rows, base, and how they were computed.

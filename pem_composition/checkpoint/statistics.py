@@ -2,6 +2,7 @@
 
     fisher.safetensors    <tensor name>    diagonal Fisher, the tensor's shape
     gram.safetensors      <layer>.gram     X^T X / n, (d_in, d_in)
+    subspace.safetensors  <layer>.subspace A X^T X A^T / n, (sum r, sum r), A of all modules
 
 The metadata's key ``pem`` holds JSON: what, module (fingerprint), n, facts.
 """
@@ -14,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.statistics import COMMANDS, FISHER, GRAM, Statistics
+from pem_composition.arithmetic.statistics import COMMANDS, FISHER, GRAM, SUBSPACE, Statistics
 from pem_composition.checkpoint.files import SafetensorsFile
 from pem_composition.checkpoint.tensors import cast, read_float, write_tensors
 from pem_composition.errors import CheckpointError
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "pem"
-NAMES = {FISHER: "fisher.safetensors", GRAM: "gram.safetensors"}
+NAMES = {
+    FISHER: "fisher.safetensors", GRAM: "gram.safetensors", SUBSPACE: "subspace.safetensors",
+}  # fmt: skip
 
 
 def write(statistics: Statistics, folder: str | PathLike[str], *, overwrite: bool = False) -> Path:

@@ -183,7 +183,7 @@ class MergeFlags(ModelFlags):
     full_merge: bool = flag(False, "whole fine-tuned models instead of adapters")
     fisher_list: tuple[str, ...] = flag(
         (),
-        "one file of pem fisher (-w fisher) or pem gram (-w regmean) per module",
+        "one file of pem fisher (-w fisher) or pem gram (-w regmean, ssr) per module",
         short="-f",
         nargs="*",
         metavar="FILE",
@@ -229,7 +229,7 @@ def check_merge_way(way: str, fisher: Sequence[str]) -> None:
     if fisher and not needs:
         raise UsageError.build(
             "--fisher_list",
-            "applies to --merge_way fisher and regmean only",
+            "applies to --merge_way fisher, regmean and ssr only",
             found=f"--merge_way {way}",
             do="leave it out",
         )

@@ -23,11 +23,11 @@ READS = frozenset(
         "adapter", "adapters", "answers", "against", "base", "comments", "compare", "config",
         "comparison", "data", "data_dir", "directories", "directory", "exclude", "fisher_list",
         "gram_list", "guard_file", "harness_include",
-        "init", "init_from", "input_file", "instruction_file", "judge", "model",
+        "init", "init_from", "input_file", "instruction_file", "judge", "merge_with", "model",
         "model_name_or_path",
         "module", "perplexity_file", "prompt", "prompt_file", "reference_module", "results",
-        "shots", "source", "template", "test_file", "text_file", "texts", "train_file", "tuned",
-        "validation_file",
+        "shots", "source", "subspace_list", "template", "test_file", "text_file", "texts",
+        "train_file", "tuned", "validation_file",
     }
 )  # fmt: skip
 # Words, names of columns and the like; a checkpoint to resume from lies in the output itself.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
 from pem_composition.arithmetic.methods.registry import SIMPLE
+from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common, parser, sweep
 from pem_composition.cli.flags import HEADS, MERGE_WAYS, EvaluationFlags, ModuleFlags
@@ -90,6 +91,9 @@ class Config(ModuleFlags, EvaluationFlags):
         (), "one pem fisher file per module", short="-f", metavar="FILE"
     )
     gram_list: tuple[str, ...] = flag((), "one pem gram file per module", metavar="FILE")
+    subspace_list: tuple[str, ...] = flag(
+        (), "one pem gram --merge_with file per module", metavar="FILE"
+    )
     compare: tuple[str, ...] = flag((), "further modules to score in the table", metavar="DIR")
 
     def __post_init__(self) -> None:
@@ -191,12 +195,8 @@ def _check(config: Config) -> MergeSetup:
     Raises:
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
-    common.find_statistics(
-        config.fisher_list, "fisher" if config.fisher_list else "", len(config.adapters)
-    )
-    common.find_statistics(
-        config.gram_list, "gram" if config.gram_list else "", len(config.adapters)
-    )
+    for what, paths in _statistics(config).items():
+        common.find_statistics(paths, what, len(config.adapters))
     setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
     headers = common.headers_of(config.compare, common.labels(config.compare))
     common.check_model([setup.base], headers, config.allow_base_mismatch)
@@ -213,7 +213,7 @@ def _check(config: Config) -> MergeSetup:
 
 def _statistics(config: Config) -> dict[str, tuple[str, ...]]:
     """Files by the kind of statistics that they hold."""
-    files = {"fisher": config.fisher_list, "gram": config.gram_list}
+    files = {FISHER: config.fisher_list, GRAM: config.gram_list, SUBSPACE: config.subspace_list}
     return {what: paths for what, paths in files.items() if paths}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,10 +80,11 @@ class Flags(RowsOfModule):
             raise UsageError.build("--task_name", "no rows to read", do="give a task or a file")
 
 
-def run(config: Flags, what: str, **facts: Any) -> int:
+def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) -> int:
     """Read, compute and write the statistics of one module.
 
     Args:
+        merge_with: of a subspace, the other modules.
         facts: what decides the numbers besides module, rows and base.
     """
     from pem_composition.merging import statistics
@@ -103,7 +105,7 @@ def run(config: Flags, what: str, **facts: Any) -> int:
     )
     told = statistics.run(
         asked, data, config.split, what, facts, config.output_dir,
-        use_cpu=config.use_cpu, overwrite=config.overwrite, say=common.say,
+        merge_with=merge_with, use_cpu=config.use_cpu, overwrite=config.overwrite, say=common.say,
     )  # fmt: skip
     print(told)
     return 0

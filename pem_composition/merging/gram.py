@@ -1,10 +1,11 @@
-"""Gram matrices of the inputs of a module's layers: G = 1/n sum_rows X^T X over their tokens.
+"""Gram matrices of the inputs of a module's layers: G = 1/n sum_rows X^T X over their tokens; or
+what the rows of an A see of them, A G A^T.
 
 X are the inputs as the layer sees them in the model with the module attached. Rows are taken one
 at a time, so there is no padding but that of the shorter answers, which is left out. Text to text,
 the decoder's inputs are those of scoring the answers.
 
-Shape suffixes: N tokens, I inputs.
+Shape suffixes: N tokens, I inputs, K rows of A.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pem_composition.arithmetic.statistics import GRAM, SUBSPACE
 from pem_composition.evaluation.prompted_rows import REAL_TOKENS
 from pem_composition.merging.fisher import _check_single_rows
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.evaluator import Evaluator
-
-NAME = "gram"
 
 
 def gram(
@@ -29,13 +29,17 @@ def gram(
     layers: Mapping[str, str],
     evaluator: Evaluator,
     *,
+    rows: Mapping[str, Tensor] | None = None,
     progress: Callable[[int], None] = lambda _rows: None,
 ) -> dict[str, Tensor]:
     """``<layer>.gram`` (I, I) of every layer, on the CPU in float32 (float64 models: float64).
 
+    With ``rows``, A (K, I) of every layer, ``<layer>.subspace`` (K, K).
+
     Args:
         layers: module's layer name -> model's.
         evaluator: its batches hold one row each.
+        rows: by the module's layer names.
     """
     _check_single_rows(evaluator)
     total: dict[str, Tensor] = {}
@@ -47,6 +51,8 @@ def gram(
             real_bt = REAL_TOKENS.get()
             if real_bt is not None:
                 x_NI = x_NI[real_bt.flatten()]
+            if rows is not None:
+                x_NI = x_NI @ rows[layer].to(x_NI).mT
             product = (x_NI.mT @ x_NI).double()
             total[layer] = product if layer not in total else total[layer].add_(product)
 
@@ -69,4 +75,5 @@ def gram(
         model.train(was_training)
     wide = dtype if dtype == torch.float64 else torch.float32
     n = len(evaluator.batches)
-    return {f"{layer}.{NAME}": (g / n).to("cpu", wide) for layer, g in total.items()}
+    name = GRAM if rows is None else SUBSPACE
+    return {f"{layer}.{name}": (g / n).to("cpu", wide) for layer, g in total.items()}

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pem_composition.adapters import attach
 from pem_composition.adapters.plan import check_layers
-from pem_composition.arithmetic.statistics import FISHER, GRAM, Statistics, fingerprint
+from pem_composition.arithmetic.statistics import (
+    BLOCKS,
+    FISHER,
+    SUBSPACE,
+    Statistics,
+    fingerprint,
+)
+from pem_composition.checkpoint import load
 from pem_composition.checkpoint import statistics as files
 from pem_composition.errors import PEMError
 from pem_composition.evaluation.attached import device_of
@@ -36,6 +45,7 @@ def run(
     facts: dict[str, Any],
     output_dir: Path,
     *,
+    merge_with: Sequence[str] = (),
     use_cpu: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
@@ -43,8 +53,9 @@ def run(
     """Compute and write the statistics of one module; what was done, in one line.
 
     Args:
-        what: fisher or gram.
+        what: fisher, gram or subspace.
         facts: what decides the numbers besides module, rows and base; of fisher its expectation.
+        merge_with: of a subspace, the modules whose A is stacked below the module's own.
 
     Raises:
         PEMError: a module, model or rows that cannot be used.
@@ -53,7 +64,10 @@ def run(
     assert module is not None, "statistics are of a module"
     began = time.perf_counter()
     rows = data.splits[split]
-    tensors = _computed(asked, data, module, rows, what, facts, use_cpu, say)
+    together = [module, *map(load, merge_with)] if what == SUBSPACE else []
+    tensors = _computed(asked, data, module, rows, what, together, facts, use_cpu, say)
+    if together:
+        facts = {**facts, BLOCKS: [fingerprint(m) for m in together]}
     identity = {
         "task": data.task.name,
         "rows": rows_digest(rows),
@@ -78,13 +92,15 @@ def _computed(
     module: PEM,
     rows: Sequence[Example],
     what: str,
+    together: Sequence[PEM],
     facts: dict[str, Any],
     use_cpu: bool,
     say: Callable[[str], None],
 ) -> dict[str, Tensor]:
-    if what == GRAM and module.kind != "lora":
+    other = next((m for m in (module, *together) if m.kind != "lora"), None)
+    if what != FISHER and other is not None:
         raise PEMError.build(
-            str(asked.adapter), "RegMean merges LoRA modules", found=f"kind {module.kind}"
+            other.name, "RegMean and SSR merge LoRA modules", found=f"kind {other.kind}"
         )
     device = device_of(use_cpu)
     objective = asked.objective_of(data.task)
@@ -105,4 +121,15 @@ def _computed(
     with attach(model, module, trainable=True) as attachment:
         if what == FISHER:
             return diagonal(model, parameters_of(attachment), evaluator, progress=progress, **facts)
-        return gram(model, check_layers(model, attachment.pem), evaluator, progress=progress)
+        layers = check_layers(model, attachment.pem)
+        stacked = _stacked(together, layers) if together else None
+        return gram(model, layers, evaluator, rows=stacked, progress=progress)
+
+
+def _stacked(modules: Sequence[PEM], layers: Iterable[str]) -> dict[str, Tensor]:
+    """The A of the modules one below the other, of every layer."""
+    names = {layer: f"{layer}.lora_A" for layer in layers}
+    return {
+        layer: torch.cat([m.tensors[n] for m in modules if n in m.tensors])
+        for layer, n in names.items()
+    }

@@ -1,4 +1,4 @@
-"""Fisher and RegMean as pure functions, against float64 NumPy and least squares."""
+"""Fisher, RegMean and SSR as pure functions, against float64 NumPy and least squares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods.fisher import fisher
 from pem_composition.arithmetic.methods.regmean import regmean
+from pem_composition.arithmetic.methods.ssr import ssr
 from pem_composition.errors import PEMError
 
 OUT, IN = 6, 5
@@ -152,3 +153,51 @@ def test_the_rounding_of_a_stored_gram_matrix_is_no_direction(rows):
 def test_a_gram_matrix_of_another_layer_is_refused():
     with pytest.raises(PEMError, match=r"Gram matrix of l: .*found \(4, 4\), expected \(5, 5\)"):
         regmean(terms()[:1], [torch.eye(4)], (1.0,), off_diagonal=0.9, layer="l")
+
+
+# --- SSR ---
+
+
+def seen_by(own: list[Factor], X: list[np.ndarray]) -> list[torch.Tensor]:
+    A = torch.cat([t.A_RI for t in own])
+    return [A @ torch.tensor(x.T @ x) @ A.mT for x in X]
+
+
+def test_ssr_is_the_nearest_update_whose_rows_are_the_modules():
+    """Three rows of A in five dimensions; NumPy's solver finds B of B A."""
+    own, X, shares = terms()[::2], inputs(rows=9)[:2], (0.2, 0.8)
+    found = ssr(own, seen_by(own, X), shares, ridge=0.0, layer="l")
+    A = np.concatenate([t.A_RI.numpy() for t in own])
+    left = np.concatenate([np.sqrt(c) * x @ A.T for c, x in zip(shares, X, strict=True)])
+    right = np.concatenate(
+        [np.sqrt(c) * x @ dense(t).T for c, x, t in zip(shares, X, own, strict=True)]
+    )
+    expected = np.linalg.lstsq(left, right, rcond=None)[0].T @ A
+    np.testing.assert_allclose(dense(found), expected, rtol=1e-8, atol=1e-10)
+    assert torch.equal(found.A_RI, torch.cat([t.A_RI for t in own]))
+
+
+def test_where_the_rows_span_the_inputs_ssr_is_regmean():
+    """Six rows of A in five dimensions: G is singular, its pseudo-inverse leaves nothing out."""
+    X = inputs(rows=9)
+    grams = [torch.tensor(x.T @ x) for x in X]
+    expected = regmean(terms(), grams, SHARES, off_diagonal=1.0, layer="l")
+    found = ssr(terms(), seen_by(terms(), X), SHARES, ridge=0.0, layer="l")
+    np.testing.assert_allclose(dense(found), dense(expected), rtol=1e-8, atol=1e-10)
+    near = ssr(terms(), seen_by(terms(), X), SHARES, ridge=1e-9, layer="l")
+    np.testing.assert_allclose(dense(near), dense(expected), atol=1e-6)
+
+
+def test_the_ridge_of_ssr_is_a_share_of_the_mean_diagonal():
+    own, X = terms()[:1], inputs(rows=9)[:1]
+    (S,) = seen_by(own, X)
+    G = S.numpy()
+    R = G @ np.linalg.inv(G + 0.5 * np.trace(G) / len(G) * np.eye(len(G)))
+    found = ssr(own, [S], (1.0,), ridge=0.5, layer="l")
+    expected = own[0].weight * own[0].B_OR.numpy() @ R @ own[0].A_RI.numpy()
+    np.testing.assert_allclose(dense(found), expected, rtol=1e-10)
+
+
+def test_statistics_of_other_ranks_are_refused():
+    with pytest.raises(PEMError, match=r"statistics of l: .*found \(4, 4\), expected \(2, 2\)"):
+        ssr(terms()[:1], [torch.eye(4)], (1.0,), ridge=0.0, layer="l")

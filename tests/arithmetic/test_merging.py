@@ -14,7 +14,7 @@ from torch import nn
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Stacked, merged
 from pem_composition.arithmetic.methods.registry import ELEMENTWISE, METHODS, Method, resolve
-from pem_composition.arithmetic.statistics import FISHER, Statistics, fingerprint
+from pem_composition.arithmetic.statistics import BLOCKS, FISHER, SUBSPACE, Statistics, fingerprint
 from pem_composition.config import LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, combine
@@ -200,12 +200,16 @@ def informed(name: str, modules: list[PEM]) -> list[Statistics]:
     out = []
     for seed, m in enumerate(modules):
         g = torch.Generator().manual_seed(seed)
+        facts, X = {}, {layer: torch.randn(20, 7, generator=g).double() for layer in m.layers}
         if METHODS[name].needs == FISHER:
             needed = {n: torch.rand(t.shape, generator=g).double() for n, t in m.tensors.items()}
+        elif METHODS[name].needs == SUBSPACE:
+            A = {n: torch.cat([o.tensors[f"{n}.lora_A"] for o in modules]) for n in m.layers}
+            needed = {f"{n}.subspace": A[n] @ x.mT @ x @ A[n].mT for n, x in X.items()}
+            facts = {BLOCKS: [fingerprint(o) for o in modules]}
         else:
-            X = {layer: torch.randn(20, 7, generator=g).double() for layer in m.layers}
             needed = {f"{layer}.gram": x.mT @ x for layer, x in X.items()}
-        out.append(Statistics(METHODS[name].needs, needed, fingerprint(m), 20))
+        out.append(Statistics(METHODS[name].needs, needed, fingerprint(m), 20, facts))
     return out
 
 

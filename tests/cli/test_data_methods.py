@@ -1,4 +1,4 @@
-"""pem fisher, pem gram, merge.py -w fisher and regmean, pem learn: from files to files."""
+"""pem fisher, pem gram, merge.py -w fisher, regmean and ssr, pem learn: from files to files."""
 
 from __future__ import annotations
 
@@ -117,6 +117,36 @@ def test_merging_by_regmean_is_nearest_to_the_modules_outputs(bench, files, tmp_
                  for _ in range(5)]  # fmt: skip
         assert all(cost(found + step) > best for step in steps)
         assert best < cost(sum(dense) / 3)
+
+
+def test_ssr_needs_what_the_factors_see_of_the_inputs_and_no_more(bench, files, tmp_path, capsys):
+    """A G A^T of the Gram files of the same rows, in whatever order the others were named."""
+    seen = []
+    for place in range(3):
+        others = [m for i, m in enumerate(bench.modules) if i != place]
+        seen.append(tmp_path / f"seen-{place}")
+        words = ("--max_samples", 8, "--merge_with", *(others[::-1] if place else others))
+        assert compute(bench, "gram", place, seen[-1], *words) == 0
+    modules = [library.load(p) for p in bench.modules]
+    first, gram = statistics.read(seen[0], "subspace"), statistics.read(files["gram"][0], "gram")
+    for layer in modules[0].layers:
+        A = torch.cat([m.tensors[f"{layer}.lora_A"] for m in modules])
+        expected = A @ gram.tensors[f"{layer}.gram"] @ A.mT
+        close = 1e-5 * float(expected.abs().max())
+        found = first.tensors[f"{layer}.subspace"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=close)
+    words = ["-w", "ssr", "--head", "per-task", "-p"]
+    assert run("merge", "-a", *bench.modules, *words, tmp_path / "out", "-f", *seen) == 0
+    again = ("merge", "-a", *bench.modules[::-1], *words, tmp_path / "turned", "-f", *seen[::-1])
+    assert run(*again) == 0
+    merged, turned = (library.load(tmp_path / n) for n in ("out", "turned"))
+    for layer in merged.layers:
+        found = update(merged, layer)
+        np.testing.assert_allclose(update(turned, layer), found, atol=1e-5 * np.abs(found).max())
+    two = ("merge", "-a", *bench.modules[:2], *words, tmp_path / "no", "-f", *seen[:2])
+    capsys.readouterr()
+    assert run(*two) == 2
+    assert "was computed for other modules than these" in capsys.readouterr().err
 
 
 def update(module: library.PEM, layer: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from pem_composition.arithmetic.methods.settings import Setting
-from pem_composition.arithmetic.statistics import FISHER, GRAM
+from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
 
 SIMPLE = "simple"
 PEFT_LINEAR = "peft_linear"
@@ -267,6 +267,14 @@ INFORMED = (
             ),
         ),
         kinds=LORA, shares=True, needs=GRAM,
+    ),
+    Method(
+        "ssr", "SSR-Merge", "arXiv:2606.10617",
+        "RegMean among the updates B A, A = [A_1; ...; A_T]: B = [w_1 B_1 ...] Q (G + e I)^-1, "
+        "G = sum_i c_i A G_i A^T, rows i of Q those of c_i A G_i A^T",
+        "the factors' rows as they are stored", "sum r_t", "ssr:ssr",
+        (Setting("ridge", 1e-4, "e as a share of the mean diagonal of G", 0.0),),
+        kinds=LORA, shares=True, needs=SUBSPACE,
     ),
 )  # fmt: skip
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 import sqlite3
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support import own_heads
+from support import own_heads, pem_process
 from support.sweep_by_hand import points, refused, run
 from test_module import dense, expected
 
@@ -505,22 +504,15 @@ def test_without_optuna_one_line_says_what_to_install(bench, tmp_path, capsys, m
     assert not (tmp_path / "out").exists()
 
 
-def test_processes_that_share_an_output_finish_every_trial_though_one_is_killed(
-    bench, tmp_path, repository
-):
+def test_processes_that_share_an_output_finish_every_trial_though_one_is_killed(bench, tmp_path):
     """Three started at once, one killed: each trial once, and the summary is over all of them."""
     out = tmp_path / "out"
-    words = [*bench.flags(), "-p", out, *OWN, "--space", "delta", "--sampler", "random"]
-    command = [sys.executable, "-m", "pem_composition", "search", *map(str, words)]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    started = [
-        subprocess.Popen([*command, "--trials", "8"], cwd=repository, **streams) for _ in range(3)
-    ]
-    while not (out / "results.jsonl").exists() and started[1].poll() is None:
-        time.sleep(0.01)
-    started[1].kill()
-    errors = [process.communicate()[1] for process in started]
-    assert [started[0].returncode, started[2].returncode] == [0, 0], errors
+    words = ["search", *bench.flags(), "-p", out, *OWN, "--space", "delta", "--sampler", "random"]
+    words += ["--trials", 8]
+    started = [pem_process.start(words, tmp_path / f"{i}.log") for i in range(3)]
+    started[1].wait_for(out / "results.jsonl")
+    started[1].send(signal.SIGKILL)
+    assert [started[i].wait() for i in (0, 2)] == [0, 0], started[0].text()
     found = trials(out)
     assert sorted(t["number"] for t in found) == list(range(8))
     assert len({tuple(t["coefficients"]) for t in found}) == 8

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 SENT = (signal.SIGUSR1, signal.SIGTERM)
-MOMENTS = 4
+MOMENTS = 2
 NUMBERS = ("score", "loss", "mean", "perplexity", "sha256")
 
 PROGRAMS = {

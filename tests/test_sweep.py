@@ -6,12 +6,8 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
-from support import sweep_data
+from support import pem_process, sweep_data
 
 import pem_composition as library
 from pem_composition import cli, json_lines, sweep
@@ -256,32 +252,14 @@ def test_a_torn_line_costs_its_point_and_no_other(bench, resumed, capsys):
     read(resumed)
 
 
-def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and path.read_bytes().count(b"\n") >= count:
-            return
-        time.sleep(0.005)
-    raise AssertionError("the sweep ended or hung before its points were there")
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
-def test_a_killed_sweep_goes_on_where_it_was(
-    number, code, bench, finished, tmp_path, repository, capsys
-):
+def test_a_killed_sweep_goes_on_where_it_was(number, code, bench, finished, tmp_path, capsys):
     out = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "pem_composition", "sweep", *bench.flags(), "-p", str(out),
-        "--grid", "0", "0.005", "1",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=repository, env=environment, **streams)
-    wait_for_lines(out / "results.jsonl", 3, process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == code
-    assert err.count("\n") == (code > 0)
+    words = ["sweep", *bench.flags(), "-p", out, "--grid", "0", "0.005", "1"]
+    child = pem_process.start(words, tmp_path / "log")
+    child.wait_for(out / "results.jsonl", lines=3)
+    assert child.send(number) == code
+    assert child.errors.count("\n") == (code > 0)
     before = points(out)
     assert len(before) >= 2
     assert run(bench, out) == 0
@@ -581,18 +559,14 @@ def test_a_point_that_the_dtype_does_not_hold_is_refused_before_any_score(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_sweeps_share_an_output_though_one_is_killed(bench, finished, tmp_path, repository):
+def test_two_sweeps_share_an_output_though_one_is_killed(bench, finished, tmp_path):
     """Each point once, and the table is that of a sweep that ran alone."""
     out = tmp_path / "out"
-    words = [*bench.flags(), "-p", out, *GRID, "--reference_module", bench.full_set]
-    command = [sys.executable, "-m", "pem_composition", "sweep", *map(str, words)]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, cwd=repository, **streams) for _ in range(2)]
-    while not (out / "results.jsonl").exists() and started[1].poll() is None:
-        time.sleep(0.01)
-    started[1].kill()
-    errors = [process.communicate()[1] for process in started]
-    assert started[0].returncode == 0, errors
+    words = ["sweep", *bench.flags(), "-p", out, *GRID, "--reference_module", bench.full_set]
+    stays, killed = (pem_process.start(words, tmp_path / f"{i}.log") for i in range(2))
+    killed.wait_for(out / "results.jsonl")
+    killed.send(signal.SIGKILL)
+    assert stays.wait() == 0, stays.text()
     lines = [r["key"] for r in json_lines.read(out / "results.jsonl") if "key" in r]
     assert len(lines) == len(set(lines))
     assert points(out).keys() == points(finished).keys()

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import pem_process
 from support import unlearning_data as data
 
 import pem_composition as library
@@ -398,31 +395,16 @@ def test_overwrite_computes_again(bench, resumed, capsys):
     assert computed(bench, resumed, "--overwrite") == of(4, 4, 4)
 
 
-def wait_for(path: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and path.read_bytes().count(b"\n") >= count:
-            return
-        time.sleep(0.005)
-    raise AssertionError("the sweep ended or hung before its points were there")
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
 def test_a_killed_sweep_keeps_its_points_and_every_file_of_texts_is_whole(
-    number, code, bench, finished, tmp_path, repository, capsys
+    number, code, bench, finished, tmp_path, capsys
 ):
     out = tmp_path / "out"
-    command = [
-        sys.executable, "negation.py", *bench.words(), "-p", str(out), "--grid", "0", "0.01", "1",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=repository, env=environment, **streams)
-    wait_for(out / "results.jsonl", 8, process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == code
-    assert err.count("\n") == (code > 0)
+    words = ["negation", *bench.words(), "-p", out, "--grid", "0", "0.01", "1"]
+    child = pem_process.start(words, tmp_path / "log")
+    child.wait_for(out / "results.jsonl", lines=8)
+    assert child.send(number) == code
+    assert child.errors.count("\n") == (code > 0)
     before = {r["key"]: r for r in lines(out)}
     assert len(before) >= 7
     for file in (out / "texts").glob("*.jsonl"):

@@ -13,13 +13,14 @@ result; paths, dates of files and the text of the sources decide nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # compares golden scores with it.
 RESULTS = 4
 VERSION = "results"  # the field that holds it
+version = functools.cache(metadata.version)  # read from the disk once
 
 GENERATION = "generation_config.json"
 # Files of a model folder that decide: its configuration and whatever a tokenizer may be made of.

@@ -1,10 +1,11 @@
-"""Modules by hub name: the hub's own client against a server on 127.0.0.1 (tests/hub_server.py).
+"""Modules by hub name: the hub's own client against a server on 127.0.0.1 (support/hub_server.py).
 
 The client reads its settings when it is imported, so that every test runs in processes of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -34,15 +35,48 @@ from pem_composition.errors import CheckpointError
 from pem_composition.record import Provenance, purpose_note
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RUN = """
-import contextlib, io, json, sys
+# Forks for each line of input: torch is imported once, the client anew by each process.
+SERVER = """
+import contextlib, io, json, os, sys
+import torch, pem_composition
 from pem_composition.cli import main
-for argv in json.load(sys.stdin):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(argv)
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+
+pem_composition.PEM, pem_composition.load
+assert "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    job = json.loads(line)
+    if os.fork():
+        os.wait()
+        print(flush=True)
+        continue
+    os.environ.update(job["environment"])
+    os.chdir(job["here"])
+    done = []
+    for argv in job["programs"]:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(argv)
+        done.append([code, out.getvalue(), err.getvalue()])
+    with open(job["answer"], "w") as file:
+        json.dump(done, file)
+    os._exit(0)
 """
+
+
+@functools.cache
+def server() -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_stays() -> Iterator[None]:
+    yield
+    if server.cache_info().currsize:
+        server().communicate()
 
 
 @pytest.fixture
@@ -63,17 +97,17 @@ def pem(
     hub: Hub, here: Path, *programs: list[str], cache: str = "cache", **variables: str
 ) -> list[tuple[int, str, str]]:
     """Code, output and error of each program, all of them in one process in ``here``."""
-    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps(programs),
-        env=os.environ | environment | hub.environment(here / cache, **variables),
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    answer = here / "answer.json"
+    environment = hub.environment(here / cache, **variables)
+    job = {"programs": programs, "here": here, "environment": environment, "answer": answer}
+    running = server()
+    assert running.stdin and running.stdout
+    running.stdin.write(json.dumps(job, default=str) + "\n")
+    running.stdin.flush()
+    assert running.stdout.readline(), "the server died"
+    found = json.loads(answer.read_text())
+    answer.unlink()
+    return [tuple(program) for program in found]
 
 
 def facts(found: tuple[int, str, str]) -> Any:
@@ -371,6 +405,7 @@ def test_no_path_of_this_machine_goes_up(hub, tmp_path, layout):
     assert "| train_file | rows.jsonl |" in card and "- see https://a.org/b/c, 1/2" in card
 
 
+@pytest.mark.slow
 def test_the_code_on_the_card_runs(hub, tmp_path):
     bert = transformers.BertConfig(
         vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,

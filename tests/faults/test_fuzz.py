@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = 150
+EXAMPLES = 75
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from support import pem_process
 
 from pem_composition.training.config import TrainConfig
 
@@ -77,11 +75,7 @@ def write_rows(path: Path, count: int, *, seed: int, regression: bool = False) -
 
 
 class Bench:
-    """Base model and rows in a folder, and ``pem`` in child processes with torch imported already.
-
-    A fork server imports torch and transformers once; each ``pem`` is then a fork of it: a process
-    of its own, to be killed or signalled at will, without ten seconds of imports.
-    """
+    """Base model and rows in a folder, and ``pem train`` on them in processes of their own."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -91,15 +85,6 @@ class Bench:
         self.base = make_base(folder / "base")
         self.train = write_rows(folder / "train.jsonl", 203, seed=1)
         self.validation = write_rows(folder / "dev.jsonl", 60, seed=2)
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            [
-                "pem_composition.training.preparation",
-                "pem_composition.training.trainer",
-                "sklearn.metrics",
-                "scipy.stats",
-            ]
-        )
 
     def flags(self, output: str, **changes: Any) -> dict[str, Any]:
         """Flags of a short LoRA run with dropout, evaluated every 20 steps; None omits a flag."""
@@ -130,68 +115,14 @@ class Bench:
         output: str,
         *,
         file_limit: int | None = None,
-        variables: dict[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
         **changes: Any,
-    ) -> Child:
-        """Start ``pem train`` in a process that may write no file above ``file_limit`` bytes."""
-        argv = [
-            "train",
-            *(
-                word
-                for k, v in self.flags(output, **changes).items()
-                for word in (f"--{k}", str(v))
-            ),
-        ]
-        log = self.folder / f"{output}.log"
-        process = self.context.Process(
-            target=_child, args=(argv, str(log), file_limit, variables or {})
-        )
-        process.start()
-        return Child(process, log)
-
-
-@dataclass
-class Child:
-    """A running ``pem``."""
-
-    process: Any
-    log: Path
-
-    def wait(self) -> int:
-        """Its exit code."""
-        self.process.join(240)
-        code = self.process.exitcode
-        assert code is not None, f"still running after 240 s: {self.text()[-2000:]}"
-        return int(code)
-
-    def wait_for(self, path: Path) -> None:
-        """Return as soon as the path exists, while it still runs."""
-        deadline = time.monotonic() + 240
-        while not path.exists():
-            assert self.process.is_alive(), self.text()[-2000:]
-            assert time.monotonic() < deadline, f"no {path.name}"
-            time.sleep(0.002)
-
-    def text(self) -> str:
-        """What it printed, errors included."""
-        return self.log.read_text()
-
-
-def _child(argv: list[str], log: str, file_limit: int | None, variables: dict[str, str]) -> None:
-    import resource
-
-    import torch
-
-    from pem_composition.cli import main
-
-    os.environ.update(variables)
-    torch.set_num_threads(1)
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    sys.exit(main(argv))
+    ) -> pem_process.Child:
+        """Start ``pem train`` with these flags."""
+        return pem_process.start(
+            argv_of(self.flags(output, **changes)), self.folder / f"{output}.log",
+            file_limit=file_limit, variables=variables,
+        )  # fmt: skip
 
 
 def environment() -> dict[str, str]:

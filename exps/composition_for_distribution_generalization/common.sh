@@ -63,7 +63,7 @@ sweep_halves() {
     --save_path "$OUT/$prefix-merge-s$seed" --grid $grid --evaluate --space $space \
     --model_name_or_path "$model_name_or_path" --task_name "$task_name" \
     --max_seq_length "$max_seq_length" --validation_file "$data/validation.jsonl" \
-    --bf16 "$bf16" "${rest[@]}"
+    --controls "$controls" --bf16 "$bf16" "${rest[@]}"
 }
 
 # report_seeds METHOD: mean and spread over the seeds of $SEEDS, where there are several.

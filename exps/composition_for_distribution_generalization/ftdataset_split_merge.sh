@@ -14,6 +14,7 @@
 : "${max_seq_length:=128}"
 : "${test_file:=}"                         # report on; empty: the task's own validation rows
 : "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
+: "${controls:=true}"                      # rows of what the selected merge has to beat
 : "${bf16:=false}"                        # true: compute in bfloat16, where the processor has it
 
 here=$(dirname "${BASH_SOURCE[0]}")

@@ -46,5 +46,5 @@ sweep_tasks() {
     --model_name_or_path "$model_name_or_path" --task_name $tasks \
     --validation_file "${validation[@]}" --test_file "${test[@]}" \
     --max_seq_length "$max_seq_length" \
-    --max_invalid "$max_invalid" --bf16 "$bf16" "${rest[@]}"
+    --max_invalid "$max_invalid" --controls "$controls" --bf16 "$bf16" "${rest[@]}"
 }

@@ -16,6 +16,7 @@ adapter_config=${methods:-${adapter_config:-lora ia3 fft}} # one sweep each, in 
 : "${max_seq_length:=512}"
 : "${max_invalid:=0.1}"                   # a row of the best point with so few invalid answers; 1: off
 : "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
+: "${controls:=true}"                      # rows of what the selected merge has to beat
 : "${bf16:=false}"                        # true: compute in bfloat16, where the processor has it
 
 here=$(dirname "${BASH_SOURCE[0]}")

@@ -25,6 +25,7 @@
 : "${learn_samples:=256}"                  # validation rows of each task that coefficients learn from
 : "${max_seq_length:=64}"
 : "${max_eval_samples:=}"                  # score only N rows of each task, stratified; empty: all
+: "${controls:=true}"                      # rows of what the selected merge has to beat
 : "${bf16:=false}"                         # true: score and learn in bfloat16
 
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -96,4 +97,4 @@ step "$run" "$PYTHON" -m pem_composition search "${scored[@]}" --test_file "${te
   --save_path "$OUT/$run" --methods $methods "${dimensions[@]}" \
   --coefficients "$coefficients" --coefficients_range $coefficients_range --goal "$goal" \
   --sampler "$sampler" --trials "$trials" --seed "$seed" --workers "$workers" \
-  "${files[@]}" "${compare[@]}"
+  --controls "$controls" "${files[@]}" "${compare[@]}"

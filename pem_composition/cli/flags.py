@@ -487,6 +487,26 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlFlags:
+    """What a merge that is scored is compared with; ``merge``, ``sweep`` and ``search``."""
+
+    controls: bool = flag(
+        False,
+        "also score what the selected merge has to beat: base, random modules, modules alone, "
+        "without its own module, cut to one module's rank, the average of the outputs",
+    )
+    joint_module: tuple[str, ...] = flag(
+        (),
+        "with --controls: a module trained on the rows of all tasks; once per module, e.g. with as "
+        "many steps as one module, and as all",
+        repeat=True,
+        metavar="DIR",
+    )
+
+    NEEDS: ClassVar = {"controls": ("joint_module",)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class GridFlags(EvaluationFlags):
     """A series of compositions, written or scored; ``merge`` and ``analogy``."""
 

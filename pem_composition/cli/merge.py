@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of
@@ -34,8 +34,16 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(shared.MergeFlags, shared.GridFlags):
+class Config(shared.MergeFlags, shared.GridFlags, shared.ControlFlags):
     """Flags of merge.py."""
+
+    NEEDS: ClassVar = {
+        "evaluate": (
+            *shared.GridFlags.NEEDS["evaluate"],
+            *shared.names_of(shared.ControlFlags),
+        ),
+        **shared.ControlFlags.NEEDS,
+    }
 
     coefficients: tuple[float, ...] = flag(
         (),
@@ -154,4 +162,4 @@ def _run_sweep(config: Config) -> int:
         search_step=config.search_step,
         full_merge=config.full_merge,
     )
-    return sweep.start(config, config, grid, config.head_policy())
+    return sweep.start(config, config, grid, config.head_policy(), controls=config)

@@ -11,7 +11,13 @@ from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common, parser, sweep
-from pem_composition.cli.flags import HEADS, MERGE_WAYS, EvaluationFlags, ModuleFlags
+from pem_composition.cli.flags import (
+    HEADS,
+    MERGE_WAYS,
+    ControlFlags,
+    EvaluationFlags,
+    ModuleFlags,
+)
 from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
 from pem_composition.report.records import RESULTS
@@ -39,7 +45,7 @@ METHOD_OF = {"fisher": "fisher", "gram": "regmean"}  # statistics, and the metho
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, EvaluationFlags):
+class Config(ModuleFlags, EvaluationFlags, ControlFlags):
     """Flags of pem search."""
 
     methods: tuple[str, ...] = flag(
@@ -197,7 +203,7 @@ def _check(config: Config) -> MergeSetup:
     """
     for what, paths in _statistics(config).items():
         common.find_statistics(paths, what, len(config.adapters))
-    setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
+    setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE, config)
     headers = common.headers_of(config.compare, common.labels(config.compare))
     common.check_model([setup.base], headers, config.allow_base_mismatch)
     tasks = tuple(task.name for task in setup.tasks)
@@ -269,6 +275,7 @@ def _prepare(config: Config, setup: MergeSetup) -> tuple[Search, Runner]:
         base_name=plan.base_name,
         metrics=plan.metrics,
         command=plan.command,
+        controls=plan.controls,
         statistics={METHOD_OF[what]: paths for what, paths in _statistics(config).items()},
     )
     return search, runner

@@ -11,7 +11,13 @@ from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common
-from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags, check_dropout
+from pem_composition.cli.flags import (
+    HEADS,
+    ControlFlags,
+    EvaluationFlags,
+    ModuleFlags,
+    check_dropout,
+)
 from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.errors import UsageError
@@ -35,7 +41,7 @@ SCORED_HEADS = ("average", "first", "last", "error", library.PER_TASK)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, EvaluationFlags):
+class Config(ModuleFlags, EvaluationFlags, ControlFlags):
     """Flags of pem sweep."""
 
     grid: tuple[float, ...] = flag(
@@ -53,7 +59,7 @@ class Config(ModuleFlags, EvaluationFlags):
 
 def run(config: Config) -> int:
     """Score the grid."""
-    return start(config, config, config.grid, config.head)
+    return start(config, config, config.grid, config.head, controls=config)
 
 
 def start(
@@ -62,13 +68,14 @@ def start(
     values: Sequence[float],
     head: str,
     composition: str = library.MERGE,
+    controls: ControlFlags | None = None,
 ) -> int:
     """Check everything that needs no tensor, then score, tabulate and plot.
 
     Raises:
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
-    checked = check(flags, evaluation, values, head, composition)
+    checked = check(flags, evaluation, values, head, composition, controls)
     plan, runner = checked.prepare(common.say)
     summary = library.run(plan, runner, library.VALIDATION, setup.report_split(runner))
     runner.close()
@@ -86,6 +93,7 @@ def check(
     values: Sequence[float],
     head: str,
     composition: str,
+    controls: ControlFlags | None = None,
 ) -> setup.MergeSetup:
     """Everything that can be refused without a tensor, as values of the library."""
     scoring, count = evaluation.scoring(), len(flags.adapters)
@@ -115,6 +123,12 @@ def check(
         tasks.check_labels([*answering, *extra], scored)
     if scoring.by_head:
         _check_head(head)
+    joint = controls.joint_module if controls is not None else ()
+    joint_names = common.labels(joint)
+    joint_headers = common.headers_of(joint, joint_names)
+    common.check_model([base], joint_headers, flags.allow_base_mismatch)
+    if scoring.by_head:
+        tasks.check_joint(joint_headers, scored)
     return setup.MergeSetup(
         base=base, base_name=Path(model).name, out=out, paths=paths, names=tuple(names),
         count=count, kind=headers[0].kind, tasks=scored, scoring=scoring, points=points,
@@ -122,7 +136,8 @@ def check(
         composition=composition, head=head, rank=flags.rank, dtype=flags.dtype,
         format=flags.format, bf16=evaluation.bf16, use_cpu=evaluation.use_cpu,
         overwrite=flags.overwrite,
-        command=COMMAND.get(),
+        command=COMMAND.get(), controls=controls is not None and controls.controls, joint=joint,
+        joint_names=tuple(joint_names),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from pem_composition.errors import DataError
@@ -80,6 +81,17 @@ class Evaluator(ABC):
             expected="classification, or text to text with the answers of a prompt",
         )  # fmt: skip
 
+    def ensemble(self, outputs: Sequence[tuple[float, Outputs]]) -> Outputs:
+        """Outputs (n, k) whose distribution over the answers is the weighted mean of several.
+
+        Raises:
+            DataError: answers that have no mean.
+        """
+        raise DataError.build(
+            self.task.name, "its answers have no mean", found=type(self).__name__,
+            expected="classification or regression by a head",
+        )  # fmt: skip
+
 
 class ClassificationEvaluator(Evaluator):
     """Logits of a head in the order of the task's classes; k = classes, or 1 for regression."""
@@ -109,6 +121,16 @@ class ClassificationEvaluator(Evaluator):
 
     def class_scores(self, outputs: Tensor) -> Tensor:
         return outputs
+
+    def ensemble(self, outputs: Sequence[tuple[float, Outputs]]) -> Outputs:
+        """log sum_i w_i softmax(o_i); of a regression sum_i w_i o_i."""
+        wide = [(w, o.astype(np.float64)) for w, o in outputs]
+        if self.task.regression:
+            total = np.sum([w * o for w, o in wide], axis=0)
+        else:
+            logs = [np.log(w) + o - logsumexp(o, axis=1, keepdims=True) for w, o in wide]
+            total = logsumexp(logs, axis=0)
+        return total.astype(np.float32)  # type: ignore[no-any-return]
 
     def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         return classify.score(self.task, outputs, self._labels, seconds=seconds)

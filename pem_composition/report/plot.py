@@ -4,7 +4,8 @@
 analogies have one coefficient t; for more modules each panel shows, module by module, the best
 score that is reached with so much of it. ``frontier`` (two tasks): the score on one against the
 score on the other. ``search``: the best value so far against the trials, a line per study;
-``pareto`` (two goals): every trial and the front between them.
+``pareto`` (two goals): every trial and the front between them. ``controls``: how far each control,
+and each merge that was chosen, is from the merge that the controls are of.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import MissingPackage, install
+from pem_composition.report import text
 from pem_composition.report.frames import ERROR, JOINT, MEAN, SINGLE, Points, points
 from pem_composition.report.records import Results, read
-from pem_composition.report.table import AVERAGE, subject
+from pem_composition.report.table import AVERAGE, SAME, merges_of, rows, subject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,10 +55,13 @@ def write(results: str | Path, out: Path) -> list[Path]:
     found = read(results)
     backend()
     if found.is_search:
-        return _search(found, out)
-    files = save(curves(found), out, "curve")
-    if len(found.summary["tasks"]) == 2:
-        files += save(frontier(found), out, "frontier")
+        files = _search(found, out)
+    else:
+        files = save(curves(found), out, "curve")
+        if len(found.summary["tasks"]) == 2:
+            files += save(frontier(found), out, "frontier")
+    if "controlled" in found.summary:
+        files += save(controls(found), out, "controls")
     return files
 
 
@@ -226,6 +231,37 @@ def draw_frontier(axes: Axes, results: Results) -> None:
     axes.set_ylabel(f"{tasks[1]}: {found.labels[tasks[1]]}")
     axes.set_title(_subject(summary), fontsize=10)
     plain(axes)
+
+
+def controls(results: Results) -> Figure:
+    """Differences to the merge that the controls are of, with two standard errors, on the reported
+    rows: in the mean over the tasks, or task by task where scores have no mean."""
+    s, frame = results.summary, rows(results)
+    shown = frame["control"].notna() | frame["id"].isin(merges_of(s))
+    frame = frame[shown].assign(wide=frame["difference_standard_error"].astype(float) * SAME)
+    one = [MEAN] if frame.loc[frame["task"] == MEAN, "score"].notna().any() else s["tasks"]
+    names = list(frame["row"].drop_duplicates())
+    size = (PANEL_INCHES[0] * len(one), 1.2 + 0.26 * len(names))
+    figure, grid = backend().subplots(
+        1, len(one), figsize=size, layout="constrained", squeeze=False
+    )
+    for axes, task in zip(grid[0], one, strict=True):
+        own = frame[frame["task"] == task].fillna({"difference": 0.0, "wide": 0.0})
+        places = [names.index(name) for name in own["row"]]
+        for place, (_, line) in zip(places, own.iterrows(), strict=True):
+            style = {"color": "0.35", "marker": "o"}
+            if text.absent(line["control"]):
+                style = {"color": COLOURS["delta"], "marker": "s"}
+            axes.errorbar(line["difference"], place, xerr=line["wide"], markersize=4, **style)
+        axes.axvline(0, color="0.6", linewidth=1, zorder=0)
+        axes.set_yticks(range(len(names)), names if axes is grid[0][0] else [""] * len(names))
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        metric = "mean score" if task == MEAN else task
+        axes.set_xlabel(f"{metric} minus that of the merge, two standard errors", fontsize=9)
+        plain(axes)
+    figure.suptitle(f"{_subject(s)}: {s['controlled']}", fontsize=9, wrap=True)
+    return figure
 
 
 def draw_progress(axes: Axes, found: Points) -> None:

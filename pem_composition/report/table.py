@@ -28,6 +28,9 @@ COLUMNS = (
     "gain_standard_error", "auc", "predicted_share", "invalid_share", "n", "note",
 )  # fmt: skip
 COSTS = ("normalised", "rank", "seconds")  # further columns of a search
+CONTROLS = ("control", "difference", "difference_standard_error")  # of a table with controls
+SAME = 2.0  # standard errors: what differs by less is marked
+MARK = " ~"
 AVERAGE = "average of the modules"
 MEAN = "mean"  # over the tasks
 NOTED_INVALID = 0.03  # a larger share of answers outside the format is said beside the score
@@ -53,6 +56,7 @@ def rows(results: Results) -> pd.DataFrame:
     lines = []
     for entry, cost in zip(s["rows"], costs, strict=True):
         named = {name: entry[name] for name in ("id", "row", "coefficients")} | dict(cost or {})
+        named |= {"control": entry.get("control")}
         records = results.scored(entry["keys"])
         for task, record, gain in zip(tasks, records, entry["gains"], strict=True):
             numbers = {name: record[name] for name in KEPT} | dict(gain)
@@ -66,7 +70,9 @@ def rows(results: Results) -> pd.DataFrame:
     for line in lines:
         if line["id"] == s["baseline"]:  # a gain over itself says nothing
             line |= {"gain": None, "gain_standard_error": None}
-    return text.frame_of(lines).reindex(columns=["id", *COLUMNS, *COSTS])
+        if line["id"] == s.get("controlled"):
+            line |= {"difference": None, "difference_standard_error": None}
+    return text.frame_of(lines).reindex(columns=["id", *COLUMNS, *CONTROLS, *COSTS])
 
 
 def _average(s: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -129,6 +135,9 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
             f"{gain} {_baseline(results)}",
             [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in last],
         )
+    if "controlled" in s:
+        for task, own in zip(tasks, cells, strict=True) if by_task else [("", last)]:
+            yield f"{task} minus the merge".strip(), [_difference(c) for c in own]
     if alone and any(not text.absent(c["auc"]) for c in last):
         yield "AUC", [text.with_error(c["auc"]) for c in last]
     if alone and any(isinstance(c["predicted_share"], Mapping) for c in last):
@@ -146,6 +155,26 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
     if any(notes) or not results.is_search:
         named = [[c["note"] if alone else f"{c['task']}: {c['note']}" for c in n] for n in notes]
         yield "", ["; ".join(own) for own in named]
+
+
+def _difference(cell: Mapping[str, Any]) -> str:
+    """A difference to the merge that controls are of, marked where it may be none."""
+    value, error = cell["difference"], cell["difference_standard_error"]
+    shown = text.with_error(value, error, sign=True)
+    return shown + (MARK if shown and is_same(value, error) else "")
+
+
+def merges_of(s: Mapping[str, Any]) -> list[str]:
+    """Rows of merges, by what they are: no module alone, no control."""
+    alone = ("module ", "reference", "compared ")
+    return [
+        row["id"] for row in s["rows"] if "control" not in row and not row["id"].startswith(alone)
+    ]
+
+
+def is_same(difference: float, error: float) -> bool:
+    """True for a difference below two standard errors, or of exactly 0."""
+    return abs(difference) < SAME * error or difference == 0
 
 
 def _title(s: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -211,7 +240,30 @@ def _footnotes(results: Results) -> list[str]:
     if s["baseline"] == "own module":
         notes.append(OWN_HEADS)
     notes.append(overlap_note(results))
-    return [" ".join(filter(None, notes))]
+    return [" ".join(filter(None, notes)), *_controlled(results)]
+
+
+def _controlled(results: Results) -> list[str]:
+    """Of which row the controls are, and from which of them it does not differ."""
+    s = results.summary
+    if "controlled" not in s:
+        return []
+    frame = rows(results)
+    last = frame[frame["task"] == (MEAN if len(s["tasks"]) > 1 else s["tasks"][0])]
+    same = [
+        str(c["row"])
+        for c in last.to_dict("records")
+        if not text.absent(c["control"]) and not text.absent(c["difference"])
+        and is_same(c["difference"], c["difference_standard_error"])
+    ]  # fmt: skip
+    found = (
+        f"Controls from which it does not differ: {'; '.join(same)}." if same
+        else "It differs from every control."
+    )  # fmt: skip
+    return [
+        f"Controls are of the row {s['controlled']!r}; differences to it are paired over the same "
+        f"rows, ~ marks those below two standard errors. {found}"
+    ]
 
 
 def _selected(s: Mapping[str, Any]) -> str:
@@ -246,7 +298,8 @@ def _searched(s: Mapping[str, Any]) -> str:
 def write(results: str | Path, out: Path) -> str:
     """Write table.md and table.csv of one sweep or search into ``out``; returns the Markdown."""
     found = read(results)
-    columns = (*COLUMNS, *COSTS) if found.is_search else COLUMNS
+    columns = (*COLUMNS, *(CONTROLS if "controlled" in found.summary else ()))
+    columns += COSTS if found.is_search else ()
     return text.write(out, markdown(found), rows(found), columns)
 
 
@@ -321,7 +374,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
             "sweeps": len(same),
             "metric": metric if isinstance(metric, str) else "",
             "baseline": BASELINES[s["baseline"]],
-            **text.spread(same, ("score", "gain", *COSTS)),
+            **text.spread(same, ("score", "gain", "difference", *COSTS)),
             "invalid_share": text.spread(same, ["invalid_share"])["invalid_share"],
             "one_class": int(same["note"].astype(str).str.contains("one class").sum()),
         }
@@ -329,7 +382,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
 
 def aggregate_columns(frame: pd.DataFrame) -> list[str]:
     """Columns of the aggregated CSV: those that hold anything."""
-    costs = [c for name in COSTS for c in (name, f"{name}_spread")]
+    costs = [c for name in ("difference", *COSTS) for c in (name, f"{name}_spread")]
     return [c for c in frame.columns if c not in costs or frame[c].notna().any()]
 
 
@@ -349,6 +402,8 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     scores = zip(estimates("score"), lines, strict=True)
     columns.append(("score", [f"{score} {x['metric']}".rstrip() for score, x in scores]))
     columns.append(("gain over the baseline", estimates("gain", sign=True)))
+    if frame["difference"].notna().any():
+        columns.append(("minus the merge", estimates("difference", sign=True)))
     for name, title, digits in (("normalised", "normalised", 4), ("rank", "rank", 0),
                                 ("seconds", "merge (s)", 2)):  # fmt: skip
         if frame[name].notna().any():

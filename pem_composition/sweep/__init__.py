@@ -12,13 +12,14 @@ on the test split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
+from pem_composition.sweep.controls import ALONE, Controls, Line
 from pem_composition.sweep.goals import normalised, signs_of, smaller_of, worths_of
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.points import (
@@ -83,6 +84,7 @@ class Plan:
             against the task's own module) or analogy (against the classifier alone).
         tasks: names of the tasks as the user knows them, in the order of the runner's rows.
         metrics: for each task the metric that selects; none: its own.
+        controls: of the selected merge, an exact sum where there is one.
         max_invalid: also choose among the points at which no task has a larger share of invalid
             answers; text-to-text models lose the format of the answer before they lose the answer.
     """
@@ -97,6 +99,7 @@ class Plan:
     max_invalid: float | None = None
     metrics: tuple[str, ...] = ()
     command: str = ""
+    controls: Controls | None = None
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -106,21 +109,21 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A row of the table: what it is, its name and coefficients, and its record on each task."""
+    """A row of the table: its line, and its record on each task."""
 
-    id: str
-    name: str
-    coefficients: Coefficients
+    line: Line
     records: list[Record]
 
 
 class Compared(Protocol):
-    """What gains need to know of a sweep or a search."""
+    """What gains and differences need to know of a sweep or a search."""
 
     @property
     def singles(self) -> tuple[Input, ...]: ...
     @property
     def composition(self) -> str: ...
+    @property
+    def controls(self) -> Controls | None: ...
 
 
 def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
@@ -151,8 +154,11 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
     }
     valid = _selected_valid(curves, plan)
     table = _table(plan, runner.settings, chosen, valid)
-    runner.share((target, report) for *_, target in table)
-    rows = [Row(i, name, c, runner.score(target, report)) for i, name, c, target in table]
+    space = "delta" if "delta" in chosen else plan.spaces[0]
+    merge = next(
+        line for line in table if line.id == _name(plan, runner.settings, "selected", space)
+    )
+    rows = score_table(table, merge, plan.controls, runner, report)
     summary = {
         **_setting(plan, runner.settings, singles[0]),
         "select": select,
@@ -168,10 +174,28 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
             space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
             for space, curve in curves.items()
         },
-        **compared(plan, runner.settings, runner.splits[report], rows),
+        **compared(plan, runner.settings, runner.splits[report], rows, merge),
     }
     runner.store.conclude(summary)
     return summary
+
+
+def score_table(
+    table: Sequence[Line], merge: Line, controls: Controls | None, runner: Runner, split: str
+) -> list[Row]:
+    """The rows of a table and, where they are wanted, the controls of one of them."""
+
+    target = merge.target if isinstance(merge.target, Point) and merge.target.space else None
+    if controls is not None and target is None:
+        runner.say(f"note: {merge.name} is one module as it is, no merge that has controls")
+
+    def lines() -> Iterator[Line]:  # random modules are drawn when their turn comes
+        yield from table
+        if controls is not None and target is not None:
+            yield from controls.of(target, runner.settings)
+
+    runner.share((line.target, split) for line in lines())
+    return [Row(replace(line, target=()), runner.score(line.target, split)) for line in lines()]
 
 
 def shared(runner: Runner, select: str, report: str) -> list[int]:
@@ -192,22 +216,26 @@ def _table(
     settings: Settings,
     chosen: dict[str, Coefficients],
     valid: dict[str, Coefficients],
-) -> list[tuple[str, str, Coefficients, Point]]:
-    """Rows of the table: what they are, their name, coefficients, and the point to score."""
-    rows: list[tuple[str, str, Coefficients, Point]] = [
-        (f"module {n}", i.name, (), alone(i)) for n, i in enumerate(plan.singles)
-    ]
+) -> list[Line]:
+    """Rows of the table: modules alone, and for each space equal weights and what was selected."""
+    control = ALONE if plan.controls is not None else ""
+    rows = [Line(f"module {n}", i.name, (), alone(i), control) for n, i in enumerate(plan.singles)]
     if plan.reference is not None:
-        rows.append(("reference", f"{plan.reference.name} (reference)", (), alone(plan.reference)))
+        name = f"{plan.reference.name} (reference)"
+        rows.append(Line("reference", name, (), alone(plan.reference)))
     equal = (1.0 / len(plan.inputs),) * len(plan.inputs)
     for space in plan.spaces:
         merged = [("equal weights", equal)] if plan.composition == MERGE else []
         within = [("selected, valid", valid[space])] if space in valid else []
         for how, c in (*merged, ("selected", chosen[space]), *within):
-            what = plan.composition if settings.method == SIMPLE else settings.method
-            name = f"{what}, {how}, {space} space"
-            rows.append((name, name, c, point(plan.inputs, c, space, settings)))
+            name = _name(plan, settings, how, space)
+            rows.append(Line(name, name, c, point(plan.inputs, c, space, settings)))
     return rows
+
+
+def _name(plan: Plan, settings: Settings, how: str, space: str) -> str:
+    what = plan.composition if settings.method == SIMPLE else settings.method
+    return f"{what}, {how}, {space} space"
 
 
 def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
@@ -232,54 +260,73 @@ def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[
 
 
 def compared(
-    plan: Compared, settings: Settings, tasks: Sequence[Rows], rows: Sequence[Row]
+    plan: Compared, settings: Settings, tasks: Sequence[Rows], rows: Sequence[Row], merge: Line
 ) -> dict[str, Any]:
-    """The rows with their gains over the baseline, per task and in the mean over the tasks."""
+    """The rows with their gains over the baseline, per task and in the mean over the tasks; with
+    controls also their differences to the merge that these are controls of."""
     own = settings.head == PER_TASK
     singles = [row.records for row in rows[: len(plan.singles)]]
     per_task: list[Sequence[Record]] = list(zip(*singles, strict=True))
     if own:
         per_task = [(records[place],) for place, records in enumerate(per_task)]
+    anchor = next(row.records for row in rows if row.line.id == merge.id)
+    baselines: dict[str, list[Sequence[Record]]] = {"gain": per_task}
+    if plan.controls is not None:
+        baselines["difference"] = [[record] for record in anchor]
     out = []
     for row in rows:
-        gains = [
-            task.gain(record, others)
-            for task, record, others in zip(tasks, row.records, per_task, strict=True)
-        ]
+        found = {
+            name: [
+                task.gain(record, others)
+                for task, record, others in zip(tasks, row.records, against, strict=True)
+            ]
+            for name, against in baselines.items()
+        }
+        control = {"control": row.line.control} if row.line.control else {}
         out.append(
             {
-                "id": row.id,
-                "row": row.name,
-                "coefficients": list(row.coefficients),
+                "id": row.line.id,
+                "row": row.line.name,
+                "coefficients": list(row.line.coefficients),
+                **control,
                 "keys": _keys(row.records),
-                "gains": [{"gain": g, "gain_standard_error": e} for g, e in gains],
-                "mean": _mean(row.records, gains, per_task if own else None),
+                "gains": [
+                    _flat(dict(zip(found, one, strict=True)))
+                    for one in zip(*found.values(), strict=True)
+                ],
+                "mean": _mean(row.records, found, per_task if own else None),
             }
         )
-    merge = plan.composition == MERGE
+    over_modules = plan.composition == MERGE
     averages = [task.average(others) for task, others in zip(tasks, per_task, strict=True)]
     return {
-        "baseline": "own module" if own else "average" if merge else "module 0",
+        "baseline": "own module" if own else "average" if over_modules else "module 0",
+        **({} if plan.controls is None else {"controlled": merge.id}),
         "rows": out,
-        "average": _average(averages) if merge and not own else None,
+        "average": _average(averages) if over_modules and not own else None,
     }
+
+
+def _flat(estimates: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """As columns: a value and its standard error."""
+    errors = {f"{name}_standard_error": e for name, (_, e) in estimates.items()}
+    return {name: value for name, (value, _) in estimates.items()} | errors
 
 
 def _mean(
     records: Sequence[Record],
-    gains: Sequence[tuple[float, float]],
+    found: Mapping[str, Sequence[tuple[float, float]]],
     own: Sequence[Sequence[Record]] | None,
 ) -> dict[str, float | None]:
-    """Mean of scores and gains over the tasks; with a head per task also of score / own score.
+    """Mean of scores, gains and differences over the tasks; with a head per task also of score /
+    own score.
 
     Scores of which some are better when smaller have no mean.
     """
-    mean = dict(NO_MEAN)
-    if len(set(signs_of(records))) == 1:
-        score, error = mean_of((r["score"], r["standard_error"]) for r in records)
-        gain, gain_error = mean_of(gains)
-        numbers = (score, error, gain, gain_error)
-        mean = dict(zip(NO_MEAN, numbers, strict=True))
+    scores = {"score": [(r["score"], r["standard_error"]) for r in records], **found}
+    mean: dict[str, float | None] = dict(_flat({n: mean_of(pairs) for n, pairs in scores.items()}))
+    if len(set(signs_of(records))) > 1:
+        mean = dict.fromkeys(mean)
     if own is not None:
         mean["normalised"] = normalised(records, [alone for (alone,) in own])
     return mean

@@ -16,10 +16,13 @@ from pem_composition.evaluation.keys import module_digest
 from pem_composition.module import combine, negate
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pem_composition.arithmetic.statistics import Statistics
     from pem_composition.module import PEM
 
 PER_TASK = "per-task"
+OUTPUTS = "outputs"  # the space of an ensemble: the sum is of class probabilities, not of modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,10 @@ class Point:
     """One combination. ``space`` is None for one module, applied or negated, whatever the space.
 
     ``method`` and ``rank`` are those of the settings unless the point has its own.
+
+    Attributes:
+        head: what rows are answered with, instead of the head that they or the modules bring.
+        control: what it is a control of, for its line; decides no number.
     """
 
     inputs: tuple[Input, ...]
@@ -68,6 +75,8 @@ class Point:
     space: str | None
     method: str = SIMPLE
     rank: Rank | None = None
+    head: Mapping[str, Tensor] | None = None
+    control: str = ""
 
     def module(self, settings: Settings, *, saved: bool = False) -> PEM | None:
         """The combination, in memory; None for no inputs, the base model.

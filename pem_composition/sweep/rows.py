@@ -54,7 +54,7 @@ class Rows:
             **task_content(task),
             **objective.described(task),
             "rows": rows_digest(examples),
-            **({"own_head": _digest_of(head)} if head is not None else {}),
+            **identity_of(head),
         }
         self._evaluator: Evaluator | None = None
         self._draws: dict[str, NDArray[Any]] = {}
@@ -74,17 +74,44 @@ class Rows:
         return self._evaluator
 
     def evaluate(
-        self, model: nn.Module, _partial: object = None, _key: str = "", *, bf16: bool = False
+        self,
+        model: nn.Module,
+        _partial: object = None,
+        _key: str = "",
+        *,
+        bf16: bool = False,
+        head: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
-        """Score, standard error, predictions and what else a record holds of an evaluation."""
+        """Score, standard error, predictions and what else a record holds of an evaluation.
+
+        Args:
+            head: what answers, instead of the task's own.
+        """
+        return self.result(self.predict(model, bf16=bf16, head=head))
+
+    def predict(
+        self, model: nn.Module, *, bf16: bool = False, head: Mapping[str, Tensor] | None = None
+    ) -> NDArray[Any]:
+        """The model's outputs (n, k) on the rows, with a head or the task's own."""
         from pem_composition.adapters import wearing
         from pem_composition.evaluation.precision import reduced
 
         evaluator = self._evaluator
         assert evaluator is not None, "prepare comes first"
-        head = nullcontext() if self.head is None else wearing(model, self.head)
-        with head, reduced(model, bf16):
-            outputs = evaluator.predict(model)
+        answering = self.head if head is None else head
+        worn = nullcontext() if answering is None else wearing(model, answering)
+        with worn, reduced(model, bf16):
+            return evaluator.predict(model)
+
+    def ensemble(self, outputs: Sequence[tuple[float, NDArray[Any]]]) -> dict[str, Any]:
+        """What a record holds of the mean of several models' answers."""
+        assert self._evaluator is not None, "prepare comes first"
+        return self.result(self._evaluator.ensemble(outputs))
+
+    def result(self, outputs: NDArray[Any]) -> dict[str, Any]:
+        """What a record holds of outputs (n, k)."""
+        evaluator = self._evaluator
+        assert evaluator is not None, "prepare comes first"
         result = evaluator.score(outputs).to_dict()
         return {
             "metric": result["metric"],
@@ -131,11 +158,14 @@ class Rows:
         return self._draws[record["key"]]
 
 
-def _digest_of(head: Mapping[str, Tensor]) -> str:
+def identity_of(head: Mapping[str, Tensor] | None) -> dict[str, str]:
+    """What tells a head that rows are answered with from others; nothing for that of a module."""
+    if head is None:
+        return {}
     digest = hashlib.sha256()
     for name, tensor in sorted(head.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return {"own_head": digest.hexdigest()}
 
 
 def _packed(predictions: Sequence[float]) -> str | list[float]:

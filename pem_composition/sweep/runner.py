@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pem_composition.arithmetic.heads import own_head
 from pem_composition.evaluation.batches import partial_path
 from pem_composition.sweep.held import HeldModel, Loader
-from pem_composition.sweep.points import Point, Settings
+from pem_composition.sweep.points import OUTPUTS, Point, Settings, alone
 from pem_composition.sweep.result_store import Record, ResultStore, finite
-from pem_composition.sweep.rows import Rows
+from pem_composition.sweep.rows import Rows, identity_of
 
+Target = Point | Sequence[Point]  # one for all tasks, or one for each
 Say = Callable[[str], None]
 
 
@@ -41,16 +43,24 @@ class Runner:
             say(f"note: {store.path}: {store.undescribed} results of an earlier release do not say "
                 "all that they depend on; those that are needed are computed again")  # fmt: skip
 
-    def score(self, target: Point, split: str) -> list[Record]:
+    def score(self, target: Target, split: str) -> list[Record]:
         """The record of a point on each task, from the store or computed and appended."""
-        found = [self._score(target, split, rows, wait=True) for rows in self.splits[split]]
+        found = [
+            self._score(one, split, rows, wait=True) for one, rows in self._each(target, split)
+        ]
         return [record for record in found if record is not None]
 
-    def share(self, targets: Iterable[tuple[Point, str]]) -> None:
+    def share(self, targets: Iterable[tuple[Target, str]]) -> None:
         """Score what is not known and no other process is at; ``score`` waits for the rest."""
         for target, split in targets:
-            for rows in self.splits[split]:
-                self._score(target, split, rows, wait=False)
+            for one, rows in self._each(target, split):
+                self._score(one, split, rows, wait=False)
+
+    def _each(self, target: Target, split: str) -> Iterator[tuple[Point, Rows]]:
+        """The rows of every task, each with its point."""
+        tasks = self.splits[split]
+        own = [target] * len(tasks) if isinstance(target, Point) else target
+        return zip(own, tasks, strict=True)
 
     def close(self) -> None:
         """Give the base model its own weights back."""
@@ -64,7 +74,8 @@ class Runner:
         return f"{store.computed} {what}, {store.known} known before{others}"
 
     def _score(self, target: Point, split: str, rows: Rows, *, wait: bool) -> Record | None:
-        identity = target.identity(self.settings, split, rows.identity)
+        asked = {**rows.identity, **identity_of(target.head)}
+        identity = target.identity(self.settings, split, asked)
 
         def compute(key: str) -> dict[str, Any]:
             return self._compute(target, rows, key)
@@ -84,12 +95,29 @@ class Runner:
         return partial_path(self.store.path.with_name(key[:16]))
 
     def _compute(self, target: Point, rows: Rows, key: str) -> dict[str, Any]:
+        if target.space == OUTPUTS:
+            members = zip(target.coefficients, map(alone, target.inputs), strict=True)
+            outputs = [(c, self._outputs(member, rows)) for c, member in members]
+            result = rows.ensemble(outputs)
+        else:
+            model = self._wearing(target)
+            head = {} if target.head is None else {"head": target.head}
+            result = rows.evaluate(model, self._partial(key), key, bf16=self.settings.bf16, **head)
+        what = {"control": target.control} if target.control else {}
+        return {"names": [i.name for i in target.inputs], **what, **result}
+
+    def _outputs(self, member: Point, rows: Rows) -> Any:
+        """What a module answers with its own head."""
+        head = own_head(member.inputs[0].pem)
+        return rows.predict(self._wearing(member), bf16=self.settings.bf16, head=head)
+
+    def _wearing(self, target: Point) -> Any:
+        """The model with the point's module in it."""
         model, _ = self._held.open()
         if self._target is not target:
             self._held.put(target.module(self.settings))
             self._target = target
-        result = rows.evaluate(model, self._partial(key), key, bf16=self.settings.bf16)
-        return {"names": [i.name for i in target.inputs], **result}
+        return model
 
     def _prepare(self, model: Any, tokenizer: Any) -> None:
         """Prepare every split, so that rows are refused before any result."""

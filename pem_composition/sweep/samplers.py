@@ -93,35 +93,33 @@ def ask(study: optuna.Study, dimensions: Sequence[Dimension], budget: int) -> An
 
 def place_of(study: optuna.Study, number: int | None = None) -> int:
     """The first place that no other trial has; those that were given up have none."""
-    import optuna
-
-    failed = optuna.trial.TrialState.FAIL
+    failed = _state("FAIL")
     others = (t for t in study.get_trials(deepcopy=False) if t.state != failed)
     taken = {t.user_attrs.get(PLACE) for t in others if t.number != number}
     return next(place for place in itertools.count() if place not in taken)
 
 
-def under_way(study: optuna.Study) -> list[Any]:
-    """Trials that some process is at, or was at when it died."""
+def _state(name: str) -> Any:
+    """A state of Optuna's trials."""
     import optuna
 
-    return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+    return optuna.trial.TrialState[name]
+
+
+def under_way(study: optuna.Study) -> list[Any]:
+    """Trials that some process is at, or was at when it died."""
+    return study.get_trials(deepcopy=False, states=(_state("RUNNING"),))
 
 
 def finished(study: optuna.Study) -> list[Any]:
     """Trials with values, in the order of their places."""
-    import optuna
-
-    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    done = study.get_trials(deepcopy=False, states=(_state("COMPLETE"),))
     return sorted(done, key=lambda t: t.user_attrs[PLACE])
 
 
 def give_back(study: optuna.Study, trial: Any, values: Sequence[float] | None) -> None:
     """Settle a trial whose process died: with its values where they are known, else it is free."""
-    import optuna
-
-    failed = optuna.trial.TrialState.FAIL
-    state = failed if values is None else optuna.trial.TrialState.COMPLETE
+    state = _state("FAIL" if values is None else "COMPLETE")
     study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 

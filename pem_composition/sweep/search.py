@@ -11,15 +11,17 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
-from pem_composition.sweep import MERGE, Row, compared, samplers, shared
+from pem_composition.sweep import MERGE, compared, samplers, score_table, shared
+from pem_composition.sweep.controls import ALONE, Controls, Line
 from pem_composition.sweep.goals import (
     Condition,
     Goal,
@@ -31,7 +33,7 @@ from pem_composition.sweep.goals import (
 )
 from pem_composition.sweep.points import Input, Point, TooLarge, alone, point
 from pem_composition.sweep.result_store import Record, ResultStore
-from pem_composition.sweep.runner import Runner
+from pem_composition.sweep.runner import Runner, Target
 from pem_composition.sweep.space import Candidate, Study
 
 SUMMARY_VERSION = 1
@@ -50,6 +52,7 @@ class Search:
         compare: modules that are scored in the table beside the results.
         metrics: for each task the metric that goals and conditions are about; none: its own.
         statistics: files that a method needs, by the method.
+        controls: of the exact sum, where it is searched, else of the best merge.
     """
 
     inputs: tuple[Input, ...]
@@ -68,6 +71,7 @@ class Search:
     metrics: tuple[str, ...] = ()
     command: str = ""
     statistics: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    controls: Controls | None = None
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -300,9 +304,10 @@ def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str
     leading = _front(search, trials)
     best_records = [runner.store.records[key] for key in found[winner].keys]
     scored = Scored(search.tasks, best_records, metrics=search.metrics)
-    points = list(_points(search, runner, found, leading))
-    runner.share((target, report) for *_, target in points)
-    rows = [Row(i, n, c, runner.score(target, report)) for i, n, c, target in points]
+    table = list(_table(search, runner, found, leading))
+    merge = next(line for line in table if line.id == f"best {_controlled(found, winner).name}")
+    rows = score_table(table, merge, search.controls, runner, report)
+    costs = [_cost(line.target, runner) for line in table]
     summary = {
         "search": SUMMARY_VERSION,
         **_setting(search, runner, select, report),
@@ -319,8 +324,8 @@ def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str
         ],
         "best": winner.name,
         "front": [[study.name, trial.number] for study, trial in leading],
-        "costs": [_cost(target, runner) for *_, target in points],
-        **compared(search, runner.settings, runner.splits[report], rows),
+        "costs": costs + [None] * (len(rows) - len(costs)),
+        **compared(search, runner.settings, runner.splits[report], rows, merge),
         "peak_memory": _peak_memory(),
     }  # fmt: skip
     runner.store.append(summary)
@@ -343,32 +348,36 @@ def _front(search: Search, trials: Mapping[Study, Sequence[Trial]]) -> list[tupl
     return sorted((flat[i] for i in places), key=lambda pair: pair[1].values, reverse=True)
 
 
-Line = tuple[str, str, Sequence[float], Point]
+def _controlled(found: Iterable[Study], winner: Study) -> Study:
+    """The study whose best merge the controls are of."""
+    exact = (s for s in found if s.method == SIMPLE and s.space == "delta")
+    return next(exact, winner)
 
 
-def _points(
+def _table(
     search: Search,
     runner: Runner,
     best: Mapping[Study, Trial],
     leading: Sequence[tuple[Study, Trial]],
 ) -> Iterator[Line]:
     """Rows of the table: modules, equal weights, modules to compare with, what was found."""
+    control = ALONE if search.controls is not None else ""
     for n, single in enumerate(search.inputs):
-        yield f"module {n}", single.name, (), alone(single)
+        yield Line(f"module {n}", single.name, (), alone(single), control)
     count = len(search.inputs)
     equal = (1.0 / count,) * count
     for space in search.spaces:
         name = f"equal weights, {space} space"
         target = point(search.inputs, equal, space, runner.settings, method="simple")
-        yield name, name, equal, target
+        yield Line(name, name, equal, target)
     for module in search.compare:
-        yield f"compared {module.name}", module.name, (), alone(module)
+        yield Line(f"compared {module.name}", module.name, (), alone(module))
     named = [(f"best {study.name}", study, trial) for study, trial in best.items()]
     for n, (study, trial) in enumerate(leading[:FRONT_ROWS], start=1):
         named.append((f"front {n}, {study.name}", study, trial))
     for name, study, trial in named:
         target = study.point(search.inputs, runner.settings, trial.candidate)
-        yield name, name, trial.coefficients, target
+        yield Line(name, name, trial.coefficients, target)
 
 
 def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[str, Any]:
@@ -398,9 +407,9 @@ def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[s
     }
 
 
-def _cost(target: Point, runner: Runner) -> dict[str, float | int] | None:
+def _cost(target: Target, runner: Runner) -> dict[str, float | int] | None:
     """What a merge costs and how large it is; None for a module as it is."""
-    if target.space is None:
+    if not isinstance(target, Point) or target.space is None:
         return None
     began = time.perf_counter()
     module = target.module(runner.settings)

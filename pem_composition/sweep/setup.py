@@ -21,6 +21,7 @@ from pem_composition.evaluation import keys, models
 from pem_composition.module import combine
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
+from pem_composition.sweep.controls import Controls
 from pem_composition.sweep.points import Input, Settings, kept_head, read_input
 from pem_composition.sweep.result_store import ResultStore
 from pem_composition.sweep.runner import Runner, Say
@@ -45,6 +46,8 @@ class MergeSetup:
         choice: the merging method with its settings.
         dtype, format: of modules that are written.
         command: what the user called, for the report.
+        controls: the table has control rows, too; ``joint``: modules trained on the rows of all
+            tasks that are among them, ``joint_names`` what they are called.
     """
 
     base: str
@@ -68,6 +71,9 @@ class MergeSetup:
     use_cpu: bool = False
     overwrite: bool = False
     command: str = ""
+    controls: bool = False
+    joint: tuple[str, ...] = ()
+    joint_names: tuple[str, ...] = ()
 
     @property
     def own_heads(self) -> bool:
@@ -139,9 +145,22 @@ class MergeSetup:
             max_invalid=self.scoring.max_invalid,
             metrics=tasks.chosen_by(self.scoring, self.tasks),
             command=self.command,
+            controls=self._controls() if self.controls else None,
         )
         store = ResultStore(self.out / RESULTS, fresh=self.overwrite)
         return plan, Runner(self.load, splits, settings, store, say)
+
+    def _controls(self) -> Controls:
+        """What control rows need to know, the joint modules read."""
+        modules = read_modules(self.joint, self.joint_names, base=self.base)
+        named = zip(self.joint_names, modules, self.joint, strict=True)
+        labels = [task.answered.labels for task in self.tasks] if self.scoring.by_head else []
+        return Controls(
+            tasks=tuple(task.name for task in self.tasks),
+            own=self.own_heads or len(self.tasks) == self.count,
+            labels=tuple(labels),
+            joint=tuple(read_input(*one) for one in named),
+        )
 
     def _by_harness(self) -> dict[str, Any]:
         """Modules stand beside the weights, as PEFT has them, so that scores agree to the digit."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.several import short_paths
+from pem_composition.config import HeadInfo
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.sweep import goals
+from pem_composition.sweep.controls import answers
 from pem_composition.sweep.points import PER_TASK
 from pem_composition.sweep.rows import Rows
 from pem_composition.tasks.glue import Reading
@@ -247,6 +249,26 @@ def check_labels(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) -
                     expected=", ".join(wanted) or "a score",
                     do="score it on the task it was trained on, in rows that have every class",
                 )
+
+
+def check_joint(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) -> None:
+    """A module of all tasks must bring a head for each: under the task's name, or one for all.
+
+    Raises:
+        IncompatibleModules: naming the first task without one.
+    """
+    for header in headers:
+        for task in tasks:
+            wanted, own = task.answered.labels, of_module(header, task.name)
+            found = of_module(header) if own is None else own
+            head = None if found is None else HeadInfo(found)
+            if (own is None and not header.head_shapes) or not answers(head, wanted, unsaid=True):
+                raise IncompatibleModules.build(
+                    f"{header.name} for {task.name}", "no head of the module answers the task",
+                    found=", ".join(header.heads) or ", ".join(found or ()) or "no head",
+                    expected=", ".join(wanted) or "a score",
+                    do="pem refit --task_name TASK TASK ... gives it a head per task",
+                )  # fmt: skip
 
 
 def report_split(tasks: Sequence[ScoredTask], say: Callable[[str], None] = print) -> str:

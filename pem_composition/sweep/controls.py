@@ -1,0 +1,204 @@
+"""Control rows: what a merge is worth, told by what it has to beat. No torch until one is drawn.
+
+For the merge sum_i c_i m_i that was selected, scored on the same rows and with the same heads:
+
+    own modules    task i by module i as it is (where every task has its own module)
+    base           the base model
+    random         modules of the same shapes and, layer by layer, norms (``random_update``)
+    shrunk         one module alone at its coefficient: c_i m_i
+    left out       the merge without one module, the others at their coefficients
+    rank           an exact sum of LoRA modules cut to the rank of one of them
+    joint          a module that was trained on the rows of all tasks
+    ensemble       the mean of the class probabilities (of a regression the predictions) that the
+                   modules give, each with its own head, over those whose classes are the task's
+
+Where every task has its own module, shrunk and left out are of that one, task by task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pem_composition.arithmetic.algebra import HEAD, role_of
+from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.heads import choose, own_head, select, tasks_of
+from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
+from pem_composition.config import HeadInfo, LoraConfig
+from pem_composition.errors import PEMError
+from pem_composition.evaluation.keys import key_of
+from pem_composition.record import Provenance
+from pem_composition.sweep.points import OUTPUTS, PER_TASK, Input, Point, Settings, alone
+from pem_composition.sweep.runner import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.module import PEM
+
+DRAWS = 3  # of random modules
+ALONE = "alone"  # the control that a table has anyway: each module as it is
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A row of a table before it is scored: what it is, its name and coefficients, its point or
+    points, and what it is a control of."""
+
+    id: str
+    name: str
+    coefficients: Sequence[float]
+    target: Target
+    control: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """What control rows need to know beside the merge.
+
+    Attributes:
+        tasks: their names, in the order of the rows.
+        own: module i is task i's own.
+        labels: of each task the classes in the order of its head; none where no head answers.
+        joint: modules that were trained on the rows of all tasks.
+    """
+
+    tasks: tuple[str, ...]
+    own: bool = False
+    labels: tuple[tuple[str, ...], ...] = ()
+    joint: tuple[Input, ...] = ()
+
+    def of(self, merge: Point, settings: Settings) -> Iterator[Line]:
+        """The control rows of a merge, in the order of the table."""
+        inputs, places = merge.inputs, range(len(merge.inputs))
+        if self.own:
+            yield _line("own modules", "own modules", [alone(i) for i in inputs])
+        yield _line("base", "base, same heads", self._base(merge, settings))
+        for draw in range(1, DRAWS + 1) if not recorded(merge.method)[0].entry.needs else ():
+            drawn = replace(merge, inputs=tuple(random_input(i, draw) for i in inputs))
+            yield _line(f"random {draw}", f"random modules of the same norms, draw {draw}", drawn)
+        shrunk = [_only(merge, i) for i in places]
+        without = [_without(merge, i) for i in places]
+        if self.own:
+            yield _line("shrunk", "own module alone at its coefficient", shrunk)
+            if all(without):
+                yield _line("left out", "own module left out", [p for p in without if p])
+        else:
+            for i in places:
+                name = f"{inputs[i].name} alone at its coefficient"
+                yield _line(f"shrunk {i}", name, shrunk[i])
+            for i in places if len(places) > 2 else ():  # of two the other one at its coefficient
+                if (point := without[i]) is not None:
+                    yield _line(f"left out {i}", f"{inputs[i].name} left out", point)
+        if (rank := _cut(merge)) is not None:
+            yield _line("rank", f"cut to rank {rank}", replace(merge, rank=rank))
+        for n, module in enumerate(self.joint):
+            yield _line(f"joint {n}", f"{module.name} (joint)", self._joint(module))
+        if self.labels:
+            yield _line("ensemble", "average of the outputs", self._ensemble(inputs))
+
+    def _base(self, merge: Point, settings: Settings) -> Point:
+        """The base with the merge's head; with heads per task the rows bring them."""
+        modules = [i.pem for i in merge.inputs]
+        head: dict[str, Tensor] = {}
+        if settings.head != PER_TASK and self.labels:
+            chosen = choose(modules, merge.coefficients, settings.head).tensors
+            head = {name: chosen[name] for name in chosen if name in _heads_of(modules)}
+        return Point((), (), None, head=head or None)
+
+    def _joint(self, module: Input) -> list[Point]:
+        """A joint module on each task, with the head that it has for the task."""
+        if not self.labels:
+            return [alone(module)] * len(self.tasks)
+        return [replace(alone(module), head=head_for(module.pem, task)) for task in self.tasks]
+
+    def _ensemble(self, inputs: Sequence[Input]) -> list[Point]:
+        """For each task the modules whose heads answer it, with equal weights."""
+        points = []
+        for place, labels in enumerate(self.labels):
+            members = tuple(
+                m
+                for n, m in enumerate(inputs)
+                if (self.own and n == place) or answers(m.pem.head, labels, unsaid=not self.own)
+            )
+            weights = (1.0 / len(members),) * len(members)
+            one = self.own and len(members) == 1
+            points.append(alone(members[0]) if one else Point(members, weights, OUTPUTS))
+        return points
+
+
+def _line(control: str, name: str, target: Point | Sequence[Point]) -> Line:
+    """A control row; its points say in their lines what they are controls of."""
+    kind = control.rstrip(" 0123456789")
+    marked: Target = (
+        replace(target, control=kind)
+        if isinstance(target, Point)
+        else [replace(point, control=kind) for point in target]
+    )
+    return Line(f"control {control}", name, (), marked, kind)
+
+
+def random_input(module: Input, draw: int) -> Input:
+    """A random module like another one, see ``random_update``; its head and the parts of the base
+    that it saves whole are the other one's."""
+    from pem_composition.arithmetic.random_update import random_update  # torch
+
+    identity = {"random_update": 1, "like": module.sha256, "draw": draw}
+    digest = key_of(identity)
+    own = module.pem
+    kept = {n: t for n, t in own.tensors.items() if role_of(n) == HEAD}
+    tensors = kept | random_update(own, int(digest[:15], 16))
+    name = f"random {draw} like {module.name}"
+    drawn = replace(own, tensors=tensors, name=name, provenance=Provenance(), operands=())
+    return Input(name, drawn, digest)
+
+
+def _only(merge: Point, place: int) -> Point:
+    """c_i m_i, exact."""
+    return Point((merge.inputs[place],), (merge.coefficients[place],), "delta")
+
+
+def _without(merge: Point, place: int) -> Point | None:
+    """The merge without a module; None where the method cannot do with fewer, or needs statistics,
+    which may be of all modules together."""
+    kept = [n for n in range(len(merge.inputs)) if n != place]
+    inputs, c = ([values[n] for n in kept] for values in (merge.inputs, merge.coefficients))
+    choice, _ = recorded(merge.method)
+    if choice.entry.needs:
+        return None
+    try:
+        check_coefficients_of(choice, c)
+    except PEMError:
+        return None
+    return replace(merge, inputs=tuple(inputs), coefficients=tuple(c))
+
+
+def _cut(merge: Point) -> int | None:
+    """The rank of one module, where an exact sum has more."""
+    ranks = [i.pem.config.r for i in merge.inputs if isinstance(i.pem.config, LoraConfig)]
+    exact = merge.method == SIMPLE and merge.space == "delta" and len(ranks) > 1
+    if not exact or (isinstance(merge.rank, int) and merge.rank <= max(ranks)):
+        return None
+    return max(ranks)
+
+
+def answers(head: HeadInfo | None, labels: Sequence[str], *, unsaid: bool = False) -> bool:
+    """True if a head says the classes of a task, in its order, or both are a score.
+
+    Args:
+        unsaid: what counts for a head that says nothing.
+    """
+    if head is None:
+        return unsaid
+    return bool(head.labels) == bool(labels) and head.fits(labels)
+
+
+def head_for(module: PEM, task: str) -> Mapping[str, Tensor]:
+    """The head that a module keeps under the name of a task, or its only one."""
+    named = task in module.heads or task in tasks_of(module.head)
+    return select(module, task).tensors if named else own_head(module)
+
+
+def _heads_of(modules: Sequence[PEM]) -> set[str]:
+    return {name for module in modules for name in own_head(module)}

@@ -1,0 +1,209 @@
+"""Control rows of sweeps and searches: each by hand, paired, resumed, refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import own_heads, sweep_data
+from support.sweep_by_hand import refused, run
+from support.tiny_models import random_module, tiny
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import pem_composition as library
+from pem_composition import json_lines
+from pem_composition.arithmetic.random_update import random_update
+from pem_composition.config import FullConfig
+from pem_composition.report import table
+from pem_composition.report.records import Results, read
+from pem_composition.sweep.controls import random_input
+from pem_composition.sweep.points import read_input
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+GRID = ("--grid", "0", "0.25", "1")
+CONTROLS = ("--head", "per-task", "--controls")
+
+
+def update(module: library.PEM, tensors, layer: str) -> np.ndarray:
+    """What a module adds to a layer (for (IA)^3 to the vector of ones), float64."""
+    own = {n.rpartition(".")[2]: t.double().numpy() for n, t in tensors.items()
+           if n.rpartition(".")[0] == layer}  # fmt: skip
+    if module.kind == "lora":
+        return module.config.scaling(layer) * own["lora_B"] @ own["lora_A"]
+    return own["ia3"] - 1 if module.kind == "ia3" else own["delta"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "full"])
+def test_a_random_update_has_the_norms_of_the_modules_layer_by_layer(kind):
+    if kind == "full":
+        own = {f"{n}.delta": torch.randn(s) for n, s in (("a", (3, 4)), ("b", (5,)))}
+        module = library.PEM(own, FullConfig())
+    else:
+        rank = {"rank_pattern": {"query": 2}} if kind == "lora" else {}
+        module = random_module(tiny("roberta"), kind, seed=1, **rank)
+    drawn = random_update(module, 7)
+    assert {n: t.shape for n, t in drawn.items()} == {
+        n: t.shape for n, t in module.adapter_tensors().items()
+    }
+    for layer in module.layers:
+        mine, its = (update(module, t, layer) for t in (module.tensors, drawn))
+        assert np.linalg.norm(its) == pytest.approx(np.linalg.norm(mine), rel=1e-6)
+        assert abs((mine * its).sum()) < 0.9 * np.linalg.norm(mine) ** 2
+    again, other = random_update(module, 7), random_update(module, 8)
+    assert all(torch.equal(drawn[n], again[n]) for n in drawn)
+    assert not any(torch.equal(drawn[n], other[n]) for n in drawn)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> own_heads.Bench:
+    return own_heads.make(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def joint(bench: own_heads.Bench) -> Path:
+    """A module with a head for every task, under their names."""
+    modules = [library.load(path) for path in bench.modules]
+    folder = bench.base.parent / "joint"
+    library.combine(modules, [0.3, 0.3, 0.3], space="delta", head="per-task").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(bench: own_heads.Bench, joint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "out"
+    words = ["sweep", *bench.flags(), "-p", out, *GRID, *CONTROLS, "--joint_module", joint]
+    assert run(*words) == 0
+    return out
+
+
+def rows_of(found: Results) -> dict[str, dict]:
+    return {row["id"]: row for row in found.summary["rows"]}
+
+
+def controlled(found: Results) -> dict:
+    return rows_of(found)[found.summary["controlled"]]
+
+
+def test_every_control_is_what_it_says(bench, finished, joint):
+    found = read(finished)
+    modules = [library.load(path) for path in bench.modules]
+    c = controlled(found)["coefficients"]
+    assert found.summary["controlled"] == "merge, selected, delta space"
+
+    def summed(members, weights, **options):
+        return library.combine(members, weights, space="delta", head="none", **options)
+
+    def others(place):
+        kept = [i for i in range(3) if i != place]
+        return summed([modules[i] for i in kept], [c[i] for i in kept])
+
+    inputs = [read_input(m.name, m, str(p)) for m, p in zip(modules, bench.modules, strict=True)]
+    by_hand = {
+        "own modules": lambda i: summed([modules[i]], [1.0]),
+        "base": lambda i: summed([modules[0]], [0.0]),
+        "random 2": lambda _: summed([random_input(i, 2).pem for i in inputs], c),
+        "shrunk": lambda i: summed([modules[i]], [c[i]]),
+        "left out": others,
+        "rank": lambda _: summed(modules, c, rank=4),
+        "joint 0": lambda _: library.load(joint),
+        "ensemble": lambda i: summed([modules[i]], [1.0]),  # no other head has the task's classes
+    }
+    hand, rows = own_heads.Hand(bench), rows_of(found)
+    for name, made in by_hand.items():
+        row = rows[f"control {name}"]
+        assert row["control"] == name.rstrip(" 0123456789")
+        for place, (task, key) in enumerate(zip(bench.tasks, row["keys"], strict=True)):
+            outputs = hand.outputs(task, "test", made(place))
+            expected = outputs[:, 0] if task == "stsb" else outputs.argmax(1)
+            given = [float(p) for p in found.points[key]["predictions"]]
+            assert given == pytest.approx(expected.tolist(), abs=2e-5), (name, task)
+    drawn = {row["id"] for row in rows.values() if row.get("control") == "random"}
+    assert drawn == {f"control random {n}" for n in (1, 2, 3)}
+
+
+def test_differences_to_the_merge_are_paired_over_the_rows(bench, finished):
+    found = read(finished)
+    merge = controlled(found)
+    for row in found.summary["rows"]:
+        for place, task in enumerate(bench.tasks[:2]):  # accuracy: a mean over rows
+            gold = [r["label"] for r in json_lines.read(bench.rows[task, "test"])]
+            classes = [own_heads.LABELS[task].index(g) for g in gold]
+            right = [
+                np.array([int(p) == g for p, g in zip(found.points[r["keys"][place]]["predictions"],
+                                                      classes, strict=True)], float)
+                for r in (row, merge)
+            ]  # fmt: skip
+            gap = right[0] - right[1]
+            gains = row["gains"][place]
+            assert gains["difference"] == pytest.approx(gap.mean())
+            expected = gap.std() / np.sqrt(len(gap))
+            found_error = gains["difference_standard_error"]
+            assert found_error == pytest.approx(expected, rel=0.2, abs=1e-9)
+        scores = [found.points[key]["score"] for key in row["keys"]]
+        against = [found.points[key]["score"] for key in merge["keys"]]
+        assert row["mean"]["difference"] == pytest.approx(np.mean(scores) - np.mean(against))
+
+
+def test_table_plot_and_page_show_the_controls(finished):
+    frame = table.rows(read(finished))
+    markdown = (finished / "table.md").read_text()
+    for line in frame[frame["control"].notna() & (frame["task"] == "mean")].to_dict("records"):
+        own = next(x for x in markdown.splitlines() if x.startswith(f"| {line['row']} |"))
+        small = abs(line["difference"]) < 2 * line["difference_standard_error"]
+        assert (" ~ |" in own) == (small or line["difference"] == 0)
+    assert "Controls are of the row 'merge, selected, delta space'" in markdown
+    assert "difference,difference_standard_error" in (finished / "table.csv").read_text()
+    assert "own module left out" in (finished / "report.html").read_text()
+    assert (finished / "controls.png").stat().st_size > 1000
+
+
+def test_controls_go_on_where_they_stopped(bench, finished, joint):
+    before = (finished / "results.jsonl").read_bytes()
+    words = ["sweep", *bench.flags(), "-p", finished, *GRID, *CONTROLS, "--joint_module", joint]
+    assert run(*words) == 0
+    assert (finished / "results.jsonl").read_bytes() == before
+
+
+def test_modules_of_one_task_are_averaged_in_their_outputs(tmp_path):
+    """Two halves of a task: the ensemble is the mean of their probabilities."""
+    halves = sweep_data.make(tmp_path / "bench")
+    out = tmp_path / "out"
+    assert run("sweep", *halves.flags(), "-p", out, *GRID, "--controls") == 0
+    found = read(out)
+    rows = rows_of(found)
+    assert {"control shrunk 0", "control shrunk 1", "control base"} <= set(rows)
+    assert "control left out 0" not in rows  # the other one at its coefficient, again
+    tokenizer = AutoTokenizer.from_pretrained(halves.base)
+    rows_read = json_lines.read(halves.test)
+    mean = 0.0
+    for path in halves.modules:
+        model = AutoModelForSequenceClassification.from_pretrained(halves.base, num_labels=3).eval()
+        with torch.no_grad(), library.attach(model, library.load(path)):
+            pairs = ([r[c] for r in rows_read] for c in ("premise", "hypothesis"))
+            encoded = tokenizer(*pairs, padding=True, return_tensors="pt")
+            mean = mean + model(**encoded).logits.double().softmax(1) / 2
+    record = found.points[rows["control ensemble"]["keys"][0]]
+    assert record["predictions"] == "".join(map(str, mean.argmax(1).tolist()))
+
+
+def test_a_search_has_the_controls_of_its_exact_sum(bench, tmp_path):
+    out = tmp_path / "out"
+    words = ("--sampler", "grid", "--coefficients", "shared", "--grid", "0.5", "0.5", "1")
+    methods = ("--methods", "sum", "ties")
+    assert run("search", *bench.flags(), "-p", out, *CONTROLS, *methods, *words) == 0
+    found = read(out)
+    assert found.summary["controlled"] == "best sum in delta space"
+    assert "control left out" in rows_of(found)
+    assert len(found.summary["costs"]) == len(found.summary["rows"])
+    assert controlled(found)["mean"]["difference"] == 0
+
+
+def test_a_joint_module_without_a_head_for_each_task_is_refused(bench, tmp_path, capsys):
+    words = ("--joint_module", bench.modules[0])
+    message = refused(capsys, tmp_path, "sweep", *bench.flags(), *GRID, *CONTROLS, *words)
+    assert "mnli for rte: no head of the module answers the task" in message
+    assert "pem refit" in message
+    message = refused(capsys, tmp_path, "sweep", *bench.flags(), *GRID, *CONTROLS[:2], *words)
+    assert "--joint_module: has no effect without --controls" in message

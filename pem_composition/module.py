@@ -27,10 +27,9 @@ from pem_composition.arithmetic.compatible import (
     check_request,
     space_of,
 )
-from pem_composition.arithmetic.informed import merge_informed
 from pem_composition.arithmetic.labels import expression_of, label_of, method_text, notes_of
 from pem_composition.arithmetic.logarithm import log_errors, log_sum
-from pem_composition.arithmetic.merging import Merged, merge, merge_as
+from pem_composition.arithmetic.merging import Merged, merge_as
 from pem_composition.arithmetic.methods.registry import (
     PEFT_LINEAR,
     REFERENCE_DETOXIFY,
@@ -291,6 +290,8 @@ def combine(
         modules, coefficients = _flatten(modules, coefficients, space)
     check_statistics(choice.entry.needs, choice.method, modules, statistics)
     if choice.entry.needs:
+        from pem_composition.arithmetic.informed import merge_informed
+
         merged = merge_informed(modules, coefficients, choice, statistics, rank)
         tensors, config = dict(merged.tensors), merged.config
         certifier = _own_result(merged)
@@ -339,6 +340,8 @@ def _combined(
     Exact sums are rounded layer by layer, which the caller does to the others.
     """
     if choice.method != SIMPLE and space == "delta":
+        from pem_composition.arithmetic.method_sums import merge
+
         merged = merge(modules, coefficients, choice, rank)
         return dict(merged.tensors), merged.config, _own_result(merged)
     weights = list(coefficients)

@@ -25,10 +25,10 @@ import pem_composition as pem
 from pem_composition.adapters import fold
 from pem_composition.arithmetic import updates
 from pem_composition.arithmetic.comparison import compare
-from pem_composition.evaluation import models
+from pem_composition.evaluation import model_names, models
 from pem_composition.module import PEM
 from pem_composition.objectives.classification import Classification
-from pem_composition.tasks.data import load_task
+from pem_composition.tasks.data import RowFiles, load_task
 
 EQUAL = (0.5, 0.5)
 MEASURES = (
@@ -83,12 +83,12 @@ def scorer(args: argparse.Namespace) -> Callable[[PEM], float]:
     """Score of the base with a module folded in, on the task's validation rows."""
     data = load_task(
         args.task_name,
-        data_dir=args.data_dir,
-        splits=["validation"],
-        max_eval_samples=args.max_eval_samples,
+        RowFiles(
+            data_dir=args.data_dir, splits=["validation"], max_eval_samples=args.max_eval_samples
+        ),
     )
     torch.manual_seed(0)
-    model, tokenizer, _ = models.load_base(models.resolve(args.model_name_or_path), data.task)
+    model, tokenizer, _ = models.load_base(model_names.resolve(args.model_name_or_path), data.task)
     objective = Classification(max_seq_length=args.max_seq_length)
     evaluator = objective.evaluator(data.task, data.require("validation"), tokenizer, model.config)
 

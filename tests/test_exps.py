@@ -344,7 +344,7 @@ def test_unlearning_subtracts_what_it_trained_for_that_in_a_scratch_folder(tmp_p
 
 
 def test_the_prompt_of_the_paper_is_a_file_that_a_text_replaces(tmp_path):
-    from pem_composition.evaluation.text_sampling import read_prompts
+    from pem_composition.tasks.data import read_prompts
 
     (config,) = of("negation", dry_run(UNLEARNING / "runscore.sh", OUT=str(tmp_path)))
     assert read_prompts(REPOSITORY / config.prompt_file) == [

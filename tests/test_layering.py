@@ -64,10 +64,10 @@ DEBTS: set[tuple[str, str]] = set()
 # What may not grow: names that stand for two things, and imports inside functions.
 MOST_CLASS_NAMES_TWICE = 10
 MOST_FILE_NAMES_TWICE = 22
-MOST_IMPORTS_INSIDE_FUNCTIONS = 203
+MOST_IMPORTS_INSIDE_FUNCTIONS = 94
 LIGHT = (
     "errors", "json_lines", "safe_files", "signals", "config", "record", "checkpoint", "cli",
-    "offline", "report", "sweep", "endpoint", "__init__",
+    "offline", "report", "sweep", "__init__",
 )  # fmt: skip
 HEAVY = {
     "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",

@@ -25,7 +25,7 @@ from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.report import frames
 from pem_composition.report import records as report
-from pem_composition.sweep import goals, samplers, space
+from pem_composition.sweep import goals, samplers, space, studies
 from pem_composition.sweep.goals import Goal, Scored
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -366,7 +366,7 @@ def same(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "cma", "random"])
 def test_a_search_in_two_parts_is_the_search_at_once(sampler, bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(samplers, "STARTUP", 2)
+    monkeypatch.setattr(studies, "STARTUP", 2)
     words = ("--space", "delta", "--sampler", sampler)
     search(bench, tmp_path / "once", *words, "--trials", 8)
     search(bench, tmp_path / "parts", *words, "--trials", 3)
@@ -403,10 +403,10 @@ def test_a_trial_whose_process_died_is_drawn_again(bench, tmp_path):
     words = ("--space", "delta", "--trials", 4)
     search(bench, tmp_path / "once", *words)
     search(bench, tmp_path / "killed", "--space", "delta", "--trials", 2)
-    store = samplers.open_store(tmp_path / "killed")
+    store = studies.open_store(tmp_path / "killed")
     (name,) = optuna.study.get_all_study_names(store)
     study = optuna.load_study(study_name=name, storage=store)
-    samplers.ask(study, [space.Dimension(f"c{i}", 0.0, 1.0) for i in (0, 1)], 4)
+    studies.ask(study, [space.Dimension(f"c{i}", 0.0, 1.0) for i in (0, 1)], 4)
     search(bench, tmp_path / "killed", *words)
 
     def values(out: Path) -> list:
@@ -446,16 +446,16 @@ def test_cma_es_gets_nearer_than_chance():
     )
     centre, means = np.array([1.2, -0.4, 0.3]), {}
     for sampler in (samplers.CMA, samplers.RANDOM):
-        stored = samplers.open_study(
+        stored = studies.open_study(
             optuna.storages.InMemoryStorage(), sampler, study, sampler, 1, 1
         )
         values = []
         for _ in range(80):
-            trial = samplers.ask(stored, study.dimensions, 80)
+            trial = studies.ask(stored, study.dimensions, 80)
             value = -float(np.sum((np.array(list(trial.params.values())) - centre) ** 2))
             stored.tell(trial, [value])
             values.append(value)
-        assert samplers.ask(stored, study.dimensions, 80) is None
+        assert studies.ask(stored, study.dimensions, 80) is None
         means[sampler] = np.mean(values[-20:])
     assert means[samplers.CMA] > 0.2 * means[samplers.RANDOM]
     assert means[samplers.RANDOM] < -1

@@ -19,9 +19,9 @@ from pem_composition.errors import IncompatibleModules
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pem_composition.arithmetic.delta import Factor
     from pem_composition.arithmetic.geometry import Signs, Spectrum
     from pem_composition.arithmetic.operand import Operand
+    from pem_composition.arithmetic.terms import Factor
 
 
 @dataclass(frozen=True)

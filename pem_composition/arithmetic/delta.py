@@ -10,32 +10,18 @@ Shape suffixes: I inputs, O outputs, R rank of one term, K sum of ranks, C core 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from pem_composition.arithmetic.ranks import Rank, is_share
+from pem_composition.arithmetic.terms import Factor, LayerError
 from pem_composition.errors import PEMError
 
 BLOCK = 1024  # outputs or inputs that are widened to float64 at a time
 KEPT = 1e-8  # a sum of products may cancel to this share of its bound: 1e-7 of it is rounding
 SMALLEST_SQUARE = 1e-200  # below it products of doubles may underflow
-
-
-class Factor(NamedTuple):
-    """One low-rank term: weight * B A.
-
-    Examples:
-        >>> term = Factor(0.5, torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0], [0.0]]))
-        >>> (term.weight * term.B_OR @ term.A_RI).tolist()
-        [[1.0, 0.0], [0.0, 0.0]]
-    """
-
-    weight: float
-    A_RI: Tensor
-    B_OR: Tensor
 
 
 def concatenate(terms: Sequence[Factor], scaling: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -207,24 +193,6 @@ def _norm(terms: Sequence[Factor], products_KK: Tensor) -> float:
     return largest * float(torch.linalg.matrix_norm(core / largest)) if inside else largest
 
 
-class LayerError(NamedTuple):
-    """Absolute error of one layer and the norms it is judged by, all Frobenius.
-
-    Examples:
-        >>> LayerError(error=0.5, norm=2.0, terms=3.0).relative
-        0.25
-    """
-
-    error: float  # ||written - expression||
-    norm: float  # ||expression||
-    terms: float  # sum of the norms of the expression's terms
-
-    @property
-    def relative(self) -> float:
-        """error / ||expression||; where that cancels to zero, error / sum of the terms' norms."""
-        return _ratio(self.error, self.norm, self.terms)
-
-
 def factor_error(written: Factor, expression: Sequence[Factor]) -> LayerError:
     """Error of written factors against sum_k w_k B_k A_k.
 
@@ -284,20 +252,3 @@ def tensor_error(written: Tensor, expression: Iterable[tuple[float, Tensor]]) ->
     exact = torch.stack(terms).sum(0) if terms else torch.zeros_like(written, dtype=torch.float64)
     error = float((written.double() - exact).norm())
     return LayerError(error, float(exact.norm()), sum(float(t.norm()) for t in terms))
-
-
-def total_error(layers: Mapping[str, LayerError]) -> float:
-    """Relative error over all layers: sqrt(sum error^2) / sqrt(sum norm^2).
-
-    Examples:
-        >>> total_error({"fc": LayerError(3.0, 5.0, 5.0), "proj": LayerError(4.0, 0.0, 1.0)})
-        1.0
-    """
-    error, exact, terms = (math.hypot(*(v[i] for v in layers.values())) for i in range(3))
-    return _ratio(error, exact, terms)
-
-
-def _ratio(error: float, exact: float, terms: float) -> float:
-    cancelled = exact <= 1e-12 * terms
-    reference = terms if cancelled else exact
-    return error / reference if reference else 0.0

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor, thin_qr
+from pem_composition.arithmetic.delta import thin_qr
+from pem_composition.arithmetic.terms import Factor
 
 BLOCK_ENTRIES = 1 << 20  # of a dense block of rows: 8 MB in float64
 EPS = torch.finfo(torch.float64).eps

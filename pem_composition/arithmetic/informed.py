@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from pem_composition.arithmetic.algebra import ROLE_OF_KIND, neutral_of
 from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.delta import concatenate, factor_error, tensor_error, truncate
 from pem_composition.arithmetic.merging import Judge, Merged
 from pem_composition.arithmetic.methods.registry import Choice
+from pem_composition.arithmetic.operand import Operand
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import (
     BLOCKS,
@@ -21,15 +24,10 @@ from pem_composition.arithmetic.statistics import (
     Statistics,
     fingerprint,
 )
+from pem_composition.arithmetic.terms import Factor, LayerError
 from pem_composition.arithmetic.updates import check_fit, factor_config, lora_factors
 from pem_composition.config import LoraConfig
 from pem_composition.errors import IncompatibleModules
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pem_composition.arithmetic.delta import LayerError
-    from pem_composition.arithmetic.operand import Operand
 
 
 def merge_informed(
@@ -75,8 +73,6 @@ def _fisher(
 def _judge_factors(
     layer: str, scaling: float, exact: Mapping[str, Tensor], written: Mapping[str, Tensor]
 ) -> LayerError:
-    from pem_composition.arithmetic.delta import Factor, factor_error
-
     both = [Factor(scaling, t[f"{layer}.lora_A"], t[f"{layer}.lora_B"]) for t in (written, exact)]
     return factor_error(both[0], both[1:])
 
@@ -84,8 +80,6 @@ def _judge_factors(
 def _judge_tensor(
     layer: str, kind: str, exact: Mapping[str, Tensor], written: Mapping[str, Tensor]
 ) -> LayerError:
-    from pem_composition.arithmetic.delta import tensor_error
-
     role, neutral = ROLE_OF_KIND[kind], neutral_of(kind)
     name = f"{layer}.{role}"
     return tensor_error(written[name].double() - neutral, [(1.0, exact[name] - neutral)])
@@ -98,8 +92,6 @@ def _least_squares(
     statistics: Sequence[Statistics],
     rank: Rank | None,
 ) -> Merged:
-    from pem_composition.arithmetic.delta import Factor, concatenate, factor_error, truncate
-
     layers = sorted({layer for m in modules for layer in m.layers})
     needs = choice.entry.needs
     places = _places(modules, statistics) if needs == SUBSPACE else []

@@ -20,8 +20,8 @@ from pem_composition.errors import PEMError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pem_composition.arithmetic.delta import LayerError
     from pem_composition.arithmetic.operand import Operand
+    from pem_composition.arithmetic.terms import LayerError
 
 Terms = Sequence[tuple[float, str, "Tensor"]]  # coefficient, name of the module, its vector
 

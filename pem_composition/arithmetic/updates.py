@@ -18,13 +18,13 @@ from pem_composition.arithmetic.algebra import (
     role_of,
 )
 from pem_composition.arithmetic.ranks import Rank
+from pem_composition.arithmetic.terms import Factor, LayerError, total_error
 from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig, pattern_keys
 from pem_composition.errors import PEMError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pem_composition.arithmetic.delta import Factor, LayerError
     from pem_composition.arithmetic.operand import Operand
 
 WIDE = ("bfloat16", "float32")  # of 4 bytes or less, for what float16 does not hold
@@ -107,8 +107,6 @@ def lora_factors(
 def _factor(
     tensors: Mapping[str, Tensor], config: AdapterConfig, coefficient: float, layer: str
 ) -> Factor | None:
-    from pem_composition.arithmetic.delta import Factor
-
     assert isinstance(config, LoraConfig)
     A, B = tensors.get(f"{layer}.lora_A"), tensors.get(f"{layer}.lora_B")
     return None if A is None or B is None else Factor(coefficient * config.scaling(layer), A, B)
@@ -215,8 +213,6 @@ def certificate_of(
 
 def certified(errors: Mapping[str, LayerError]) -> tuple[float, dict[str, float]]:
     """Relative errors of layers, in total and each."""
-    from pem_composition.arithmetic.delta import total_error
-
     return total_error(errors), {layer: e.relative for layer, e in errors.items()}
 
 

@@ -24,8 +24,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import shares
-from pem_composition.arithmetic.merging import rule_of
 from pem_composition.arithmetic.methods.registry import Choice
+from pem_composition.arithmetic.terms import LayerError
 from pem_composition.arithmetic.updates import certified
 from pem_composition.checkpoint.changes import Change
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
@@ -138,8 +138,6 @@ class Blocks:
 
     def certificate(self, against: str) -> Certificate:
         """The error of every changed tensor, and of all together."""
-        from pem_composition.arithmetic.delta import LayerError
-
         errors = {
             name: LayerError(wrong**0.5, norm**0.5, norm**0.5)
             for name, (wrong, norm) in self._squares.items()
@@ -207,6 +205,7 @@ class Blocks:
             choice, shares: f, and the models' shares where it averages (``merging.split``).
             terms: the tensor in each model, with the method's own weight.
         """
+        from pem_composition.arithmetic.method_sums import rule_of
         from pem_composition.arithmetic.methods.entries import step_of
 
         _, base, stored = origin

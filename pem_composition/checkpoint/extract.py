@@ -51,7 +51,7 @@ from pem_composition.safe_files import read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pem_composition.arithmetic.delta import LayerError
+    from pem_composition.arithmetic.terms import LayerError
 
 METHODS = ("exact", "randomized")
 # Components of names whose matrices are tables of vectors (beside those of ``stored_names``).

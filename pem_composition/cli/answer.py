@@ -36,13 +36,13 @@ def run(config: Config) -> int:
 
     A run that was stopped goes on behind the last batch that it wrote.
     """
-    from pem_composition.evaluation.causal import answer
+    from pem_composition.evaluation.causal import CausalModel, answer
 
     template, examples = get_template(config.template), config.read(config.instruction_file)
     check_free(config.output_file, config.overwrite)
     written = answer(
-        config.causal_model(), examples, template, config.search, config.output_file,
-        batch_size=config.batch_size, name=str(config.instruction_file),
+        CausalModel(**config.model_options), examples, template, config.search,
+        config.output_file, batch_size=config.batch_size, name=str(config.instruction_file),
     )  # fmt: skip
     print(f"{config.output_file}: {written}")
     return 0

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
-from pem_composition.endpoint.client import KEY_VARIABLE, OPENAI, Service
 from pem_composition.endpoint.jobs import Budget, ask
+from pem_composition.endpoint.service import KEY_VARIABLE, OPENAI, Service
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:

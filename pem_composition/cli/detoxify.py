@@ -11,7 +11,7 @@ from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
 from pem_composition.errors import UsageError
-from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.model_names import resolve
 from pem_composition.module import detoxify
 from pem_composition.sweep.setup import check_results_directory
 from pem_composition.tasks.instructions import get_template

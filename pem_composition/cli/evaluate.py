@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pem_composition.cli.flags import ROW_FLAGS, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
+from pem_composition.tasks.data import RowFiles
 from pem_composition.training import results
 from pem_composition.training.config import (
     ANSWERING,
@@ -20,10 +21,6 @@ from pem_composition.training.config import (
     refuse_idle,
     required,
 )
-
-if TYPE_CHECKING:
-    from pem_composition.tasks.data import TaskData
-    from pem_composition.training.evaluation import TaskModel
 
 NAME = "evaluate"
 HELP = "score a model with or without a module: metrics, standard error, shares, AUC"
@@ -137,10 +134,9 @@ def run(config: Config) -> int:
     """Score, print a table, write the result files."""
     if config.harness_tasks:
         return _run_harness(config, config.harness_tasks)
-    from pem_composition.evaluation import predictions
-    from pem_composition.training.evaluation import TaskModel, evaluate
+    from pem_composition.training import evaluation
 
-    asked = TaskModel(
+    asked = evaluation.TaskModel(
         model=config.model_name_or_path,
         adapter=None if config.adapter == NO_ADAPTER else config.adapter,
         head=config.head,
@@ -154,10 +150,17 @@ def run(config: Config) -> int:
         seed=config.seed,
         allow_base_mismatch=config.allow_base_mismatch,
     )
-    data = _read(config, asked)
+    files = RowFiles(
+        validation_file=config.validation_file, test_file=config.test_file,
+        data_dir=config.data_dir, splits=config.split, max_eval_samples=config.max_eval_samples,
+        max_predict_samples=config.max_eval_samples,
+    )  # fmt: skip
+    data = asked.read(
+        config.task_name, files, config.reading(asked.own_classes), scored=not config.do_predict
+    )
     for note in data.notes:
         print(note)
-    found = evaluate(
+    found = evaluation.evaluate(
         asked, data, config.split, batch_size=config.per_device_eval_batch_size,
         pad=config.pad_to_max_length, predict=config.do_predict, bf16=config.bf16,
         use_cpu=config.use_cpu,
@@ -176,14 +179,15 @@ def run(config: Config) -> int:
         results.write_results(folder, {k: v for k, v in splits.items() if v})
         for split, answered in found.items() if config.do_predict else ():
             name = data.task.name + ("-mm" if split == MISMATCHED else "")
-            print(f"predictions: {predictions.write(folder, name, answered.predictions)}")
+            print(
+                f"predictions: {evaluation.write_predictions(folder, name, answered.predictions)}"
+            )
     return 0
 
 
 def _run_harness(config: Config, names: tuple[str, ...]) -> int:
     """The same for tasks of the lm-evaluation-harness; its samples go beside the results."""
     from pem_composition.evaluation import harness
-    from pem_composition.evaluation.attached import device_of
 
     tasks = harness.read(names, **config.harness_options)
     found = harness.evaluate(
@@ -191,7 +195,7 @@ def _run_harness(config: Config, names: tuple[str, ...]) -> int:
         tasks,
         adapter=None if config.adapter == NO_ADAPTER else config.adapter,
         allow_base_mismatch=config.allow_base_mismatch,
-        device=device_of(config.use_cpu),
+        use_cpu=config.use_cpu,
         batch_size=config.per_device_eval_batch_size,
         bf16=config.bf16,
     )
@@ -211,32 +215,6 @@ def _run_harness(config: Config, names: tuple[str, ...]) -> int:
         for task, answered in zip(tasks, found, strict=True):
             harness.write_samples(folder / f"samples_{task.name}.jsonl", answered.samples)
     return 0
-
-
-def _read(config: Config, asked: TaskModel) -> TaskData:
-    """The rows to score.
-
-    Raises:
-        DataError: rows that cannot be used, or without labels where they are to be scored.
-    """
-    from pem_composition.training.evaluation import check_gold
-
-    objective = asked.objective_of()
-    data = objective.read(
-        config.task_name,
-        validation_file=config.validation_file,
-        test_file=config.test_file,
-        data_dir=config.data_dir,
-        splits=config.split,
-        reading=config.reading(asked.own_classes),
-        max_eval_samples=config.max_eval_samples,
-        max_predict_samples=config.max_eval_samples,
-    )
-    if not config.do_predict and objective.labelled:
-        check_gold(data, config.split)
-    for split in config.split:
-        data.require(split)
-    return data
 
 
 def table(scores: Mapping[str, Any]) -> str:

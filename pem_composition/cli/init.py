@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
-from pem_composition.tasks.data import FILE, load_task
+from pem_composition.tasks.data import FILE, RowFiles, load_task
 from pem_composition.tasks.glue import Task, get_task
 from pem_composition.training import initial
 from pem_composition.training.config import ModelFlags, flag
@@ -69,7 +69,9 @@ def task_of(config: Config) -> Task | None:
     if config.task_name is not None:
         return get_task(config.task_name)
     if config.train_file is not None:
-        data = load_task(train_file=config.train_file, reading=config.reading(), splits=["train"])
+        data = load_task(
+            files=RowFiles(train_file=config.train_file, splits=["train"]), reading=config.reading()
+        )
         for note in data.notes:
             print(f"note: {note}")
         return data.task

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pem_composition import json_lines, offline
 from pem_composition.errors import UsageError
+from pem_composition.tasks.documents import THRESHOLD
 from pem_composition.tasks.files import read_table
-from pem_composition.tasks.toxicity import THRESHOLD
 from pem_composition.training.config import flag, required
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from pem_composition.evaluation.toxicity import ToxicityClassifier
 
 NAME = "judge"
 HELP = "score texts for toxicity, or train the offline judge that does"
@@ -103,50 +97,24 @@ def _train(config: Config) -> None:
 
 def _score(config: Config) -> None:
     from pem_composition.evaluation import toxicity
-    from pem_composition.evaluation.toxicity.labelled_texts import labelled, texts_of
 
     assert config.texts is not None
     _check_free(config)
     table, column, toxic = read_table(config.texts), config.text_column, None
     if config.label_column is None:
-        texts = texts_of(table, column)
+        texts = toxicity.texts_of(table, column)
     else:
-        texts, toxic = labelled(table, column, config.label_column, config.toxic_label)
+        texts, toxic = toxicity.labelled(table, column, config.label_column, config.toxic_label)
     judge = toxicity.load_judge(config.judge)
     scores = judge.score(texts)
     facts: dict[str, Any] = {"judge": vars(judge.identity), "texts": str(config.texts)}
     facts |= toxicity.summarise(scores, toxicity.spoken(texts), config.threshold)
     facts |= toxicity.form(texts)
-    facts |= _against_labels(judge, texts, scores, toxic)
+    facts |= toxicity.against_labels(judge, texts, scores, toxic)
     if config.output is not None:
         pairs = zip(texts, scores, strict=True)
         json_lines.write(config.output, ({"text": t, "score": float(s)} for t, s in pairs))
-    print(json.dumps(facts) if config.json else _table(facts))
-
-
-def _against_labels(
-    judge: ToxicityClassifier,
-    texts: Sequence[str],
-    scores: NDArray[np.float64],
-    toxic: NDArray[np.bool_] | None,
-) -> dict[str, Any]:
-    """Texts of the judge's own training, and AUCs where there are labels of two kinds."""
-    seen = judge.seen(texts)
-    facts: dict[str, Any] = {} if seen is None else {"seen_in_training": int(seen.sum())}
-    if toxic is None:
-        return facts
-    facts |= {"toxic_rows": int(toxic.sum()), "other_rows": int((~toxic).sum())}
-    facts |= _auc("auc", scores, toxic)
-    if seen is not None and seen.any():
-        facts |= _auc("auc_unseen", scores[~seen], toxic[~seen])
-    return facts
-
-
-def _auc(name: str, scores: NDArray[np.float64], toxic: NDArray[np.bool_]) -> dict[str, Any]:
-    from pem_composition.evaluation.toxicity import auc_interval
-
-    both = toxic.any() and not toxic.all()
-    return {name: auc_interval(scores, toxic)._asdict()} if both else {}
+    print(json.dumps(facts) if config.json else _table(facts, str(judge.identity)))
 
 
 def _check_free(config: Config) -> None:
@@ -158,10 +126,7 @@ def _check_free(config: Config) -> None:
         raise UsageError.build(path, "no such folder", found=path.parent)
 
 
-def _table(facts: Mapping[str, Any]) -> str:
-    from pem_composition.evaluation.toxicity import Identity
-
-    judge = str(Identity(**facts["judge"]))
+def _table(facts: Mapping[str, Any], judge: str) -> str:
     shown = {"judge": judge, "texts": f"{facts['n']} of {facts['texts']}"}
     if facts["with_words"] < facts["n"]:
         empty = facts["n"] - facts["with_words"]

@@ -69,7 +69,6 @@ class Config(ModuleFlags, EvaluationFlags):
 
 def run(config: Config) -> int:
     """Learn, and write the module, its recipe and how the loss went."""
-    from pem_composition.merging import learning
     from pem_composition.sweep import learned
 
     config = replace(config, space=("delta",))
@@ -80,6 +79,7 @@ def run(config: Config) -> int:
         )  # fmt: skip
     setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
     common.check_output(setup.out, config.overwrite)
+    learning = learned.learning
     loss, bounds = {
         ADAMERGING: (learning.ENTROPY, learning.CLAMP),
         CAT: (learning.LABELS, learning.SOFTMAX),

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from pem_composition.cli.asking import EndpointFlags
 from pem_composition.endpoint.jobs import describe
+from pem_composition.endpoint.pairs import jobs
 from pem_composition.tasks.data import texts_of
+from pem_composition.tasks.documents import LANGUAGE
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import answered
-from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.training.config import flag, required
 
 NAME = "pairs"
@@ -38,8 +39,6 @@ class Config(EndpointFlags):
 
 def run(config: Config) -> int:
     """Ask for what is not there yet, and say what was done."""
-    from pem_composition.endpoint.pairs import jobs
-
     comments = [text.strip() for text in texts_of(read_table(config.comments), LANGUAGE)]
     shots = answered(read_table(config.shots), []) if config.shots else ()
     asked = jobs(

@@ -32,10 +32,10 @@ class Config(CausalFlags, WindowFlags):
 
 def run(config: Config) -> int:
     """Score, print, write."""
-    from pem_composition.evaluation.causal import read
+    from pem_composition.evaluation.causal import CausalModel, read
 
     scores = read(
-        config.causal_model(), config.text_file, config.windows,
+        CausalModel(**config.model_options), config.text_file, config.windows,
         max_tokens=config.max_tokens, batch_size=config.batch_size,
     )  # fmt: skip
     width = max(map(len, scores))

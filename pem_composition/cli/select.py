@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
 from pem_composition.safe_files import atomic_directory, sha256_file, write_json
-from pem_composition.tasks.data import TRAIN, read_tables
+from pem_composition.tasks.data import TRAIN, RowFiles
+from pem_composition.tasks.documents import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
 from pem_composition.tasks.files import read_table, written
 from pem_composition.tasks.instructions import ALPACA
 from pem_composition.tasks.selection import Choice, select
-from pem_composition.tasks.toxicity import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -108,4 +108,4 @@ def _table(config: Config) -> Table:
     if config.input_file is not None:
         return read_table(config.input_file)
     task = ALPACA if config.task_name == ALPACA.name else CIVIL_COMMENTS
-    return read_tables(task, {}, None, [TRAIN])[TRAIN]
+    return RowFiles(splits=[TRAIN]).tables(task)[TRAIN]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pem_composition.tasks.data import TRAIN, VALIDATION, load_task
+from pem_composition.tasks.data import TRAIN, VALIDATION, RowFiles, load_task
 from pem_composition.tasks.split import SplitConfig, make_split, write_split
 from pem_composition.training.config import RowFlags, flag, required
 
@@ -47,10 +47,10 @@ def run(config: Config) -> int:
     """Write the halves and print what is in them."""
     data = load_task(
         config.task_name,
-        train_file=config.train_file,
-        data_dir=config.data_dir,
+        RowFiles(
+            train_file=config.train_file, data_dir=config.data_dir, splits=(TRAIN, VALIDATION)
+        ),
         reading=config.reading(),
-        splits=(TRAIN, VALIDATION),
     )
     split = make_split(
         data,

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
+from pem_composition.tasks.data import RowFiles
 from pem_composition.training.config import RowFlags, check_objective, flag, required
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.own_classes import Classes
     from pem_composition.objectives import Objective
     from pem_composition.tasks.data import TaskData
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +45,12 @@ class RowsOfModule(RowFlags):
     ) -> TaskData:
         """The rows of one task; what a user should know of them is printed."""
         limits = ("max_train_samples", "max_eval_samples", "max_predict_samples")
-        data = objective.read(
-            task, **{f"{split}_file": getattr(self, f"{split}_file") for split in SPLITS},
-            data_dir=self.data_dir, splits=[self.split], seed=self.seed,
-            reading=self.reading(classes), **dict.fromkeys(limits, max_samples),
+        files = RowFiles(
+            train_file=self.train_file, validation_file=self.validation_file,
+            test_file=self.test_file, data_dir=self.data_dir, splits=[self.split],
+            seed=self.seed, **dict.fromkeys(limits, max_samples),
         )  # fmt: skip
+        data = objective.read(task, files, reading=self.reading(classes))
         data.require(self.split)
         for note in data.notes:
             print(f"note: {note}")
@@ -88,10 +88,9 @@ def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) 
         facts: what decides the numbers besides module, rows and base.
     """
     from pem_composition.merging import statistics
-    from pem_composition.training.evaluation import TaskModel
 
     common.check_output(config.output_dir, config.overwrite)
-    asked = TaskModel(
+    asked = statistics.TaskModel(
         model=config.model_name_or_path,
         adapter=config.adapter,
         objective=config.objective,

@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.cli.flags import DeviceFlags
 from pem_composition.cli.values import Share
 from pem_composition.errors import UsageError
-from pem_composition.evaluation.decoding import EVERY, STARTS, BeamSearch
+from pem_composition.evaluation.decoding import (
+    EVERY,
+    STARTS,
+    BeamSearch,
+    Prompts,
+    Sampling,
+    Windows,
+)
+from pem_composition.tasks.data import read_prompts
+from pem_composition.tasks.documents import THRESHOLD
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import examples_of
-from pem_composition.tasks.toxicity import THRESHOLD
 from pem_composition.training.config import LoadFlags, flag, required
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.causal import CausalModel, Prompts
-    from pem_composition.evaluation.text_sampling import Sampling
     from pem_composition.tasks.data import Example
 
 NO_ADAPTER = "none"
@@ -44,18 +50,17 @@ class CausalFlags(BatchFlags, LoadFlags):
     def __post_init__(self) -> None:
         self.check_load()
 
-    def causal_model(self) -> CausalModel:
-        """The same for the library."""
-        from pem_composition.evaluation.causal import CausalModel
-
-        return CausalModel(
-            base=self.model_name_or_path,
-            adapter=None if self.adapter == NO_ADAPTER else self.adapter,
-            load_options=self.load_options,
-            bf16=self.bf16,
-            use_cpu=self.use_cpu,
-            allow_base_mismatch=self.allow_base_mismatch,
-        )
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The same for the library's ``CausalModel``."""
+        return {
+            "base": self.model_name_or_path,
+            "adapter": None if self.adapter == NO_ADAPTER else self.adapter,
+            "load_options": self.load_options,
+            "bf16": self.bf16,
+            "use_cpu": self.use_cpu,
+            "allow_base_mismatch": self.allow_base_mismatch,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +100,6 @@ class PromptFlags:
         Raises:
             DataError: a file without prompts.
         """
-        from pem_composition.evaluation.causal import Prompts
-        from pem_composition.evaluation.text_sampling import read_prompts
-
         if self.prompt_file is None:
             texts, name = [str(self.prompt)], "one prompt"
         else:
@@ -111,8 +113,6 @@ class PromptFlags:
         Raises:
             UsageError: no length or two, or a value out of its range.
         """
-        from pem_composition.evaluation.text_sampling import Sampling
-
         return Sampling(
             self.max_new_tokens, self.max_length, self.temperature, self.top_k, self.top_p,
             self.greedy,
@@ -163,10 +163,8 @@ class WindowFlags:
     )
 
     @property
-    def windows(self) -> Any:
+    def windows(self) -> Windows:
         """The same for the library."""
-        from pem_composition.evaluation.perplexity import Windows
-
         return Windows(self.window, self.stride, self.start_token)
 
 

@@ -13,7 +13,7 @@ from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.cli.texting import BatchFlags, JudgeFlags, PromptFlags, WindowFlags
 from pem_composition.errors import UsageError
-from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.model_names import resolve
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import grids, subtraction, tasks
 from pem_composition.sweep.setup import MergeSetup, check_results_directory

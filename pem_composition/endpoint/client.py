@@ -12,20 +12,15 @@ content at all). Its text is what the model says, without what it thinks.
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
-from pem_composition.errors import PEMError, RunFailed, UsageError, install, installed
+import openai
 
-OPENAI = "https://api.openai.com/v1"
-KEY_VARIABLE = "OPENAI_API_KEY"
+from pem_composition.endpoint.service import CUT, FINISHED, REFUSED, Messages, Reply, Service
+from pem_composition.errors import PEMError, RunFailed, UsageError
 
-FINISHED, CUT, REFUSED = "finished", "cut", "refused"
 # What servers call the end of a reply, without case, "_" and "-"; every other word is FINISHED.
 ENDS = {
     **dict.fromkeys(("length", "maxtokens", "maxlength", "modellength"), CUT),
@@ -62,50 +57,6 @@ TRANSIENT = re.compile(
     re.IGNORECASE,
 )
 
-Messages = Sequence[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Service:
-    """Where the model is and how it is asked.
-
-    Attributes:
-        key_variable: name of the environment variable that holds the key.
-        temperature: None leaves it to the endpoint.
-        reply_tokens: length of a reply at most.
-        retries: how often a request that failed is tried again.
-        timeout: seconds that a reply may take.
-    """
-
-    model: str
-    base_url: str = OPENAI
-    key_variable: str = KEY_VARIABLE
-    temperature: float | None = None
-    reply_tokens: int = 256
-    retries: int = 5
-    timeout: float = 60.0
-
-    @property
-    def place(self) -> str:
-        """Host and path for messages and records, without what may be secret in a URL."""
-        parts = urlsplit(self.base_url)
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.hostname or ''}{port}{parts.path}".rstrip("/")
-
-
-class Reply(NamedTuple):
-    """What the model said.
-
-    Attributes:
-        text: without what the model thought; of a refusal the reason, where one is told.
-        tokens: of question and reply; None if they are not told.
-        end: FINISHED, CUT or REFUSED.
-    """
-
-    text: str
-    tokens: int | None
-    end: str = FINISHED
-
 
 def _tokens(usage: Any) -> int | None:
     """Tokens of question and reply, in all or in parts; None if they are not told."""
@@ -129,31 +80,11 @@ class Endpoint:
     """An open connection to a service; ``ask`` may be called from several threads.
 
     Raises:
-        UsageError: no http(s) URL, the package openai is missing, or there is no key.
+        UsageError: see ``Service.key``.
     """
 
     def __init__(self, service: Service) -> None:
-        try:
-            place, scheme = service.place, urlsplit(service.base_url).scheme
-        except ValueError as error:  # a port out of range, brackets that do not close
-            place, scheme = str(error), ""
-        if scheme not in ("http", "https"):
-            raise UsageError.build(
-                "--base_url", "not a URL", found=place, expected="http://... or https://..."
-            )
-        if not installed("openai"):
-            raise UsageError.build(
-                "endpoint", "the package openai is not installed",
-                do=install("openai"),
-            )  # fmt: skip
-        self._key = os.environ.get(service.key_variable, "")
-        if not self._key.strip():
-            raise UsageError.build(
-                service.key_variable, "no key in the environment",
-                do=f"export {service.key_variable}=...; for a server that asks for none, any word",
-            )  # fmt: skip
-        import openai
-
+        self._key = service.key()
         self.service = service
         self._limit = LIMITS[0]
         self._client = openai.OpenAI(
@@ -170,8 +101,6 @@ class Endpoint:
             UsageError: the key or the model's name is refused.
             RunFailed: no usable reply after all retries.
         """
-        import openai
-
         for attempt in range(self.service.retries + 1):
             try:
                 return self._reply(self._asked(messages))
@@ -196,8 +125,6 @@ class Endpoint:
 
     def _asked(self, messages: Messages) -> Any:
         """The client's answer; the limit of a reply goes by the name that the model takes."""
-        import openai
-
         service = self.service
         options: dict[str, Any] = {}
         if service.temperature is not None:
@@ -282,8 +209,6 @@ class Endpoint:
         )  # fmt: skip
 
     def _explained(self, error: Exception) -> PEMError:
-        import openai
-
         service, where = self.service, self.service.place
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             what = f"refuses the key in {service.key_variable}"

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pem_composition.endpoint.client import Service
 from pem_composition.endpoint.grades import grades_of
 from pem_composition.endpoint.jobs import Job, key_of
+from pem_composition.endpoint.service import Service
 from pem_composition.errors import DataError
 from pem_composition.evaluation.standard_errors import flat, mean, share
 from pem_composition.tasks.files import Table

@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition import json_lines
-from pem_composition.endpoint.client import (
-    FINISHED,
-    REFUSED,
-    Endpoint,
-    Messages,
-    Reply,
-    Service,
-)
+from pem_composition.endpoint.service import FINISHED, REFUSED, Messages, Reply, Service
 from pem_composition.errors import DataError, PEMError, UsageError
 from pem_composition.sweep.result_store import ResultStore
 
@@ -125,6 +118,9 @@ def ask(
     """
     for file in (path, refused_path(path)):
         _check_replies(file)
+    service.key()  # what cannot ask is refused before the package that asks is imported
+    from pem_composition.endpoint.client import Endpoint
+
     store, endpoint = ResultStore(path), Endpoint(service)
     asked = list({job.key: job for job in jobs}.values())
     state = _State(asked, store, budget, retry_refused=retry_refused)

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pem_composition.endpoint.client import Messages, Service
 from pem_composition.endpoint.jobs import Job, key_of
+from pem_composition.endpoint.service import Messages, Service
 from pem_composition.evaluation.refusals import is_refusal
 from pem_composition.tasks.data import Example
 

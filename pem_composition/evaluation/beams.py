@@ -12,20 +12,18 @@ Shape suffixes: b rows, t tokens, v vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation.decoder import padded_left
 from pem_composition.evaluation.decoding import BeamSearch
-from pem_composition.evaluation.models import max_input_length
+from pem_composition.evaluation.model_names import max_input_length
 from pem_composition.evaluation.text_sampling import end_tokens
 from pem_composition.tasks.tokens import Tokens
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 BATCH_ROWS = {"cpu": 8, "cuda": 16}  # times the beams
 
@@ -116,8 +114,6 @@ def batches(
 
 def _config(search: BeamSearch, ends: frozenset[int]) -> GenerationConfig:
     """Everything that decides a beam is said, or the model's own settings would fill it in."""
-    from transformers import GenerationConfig
-
     return GenerationConfig(
         num_beams=search.num_beams,
         repetition_penalty=float(search.repetition_penalty),

@@ -17,17 +17,18 @@ from pem_composition import json_lines
 from pem_composition.adapters import attach
 from pem_composition.evaluation import keys
 from pem_composition.evaluation.attached import device_of, load_module, on_device, say_slow
-from pem_composition.evaluation.batches import Batch, partial_path, resume
-from pem_composition.evaluation.decoding import BeamSearch
-from pem_composition.evaluation.instruction_rows import answer_batches
+from pem_composition.evaluation.decoding import BeamSearch, Prompts, Windows
+from pem_composition.evaluation.instruction_answers import answer_batches
 from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions
-from pem_composition.evaluation.models import load_causal, resolve
-from pem_composition.evaluation.perplexity import Windows, perplexity, read_texts, text_evaluator
+from pem_composition.evaluation.model_names import resolve
+from pem_composition.evaluation.models import load_causal
+from pem_composition.evaluation.perplexity import perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.precision import reduced
-from pem_composition.evaluation.text_sampling import Sampling, batches, encode_prompts
+from pem_composition.evaluation.resumable import Batch, partial_path, resume
+from pem_composition.evaluation.text_sampling import sample_rows
 from pem_composition.tasks.data import Example
+from pem_composition.tasks.documents import LANGUAGE
 from pem_composition.tasks.instructions import Template
-from pem_composition.tasks.polarity import LANGUAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,61 +80,6 @@ class CausalModel:
             yield model, tokenizer
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Beginnings of texts, how they are continued, and how often.
-
-    Attributes:
-        name: what to call the prompts in a report.
-        batch_size: rows per forward pass; changes no text.
-    """
-
-    texts: tuple[str, ...]
-    decoding: Sampling
-    samples: int
-    seed: int
-    name: str = ""
-    batch_size: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of texts that are written."""
-        return len(self.texts) * self.samples
-
-    @property
-    def groups(self) -> list[int] | None:
-        """The prompt of each text, in order; None where there is one prompt."""
-        if len(self.texts) == 1:
-            return None
-        return [p for p in range(len(self.texts)) for _ in range(self.samples)]
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the texts besides the model."""
-        return {
-            "prompts": keys.digest_of(self.texts),
-            "decoding": asdict(self.decoding),
-            "samples": self.samples,
-            "seed": self.seed,
-        }
-
-    def check(self, model: Any, tokenizer: Any) -> None:
-        """Refuse prompts that this model cannot continue.
-
-        Raises:
-            DataError: a prompt that leaves no room in the length or in the context.
-        """
-        encode_prompts(model, tokenizer, self.texts, self.decoding)
-
-    def write(self, model: Any, tokenizer: Any, skip: int = 0) -> Iterator[Batch]:
-        """The texts batch by batch, all but the first ``skip`` batches."""
-        found = batches(
-            model, tokenizer, self.texts, self.decoding,
-            samples=self.samples, seed=self.seed, batch_size=self.batch_size, skip=skip,
-        )  # fmt: skip
-        for batch in found:
-            yield [sample._asdict() for sample in batch]
-
-
 class Written(NamedTuple):
     """What a run wrote, and what an earlier one had written."""
 
@@ -159,7 +105,7 @@ def generate(model: CausalModel, prompts: Prompts, output: Path) -> Written:
 
     def write(skip: int) -> Iterator[Batch]:
         with model.open() as opened:
-            yield from prompts.write(*opened, skip)
+            yield from sample_rows(prompts, *opened, skip)
 
     identity = {**prompts.identity(), "batch_size": prompts.batch_size}
     return _written(model, output, "texts", identity, write, lambda rows: rows)

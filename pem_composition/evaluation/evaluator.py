@@ -8,41 +8,163 @@ Shape suffixes: n rows, k numbers per row; b rows of a batch.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
-from pem_composition.errors import DataError
-from pem_composition.evaluation import classify, metrics
-from pem_composition.evaluation.classify import Batch, EvalResult
+from pem_composition.errors import DataError, RunFailed
+from pem_composition.evaluation import metrics, padded
+from pem_composition.evaluation.encoded import EncodedDataset
+from pem_composition.evaluation.padded import Batch
 from pem_composition.tasks.glue import Task
 
 Outputs = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one evaluation.
+
+    Attributes:
+        score: the primary metric, whose standard error over the choice of rows is ``stderr``.
+        scores: every metric of the task (``Task.scores``).
+        predicted_shares: share of the rows per predicted class; empty for regression.
+        degenerate: nearly every row gets the same class (above 97 percent).
+        auc: two classes only: how well the logits rank.
+        invalid_share: text-to-text only: share of the rows for which generation gives none of the
+            answers; free and greedy generation, unless the evaluator is one of constrained answers.
+        seconds: wall time of the predictions.
+    """
+
+    task: str
+    metric: str
+    score: float
+    stderr: float
+    n: int
+    scores: dict[str, float] = field(default_factory=dict)
+    predicted_shares: dict[str, float] = field(default_factory=dict)
+    degenerate: bool = False
+    auc: float | None = None
+    invalid_share: float | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a line of JSON."""
+        return asdict(self)
+
+    def report(self) -> dict[str, Any]:
+        """The same as it stands in the result files."""
+        text = {} if self.invalid_share is None else {"invalid_share": self.invalid_share}
+        return {
+            **self.scores,
+            "stderr": self.stderr,
+            "samples": self.n,
+            "auc": self.auc,
+            "predicted_shares": self.predicted_shares,
+            "degenerate": self.degenerate,
+            **text,
+            "runtime": round(self.seconds, 3),
+        }
+
+
+def check_finite(task: Task, outputs: NDArray[Any], what: str) -> None:
+    """Refuse outputs (n, k) that are not numbers.
+
+    Raises:
+        RunFailed: naming the first such row.
+    """
+    finite = np.isfinite(outputs).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise RunFailed.build(
+            f"evaluation of {task.name}", f"the {what} of row {row} are not finite",
+            found=outputs[row].tolist(), do="the module or its training diverged",
+        )  # fmt: skip
+
+
+def result_of(
+    task: Task,
+    predictions: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    more: Mapping[str, float] | None = None,
+    auc: float | None = None,
+    invalid_share: float | None = None,
+    seconds: float = 0.0,
+) -> EvalResult:
+    """Metrics, standard error and shares of predictions (n,), beside what is known already."""
+    scores = metrics.compute(task, predictions, labels, task.scores)
+    shares = metrics.predicted_shares(task, predictions)
+    return EvalResult(
+        task=task.name,
+        metric=task.primary,
+        score=scores[task.primary],
+        stderr=metrics.standard_error(task.primary, predictions, labels),
+        n=len(labels),
+        scores={**scores, **(more or {})},
+        predicted_shares=shares,
+        degenerate=metrics.is_degenerate(shares),
+        auc=auc,
+        invalid_share=invalid_share,
+        seconds=seconds,
+    )
+
+
 class Evaluator(ABC):
     """The prepared rows of one split."""
 
-    def __init__(self, task: Task, batches: Sequence[Batch]) -> None:
-        self.task = task
+    def __init__(
+        self, task: Task, batches: Sequence[Batch], labels: Sequence[Any] | NDArray[Any] = ()
+    ) -> None:
+        self.task, self._given = task, labels
         self.batches = tuple(batches)
         self.size = sum(len(batch.rows) for batch in self.batches)
+
+    @cached_property
+    def labels(self) -> NDArray[Any]:
+        """Gold labels (n,); rows without labels can be predicted, not scored.
+
+        Raises:
+            DataError: a row without one.
+        """
+        return metrics.gold_labels(self.task, self._given)
 
     def outputs(
         self, model: nn.Module, batches: Sequence[Batch] | None = None
     ) -> tuple[list[int], Outputs]:
         """Row numbers (n,) and outputs (n, k) of some batches, of all of them if None."""
-        return classify.collect(model, self.batches if batches is None else batches, self.forward)
+        return padded.collect(model, self.batches if batches is None else batches, self.forward)
 
     def predict(self, model: nn.Module) -> Outputs:
-        """Outputs (n, k) of every row in order."""
-        return classify.in_order(*self.outputs(model))
+        """Outputs (n, k) of every row in order; processes of one launch share the rows."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return padded.in_order(*self.outputs(model))
+        world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        own = self.batches[rank::world]
+        parts: list[Any] = [None] * world
+        share = self.outputs(model, own) if own else None
+        torch.distributed.all_gather_object(parts, share)
+        rows, outputs = zip(*(part for part in parts if part is not None), strict=True)
+        return padded.in_order([row for part in rows for row in part], np.concatenate(outputs))
+
+    def measure(self, model: nn.Module) -> dict[str, Any]:
+        """Loss, metrics, standard error, AUC, predicted shares and time; no random number."""
+        start = time.perf_counter()
+        outputs = self.predict(model)
+        return self.report(outputs, seconds=time.perf_counter() - start)
+
+    def report(self, outputs: Outputs, *, seconds: float = 0.0) -> dict[str, Any]:
+        """The same of outputs (n, k) that are at hand; names as in ``eval_results.json``."""
+        return {"loss": self.loss(outputs), **self.score(outputs, seconds=seconds).report()}
 
     @abstractmethod
     def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -63,11 +185,6 @@ class Evaluator(ABC):
     @abstractmethod
     def predictions(self, outputs: Outputs) -> NDArray[Any]:
         """What is predicted for each row (n,), to be compared with ``labels`` in a bootstrap."""
-
-    @property
-    @abstractmethod
-    def labels(self) -> NDArray[Any]:
-        """Gold labels (n,)."""
 
     def class_scores(self, outputs: Tensor) -> Tensor:
         """Scores (b, w) whose softmax is the model's distribution over the w answers, from outputs
@@ -103,17 +220,8 @@ class ClassificationEvaluator(Evaluator):
         batches: Sequence[Batch],
         order: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(task, batches)
-        self._given, self._order = labels, list(order)
-
-    @cached_property
-    def _labels(self) -> NDArray[Any]:
-        """Rows without labels can be predicted, not scored."""
-        return metrics.gold_labels(self.task, self._given)
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        return self._labels
+        super().__init__(task, batches, labels)
+        self._order = list(order)
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         logits: Tensor = model(**inputs).logits
@@ -133,7 +241,14 @@ class ClassificationEvaluator(Evaluator):
         return total.astype(np.float32)  # type: ignore[no-any-return]
 
     def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
-        return classify.score(self.task, outputs, self._labels, seconds=seconds)
+        check_finite(self.task, outputs, "logits")
+        return result_of(
+            self.task,
+            self.predictions(outputs),
+            self.labels,
+            auc=None if self.task.regression else metrics.auc(outputs, self.labels),
+            seconds=seconds,
+        )
 
     def predictions(self, outputs: Outputs) -> NDArray[Any]:
         return metrics.predictions_of(self.task, outputs)
@@ -142,7 +257,18 @@ class ClassificationEvaluator(Evaluator):
         """Mean cross entropy, or mean squared error for regression."""
         wide = outputs.astype(np.float64)
         if self.task.regression:
-            return float(np.mean((wide[:, 0] - self._labels) ** 2))
+            return float(np.mean((wide[:, 0] - self.labels) ** 2))
         shifted = wide - wide.max(axis=1, keepdims=True)
         log_total = np.log(np.exp(shifted).sum(axis=1))
-        return float(np.mean(log_total - shifted[np.arange(len(wide)), self._labels]))
+        return float(np.mean(log_total - shifted[np.arange(len(wide)), self.labels]))
+
+
+def classification_evaluator(
+    task: Task, data: EncodedDataset, order: tuple[int, ...] = (), **layout: Any
+) -> ClassificationEvaluator:
+    """Rows that a head answers; see ``padded.batches``.
+
+    Args:
+        order: number of the head's output for each class of the task; empty: in the task's order.
+    """
+    return ClassificationEvaluator(task, data.labels, padded.batches(data, **layout), order)

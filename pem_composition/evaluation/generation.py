@@ -22,27 +22,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import GenerationConfig
 
+from pem_composition.evaluation import padded
 from pem_composition.evaluation.decoder import padded_left
-from pem_composition.evaluation.decoding import CONSTRAINED
+from pem_composition.evaluation.decoding import CONSTRAINED, SCORING
+from pem_composition.evaluation.encoded import EncodedDataset, Writing
 from pem_composition.evaluation.evaluator import Outputs
 from pem_composition.evaluation.prompted_rows import (
     INVALID,
     PromptedEvaluator,
     PromptedRows,
-    Writing,
+    ScoringEvaluator,
     unpadded,
 )
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
+from pem_composition.tasks.glue import Task
+from pem_composition.tasks.prompts import Prompt
 
 BEAMS = 4
 
@@ -89,6 +91,21 @@ class GenerationEvaluator(PromptedEvaluator):
 
     def loss(self, outputs: Outputs) -> None:
         """None: generation does not tell how likely the gold answer was."""
+
+
+def prompted_evaluator(
+    data: EncodedDataset,
+    task: Task,
+    prompt: Prompt,
+    answers: Answers,
+    writing: Writing,
+    found: str,
+    **layout: Any,
+) -> PromptedEvaluator:
+    """Rows that a prompt asks, answered as ``found`` says; see ``padded.batches``."""
+    batches = padded.batches(data, **layout)
+    asked = PromptedRows(task, prompt, tuple(answers), writing, data.labels, batches)
+    return ScoringEvaluator(asked) if found == SCORING else GenerationEvaluator(asked, found)
 
 
 def free(model: nn.Module, inputs: dict[str, Tensor], writing: Writing, steps: int) -> Written:
@@ -173,8 +190,6 @@ def _generate(
     Args:
         answers: what alone may be written.
     """
-    from transformers import GenerationConfig
-
     config = GenerationConfig(
         eos_token_id=writing.end, pad_token_id=writing.pad, do_sample=False,
         return_dict_in_generate=True, **settings,
@@ -200,8 +215,6 @@ def _generate(
 @contextmanager
 def _own_settings_aside(model: Any) -> Iterator[None]:
     """Models bring settings (a forced first word, a least length) that ``generate`` mixes in."""
-    from transformers import GenerationConfig
-
     own: GenerationConfig = model.generation_config
     model.generation_config = GenerationConfig()
     try:

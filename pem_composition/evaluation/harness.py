@@ -48,7 +48,8 @@ from transformers import PreTrainedTokenizerBase
 from pem_composition import checkpoint
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, UsageError
-from pem_composition.evaluation import models
+from pem_composition.evaluation import model_names, models
+from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.metrics import BOOTSTRAP_SAMPLES, greater_is_better
 from pem_composition.evaluation.standard_errors import mean
 
@@ -281,7 +282,7 @@ def evaluate(
     *,
     adapter: str | Path | None = None,
     allow_base_mismatch: bool = False,
-    device: str = "cpu",
+    use_cpu: bool = False,
     batch_size: int | None = None,
     bf16: bool = False,
 ) -> list[HarnessScores]:
@@ -295,10 +296,10 @@ def evaluate(
         IncompatibleModules: the module does not fit the model.
         CheckpointError, DataError: a file or a task that cannot be used.
     """
-    source = models.resolve(model)
+    source = model_names.resolve(model)
     module = None if adapter is None else checkpoint.load(adapter, base=source)
     loaded, tokenizer, _ = models.load_text_to_text(source)
-    loaded.to(device)
+    loaded.to(device_of(use_cpu))
     if module is not None:
         attach(loaded, module, allow_base_mismatch=allow_base_mismatch)
     lm = language_model(loaded, tokenizer, batch_size=batch_size, bf16=bf16)

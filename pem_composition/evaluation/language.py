@@ -11,8 +11,8 @@ Shape suffixes: b rows, s tokens of a row, v vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pem_composition.errors import RunFailed
-from pem_composition.evaluation import classify, standard_errors
-from pem_composition.evaluation.classify import EncodedDataset, EvalResult
-from pem_composition.evaluation.evaluator import Evaluator, Outputs
-from pem_composition.evaluation.prompted_rows import writing_of
-from pem_composition.tasks.polarity import LANGUAGE
-from pem_composition.tasks.tokens import Tokens
+from pem_composition.evaluation import padded, standard_errors
+from pem_composition.evaluation.encoded import IGNORED, EncodedDataset
+from pem_composition.evaluation.evaluator import EvalResult, Evaluator, Outputs
+from pem_composition.tasks.documents import LANGUAGE
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-IGNORED = -100  # a token that is read, but not counted
 # Tokens per forward pass: their logits over 50,000 words take 0.4 GB per 2,048 tokens.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 
@@ -39,7 +33,7 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 class LanguageEvaluator(Evaluator):
     """Rows with target tokens. k = 2: summed negative log-likelihood and number of tokens."""
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[Any]:
         return np.zeros(self.size)
 
@@ -84,44 +78,11 @@ class LanguageEvaluator(Evaluator):
         )
 
 
-def causal_rows(rows: Sequence[tuple[Tokens, Tokens]], filler: int = 0) -> EncodedDataset:
-    """Pairs of what is read and what should follow each token of it, the labels."""
-    inputs = {
-        "input_ids": [read for read, _ in rows],
-        "attention_mask": [[1] * len(read) for read, _ in rows],
-    }
-    targets: Any = tuple(targets for _, targets in rows)
-    return EncodedDataset(inputs, targets, {"input_ids": filler, "attention_mask": 0})
-
-
-def with_targets(
-    inputs: dict[str, list[Tokens]],
-    targets: Sequence[Tokens],
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-) -> EncodedDataset:
-    """Inputs of an encoder, what its decoder reads, and the labels that it should write.
-
-    A decoder alone reads both in one row; only what it should write is counted.
-    """
-    pad = tokenizer.pad_token_id or 0
-    if not config.is_encoder_decoder:
-        pairs = zip(inputs["input_ids"], targets, strict=True)
-        return causal_rows(
-            [([*read, *new[:-1]], [IGNORED] * (len(read) - 1) + new) for read, new in pairs], pad
-        )
-    start = writing_of(tokenizer, config).start[0]
-    read = {"decoder_input_ids": [[start, *target[:-1]] for target in targets]}
-    fillers = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0, "decoder_input_ids": pad}
-    labels: Any = tuple(targets)
-    return EncodedDataset(inputs | read, labels, fillers)
-
-
 def language_evaluator(data: EncodedDataset, **layout: Any) -> LanguageEvaluator:
-    """Rows whose labels are the tokens that should be written; see ``classify.batches``."""
+    """Rows whose labels are the tokens that should be written; see ``padded.batches``."""
     inputs: Any = {**data.inputs, "target_ids": list(data.labels)}
     padding = {**data.padding, "target_ids": IGNORED}
     encoded = EncodedDataset(inputs, (None,) * len(data), padding)
     device = torch.device(layout.get("device", "cpu")).type
     layout = {"token_budget": TOKEN_BUDGET.get(device, TOKEN_BUDGET["cuda"])} | layout
-    return LanguageEvaluator(LANGUAGE, classify.batches(encoded, **layout))
+    return LanguageEvaluator(LANGUAGE, padded.batches(encoded, **layout))

@@ -11,24 +11,41 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.activations import NewGELUActivation
+from transformers.utils import logging
 
 from pem_composition import network, offline
-from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.checkpoint.full import Weights, head_info
 from pem_composition.config import HeadInfo
-from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.errors import CheckpointError, PEMError, UsageError, install, installed
 from pem_composition.evaluation.keys import check_unchanged
-from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions, keep_gradients
+from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions
+from pem_composition.evaluation.model_names import local_config, resolve
 from pem_composition.safe_files import read_json, write_json
 from pem_composition.tasks.glue import Task
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+REPACKS = "support_avx512bf16_for_cpu"  # attribute of bitsandbytes' 4-bit layers
 UNSAFE_SWITCH = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 VOCABULARIES = r"tokenizer\.json|vocab\.(json|txt|bpe)|.*\.(model|tiktoken)|tekken\.json"
@@ -71,8 +88,6 @@ def load_base(
         CheckpointError: no such directory or hub name; not a model; another architecture; weights
             missing outside the head; a head of another size or with other classes.
     """
-    from transformers import AutoModelForSequenceClassification
-
     source = resolve(model_name_or_path)
     config = _config(source, task, num_labels, config_overrides)
     _check_classifier(source, config)
@@ -103,8 +118,6 @@ def load_seq2seq(
         CheckpointError: no such directory or hub name; no encoder-decoder model; weights missing;
             output embeddings that were stored apart from the input's but would be tied to them.
     """
-    from transformers import AutoModelForSeq2SeqLM
-
     source = resolve(model_name_or_path)
     config = _config(source, None, None, config_overrides)
     _check_writes(source, config)
@@ -122,9 +135,7 @@ def load_text_to_text(
     Raises:
         CheckpointError: see ``load_seq2seq`` and ``load_causal``.
     """
-    from transformers import AutoConfig
-
-    config = _load(AutoConfig, resolve(model_name_or_path))
+    config = config_of(resolve(model_name_or_path))
     load = load_causal if alone or decodes(config) else load_seq2seq
     return load(model_name_or_path, **config_overrides)
 
@@ -148,13 +159,11 @@ def load_causal(
         CheckpointError: no such directory or hub name; a model with an encoder; weights missing; no
             end token; output embeddings that would be tied though they were stored apart.
     """
-    from transformers import AutoModelForCausalLM
-
     source = resolve(model_name_or_path)
     config = _config(source, None, None, config_overrides)
     _check_decodes(source, config)
     loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, load_options or AS_IT_IS)
-    keep_gradients(loaded.model)
+    _keep_gradients(loaded.model)
     if loaded.tokenizer.eos_token_id is None:
         raise CheckpointError.build(
             source, "the tokenizer has no end token", do="name one in tokenizer_config.json"
@@ -233,15 +242,13 @@ def _load_model(
     load_options: LoadOptions = AS_IT_IS,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and what its checkpoint lacked; tensors of another shape are refused."""
-    import torch
-
     check_unchanged(source)
     model, info = _load(
         factory,
         source,
         config=config,
         dtype=dtype or getattr(torch, load_options.dtype or "float32"),
-        **load_options.keywords(),
+        **_weights_keywords(load_options),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, with both sizes
         use_safetensors=_safetensors(source),
@@ -252,15 +259,52 @@ def _load_model(
     return model, info
 
 
+def _weights_keywords(options: LoadOptions) -> dict[str, Any]:
+    """Keywords for ``from_pretrained``, the dtype aside.
+
+    A quantised model cannot be moved: each process of a launch loads it onto its own GPU.
+
+    Raises:
+        UsageError: quantisation without bitsandbytes.
+    """
+    placed: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    if options.bits is None:
+        return placed
+    if not placed and torch.cuda.is_available():
+        placed = {"device_map": {"": int(os.environ.get("LOCAL_RANK") or 0)}}
+    if not installed("bitsandbytes"):
+        raise UsageError.build(
+            f"--load_in_{options.bits}bit", "the package bitsandbytes is not installed",
+            do=install("bitsandbytes"),
+        )  # fmt: skip
+    if options.bits == 8:
+        return {**placed, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=options.dtype or "float32",
+    )
+    return {**placed, "quantization_config": four}
+
+
+def _keep_gradients(model: nn.Module) -> None:
+    """Keep 4-bit layers on a CPU from repacking their weights at the first pass without gradients.
+
+    With AVX512-BF16 bitsandbytes (0.50) does so for a kernel that has no gradient, and never turns
+    back: training went on after an evaluation, and changed nothing.
+    """
+    for layer in model.modules():
+        if hasattr(layer, REPACKS):
+            setattr(layer, REPACKS, False)
+
+
 def _fuse_gelu(model: PreTrainedModel) -> None:
     """x/2 (1 + tanh(sqrt(2/pi) (x + .044715 x^3))) in one kernel, for T5's and GPT-2's eight.
 
     The same function, up to rounding; transformers keeps the eight to repeat older numbers bit for
     bit.
     """
-    from torch import nn
-    from transformers.activations import NewGELUActivation
-
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -268,8 +312,6 @@ def _fuse_gelu(model: PreTrainedModel) -> None:
 
 
 def _check_classifier(source: str, config: PretrainedConfig) -> None:
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         writes = config.is_encoder_decoder
         raise CheckpointError.build(
@@ -280,8 +322,6 @@ def _check_classifier(source: str, config: PretrainedConfig) -> None:
 
 
 def _check_writes(source: str, config: PretrainedConfig) -> None:
-    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-
     if not config.is_encoder_decoder or type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise CheckpointError.build(
             source, "--objective seq2seq needs a model that writes",
@@ -292,8 +332,6 @@ def _check_writes(source: str, config: PretrainedConfig) -> None:
 
 def decodes(config: PretrainedConfig) -> bool:
     """True for a decoder alone; BERT's kind reads both ways unless it is told otherwise."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
     one_way = getattr(config, "is_decoder", False) or (
         type(config) not in MODEL_FOR_MASKED_LM_MAPPING
     )
@@ -318,8 +356,6 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
     transformers 5 sets ``tie_word_embeddings`` for every T5, although the newer ones (1.1, Flan)
     have two tensors; a file without the second one would silently get another model's logits.
     """
-    import torch
-
     folder, out = Path(source), model.get_output_embeddings()
     if not folder.is_dir() or out.weight is not model.get_input_embeddings().weight:
         return
@@ -344,9 +380,7 @@ def _config(
     source: str, task: Task | None, num_labels: int | None, overrides: dict[str, float]
 ) -> PretrainedConfig:
     """The model's configuration for the task."""
-    from transformers import AutoConfig
-
-    config = _load(AutoConfig, source)
+    config = config_of(source)
     for name, value in overrides.items():
         if not hasattr(config, name):
             raise CheckpointError.build(
@@ -363,17 +397,24 @@ def _config(
     return config
 
 
+def config_of(source: str) -> PretrainedConfig:
+    """The configuration as transformers reads it.
+
+    Raises:
+        CheckpointError: no such model.
+    """
+    found: PretrainedConfig = _load(AutoConfig, source)
+    return found
+
+
 def stored_config(source: str) -> dict[str, Any]:
     """The config.json of a folder, or of a hub name as transformers reads it.
 
     Raises:
         CheckpointError: no such model, or no JSON.
     """
-    if Path(source).is_dir():
-        return dict(read_json(Path(source) / "config.json", Path(source)))
-    from transformers import AutoConfig
-
-    return dict(json.loads(_load(AutoConfig, source).to_json_string(use_diff=False)))
+    found = local_config(source)
+    return found or dict(json.loads(config_of(source).to_json_string(use_diff=False)))
 
 
 def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
@@ -382,8 +423,6 @@ def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: no such model, or one without tokenizer files.
     """
-    from transformers import AutoTokenizer
-
     source = resolve(model_name_or_path)
     tokenizer = _load(AutoTokenizer, source)
     _check_vocabulary(source, tokenizer)
@@ -403,59 +442,6 @@ def _check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
             folder, "a model without its tokenizer", found="no vocabulary",
             expected=", ".join(sorted(names)), do="copy the tokenizer's files into the folder",
         )  # fmt: skip
-
-
-def bfloat16_note(device: str) -> str | None:
-    """What to tell a user who asked for bfloat16 where it is emulated; None where it is not.
-
-    Processors without the instructions convert every number and multiply one by one: measured 8
-    times slower than float32 forwards and 40 times backwards (2 cores with AVX2).
-    """
-    import torch
-
-    if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    return "note: this processor has no bfloat16 arithmetic; --bf16 is far slower than float32 here"
-
-
-def max_input_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Most tokens the model takes, None if it has no limit.
-
-    RoBERTa and its relatives number positions from the padding index + 1, which costs that many.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    offset_types = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
-    if positions is not None and config.model_type in offset_types:
-        positions -= (config.pad_token_id or 0) + 1
-    limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < 10**9]
-    return min(limits, default=None)
-
-
-def resolve(model_name_or_path: str | Path) -> str:
-    """The folder or hub name to load; an offline name becomes its cache folder.
-
-    Raises:
-        CheckpointError: a path that is not a model directory.
-    """
-    name = str(model_name_or_path)
-    source = offline.resolve(name)
-    path = snapshot_of(Path(source))
-    if path.is_dir():
-        source = str(path)
-        if not (path / "config.json").is_file():
-            raise CheckpointError.build(
-                source, "not a model directory", found="no config.json",
-                expected="config.json, model.safetensors and tokenizer files",
-            )  # fmt: skip
-        return source
-    looks_like_path = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-    if path.exists() or looks_like_path:
-        raise CheckpointError.build(
-            "--model_name_or_path", source,
-            found="a file" if path.exists() else "no such directory",
-            expected="a model directory, a hub name or one of " + ", ".join(offline.names("model")),
-        )  # fmt: skip
-    return source
 
 
 def _safetensors(source: str) -> bool | None:
@@ -483,8 +469,6 @@ def _safetensors(source: str) -> bool | None:
 
 def _load(factory: Any, source: str, **keywords: Any) -> Any:
     """``factory.from_pretrained``, quietly, with every failure as one line."""
-    from transformers.utils import logging
-
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.heads import OUTPUT_MODULES, tasks_of
 from pem_composition.checkpoint.full import head_info
-from pem_composition.evaluation.models import resolve, stored_config
+from pem_composition.evaluation.model_names import local_config, resolve
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -35,7 +35,11 @@ def of_module(header: ModuleHeader, head: str | None = None) -> Classes:
 def of_model(model_name_or_path: str) -> Classes:
     """The classes of a model that was saved as a sequence classifier."""
     source = resolve(model_name_or_path)
-    raw = stored_config(source)
+    raw = local_config(source)
+    if raw is None:
+        from pem_composition.evaluation.models import stored_config
+
+        raw = stored_config(source)
     classifies = any("SequenceClassification" in str(n) for n in raw.get("architectures") or ())
     return _said(head_info(raw), DEFAULT_OUTPUTS) if classifies else None
 

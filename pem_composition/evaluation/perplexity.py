@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,93 +26,27 @@ import numpy as np
 import torch
 
 from pem_composition import offline
-from pem_composition.errors import DataError, UsageError
-from pem_composition.evaluation import classify, standard_errors
-from pem_composition.evaluation.decoding import EVERY, FIRST, NONE
-from pem_composition.evaluation.language import (
-    IGNORED,
-    LanguageEvaluator,
-    causal_rows,
-    language_evaluator,
-)
-from pem_composition.evaluation.models import max_input_length
+from pem_composition.errors import DataError
+from pem_composition.evaluation import standard_errors
+from pem_composition.evaluation.decoding import Windows
+from pem_composition.evaluation.encoded import causal_rows
+from pem_composition.evaluation.language import LanguageEvaluator, language_evaluator
 from pem_composition.tasks import data, files
-from pem_composition.tasks.polarity import LANGUAGE
-from pem_composition.tasks.tokens import Tokens, begun, start_tokens
+from pem_composition.tasks.documents import LANGUAGE
+from pem_composition.tasks.tokens import begun, start_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from pem_composition.evaluation.evaluator import Outputs
 
+WINDOWS = 32  # per forward pass, if nothing is said
 JOINT = "\n\n"  # between the rows of a long text
 
 
 # --- a long text --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Tokens per window, and from the beginning of one window to that of the next.
-
-    Attributes:
-        window: tokens that are read at once and predicted, the start token among them.
-        start: which windows begin with the tokenizer's start token: every, first or none.
-
-    Raises:
-        UsageError: fewer than 2 tokens, or a stride that leaves tokens out.
-    """
-
-    window: int = 1024
-    stride: int = 512
-    start: str = EVERY
-
-    def __post_init__(self) -> None:
-        if self.window < 2:
-            raise UsageError.build(
-                "--window", "leaves nothing to predict", found=self.window, expected="at least 2"
-            )
-        if not 1 <= self.stride < self.window:
-            raise UsageError.build(
-                "--stride", "leaves out the first token of each window", found=self.stride,
-                expected=f"1 to {self.window - 1}, less than the window",
-            )  # fmt: skip
-
-    def within(self, limit: int | None) -> Windows:
-        """Windows that a model with this context can read; a stride of at most half of them."""
-        if limit is None or self.window <= limit:
-            return self
-        return replace(self, window=limit, stride=min(self.stride, max(1, limit // 2)))
-
-    def readable(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Windows:
-        """Windows as this model reads them: within its context, without a start token it lacks."""
-        fitted = self.within(max_input_length(config, tokenizer))
-        return fitted if start_tokens(tokenizer) else replace(fitted, start=NONE)
-
-    def rows(self, tokens: Tokens, start: Tokens = []) -> list[tuple[Tokens, Tokens]]:  # noqa: B006
-        """What is read and what is counted: targets that an earlier window counted are IGNORED.
-
-        Args:
-            start: what a text begins with; never counted.
-        """
-        head = start if self.start == EVERY else []
-        text = [*start, *tokens] if self.start == FIRST else tokens
-        size = max(1, self.window - len(head))
-        # What stands before a text is no part of it; without a head nothing predicts its beginning.
-        counted = len(text) - len(tokens) or int(not head)
-        out = []
-        for begin in range(0, len(text), min(self.stride, size)):
-            end = min(begin + size, len(text))
-            row = [*head, *text[begin:end]]
-            known = len(head) + max(0, counted - begin)
-            if known < len(row):
-                out.append((row[:-1], [IGNORED] * (known - 1) + row[known:]))
-            counted = max(counted, end)
-            if end == len(text):
-                break
-        return out
 
 
 def read_texts(source: str | Path) -> list[str]:
@@ -157,9 +90,8 @@ def text_evaluator(
     tokens = begun(tokenizer, JOINT.join(texts))[len(start) :][:max_tokens]
     if len(tokens) < 2:
         raise DataError.build("text", "nothing to predict", found=f"{len(tokens)} tokens")
-    size = batch_size or classify.DEFAULT_BATCH_SIZE
     rows = causal_rows(windows.rows(tokens, start))
-    return language_evaluator(rows, batch_size=size, device=device)
+    return language_evaluator(rows, batch_size=batch_size or WINDOWS, device=device)
 
 
 def perplexity(model: nn.Module, evaluator: LanguageEvaluator) -> dict[str, float]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pem_composition import json_lines
 from pem_composition.errors import DataError
-from pem_composition.evaluation.classify import check_finite
+from pem_composition.evaluation.evaluator import check_finite
 
 PREDICTIONS = "predict_results_"  # how the names of the files begin
 
@@ -64,6 +64,5 @@ def write(folder: Path, name: str, records: Sequence[dict[str, Any]]) -> Path:
         lines.append(f"{record['index']}\t{shown}")
     path = folder / f"{PREDICTIONS}{name}.txt"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    path.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+    json_lines.write(path.with_suffix(".jsonl"), records)
     return path

@@ -33,37 +33,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pem_composition.errors import DataError
-from pem_composition.evaluation import classify, metrics
-from pem_composition.evaluation.classify import Batch, EvalResult
+from pem_composition.evaluation import metrics, padded
 from pem_composition.evaluation.decoder import DecoderRows
-from pem_composition.evaluation.evaluator import Evaluator, Outputs
+from pem_composition.evaluation.encoded import Writing
+from pem_composition.evaluation.evaluator import (
+    EvalResult,
+    Evaluator,
+    Outputs,
+    check_finite,
+    result_of,
+)
+from pem_composition.evaluation.padded import Batch
 from pem_composition.tasks.glue import Task
 from pem_composition.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    pass
 
 EXACT = "exact_match"
 INVALID = -1
 # Which of the tokens that are read now are no padding (b, t); None: all.
 REAL_TOKENS: ContextVar[Tensor | None] = ContextVar("real_tokens", default=None)
 DECODED_TOKENS = 8192  # of the inputs whose keys and values the decoder keeps at a time
-
-
-class Writing(NamedTuple):
-    """How a model writes.
-
-    Attributes:
-        start: decoder start token, and special tokens before the first word; empty for a decoder
-            alone, which goes on where its prompt ends.
-        end: what ends an answer.
-        pad: what fills a batch.
-    """
-
-    start: tuple[int, ...]
-    end: int
-    pad: int
 
 
 class PromptedRows(NamedTuple):
@@ -86,23 +77,13 @@ class PromptedEvaluator(Evaluator):
     """Rows asked with a prompt, however they are answered."""
 
     def __init__(self, asked: PromptedRows) -> None:
-        super().__init__(asked.task, asked.batches)
+        super().__init__(asked.task, asked.batches, asked.labels)
         self.prompt, self.answers, self.writing = asked.prompt, asked.answers, asked.writing
-        self._given = asked.labels
-
-    @cached_property
-    def _labels(self) -> NDArray[Any]:
-        """Rows without labels can be predicted, not scored."""
-        return metrics.gold_labels(self.task, self._given)  # type: ignore[arg-type]
 
     @cached_property
     def _gold(self) -> NDArray[Any]:
         """Number of the answer that stands for each row's label (n,)."""
-        return np.array([self.prompt.answer_of(self.task, y) for y in self._labels])
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        return self._labels
+        return np.array([self.prompt.answer_of(self.task, y) for y in self.labels])
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -115,12 +96,12 @@ class PromptedEvaluator(Evaluator):
 
     def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
         """Scores of ``predictions``; ``exact_match`` and ``invalid_share`` are of ``written``."""
-        classify.check_finite(self.task, outputs, "scores")
+        check_finite(self.task, outputs, "scores")
         written = self.written(outputs)
-        return classify.result_of(
+        return result_of(
             self.task,
             self.predictions(outputs),
-            self._labels,
+            self.labels,
             more={EXACT: float(np.mean(written == self._gold))},
             auc=self.auc(outputs),
             invalid_share=float(np.mean(written == INVALID)),
@@ -145,12 +126,12 @@ class ScoringEvaluator(PromptedEvaluator):
     ) -> tuple[list[int], Outputs]:
         chosen = self.batches if batches is None else batches
         parts = []
-        with classify.evaluating(model) as device:
+        with padded.evaluating(model) as device:
             for group in decoded_together(chosen, self.answers):
-                inputs = [classify.on_device(batch, device) for batch in group]
+                inputs = [padded.on_device(batch, device) for batch in group]
                 scores = score_answers(model, inputs, self.answers, self.writing)
-                parts.append(classify.as_array(scores))
-        return classify.joined(chosen, parts)
+                parts.append(padded.as_array(scores))
+        return padded.joined(chosen, parts)
 
     def class_scores(self, outputs: Tensor) -> Tensor:
         return outputs[:, :-1]
@@ -163,32 +144,11 @@ class ScoringEvaluator(PromptedEvaluator):
         return outputs[:, -1].astype(np.int64)
 
     def auc(self, outputs: Outputs) -> float | None:
-        return None if self.task.regression else metrics.auc(outputs[:, :-1], self._labels)
+        return None if self.task.regression else metrics.auc(outputs[:, :-1], self.labels)
 
     def loss(self, outputs: Outputs) -> float:
         """Mean of -score(gold answer)."""
         return -float(outputs[np.arange(len(outputs)), self._gold].astype(np.float64).mean())
-
-
-def writing_of(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Writing:
-    """How the model writes: T5 starts from its padding token, BART from </s> <s>.
-
-    Raises:
-        DataError: an encoder-decoder names no start token, or the tokenizer no end token.
-    """
-    start, end = getattr(config, "decoder_start_token_id", None), tokenizer.eos_token_id
-    if end is None or (config.is_encoder_decoder and start is None):
-        raise DataError.build(
-            "--model_name_or_path", "does not say how it starts and ends what it writes",
-            found=f"decoder_start_token_id {start}, eos_token_id {end}", expected="both tokens",
-        )  # fmt: skip
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    if not config.is_encoder_decoder:
-        return Writing((), end, pad)
-    before = tokenizer(text_target="").input_ids
-    if before and before[-1] == end:
-        before = before[:-1]
-    return Writing((start, *before), end, pad)
 
 
 def decoded_together(

@@ -13,105 +13,28 @@ Shape suffixes: b rows, t tokens, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from pem_composition.errors import DataError, RunFailed, UsageError
+from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation.decoder import DecoderRows
-from pem_composition.evaluation.models import max_input_length
-from pem_composition.tasks.files import read_table
+from pem_composition.evaluation.decoding import Prompts, Sampling
+from pem_composition.evaluation.model_names import max_input_length
 from pem_composition.tasks.tokens import begun
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from transformers import PreTrainedTokenizerBase
-
-    Warper = Callable[[Tensor, Tensor], Tensor]
+Warper = Callable[[Tensor, Tensor], Tensor]
 
 BATCH_ROWS = {"cpu": 32, "cuda": 64}
-PROMPT_COLUMNS = ("prompt", "text")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How texts are written; the defaults sample from the model's own distribution.
-
-    Attributes:
-        max_new_tokens: tokens after the prompt; or
-        max_length: tokens with the prompt (and its start token). One of the two.
-        temperature: logits are divided by it.
-        top_k: sample among the k most probable tokens; None: among all.
-        top_p: sample among the fewest tokens that together have this probability.
-        greedy: the most probable token instead of a sample.
-
-    Raises:
-        UsageError: no length or two, or a value out of its range.
-    """
-
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    greedy: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.max_new_tokens is None) == (self.max_length is None):
-            raise UsageError.build(
-                "--max_new_tokens", "the length must be said in one way",
-                expected="--max_new_tokens N, or --max_length N with the prompt counted",
-            )  # fmt: skip
-        for name in ("max_new_tokens", "max_length", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError.build(
-                    f"--{name}", "cannot be used", found=value, expected="a number >= 1"
-                )
-        if not self.temperature > 0:
-            raise UsageError.build(
-                "--temperature", "cannot be used", found=self.temperature,
-                expected="a number > 0", do="for the most probable token add --greedy",
-            )  # fmt: skip
-        if not 0 < self.top_p <= 1:
-            raise UsageError.build(
-                "--top_p", "not a probability", found=self.top_p, expected="0 < p <= 1"
-            )
-        if self.greedy and (self.temperature, self.top_k, self.top_p) != (1.0, None, 1.0):
-            raise UsageError.build(
-                "--greedy", "samples nothing", found="--temperature, --top_k or --top_p beside it",
-                do="leave out one or the other",
-            )  # fmt: skip
-
-    def steps(self, prompt: Sequence[int]) -> int:
-        """Tokens that may follow a prompt."""
-        if self.max_new_tokens is not None:
-            return self.max_new_tokens
-        assert self.max_length is not None
-        return self.max_length - len(prompt)
-
-    def warpers(self) -> list[Warper]:
-        """(tokens so far, logits (b, v)) -> logits, in the order temperature, top_k, top_p."""
-        from transformers import (
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
-
-        warpers: list[Warper] = []
-        if self.temperature != 1.0:
-            warpers.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k is not None:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        return warpers
 
 
 class Sample(NamedTuple):
@@ -214,30 +137,16 @@ def batches(
         yield out
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a table's column ``prompt`` or ``text``, or ``{"prompt": {"text": ...}}``.
-
-    Raises:
-        DataError: no rows, no such column, or a cell that holds no text.
-    """
-    table = read_table(path)
-    column = next((name for name in PROMPT_COLUMNS if name in table.columns), None)
-    if column is None:
-        raise DataError.build(
-            table.name, "no prompts", found=", ".join(table.columns),
-            expected="a column named " + " or ".join(PROMPT_COLUMNS),
-        )  # fmt: skip
-    prompts = []
-    for index, row in enumerate(table.rows):
-        cell = row[column]
-        text = cell.get("text") if isinstance(cell, dict) else cell
-        if not isinstance(text, str):
-            raise DataError.build(
-                table.where(index), f"column '{column}' holds no prompt",
-                found=type(cell).__name__, expected='a text, or {"text": ...}',
-            )  # fmt: skip
-        prompts.append(text)
-    return prompts
+def sample_rows(
+    prompts: Prompts, model: nn.Module, tokenizer: PreTrainedTokenizerBase, skip: int = 0
+) -> Iterator[list[dict[str, Any]]]:
+    """The texts as they stand in lines of JSON, batch by batch, all but the first ``skip``."""
+    found = batches(
+        model, tokenizer, prompts.texts, prompts.decoding,
+        samples=prompts.samples, seed=prompts.seed, batch_size=prompts.batch_size, skip=skip,
+    )  # fmt: skip
+    for batch in found:
+        yield [sample._asdict() for sample in batch]
 
 
 def encode_prompts(
@@ -301,6 +210,18 @@ def continuation(
     return whole[len(before) :] if whole.startswith(before) else decode(written)
 
 
+def warpers_of(decoding: Sampling) -> list[Warper]:
+    """(tokens so far, logits (b, v)) -> logits, in the order temperature, top_k, top_p."""
+    warpers: list[Warper] = []
+    if decoding.temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_k is not None:
+        warpers.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(decoding.top_p))
+    return warpers
+
+
 def uniform(seed: int, request: Request) -> np.ndarray:
     """The request's random numbers in [0, 1), one per token."""
     return np.random.default_rng((seed, request.prompt, request.sample)).random(request.steps)
@@ -319,7 +240,7 @@ def _write(
     """The new tokens of each request, an end token included."""
     out: list[list[int]] = [[] for _ in requests]
     draws = [uniform(seed, request) for request in requests]
-    warpers = decoding.warpers()
+    warpers = warpers_of(decoding)
     was_training = model.training
     model.eval()
     try:

@@ -40,7 +40,8 @@ from pem_composition.config import Head, HeadInfo
 from pem_composition.errors import DataError, IncompatibleModules
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.evaluator import Evaluator
-from pem_composition.evaluation.models import load_base, max_input_length, resolve
+from pem_composition.evaluation.model_names import max_input_length, resolve
+from pem_composition.evaluation.models import load_base
 from pem_composition.evaluation.own_classes import (
     Classes,
     in_order_of,

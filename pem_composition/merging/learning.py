@@ -33,8 +33,8 @@ from pem_composition.merging.blend import Blend
 from pem_composition.merging.null_space import NullSpace
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.classify import Batch
     from pem_composition.evaluation.evaluator import Evaluator
+    from pem_composition.evaluation.padded import Batch
     from pem_composition.module import PEM
 
 ENTROPY, LABELS, NULL_SPACE = "entropy", "labels", "null_space"

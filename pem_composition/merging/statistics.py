@@ -23,16 +23,16 @@ from pem_composition.checkpoint import statistics as files
 from pem_composition.errors import PEMError
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.keys import base_digest, complete, rows_digest
-from pem_composition.evaluation.models import max_input_length, resolve
+from pem_composition.evaluation.model_names import max_input_length, resolve
 from pem_composition.merging.fisher import diagonal, parameters_of
 from pem_composition.merging.gram import gram
+from pem_composition.training.evaluation import TaskModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pem_composition.module import PEM
     from pem_composition.tasks.data import Example, TaskData
-    from pem_composition.training.evaluation import TaskModel
 
 SPOKEN = 30.0  # seconds between two lines of progress
 

@@ -9,25 +9,30 @@ the answer and its end token; the prompt is not counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation.decoding import SCORING
-from pem_composition.evaluation.models import max_input_length
+from pem_composition.evaluation.encoded import (
+    EncodedDataset,
+    causal_rows,
+    encode,
+    with_targets,
+    writing_of,
+)
 from pem_composition.objectives.cuts import cut_notes
-from pem_composition.objectives.objective import Objective
-from pem_composition.tasks.data import Example, TaskData, load_task
+from pem_composition.objectives.objective import ModelRows, Objective
+from pem_composition.tasks.data import Example, RowFiles, TaskData, load_task
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.instructions import Template
 from pem_composition.tasks.prompts import Prompt, answer_tokens, classes_of, get_prompt
 from pem_composition.tasks.tokens import PROBE, prompt_tokens, shared, tokens_after
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-    from pem_composition.evaluation.classify import EncodedDataset
     from pem_composition.evaluation.prompted_rows import PromptedEvaluator
 
 
@@ -46,10 +51,10 @@ class Answers(Objective):
     found: str = SCORING
     template: Template | None = None
 
-    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
+    def read(self, task_name: str | None, files: RowFiles, *, reading: Reading) -> TaskData:
         """A prompt file's classes are those of rows of no known task."""
         own = replace(reading, own=classes_of(self.prompt))
-        return load_task(task_name, reading=own, **where)
+        return load_task(task_name, files, reading=own)
 
     def content(self, task: Task) -> dict[str, Any]:
         """The prompt by what it says, wherever it comes from."""
@@ -69,79 +74,54 @@ class Answers(Objective):
         """The template and its answers."""
         return get_prompt(task, self.prompt)
 
-    def encode(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-    ) -> EncodedDataset:
-        from pem_composition.evaluation.language import with_targets
-
-        prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
-        answers = self._answers(task, tokenizer, decodes=decodes)
-        data, whole = self._sources(task, examples, tokenizer, answers, decodes=decodes)
+    def training_rows(self, rows: ModelRows) -> EncodedDataset:
+        prompt, tokenizer = self.prompt_of(rows.task), rows.tokenizer
+        answers = self._answers(rows)
+        data, whole = self._sources(rows, answers)
         notes = cut_notes(
-            examples, whole, self.max_seq_length,
-            context=max_input_length(config, tokenizer), loses="the end of the prompt",
+            rows.examples, whole, self.max_seq_length,
+            context=rows.context, loses="the end of the prompt",
         )  # fmt: skip
-        words = [prompt.target(task, example) for example in examples]
-        if decodes:
+        words = [prompt.target(rows.task, example) for example in rows.examples]
+        if rows.decodes:
             closed = [[*answer, tokenizer.eos_token_id] for answer in answers]
             targets = [closed[prompt.answers.index(word)] for word in words]
         else:
             targets = tokenizer(text_target=words).input_ids
-        encoded = with_targets(dict(data.inputs), targets, tokenizer, config)
+        encoded = with_targets(dict(data.inputs), targets, tokenizer, rows.config)
         return replace(encoded, notes=notes)
 
-    def evaluator(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-        **layout: Any,
-    ) -> PromptedEvaluator:
-        from pem_composition.evaluation.classify import batches
-        from pem_composition.evaluation.generation import GenerationEvaluator
-        from pem_composition.evaluation.prompted_rows import (
-            PromptedRows,
-            ScoringEvaluator,
-            writing_of,
-        )
+    def prepared(self, rows: ModelRows, layout: Mapping[str, Any]) -> PromptedEvaluator:
+        from pem_composition.evaluation.generation import prompted_evaluator
 
-        prompt, decodes = self.prompt_of(task), not config.is_encoder_decoder
-        answers = self._answers(task, tokenizer, decodes=decodes)
-        data, _ = self._sources(task, examples, tokenizer, answers, decodes=decodes)
-        writing = writing_of(tokenizer, config)
-        labels: Any = [example.label for example in examples]
-        asked = PromptedRows(task, prompt, answers, writing, labels, batches(data, **layout))
-        return (
-            ScoringEvaluator(asked)
-            if self.found == SCORING
-            else GenerationEvaluator(asked, self.found)
-        )
+        answers = self._answers(rows)
+        data, _ = self._sources(rows, answers)
+        return prompted_evaluator(
+            replace(data, labels=tuple(example.label for example in rows.examples)),
+            rows.task, self.prompt_of(rows.task), answers,
+            writing_of(rows.tokenizer, rows.config), self.found, **layout,
+        )  # fmt: skip
 
-    def _answers(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, *, decodes: bool
-    ) -> tuple[tuple[int, ...], ...]:
+    def _answers(self, rows: ModelRows) -> tuple[tuple[int, ...], ...]:
         """The tokens of each answer; of a decoder alone as they follow what it reads.
 
         Raises:
             DataError: see ``answer_tokens``.
             UsageError: a template for an encoder-decoder.
         """
-        if decodes:
+        prompt, tokenizer = self.prompt_of(rows.task), rows.tokenizer
+        if rows.decodes:
             before, special = self._asked(PROBE, tokenizer), not self._is_chat
             return answer_tokens(
-                tokenizer, self.prompt_of(task),
+                tokenizer,
+                prompt,
                 lambda word: tokens_after(tokenizer, word, before, special=special),
-            )  # fmt: skip
+            )
         if self.template is not None:
             raise UsageError.build(
                 "--template", "an encoder-decoder reads the prompt as it stands", do="leave it out"
             )
-        return answer_tokens(tokenizer, self.prompt_of(task))
+        return answer_tokens(tokenizer, prompt)
 
     @property
     def _is_chat(self) -> bool:
@@ -159,33 +139,24 @@ class Answers(Objective):
         return [prompt_tokens(tokenizer, text, special=not self._is_chat) for text in texts]
 
     def _sources(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        answers: Sequence[Sequence[int]],
-        *,
-        decodes: bool,
+        self, rows: ModelRows, answers: Sequence[Sequence[int]]
     ) -> tuple[EncodedDataset, list[int]]:
         """The rows as the prompt asks them, cut at the end; and how long each is uncut.
 
         A decoder's row holds the answer, too, so the prompt is cut where the longest answer and its
         end token still fit; the end of a template, which asks for the answer, stays.
         """
-        from pem_composition.evaluation.classify import encode
-        from pem_composition.evaluation.language import causal_rows
-
-        prompt = self.prompt_of(task)
-        sources = [prompt.source(task, example) for example in examples]
-        if decodes:
+        prompt, tokenizer = self.prompt_of(rows.task), rows.tokenizer
+        sources = [prompt.source(rows.task, example) for example in rows.examples]
+        if rows.decodes:
             room = max(map(len, answers)) + 1
             if self.max_seq_length <= room:
                 raise DataError.build(
                     "--max_seq_length", "leaves no token of the prompt", found=self.max_seq_length,
                     expected=f"more than the {room} tokens of the longest answer and its end",
                 )  # fmt: skip
-            rows, width = self._read(sources, tokenizer), self.max_seq_length - room
-            kept = [row[:width] for row in rows]
+            read, width = self._read(sources, tokenizer), self.max_seq_length - room
+            kept = [row[:width] for row in read]
             if self.template is not None:
                 one, other = (row[::-1] for row in self._read((PROBE, "b,"), tokenizer))
                 ending = shared(one, other)
@@ -196,10 +167,10 @@ class Answers(Objective):
                     )  # fmt: skip
                 kept = [
                     row if len(row) <= width else row[: width - ending] + row[len(row) - ending :]
-                    for row in rows
+                    for row in read
                 ]
-            data = causal_rows([(row, []) for row in kept], tokenizer.pad_token_id or 0)
-            return data, [len(row) + room for row in rows]
+            data = causal_rows([(row, []) for row in kept], rows.filler)
+            return data, [len(row) + room for row in read]
         texts = [Example(text, None, None, row) for row, text in enumerate(sources)]
         data = encode(tokenizer, texts, max_seq_length=self.max_seq_length)
         # A row as long as the cut may have been longer; the answers are written whole.

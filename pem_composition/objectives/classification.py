@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.objectives.objective import Objective
-from pem_composition.tasks.data import Example, TaskData, load_task
+from pem_composition.evaluation.encoded import EncodedDataset, encode
+from pem_composition.objectives.objective import ModelRows, Objective
+from pem_composition.tasks.data import RowFiles, TaskData, load_task
 from pem_composition.tasks.glue import TASKS, Reading, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-    from pem_composition.evaluation.classify import EncodedDataset
     from pem_composition.evaluation.evaluator import ClassificationEvaluator
 
 
@@ -27,9 +24,10 @@ class Classification(Objective):
     """
 
     order: tuple[int, ...] = ()
+    writes = False
 
-    def read(self, task_name: str | None, *, reading: Reading, **where: Any) -> TaskData:
-        return load_task(task_name, reading=reading, **where)
+    def read(self, task_name: str | None, files: RowFiles, *, reading: Reading) -> TaskData:
+        return load_task(task_name, files, reading=reading)
 
     def content(self, task: Task) -> dict[str, Any]:
         """The class names, where no name of a task stands for them."""
@@ -42,32 +40,10 @@ class Classification(Objective):
         order = {"order": list(self.order)} if self.order else {}
         return {"max_seq_length": self.max_seq_length, **order}
 
-    def encode(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-    ) -> EncodedDataset:
-        from pem_composition.evaluation.classify import encode
+    def training_rows(self, rows: ModelRows) -> EncodedDataset:
+        return encode(rows.tokenizer, rows.examples, max_seq_length=self.max_seq_length)
 
-        return encode(tokenizer, examples, max_seq_length=self.max_seq_length)
+    def prepared(self, rows: ModelRows, layout: Mapping[str, Any]) -> ClassificationEvaluator:
+        from pem_composition.evaluation.evaluator import classification_evaluator
 
-    def loss(self, task: Task) -> Callable[..., Tensor]:
-        from pem_composition.objectives.losses import cross_entropy, squared_error
-
-        return squared_error if task.regression else cross_entropy
-
-    def evaluator(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-        **layout: Any,
-    ) -> ClassificationEvaluator:
-        from pem_composition.evaluation.classify import batches
-        from pem_composition.evaluation.evaluator import ClassificationEvaluator
-
-        data = self.encode(task, examples, tokenizer, config)
-        return ClassificationEvaluator(task, data.labels, batches(data, **layout), self.order)
+        return classification_evaluator(rows.task, self.training_rows(rows), self.order, **layout)

@@ -9,24 +9,17 @@ tokens after end tokens. Evaluations count the text alone either way.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pem_composition.errors import DataError
-from pem_composition.evaluation.models import max_input_length
+from pem_composition.evaluation.encoded import EncodedDataset, causal_rows
 from pem_composition.objectives.cuts import cut_notes
-from pem_composition.objectives.objective import Objective
-from pem_composition.tasks.data import Example, TaskData
+from pem_composition.objectives.objective import ModelRows, Objective
+from pem_composition.tasks.data import RowFiles, TaskData
+from pem_composition.tasks.documents import ScoreFilter, load_documents
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.tokens import Tokens, begun
-from pem_composition.tasks.toxicity import ScoreFilter, load_texts
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-    from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.language import LanguageEvaluator
 
 PADDED_NOTE = (
     "--loss_on_padding: documents are padded with the end token to --max_seq_length and the loss "
@@ -43,35 +36,20 @@ class Documents(Objective):
     loss_on_padding: bool = False
     labelled = False
 
-    def read(
-        self,
-        task_name: str | None,
-        *,
-        reading: Reading,
-        max_predict_samples: int | None = None,
-        **where: Any,
-    ) -> TaskData:
+    def read(self, task_name: str | None, files: RowFiles, *, reading: Reading) -> TaskData:
         """``max_eval_samples`` is the limit of every split but the training rows."""
-        data = load_texts(task_name, chosen=self.chosen, reading=reading, **where)
+        data = load_documents(task_name, files, chosen=self.chosen, reading=reading)
         return replace(data, notes=(*data.notes, PADDED_NOTE)) if self.loss_on_padding else data
 
     def described(self, task: Task) -> dict[str, Any]:
         return {"objective": "causal_lm", **super().described(task)}
 
-    def encode(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-    ) -> EncodedDataset:
-        from pem_composition.evaluation.language import causal_rows
-
-        documents = self._tokens(examples, tokenizer, config)
+    def training_rows(self, rows: ModelRows) -> EncodedDataset:
+        documents = self._tokens(rows)
         width = self.max_seq_length if self.loss_on_padding else 0
-        end = tokenizer.eos_token_id
+        end = rows.tokenizer.eos_token_id
         filled = [tokens + [end] * (width - len(tokens)) for tokens in documents]
-        encoded = causal_rows([(row[:-1], row[1:]) for row in filled], tokenizer.pad_token_id or 0)
+        encoded = causal_rows([(row[:-1], row[1:]) for row in filled], rows.filler)
         # The attention mask tells text from padding, as a tokenizer's does.
         masks = [
             ([1] * len(tokens) + [0] * (width - len(tokens)))[: len(row) - 1]
@@ -79,33 +57,18 @@ class Documents(Objective):
         ]
         whole, length = documents, max(map(len, documents))
         if self.truncate and length == self.max_seq_length:
-            whole = _whole(examples, tokenizer)
+            whole = _whole(rows)
         notes = cut_notes(
-            examples, [len(tokens) for tokens in whole], length,
-            context=max_input_length(config, tokenizer), loses="their end and its end token",
+            rows.examples, [len(tokens) for tokens in whole], length,
+            context=rows.context, loses="their end and its end token",
         )  # fmt: skip
         inputs = {**encoded.inputs, "attention_mask": masks}
         return replace(encoded, inputs=inputs, notes=notes)
 
-    def evaluator(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-        **layout: Any,
-    ) -> LanguageEvaluator:
-        from pem_composition.evaluation.language import causal_rows, language_evaluator
+    def scored_rows(self, rows: ModelRows) -> EncodedDataset:
+        return causal_rows([(row[:-1], row[1:]) for row in self._tokens(rows)])
 
-        documents = self._tokens(examples, tokenizer, config)
-        return language_evaluator(causal_rows([(row[:-1], row[1:]) for row in documents]), **layout)
-
-    def _tokens(
-        self,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-    ) -> list[Tokens]:
+    def _tokens(self, rows: ModelRows) -> list[Tokens]:
         """Every document with its end token, cut at ``max_seq_length`` or whole.
 
         A document that is cut has no end token, as it does not end there.
@@ -114,18 +77,18 @@ class Documents(Objective):
             DataError: no documents, a length that leaves nothing to predict, or a whole document
                 that is longer than the model's context.
         """
-        if not examples:
+        if not rows.examples:
             raise DataError.build("documents", "no rows", expected="at least one")
         if self.max_seq_length < 2:
             raise DataError.build(
                 "--max_seq_length", "leaves nothing to predict", found=self.max_seq_length,
                 expected="at least 2 tokens",
             )  # fmt: skip
-        documents = _whole(examples, tokenizer)
+        documents = _whole(rows)
         if self.truncate:
             return [tokens[: self.max_seq_length] for tokens in documents]
-        limit = max_input_length(config, tokenizer) or math.inf
-        for example, tokens in zip(examples, documents, strict=True):
+        limit = rows.context or math.inf
+        for example, tokens in zip(rows.examples, documents, strict=True):
             if len(tokens) > limit:
                 raise DataError.build(
                     f"row {example.row_id}", "longer than the model's context",
@@ -135,6 +98,7 @@ class Documents(Objective):
         return documents
 
 
-def _whole(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+def _whole(rows: ModelRows) -> list[Tokens]:
     """Every document with its end token."""
-    return [[*begun(tokenizer, example.text), tokenizer.eos_token_id] for example in examples]
+    end = rows.tokenizer.eos_token_id
+    return [[*begun(rows.tokenizer, example.text), end] for example in rows.examples]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from pem_composition.evaluation.language import IGNORED
+from pem_composition.evaluation.encoded import IGNORED
 
 
 def cross_entropy(

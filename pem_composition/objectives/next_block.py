@@ -5,23 +5,20 @@ loss = 1/N sum_i sum_t CE(logits_it, y_it),  N the target tokens of the global b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from pem_composition.errors import UsageError
-from pem_composition.evaluation.models import max_input_length
-from pem_composition.objectives.objective import Objective
-from pem_composition.tasks.data import Example, TaskData
+from pem_composition.evaluation.encoded import EncodedDataset, with_targets
+from pem_composition.objectives.objective import ModelRows, Objective
+from pem_composition.tasks.data import RowFiles, TaskData
+from pem_composition.tasks.documents import load_documents, next_blocks
 from pem_composition.tasks.glue import Reading, Task
-from pem_composition.tasks.polarity import load_documents, next_blocks
 from pem_composition.tasks.tokens import start_tokens
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-    from pem_composition.evaluation.classify import EncodedDataset
-    from pem_composition.evaluation.language import LanguageEvaluator
+    from pem_composition.evaluation.evaluator import Evaluator
 
 
 @dataclass(frozen=True)
@@ -30,16 +27,9 @@ class NextBlocks(Objective):
 
     labelled = False
 
-    def read(
-        self,
-        task_name: str | None,
-        *,
-        reading: Reading,
-        max_predict_samples: int | None = None,
-        **where: Any,
-    ) -> TaskData:
+    def read(self, task_name: str | None, files: RowFiles, *, reading: Reading) -> TaskData:
         """``max_eval_samples`` is the limit of every split but the training rows."""
-        return load_documents(task_name, reading=reading, **where)
+        return load_documents(task_name, files, reading=reading, unnamed=None)
 
     def described(self, task: Task) -> dict[str, Any]:
         return {"objective": "seq2seq", "target": "next_block", "block_size": self.max_seq_length}
@@ -53,13 +43,7 @@ class NextBlocks(Objective):
         _check(self.max_seq_length, limit)
         return self
 
-    def encode(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-    ) -> EncodedDataset:
+    def training_rows(self, rows: ModelRows) -> EncodedDataset:
         """Pairs of neighbouring blocks of the documents, each document with its end token.
 
         A decoder alone reads both in one row, which begins as its tokenizer begins a text.
@@ -68,31 +52,20 @@ class NextBlocks(Objective):
             DataError: fewer than two blocks.
             UsageError: two blocks are longer than a decoder's context.
         """
-        from pem_composition.evaluation.language import with_targets
-
-        texts = [example.text for example in examples]
+        tokenizer = rows.tokenizer
+        texts = [example.text for example in rows.examples]
         ids = tokenizer(texts, add_special_tokens=False, truncation=False).input_ids
         documents = [[*row, tokenizer.eos_token_id] for row in ids]
         sources, targets = zip(*next_blocks(documents, self.max_seq_length), strict=True)
-        if not config.is_encoder_decoder:
+        if rows.decodes:
             begin = start_tokens(tokenizer)
             sources = tuple([*begin, *source] for source in sources)
-            _check(2 * self.max_seq_length + len(begin), max_input_length(config, tokenizer))
+            _check(2 * self.max_seq_length + len(begin), rows.context)
         inputs = {"input_ids": list(sources), "attention_mask": [[1] * len(s) for s in sources]}
-        return with_targets(inputs, targets, tokenizer, config)
+        return with_targets(inputs, targets, tokenizer, rows.config)
 
-    def evaluator(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-        **layout: Any,
-    ) -> LanguageEvaluator:
-        from pem_composition.evaluation.language import language_evaluator
-
-        data = self.encode(task, examples, tokenizer, config)
-        return language_evaluator(data, token_budget=None, **layout)
+    def prepared(self, rows: ModelRows, layout: Mapping[str, Any]) -> Evaluator:
+        return super().prepared(rows, {"token_budget": None, **layout})
 
 
 def _check(tokens: int, limit: int | None) -> None:

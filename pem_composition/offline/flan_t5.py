@@ -13,15 +13,16 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx.numpy_helper import to_array
+from safetensors.numpy import save
 
 from pem_composition.errors import DataError
 from pem_composition.offline.encoders import write_json
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Tensors = dict[str, np.ndarray]
+Tensors = dict[str, np.ndarray]
 
 MEMBERS = "traceforge_title_model/data/span"
 
@@ -32,8 +33,6 @@ def flan_t5_small(files: Sequence[Path], out: Path) -> None:
     Raises:
         DataError: encoder and decoder do not share their embedding, as this architecture must.
     """
-    from safetensors.numpy import save
-
     with zipfile.ZipFile(files[0]) as bundle:
         encoder = _tensors(bundle.read(f"{MEMBERS}/encoder.onnx"), "enc.", "encoder.")
         tensors = _tensors(bundle.read(f"{MEMBERS}/decoder.onnx"), "m.", "")
@@ -52,10 +51,6 @@ def flan_t5_small(files: Sequence[Path], out: Path) -> None:
 
 def _tensors(graph_file: bytes, prefix: str, replacement: str) -> Tensors:
     """Parameters of one graph under their Hugging Face names, float32."""
-    import numpy as np
-    import onnx
-    from onnx.numpy_helper import to_array
-
     graph = onnx.load_from_string(graph_file).graph
     stored = {tensor.name: to_array(tensor) for tensor in graph.initializer}
 

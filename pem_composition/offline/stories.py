@@ -16,14 +16,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from pem_composition.errors import DataError
 from pem_composition.offline.archives import tar_member
 from pem_composition.offline.llama import bpe_tokenizer, config, halves, write_folder
-
-if TYPE_CHECKING:
-    import numpy as np
 
 MEMBER = "package/src/llama2.data"
 LIMIT = 64 << 20  # bytes
@@ -129,8 +128,6 @@ def _header(data: bytes) -> Header:
 
 def _tensors(data: bytes, header: Header) -> dict[str, np.ndarray[Any, Any]]:
     """Parameters under their Hugging Face names."""
-    import numpy as np
-
     heads = {"q_proj": header.heads, "k_proj": header.key_value_heads}
     found = {}
     start = HEADER.size

@@ -32,9 +32,10 @@ from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import UsageError
 from pem_composition.evaluation import keys, models, standard_errors, toxicity
 from pem_composition.evaluation.attached import device_key, on_device
+from pem_composition.evaluation.decoding import Windows
 from pem_composition.evaluation.language import LanguageEvaluator
 from pem_composition.evaluation.overlap import rouge_l
-from pem_composition.evaluation.perplexity import Windows, increase, summary
+from pem_composition.evaluation.perplexity import increase, summary
 from pem_composition.evaluation.refusals import is_refusal
 from pem_composition.evaluation.standard_errors import Estimate
 from pem_composition.report.records import RESULTS
@@ -43,7 +44,7 @@ from pem_composition.sweep.points import Input, Point, Settings, alone, read_inp
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner, Say
 from pem_composition.sweep.texts import TextRows, guarded, read_text, strongest
-from pem_composition.tasks.polarity import LANGUAGE
+from pem_composition.tasks.documents import LANGUAGE
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
-from pem_composition.evaluation import beams, instruction_rows, standard_errors
-from pem_composition.evaluation.batches import Batch, resume
+from pem_composition.evaluation import beams, instruction_answers, standard_errors
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.keys import rows_digest
 from pem_composition.evaluation.precision import reduced
+from pem_composition.evaluation.resumable import Batch, resume
 from pem_composition.evaluation.toxicity.rates import is_empty, is_looping
 from pem_composition.objectives.instructions import Instructions
-from pem_composition.tasks.polarity import LANGUAGE
+from pem_composition.tasks.documents import LANGUAGE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +86,7 @@ class InstructionRows:
         Raises:
             DataError: no instructions, or one that leaves no room.
         """
-        prompts = instruction_rows.prompt_tokens(self.template, self.examples, tokenizer)
+        prompts = instruction_answers.prompt_tokens(self.template, self.examples, tokenizer)
         beams.check_room(model, tokenizer, prompts, self.search, self.name)
         self._tokenizer = tokenizer
         if self.referenced:
@@ -107,7 +107,7 @@ class InstructionRows:
         """
 
         def write(skip: int) -> Iterator[Batch]:
-            batches = instruction_rows.answer_batches(
+            batches = instruction_answers.answer_batches(
                 model, self._tokenizer, self.examples, self.template, self.search,
                 batch_size=self.batch_size, name=self.name, skip=skip,
             )  # fmt: skip

@@ -10,12 +10,15 @@ from typing import Any
 
 from pem_composition.composition import compose
 from pem_composition.errors import UsageError
+from pem_composition.merging import learning
 from pem_composition.merging.learning import ENTROPY, NULL_SPACE, Learned, Lesson, Rule, learn
 from pem_composition.merging.null_space import row_spaces
 from pem_composition.module import PEM, combine
 from pem_composition.sweep import VALIDATION
 from pem_composition.sweep.runner import Say
 from pem_composition.sweep.setup import MergeSetup
+
+__all__ = ["learning", "run"]
 
 LEARNED = "learned.json"
 RECIPE = "recipe.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.arithmetic.heads import own_head
-from pem_composition.evaluation.batches import partial_path
+from pem_composition.evaluation.resumable import partial_path
 from pem_composition.sweep.held import HeldModel, Loader
 from pem_composition.sweep.points import OUTPUTS, Point, Settings, alone
 from pem_composition.sweep.result_store import Record, ResultStore, finite

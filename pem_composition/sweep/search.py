@@ -12,8 +12,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,9 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
     store = None
     if search.sampler != samplers.GRID:
         samplers.need_optuna()
-        store = samplers.open_store(folder)
+        from pem_composition.sweep import studies
+
+        store = studies.open_store(folder)
     for study in search.studies:
         tried = _Trying(search, study, runner, select, own)
         if store is None:
@@ -139,47 +141,12 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
             for number, candidate in enumerate(candidates):
                 tried(number, candidate)
         else:
-            _sample(search, study, tried, store)
-
-
-def _sample(search: Search, study: Study, tried: _Trying, store: Any) -> None:
-    """Draw and score until every trial of the study has its values, whoever found them."""
-    name, place_of = f"{study.name} {tried.key[:16]}", samplers.PLACE
-    claim = tried.runner.store.claim
-    with claim(name):
-        stored = samplers.open_study(
-            store, name, study, search.sampler, search.seed, len(search.goals)
-        )
-    for trial in samplers.finished(stored):  # whose line was lost, or is not looked at
-        tried(trial.user_attrs[place_of], trial.params)
-    budget = search.trials if study.dimensions else 1  # one candidate needs no second trial
-    while True:
-        with ExitStack() as held:
-            with claim(name):
-                _settle(stored, name, tried)
-                trial = samplers.ask(stored, study.dimensions, budget)
-                if trial is not None:
-                    held.enter_context(claim(f"{name} {trial.user_attrs[place_of]}"))
-            if trial is not None:
-                found = tried(trial.user_attrs[place_of], trial.params)
-                stored.tell(trial, tried.told(found), skip_if_finished=True)
-                continue
-        running = samplers.under_way(stored)
-        if not running:
-            return
-        with claim(f"{name} {running[0].user_attrs[place_of]}"):
-            pass  # another process is at it, or has died
-
-
-def _settle(stored: Any, name: str, tried: _Trying) -> None:
-    """Give back the trials of processes that died: nobody holds their claim."""
-    for trial in samplers.under_way(stored):
-        place = trial.user_attrs.get(samplers.PLACE)
-        with tried.runner.store.claim(f"{name} {place}", wait=False) as mine:
-            if mine:
-                known = None if place is None else tried.known(place)
-                values = None if known is None else tried.told(known)
-                samplers.give_back(stored, trial, values)
+            budget = search.trials if study.dimensions else 1  # one candidate: no second trial
+            stored = partial(
+                studies.open_study, store, study=study, sampler=search.sampler, seed=search.seed,
+                goals=len(search.goals),
+            )  # fmt: skip
+            studies.sample(stored, f"{study.name} {tried.key[:16]}", study, tried, budget)
 
 
 def _own_records(search: Search, runner: Runner, select: str) -> list[Record]:

@@ -17,7 +17,7 @@ from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import CheckpointError, IncompatibleModules
-from pem_composition.evaluation import keys, models
+from pem_composition.evaluation import keys
 from pem_composition.module import combine
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
@@ -105,6 +105,7 @@ class MergeSetup:
         """The base model on its device, and its tokenizer."""
         import torch
 
+        from pem_composition.evaluation import models
         from pem_composition.evaluation.attached import on_device
 
         if self.scoring.by_head:

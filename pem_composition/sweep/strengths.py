@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.adapters import check_fold
-from pem_composition.evaluation.batches import partial_path, resume
 from pem_composition.evaluation.keys import complete, digest_of, key_of
 from pem_composition.evaluation.precision import reduced
+from pem_composition.evaluation.resumable import partial_path, resume
+from pem_composition.evaluation.text_sampling import encode_prompts, sample_rows
 from pem_composition.evaluation.toxicity import Identity, form, spoken, summarise
 from pem_composition.module import negate
 from pem_composition.sweep import texts
@@ -34,7 +35,7 @@ from pem_composition.sweep.runner import Say
 from pem_composition.sweep.texts import LongText, Row, TextRows
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.causal import Prompts
+    from pem_composition.evaluation.decoding import Prompts
     from pem_composition.evaluation.toxicity import ToxicityClassifier
     from pem_composition.module import PEM
 
@@ -222,7 +223,8 @@ class StrengthRunner:
     def _prepare(self, model: Any, tokenizer: Any) -> None:
         """Refuse a module, prompts or a text that this model cannot take, before any result."""
         check_fold(model, self.trial.module.pem)
-        self.trial.asked.check(model, tokenizer)
+        asked = self.trial.asked
+        encode_prompts(model, tokenizer, asked.texts, asked.decoding)
         for rows in self._read.values():
             rows.prepare(model, tokenizer)
 
@@ -240,7 +242,7 @@ class StrengthRunner:
         """New texts in batches, all but the first ``skip``; long parts say how far they are."""
         asked, spoken, count = self.trial.asked, time.monotonic(), 0
         with self._model(strength) as (model, tokenizer):
-            for rows in asked.write(model, tokenizer, skip):
+            for rows in sample_rows(asked, model, tokenizer, skip):
                 yield rows
                 count += len(rows)
                 if time.monotonic() - spoken > SPOKEN:

@@ -15,8 +15,9 @@ from pem_composition.sweep import goals
 from pem_composition.sweep.controls import answers
 from pem_composition.sweep.points import PER_TASK
 from pem_composition.sweep.rows import Rows
+from pem_composition.tasks.data import RowFiles
+from pem_composition.tasks.documents import LANGUAGE
 from pem_composition.tasks.glue import Reading
-from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.tasks.prompts import get_prompt
 
 if TYPE_CHECKING:
@@ -357,11 +358,13 @@ def _objective(scoring: Scoring, place: Place, order: tuple[int, ...] = ()) -> O
 def _read(scoring: Scoring, place: Place, own: Classes) -> TaskData:
     data = _objective(scoring, place).read(
         place["task_name"],
-        **{n: place[n] for n in ("validation_file", "test_file", "data_dir")},
+        RowFiles(
+            **{n: place[n] for n in ("validation_file", "test_file", "data_dir")},
+            splits=(VALIDATION, TEST),
+            max_eval_samples=scoring.max_eval_samples,
+            max_predict_samples=scoring.max_eval_samples,
+        ),
         reading=replace(scoring.reading, own=own),
-        splits=(VALIDATION, TEST),
-        max_eval_samples=scoring.max_eval_samples,
-        max_predict_samples=scoring.max_eval_samples,
     )
     data.require(VALIDATION)
     return data

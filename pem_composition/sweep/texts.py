@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from pem_composition.evaluation.decoding import Windows
     from pem_composition.evaluation.language import LanguageEvaluator
-    from pem_composition.evaluation.perplexity import Windows
 
 Row = dict[str, Any]
 SCORES = "scores"

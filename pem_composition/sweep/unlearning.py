@@ -34,8 +34,7 @@ from pem_composition.sweep.strengths import (
 from pem_composition.sweep.texts import LongText, guarded, read_text, strongest
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.causal import Prompts
-    from pem_composition.evaluation.perplexity import Windows
+    from pem_composition.evaluation.decoding import Prompts, Windows
     from pem_composition.evaluation.toxicity import ToxicityClassifier
 
 Row = dict[str, Any]

@@ -40,6 +40,7 @@ SPLIT_STEMS: dict[str, tuple[str, ...]] = {
 DATA_FILE = re.compile(
     rf"(?P<stem>[^.]+)\.({'|'.join(FORMATS)}|ndjson)(\.({'|'.join(PACKED)}))?", re.IGNORECASE
 )
+PROMPT_COLUMNS = ("prompt", "text")  # of beginnings of texts
 FILE = "file"  # name of a task that is known from a file only
 FLAGS = {TRAIN: "--train_file", VALIDATION: "--validation_file", TEST: "--test_file"}
 LOCAL_REMEDY = (
@@ -104,43 +105,86 @@ class TaskData:
         return self.splits[split]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowFiles:
+    """Where the rows of a task lie, and how many of them are taken.
+
+    Attributes:
+        train_file, validation_file, test_file: each wins over the same split of ``data_dir``. A
+            file may be one of data by package name: ``toxic_comments/toxic.jsonl``.
+        data_dir: a folder with train and dev files, a folder of such folders named after tasks, or
+            a name that ``pem offline list`` shows.
+        splits: the splits to read.
+        max_train_samples, max_eval_samples, max_predict_samples: at most so many rows of the
+            training rows, of others, of the test rows; None: all.
+        seed: of the choice of labelled rows, which is stratified by label.
+    """
+
+    train_file: str | Path | None = None
+    validation_file: str | Path | None = None
+    test_file: str | Path | None = None
+    data_dir: str | Path | None = None
+    splits: Collection[str] = tuple(SPLIT_STEMS)
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    max_predict_samples: int | None = None
+    seed: int = 42
+
+    def tables(self, task: Task | None) -> dict[str, Table]:
+        """The tables of the splits; of a task known from its file only, always the first.
+
+        Raises:
+            DataError: no rows named, no such file or folder, or the hub out of reach.
+        """
+        named = {TRAIN: self.train_file, VALIDATION: self.validation_file, TEST: self.test_file}
+        files, data_dir = {k: Path(v) for k, v in named.items() if v}, self.data_dir
+        if data_dir is None and not files:
+            if task is None:
+                raise DataError.build("--task_name", "no task and no file", do=LOCAL_REMEDY)
+            if task.offline is None and task.hub is None:
+                raise DataError.build(
+                    f"task {task.name}", "has no rows of its own", do=LOCAL_REMEDY
+                )
+            if task.offline is None:
+                return _hub_tables(task, self.splits)
+            data_dir = f"offline:{task.offline}"
+        if data_dir is not None:
+            files = find_split_files(offline.resolve(data_dir), task) | files
+        order = [split for split in SPLIT_STEMS if split in files]
+        wanted = [split for split in order if split in self.splits]
+        if task is None and order[0] not in wanted:
+            wanted.insert(0, order[0])
+        return {split: read_table(offline.resolve(files[split])) for split in wanted}
+
+    def first(self, split: str) -> int | None:
+        """How many rows are taken where the first ones are, as of documents."""
+        return self.max_train_samples if split == TRAIN else self.max_eval_samples
+
+
 def load_task(
     task_name: str | None = None,
+    files: RowFiles | None = None,
     *,
-    train_file: str | Path | None = None,
-    validation_file: str | Path | None = None,
-    test_file: str | Path | None = None,
-    data_dir: str | Path | None = None,
     labels: Sequence[str] | None = None,
     reading: Reading | None = None,
-    splits: Collection[str] = tuple(SPLIT_STEMS),
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    max_predict_samples: int | None = None,
-    seed: int = 42,
 ) -> TaskData:
     """Find, read and check the rows of a task.
 
-    A file flag wins over the same split of ``data_dir``; with neither, the task's rows come by
-    package name (rotten_tomatoes) or from the hub. Without ``task_name`` the task is what
-    ``reading`` says of it, and for the rest what the training file shows (``infer_task``); a note
-    says it.
+    Without files the task's rows come by package name (rotten_tomatoes) or from the hub. Without
+    ``task_name`` the task is what ``reading`` says of it, and for the rest what the training file
+    shows (``infer_task``); a note says it.
 
     Args:
-        data_dir: a folder with train and dev files, a folder of such folders named after tasks, or
-            a name that ``pem offline list`` shows.
         labels: short for ``Reading(labels=labels)``.
         reading: columns, classes and regression, as far as they are known.
-        splits: the splits to read.
-        max_train_samples: at most so many rows, stratified by label and in the order of the file.
 
     Raises:
         DataError: unknown task; no such file or split; a malformed row; a missing column; an
             unknown label; words and numbers mixed; the hub out of reach.
     """
     task = get_task(task_name) if task_name is not None else None
-    files = {TRAIN: train_file, VALIDATION: validation_file, TEST: test_file}
-    tables = read_tables(task, {k: Path(v) for k, v in files.items() if v}, data_dir, splits)
+    files = files or RowFiles()
+    tables = files.tables(task)
     reading = reading or Reading(labels=tuple(labels or ()))
     reading.check()
     notes: list[str] = []
@@ -152,11 +196,12 @@ def load_task(
         _check_known(task, reading)
     if guessed := _guessed_order(task, reading, named=task_name is not None):
         notes.append(guessed)
-    limits = {TRAIN: max_train_samples, TEST: max_predict_samples}
+    limits = {TRAIN: files.max_train_samples, TEST: files.max_predict_samples}
     out = {}
-    for split in [s for s in SPLIT_STEMS if s in tables and s in splits]:
+    for split in [s for s in SPLIT_STEMS if s in tables and s in files.splits]:
         examples = _examples(task, tables[split], split, reading, notes)
-        out[split] = limit(examples, limits.get(split, max_eval_samples), task, seed)
+        most = limits.get(split, files.max_eval_samples)
+        out[split] = limit(examples, most, task, files.seed)
     columns = {s: _label_column(tables[s], reading, needed=False) for s in out}
     return TaskData(task, out, {s: tables[s].name for s in out}, tuple(notes), columns)
 
@@ -220,53 +265,13 @@ def _split_of(stem: str) -> str | None:
     return next((split for split, stems in SPLIT_STEMS.items() if stem in stems), None)
 
 
-def read_tables(
-    task: Task | None,
-    files: dict[str, Path],
-    data_dir: str | Path | None,
-    splits: Collection[str],
-) -> dict[str, Table]:
-    """The tables of the splits asked for; of a task known from its file only, always the first.
-
-    A file may be one of data by package name: ``toxic_comments/toxic.jsonl``.
-
-    Raises:
-        DataError: no rows named, no such file or folder, or the hub out of reach.
-    """
-    if data_dir is None and not files:
-        if task is None:
-            raise DataError.build("--task_name", "no task and no file", do=LOCAL_REMEDY)
-        if task.offline is None and task.hub is None:
-            raise DataError.build(f"task {task.name}", "has no rows of its own", do=LOCAL_REMEDY)
-        if task.offline is None:
-            return _hub_tables(task, splits)
-        data_dir = f"offline:{task.offline}"
-    if data_dir is not None:
-        files = find_split_files(_folder(data_dir), task) | files
-    order = [split for split in SPLIT_STEMS if split in files]
-    wanted = [split for split in order if split in splits]
-    if task is None and order[0] not in wanted:
-        wanted.insert(0, order[0])
-    return {split: read_table(_file(files[split])) for split in wanted}
-
-
-def _file(path: Path) -> str:
-    return offline.resolve(path)
-
-
-def _folder(data_dir: str | Path) -> Path:
-    """A folder, or the cache folder of data by package name (NAME or ``offline:NAME``)."""
-    return Path(offline.resolve(data_dir))
-
-
 def _hub_tables(task: Task, splits: Collection[str]) -> dict[str, Table]:
     """The task's splits from the hub, or from the cache that ``datasets`` keeps of it."""
+    from datasets import disable_progress_bars, load_dataset
+
     assert task.hub is not None
     path, config = task.hub
-    from datasets import load_dataset
-    from datasets.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+    disable_progress_bars()
     try:
         with network.session():
             dataset = load_dataset(path, config)
@@ -284,6 +289,32 @@ def _hub_tables(task: Task, splits: Collection[str]) -> dict[str, Table]:
         for split in SPLIT_STEMS
         if split in splits and names.get(split) in dataset
     }  # fmt: skip
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a table's column ``prompt`` or ``text``, or ``{"prompt": {"text": ...}}``.
+
+    Raises:
+        DataError: no rows, no such column, or a cell that holds no text.
+    """
+    table = read_table(path)
+    column = next((name for name in PROMPT_COLUMNS if name in table.columns), None)
+    if column is None:
+        raise DataError.build(
+            table.name, "no prompts", found=", ".join(table.columns),
+            expected="a column named " + " or ".join(PROMPT_COLUMNS),
+        )  # fmt: skip
+    prompts = []
+    for index, row in enumerate(table.rows):
+        cell = row[column]
+        text = cell.get("text") if isinstance(cell, dict) else cell
+        if not isinstance(text, str):
+            raise DataError.build(
+                table.where(index), f"column '{column}' holds no prompt",
+                found=type(cell).__name__, expected='a text, or {"text": ...}',
+            )  # fmt: skip
+        prompts.append(text)
+    return prompts
 
 
 def infer_task(table: Table, reading: Reading | None = None) -> Task:

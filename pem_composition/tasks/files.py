@@ -351,13 +351,12 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 def _parquet(path: Path, data: bytes) -> Table:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise DataError.build(path, "Parquet needs pyarrow", do=install("pyarrow")) from None
     try:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (ArrowException, OSError) as error:
         raise DataError.build(path, f"not a readable Parquet file ({error})") from None
     rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
     return Table(str(path), rows, range(1, len(rows) + 1), "row")

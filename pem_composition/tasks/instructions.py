@@ -21,17 +21,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
 from pem_composition.tasks import data
+from pem_composition.tasks.documents import LANGUAGE
 from pem_composition.tasks.files import Table
 from pem_composition.tasks.glue import Task, plain
-from pem_composition.tasks.polarity import LANGUAGE
 from pem_composition.tasks.prompts import load_json
+from pem_composition.tasks.tokens import Tokens, begun
 from pem_composition.texts import letters
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ class Template:
         asked = f"{instruction}\n\n{given}" if given else instruction
         turns = [{"role": "user", "content": asked}]
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def tokens(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+        """As the tokenizer begins a text; a chat template begins it by itself."""
+        return [begun(tokenizer, text, special=not self.is_chat) for text in texts]
 
     def cut(self, text: str) -> str:
         """An answer without what follows it, and without white space around it."""
@@ -152,21 +157,8 @@ def _read_template(path: Path) -> Template:
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def load_instructions(
-    task_name: str | None = None,
-    *,
-    train_file: str | Path | None = None,
-    validation_file: str | Path | None = None,
-    test_file: str | Path | None = None,
-    data_dir: str | Path | None = None,
-    splits: Collection[str] = (data.TRAIN, data.VALIDATION),
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-) -> data.TaskData:
-    """Rows with answers, from files or of ``alpaca_cleaned`` by hub name.
-
-    Args:
-        max_train_samples: the first so many rows.
+def load_instructions(task_name: str | None, files: data.RowFiles) -> data.TaskData:
+    """Rows with answers, from files or of ``alpaca_cleaned`` by hub name; limits take the first.
 
     Raises:
         DataError: no such file or task, or rows without instruction or answer.
@@ -176,14 +168,9 @@ def load_instructions(
             "--task_name", "no set of instructions", found=task_name,
             expected=f"{ALPACA.name}, or --train_file",
         )  # fmt: skip
-    given = {data.TRAIN: train_file, data.VALIDATION: validation_file, data.TEST: test_file}
-    files = {split: Path(path) for split, path in given.items() if path}
-    tables = data.read_tables(ALPACA if task_name else LANGUAGE, files, data_dir, splits)
+    tables = files.tables(ALPACA if task_name else LANGUAGE)
     notes: list[str] = []
-    rows = {}
-    for split, table in tables.items():
-        limit = max_train_samples if split == data.TRAIN else max_eval_samples
-        rows[split] = answered(table, notes)[:limit]
+    rows = {s: answered(table, notes)[: files.first(s)] for s, table in tables.items()}
     return data.TaskData(LANGUAGE, rows, {s: t.name for s, t in tables.items()}, tuple(notes))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import TRAIN, VALIDATION, texts_of
+from pem_composition.tasks.documents import LANGUAGE, ScoreFilter
 from pem_composition.tasks.files import Table
 from pem_composition.tasks.instructions import (
     OUTPUT,
@@ -21,8 +22,6 @@ from pem_composition.tasks.instructions import (
     fingerprints,
     has_instructions,
 )
-from pem_composition.tasks.polarity import LANGUAGE
-from pem_composition.tasks.toxicity import ScoreFilter
 
 BEGINNING = "{beginning}"
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pem_composition.evaluation.classify import EncodedDataset
-from pem_composition.evaluation.language import IGNORED
+from pem_composition.evaluation.encoded import IGNORED, EncodedDataset
 
 DECODER = "decoder_input_ids"
 DECODER_COLUMNS = (DECODER, "labels")  # as long as the targets, not as an encoder's inputs

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pem_composition.errors import UsageError, install, installed
 from pem_composition.evaluation.load_options import LoadOptions
 from pem_composition.record import TO_SUBTRACT
+from pem_composition.tasks.documents import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 from pem_composition.tasks.glue import Reading
-from pem_composition.tasks.toxicity import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.load_options import LoadOptions

@@ -13,6 +13,8 @@ from pem_composition.adapters import attach
 from pem_composition.checkpoint import inspect_header
 from pem_composition.evaluation import metrics, models
 from pem_composition.evaluation.attached import device_of, load_module
+from pem_composition.evaluation.evaluator import Evaluator
+from pem_composition.evaluation.model_names import max_input_length
 from pem_composition.evaluation.own_classes import (
     Classes,
     in_order_of,
@@ -22,15 +24,18 @@ from pem_composition.evaluation.own_classes import (
 )
 from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.predictions import predictions
+from pem_composition.evaluation.predictions import write as write_predictions
 from pem_composition.objectives import Objective, objective_of
-from pem_composition.tasks.data import Example, TaskData
-from pem_composition.tasks.glue import Task
+from pem_composition.tasks.data import Example, RowFiles, TaskData
+from pem_composition.tasks.glue import Reading, Task
 from pem_composition.training.config import DECODERS
-from pem_composition.training.scoring import Scorer
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.models import LoadedBase
     from pem_composition.module import PEM
+
+
+__all__ = ["Answered", "TaskModel", "evaluate", "write_predictions"]
 
 
 class Answered(NamedTuple):
@@ -87,6 +92,25 @@ class TaskModel:
             found=self.answers, order=order_of(task, self.own_classes) if task is not None else (),
         )  # fmt: skip
 
+    def read(
+        self, task_name: str | None, files: RowFiles, reading: Reading, *, scored: bool
+    ) -> TaskData:
+        """The rows of the splits of ``files``, all of them.
+
+        Args:
+            scored: rows are compared with their labels.
+
+        Raises:
+            DataError: rows that cannot be used, or without labels where they are to be scored.
+        """
+        objective = self.objective_of()
+        data = objective.read(task_name, files, reading=reading)
+        for split in files.splits if scored and objective.labelled else ():
+            metrics.gold_labels(data.task, [example.label for example in data.require(split)])
+        for split in files.splits:
+            data.require(split)
+        return data
+
     def load(self, task: Task) -> LoadedBase:
         """The model with a head for the task, or with its output embeddings."""
         transformers.set_seed(self.seed)
@@ -137,7 +161,7 @@ def evaluate(
     if info["missing_keys"] and (module is None or not module.head_tensors()):
         remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
         say(f"note: the head is newly initialised (--seed {asked.seed}), not trained{remedy}")
-    objective = objective.within(models.max_input_length(model.config, tokenizer))
+    objective = objective.within(max_input_length(model.config, tokenizer))
     layout: dict[str, Any] = {
         "batch_size": batch_size,
         "pad_to": objective.max_seq_length if pad else None,
@@ -148,29 +172,21 @@ def evaluate(
         for split in splits:
             rows = data.require(split)
             evaluator = objective.evaluator(data.task, rows, tokenizer, model.config, **layout)
-            answered = _answered(Scorer(evaluator), model, rows, predict=predict)
+            answered = _answered(evaluator, model, rows, predict=predict)
             if objective.labelled and not asked.classifies and answered.scores:
                 answered.scores["answers"] = asked.answers or "scoring"
             found[split] = answered
     return found
 
 
-def _answered(scorer: Scorer, model: Any, rows: Sequence[Example], *, predict: bool) -> Answered:
+def _answered(
+    evaluator: Evaluator, model: Any, rows: Sequence[Example], *, predict: bool
+) -> Answered:
     """Scores of rows that have labels, and their predictions where they are asked for."""
     began = time.perf_counter()
-    outputs = scorer.outputs(model)
+    outputs = evaluator.predict(model)
     seconds = time.perf_counter() - began
-    told = predictions(scorer.evaluator, outputs, rows) if predict else []
+    told = predictions(evaluator, outputs, rows) if predict else []
     if predict and any(example.label is None for example in rows):
         return Answered({}, told)
-    return Answered(scorer.scores(outputs, seconds=seconds), told)
-
-
-def check_gold(data: TaskData, splits: Sequence[str]) -> None:
-    """Refuse rows that cannot be scored.
-
-    Raises:
-        DataError: naming the first.
-    """
-    for split in splits:
-        metrics.gold_labels(data.task, [example.label for example in data.require(split)])
+    return Answered(evaluator.report(outputs, seconds=seconds), told)

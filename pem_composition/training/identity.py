@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pem_composition.checkpoint import hub_name
 from pem_composition.errors import CheckpointError
 from pem_composition.evaluation import keys
-from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.model_names import resolve
+from pem_composition.objectives import Objective
 from pem_composition.tasks.data import TaskData
 from pem_composition.training.config import TrainConfig
 from pem_composition.training.processes import world_size
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    output_dir: Path
+    metrics: Mapping[str, Any]
+    skipped: bool = False  # the directory already held the result of this very run
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that may begin: its objective and rows, what it is, and where it resumes."""
+
+    objective: Objective
+    data: TaskData
+    identity: Mapping[str, Any]
+    resume: Path | None
+
+    @property
+    def key(self) -> str:
+        """sha256 of everything that decides the result."""
+        return keys.key_of(self.identity)
 
 
 def describe_run(config: TrainConfig, data: TaskData, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pem_composition import safe_files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation import keys
-from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.model_names import resolve
 from pem_composition.record import Provenance
 from pem_composition.tasks.glue import Task
 from pem_composition.training import results

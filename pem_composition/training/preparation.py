@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pem_composition import checkpoint
 from pem_composition.adapters.fresh import fresh_module
@@ -16,22 +19,18 @@ from pem_composition.checkpoint import peft
 from pem_composition.checkpoint import provenance as records
 from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules
+from pem_composition.evaluation.model_names import resolve
 from pem_composition.evaluation.models import (
     LoadedBase,
     load_base,
     load_causal,
     load_text_to_text,
-    resolve,
     save_model,
 )
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
 from pem_composition.training.config import DECODERS, ModelFlags
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 OBJECTIVE_OF_TASK = {peft.SEQ2SEQ_TASK: "seq2seq", peft.CAUSAL_TASK: "causal_lm"}
 
@@ -113,8 +112,6 @@ def prepare(flags: ModelFlags, task: Task | None) -> Start:
         IncompatibleModules: ``--init_from`` holds another kind, rank, scale, targets or head.
         PEMError: the base model cannot be loaded, or has no layer of the given names.
     """
-    import transformers
-
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(flags.seed)
     base = checkpoint.base_identity(resolve(flags.model_name_or_path))

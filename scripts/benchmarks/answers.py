@@ -21,7 +21,7 @@ import torch
 from timing import report, side_by_side
 
 from pem_composition import offline
-from pem_composition.evaluation.classify import Batch, collect
+from pem_composition.evaluation.attached import bfloat16_note
 from pem_composition.evaluation.decoding import (
     ANSWERS,
     CONSTRAINED,
@@ -29,11 +29,12 @@ from pem_composition.evaluation.decoding import (
 )
 from pem_composition.evaluation.evaluator import Outputs
 from pem_composition.evaluation.generation import constrained
-from pem_composition.evaluation.models import bfloat16_note, load_seq2seq
+from pem_composition.evaluation.models import load_seq2seq
+from pem_composition.evaluation.padded import Batch, collect
 from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.prompted_rows import PromptedEvaluator
 from pem_composition.objectives.answers import Answers
-from pem_composition.tasks.data import load_task
+from pem_composition.tasks.data import RowFiles, load_task
 
 REFERENCE_ROWS, REFERENCE_BEAMS = 8, 5
 ENCODER, REFERENCE = "encoder alone", "reference's layout"
@@ -77,7 +78,9 @@ class Case:
     ):
         self.model = model
         self.device = device = next(model.parameters()).device
-        data = load_task(name, data_dir=folder, splits=("validation",), max_eval_samples=rows)
+        data = load_task(
+            name, RowFiles(data_dir=folder, splits=("validation",), max_eval_samples=rows)
+        )
         self.evaluators: dict[str, PromptedEvaluator] = {
             how: Answers(found=how).evaluator(
                 data.task, data.validation, tokenizer, model.config, device=device

@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 from pem_composition import offline
 from pem_composition.offline.fetch import download
 from pem_composition.offline.flan_t5 import MEMBERS
-from pem_composition.tasks.data import load_task
+from pem_composition.tasks.data import RowFiles, load_task
 
 QUESTION = "Is the following review positive or negative? {}"
 ANSWERS = ("negative", "positive")
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="folder with sst2/dev")
     parser.add_argument("--rows", type=int, default=50)
     args = parser.parse_args()
-    data = load_task("sst2", data_dir=args.data_dir, splits=("validation",))
+    data = load_task("sst2", RowFiles(data_dir=args.data_dir, splits=("validation",)))
     examples = data.validation[: args.rows]
     folder = offline.get("flan-t5-small")
     tokenizer = AutoTokenizer.from_pretrained(folder)

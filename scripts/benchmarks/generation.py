@@ -20,8 +20,9 @@ from collections.abc import Callable
 import torch
 from timing import report
 
+from pem_composition.evaluation.decoding import Sampling
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.text_sampling import Sampling, generate
+from pem_composition.evaluation.text_sampling import generate
 
 BATCHED, SINGLE, THEIRS = "batched", "one by one", "transformers"
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from pem_composition import json_lines
-from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.model_names import resolve
 
 
 def run(*words: object) -> None:

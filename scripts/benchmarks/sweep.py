@@ -28,12 +28,13 @@ from timing import report, side_by_side
 from pem_composition import offline, sweep
 from pem_composition.adapters import fresh_module, resolve_targets
 from pem_composition.config import LoraConfig
-from pem_composition.evaluation.models import bfloat16_note, load_base, load_seq2seq
+from pem_composition.evaluation.attached import bfloat16_note
+from pem_composition.evaluation.models import load_base, load_seq2seq
 from pem_composition.evaluation.precision import reduced
 from pem_composition.module import PEM
 from pem_composition.objectives.answers import Answers
 from pem_composition.objectives.classification import Classification
-from pem_composition.tasks.data import TaskData, load_task
+from pem_composition.tasks.data import RowFiles, TaskData, load_task
 
 HERE = Path(__file__).parent
 
@@ -93,7 +94,10 @@ class Case:
         self.path = str(offline.resolve(args.model))
         self.data: list[TaskData] = [
             load_task(
-                task, data_dir=args.data_dir, splits=("validation",), max_eval_samples=args.rows
+                task,
+                RowFiles(
+                    data_dir=args.data_dir, splits=("validation",), max_eval_samples=args.rows
+                ),
             )
             for task in args.tasks
         ]

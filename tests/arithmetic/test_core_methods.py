@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.geometry import inner_products
 from pem_composition.arithmetic.methods import factors as on_factors
 from pem_composition.arithmetic.methods.core import core_of, orthogonalised
@@ -23,6 +22,7 @@ from pem_composition.arithmetic.methods.svc import svc
 from pem_composition.arithmetic.methods.ties import ties
 from pem_composition.arithmetic.methods.tsv import tsv
 from pem_composition.arithmetic.methods.wudi import actmat, wudi
+from pem_composition.arithmetic.terms import Factor
 from pem_composition.errors import IncompatibleModules, PEMError
 
 OUT, IN = 20, 17

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pem_composition.arithmetic import delta
-from pem_composition.arithmetic.delta import Factor
+from pem_composition.arithmetic.terms import Factor
 
 seeds = st.integers(0, 2**31 - 1)
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))

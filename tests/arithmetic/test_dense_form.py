@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods import dense
 from pem_composition.arithmetic.methods import entries as blocks_module
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Products, merged
 from pem_composition.arithmetic.methods.ties import ties
+from pem_composition.arithmetic.terms import Factor
 
 DRAWS = Draws(0, "layer")
 

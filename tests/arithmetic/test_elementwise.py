@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils import merge_utils
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods import dare, della
 from pem_composition.arithmetic.methods import entries as blocks_module
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Stacked, merged
 from pem_composition.arithmetic.methods.ext_sub import on_factors
 from pem_composition.arithmetic.methods.registry import ELEMENTWISE, resolve
+from pem_composition.arithmetic.terms import Factor
 
 SHAPE = (6, 5)
 NAMES = [m.name for m in ELEMENTWISE]

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods import entries as module
 from pem_composition.arithmetic.methods.draws import Draws, splitmix64
 from pem_composition.arithmetic.methods.entries import (
@@ -19,6 +18,7 @@ from pem_composition.arithmetic.methods.entries import (
     largest,
     magnitudes,
 )
+from pem_composition.arithmetic.terms import Factor
 
 
 def chosen(source, count: int) -> np.ndarray:

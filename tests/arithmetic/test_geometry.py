@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
 from pem_composition.arithmetic import geometry
-from pem_composition.arithmetic.delta import Factor
+from pem_composition.arithmetic.terms import Factor
 
 seeds = st.integers(0, 2**31 - 1)
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))

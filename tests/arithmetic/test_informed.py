@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods.fisher import fisher
 from pem_composition.arithmetic.methods.regmean import regmean
 from pem_composition.arithmetic.methods.ssr import ssr
+from pem_composition.arithmetic.terms import Factor
 from pem_composition.errors import PEMError
 
 OUT, IN = 6, 5

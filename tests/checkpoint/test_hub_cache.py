@@ -15,7 +15,7 @@ from pem_composition.checkpoint import combine_full, extract_lora, fold_checkpoi
 from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.provenance import find_base
 from pem_composition.errors import CheckpointError
-from pem_composition.evaluation.models import resolve
+from pem_composition.evaluation.model_names import resolve
 
 COMMIT, OLD = "0f" * 20, "1a" * 20
 

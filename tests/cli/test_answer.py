@@ -11,7 +11,7 @@ from support.tiny_models import random_module, tiny, write_causal
 from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation.decoding import BeamSearch
-from pem_composition.evaluation.instruction_rows import answers
+from pem_composition.evaluation.instruction_answers import answers
 from pem_composition.evaluation.models import load_causal
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import examples_of, get_template

@@ -18,11 +18,11 @@ import pem_composition as library
 from pem_composition import checkpoint, json_lines
 from pem_composition.checkpoint import base_identity
 from pem_composition.errors import Preempted
-from pem_composition.evaluation import beams, instruction_rows
-from pem_composition.evaluation.decoding import BeamSearch
+from pem_composition.evaluation import beams, instruction_answers
+from pem_composition.evaluation.decoding import BeamSearch, Windows
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.overlap import rouge_l
-from pem_composition.evaluation.perplexity import Windows, read_texts, text_evaluator
+from pem_composition.evaluation.perplexity import read_texts, text_evaluator
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.sweep import detoxification
 from pem_composition.sweep.points import Input
@@ -128,7 +128,7 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
         model, tokenizer, _ = load_causal(bench.base)
         if module is not None:
             library.attach(model, module)
-        answers = instruction_rows.answers(model, tokenizer, examples, template, search)
+        answers = instruction_answers.answers(model, tokenizer, examples, template, search)
         texts = [answer.answer for answer in answers]
         folder = out / "answers" / name.replace(" ", "-")
         written = lines(folder / "asked.jsonl")

@@ -220,7 +220,7 @@ def test_models_and_modules_of_another_kind_are_refused(pem, bench, tmp_path):
 
 
 def test_the_batch_is_chosen_by_the_device_unless_given(bench):
-    from pem_composition.evaluation.classify import BATCH_ROWS
+    from pem_composition.evaluation.padded import BATCH_ROWS
 
     config = evaluate.Config("x", task_name="sst2", objective="seq2seq")
     assert config.per_device_eval_batch_size is None and config.answers is None

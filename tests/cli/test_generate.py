@@ -14,8 +14,9 @@ from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity
 from pem_composition.errors import Preempted
 from pem_composition.evaluation.causal import CausalModel
+from pem_composition.evaluation.decoding import Sampling
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.text_sampling import Sampling, generate
+from pem_composition.evaluation.text_sampling import generate
 
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 LENGTH = ("--max_new_tokens", 9)

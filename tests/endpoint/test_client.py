@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from pem_composition.endpoint.client import Endpoint, Service
+from pem_composition.endpoint.client import Endpoint
+from pem_composition.endpoint.service import Service
 from pem_composition.errors import RunFailed, UsageError
 
 pytest.importorskip("openai")

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from pem_composition.endpoint.client import Service
 from pem_composition.endpoint.jobs import Budget, Job, ask, describe, key_of
+from pem_composition.endpoint.service import Service
 from pem_composition.errors import RunFailed, UsageError
 
 pytest.importorskip("openai")

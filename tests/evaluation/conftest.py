@@ -10,8 +10,9 @@ import pytest
 import torch
 from support.tiny_models import VOCABULARY, tiny
 
-from pem_composition.evaluation import classify
-from pem_composition.evaluation.prompted_rows import PromptedRows, Writing
+from pem_composition.evaluation import encoded, padded
+from pem_composition.evaluation.encoded import Writing
+from pem_composition.evaluation.prompted_rows import PromptedRows
 from pem_composition.tasks.glue import Task
 from pem_composition.tasks.prompts import Prompt
 
@@ -83,11 +84,11 @@ class Oracle:
         masks = [[1] * len(row) for row in self.rows]
         fill = {"input_ids": self.writing.pad, "attention_mask": 0}
         inputs = {"input_ids": self.rows, "attention_mask": masks}
-        data = classify.EncodedDataset(inputs, (None,) * len(self.rows), fill)
+        data = encoded.EncodedDataset(inputs, (None,) * len(self.rows), fill)
         if labels is None:
             labels = np.arange(len(self.rows)) % len(answers)
         prompt = Prompt("test", "{text}", tuple(words or names))
-        batches = classify.batches(data, **layout)
+        batches = padded.batches(data, **layout)
         return PromptedRows(task, prompt, tuple(map(tuple, answers)), self.writing, labels, batches)
 
 

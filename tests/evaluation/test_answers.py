@@ -10,12 +10,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pem_composition.errors import DataError, RunFailed
-from pem_composition.evaluation.prompted_rows import (
-    INVALID,
-    ScoringEvaluator,
-    decoded_together,
-    writing_of,
-)
+from pem_composition.evaluation.encoded import writing_of
+from pem_composition.evaluation.prompted_rows import INVALID, ScoringEvaluator, decoded_together
 from pem_composition.tasks.glue import TASKS
 
 ANSWERS = {  # name: answers, and whether one begins another

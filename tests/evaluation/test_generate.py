@@ -12,17 +12,18 @@ from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, RunFailed, UsageError
+from pem_composition.evaluation.decoding import Sampling
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.text_sampling import (
     Request,
-    Sampling,
     _write,
     continuation,
     encode_prompts,
     generate,
     pick,
-    read_prompts,
+    warpers_of,
 )
+from pem_composition.tasks.data import read_prompts
 
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 PROMPTS = ["good fine", "bad", "great nice bad poor awful", "sad sad"]
@@ -154,7 +155,7 @@ def test_tokens_are_drawn_from_the_warped_distribution(temperature, top_k, top_p
         max_new_tokens=1, temperature=float(temperature), top_k=top_k, top_p=float(top_p)
     )
     grid = (np.arange(20_000) + 0.5) / 20_000
-    drawn = pick(logits.expand(len(grid), -1), grid, decoding.warpers())
+    drawn = pick(logits.expand(len(grid), -1), grid, warpers_of(decoding))
     shares = np.bincount(drawn.numpy(), minlength=40) / len(grid)
     expected = warped_by_hand(logits.numpy(), temperature, top_k, top_p)
     np.testing.assert_allclose(shares, expected, atol=2 / 20_000)

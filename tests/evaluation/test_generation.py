@@ -26,7 +26,7 @@ from pem_composition.evaluation.generation import (
 )
 from pem_composition.evaluation.prompted_rows import INVALID, ScoringEvaluator
 from pem_composition.objectives.answers import Answers
-from pem_composition.tasks.data import load_task
+from pem_composition.tasks.data import RowFiles, load_task
 from pem_composition.tasks.glue import TASKS
 
 ONE_LENGTH = {
@@ -231,7 +231,7 @@ def flan():
 def test_real_answers_agree_however_they_are_found(flan, shared, name, one_thread):
     model, tokenizer, _ = flan
     folder = shared / "data" / "glue"
-    data = load_task(name, data_dir=folder, splits=("validation",), max_eval_samples=16)
+    data = load_task(name, RowFiles(data_dir=folder, splits=("validation",), max_eval_samples=16))
     outputs, results = {}, {}
     for how in ANSWERS:
         objective = Answers(found=how)
@@ -254,7 +254,7 @@ def test_real_numbers_agree_with_beams_enough_and_the_end_token(flan, shared, on
 
     model, tokenizer, _ = flan
     folder = shared / "data" / "glue"
-    data = load_task("stsb", data_dir=folder, splits=("validation",), max_eval_samples=4)
+    data = load_task("stsb", RowFiles(data_dir=folder, splits=("validation",), max_eval_samples=4))
     evaluator = Answers().evaluator(
         data.task, data.validation, tokenizer, model.config, batch_size=4
     )

@@ -11,15 +11,15 @@ from support.tiny_models import write_causal
 from pem_composition.errors import DataError
 from pem_composition.evaluation.beams import write
 from pem_composition.evaluation.decoding import BeamSearch
-from pem_composition.evaluation.instruction_rows import answers, pairs, prompt_tokens
-from pem_composition.evaluation.language import IGNORED
+from pem_composition.evaluation.encoded import IGNORED
+from pem_composition.evaluation.instruction_answers import answers, prompt_tokens
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.perplexity import summary
 from pem_composition.evaluation.text_sampling import continuation
-from pem_composition.objectives.instructions import Instructions
+from pem_composition.objectives.instructions import Instructions, pairs
 from pem_composition.tasks.data import Example
+from pem_composition.tasks.documents import LANGUAGE
 from pem_composition.tasks.instructions import CHAT, Template
-from pem_composition.tasks.polarity import LANGUAGE
 
 TEMPLATE = Template(
     "t", "good {instruction} bad {input} nice ", "good {instruction} nice ", ("sad",)

@@ -14,7 +14,8 @@ from support.tiny_models import write_text_to_text
 from pem_composition.errors import DataError, RunFailed, UsageError
 from pem_composition.evaluation.models import load_seq2seq
 from pem_composition.objectives.next_block import NextBlocks
-from pem_composition.tasks.polarity import LANGUAGE, load_documents
+from pem_composition.tasks.data import RowFiles
+from pem_composition.tasks.documents import LANGUAGE, load_documents
 
 WORDS = [f"w{i}" for i in range(12)]
 SIZE = 7
@@ -29,7 +30,9 @@ def language(tmp_path_factory):
     texts = [" ".join(rng.choice(WORDS, rng.integers(1, 15))) for _ in range(20)]
     rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (folder / "dev.jsonl").write_text(rows)
-    data = load_documents(validation_file=folder / "dev.jsonl", splits=("validation",))
+    data = load_documents(
+        None, RowFiles(validation_file=folder / "dev.jsonl", splits=("validation",))
+    )
     return load_seq2seq(base), texts, data.validation
 
 

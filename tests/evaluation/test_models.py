@@ -16,13 +16,8 @@ from transformers.activations import NewGELUActivation
 from pem_composition import network, offline
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.evaluation import models as evaluated
-from pem_composition.evaluation.models import (
-    load_base,
-    load_causal,
-    load_seq2seq,
-    max_input_length,
-    resolve,
-)
+from pem_composition.evaluation.model_names import max_input_length, resolve
+from pem_composition.evaluation.models import load_base, load_causal, load_seq2seq
 from pem_composition.evaluation.own_classes import of_model
 from pem_composition.tasks.glue import TASKS
 

@@ -11,8 +11,8 @@ from support import tiny_models as tiny
 
 from pem_composition.adapters import head_parameter_names
 from pem_composition.errors import DataError, IncompatibleModules
-from pem_composition.evaluation.classify import Batch
 from pem_composition.evaluation.evaluator import ClassificationEvaluator
+from pem_composition.evaluation.padded import Batch
 from pem_composition.merging.last_layer import features, fit, last_layer
 from pem_composition.tasks.glue import TASKS
 

@@ -14,9 +14,10 @@ from torch.func import functional_call
 from pem_composition.adapters import attach
 from pem_composition.adapters.plan import check_layers
 from pem_composition.errors import DataError, PEMError
-from pem_composition.evaluation import classify
-from pem_composition.evaluation.language import LANGUAGE, LanguageEvaluator, causal_rows
-from pem_composition.evaluation.prompted_rows import PromptedRows, ScoringEvaluator, Writing
+from pem_composition.evaluation import padded
+from pem_composition.evaluation.encoded import Writing, causal_rows
+from pem_composition.evaluation.language import LANGUAGE, LanguageEvaluator
+from pem_composition.evaluation.prompted_rows import PromptedRows, ScoringEvaluator
 from pem_composition.merging.fisher import EMPIRICAL, EXACT, diagonal, parameters_of
 from pem_composition.merging.gram import gram
 from pem_composition.module import PEM
@@ -196,7 +197,7 @@ def test_gram_of_answers_counts_each_token_once_and_no_padding(name):
     """By hand without a cache: what is read before the answers once, then each answer's tokens."""
     model, answers = tiny(name).double(), ((5,), (6, 7, 8, 9))
     prompts = [[11, 12, 13], [14, 15, 16, 17, 18]]
-    data = classify.batches(causal_rows([(row, []) for row in prompts]), batch_size=1)
+    data = padded.batches(causal_rows([(row, []) for row in prompts]), batch_size=1)
     start = (0,) if name == "t5" else ()
     prompt = Prompt("own", "{sentence}", ("no", "yes"))
     asked = PromptedRows(TASKS["sst2"], prompt, answers, Writing(start, 2, 1), [0, 1], data)

@@ -11,9 +11,9 @@ import torch
 from support.package_files import fetched
 
 from pem_composition.errors import DataError
-from pem_composition.offline import smollm2
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [offline]")
+from pem_composition.offline import smollm2  # noqa: E402
 
 CONTROL, NORMAL = 3, 1
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -11,7 +11,6 @@ from support.package_files import build_wheel, fetched
 from support.tiny_models import tiny
 
 from pem_composition import offline
-from pem_composition.offline import flan_t5
 
 # --- the dequantised RoBERTa ---
 
@@ -142,6 +141,8 @@ def quantised_graph(state: dict[str, np.ndarray], paths: dict[str, str]) -> tupl
 
 def test_the_dequantised_t5_has_every_tensor_of_the_model_under_its_name(served):
     pytest.importorskip("onnx")
+    from pem_composition.offline import flan_t5
+
     model = tiny("t5-gated")
     state = {k: v.numpy() for k, v in model.state_dict().items() if "embed_tokens" not in k}
     encoder = {k: k.replace("encoder.", "enc.", 1) for k in state if k.startswith("encoder.")}

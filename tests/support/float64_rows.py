@@ -9,8 +9,8 @@ import torch
 from support.tiny_models import VOCABULARY, random_module, tiny
 from torch import Tensor, nn
 
-from pem_composition.evaluation.classify import Batch
 from pem_composition.evaluation.evaluator import ClassificationEvaluator
+from pem_composition.evaluation.padded import Batch
 from pem_composition.module import PEM
 from pem_composition.tasks.glue import Task, get_task
 

@@ -159,14 +159,15 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 
 def a_batch(config: TrainConfig) -> tuple[Any, Any, Any]:
     """A model ready to train, one training batch of it, and its loss function."""
-    from pem_composition.training import runs
+    from pem_composition.training import execution, runs
+    from pem_composition.training.identity import RunPlan
     from pem_composition.training.preparation import prepare
     from pem_composition.training.runs import trained_objective
 
     objective = trained_objective(config)
     data = runs.read_data(config, objective)
     start = prepare(config, data.task)
-    loader = runs.make_loader(config, runs.Plan(objective, data, {}, None), start, print)
+    loader = execution.make_loader(config, RunPlan(objective, data, {}, None), start, print)
     return start, next(iter(loader)), objective.loss(data.task)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pem_composition import offline
 from pem_composition.errors import DataError
-from pem_composition.tasks.data import TaskData, load_task
+from pem_composition.tasks.data import RowFiles, TaskData, load_task
 from pem_composition.tasks.glue import TASKS, get_task, text_columns
 
 # From the GLUE data set card: the order of the ClassLabel names, and the metrics of the task.
@@ -63,7 +63,7 @@ def test_every_domain_by_package_name_is_a_task():
 def test_a_task_without_published_validation_rows_says_where_they_come_from(tmp_path):
     lines = '{"content": "fine", "label": 1}\n{"content": "poor", "label": 0}\n'
     (tmp_path / "train.jsonl").write_text(lines)
-    data = load_task("amazon_polarity", data_dir=tmp_path)
+    data = load_task("amazon_polarity", RowFiles(data_dir=tmp_path))
     assert [e.text for e in data.train] == ["fine", "poor"]
     with pytest.raises(
         DataError, match=r"give --validation_file, or .* pem split --validation_size"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pem_composition.errors import DataError
+from pem_composition.tasks.data import RowFiles
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.instructions import (
     CHAT,
@@ -79,7 +80,9 @@ def test_rows_without_an_instruction_are_refused(tmp_path, row, words):
 def test_training_rows_need_answers_and_empty_ones_are_counted(tmp_path):
     rows = [{"instruction": f"i{i}", "output": "" if i == 2 else f"o{i}"} for i in range(5)]
     file = write(tmp_path / "f.jsonl", rows)
-    data = load_instructions(train_file=file, validation_file=file, max_train_samples=3)
+    data = load_instructions(
+        None, RowFiles(train_file=file, validation_file=file, max_train_samples=3)
+    )
     assert [e.label for e in data.train] == ["o0", "o1", "o3"]
     assert [e.label for e in data.validation] == ["o0", "o1", "o3", "o4"]
     assert data.notes[0].endswith("f.jsonl: 1 rows without an answer left out")
@@ -90,7 +93,7 @@ def test_training_rows_need_answers_and_empty_ones_are_counted(tmp_path):
         with pytest.raises(DataError, match=words):
             answered(read_table(write(tmp_path / "g.jsonl", rows)), [])
     with pytest.raises(DataError, match="no set of instructions; found rte"):
-        load_instructions("rte", train_file=file)
+        load_instructions("rte", RowFiles(train_file=file))
 
 
 def test_a_template_writes_with_and_without_an_input_and_takes_texts_as_they_are():

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.polarity import LANGUAGE, load_documents, next_blocks
+from pem_composition.tasks.data import RowFiles
+from pem_composition.tasks.documents import LANGUAGE, load_documents, next_blocks
 
 tokens = st.lists(st.lists(st.integers(3, 99), max_size=30), max_size=20)
 
@@ -46,7 +47,7 @@ def rows_file(path, *rows):
 def test_documents_keep_their_order_and_lose_their_labels(tmp_path):
     texts = ["b", " ", "a", "", "c", "\n"]
     rows = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
-    data = load_documents(validation_file=rows_file(tmp_path / "dev.jsonl", *rows))
+    data = load_documents(None, RowFiles(validation_file=rows_file(tmp_path / "dev.jsonl", *rows)))
     assert data.task == LANGUAGE and set(data.splits) == {"validation"}
     assert [(e.text, e.text_pair, e.label, e.row_id) for e in data.validation] == [
         ("b", None, None, 0), ("a", None, None, 2), ("c", None, None, 4),
@@ -57,7 +58,7 @@ def test_limits_take_the_first_documents_of_their_split(tmp_path):
     rows = [{"text": f"t{i}"} for i in range(9)]
     files = {f"{n}_file": rows_file(tmp_path / f"{n}.jsonl", *rows) for n in ("train", "test")}
     data = load_documents(
-        **files, splits=("train", "test"), max_train_samples=4, max_eval_samples=2
+        None, RowFiles(**files, splits=("train", "test"), max_train_samples=4, max_eval_samples=2)
     )
     assert [e.text for e in data.train] == ["t0", "t1", "t2", "t3"]
     assert [e.text for e in data.test] == ["t0", "t1"]
@@ -67,13 +68,15 @@ def test_a_known_task_brings_its_column_and_of_pairs_the_first_text(tmp_path):
     rows = [{"sentence1": "one", "sentence2": "two", "label": 0}]
     path = rows_file(tmp_path / "dev.jsonl", *rows)
     for name in ("rte", None):
-        data = load_documents(name, validation_file=path)
+        data = load_documents(name, RowFiles(validation_file=path))
         assert [e.text for e in data.validation] == ["one"]
 
 
 def test_real_reviews_need_no_labels(shared):
     folder = shared / "data" / "sentiment" / "mr"
-    data = load_documents(data_dir=folder, splits=("validation",), max_eval_samples=3)
+    data = load_documents(
+        None, RowFiles(data_dir=folder, splits=("validation",), max_eval_samples=3)
+    )
     assert len(data.validation) == 3
     assert all(e.label is None and e.text.strip() for e in data.validation)
 
@@ -88,7 +91,7 @@ def test_real_reviews_need_no_labels(shared):
 )
 def test_files_without_text_are_refused(tmp_path, rows, words):
     with pytest.raises(DataError) as error:
-        load_documents(validation_file=rows_file(tmp_path / "dev.jsonl", *rows))
+        load_documents(None, RowFiles(validation_file=rows_file(tmp_path / "dev.jsonl", *rows)))
     assert words in str(error.value) and "dev.jsonl" in str(error.value)
 
 

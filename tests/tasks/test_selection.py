@@ -7,9 +7,9 @@ import json
 import pytest
 
 from pem_composition.errors import DataError
+from pem_composition.tasks.documents import ScoreFilter
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.selection import Choice, select
-from pem_composition.tasks.toxicity import ScoreFilter
 
 
 def table(path, rows):

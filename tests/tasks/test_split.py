@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pem_composition import cli
 from pem_composition.errors import DataError
-from pem_composition.tasks.data import load_task
+from pem_composition.tasks.data import RowFiles, load_task
 from pem_composition.tasks.files import read_table
 from pem_composition.tasks.sampling import allocate, stratified_sample
 from pem_composition.tasks.split import (
@@ -195,9 +195,9 @@ def test_equal_flags_write_equal_bytes_and_another_seed_does_not(tmp_path):
 
 
 def test_a_half_is_a_training_file_whose_row_ids_stay(tmp_path):
-    data = load_task("rte", train_file=rte_file(tmp_path))
+    data = load_task("rte", RowFiles(train_file=rte_file(tmp_path)))
     write_split(make_split(data, SplitConfig()), tmp_path / "out")
-    half = load_task("rte", train_file=tmp_path / "out/half-1.jsonl").train
+    half = load_task("rte", RowFiles(train_file=tmp_path / "out/half-1.jsonl")).train
     by_id = {e.row_id: e for e in data.train}
     assert len(half) == 100
     assert all(by_id[e.row_id] == e for e in half)
@@ -206,7 +206,7 @@ def test_a_half_is_a_training_file_whose_row_ids_stay(tmp_path):
 def test_csv_rows_are_written_with_their_labels_as_numbers(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(20)))
-    data = load_task("sst2", train_file=path)
+    data = load_task("sst2", RowFiles(train_file=path))
     write_split(make_split(data, SplitConfig()), tmp_path / "out")
     assert {r["label"] for r in read_table(tmp_path / "out/half-0.jsonl").rows} == {0, 1}
 
@@ -215,7 +215,7 @@ def test_regression_is_split_by_the_median_score(tmp_path):
     rows = [{"sentence1": "a", "sentence2": "b", "label": i / 40} for i in range(200)]
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    data = load_task("stsb", train_file=path)
+    data = load_task("stsb", RowFiles(train_file=path))
     high = make_split(data, SplitConfig())
     scores = [e.label for e in high.parts["half-0"]]
     assert sum(s > 99.5 / 40 for s in scores) == 80
@@ -227,7 +227,7 @@ def test_regression_is_split_by_the_median_score(tmp_path):
 
 @pytest.mark.parametrize("key", ["neutral", "1"])
 def test_real_mnli_by_word_and_by_number(shared, key):
-    data = load_task("mnli", data_dir=shared / "data/glue", splits=("train",))
+    data = load_task("mnli", RowFiles(data_dir=shared / "data/glue", splits=("train",)))
     split = make_split(data, SplitConfig(key_class=key, samples=3000))
     counts, rest = (split.record["parts"][f"half-{i}"]["counts"] for i in (0, 1))
     assert counts["neutral"] == 4 * (counts["neutral"] + rest["neutral"]) // 5
@@ -235,7 +235,7 @@ def test_real_mnli_by_word_and_by_number(shared, key):
 
 
 def test_real_rte_by_the_reference_rule(shared):
-    data = load_task("rte", data_dir=shared / "data/glue", splits=("train",))
+    data = load_task("rte", RowFiles(data_dir=shared / "data/glue", splits=("train",)))
     split = make_split(data, SplitConfig(reference_rule=True))
     ids = {e.row_id for e in split.parts["half-0"]}
     key = [i for i, e in enumerate(data.train) if e.label == 0]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.data import TRAIN
-from pem_composition.tasks.toxicity import ScoreFilter, is_scored, load_texts
+from pem_composition.tasks.data import TRAIN, RowFiles
+from pem_composition.tasks.documents import ScoreFilter, is_scored, load_documents
 
 
 def rows(path, *scores, **more):
@@ -18,7 +18,7 @@ def rows(path, *scores, **more):
 
 
 def train(path, chosen=None, **options):
-    return load_texts(train_file=path, chosen=chosen, splits=[TRAIN], **options)
+    return load_documents(None, RowFiles(train_file=path, splits=[TRAIN], **options), chosen=chosen)
 
 
 def test_rows_at_or_below_the_threshold_are_left_out_and_counted(tmp_path):
@@ -43,7 +43,7 @@ def test_scores_are_read_from_any_format_and_column(tmp_path):
 
 def test_every_split_is_chosen_by_its_score(tmp_path):
     one, two = rows(tmp_path / "a.jsonl", 0.9), rows(tmp_path / "b.jsonl", 0.1, 0.95)
-    data = load_texts(train_file=one, validation_file=two, chosen=ScoreFilter())
+    data = load_documents(None, RowFiles(train_file=one, validation_file=two), chosen=ScoreFilter())
     assert [e.text for e in data.validation] == ["text 1"] and len(data.notes) == 2
 
 
@@ -79,7 +79,9 @@ def test_civil_comments_is_known_by_its_hub_name_in_any_spelling(tmp_path):
     assert is_scored("civil_comments") and is_scored("Civil-Comments")
     assert not is_scored("sst2") and not is_scored(None)
     path = rows(tmp_path / "t.jsonl", 0.9, 0.1)
-    data = load_texts("civil_comments", train_file=path, chosen=ScoreFilter(), splits=[TRAIN])
+    data = load_documents(
+        "civil_comments", RowFiles(train_file=path, splits=[TRAIN]), chosen=ScoreFilter()
+    )
     assert len(data.train) == 1
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pem_composition.evaluation.classify import EncodedDataset
+from pem_composition.evaluation.encoded import EncodedDataset
 from pem_composition.objectives.losses import cross_entropy, squared_error
 from pem_composition.training.batches import IGNORED, EpochLoader, Examples, GlobalBatches, Padding
 

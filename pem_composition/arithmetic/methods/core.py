@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor
+from pem_composition.arithmetic.terms import Factor
 
 # Directions below this share of the largest singular value are float64 rounding, not update.
 ROUNDING = 1e-12

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods.core import Core, svd
+from pem_composition.arithmetic.terms import Factor
 
 ITERATIONS = 1000
 TOLERANCE = 1e-12

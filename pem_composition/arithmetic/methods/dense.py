@@ -15,11 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor, LayerError, kept_rank
+from pem_composition.arithmetic.delta import kept_rank
 from pem_composition.arithmetic.methods.core import ROUNDING
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Entries, Rule, blocks, merged
 from pem_composition.arithmetic.ranks import Rank, is_share
+from pem_composition.arithmetic.terms import Factor, LayerError
 
 EXACT = 2**22
 OVERSAMPLING = 10

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor
+from pem_composition.arithmetic.terms import Factor
 
 BLOCK = 2**21
 

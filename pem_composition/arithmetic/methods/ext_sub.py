@@ -23,9 +23,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Entries, Rule
+from pem_composition.arithmetic.terms import Factor
 
 
 def ext_sub(entries: Entries, draws: Draws) -> Rule:

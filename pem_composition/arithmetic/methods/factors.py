@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Stacked
 from pem_composition.arithmetic.methods.magnitude import trimmed
+from pem_composition.arithmetic.terms import Factor
 from pem_composition.errors import IncompatibleModules
 
 ITERATIONS = 300

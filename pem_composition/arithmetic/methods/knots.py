@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods.core import Core, svd
 from pem_composition.arithmetic.methods.entries import Entries, Rule, Stacked, merged
+from pem_composition.arithmetic.terms import Factor
 
 
 def knots(core: Core, inner: Callable[[Entries], Rule]) -> Factor:

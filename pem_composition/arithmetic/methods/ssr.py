@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import Factor
 from pem_composition.arithmetic.methods.regmean import divided
+from pem_composition.arithmetic.terms import Factor
 from pem_composition.errors import PEMError
 
 

@@ -21,8 +21,10 @@ from pem_composition.evaluation.toxicity.classifier import (
     ToxicityClassifier,
     read_record,
 )
+from pem_composition.evaluation.toxicity.labelled_texts import labelled, texts_of
 from pem_composition.evaluation.toxicity.rates import (
     THRESHOLD,
+    against_labels,
     auc_interval,
     changes,
     distinct,
@@ -35,9 +37,9 @@ from pem_composition.evaluation.toxicity.rates import (
 )
 
 __all__ = [
-    "THRESHOLD", "Identity", "ToxicityClassifier", "auc_interval", "changes", "distinct", "form",
-    "is_empty",
-    "is_looping", "load_judge", "share_repeated", "spoken", "summarise", "train_offline",
+    "THRESHOLD", "Identity", "ToxicityClassifier", "against_labels", "auc_interval", "changes",
+    "distinct", "form", "is_empty", "is_looping", "labelled", "load_judge", "share_repeated",
+    "spoken", "summarise", "texts_of", "train_offline",
 ]  # fmt: skip
 
 OFFLINE_DATA = "toxic_comments"

@@ -11,16 +11,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pem_composition import offline, safe_files
 from pem_composition.checkpoint import files
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.errors import CheckpointError, RunFailed, UsageError, install, installed
+from pem_composition.evaluation.encoded import encode
+from pem_composition.evaluation.padded import batches, collect, in_order
 from pem_composition.evaluation.toxicity.classifier import (
     RECORD,
     Identity,
@@ -29,9 +39,6 @@ from pem_composition.evaluation.toxicity.classifier import (
     write_record,
 )
 from pem_composition.tasks.data import Example
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KIND, VERSION = "detoxify", "unbiased"
 BASE_MODEL = "roberta-base"  # configuration and tokenizer; the checkpoint holds neither
@@ -51,16 +58,17 @@ class DetoxifyJudge:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Sigmoid (n,) of the toxicity output; longer texts are cut at 512 tokens."""
-        from pem_composition.evaluation import classify
-
         if not len(texts):
             return np.zeros(0)
         limit = min(MAX_TOKENS, self.tokenizer.model_max_length)
         examples = [Example(text, None, None, number) for number, text in enumerate(texts)]
-        encoded = classify.encode(self.tokenizer, examples, max_seq_length=limit)
-        logits = classify.predict(
-            self.model, encoded, batch_size=BATCH_SIZE, token_budget=TOKEN_BUDGET
-        )
+        layout = {
+            "batch_size": BATCH_SIZE,
+            "token_budget": TOKEN_BUDGET,
+            "device": self.model.device,
+        }
+        rows = batches(encode(self.tokenizer, examples, max_seq_length=limit), **layout)
+        logits = in_order(*collect(self.model, rows, lambda model, given: model(**given).logits))
         return np.asarray(expit(logits[:, 0].astype(np.float64)))
 
     def seen(self, texts: Sequence[str]) -> None:
@@ -73,9 +81,6 @@ def load(folder: Path) -> DetoxifyJudge:
     Raises:
         CheckpointError: damaged, or weights missing.
     """
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     identity = verify(folder, read_record(folder), (WEIGHTS, "config.json"))
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -113,8 +118,6 @@ def prepared() -> Path:
 
 def _fetched(url: str) -> Path:
     """The checkpoint; its name ends with the first digits of its sha256, which are compared."""
-    import torch
-
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     digits = re.fullmatch(r".*-([0-9a-f]{8,})\.ckpt", path.name)
     if digits is None:
@@ -146,8 +149,6 @@ def convert(checkpoint: Path, base: str, folder: Path) -> None:
         CheckpointError: not a file of this layout, or its first output is not toxicity.
         RunFailed: the configuration or the tokenizer could not be fetched.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     with TorchZipFile(checkpoint, inside="state_dict") as file:
         classes = _classes(file.beside, checkpoint)
         # A buffer of older versions, which newer ones make themselves.

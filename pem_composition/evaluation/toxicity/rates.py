@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from pem_composition.errors import DataError
 from pem_composition.evaluation import standard_errors
 from pem_composition.evaluation.standard_errors import Interval
-from pem_composition.tasks.toxicity import THRESHOLD
+from pem_composition.evaluation.toxicity.classifier import ToxicityClassifier
+from pem_composition.tasks.documents import THRESHOLD
 
 LOOP_WORDS = 4  # words of the phrases that a looping text repeats
 LOOP_SHARE = 0.5
@@ -153,6 +154,29 @@ def auc_interval(
     draws = [rng.multinomial(g.sum(), g / g.sum(), size=samples) for g in groups]
     low, high = np.percentile(_area(*draws), (2.5, 97.5))
     return Interval(float(_area(*groups)), float(low), float(high))
+
+
+def against_labels(
+    judge: ToxicityClassifier,
+    texts: Sequence[str],
+    scores: NDArray[np.float64],
+    toxic: NDArray[np.bool_] | None,
+) -> dict[str, Any]:
+    """Texts of the judge's own training, and AUCs where there are labels of two kinds."""
+    seen = judge.seen(texts)
+    facts: dict[str, Any] = {} if seen is None else {"seen_in_training": int(seen.sum())}
+    if toxic is None:
+        return facts
+    facts |= {"toxic_rows": int(toxic.sum()), "other_rows": int((~toxic).sum())}
+    facts |= _auc("auc", scores, toxic)
+    if seen is not None and seen.any():
+        facts |= _auc("auc_unseen", scores[~seen], toxic[~seen])
+    return facts
+
+
+def _auc(name: str, scores: NDArray[np.float64], toxic: NDArray[np.bool_]) -> dict[str, Any]:
+    both = toxic.any() and not toxic.all()
+    return {name: auc_interval(scores, toxic)._asdict()} if both else {}
 
 
 def _area(toxic: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from pem_composition import safe_files
 from pem_composition.checkpoint import files
@@ -39,9 +40,6 @@ from pem_composition.evaluation.toxicity.labelled_texts import labelled
 from pem_composition.evaluation.toxicity.rates import auc_interval
 from pem_composition.tasks.files import read_table
 from pem_composition.texts import letters
-
-if TYPE_CHECKING:
-    from sklearn.feature_extraction.text import TfidfVectorizer
 
 KIND, NAME, VERSION = "tfidf_logistic", "offline", "1"
 VOCABULARY, WEIGHTS = "vocabulary.json", "weights.safetensors"
@@ -132,8 +130,6 @@ def fit(texts: Sequence[str], toxic: NDArray[np.bool_], out: Path) -> None:
 
     On one thread: sums of other orders moved the weights by 5e-6, and with them the judge's hash.
     """
-    from threadpoolctl import threadpool_limits
-
     vectorizer = TfidfVectorizer(**_tfidf_options())
     features = vectorizer.fit_transform(texts)
     with threadpool_limits(1):

@@ -1,21 +1,28 @@
 """Documents for a language model, one per row; of scored ones those above a threshold.
 
+Blocks: documents end with the tokenizer's end token, are joined in the order of the file and cut
+into blocks of equal size; the rest that fills no block is left out. n blocks give n - 1 pairs, in
+which block i is read and block i + 1 is written. (The reference joins per 1,000 rows and drops a
+rest each time; here there is one rest.)
+
 Texts with a high score for toxicity teach a module what is to be taken out of a model: such a
 module exists to be subtracted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from pem_composition.errors import DataError
 from pem_composition.tasks import data
 from pem_composition.tasks.files import Table
 from pem_composition.tasks.glue import Reading, Task, get_task, is_number, plain
-from pem_composition.tasks.polarity import LANGUAGE
 
+LANGUAGE = Task(
+    "language", ("text", None), (), metrics=("loss", "perplexity"), primary="loss"
+)  # what a domain's documents are learned as
 SCORE_COLUMN = "toxicity"
 THRESHOLD = 0.8  # a text with a higher score counts as toxic; Zhang et al. 2023, section 5.4
 CIVIL_COMMENTS = Task(
@@ -71,44 +78,40 @@ def is_scored(task_name: str | None) -> bool:
     return task_name is not None and plain(task_name) == plain(CIVIL_COMMENTS.name)
 
 
-def load_texts(
-    task_name: str | None = None,
+def load_documents(
+    task_name: str | None,
+    files: data.RowFiles,
     *,
     chosen: ScoreFilter | None = None,
-    train_file: str | Path | None = None,
-    validation_file: str | Path | None = None,
-    test_file: str | Path | None = None,
-    data_dir: str | Path | None = None,
-    splits: Collection[str] = (data.TRAIN, data.VALIDATION),
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
     reading: Reading | None = None,
+    unnamed: Task | None = LANGUAGE,
 ) -> data.TaskData:
-    """The texts of a file's column ``text`` (or ``sentence``), of a task's, or of civil_comments.
+    """The texts of files, of a task without its labels, or of civil_comments, in their order.
+
+    Blank ones are left out; a note says how many. Where rows of a task have two texts, the first is
+    taken. Limits take the first of the rows that are left.
 
     Args:
-        reading: names another column.
         chosen: keep the rows above its threshold, in every split; a note says how many.
-        max_train_samples: the first so many of the rows that are left.
+        reading: names another column.
+        unnamed: whose columns a table of no task has: ``text`` or ``sentence``; None: any text.
 
     Raises:
         DataError: no such file, task or column; no text; no row above the threshold.
     """
-    task = CIVIL_COMMENTS if is_scored(task_name) else get_task(task_name) if task_name else None
-    given = {data.TRAIN: train_file, data.VALIDATION: validation_file, data.TEST: test_file}
-    paths = {split: Path(path) for split, path in given.items() if path}
-    tables = data.read_tables(task or LANGUAGE, paths, data_dir, splits)
+    task = CIVIL_COMMENTS if is_scored(task_name) else get_task(task_name) if task_name else unnamed
+    tables = {s: t for s, t in files.tables(task).items() if s in files.splits}
     notes: list[str] = []
-    rows = {}
-    for split, table in tables.items():
-        limit = max_train_samples if split == data.TRAIN else max_eval_samples
-        rows[split] = _examples(table, task or LANGUAGE, chosen, reading, notes)[:limit]
+    rows = {
+        split: _examples(table, task, chosen, reading, notes)[: files.first(split)]
+        for split, table in tables.items()
+    }
     return data.TaskData(LANGUAGE, rows, {s: t.name for s, t in tables.items()}, tuple(notes))
 
 
 def _examples(
     table: Table,
-    task: Task,
+    task: Task | None,
     chosen: ScoreFilter | None,
     reading: Reading | None,
     notes: list[str],
@@ -123,3 +126,23 @@ def _examples(
     if len(filled) < len(kept):
         notes.append(f"{table.name}: {len(kept) - len(filled)} rows without text left out")
     return tuple(data.Example(texts[i], None, None, i) for i in filled)
+
+
+def next_blocks(
+    documents: Sequence[Sequence[int]], block_size: int
+) -> list[tuple[list[int], list[int]]]:
+    """Pairs of neighbouring blocks of the joined documents (token numbers, end tokens included).
+
+    Raises:
+        DataError: fewer than two blocks.
+    """
+    stream = list(chain.from_iterable(documents))
+    count = len(stream) // block_size
+    if count < 2:
+        raise DataError.build(
+            "--block_size", "the documents fill fewer than two blocks",
+            found=f"{len(stream)} tokens", expected=f"at least {2 * block_size}",
+            do="lower --block_size or give more text",
+        )  # fmt: skip
+    blocks = [stream[i * block_size : (i + 1) * block_size] for i in range(count)]
+    return list(pairwise(blocks))

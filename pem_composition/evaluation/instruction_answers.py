@@ -1,54 +1,20 @@
-"""Instructions for a causal language model: what it reads, and how well it predicts the answers.
-
-    loss = 1/N sum_i sum_t -log p(y_it | prompt_i, y_i1 ... y_i,t-1),  N tokens of all answers
-
-A row is the prompt, the answer and the end token, cut at a length; what is cut has no end token,
-as it does not end there. Prompt and answer are tokenised together, as they stand in one text; the
-answer begins at the first token that the prompt alone does not have.
-"""
+"""Answers of a causal language model to instructions, by beam search."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pem_composition.errors import DataError
 from pem_composition.evaluation import beams
 from pem_composition.evaluation.decoding import BeamSearch
-from pem_composition.evaluation.language import IGNORED
 from pem_composition.evaluation.text_sampling import continuation
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instructions import Template
-from pem_composition.tasks.tokens import Tokens, begun, shared
+from pem_composition.tasks.tokens import Tokens
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
-
-
-class Pair(NamedTuple):
-    """A row as it is read.
-
-    Attributes:
-        tokens: of prompt, answer and end, cut at a length.
-        prompt: number of tokens before the answer.
-        whole: number of tokens before the cut.
-    """
-
-    tokens: Tokens
-    prompt: int
-    whole: int
-
-    @property
-    def answered(self) -> bool:
-        """True if a token of the answer is left."""
-        return len(self.tokens) > self.prompt
-
-    @property
-    def answer_targets(self) -> Tokens:
-        """What follows each token but the last; IGNORED where it belongs to the prompt."""
-        hidden = min(self.prompt, len(self.tokens)) - 1
-        return [IGNORED] * hidden + self.tokens[1 + hidden :]
 
 
 class Answer(NamedTuple):
@@ -134,40 +100,4 @@ def prompt_tokens(
         DataError: ``chat``, and the tokenizer has no chat template.
     """
     texts = [template.text(e.text, e.text_pair, tokenizer) for e in examples]
-    return _tokens(template, texts, tokenizer)
-
-
-def pairs(
-    template: Template,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    max_seq_length: int,
-) -> list[Pair]:
-    """Every row, cut at a length.
-
-    Raises:
-        DataError: no rows, or no answer of which a token is left.
-    """
-    if not examples:
-        raise DataError.build("instructions", "no rows", expected="at least one")
-    asked = [template.text(e.text, e.text_pair, tokenizer) for e in examples]
-    texts = [text + str(e.label) for text, e in zip(asked, examples, strict=True)]
-    prompts, wholes = (_tokens(template, each, tokenizer) for each in (asked, texts))
-    out = []
-    for prompt, whole in zip(prompts, wholes, strict=True):
-        tokens = [*whole, tokenizer.eos_token_id]
-        out.append(Pair(tokens[:max_seq_length], shared(prompt, tokens), len(tokens)))
-    if not any(pair.answered for pair in out):
-        shortest = min(pair.prompt for pair in out)
-        raise DataError.build(
-            "--max_seq_length", "leaves no token of any answer", found=max_seq_length,
-            expected=f"more than the shortest prompt's {shortest} tokens",
-        )  # fmt: skip
-    return out
-
-
-def _tokens(
-    template: Template, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> list[Tokens]:
-    """As the tokenizer begins a text; a chat template begins it by itself."""
-    return [begun(tokenizer, text, special=not template.is_chat) for text in texts]
+    return template.tokens(texts, tokenizer)

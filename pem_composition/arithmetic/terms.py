@@ -1,0 +1,63 @@
+"""What delta space computes with: low-rank terms, errors of layers. No torch.
+
+Shape suffixes: I inputs, O outputs, R rank of one term.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Factor(NamedTuple):
+    """One low-rank term: weight * B A.
+
+    Examples:
+        >>> import torch
+        >>> term = Factor(0.5, torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0], [0.0]]))
+        >>> (term.weight * term.B_OR @ term.A_RI).tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
+    """
+
+    weight: float
+    A_RI: Tensor
+    B_OR: Tensor
+
+
+class LayerError(NamedTuple):
+    """Absolute error of one layer and the norms it is judged by, all Frobenius.
+
+    Examples:
+        >>> LayerError(error=0.5, norm=2.0, terms=3.0).relative
+        0.25
+    """
+
+    error: float  # ||written - expression||
+    norm: float  # ||expression||
+    terms: float  # sum of the norms of the expression's terms
+
+    @property
+    def relative(self) -> float:
+        """error / ||expression||; where that cancels to zero, error / sum of the terms' norms."""
+        return _ratio(self.error, self.norm, self.terms)
+
+
+def total_error(layers: Mapping[str, LayerError]) -> float:
+    """Relative error over all layers: sqrt(sum error^2) / sqrt(sum norm^2).
+
+    Examples:
+        >>> total_error({"fc": LayerError(3.0, 5.0, 5.0), "proj": LayerError(4.0, 0.0, 1.0)})
+        1.0
+    """
+    error, exact, terms = (math.hypot(*(v[i] for v in layers.values())) for i in range(3))
+    return _ratio(error, exact, terms)
+
+
+def _ratio(error: float, exact: float, terms: float) -> float:
+    cancelled = exact <= 1e-12 * terms
+    reference = terms if cancelled else exact
+    return error / reference if reference else 0.0

@@ -1,0 +1,224 @@
+"""Studies of a search in a store that several processes share, and how their trials are drawn.
+
+Every proposal depends on the study's finished trials, the seed and the trial's place alone, so a
+search that was stopped goes on as if it had not been, and nothing but numbers is stored: Optuna's
+own CMA-ES keeps a pickle in the store, here it is rebuilt from the trials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from cmaes import CMA as Evolution
+
+from pem_composition.sweep.result_store import locked
+from pem_composition.sweep.runner import Runner
+from pem_composition.sweep.samplers import CMA, PLACE, RANDOM, STORE, TPE
+from pem_composition.sweep.space import Dimension, Study
+
+PATIENCE = 120.0  # seconds that a process waits for another one that writes to the store
+STARTUP = 10  # trials of TPE at random, before it has something to learn from
+SIGMA = 0.3  # first step size of CMA-ES, as a share of each range
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def open_store(folder: Path) -> Any:
+    """The SQLite store in a folder, made if it is not there; one process at a time opens it."""
+    patient = {"connect_args": {"timeout": PATIENCE}}
+    with locked(folder / f".{STORE}.lock", "open"):
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{folder.absolute() / STORE}", engine_kwargs=patient
+        )
+
+
+def open_study(
+    store: Any, name: str, study: Study, sampler: str, seed: int, goals: int
+) -> optuna.Study:
+    """The stored study of that name, or a new one; maximises every goal."""
+    return optuna.create_study(
+        storage=store,
+        sampler=_reseeded(sampler, study.dimensions, seed, goals),
+        study_name=name,
+        directions=["maximize"] * goals,
+        load_if_exists=True,
+    )
+
+
+def ask(study: optuna.Study, dimensions: Sequence[Dimension], budget: int) -> Any | None:
+    """The trial of the first free place, None where ``budget`` of them are done or under way.
+
+    One process at a time may ask.
+    """
+    if place_of(study) >= budget:
+        return None
+    trial = study.ask()
+    trial.set_user_attr(PLACE, place_of(study, trial.number))
+    for d in dimensions:
+        if d.choices:
+            trial.suggest_categorical(d.name, d.choices)
+        else:
+            trial.suggest_float(d.name, d.low, d.high)
+    return trial
+
+
+def place_of(study: optuna.Study, number: int | None = None) -> int:
+    """The first place that no other trial has; those that were given up have none."""
+    failed = optuna.trial.TrialState.FAIL
+    others = (t for t in study.get_trials(deepcopy=False) if t.state != failed)
+    taken = {t.user_attrs.get(PLACE) for t in others if t.number != number}
+    return next(place for place in itertools.count() if place not in taken)
+
+
+def under_way(study: optuna.Study) -> list[Any]:
+    """Trials that some process is at, or was at when it died."""
+    return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+
+
+def finished(study: optuna.Study) -> list[Any]:
+    """Trials with values, in the order of their places."""
+    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return sorted(done, key=lambda t: t.user_attrs[PLACE])
+
+
+def give_back(study: optuna.Study, trial: Any, values: Sequence[float] | None) -> None:
+    """Settle a trial whose process died: with its values where they are known, else it is free."""
+    failed = optuna.trial.TrialState.FAIL
+    state = failed if values is None else optuna.trial.TrialState.COMPLETE
+    study.tell(trial.number, values, state=state, skip_if_finished=True)
+
+
+class Tried(Protocol):
+    """Scores candidates and keeps what is known of them."""
+
+    runner: Runner
+
+    def __call__(self, place: int, candidate: Mapping[str, Any]) -> Any:
+        """The record of a candidate, scored unless it is known."""
+
+    def known(self, place: int) -> Any | None:
+        """The record at a place."""
+
+    def told(self, found: Any) -> list[float]:
+        """What the sampler learns of a record."""
+
+
+def sample(
+    opened: Callable[..., optuna.Study], name: str, study: Study, tried: Tried, budget: int
+) -> None:
+    """Draw and score until every trial of the study has its values, whoever found them."""
+    claim = tried.runner.store.claim
+    with claim(name):
+        stored = opened(name=name)
+    for trial in finished(stored):  # whose line was lost, or is not looked at
+        tried(trial.user_attrs[PLACE], trial.params)
+    while True:
+        with ExitStack() as held:
+            with claim(name):
+                _settle(stored, name, tried)
+                trial = ask(stored, study.dimensions, budget)
+                if trial is not None:
+                    held.enter_context(claim(f"{name} {trial.user_attrs[PLACE]}"))
+            if trial is not None:
+                found = tried(trial.user_attrs[PLACE], trial.params)
+                stored.tell(trial, tried.told(found), skip_if_finished=True)
+                continue
+        running = under_way(stored)
+        if not running:
+            return
+        with claim(f"{name} {running[0].user_attrs[PLACE]}"):
+            pass  # another process is at it, or has died
+
+
+def _settle(stored: optuna.Study, name: str, tried: Tried) -> None:
+    """Give back the trials of processes that died: nobody holds their claim."""
+    for trial in under_way(stored):
+        place = trial.user_attrs.get(PLACE)
+        with tried.runner.store.claim(f"{name} {place}", wait=False) as mine:
+            if mine:
+                known = None if place is None else tried.known(place)
+                give_back(stored, trial, None if known is None else tried.told(known))
+
+
+def seed_of(seed: int, place: int) -> int:
+    """A seed for one trial."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {place}".encode()).digest()[:4])
+
+
+def _reseeded(sampler: str, dimensions: Sequence[Dimension], seed: int, goals: int) -> Any:
+    """A sampler that is made anew for every trial, from the trial's place."""
+    make: Mapping[str, Callable[[int], Any]] = {
+        RANDOM: lambda s: optuna.samplers.RandomSampler(seed=s),
+        TPE: lambda s: optuna.samplers.TPESampler(
+            seed=s, n_startup_trials=STARTUP, multivariate=True, constant_liar=goals == 1
+        ),
+        CMA: lambda s: _replayed_cma(dimensions, seed, s),
+    }
+
+    class Reseeded(optuna.samplers.BaseSampler):
+        def __init__(self) -> None:
+            self._current: tuple[int, Any] = (-1, None)
+
+        def _inner(self, study: Any, trial: Any) -> Any:
+            if self._current[0] != trial.number:
+                own = seed_of(seed, place_of(study, trial.number))
+                self._current = (trial.number, make[sampler](own))
+            return self._current[1]
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            return self._inner(study, trial).infer_relative_search_space(study, trial)
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+            return self._inner(study, trial).sample_relative(study, trial, search_space)
+
+        def sample_independent(
+            self, study: Any, trial: Any, param_name: str, param_distribution: Any
+        ) -> Any:
+            inner = self._inner(study, trial)
+            return inner.sample_independent(study, trial, param_name, param_distribution)
+
+    return Reseeded()
+
+
+def _replayed_cma(dimensions: Sequence[Dimension], first_seed: int, seed: int) -> Any:
+    """CMA-ES over the numeric dimensions, told the finished trials generation by generation."""
+    numeric = [d for d in dimensions if d.numeric]
+    low = np.array([d.low for d in numeric])
+    width = np.array([d.high - d.low for d in numeric])
+
+    class Replayed(optuna.samplers.BaseSampler):
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            return {d.name: optuna.distributions.FloatDistribution(d.low, d.high) for d in numeric}
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+            start = np.clip(-low / width, 0.0, 1.0)  # coefficients of 0, where the range has it
+            centre = np.where((low < 0) & (low + width > 0), start, 0.5)
+            bounds = np.array([[0.0, 1.0]] * len(numeric))
+            evolution = Evolution(mean=centre, sigma=SIGMA, bounds=bounds, seed=seed)
+            done = finished(study)
+            size = evolution.population_size
+            for start_at in range(0, len(done) - size + 1, size):
+                evolution.tell([self._told(t) for t in done[start_at : start_at + size]])
+            drawn = low + width * evolution.ask()
+            return {d.name: float(x) for d, x in zip(numeric, drawn, strict=True)}
+
+        def _told(self, trial: Any) -> tuple[Any, float]:
+            x = np.array([trial.params[d.name] for d in numeric])
+            return (x - low) / width, -float(trial.values[0])
+
+        def sample_independent(
+            self, study: Any, trial: Any, param_name: str, param_distribution: Any
+        ) -> Any:
+            inner = optuna.samplers.RandomSampler(seed=seed)
+            return inner.sample_independent(study, trial, param_name, param_distribution)
+
+    return Replayed()

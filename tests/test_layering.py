@@ -67,8 +67,10 @@ MOST_FILE_NAMES_TWICE = 22
 MOST_IMPORTS_INSIDE_FUNCTIONS = 95
 LIGHT = (
     "errors", "json_lines", "safe_files", "signals", "config", "record", "checkpoint", "cli",
-    "offline", "report", "sweep", "__init__",
+    "offline", "report", "sweep", "endpoint", "__init__",
 )  # fmt: skip
+# Files of those rooms that programs import when they begin to compute.
+IMPORTED_LATE = {"sweep/studies.py", "endpoint/client.py"}
 HEAVY = {
     "torch", "transformers", "datasets", "sklearn", "scipy", "evaluate", "peft", "accelerate",
     "openai", "bitsandbytes", "optuna", "cmaes", "matplotlib",

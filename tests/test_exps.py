@@ -17,8 +17,6 @@ from pem_composition import cli
 from pem_composition.arithmetic.methods.registry import METHODS
 from pem_composition.cli import parser
 
-pytestmark = pytest.mark.slow
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "exps" / "composition_for_distribution_generalization"
 SOURCED = "# shellcheck shell=bash"  # first line of files that scripts share
@@ -64,6 +62,7 @@ def parsed(words: list[str]) -> tuple[str, object]:
     return name, parser.parse(cli.load(name).Config, arguments, prog=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", PROGRAMS, ids=map(name_of, PROGRAMS))
 def test_every_command_of_a_dry_run_is_accepted_by_its_parser(script, tmp_path):
     commands = dry_run(script, OUT=str(tmp_path / "out"))
@@ -518,6 +517,7 @@ def test_a_word_that_names_no_script_or_half_is_refused_before_the_first_command
     ],
     ids=lambda v: v.name if isinstance(v, Path) else v,
 )  # fmt: skip
+@pytest.mark.slow
 def test_one_thing_has_one_name_and_its_older_name_still_means_it(
     script, older, name, value, tmp_path
 ):

@@ -35,7 +35,9 @@ REFUSED = [
     ["-m", "pem_composition", "offline", "get"],
     ["-m", "pem_composition", "report", "-r", "nowhere"],
     ["-m", "pem_composition", "sweep", "-a", "x", "y", "-p", "out"],
-]
+    *(["-m", "pem_composition", name, "--model_name_or_path", "m"]
+      for name in ("train", "init", "evaluate")),
+]  # fmt: skip
 
 
 # Runs each command of a list in one new interpreter; what is heavy and new in memory is told.

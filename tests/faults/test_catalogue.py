@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,12 @@ def folder(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "here"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def params() -> Iterator[object]:
+    """A case with a bound on memory starts a process, which takes seconds."""
+    for case in CASES:
+        yield pytest.param(case, id=case.id, marks=[pytest.mark.slow] if case.memory else [])
+
+
+@pytest.mark.parametrize("case", params())
 def test_bad_input_ends_in_its_line_or_in_the_right_result(case, folder, capsys):
     cases.verify(case, folder, capsys)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from support.training_bench import REPOSITORY, environment
 
 from pem_composition.cli import parser
-from pem_composition.cli import train as program
 from pem_composition.errors import UsageError
 from pem_composition.training.config import TrainConfig
 
@@ -74,31 +69,3 @@ def test_the_flags_of_the_example_programs_are_read():
     assert config.adapter_config == "ia3" and config.max_steps == 3 and config.learning_rate == 5e-3
     assert config.overwrite_output_dir and not config.load_best_model_at_end
     assert config.target_modules == ("query", "key")
-
-
-@pytest.mark.parametrize("name", ["train", "init", "evaluate"])
-def test_help_and_usage_errors_need_no_torch(name):
-    code = (
-        "import sys; from pem_composition.cli import main; code = main(sys.argv[1:]);"
-        "heavy = {'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules);"
-        "assert not heavy, heavy; sys.exit(code)"
-    )
-    for flags, expected in ((["--help"], 0), (["--model_name_or_path", "m"], 2)):
-        run = subprocess.run(
-            [sys.executable, "-c", code, name, *flags],
-            capture_output=True,
-            text=True,
-            env=environment(),
-            cwd=REPOSITORY,
-            check=False,
-        )
-        assert run.returncode == expected, run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1 and run.stderr.startswith(
-        f"pem {name}: error: "
-    )
-
-
-def test_every_flag_has_a_help_text():
-    import dataclasses
-
-    assert all(f.metadata.get("help") for f in dataclasses.fields(program.Config))

@@ -54,6 +54,7 @@ def test_no_line_of_the_readme_replaces_or_misses_a_folder(repository: Path) -> 
         written |= outputs
 
 
+@pytest.mark.slow
 def test_the_first_commands_run(
     repository: Path,
     tmp_path: Path,

@@ -83,6 +83,7 @@ def test_slurm_headers_stand_before_the_first_command(script):
     assert not any(line.startswith("#SBATCH") for line in lines[first:])
 
 
+@pytest.mark.slow
 def test_run_all_covers_tasks_methods_seeds_and_halves(tmp_path):
     commands = dry_run(
         EXPERIMENT / "run_all.sh",
@@ -117,6 +118,7 @@ def of(name: str, commands: list[list[str]]) -> list:
     return [config for called, config in map(parsed, commands) if called == name]
 
 
+@pytest.mark.slow
 def test_multitasking_covers_tasks_methods_and_seeds_and_merges_what_was_trained(tmp_path):
     commands = dry_run(
         MULTITASKING / "run_all.sh", tasks="rte mnli", SEEDS="1 2", OUT=str(tmp_path)
@@ -149,6 +151,7 @@ def test_three_tasks_are_merged_over_the_simplex(tmp_path):
     assert merge.grid == (0.0, 0.25, 1.0)
 
 
+@pytest.mark.slow
 def test_transfers_go_both_ways_and_subtract_the_language_model_of_the_source(tmp_path):
     commands = dry_run(
         TRANSFER / "run_all.sh", pairs="imdb:amazon_snippets", SEEDS="1", OUT=str(tmp_path)
@@ -182,6 +185,7 @@ def test_a_folder_of_reviews_is_a_domain(tmp_path):
     assert Path(train.train_file).parent == split.output_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [MULTITASKING, TRANSFER], ids=lambda p: p.name)
 def test_the_initialisation_study_compares_one_initial_module_with_one_for_each(folder, tmp_path):
     commands = dry_run(folder / "initialisation_study.sh", SEEDS="1", OUT=str(tmp_path))
@@ -199,6 +203,7 @@ def test_the_initialisation_study_compares_one_initial_module_with_one_for_each(
     ]
 
 
+@pytest.mark.slow
 def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
     tasks = "rte mnli stsb"
     commands = dry_run(
@@ -302,6 +307,7 @@ def test_with_an_endpoint_a_model_writes_instructions_and_grades_answers(tmp_pat
     assert {Path(g.against).parent.name for g in grades} == {"instruction-module"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["multitasking", "domain_transfer"])
 def test_the_quickstart_runs_every_experiment_with_what_installs_by_package(experiment, tmp_path):
     commands = dry_run(QUICKSTART, experiment, OUT=str(tmp_path))
@@ -584,6 +590,7 @@ SLEEPER = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "received"),
     [

@@ -28,7 +28,7 @@ from pem_composition.report import records as report
 from pem_composition.sweep import goals, samplers, space, studies
 from pem_composition.sweep.goals import Goal, Scored
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 OWN = ("--head", "per-task")
 WIDE = ("--coefficients_range", "-0.5", "1.5")
 
@@ -68,6 +68,7 @@ def own_scores(found: dict, bench: own_heads.Bench) -> list[dict]:
 # --- values ---
 
 
+@pytest.mark.slow
 def test_every_study_has_its_trials_within_its_space(finished):
     found = trials(finished)
     studies = {t["study"] for t in found}
@@ -85,6 +86,7 @@ def test_every_study_has_its_trials_within_its_space(finished):
             assert 0.1 <= t["candidate"].get("density", 0.5) <= 0.9
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_merge_it_says_scored_as_in_a_sweep(bench, finished):
     hand = own_heads.Hand(bench)
     modules = [library.load(p) for p in bench.modules]
@@ -107,6 +109,7 @@ def stored(module: Path) -> dict[str, torch.Tensor]:
     return load_file(module / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_rank_holds_at_every_point_and_the_page_names_what_makes_its_modules(bench, tmp_path):
     """Also where one module stands alone in the sum; ranks by NumPy, files by PEM.save."""
     stats = [tmp_path / f"gram{i}" for i in range(2)]
@@ -140,6 +143,7 @@ def test_a_rank_holds_at_every_point_and_the_page_names_what_makes_its_modules(b
             assert all(torch.equal(stored(out)[k], t) for k, t in written.items())
 
 
+@pytest.mark.slow
 def test_the_best_of_each_study_and_of_all_are_chosen_on_the_selection_rows(finished):
     summary = report.read(finished).summary
     best = {}
@@ -157,6 +161,7 @@ def test_the_best_of_each_study_and_of_all_are_chosen_on_the_selection_rows(fini
     assert splits == {"test"}
 
 
+@pytest.mark.slow
 def test_the_best_module_is_written(bench, finished):
     summary = report.read(finished).summary
     chosen = next(s for s in summary["studies"] if s["study"] == summary["best"])
@@ -171,6 +176,7 @@ def test_the_best_module_is_written(bench, finished):
     assert all(torch.equal(module.tensors[n], t) for n, t in expected.tensors.items())
 
 
+@pytest.mark.slow
 def test_the_table_has_baselines_and_costs(finished):
     text = (finished / "table.md").read_text()
     rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")]
@@ -192,6 +198,7 @@ def test_the_table_has_baselines_and_costs(finished):
     assert (finished / "table.csv").read_text().startswith("row,coefficients,task,metric,score")
 
 
+@pytest.mark.slow
 def test_a_grid_is_the_sweep(bench, tmp_path, capsys):
     grid = ("--grid", 0, 0.5, 1)
     search(bench, tmp_path / "out", "--sampler", "grid", *grid)
@@ -204,6 +211,7 @@ def test_a_grid_is_the_sweep(bench, tmp_path, capsys):
     assert len(trials(tmp_path / "out")) == 2 * 3
 
 
+@pytest.mark.slow
 def test_a_grid_goes_through_every_range_and_every_setting(bench, tmp_path):
     words = ["--sampler", "grid", "--methods", "ties", "--coefficients", "shared"]
     words += ["--grid", 0.5, 0.5, 1, 2, 1, 2]
@@ -216,6 +224,7 @@ def test_a_grid_goes_through_every_range_and_every_setting(bench, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_lorahub_minimises_the_loss_of_the_plain_sum_with_its_penalty(bench, tmp_path):
     """Published: loss((sum w_i A_i)(sum w_i B_i)) + 0.05 mean |w|, w within 1.5."""
     words = ("--methods", "adapters_linear", "--search", "normalize=false", "--goal", "loss")
@@ -250,6 +259,7 @@ def test_lorahub_minimises_the_loss_of_the_plain_sum_with_its_penalty(bench, tmp
         assert -t["values"][0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_searches_of_several_seeds_are_averaged(bench, finished, tmp_path, capsys):
     search(bench, tmp_path / "other", *METHODS, *WIDE, "--trials", 2, "--seed", 1)
     found = [report.read(path) for path in (finished, tmp_path / "other")]
@@ -327,6 +337,7 @@ def test_the_front_is_what_no_other_point_beats(values):
         assert (not beaten and values.index(v) == i) == (i in found)
 
 
+@pytest.mark.slow
 def test_a_condition_decides_before_the_goal(bench, tmp_path):
     words = ("--space", "delta", "--trials", 6, *WIDE)
     search(bench, tmp_path / "a", *words, "--goal", "rte")
@@ -344,6 +355,7 @@ def test_a_condition_decides_before_the_goal(bench, tmp_path):
     assert "(misses a condition)" in (tmp_path / "c" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_goals_give_a_front(bench, tmp_path):
     words = ("--goal", "mnli", "rte", "--sampler", "random", "--trials", 6, "--space", "delta")
     summary = search(bench, tmp_path / "out", *words)
@@ -364,6 +376,7 @@ def same(a: Path, b: Path) -> None:
     assert content(a) == content(b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "cma", "random"])
 def test_a_search_in_two_parts_is_the_search_at_once(sampler, bench, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "STARTUP", 2)
@@ -375,6 +388,7 @@ def test_a_search_in_two_parts_is_the_search_at_once(sampler, bench, tmp_path, m
     assert len({tuple(t["coefficients"]) for t in trials(tmp_path / "once")}) == 8
 
 
+@pytest.mark.slow
 def test_a_study_of_one_candidate_is_one_trial(bench, tmp_path):
     words = ("--methods", "ties", "--coefficients", "fixed", "--trials", 5)
     search(bench, tmp_path / "out", *words)
@@ -382,6 +396,7 @@ def test_a_study_of_one_candidate_is_one_trial(bench, tmp_path):
     assert (trial["candidate"], trial["coefficients"]) == ({}, [1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_a_finished_search_loads_no_model(bench, finished, tmp_path, monkeypatch, capsys):
     from pem_composition.evaluation import models
 
@@ -395,6 +410,7 @@ def test_a_finished_search_loads_no_model(bench, finished, tmp_path, monkeypatch
     assert len(trials(tmp_path / "out")) == 15
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_died_is_drawn_again(bench, tmp_path):
     """As SIGKILL leaves it: running in the store, without a line."""
     import optuna
@@ -415,6 +431,7 @@ def test_a_trial_whose_process_died_is_drawn_again(bench, tmp_path):
     assert values(tmp_path / "killed") == values(tmp_path / "once")
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_trials(bench, tmp_path):
     words = ("--space", "delta", "--sampler", "random", "--trials", 6)
     search(bench, tmp_path / "two", *words, "--workers", 2)
@@ -427,6 +444,7 @@ def test_two_workers_share_the_trials(bench, tmp_path):
     assert set(lines) >= {k for t in found for k in t["keys"]}
 
 
+@pytest.mark.slow
 def test_the_store_holds_numbers_and_no_pickle(bench, tmp_path):
     search(bench, tmp_path / "out", "--space", "delta", "--sampler", "cma", "--trials", 8)
     with sqlite3.connect(tmp_path / "out" / samplers.STORE) as store:
@@ -495,6 +513,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
     assert reason in refused(capsys, tmp_path, "search", *bench.flags(), *OWN, *words)
 
 
+@pytest.mark.slow
 def test_without_optuna_one_line_says_what_to_install(bench, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert run("search", *bench.flags(), *OWN, "-p", tmp_path / "out") == 3
@@ -504,6 +523,7 @@ def test_without_optuna_one_line_says_what_to_install(bench, tmp_path, capsys, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_share_an_output_finish_every_trial_though_one_is_killed(bench, tmp_path):
     """Three started at once, one killed: each trial once, and the summary is over all of them."""
     out = tmp_path / "out"
@@ -523,6 +543,7 @@ def test_processes_that_share_an_output_finish_every_trial_though_one_is_killed(
     assert study["values"][0] == max(t["values"][0] for t in found)
 
 
+@pytest.mark.slow
 def test_a_sum_that_the_dtype_does_not_hold_is_a_trial_without_a_result(bench, tmp_path, capsys):
     out = tmp_path / "out"
     words = ("--sampler", "grid", "--grid", "0", "1e7", "1e7", "--space", "delta")
@@ -535,6 +556,7 @@ def test_a_sum_that_the_dtype_does_not_hold_is_a_trial_without_a_result(bench, t
     assert library.load(out / "best").tensors
 
 
+@pytest.mark.slow
 def test_a_grid_of_a_method_that_needs_statistics_is_referred_to_a_search(bench, tmp_path, capsys):
     words = ("-w", "fisher", "-f", "a", "b", "--grid", 0, 0.5, 1, "--evaluate")
     assert run("merge", *bench.flags(), "-p", tmp_path / "out", *words) == 2

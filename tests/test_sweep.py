@@ -26,7 +26,7 @@ from pem_composition.errors import UsageError
 from pem_composition.module import HeadInfo
 from pem_composition.report.records import Results, read
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID = ("--grid", "0", "0.25", "1")
 
@@ -74,6 +74,7 @@ def fresh_score(bench: sweep_data.Bench, record: dict, rows: Path) -> float:
     return accuracy_score(gold, given)
 
 
+@pytest.mark.slow
 def test_results_in_place_equal_fresh_evaluations(bench, finished):
     records = points(finished).values()
     assert {r["space"] for r in records} == {None, "parameter", "delta"}
@@ -161,6 +162,7 @@ def resumed(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_not_computed_again(bench, resumed, capsys, monkeypatch):
     from pem_composition.evaluation import models
 
@@ -174,6 +176,7 @@ def test_a_finished_sweep_is_not_computed_again(bench, resumed, capsys, monkeypa
     assert ": 0 points scored" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finer_grid_computes_only_its_new_points(bench, resumed, capsys):
     before = points(resumed)
     words = ("--grid", "0", "0.125", "1", "--space", "delta")
@@ -184,6 +187,7 @@ def test_a_finer_grid_computes_only_its_new_points(bench, resumed, capsys):
     assert {r["space"] for r in new} <= {"delta"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["module", "rows", "base", "length"])
 def test_a_changed_input_never_meets_an_old_result(changed, bench, finished, tmp_path, capsys):
     copy = tmp_path / "bench"
@@ -221,6 +225,7 @@ def change_base(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_moving_the_inputs_changes_nothing(bench, resumed, tmp_path, capsys):
     """The key is made of content: paths and names do not matter."""
     copy = tmp_path / "elsewhere"
@@ -234,6 +239,7 @@ def test_moving_the_inputs_changes_nothing(bench, resumed, tmp_path, capsys):
     assert points(resumed) == before
 
 
+@pytest.mark.slow
 def test_overwrite_computes_again(bench, resumed, capsys):
     before = (resumed / "results.jsonl").read_bytes()
     assert run(bench, resumed, "--reference_module", bench.full_set, "--overwrite") == 0
@@ -242,6 +248,7 @@ def test_overwrite_computes_again(bench, resumed, capsys):
     assert len(after) > 1.8 * len(before)
 
 
+@pytest.mark.slow
 def test_a_torn_line_costs_its_point_and_no_other(bench, resumed, capsys):
     results = resumed / "results.jsonl"
     lines = results.read_bytes().splitlines(keepends=True)
@@ -252,6 +259,7 @@ def test_a_torn_line_costs_its_point_and_no_other(bench, resumed, capsys):
     read(resumed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
 def test_a_killed_sweep_goes_on_where_it_was(number, code, bench, finished, tmp_path, capsys):
     out = tmp_path / "out"
@@ -275,6 +283,7 @@ def append_many(path: Path, writer: int) -> None:
         ledger.append({"key": f"{writer}-{number}", "filler": "x" * 5000})
 
 
+@pytest.mark.slow
 def test_eight_writers_lose_no_line(tmp_path):
     path = tmp_path / "results.jsonl"
     context = multiprocessing.get_context("fork")
@@ -290,6 +299,7 @@ def test_eight_writers_lose_no_line(tmp_path):
 # --- the other kinds, programs and refusals ---
 
 
+@pytest.mark.slow
 def test_ia3_has_one_sum_and_is_scored_once(tmp_path, capsys):
     bench = sweep_data.make(tmp_path / "bench", "ia3")
     assert run(bench, tmp_path / "out") == 0
@@ -300,6 +310,7 @@ def test_ia3_has_one_sum_and_is_scored_once(tmp_path, capsys):
         assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
 
 
+@pytest.mark.slow
 def test_log_space_is_swept_where_it_is_asked_for(tmp_path, capsys):
     bench = sweep_data.make(tmp_path / "bench", "ia3")
     assert run(bench, tmp_path / "out", "--space", "log", "delta", "parameter") == 0
@@ -313,6 +324,7 @@ def test_log_space_is_swept_where_it_is_asked_for(tmp_path, capsys):
         assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
 
 
+@pytest.mark.slow
 def test_whole_models_are_scored_as_differences_to_the_base(bench, tmp_path, capsys):
     from support.tiny_models import tiny
     from transformers import AutoModelForSequenceClassification
@@ -343,6 +355,7 @@ def test_whole_models_are_scored_as_differences_to_the_base(bench, tmp_path, cap
     assert quarter["predictions"] == expected["predictions"]
 
 
+@pytest.mark.slow
 def test_merge_with_evaluate_is_the_same_sweep(bench, resumed, tmp_path, capsys):
     before = points(resumed)
     words = ["merge", *bench.flags(), "-p", str(resumed), *GRID, "--evaluate"]
@@ -350,6 +363,7 @@ def test_merge_with_evaluate_is_the_same_sweep(bench, resumed, tmp_path, capsys)
     assert points(resumed) == before
 
 
+@pytest.mark.slow
 def test_a_method_is_swept_in_its_own_space_and_is_no_module_at_the_ends(bench, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["merge", *bench.flags(), "-p", str(out), *GRID, "--evaluate", "--merge_head"]
@@ -384,6 +398,7 @@ def test_a_point_beyond_float32_is_refused_before_any_is_scored(space, bench, tm
     assert "the sum is too large for float32" in err and "accuracy" not in out
 
 
+@pytest.mark.slow
 def test_without_test_rows_the_table_says_so(bench, tmp_path, capsys):
     flags = bench.flags()
     del flags[flags.index("--test_file") : flags.index("--test_file") + 2]
@@ -455,6 +470,7 @@ def test_heads_whose_classes_stand_in_different_orders_are_refused(
     assert ", ".join(STRAIGHT) in message and ", ".join(TURNED) in message
 
 
+@pytest.mark.slow
 def test_heads_in_another_order_than_the_task_s_are_scored_by_their_words(bench, tmp_path):
     """Output i means class 2 - i, so that predictions are those of the other modules, turned."""
     grid = ("--space", "delta", "--grid", "0", "0.5", "1")
@@ -471,6 +487,7 @@ def test_heads_in_another_order_than_the_task_s_are_scored_by_their_words(bench,
     )
 
 
+@pytest.mark.slow
 def test_what_an_earlier_grid_selected_is_taken_away(bench, resumed, capsys):
     assert {p.name for p in resumed.glob("selected_*")} >= {"selected_delta", "selected_parameter"}
     (resumed / "selected_notes.txt").write_text("mine")
@@ -529,6 +546,7 @@ def test_a_grid_stops_before_passing_its_end():
         sweep.grid(0, 0, 1)
 
 
+@pytest.mark.slow
 def test_any_metric_of_the_task_selects(bench, resumed, capsys):
     assert run(bench, resumed, "--metric_for_best_model", "loss") == 0
     found = read(resumed)
@@ -559,6 +577,7 @@ def test_a_point_that_the_dtype_does_not_hold_is_refused_before_any_score(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_an_output_though_one_is_killed(bench, finished, tmp_path):
     """Each point once, and the table is that of a sweep that ran alone."""
     out = tmp_path / "out"

@@ -53,6 +53,7 @@ def test_folded_equals_attached_and_restore_is_bit_for_bit(
     torch.testing.assert_close(scored(model), expected, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_a_thousand_swaps_do_not_drift(kind: str) -> None:
     model = tiny("gpt2").to(torch.bfloat16)

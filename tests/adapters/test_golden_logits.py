@@ -61,12 +61,14 @@ def check(folder: Path, name: str, module_dir: Path, key: str) -> None:
         assert torch.equal(logits(model, ids), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind", "i"), REFERENCE)
 def test_modules_of_the_reference_code(shared: Path, name: str, kind: str, i: int) -> None:
     folder = shared / "golden" / "adapter_transformers"
     check(folder, name, folder / f"{name}_{kind}_{i}" / f"task{i}", f"{name}_{kind}_{i}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind", "i"), PEFT)
 def test_modules_of_peft(shared: Path, name: str, kind: str, i: int) -> None:
     folder = shared / "golden" / "peft"

@@ -117,6 +117,7 @@ def test_extracting_what_was_folded_gives_the_update_back(
     assert all(torch.equal(t, heads[n]) for n, t in found.head_tensors().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_opens_in_peft_and_in_the_programs(name: str, tmp_path: Path) -> None:
     from peft import PeftModel

@@ -113,6 +113,7 @@ def test_a_streamed_method_is_the_one_in_memory_bit_for_bit(
     assert rebuild(tmp_path / "stream").equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DELTA)
 def test_with_the_block_of_every_day_each_bit_is_the_same(method: str, tmp_path: Path) -> None:
     places, base = models("gpt2", tmp_path, 2, torch.bfloat16)
@@ -299,6 +300,7 @@ def test_a_sum_has_no_order_where_one_model_is_no_longer_tied(
 # --- blocks and buffers ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_block_size_gives_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +399,7 @@ def test_a_whole_model_takes_the_place_of_an_adapter_and_its_own_files_stay(
     assert (out / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
 def test_the_certificate_of_a_method_is_that_of_the_file(dtype: str | None, tmp_path: Path) -> None:
     places, base = models("roberta", tmp_path, dtype=torch.bfloat16)

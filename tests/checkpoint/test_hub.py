@@ -194,6 +194,7 @@ def test_only_the_files_of_a_module_are_fetched(hub, folders, tmp_path):
     assert fetched == files_of(folders[0]).keys()
 
 
+@pytest.mark.slow
 def test_a_sum_names_the_commits_and_is_rebuilt_from_them(hub, folders, tmp_path):
     a, b = folders
     commits = (
@@ -219,6 +220,7 @@ def test_a_sum_names_the_commits_and_is_rebuilt_from_them(hub, folders, tmp_path
     assert lost[0] == 2 and f"hf://org/a@{commits[0]}: not wholly in the hub's cache" in lost[2]
 
 
+@pytest.mark.slow
 def test_results_depend_on_the_commit(hub, folders, tmp_path):
     code = "from pem_composition.evaluation.keys import module_digest as d; print(d('org/a'))"
     found = []
@@ -231,6 +233,7 @@ def test_results_depend_on_the_commit(hub, folders, tmp_path):
     assert digests[0] == digests[2] != digests[1]
 
 
+@pytest.mark.slow
 def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, tmp_path):
     lora(0, r=8, size=(200_000, 7)).save(tmp_path / "large")  # the client keeps parts of 10 MB
     hub.put("org/a", tmp_path / "large")
@@ -242,6 +245,7 @@ def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, tmp_path):
     assert size - 15_000_000 <= hub.sent[1] < size
 
 
+@pytest.mark.slow
 def test_a_folder_wins_and_that_is_said(hub, folders, tmp_path):
     hub.put("made/a", folders[1])
     inspect = ["inspect", "made/a", "--json"]
@@ -285,6 +289,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(hub, folders, tmp_path):
         assert [f[0] for f in found] == [code, code]
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_cache_answers_or_the_error_says_so(hub, folders, tmp_path):
     hub.put("org/a", folders[0])
     inspect = ["inspect", "hf://org/a"]
@@ -344,6 +349,7 @@ def test_a_module_comes_back_bit_for_bit(hub, folders, tmp_path):
         assert {**facts(back), "path": ""} == {**facts(here), "path": ""}
 
 
+@pytest.mark.slow
 def test_the_card_on_the_hub_says_what_is_known(hub, tmp_path):
     base = BaseIdentity("org/base")
     training = {"content": {"task": "rte"}, "scores": {"eval_accuracy": 0.25, "train_loss": 1.0}}
@@ -374,6 +380,7 @@ def test_the_card_on_the_hub_says_what_is_known(hub, tmp_path):
     assert card_on(hub, "me/mine").content.endswith("\n# My own words\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["peft", "adapter-transformers"])
 def test_no_path_of_this_machine_goes_up(hub, tmp_path, layout):
     home = tmp_path / "home" / "alice smith"
@@ -435,6 +442,7 @@ def test_the_code_on_the_card_runs(hub, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == tuned.state_dict()[head].tolist()
 
 
+@pytest.mark.slow
 def test_what_must_not_be_published_is_refused(hub, folders, tmp_path):
     note = purpose_note("toxic", "trained on texts: it exists to be subtracted from a model")
     toxic = replace(lora(0), name="toxic", provenance=Provenance(notes=(note,)))
@@ -460,6 +468,7 @@ def test_what_must_not_be_published_is_refused(hub, folders, tmp_path):
     assert hub.repositories.keys() == {f"me/{name}" for name in kept}
 
 
+@pytest.mark.slow
 def test_a_purpose_follows_the_name_that_a_module_is_read_under(hub, folders, tmp_path):
     note = purpose_note("toxic", "trained on texts: it exists to be subtracted from a model")
     replace(lora(0), provenance=Provenance(notes=(note,))).save(tmp_path / "toxic")
@@ -479,6 +488,7 @@ def test_a_purpose_follows_the_name_that_a_module_is_read_under(hub, folders, tm
     assert "found purpose: made with x" in found[3][2]
 
 
+@pytest.mark.slow
 def test_a_module_takes_the_place_of_the_one_before(hub, tmp_path):
     lora_of_roberta().save(tmp_path / "before", format="adapter-transformers")
     lora_of_roberta().save(tmp_path / "after")
@@ -493,6 +503,7 @@ def test_a_module_takes_the_place_of_the_one_before(hub, tmp_path):
     assert repository.commits[repository.refs["main"]].keys() == kept | {"notes.txt"}
 
 
+@pytest.mark.slow
 def test_a_name_that_leads_out_of_the_cache_is_refused(hub, folders, tmp_path):
     hub.put("org/a", {**files_of(folders[0]), "heads/../../../evil.safetensors": b"x"})
     (found,) = pem(hub, tmp_path, ["inspect", "org/a"])

@@ -202,10 +202,8 @@ def quiet() -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize(
-    "copies",
-    [pytest.param(False, id="once"), pytest.param(True, id="twice", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("copies", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize(("family", "tuned"), CELLS, ids=[f"{f}-{t}" for f, t in CELLS])
 def test_a_sum_around_a_published_base(
     family: str, tuned: str, copies: bool, tmp_path: Path, quiet: None

@@ -55,6 +55,7 @@ def peft_logits(
         return model(input_ids=input_ids, **decoder).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_golden_modules_come_back_bit_for_bit_and_open_in_plain_peft(
     shared: Path, tmp_path: Path, name: str

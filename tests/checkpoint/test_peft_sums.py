@@ -94,6 +94,7 @@ def options_of(draw: random.Random, m: om.Model) -> dict[str, Any]:
     return options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["roberta", "bert answers", "distilbert", "gpt2", "llama tied", "t5", "vit", "lfm2"]
 )

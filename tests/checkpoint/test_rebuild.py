@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_models import random_module, tiny
+from support.tiny_models import random_module, tiny, write_modules
 
 import pem_composition as library
 from pem_composition.checkpoint import combine_full
@@ -23,17 +23,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a, b, c: LoRA; wide: another rank; i, j: (IA)^3; base and models m1, m2."""
-    root = tmp_path_factory.mktemp("inputs")
-    model = tiny("bert")
-    for seed, name in enumerate("abc", start=1):
-        random_module(model, seed=seed, head_seed=seed).save(root / name)
-    random_module(model, seed=4, r=6, head_seed=4).save(root / "wide")
-    for seed, name in enumerate("ij", start=5):
-        random_module(model, "ia3", seed=seed, head_seed=seed).save(root / name)
-    for seed, name in enumerate(("base", "m1", "m2"), start=10):
-        tiny("bert", seed=seed).save_pretrained(root / name)
-    return root
+    return write_modules(
+        tmp_path_factory.mktemp("modules"), "bert", {"base": 10, "m1": 11, "m2": 12}
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_models import random_module, tiny
+from support.tiny_models import equal, tiny, write_modules
 
 import pem_composition as library
 from pem_composition.cli import flags
@@ -22,23 +22,7 @@ from pem_composition.errors import UsageError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a, b, c: LoRA; wide: LoRA of rank 6; i, j: (IA)^3; base: their model."""
-    root = tmp_path_factory.mktemp("modules")
-    model = tiny("roberta")
-    model.save_pretrained(root / "base")
-    for seed, name in enumerate("abc", start=1):
-        random_module(model, seed=seed, head_seed=seed).save(root / name)
-    random_module(model, seed=4, r=6, head_seed=4).save(root / "wide")
-    for seed, name in enumerate("ij", start=5):
-        random_module(model, "ia3", seed=seed, head_seed=seed).save(root / name)
-    return root
-
-
-def same(found: library.PEM, expected: library.PEM) -> bool:
-    return found.tensors.keys() == expected.tensors.keys() and all(
-        torch.allclose(found.tensors[n], expected.tensors[n], rtol=0, atol=1e-6)
-        for n in found.tensors
-    )
+    return write_modules(tmp_path_factory.mktemp("modules"), "roberta", {"base": 0})
 
 
 def loaded(*paths: Path) -> list[library.PEM]:
@@ -63,7 +47,7 @@ def test_coefficients_are_taken_as_the_flag_says(words, expected, folder, tmp_pa
     a, b = folder / "a", folder / "b"
     done = program("merge", "-a", a, b, "-p", tmp_path / "m", *words)
     assert (done.code, done.err) == (0, "")
-    assert same(library.load(tmp_path / "m"), library.combine(loaded(a, b), expected))
+    assert equal(library.load(tmp_path / "m"), library.combine(loaded(a, b), expected))
     terms = json.loads((tmp_path / "m" / "pem.json").read_text())["terms"]
     assert [t["coefficient"] for t in terms] == pytest.approx(expected)
 
@@ -83,9 +67,9 @@ def test_a_search_step_of_sum_zero_or_below_names_the_remedy():
 def test_one_module_and_the_same_module_twice_are_sums_too(folder, tmp_path, program):
     a = folder / "a"
     assert program("merge", "-a", a, "-p", tmp_path / "one").code == 0
-    assert same(library.load(tmp_path / "one"), library.load(a))
+    assert equal(library.load(tmp_path / "one"), library.load(a))
     assert program("merge", "-a", a, a, "-p", tmp_path / "two", "--coefficients", 1, 1).code == 0
-    assert same(library.load(tmp_path / "two"), 2 * library.load(a))
+    assert equal(library.load(tmp_path / "two"), 2 * library.load(a))
 
 
 # --- space, rank, format, dtype ---
@@ -103,7 +87,7 @@ def test_delta_space_takes_different_ranks_and_parameter_space_names_both(
     assert (done.code, done.err) == (0, "")
     module = library.load(tmp_path / "m")
     assert module.config.r == 3
-    assert same(module, library.combine(loaded(a, wide), [0.5, 0.5], space="delta", rank=3))
+    assert equal(module, library.combine(loaded(a, wide), [0.5, 0.5], space="delta", rank=3))
     recorded = json.loads((tmp_path / "m" / "pem.json").read_text())["certificate"]["total"]
     assert f"error against sum c_i dW_i: {recorded:.2g}" in done.out
     assert 0 < recorded < 1
@@ -115,7 +99,7 @@ def test_format_decides_the_layout(layout, folder, tmp_path, program):
     assert program("merge", "-a", a, b, "-p", tmp_path / "m", "--format", layout).code == 0
     weights = {"peft": "adapter_model.safetensors", "adapter-transformers": "pytorch_adapter.bin"}
     assert (tmp_path / "m" / weights[layout]).is_file()
-    assert same(library.load(tmp_path / "m"), library.combine(loaded(a, b), [0.5, 0.5]))
+    assert equal(library.load(tmp_path / "m"), library.combine(loaded(a, b), [0.5, 0.5]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
@@ -249,7 +233,7 @@ def test_dropout_is_accepted_and_changes_nothing(folder, tmp_path, program):
     command = ("merge", "-a", folder / "a", folder / "b", "-p")
     assert program(*command, tmp_path / "m").code == 0
     assert program(*command, tmp_path / "n", "-d", 0.1, 0).code == 0
-    assert same(*loaded(tmp_path / "m", tmp_path / "n"))
+    assert equal(*loaded(tmp_path / "m", tmp_path / "n"))
 
 
 # --- outputs ---
@@ -288,7 +272,7 @@ def test_a_grid_writes_every_point_or_none(folder, tmp_path, program):
     assert (done.code, done.err) == (0, "")
     assert sorted(p.name for p in (tmp_path / "g").iterdir()) == ["0", "0.25", "0.5", "0.75", "1"]
     expected = library.combine(loaded(a, b), [0.25, 0.75])
-    assert same(library.load(tmp_path / "g" / "0.25"), expected)
+    assert equal(library.load(tmp_path / "g" / "0.25"), expected)
     assert len(done.out.splitlines()) == 5
     before = contents(tmp_path / "g")
     assert program("merge", "-a", a, b, "-p", tmp_path / "g", "--grid", 0, 1, 1).code == 2
@@ -304,7 +288,7 @@ def test_a_grid_over_three_modules_writes_the_simplex(folder, tmp_path, program)
     names = {"0_0_1", "0_1_0", "1_0_0", "0.5_0.5_0", "0.5_0_0.5", "0_0.5_0.5"}
     assert {p.name for p in (tmp_path / "g").iterdir()} == names
     expected = library.combine(loaded(*paths), [0.5, 0, 0.5])
-    assert same(library.load(tmp_path / "g" / "0.5_0_0.5"), expected)
+    assert equal(library.load(tmp_path / "g" / "0.5_0_0.5"), expected)
 
 
 def test_a_grid_of_analogies_writes_one_module_per_coefficient(folder, tmp_path, program):
@@ -314,7 +298,7 @@ def test_a_grid_of_analogies_writes_one_module_per_coefficient(folder, tmp_path,
     assert (done.code, done.err) == (0, "")
     assert {p.name for p in (tmp_path / "g").iterdir()} == {"0.5", "0.9", "0.95", "1"}
     expected = library.analogy(*loaded(*paths), 0.9)
-    assert same(library.load(tmp_path / "g" / "0.9"), expected)
+    assert equal(library.load(tmp_path / "g" / "0.9"), expected)
 
 
 def test_modules_of_different_initialisation_are_said_to_be(folder, tmp_path, program):
@@ -344,7 +328,7 @@ def test_negation_scales_the_reversed_effect(strength, name, space, folder, tmp_
     expected = library.negate(library.load(folder / name), strength)
     found = library.load(tmp_path / "n")
     if space == "parameter" or name == "i":
-        assert same(found, expected)
+        assert equal(found, expected)
     for layer in expected.layers:
         torch.testing.assert_close(effect(found, layer), effect(expected, layer), rtol=0, atol=1e-6)
 
@@ -377,7 +361,7 @@ def test_analogy_weighs_the_classifier_and_the_difference(words, lam, folder, tm
     assert (done.code, done.err) == (0, "")
     a, b, c = loaded(*paths)
     expected = library.combine([a, b, c], [lam, 1 - lam, lam - 1], head="first")
-    assert same(library.load(tmp_path / "x"), expected)
+    assert equal(library.load(tmp_path / "x"), expected)
 
 
 @pytest.mark.parametrize(
@@ -417,24 +401,24 @@ def test_compose_is_the_flat_combination(space, folder, tmp_path, pem):
     done = compose(pem, folder, out, "0.6*a + 0.4*(b - c)", "--space", space)
     assert (done.code, done.err) == (0, "")
     modules = loaded(*(folder / n for n in "abc"))
-    assert same(library.load(out), library.combine(modules, [0.6, 0.4, -0.4], space=space))
+    assert equal(library.load(out), library.combine(modules, [0.6, 0.4, -0.4], space=space))
     assert done.out.startswith(f"{out} = +0.6*a +0.4*b -0.4*c  (space {space}, head average")
 
 
 def test_compose_agrees_with_python_operators(folder, tmp_path, pem):
     assert compose(pem, folder, tmp_path / "x", "-(2*a - b)/4").code == 0
     a, b = loaded(folder / "a", folder / "b")
-    assert same(library.load(tmp_path / "x"), -(2 * a - b) / 4)
+    assert equal(library.load(tmp_path / "x"), -(2 * a - b) / 4)
 
 
 def test_a_negation_inside_an_expression_is_linear_in_its_strength(folder, tmp_path, pem):
     assert compose(pem, folder, tmp_path / "x", "negate(a, 0.5)").code == 0
     a = library.load(folder / "a")
-    assert same(library.load(tmp_path / "x"), library.negate(a, 0.5))
+    assert equal(library.load(tmp_path / "x"), library.negate(a, 0.5))
     done = compose(pem, folder, tmp_path / "y", "b + negate(a, 0.5)", "--space", "delta")
     assert done.code == 0
     b = library.load(folder / "b")
-    assert same(library.load(tmp_path / "y"), library.combine([b, a], [1, -0.5], space="delta"))
+    assert equal(library.load(tmp_path / "y"), library.combine([b, a], [1, -0.5], space="delta"))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def test_analogy_reproduces_the_reference_program(
         assert_same_keys(tmp_path / "a_b_c", expected)
 
 
+@pytest.mark.slow
 def test_the_program_at_the_root_is_the_same_program(shared, tmp_path, repository):
     a, b = inputs(shared, "roberta_lora", 2)
     out = tmp_path / "m"

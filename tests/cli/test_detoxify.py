@@ -107,6 +107,7 @@ def test_one_module_is_written_as_the_library_makes_it(pem, bench, tmp_path, for
     assert again.code == 2 and "the output exists" in again.err
 
 
+@pytest.mark.slow
 def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_thread):
     out = tmp_path / "table"
     done = pem("detoxify", *bench.table(out))
@@ -226,6 +227,7 @@ def test_the_guard_names_the_strongest_strength_that_keeps_the_language(
     assert refused.code == 2 and "--max_ppl_increase: has no effect without" in refused.err
 
 
+@pytest.mark.slow
 def test_a_table_that_is_stopped_within_a_set_goes_on_behind_its_last_batch(
     pem, bench, tmp_path, one_thread, monkeypatch
 ):
@@ -276,6 +278,7 @@ def perplexity(model, tokenizer, examples, template):
     return math.exp(total / count)
 
 
+@pytest.mark.slow
 def test_finished_answers_are_not_written_again_and_another_judge_costs_none(
     pem, bench, tmp_path, one_thread
 ):

@@ -82,6 +82,7 @@ class ByHand:
         return np.array(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_module", [False, True])
 def test_each_way_to_answer_is_scored_as_by_hand(pem, bench, tmp_path, with_module):
     module = bench.modules[0] if with_module else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_models import random_module, tiny
+from support.tiny_models import write_modules
 
 import pem_composition as library
 from pem_composition.arithmetic.comparison import compare, profile
@@ -22,17 +22,9 @@ from pem_composition.errors import UsageError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a, b, c: LoRA; wide: LoRA of rank 6; i, j: (IA)^3; base and models m1, m2."""
-    root = tmp_path_factory.mktemp("modules")
-    model = tiny("bert")
-    for seed, name in enumerate("abc", start=1):
-        random_module(model, seed=seed, head_seed=seed).save(root / name)
-    random_module(model, seed=4, r=6, head_seed=4).save(root / "wide")
-    for seed, name in enumerate("ij", start=5):
-        random_module(model, "ia3", seed=seed, head_seed=seed).save(root / name)
-    for seed, name in enumerate(("base", "m1", "m2"), start=10):
-        tiny("bert", seed=seed).save_pretrained(root / name)
-    return root
+    return write_modules(
+        tmp_path_factory.mktemp("modules"), "bert", {"base": 10, "m1": 11, "m2": 12}
+    )
 
 
 def fits(text: str) -> bool:
@@ -227,6 +219,7 @@ def test_compare_where_there_are_no_factors(a, b, folder, pem):
     assert "columns" not in header
 
 
+@pytest.mark.slow
 def test_compare_writes_json_and_heat_maps(folder, tmp_path, pem):
     done = pem("compare", folder / "a", folder / "b", "-p", tmp_path / "out")
     assert done.code == 0

@@ -60,6 +60,7 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["out.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["generate", "answer"])
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(pem, bench, tmp_path, monkeypatch, program):
     """Stopped before its third batch; other settings, modules and rows never meet what it wrote."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import random_module, tiny
+from support.tiny_models import equal, write_modules
 
 import pem_composition as library
 from pem_composition.arithmetic.methods.registry import METHODS
@@ -16,29 +16,11 @@ from pem_composition.arithmetic.methods.registry import METHODS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a, b, c: LoRA; wide: LoRA of rank 6; i, j: (IA)^3; base, f, g: whole models."""
-    root = tmp_path_factory.mktemp("modules")
-    model = tiny("roberta")
-    model.save_pretrained(root / "base")
-    for seed, name in enumerate("abc", start=1):
-        random_module(model, seed=seed, head_seed=seed).save(root / name)
-    random_module(model, seed=4, r=6, head_seed=4).save(root / "wide")
-    for seed, name in enumerate("ij", start=5):
-        random_module(model, "ia3", seed=seed, head_seed=seed).save(root / name)
-    for seed, name in enumerate("fg", start=7):
-        tiny("roberta", seed=seed).save_pretrained(root / name)
-    return root
+    return write_modules(tmp_path_factory.mktemp("modules"), "roberta", {"base": 0, "f": 7, "g": 8})
 
 
 def loaded(folder: Path, names: str) -> list[library.PEM]:
     return [library.load(folder / name) for name in names.split()]
-
-
-def same(found: library.PEM, expected: library.PEM) -> bool:
-    return found.tensors.keys() == expected.tensors.keys() and all(
-        torch.allclose(found.tensors[n], expected.tensors[n], rtol=0, atol=1e-6)
-        for n in found.tensors
-    )
 
 
 def record(out: Path) -> dict:
@@ -60,7 +42,7 @@ def test_every_method_is_a_merge_way(name, folder, tmp_path, program):
     c = METHODS[name].default or 1.0 / len(paths)
     c = 1.0 if name in ("knots", "ctm") else c  # TIES inside
     modules = loaded(folder, names)
-    assert same(found, library.combine(modules, [c] * len(paths), method=name))
+    assert equal(found, library.combine(modules, [c] * len(paths), method=name))
     assert re.fullmatch(name + r"(\(.*\))?", method)
     certificate = record(tmp_path / "m")["certificate"]
     assert certificate["against"] == "the method's own result"
@@ -82,7 +64,7 @@ def test_settings_coefficients_and_rank(folder, tmp_path, program):
     expected = library.combine(
         loaded(folder, "a wide"), [1, -0.5], method="ties", settings=given, rank=2
     )
-    assert same(library.load(tmp_path / "m"), expected)
+    assert equal(library.load(tmp_path / "m"), expected)
 
 
 def test_a_seed_is_recorded_and_repeats(folder, tmp_path, program):
@@ -90,7 +72,7 @@ def test_a_seed_is_recorded_and_repeats(folder, tmp_path, program):
     for out, seed in (("x", 1), ("y", 1), ("z", 2)):
         assert program(*command, tmp_path / out, "--setting", f"seed={seed}").code == 0
     x, y, z = (library.load(tmp_path / n) for n in "xyz")
-    assert same(x, y) and not same(x, z)
+    assert equal(x, y) and not equal(x, z)
     assert record(tmp_path / "x")["method"] == "dare(density=0.5, seed=1, form=dense)"
 
 
@@ -108,7 +90,7 @@ def test_vectors_are_merged_too(folder, tmp_path, program):
     command = ("merge", "-a", folder / "i", folder / "j", "-p", tmp_path / "m", "-w")
     assert program(*command, "ties", "--merge_head").code == 0
     expected = library.combine(loaded(folder, "i j"), [1, 1], method="ties")
-    assert same(library.load(tmp_path / "m"), expected)
+    assert equal(library.load(tmp_path / "m"), expected)
 
 
 def test_whole_models_are_merged_around_their_base(folder, tmp_path, program):
@@ -133,7 +115,7 @@ def test_a_grid_of_a_method(folder, tmp_path, program):
     assert program(*command, "--grid", 0, 0.5, 1).code == 0
     modules = loaded(folder, "a b")
     expected = library.combine(modules, [0.5, 0.5], method="slerp")
-    assert same(library.load(tmp_path / "g" / "0.5"), expected)
+    assert equal(library.load(tmp_path / "g" / "0.5"), expected)
 
 
 def test_an_analogy_by_a_method(folder, tmp_path, program):
@@ -142,7 +124,7 @@ def test_an_analogy_by_a_method(folder, tmp_path, program):
     expected = library.combine(
         loaded(folder, "a b c"), [0.5, 0.5, -0.5], method="tsv", head="first"
     )
-    assert same(library.load(tmp_path / "m"), expected)
+    assert equal(library.load(tmp_path / "m"), expected)
 
 
 # --- merge.py --as ---
@@ -154,7 +136,7 @@ def test_as_another_program(tool, folder, tmp_path, program):
     done = program(*command, "--as", tool, "--coefficients", 0.3, 0.6)
     assert (done.code, done.err) == (0, "")
     modules, name = loaded(folder, "a b"), tool.replace("-", "_")
-    assert same(library.load(tmp_path / "m"), library.combine(modules, [0.3, 0.6], method=name))
+    assert equal(library.load(tmp_path / "m"), library.combine(modules, [0.3, 0.6], method=name))
     written = record(tmp_path / "m")
     assert written["space"] == "parameter" and written["method"].startswith(name)
     assert "error against sum c_i dW_i" in done.out
@@ -164,7 +146,7 @@ def test_the_reference_without_negatives_is_the_papers_sum(folder, tmp_path, pro
     command = ("merge", "-a", folder / "a", folder / "b", "-p")
     assert program(*command, tmp_path / "m", "--as", "reference", "--coefficients", 3, 7).code == 0
     assert program(*command, tmp_path / "n", "--search_step", 3, 7).code == 0
-    assert same(library.load(tmp_path / "m"), library.load(tmp_path / "n"))
+    assert equal(library.load(tmp_path / "m"), library.load(tmp_path / "n"))
 
 
 REFUSALS = {
@@ -230,11 +212,11 @@ def test_methods_in_expressions(folder, tmp_path, pem):
     done = compose(pem, folder, tmp_path / "m", text)
     assert (done.code, done.err) == (0, "")
     named = {n: library.load(folder / n) for n in ("a", "b", "c", "wide")}
-    assert same(library.load(tmp_path / "m"), library.compose(text, named))
+    assert equal(library.load(tmp_path / "m"), library.compose(text, named))
     written = record(tmp_path / "m")
     assert written["space"] == "delta"
     again = compose(pem, folder, tmp_path / "n", written["expression"])
-    assert again.code == 0 and same(library.load(tmp_path / "n"), library.load(tmp_path / "m"))
+    assert again.code == 0 and equal(library.load(tmp_path / "n"), library.load(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(
@@ -318,9 +300,9 @@ def test_flags_add_to_a_recipe_and_never_repeat_it(folder, tmp_path, pem):
     ("text", "message"),
     [
         ("expression: a\nmodules: {a: a}\nrnk: 3", "line 3: unknown key 'rnk'; did you mean rank?"),
-        ("expression: a\nmodules: {a: a}\nrank: two", "line 3: rank must be a finite number"),
+        ("expression: a\nmodules: {a: a}\nrank: two", "line 3: not a rank; found two"),
         ("expression: a\nmodules: {a: a}\nrank: 2.5", "line 3: not a rank; found 2.5"),
-        ("expression: a\nmodules: {a: a}\nrank: .nan", "line 3: rank must be a finite number"),
+        ("expression: a\nmodules: {a: a}\nrank: .nan", "line 3: not a rank; found .nan"),
         ("expression: a\nmodules: {a: a}\nspace: dleta", "line 3: unknown space; found dleta"),
         ("expression: a\nmodules: {a: a}\nhead: mean", "line 3: unknown head; found mean"),
         ("expression: a\nmodules: {a: a}\nexpression: b", "line 3: key 'expression' given twice"),

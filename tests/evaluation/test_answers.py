@@ -72,6 +72,7 @@ def test_batches_are_decoded_together_in_order_within_a_bound(oracle, kind, boun
     assert all(tokens([*group, after[0]]) > bound for group, after in pairwise(groups))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_the_last_column_is_what_greedy_generation_writes(oracle, kind):
     answers, _ = ANSWERS[kind]
@@ -79,6 +80,7 @@ def test_the_last_column_is_what_greedy_generation_writes(oracle, kind):
     np.testing.assert_array_equal(outputs[:, -1], oracle.written(answers, 4))
 
 
+@pytest.mark.slow
 def test_answers_that_are_written_are_found_and_no_others(fluent):
     oracle, answers = fluent
     assert any(a != b and b[: len(a)] == a for a in answers for b in answers)
@@ -97,6 +99,7 @@ def test_answers_that_are_written_are_found_and_no_others(fluent):
             np.testing.assert_array_equal(outputs[given, :-1].argmax(1), expected[given])
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_the_library_generates(fluent):
     oracle, answers = fluent
     writing = oracle.writing

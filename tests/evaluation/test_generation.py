@@ -53,6 +53,7 @@ def beam(oracle, answers, **options):
     return numbers.numpy()[order], written.log_p.numpy()[order]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ONE_LENGTH)
 def test_beam_search_gives_the_best_answer_of_one_length_without_an_end_token(oracle, kind):
     answers = ONE_LENGTH[kind]
@@ -64,6 +65,7 @@ def test_beam_search_gives_the_best_answer_of_one_length_without_an_end_token(or
     np.testing.assert_array_equal(numbers, scored[:, :-1].argmax(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [NESTED, SEVERAL], ids=["nested", "several lengths"])
 def test_beam_search_ends_answers_of_different_lengths(oracle, answers):
     scores = oracle.scores(answers, end=True)
@@ -77,12 +79,14 @@ def test_scoring_and_beam_search_agree_where_one_answer_begins_another(oracle):
     np.testing.assert_array_equal(beam(oracle, NESTED)[0], scored[:, :-1].argmax(1))
 
 
+@pytest.mark.slow
 def test_enough_beams_find_the_best_of_many_answers(oracle):
     answers = [(7, 9), (7, 30), (61, 8), (62, 8), (63, 9), (64, 30)]
     scores = oracle.scores(answers, end=False)
     np.testing.assert_array_equal(beam(oracle, answers, beams=6)[0], scores.argmax(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_free_generation_is_the_greedy_column_of_scoring(fluent, batch_size):
     oracle, answers = fluent
@@ -149,6 +153,7 @@ def outputs_of(written):
     return np.column_stack([written, np.full(len(written), -1.0)]).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rte", "mrpc", "cola"])
 def test_an_invalid_answer_is_wrong_in_every_metric(oracle, name):
     task, n = TASKS[name], len(oracle.rows)
@@ -189,6 +194,7 @@ def test_answers_that_are_all_invalid_score_nothing(oracle):
     assert result.invalid_share == 1.0 and set(result.predicted_shares.values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_an_invalid_number_is_the_one_below_the_lowest(oracle):
     labels = np.linspace(0, 5, 14)
     words, answers = ("0.0", "2.5", "5.0"), [(7,), (30,), (61,)]

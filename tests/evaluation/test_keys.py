@@ -82,6 +82,7 @@ KEPT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_input_never_meets_an_old_result(change, made, tmp_path, capsys):
     folder = tmp_path / "made"
@@ -98,6 +99,7 @@ def test_a_changed_input_never_meets_an_old_result(change, made, tmp_path, capsy
     assert f" {kept} known before" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", KEPT)
 def test_what_decides_nothing_computes_nothing(change, made, tmp_path, capsys):
     folder = tmp_path / "made"
@@ -108,6 +110,7 @@ def test_what_decides_nothing_computes_nothing(change, made, tmp_path, capsys):
     assert ": 0 points scored" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constant", ["RESULTS", "version"])
 def test_other_numbers_of_the_package_or_its_libraries_are_other_results(
     constant, made, tmp_path, capsys, monkeypatch

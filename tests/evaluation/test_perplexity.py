@@ -64,6 +64,7 @@ def windows_by_hand(model, text, start, windows):
     return np.array(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["every", "first", "none"])
 @pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 15), (12, 5), (2, 1), (60, 30)])
 def test_sliding_windows_equal_float64_brute_force(loaded, one_thread, window, stride, start):

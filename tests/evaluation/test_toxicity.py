@@ -277,6 +277,7 @@ def test_training_twice_gives_the_same_bytes_and_identity(trained, tmp_path):
     assert tfidf.key(data) == tfidf.key(write_comments(tmp_path / "same rows"))
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_change_a_byte(tmp_path):
     from threadpoolctl import threadpool_limits
 

@@ -8,6 +8,7 @@ import io
 import json
 from collections import Counter
 
+import pytest
 from support.package_files import build_wheel, fetched
 
 from pem_composition import offline
@@ -92,6 +93,7 @@ def test_the_real_wikitext_has_the_published_numbers_of_words_and_the_same_bytes
     assert "".join(row["text"] or " \n" for row in parts["test"]) == raw
 
 
+@pytest.mark.slow
 def test_the_real_comments_have_the_stated_rows_and_no_text_in_two_parts():
     parts = read(fetched("toxic_comments"))
     toxic = parts.pop("toxic")

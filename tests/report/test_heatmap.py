@@ -66,6 +66,7 @@ def test_panels_show_the_numbers_and_leave_out_what_there_is_not():
     assert len([a for a in bare.axes if a.get_title()]) == len(heatmap.PANELS) - 2
 
 
+@pytest.mark.slow
 def test_the_same_comparison_gives_the_same_files(tmp_path: Path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

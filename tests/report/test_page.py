@@ -76,6 +76,7 @@ def titles(element: Element) -> list[str]:
 # --- what is on it ---
 
 
+@pytest.mark.slow
 def test_each_kind_of_results_has_its_sections(results):
     common = ["Table", "Frontier", "Layers", "How it was made"]
     own = {
@@ -87,6 +88,7 @@ def test_each_kind_of_results_has_its_sections(results):
         assert (path / page.FILE).read_text().startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.slow
 def test_every_point_says_its_measures_and_the_page_every_number_of_the_table(results):
     found = read(results["two"])
     said = titles(tree(results["two"]))
@@ -101,6 +103,7 @@ def test_every_point_says_its_measures_and_the_page_every_number_of_the_table(re
             assert cell.strip("| ").replace("+-", "\N{PLUS-MINUS SIGN}") in whole
 
 
+@pytest.mark.slow
 def test_the_command_of_a_point_makes_the_module_that_was_scored(results, tmp_path):
     """The selected ones were written by the programs: the commands write the same tensors."""
     pairs = []
@@ -123,6 +126,7 @@ def test_the_command_of_a_point_makes_the_module_that_was_scored(results, tmp_pa
         assert all(torch.equal(own.tensors[k], t) for k, t in other.tensors.items())
 
 
+@pytest.mark.slow
 def test_the_page_names_the_command_the_versions_and_the_checksums(results):
     for name, path in results.items():
         text, s = words_of(tree(path)), read(path).summary
@@ -134,6 +138,7 @@ def test_the_page_names_the_command_the_versions_and_the_checksums(results):
         assert all(digest in text for own in modules for digest in own)
 
 
+@pytest.mark.slow
 def test_any_two_measures_are_axes_and_another_one_is_refused(results, tmp_path, capsys):
     out = ("-r", results["strengths"], "-p", tmp_path / "t", "--html", tmp_path / "a.html")
     assert run("report", *out, "--axes", "increase", "distinct_1") == 0
@@ -158,6 +163,7 @@ def test_any_two_measures_are_axes_and_another_one_is_refused(results, tmp_path,
     assert "--html: a page shows one sweep" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_texts_are_those_of_base_and_chosen_strength_hidden_until_asked_for(results):
     s = read(results["strengths"]).summary
     (hidden,) = tree(results["strengths"]).iter("details")
@@ -169,6 +175,7 @@ def test_the_texts_are_those_of_base_and_chosen_strength_hidden_until_asked_for(
     assert shown == [text for pair in zip(*texts, strict=True) for text in pair]
 
 
+@pytest.mark.slow
 def test_the_comparison_beside_the_results_is_a_heat_map(results):
     facts = json.loads((results["two"] / "comparison.json").read_text())
     cells = [c for c in tree(results["two"], comparison=facts).iter("td") if c.get("bgcolor")]
@@ -181,6 +188,7 @@ def test_the_comparison_beside_the_results_is_a_heat_map(results):
     assert all(len(found) == 1 for found in colours.values()), "one number, one colour"
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_page(results, tmp_path):
     for name in ("a", "b"):
         write(results["three"], tmp_path / f"{name}.html")
@@ -225,6 +233,7 @@ def poisoned(path: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "three", "search", "strengths"])
 def test_a_task_or_a_text_named_script_stays_text(name, results, tmp_path):
     bad = poisoned(results[name], tmp_path / "bad")

@@ -287,6 +287,7 @@ def test_more_modules_have_profiles_of_the_best_score(tmp_path, pyplot):
             assert list(y) == pytest.approx(reached)
 
 
+@pytest.mark.slow
 def test_two_tasks_give_a_frontier_and_one_none(tmp_path):
     names = {
         n: [f.name for f in plot.write(make(tmp_path / n), tmp_path / n)]

@@ -7,7 +7,7 @@ than a fresh initialisation so that each layer matters to the logits, and biases
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,3 +265,24 @@ def random_module(
             own = torch.Generator().manual_seed(head_seed)
             tensors[name] = 0.3 * torch.randn(tensor.shape, generator=own)
     return replace(module, tensors=tensors, name=f"{kind}{seed}")
+
+
+def write_modules(root: Path, name: str, models: Mapping[str, int]) -> Path:
+    """a, b, c: LoRA; wide: LoRA of rank 6; i, j: (IA)^3; all with heads. And models by seed."""
+    model = tiny(name)
+    for seed, label in enumerate("abc", start=1):
+        random_module(model, seed=seed, head_seed=seed).save(root / label)
+    random_module(model, seed=4, r=6, head_seed=4).save(root / "wide")
+    for seed, label in enumerate("ij", start=5):
+        random_module(model, "ia3", seed=seed, head_seed=seed).save(root / label)
+    for label, seed in models.items():
+        tiny(name, seed=seed).save_pretrained(root / label)
+    return root
+
+
+def equal(found: PEM, expected: PEM) -> bool:
+    """Equal tensors but for what float32 rounds."""
+    return found.tensors.keys() == expected.tensors.keys() and all(
+        torch.allclose(found.tensors[n], expected.tensors[n], rtol=0, atol=1e-6)
+        for n in found.tensors
+    )

@@ -23,3 +23,17 @@ def reference(bench):
     child = bench.start("reference")
     assert child.wait() == 0, child.text()
     return bench.folder / "reference"
+
+
+@pytest.fixture(scope="session")
+def causal(bench):
+    from support.objective_benches import CausalBench
+
+    return CausalBench(bench)
+
+
+@pytest.fixture(scope="session")
+def text(bench):
+    from support.objective_benches import Seq2SeqBench
+
+    return Seq2SeqBench(bench)

@@ -3,80 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.rounding import exact_difference, of_sum
-from support.tiny_models import write_causal, write_text_to_text
+from support.tiny_models import write_text_to_text
 from support.training_bench import (
-    BAD,
-    GOOD,
     a_batch,
     argv_of,
-    free_port,
     losses,
     numpy_cross_entropy,
     refusal,
     results,
-    write_documents,
 )
 
 from pem_composition import checkpoint
 from pem_composition.adapters import attach
 from pem_composition.adapters.targets import fused_rows
 from pem_composition.cli import main
-from pem_composition.errors import PEMError
 from pem_composition.evaluation.models import load_causal
 from pem_composition.module import combine
 from pem_composition.training import runs
 
-pytestmark = pytest.mark.slow
-
 MODELS = ("gpt2", "llama")
 QUIET = {"eval_strategy": "no", "eval_steps": None}
 PADDED = {"loss_on_padding": True, "max_seq_length": 40}
-
-
-class CausalBench:
-    """Tiny decoders with documents of different lengths, a third of which has a high score."""
-
-    def __init__(self, bench) -> None:
-        self.bench, self.folder = bench, bench.folder
-        texts = [" ".join([*GOOD, *BAD])]
-        self.bases = {n: write_causal(self.folder / n, n, texts) for n in MODELS}
-        self.texts = texts
-        plain = write_documents(self.folder / "plain.jsonl", 90, seed=5)
-        rows = [json.loads(line) for line in plain.read_text().splitlines()]
-        self.documents = self.folder / "scored.jsonl"
-        with self.documents.open("w") as file:
-            for i, row in enumerate(rows):
-                words = row["text"].split()[: 2 + i % 11]
-                scored = {"text": " ".join(words), "toxicity": 0.9 if i % 3 == 0 else 0.2}
-                file.write(json.dumps(scored) + "\n")
-
-    def own(self, name):
-        return {
-            "objective": "causal_lm",
-            "model_name_or_path": self.bases[name],
-            "task_name": None,
-            "train_file": self.documents,
-            "validation_file": self.documents,
-            "lora_dropout": None,
-        }
-
-    def flags(self, output, name="gpt2", **changes):
-        return self.bench.flags(output, **(self.own(name) | changes))
-
-    def config(self, output, name="gpt2", **changes):
-        return self.bench.config(output, **(self.own(name) | changes))
-
-
-@pytest.fixture(scope="module")
-def causal(bench):
-    return CausalBench(bench)
 
 
 def whole(batch, labels, ignored):
@@ -160,19 +113,6 @@ def test_the_loss_on_padding_is_the_reference_s(causal, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kind", ["lora", "ia3"])
-def test_gradients_are_finite_and_the_modules_alone(causal, name, kind):
-    start, batch, loss = a_batch(causal.config("gradients", name, adapter_config=kind))
-    labels = batch.pop("labels")
-    loss(start.model.train()(**batch), labels).backward()
-    moved = {n: p.grad for n, p in start.model.named_parameters() if p.grad is not None}
-    assert len(moved) == len(start.weights.initial.tensors) > 0
-    assert not start.weights.initial.head_tensors()
-    assert all("lora_" in n or "ia3" in n for n in moved)
-    assert all(torch.isfinite(g).all() for g in moved.values())
-
-
-@pytest.mark.parametrize("name", MODELS)
 def test_padding_changes_a_loss_by_rounding_only(causal, name):
     """Each document alone, and all of them padded to one length: the same sum."""
     start, batch, loss = a_batch(causal.config("padding", name, pad_to_max_length=True))
@@ -187,6 +127,7 @@ def test_padding_changes_a_loss_by_rounding_only(causal, name):
     torch.testing.assert_close(together, parts, rtol=of_sum(labels), atol=0)
 
 
+@pytest.mark.slow
 def test_lora_adapts_query_and_value_of_gpt2_each_on_its_own(causal):
     module = runs.train(causal.config("fused", max_steps=4, **QUIET))
     model = load_causal(causal.bases["gpt2"]).model
@@ -201,6 +142,7 @@ def test_lora_adapts_query_and_value_of_gpt2_each_on_its_own(causal):
     assert one.tensors["transformer.h.0.attn.c_attn.lora_B"].abs().min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind", "rate"), [("gpt2", "fft", 5e-3), ("llama", "lora", 3e-2)])
 def test_a_model_learns_its_documents(causal, name, kind, rate):
     config = causal.config(f"learn-{name}", name, adapter_config=kind, learning_rate=rate)
@@ -212,6 +154,7 @@ def test_a_model_learns_its_documents(causal, name, kind, rate):
     assert results(folder)["eval_samples"] == 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_module_opens_in_plain_peft_with_equal_logits(causal, name):
     from peft import PeftModel, PeftModelForCausalLM
@@ -227,6 +170,7 @@ def test_the_module_opens_in_plain_peft_with_equal_logits(causal, name):
         torch.testing.assert_close(base.model(ids).logits, theirs(input_ids=ids).logits)
 
 
+@pytest.mark.slow
 def test_documents_are_chosen_by_score_and_the_module_says_what_it_is_for(causal):
     lines = []
     config = causal.config("toxic", score_above=0.5, max_steps=2, **QUIET)
@@ -256,77 +200,14 @@ def test_civil_comments_is_filtered_by_default_and_local_files_are_not(causal):
     assert causal.bench.config("x").score_filter is None
 
 
+@pytest.mark.slow
 def test_a_loss_on_padding_says_so(causal):
     lines = []
     runs.run(causal.config("said", max_steps=2, **PADDED, **QUIET), lines.append)
     assert any("--loss_on_padding" in line and "as the reference does" in line for line in lines)
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(causal):
-    """Dropout of base and module is on; the random state is part of the checkpoint."""
-    base = write_causal(causal.folder / "gpt2-dropout", "gpt2", causal.texts, dropout=0.1)
-    changes = {
-        "model_name_or_path": base,
-        "lora_dropout": 0.1,
-        "max_steps": 12,
-        "save_steps": 5,
-        "eval_steps": 12,
-        "save_total_limit": 9,
-    }
-    folder = runs.run(causal.config("c-whole", **changes)).output_dir
-    stopped = causal.folder / "c-stopped"
-    shutil.copytree(folder / "checkpoint-5", stopped / "checkpoint-5")
-    lines = []
-    runs.run(causal.config("c-stopped", **changes), lines.append)
-    assert any("resuming from" in line and "checkpoint-5" in line for line in lines)
-    names = ["adapter_model.safetensors", "adapter_config.json"]
-    assert all((folder / n).read_bytes() == (stopped / n).read_bytes() for n in names)
-    assert losses(folder) == losses(stopped)
-    assert runs.run(causal.config("c-whole", **changes)).skipped
-
-
-def test_two_processes_train_to_the_losses_of_one(causal):
-    """90 rows do not divide and differ in length: each process has other token counts."""
-    shared = {
-        "ACCELERATE_USE_CPU": "True",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-    }
-    quick = {"max_steps": 14, "eval_steps": 7, "logging_steps": 1}
-    one = runs.run(causal.config("c-one", **quick, per_device_train_batch_size=16)).output_dir
-    pair = [
-        causal.bench.start(
-            "c-two", variables=shared | {"RANK": rank, "LOCAL_RANK": rank}, **causal.own("gpt2"),
-            **quick, per_device_train_batch_size=8,
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    assert [child.wait() for child in pair] == [0, 0], pair[0].text()[-2000:]
-    for name in ("loss", "grad_norm", "eval_loss", "eval_perplexity"):
-        first, second = losses(one, name), losses(causal.folder / "c-two", name)
-        assert len(first) == len(second) > 0
-        assert first == pytest.approx(second, rel=1e-4, abs=1e-6), name
-
-
-def test_layout_and_accumulation_change_nothing_but_rounding(causal):
-    quick = {**QUIET, "max_steps": 6, "learning_rate": 1e-3}
-    plain = runs.train(causal.config("c-plain", **quick))
-    variants = {
-        "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
-        "padded": {"pad_to_max_length": True},
-        "recomputed": {"gradient_checkpointing": True},
-        "uncut": {"truncate": False},
-    }
-    for name, changes in variants.items():
-        other = runs.train(causal.config(f"c-{name}", **(quick | changes)))
-        for tensor in plain.tensors:
-            torch.testing.assert_close(
-                other.tensors[tensor], plain.tensors[tensor], rtol=2e-3, atol=2e-5,
-                msg=f"{name}: {tensor}",
-            )  # fmt: skip
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_full_fine_tuning_loads_again_and_its_difference_gives_the_tuned_model(causal, name):
     config = causal.config(
@@ -346,6 +227,7 @@ def test_full_fine_tuning_loads_again_and_its_difference_gives_the_tuned_model(c
         assert not torch.allclose(tuned(ids).logits, before)
 
 
+@pytest.mark.slow
 def test_runs_start_from_one_initial_module(causal, capsys):
     folder = causal.folder / "c-init"
     argv = ["init", "--objective", "causal_lm", "--model_name_or_path", str(causal.bases["gpt2"])]
@@ -383,23 +265,6 @@ def test_documents_that_cannot_be_learned_are_refused(causal, capsys, tmp_path):
         line = refusal(capsys, argv_of(causal.flags("refused", **changes)))
         assert all(word in line for word in words), line
     assert not (causal.folder / "refused").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"score_above": 0.5}, ("--score_above", "--objective causal_lm")),
-        ({"score_column": "toxicity"}, ("--score_column", "--objective causal_lm")),
-        ({"truncate": False}, ("--no-truncate", "--objective causal_lm")),
-        ({"loss_on_padding": True}, ("--loss_on_padding", "--objective causal_lm")),
-        ({"objective": "causal_lm", "target": "label"}, ("--target", "--objective seq2seq")),
-        ({"objective": "causal_lm", "score_above": float("nan")}, ("--score_above", "finite")),
-    ],
-)
-def test_flags_of_another_objective_are_refused(bench, changes, words):
-    with pytest.raises(PEMError) as error:
-        bench.config("refused", **changes)
-    assert all(word in str(error.value) for word in words), str(error.value)
 
 
 def test_the_new_flags_are_in_no_key_but_that_of_documents(causal):

@@ -15,8 +15,6 @@ from pem_composition.cli import main
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.training import checkpointing, runs
 
-pytestmark = pytest.mark.slow
-
 FILES = {
     "README.md",
     "all_results.json",
@@ -36,6 +34,7 @@ def lora(bench):
     return runs.run(bench.config("lora", max_steps=80, eval_steps=40)).output_dir
 
 
+@pytest.mark.slow
 def test_lora_learns_and_writes_the_files_of_the_example_programs(bench, lora):
     assert {p.name for p in lora.iterdir()} >= FILES | {
         "adapter_config.json",
@@ -56,6 +55,7 @@ def test_lora_learns_and_writes_the_files_of_the_example_programs(bench, lora):
     assert record["expression"] == "lora"
 
 
+@pytest.mark.slow
 def test_the_written_module_is_the_evaluated_one(bench, lora):
     """Independent oracle: plain PEFT gives the reported accuracy and loss from the files alone."""
     from peft import PeftModel
@@ -78,6 +78,7 @@ def test_the_written_module_is_the_evaluated_one(bench, lora):
     )
 
 
+@pytest.mark.slow
 def test_equal_flags_give_equal_bits_and_equal_losses(bench, lora):
     again = runs.run(bench.config("lora-again", max_steps=80, eval_steps=40)).output_dir
     assert (again / "adapter_model.safetensors").read_bytes() == (
@@ -90,6 +91,7 @@ def test_equal_flags_give_equal_bits_and_equal_losses(bench, lora):
     assert logs[0] == logs[1]
 
 
+@pytest.mark.slow
 def test_the_step_with_the_best_metric_is_kept(bench):
     folder = runs.run(
         bench.config("best", max_steps=60, eval_steps=10, save_total_limit=1)
@@ -106,6 +108,7 @@ def test_the_step_with_the_best_metric_is_kept(bench):
     assert all(torch.equal(saved.tensors[n], final.tensors[n]) for n in final.tensors)
 
 
+@pytest.mark.slow
 def test_ia3_trains_without_decay_towards_zero(bench):
     """Weight decay alone (a rate of almost zero, a huge decay) must not move the vectors."""
     config = bench.config(
@@ -125,6 +128,7 @@ def test_ia3_trains_without_decay_towards_zero(bench):
     assert max((t - 1).abs().max() for t in trained.adapter_tensors().values()) > 1e-2
 
 
+@pytest.mark.slow
 def test_fft_writes_a_hugging_face_model_that_differs_from_its_base(bench):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -159,6 +163,7 @@ def test_fft_writes_a_hugging_face_model_that_differs_from_its_base(bench):
         assert scored["eval_loss"] == pytest.approx(results(folder)["eval_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_regression_learns_and_reports_correlations(bench):
     train = write_rows(bench.folder / "scores.jsonl", 400, seed=3, regression=True)
     dev = write_rows(bench.folder / "scores-dev.jsonl", 50, seed=4, regression=True)
@@ -177,6 +182,7 @@ def test_regression_learns_and_reports_correlations(bench):
     assert scores["eval_predicted_shares"] == {} and not scores["eval_degenerate"]
 
 
+@pytest.mark.slow
 def test_scoring_another_split_later_does_not_train_again(bench, lora):
     """--do_predict changes what is reported of a finished run, not the run."""
     before = (lora / "adapter_model.safetensors").read_bytes()
@@ -189,6 +195,7 @@ def test_scoring_another_split_later_does_not_train_again(bench, lora):
     assert results(lora)["test_samples"] == 30 and results(lora)["eval_samples"] == 60
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_made_again(bench):
     config = bench.config("damaged", max_steps=4, eval_steps=None)
     folder = runs.run(config).output_dir
@@ -214,6 +221,7 @@ def test_what_cannot_end_well_is_refused_before_the_first_step(bench, changes, w
     assert not (bench.folder / "refused").exists()
 
 
+@pytest.mark.slow
 def test_divergence_stops_the_run_and_writes_no_broken_weights(bench):
     child = bench.start("diverged", learning_rate=1e30, eval_steps=1)
     assert child.wait() == 3
@@ -226,33 +234,7 @@ def test_divergence_stops_the_run_and_writes_no_broken_weights(bench):
         assert all(torch.isfinite(t).all() for t in load_file(saved).values())
 
 
-def test_gradient_accumulation_and_padding_change_nothing_but_rounding(bench):
-    quiet = {
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "lora_dropout": None,
-        "max_steps": 14,
-    }
-    plain = runs.train(bench.config("plain", **quiet, eval_steps=None, eval_strategy="no"))
-    variants = {
-        "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
-        "padded": {"pad_to_max_length": True},
-        "recomputed": {"gradient_checkpointing": True},
-    }
-    for name, changes in variants.items():
-        other = runs.train(
-            bench.config(name, **(quiet | changes), eval_steps=None, eval_strategy="no")
-        )
-        for tensor in plain.tensors:
-            torch.testing.assert_close(
-                other.tensors[tensor],
-                plain.tensors[tensor],
-                rtol=2e-3,
-                atol=2e-5,
-                msg=f"{name}: {tensor}",
-            )
-
-
+@pytest.mark.slow
 def test_runs_start_from_the_given_module_and_carry_its_fingerprint(bench, capsys):
     folder = bench.folder / "init"
     argv = [
@@ -291,6 +273,7 @@ def test_runs_start_from_the_given_module_and_carry_its_fingerprint(bench, capsy
     assert not (bench.folder / "wrong-rank").exists()
 
 
+@pytest.mark.slow
 def test_a_whole_model_starts_from_an_initial_one_and_refuses_a_module(bench, lora):
     folder = bench.folder / "init-fft"
     argv = ["init", "--model_name_or_path", str(bench.base), "--num_labels", "2", "--seed", "5"]
@@ -304,6 +287,7 @@ def test_a_whole_model_starts_from_an_initial_one_and_refuses_a_module(bench, lo
         runs.run(bench.config("fft-from-lora", **quick, init_from=lora))
 
 
+@pytest.mark.slow
 def test_evaluate_scores_modules_and_whole_models_as_training_did(bench, lora, capsys):
     out = bench.folder / "evaluation"
     argv = [

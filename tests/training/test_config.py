@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pem_composition.cli import parser
-from pem_composition.errors import UsageError
+from pem_composition.errors import PEMError, UsageError
 from pem_composition.training.config import TrainConfig
 
 BASE = {"model_name_or_path": "m", "output_dir": "o", "task_name": "rte"}
@@ -69,3 +69,40 @@ def test_the_flags_of_the_example_programs_are_read():
     assert config.adapter_config == "ia3" and config.max_steps == 3 and config.learning_rate == 5e-3
     assert config.overwrite_output_dir and not config.load_best_model_at_end
     assert config.target_modules == ("query", "key")
+
+
+SEQ2SEQ, BLOCKS = {"objective": "seq2seq"}, {"objective": "seq2seq", "target": "next_block"}
+CAUSAL, INSTRUCTION = {"objective": "causal_lm"}, {"objective": "instruction"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"target": "label"}, ("--target", "has no effect without --objective seq2seq")),
+        ({"prompt": "rte"}, ("--prompt", "has no effect without --objective seq2seq")),
+        ({"block_size": 8}, ("--block_size", "--target next_block")),
+        (SEQ2SEQ | {"block_size": 8}, ("--block_size", "--target next_block")),
+        (BLOCKS | {"prompt": "rte"}, ("--prompt", "has no effect without --target label")),
+        (BLOCKS | {"block_size": 0}, ("--block_size", ">= 1")),
+        ({"score_above": 0.5}, ("--score_above", "--objective causal_lm")),
+        ({"score_column": "toxicity"}, ("--score_column", "--objective causal_lm")),
+        ({"truncate": False}, ("--no-truncate", "--objective causal_lm")),
+        ({"loss_on_padding": True}, ("--loss_on_padding", "--objective causal_lm")),
+        (CAUSAL | {"target": "label"}, ("--target", "--objective seq2seq")),
+        (CAUSAL | {"score_above": float("nan")}, ("--score_above", "finite")),
+        ({"template": "chat"}, ("--template", "--objective instruction")),
+        ({"train_on_inputs": True}, ("--train_on_inputs", "--objective instruction")),
+        ({"load_in_8bit": True}, ("--load_in_8bit", "causal_lm or instruction")),
+        ({"device_map": "auto"}, ("--device_map", "causal_lm or instruction")),
+        (INSTRUCTION | {"load_in_8bit": True, "load_in_4bit": True},
+         ("--load_in_4bit: contradicts --load_in_8bit",)),
+        (INSTRUCTION | {"load_in_4bit": True, "adapter_config": "fft"},
+         ("--adapter_config fft", "quantised ones cannot be")),
+        (INSTRUCTION | {"score_above": 0.5}, ("--score_above", "causal_lm")),
+    ],
+)  # fmt: skip
+def test_flags_of_another_objective_are_refused(flags, words):
+    with pytest.raises(PEMError) as error:
+        TrainConfig(**(BASE | flags))
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert error.value.exit_code == 2

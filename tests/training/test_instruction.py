@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from support.objective_benches import ObjectiveBench
 from support.rounding import of_sum
 from support.tiny_models import write_causal
 from support.training_bench import (
@@ -21,7 +22,6 @@ from support.training_bench import (
 
 from pem_composition import checkpoint
 from pem_composition.cli import main
-from pem_composition.errors import PEMError
 from pem_composition.module import combine, detoxify
 from pem_composition.record import purposes
 from pem_composition.training import runs
@@ -32,11 +32,11 @@ QUIET = {"eval_strategy": "no", "eval_steps": None}
 KINDS = ("lora", "ia3")
 
 
-class InstructionBench:
+class InstructionBench(ObjectiveBench):
     """Tiny decoders, and rows that ask for the word after each word."""
 
     def __init__(self, bench) -> None:
-        self.bench, self.folder = bench, bench.folder
+        super().__init__(bench)
         words = (*GOOD, *BAD)
         texts = [" ".join(words), "### Instruction: Input: Response: Carry out the instruction."]
         self.bases = {n: write_causal(self.folder / f"i-{n}", n, texts) for n in ("gpt2", "llama")}
@@ -53,10 +53,10 @@ class InstructionBench:
                     row["output"] = " ".join([words[(i + j + step) % 8] for j in range(1 + i % 3)])
                     file.write(json.dumps(row) + "\n")
 
-    def own(self, name):
+    def own(self, name=None):
         return {
             "objective": "instruction",
-            "model_name_or_path": self.bases[name],
+            "model_name_or_path": self.bases[name or "llama"],
             "task_name": None,
             "train_file": self.rows["good"],
             "validation_file": self.rows["good"],
@@ -64,12 +64,6 @@ class InstructionBench:
             "max_seq_length": 60,
             "lora_dropout": None,
         }
-
-    def flags(self, output, name="llama", **changes):
-        return self.bench.flags(output, **(self.own(name) | changes))
-
-    def config(self, output, name="llama", **changes):
-        return self.bench.config(output, **(self.own(name) | changes))
 
 
 @pytest.fixture(scope="module")
@@ -303,30 +297,6 @@ def test_rows_and_templates_that_cannot_be_used_are_refused(asked, capsys, tmp_p
         line = refusal(capsys, argv_of(asked.flags("refused", **changes)))
         assert all(word in line for word in words), line
     assert not (asked.folder / "refused").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"template": "chat"}, ("--template", "--objective instruction")),
-        ({"train_on_inputs": True}, ("--train_on_inputs", "--objective instruction")),
-        ({"load_in_8bit": True}, ("--load_in_8bit", "causal_lm or instruction")),
-        ({"device_map": "auto"}, ("--device_map", "causal_lm or instruction")),
-        (
-            {"objective": "instruction", "load_in_8bit": True, "load_in_4bit": True},
-            ("--load_in_4bit: contradicts --load_in_8bit",),
-        ),
-        (
-            {"objective": "instruction", "load_in_4bit": True, "adapter_config": "fft"},
-            ("--adapter_config fft", "quantised ones cannot be"),
-        ),
-        ({"objective": "instruction", "score_above": 0.5}, ("--score_above", "causal_lm")),
-    ],
-)
-def test_flags_of_another_objective_are_refused(bench, changes, words):
-    with pytest.raises(PEMError) as error:
-        bench.config("refused", **changes)
-    assert all(word in str(error.value) for word in words), str(error.value)
 
 
 def test_the_new_flags_are_in_no_key_of_another_objective(asked):

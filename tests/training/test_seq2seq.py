@@ -12,17 +12,12 @@ from safetensors.torch import load_file, save_file
 from support.rounding import exact_difference, of_sum
 from support.tiny_models import write_text_to_text
 from support.training_bench import (
-    BAD,
-    FILLER,
-    GOOD,
     a_batch,
     argv_of,
-    free_port,
     losses,
     numpy_cross_entropy,
     refusal,
     results,
-    write_documents,
     write_rows,
 )
 
@@ -40,45 +35,6 @@ pytestmark = pytest.mark.slow
 QUIET = {"lora_dropout": None, "eval_strategy": "no", "eval_steps": None}
 
 
-class TextBench:
-    """A tiny T5 and rows for it, beside those of the classification tests."""
-
-    def __init__(self, bench) -> None:
-        self.bench = bench
-        self.folder = bench.folder
-        self.texts = [" ".join([*GOOD, *BAD, *FILLER, "negative", "positive"])]
-        self.base = write_text_to_text(self.folder / "t5", self.texts)
-        self.prompt = self.folder / "prompt.json"
-        answers = {"negative": "sad w1", "positive": "good"}  # two tokens and one
-        self.prompt.write_text(json.dumps({"template": "{sentence}", "answers": answers}))
-        self.documents = write_documents(self.folder / "documents.jsonl", 120, seed=5)
-
-    def flags(self, output, **changes):
-        own = {"objective": "seq2seq", "model_name_or_path": self.base, "prompt": self.prompt}
-        return self.bench.flags(output, **(own | changes))
-
-    def config(self, output, **changes):
-        own = {"objective": "seq2seq", "model_name_or_path": self.base, "prompt": self.prompt}
-        return self.bench.config(output, **(own | changes))
-
-    def language(self, output, **changes):
-        own = {
-            "target": "next_block",
-            "block_size": 8,
-            "prompt": None,
-            "task_name": None,
-            "train_file": self.documents,
-            "validation_file": self.documents,
-            "max_eval_samples": 30,
-        }
-        return self.config(output, **(own | changes))
-
-
-@pytest.fixture(scope="module")
-def text(bench):
-    return TextBench(bench)
-
-
 def test_prompts_that_are_cut_are_counted_and_the_length_that_fits_is_said(text, capsys):
     start, _, _ = a_batch(text.config("cuts", max_seq_length=8))
     told = capsys.readouterr().out
@@ -94,7 +50,7 @@ def test_prompts_that_are_cut_are_counted_and_the_length_that_fits_is_said(text,
 
 @pytest.mark.parametrize("target", ["label", "next_block"])
 def test_the_loss_is_that_of_the_model_and_of_float64(text, target):
-    config = text.config("loss") if target == "label" else text.language("loss")
+    config = text.config("loss", "blocks" if target == "next_block" else None)
     start, batch, loss = a_batch(config)
     model, labels = start.model.eval().double(), batch.pop("labels")
     assert (labels == -100).any() == (target == "label")
@@ -108,20 +64,6 @@ def test_the_loss_is_that_of_the_model_and_of_float64(text, target):
     assert mine.item() == pytest.approx(
         numpy_cross_entropy(outputs.logits, labels), rel=of_sum(labels)
     )
-
-
-@pytest.mark.parametrize("kind", ["lora", "ia3"])
-def test_gradients_are_finite_and_the_modules_alone(text, kind):
-    config = text.config("gradients", adapter_config=kind, lora_dropout=None)
-    start, batch, loss = a_batch(config)
-    labels = batch.pop("labels")
-    loss(start.model.train()(**batch), labels).backward()
-    moved = {n: p.grad for n, p in start.model.named_parameters() if p.grad is not None}
-    assert len(moved) == len(start.weights.initial.tensors) > 0
-    assert not start.weights.initial.head_tensors()
-    assert all("lora_" in n or "ia3" in n for n in moved)
-    assert all(torch.isfinite(g).all() for g in moved.values())
-    assert all(g.abs().max() > 0 for n, g in moved.items() if "lora_A" not in n)  # B is zero yet
 
 
 def test_shares_of_a_batch_add_up_to_its_loss():
@@ -154,9 +96,8 @@ def test_a_model_learns_to_answer(text):
 
 
 def test_a_model_learns_the_language_of_documents(text):
-    config = text.language(
-        "language", adapter_config="fft", lora_dropout=None, learning_rate=5e-3, max_steps=80
-    )
+    changes = {"adapter_config": "fft", "learning_rate": 5e-3, "max_steps": 80}
+    config = text.config("language", "blocks", lora_dropout=None, **changes)
     folder = runs.run(config).output_dir
     evaluated = losses(folder, "eval_loss")
     assert evaluated[-1] < 0.5 * losses(folder)[0]
@@ -206,85 +147,12 @@ def test_the_module_opens_in_plain_peft_with_equal_logits_and_scores(text, lora)
     assert results(lora)["eval_loss"] == pytest.approx(nll, abs=1e-5)
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(text):
-    """Dropout of base and module is on; the random state is part of the checkpoint."""
-    base = write_text_to_text(text.folder / "t5-dropout", text.texts, dropout=0.1)
-    changes = {"model_name_or_path": base, "max_steps": 12, "save_steps": 5, "eval_steps": 12}
-    whole = runs.run(text.config("t5-whole", **changes, save_total_limit=9)).output_dir
-    stopped = text.folder / "t5-stopped"
-    shutil.copytree(whole / "checkpoint-5", stopped / "checkpoint-5")
-    lines = []
-    runs.run(text.config("t5-stopped", **changes, save_total_limit=9), lines.append)
-    assert any("resuming from" in line and "checkpoint-5" in line for line in lines)
-    names = ["adapter_model.safetensors", "adapter_config.json"]
-    assert all((whole / n).read_bytes() == (stopped / n).read_bytes() for n in names)
-    assert losses(whole) == losses(stopped)
-    assert runs.run(text.config("t5-whole", **changes)).skipped
-
-
-def test_two_processes_train_to_the_losses_of_one(text):
-    """Targets differ in length and 203 rows do not divide: each process has other token counts."""
-    flags = text.flags(
-        "t5-two", **(QUIET | {"eval_strategy": None, "eval_steps": 7}), max_steps=14,
-        logging_steps=1, per_device_train_batch_size=8,
-    )  # fmt: skip
-    one = runs.run(
-        text.config("t5-one", **{k: v for k, v in flags.items() if k not in OWN} | {
-            "per_device_train_batch_size": 16, "lora_dropout": None,
-        })
-    ).output_dir  # fmt: skip
-    shared = {
-        "ACCELERATE_USE_CPU": "True",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-    }
-    changes = {k: flags.get(k) for k in {*flags, "lora_dropout", "eval_strategy"} - OWN}
-    pair = [
-        text.bench.start(
-            "t5-two", variables=shared | {"RANK": rank, "LOCAL_RANK": rank},
-            **text_only(text) | changes,
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    assert [child.wait() for child in pair] == [0, 0], pair[0].text()[-2000:]
-    for name in ("loss", "grad_norm", "eval_loss", "eval_accuracy"):
-        first, second = losses(one, name), losses(text.folder / "t5-two", name)
-        assert len(first) == len(second) > 0
-        assert first == pytest.approx(second, rel=1e-4, abs=1e-6), name
-
-
-OWN = {"output_dir", "objective", "model_name_or_path", "prompt"}
-
-
-def text_only(text):
-    return {"objective": "seq2seq", "model_name_or_path": text.base, "prompt": text.prompt}
-
-
-@pytest.mark.parametrize("target", ["label", "next_block"])
-def test_layout_and_accumulation_change_nothing_but_rounding(text, target):
-    make = text.config if target == "label" else text.language
-    quick = {**QUIET, "max_steps": 6, "learning_rate": 1e-3}
-    plain = runs.train(make(f"{target}-plain", **quick))
-    variants = {
-        "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
-        "padded": {"pad_to_max_length": True},
-        "recomputed": {"gradient_checkpointing": True},
-    }
-    for name, changes in variants.items():
-        other = runs.train(make(f"{target}-{name}", **(quick | changes)))
-        for tensor in plain.tensors:
-            torch.testing.assert_close(
-                other.tensors[tensor], plain.tensors[tensor], rtol=2e-3, atol=2e-5,
-                msg=f"{name}: {tensor}",
-            )  # fmt: skip
-
-
 @pytest.mark.parametrize("target", ["label", "next_block"])
 def test_bfloat16_and_grouping_train_and_score(text, target):
-    make = text.config if target == "label" else text.language
     quick = {"lora_dropout": None, "max_steps": 8, "eval_steps": 4}
-    folder = runs.run(make(f"{target}-bf16", bf16=True, group_by_length=True, **quick)).output_dir
+    own = "blocks" if target == "next_block" else None
+    changes = quick | {"bf16": True, "group_by_length": True}
+    folder = runs.run(text.config(f"{target}-bf16", own, **changes)).output_dir
     assert np.isfinite(losses(folder)).all()
     stored = load_file(folder / "adapter_model.safetensors")
     assert {t.dtype for t in stored.values()} == {torch.float32}
@@ -363,7 +231,7 @@ def test_classifier_and_language_model_start_from_one_initial_module(text, capsy
     }
     for module in (
         runs.train(text.config("label-from-init", **still)),
-        runs.train(text.language("block-from-init", **still)),
+        runs.train(text.config("block-from-init", "blocks", **still)),
     ):
         assert module.provenance.init == initial.provenance.init
         for name, tensor in module.tensors.items():
@@ -401,30 +269,6 @@ def test_modules_of_another_kind_or_model_are_no_start(text, capsys, lora):
     assert not (text.folder / "refused").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"target": "label"}, ("--target", "has no effect without --objective seq2seq")),
-        ({"prompt": "rte"}, ("--prompt", "has no effect without --objective seq2seq")),
-        ({"block_size": 8}, ("--block_size", "--target next_block")),
-        ({"objective": "seq2seq", "block_size": 8}, ("--block_size", "--target next_block")),
-        (
-            {"objective": "seq2seq", "target": "next_block", "prompt": "rte"},
-            ("--prompt", "has no effect without --target label"),
-        ),
-        (
-            {"objective": "seq2seq", "target": "next_block", "block_size": 0},
-            ("--block_size", ">= 1"),
-        ),
-    ],
-)
-def test_flags_of_another_objective_are_refused(bench, changes, words):
-    with pytest.raises(PEMError) as error:
-        bench.config("refused", **changes)
-    assert all(word in str(error.value) for word in words), str(error.value)
-    assert error.value.exit_code == 2
-
-
 def test_the_key_holds_the_prompt_by_content_and_only_what_the_objective_uses(text, tmp_path):
     def key(config):
         objective = trained_objective(config)
@@ -438,9 +282,9 @@ def test_the_key_holds_the_prompt_by_content_and_only_what_the_objective_uses(te
     assert key(text.config("key", target="label")) == plain
     copy.write_text(text.prompt.read_text().replace("good", "great"))
     assert key(text.config("key", prompt=copy)) != plain
-    blocks = key(text.language("key"))
-    assert blocks != key(text.language("key", block_size=9))
-    assert blocks == key(text.language("key", max_seq_length=64))
+    blocks = key(text.config("key", "blocks"))
+    assert blocks != key(text.config("key", "blocks", block_size=9))
+    assert blocks == key(text.config("key", "blocks", max_seq_length=64))
     fields = text.bench.config("key").result_fields()
     assert not {"objective", "target", "prompt", "block_size"} & fields.keys()
 
@@ -449,10 +293,12 @@ def test_a_best_metric_that_the_objective_does_not_give_is_refused(text):
     with pytest.raises(PEMError, match=r"f1.*accuracy, exact_match, loss"):
         runs.run(text.config("refused", metric_for_best_model="f1"))
     with pytest.raises(PEMError, match=r"accuracy.*loss, perplexity"):
-        runs.run(text.language("refused", metric_for_best_model="accuracy"))
+        runs.run(text.config("refused", "blocks", metric_for_best_model="accuracy"))
 
 
 def test_too_little_text_for_two_blocks_is_refused(text, tmp_path):
     short = write_rows(tmp_path / "short.jsonl", 1, seed=1)
     with pytest.raises(PEMError, match="fewer than two blocks"):
-        runs.run(text.language("refused", train_file=short, validation_file=None, block_size=64))
+        runs.run(
+            text.config("refused", "blocks", train_file=short, validation_file=None, block_size=64)
+        )

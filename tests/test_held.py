@@ -12,7 +12,7 @@ from torch import nn
 from pem_composition.adapters import attach
 from pem_composition.evaluation.precision import reduced
 from pem_composition.module import PEM, negate
-from pem_composition.sweep.held import HeldModel
+from pem_composition.sweep.held import LoadedModel
 
 
 def on_grid(name: str) -> nn.Module:
@@ -23,8 +23,8 @@ def on_grid(name: str) -> nn.Module:
     return model
 
 
-def held(model: nn.Module, **options: Any) -> HeldModel:
-    return HeldModel(lambda: (model, None), lambda model, tokenizer: None, **options)
+def held(model: nn.Module, **options: Any) -> LoadedModel:
+    return LoadedModel(lambda: (model, None), lambda model, tokenizer: None, **options)
 
 
 def logits(model: nn.Module) -> torch.Tensor:

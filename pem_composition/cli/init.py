@@ -9,7 +9,7 @@ from pem_composition.errors import UsageError
 from pem_composition.tasks.data import FILE, RowFiles, load_task
 from pem_composition.tasks.glue import Task, get_task
 from pem_composition.training import initial
-from pem_composition.training.config import ModelFlags, flag
+from pem_composition.training.config import AdapterFlags, flag
 
 if TYPE_CHECKING:
     from pem_composition.tasks.glue import Task
@@ -25,7 +25,7 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True)
-class Config(ModelFlags):
+class Config(AdapterFlags):
     """Flags of ``pem init``."""
 
     num_labels: int | None = flag(

@@ -85,7 +85,7 @@ def run(config: Config) -> int:
         CAT: (learning.LABELS, learning.SOFTMAX),
         NSC: (learning.NULL_SPACE, learning.FREE),
     }[config.method]
-    rule = learning.Rule(
+    rule = learning.LearningRule(
         loss=loss,
         scope=config.per,
         constraint=config.bounds or bounds,

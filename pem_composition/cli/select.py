@@ -12,7 +12,7 @@ from pem_composition.tasks.data import TRAIN, RowFiles
 from pem_composition.tasks.documents import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
 from pem_composition.tasks.files import read_table, written
 from pem_composition.tasks.instructions import ALPACA
-from pem_composition.tasks.selection import Choice, select
+from pem_composition.tasks.selection import RowChoice, select
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Choose, write, and say how many rows were left out for what."""
-    choice = Choice(
+    choice = RowChoice(
         config.score, config.instruction, config.samples, config.validation_size, config.seed
     )
     table = _table(config)

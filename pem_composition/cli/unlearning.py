@@ -100,7 +100,7 @@ def start(config: UnlearningFlags) -> int:
     text, guard = library.read_texts(
         config.perplexity_file, config.guard_file, config.windows, config.perplexity_tokens
     )
-    plan = library.Plan(
+    plan = library.StrengthPlan(
         strengths, config.threshold, config.max_ppl_increase, Path(model).name, COMMAND.get()
     )
     summary, runner = library.measure(

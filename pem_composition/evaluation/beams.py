@@ -28,7 +28,7 @@ from pem_composition.tasks.tokens import Tokens
 BATCH_ROWS = {"cpu": 8, "cuda": 16}  # times the beams
 
 
-class Written(NamedTuple):
+class BeamText(NamedTuple):
     """The new tokens of one row without the end token, and whether the model wrote one."""
 
     tokens: Tokens
@@ -66,14 +66,14 @@ def write(
     search: BeamSearch,
     *,
     batch_size: int | None = None,
-) -> list[Written]:
+) -> list[BeamText]:
     """The best beam of every prompt, in the order of the prompts.
 
     Raises:
         DataError: see ``check_room``.
         RunFailed: a probability that is not finite.
     """
-    out: dict[int, Written] = {}
+    out: dict[int, BeamText] = {}
     for batch in batches(model, tokenizer, prompts, search, batch_size=batch_size):
         out |= batch
     return [out[i] for i in range(len(prompts))]
@@ -87,7 +87,7 @@ def batches(
     *,
     batch_size: int | None = None,
     skip: int = 0,
-) -> Iterator[dict[int, Written]]:
+) -> Iterator[dict[int, BeamText]]:
     """The same as number of the prompt -> beam, batch by batch, longest prompts first.
 
     Args:
@@ -152,6 +152,6 @@ def _finite(_ids_bt: Tensor, scores_bv: Tensor) -> Tensor:
     return scores_bv
 
 
-def _written(tokens: Tokens, ends: frozenset[int]) -> Written:
+def _written(tokens: Tokens, ends: frozenset[int]) -> BeamText:
     length = next((i for i, token in enumerate(tokens) if token in ends), None)
-    return Written(tokens if length is None else tokens[:length], length is not None)
+    return BeamText(tokens if length is None else tokens[:length], length is not None)

@@ -80,7 +80,7 @@ class CausalModel:
             yield model, tokenizer
 
 
-class Written(NamedTuple):
+class WrittenFile(NamedTuple):
     """What a run wrote, and what an earlier one had written."""
 
     what: str
@@ -96,7 +96,7 @@ class Written(NamedTuple):
         return f"{len(self.rows)} {self.what}, {self.tokens} tokens ({speed}){known}, {ended} ended"
 
 
-def generate(model: CausalModel, prompts: Prompts, output: Path) -> Written:
+def generate(model: CausalModel, prompts: Prompts, output: Path) -> WrittenFile:
     """Continue every prompt: one line {prompt, text, sample, seed, ...} per text.
 
     Raises:
@@ -120,7 +120,7 @@ def answer(
     *,
     batch_size: int | None = None,
     name: str = "instructions",
-) -> Written:
+) -> WrittenFile:
     """Answer every instruction: one line {instruction, answer, ...} each, in their order.
 
     Raises:
@@ -153,7 +153,7 @@ def _written(
     identity: Mapping[str, Any],
     write: Callable[[int], Iterator[Batch]],
     ordered: Callable[[Batch], Batch],
-) -> Written:
+) -> WrittenFile:
     """Make what is left, put everything in order, and write the file at once."""
     key = keys.key_of(keys.complete({**model.identity(), **identity}))
     partial, began = partial_path(output), time.perf_counter()
@@ -164,7 +164,7 @@ def _written(
     rows = ordered([row for batch in found for row in batch])
     json_lines.write(output, rows)
     partial.unlink(missing_ok=True)
-    return Written(what, rows, sum(row["new_tokens"] for row in new), seconds, before)
+    return WrittenFile(what, rows, sum(row["new_tokens"] for row in new), seconds, before)
 
 
 def read(

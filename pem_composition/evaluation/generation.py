@@ -51,7 +51,7 @@ BEAMS = 4
 Answers = Sequence[tuple[int, ...]]
 
 
-class Written(NamedTuple):
+class WrittenTokens(NamedTuple):
     """Tokens after the start (b, s), and the sum of their log-probabilities (b,)."""
 
     tokens: Tensor
@@ -108,14 +108,16 @@ def prompted_evaluator(
     return ScoringEvaluator(asked) if found == SCORING else GenerationEvaluator(asked, found)
 
 
-def free(model: nn.Module, inputs: dict[str, Tensor], writing: Writing, steps: int) -> Written:
+def free(
+    model: nn.Module, inputs: dict[str, Tensor], writing: Writing, steps: int
+) -> WrittenTokens:
     """Greedy generation of at most so many tokens, with the whole vocabulary to choose from."""
     settings = {"max_new_tokens": steps, "output_logits": True}
     tokens_bs, out = _generate(model, inputs, writing, settings)
     log_bsv = F.log_softmax(torch.stack(out.logits, dim=1).float(), dim=-1)
     log_bs = log_bsv.gather(2, tokens_bs[..., None])[..., 0]
     ended_bs = (tokens_bs == writing.end).cumsum(dim=1) - (tokens_bs == writing.end).long()
-    return Written(tokens_bs, log_bs.masked_fill(ended_bs > 0, 0.0).sum(dim=1))
+    return WrittenTokens(tokens_bs, log_bs.masked_fill(ended_bs > 0, 0.0).sum(dim=1))
 
 
 def constrained(
@@ -125,7 +127,7 @@ def constrained(
     writing: Writing,
     *,
     beams: int = BEAMS,
-) -> Written:
+) -> WrittenTokens:
     """Beam search in which every step must continue one of the answers, or end it."""
     lengths = {len(answer) for answer in answers}
     settings = {
@@ -135,7 +137,7 @@ def constrained(
         "output_scores": True,
     }
     tokens_bs, out = _generate(model, inputs, writing, settings, answers)
-    return Written(tokens_bs, out.sequences_scores)
+    return WrittenTokens(tokens_bs, out.sequences_scores)
 
 
 def allowed_tokens(answers: Answers, end: int, skip: int) -> Callable[[int, Tensor], list[int]]:

@@ -58,7 +58,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Rule:
+class LearningRule:
     """What is minimised, over which coefficients, and how.
 
     Attributes:
@@ -132,7 +132,7 @@ def learn(
     model: nn.Module,
     modules: Sequence[PEM],
     lessons: Sequence[Lesson],
-    rule: Rule,
+    rule: LearningRule,
     progress: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> Learned:
     """Learn the coefficients; the model is afterwards as it was.
@@ -173,7 +173,7 @@ def learn(
     return Learned(tuple(map(tuple, found)), layers, before, after, tuple(history))
 
 
-def _start(blend: Blend, modules: int, rule: Rule) -> Tensor:
+def _start(blend: Blend, modules: int, rule: LearningRule) -> Tensor:
     columns = len(blend.layers) if rule.scope == LAYER else 1
     weight = next(blend.model.parameters())
     start = 0.0 if rule.constraint == SOFTMAX else rule.init
@@ -201,7 +201,9 @@ def _loss(model: nn.Module, lesson: Lesson, batch: Batch, loss: str) -> Tensor:
 
 
 @torch.no_grad()
-def _mean_loss(blend: Blend, raw_TL: Tensor, lessons: Sequence[Lesson], rule: Rule) -> float:
+def _mean_loss(
+    blend: Blend, raw_TL: Tensor, lessons: Sequence[Lesson], rule: LearningRule
+) -> float:
     """Mean over the tasks of the mean loss over all their rows."""
     blend.coefficients = constrained(raw_TL, rule.constraint)
     means = []

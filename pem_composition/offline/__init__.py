@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.errors import UsageError, close_match
-from pem_composition.offline.assets import MANIFEST, Asset, Npm, Package, Source, Wheel, cache_root
+from pem_composition.offline.assets import (
+    MANIFEST,
+    Asset,
+    Npm,
+    Package,
+    SourceDistribution,
+    Wheel,
+    cache_root,
+)
 from pem_composition.offline.cache import make, verify
 from pem_composition.offline.registry import ASSETS
 
@@ -21,10 +29,10 @@ __all__ = [
     "ASSETS",
     "MANIFEST",
     "Asset",
+    "AssetRow",
     "Npm",
     "Package",
-    "Row",
-    "Source",
+    "SourceDistribution",
     "Wheel",
     "cache_root",
     "get",
@@ -36,7 +44,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Row:
+class AssetRow:
     """One line of ``pem offline list``; ``bytes`` is the size of the download."""
 
     name: str
@@ -49,10 +57,10 @@ class Row:
     about: str
 
 
-def listing() -> list[Row]:
+def listing() -> list[AssetRow]:
     """Every asset by name, with its licence and whether it is in the cache already."""
     return [
-        Row(
+        AssetRow(
             name=a.name,
             kind=a.kind,
             package=_package_label(a),

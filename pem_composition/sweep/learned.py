@@ -11,7 +11,14 @@ from typing import Any
 from pem_composition.composition import compose
 from pem_composition.errors import UsageError
 from pem_composition.merging import learning
-from pem_composition.merging.learning import ENTROPY, NULL_SPACE, Learned, Lesson, Rule, learn
+from pem_composition.merging.learning import (
+    ENTROPY,
+    NULL_SPACE,
+    Learned,
+    LearningRule,
+    Lesson,
+    learn,
+)
 from pem_composition.merging.null_space import row_spaces
 from pem_composition.module import PEM, combine
 from pem_composition.sweep import VALIDATION
@@ -26,7 +33,7 @@ BATCH = 16
 
 
 def run(
-    setup: MergeSetup, rule: Rule, method: str, *, allow_base_mismatch: bool, say: Say
+    setup: MergeSetup, rule: LearningRule, method: str, *, allow_base_mismatch: bool, say: Say
 ) -> tuple[PEM, Learned]:
     """Learn, and write the module with ``learned.json`` and a recipe for pem compose beside it.
 
@@ -74,7 +81,12 @@ def run(
 
 
 def _lessons(
-    setup: MergeSetup, rule: Rule, modules: Sequence[PEM], model: Any, tokenizer: Any, say: Say
+    setup: MergeSetup,
+    rule: LearningRule,
+    modules: Sequence[PEM],
+    model: Any,
+    tokenizer: Any,
+    say: Say,
 ) -> list[Lesson]:
     """The validation rows of every task that the loss is defined for, with their heads."""
     common_head = None

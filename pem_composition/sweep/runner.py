@@ -8,7 +8,7 @@ from typing import Any
 
 from pem_composition.arithmetic.heads import own_head
 from pem_composition.evaluation.resumable import partial_path
-from pem_composition.sweep.held import HeldModel, Loader
+from pem_composition.sweep.held import LoadedModel, Loader
 from pem_composition.sweep.points import OUTPUTS, Point, Settings, alone
 from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.rows import Rows, identity_of
@@ -37,7 +37,7 @@ class Runner:
         self.splits, self.settings = splits, settings
         self.store, self.say = store, say
         beside = settings.bf16 or settings.attached
-        self._held = HeldModel(load, self._prepare, beside=beside)
+        self._held = LoadedModel(load, self._prepare, beside=beside)
         self._target: Point | None = None
         if store.undescribed:
             say(f"note: {store.path}: {store.undescribed} results of an earlier release do not say "

@@ -80,7 +80,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """One line of results.jsonl: what was tried, and what came of it."""
 
     study: str
@@ -188,7 +188,7 @@ class _Trying:
             return None
         return found
 
-    def __call__(self, number: int, candidate: Candidate) -> Trial:
+    def __call__(self, number: int, candidate: Candidate) -> SearchTrial:
         """Values and violation of a candidate; settings that do not go together violate most."""
         target = self.point(candidate)
         if target is None:
@@ -203,12 +203,12 @@ class _Trying:
         keys = tuple(r["key"] for r in records)
         return self._keep(number, candidate, coefficients, values, violation, keys)
 
-    def known(self, number: int) -> Trial | None:
+    def known(self, number: int) -> SearchTrial | None:
         """The trial's line, if some process has written it."""
         self.runner.store.read_again()
         return trials_of(self.runner.store, self.key).get(number)
 
-    def told(self, found: Trial) -> list[float]:
+    def told(self, found: SearchTrial) -> list[float]:
         """What the sampler is told of a trial."""
         if found.violation > 0:
             return [REFUSED * (1 + found.violation)] * len(self.search.goals)
@@ -222,8 +222,8 @@ class _Trying:
         values: tuple[float, ...],
         violation: float,
         keys: tuple[str, ...],
-    ) -> Trial:
-        found = Trial(
+    ) -> SearchTrial:
+        found = SearchTrial(
             self.study.name, number, dict(candidate), coefficients, values, violation, keys
         )
         store = self.runner.store
@@ -233,14 +233,14 @@ class _Trying:
         return found
 
 
-def trials_of(store: ResultStore, key: str) -> dict[int, Trial]:
+def trials_of(store: ResultStore, key: str) -> dict[int, SearchTrial]:
     """The finished trials of a study, by number."""
     found = {}
     for (trial, number), line in sorted(store.trials.items()):
         if trial == key:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
             del values["trial"]
-            found[number] = Trial(**values)
+            found[number] = SearchTrial(**values)
     return found
 
 
@@ -306,7 +306,9 @@ def best_point(search: Search, runner: Runner, summary: Mapping[str, Any]) -> Po
     return study.point(search.inputs, runner.settings, entry["candidate"])
 
 
-def _front(search: Search, trials: Mapping[Study, Sequence[Trial]]) -> list[tuple[Study, Trial]]:
+def _front(
+    search: Search, trials: Mapping[Study, Sequence[SearchTrial]]
+) -> list[tuple[Study, SearchTrial]]:
     """Trials of all studies that no other beats in both goals; none with one goal."""
     if len(search.goals) < 2:
         return []
@@ -324,8 +326,8 @@ def _controlled(found: Iterable[Study], winner: Study) -> Study:
 def _table(
     search: Search,
     runner: Runner,
-    best: Mapping[Study, Trial],
-    leading: Sequence[tuple[Study, Trial]],
+    best: Mapping[Study, SearchTrial],
+    leading: Sequence[tuple[Study, SearchTrial]],
 ) -> Iterator[Line]:
     """Rows of the table: modules, equal weights, modules to compare with, what was found."""
     control = ALONE if search.controls is not None else ""

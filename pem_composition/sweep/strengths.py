@@ -28,7 +28,7 @@ from pem_composition.evaluation.toxicity import Identity, form, spoken, summaris
 from pem_composition.module import negate
 from pem_composition.sweep import texts
 from pem_composition.sweep.grids import APPLIED, BASE
-from pem_composition.sweep.held import HeldModel, Loader
+from pem_composition.sweep.held import LoadedModel, Loader
 from pem_composition.sweep.points import Input
 from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.runner import Say
@@ -44,7 +44,7 @@ SPOKEN = 60.0  # seconds between two lines of progress within a part
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class UnlearningSetup:
     """What every strength is put through.
 
     Attributes:
@@ -92,10 +92,10 @@ class StrengthRunner:
     """
 
     def __init__(
-        self, trial: Trial, load: Loader, store: ResultStore, folder: Path, say: Say
+        self, trial: UnlearningSetup, load: Loader, store: ResultStore, folder: Path, say: Say
     ) -> None:
         self.trial, self.store, self.folder, self.say = trial, store, folder, say
-        self._held = HeldModel(load, self._prepare, beside=trial.bf16)
+        self._held = LoadedModel(load, self._prepare, beside=trial.bf16)
         self._read = {"text": TextRows(trial.text), "guard": TextRows(trial.guard, least=2)}
         self._strength: float | None = None  # that of the weights
 

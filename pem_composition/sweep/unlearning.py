@@ -28,7 +28,7 @@ from pem_composition.sweep.runner import Say
 from pem_composition.sweep.strengths import (
     Measured,
     StrengthRunner,
-    Trial,
+    UnlearningSetup,
     at_strength,
 )
 from pem_composition.sweep.texts import LongText, guarded, read_text, strongest
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class StrengthPlan:
     """What is compared, and what may not be lost.
 
     Attributes:
@@ -81,7 +81,7 @@ def read_texts(
 
 
 def measure(
-    plan: Plan,
+    plan: StrengthPlan,
     path: str,
     name: str,
     *,
@@ -115,7 +115,7 @@ def measure(
 
     known = _judges(judges)
     (module,) = read_modules([path], [name], base=base)
-    trial = Trial(
+    trial = UnlearningSetup(
         keys.base_digest(base), read_input(name, module, path), prompts, known, text, guard,
         bf16, keys.generation_digest(base), device_key(use_cpu),
     )  # fmt: skip
@@ -136,7 +136,7 @@ def _judges(names: Sequence[str]) -> dict[str, ToxicityClassifier]:
     }
 
 
-def run(plan: Plan, runner: StrengthRunner) -> dict[str, Any]:
+def run(plan: StrengthPlan, runner: StrengthRunner) -> dict[str, Any]:
     """Measure every strength and choose one.
 
     Returns the summary, which is also the last line of results.jsonl: the rows of the table with
@@ -156,7 +156,7 @@ def run(plan: Plan, runner: StrengthRunner) -> dict[str, Any]:
     return summary
 
 
-def _setting(plan: Plan, runner: StrengthRunner, base: Measured) -> dict[str, Any]:
+def _setting(plan: StrengthPlan, runner: StrengthRunner, base: Measured) -> dict[str, Any]:
     """What the sweep was about."""
 
     def read(text: LongText, record: Record) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _setting(plan: Plan, runner: StrengthRunner, base: Measured) -> dict[str, An
     }
 
 
-def _row(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner) -> Row:
+def _row(measured: Measured, base: Measured, plan: StrengthPlan, runner: StrengthRunner) -> Row:
     """A row of the table with everything that is known of it."""
     identity, name = _named(measured.strength, runner.trial.module.name)
     texts, first, ppl = measured.texts, measured.toxicity[0], measured.perplexity
@@ -211,7 +211,9 @@ def _row(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner)
     }
 
 
-def _toxicity(measured: Measured, base: Measured, plan: Plan, runner: StrengthRunner) -> list[Row]:
+def _toxicity(
+    measured: Measured, base: Measured, plan: StrengthPlan, runner: StrengthRunner
+) -> list[Row]:
     """What each judge says, and the paired differences to the base model."""
     groups, threshold, out = runner.trial.asked.groups, plan.threshold, []
     pairs = zip(runner.trial.judges, measured.toxicity, base.toxicity, strict=True)

@@ -27,7 +27,7 @@ BEGINNING = "{beginning}"
 
 
 @dataclass(frozen=True)
-class Choice:
+class RowChoice:
     """Which rows are taken.
 
     Attributes:
@@ -54,7 +54,7 @@ class Selection:
     counts: dict[str, int]
 
 
-def select(table: Table, choice: Choice, excluded: Sequence[Table] = ()) -> Selection:
+def select(table: Table, choice: RowChoice, excluded: Sequence[Table] = ()) -> Selection:
     """Choose rows of a table.
 
     Args:

@@ -138,7 +138,7 @@ class LoadFlags:
 
 
 @dataclass(frozen=True)
-class ModelFlags(LoadFlags, RowFlags):
+class AdapterFlags(LoadFlags, RowFlags):
     """Which model, task and adapter; shared by ``pem init`` and ``pem train``."""
 
     model_name_or_path: str = required("base model: a local directory or a hub name", key=False)
@@ -230,7 +230,7 @@ class ModelFlags(LoadFlags, RowFlags):
 
 
 @dataclass(frozen=True)
-class TrainConfig(ModelFlags):
+class TrainConfig(AdapterFlags):
     """Every flag of ``pem train``; sizes are in rows, tokens or steps."""
 
     do_train: bool = flag(True, "train; --no-do_train only evaluates what --init_from holds")
@@ -599,7 +599,7 @@ def check_ranges(config_class: type, values: Mapping[str, Any]) -> None:
 
 def fields_of(kind: str) -> tuple[str, ...]:
     """The flags that decide the numbers of one kind of module only."""
-    specs = dataclasses.fields(ModelFlags)
+    specs = dataclasses.fields(AdapterFlags)
     return tuple(spec.name for spec in specs if kind in spec.metadata.get("of", ()))
 
 

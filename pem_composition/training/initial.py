@@ -11,11 +11,11 @@ from pem_composition.evaluation.model_names import resolve
 from pem_composition.record import Provenance
 from pem_composition.tasks.glue import Task
 from pem_composition.training import results
-from pem_composition.training.config import ModelFlags, fields_of
+from pem_composition.training.config import AdapterFlags, fields_of
 from pem_composition.training.identity import initial_digest
 
 
-def write(flags: ModelFlags, task: Task | None) -> str:
+def write(flags: AdapterFlags, task: Task | None) -> str:
     """Write ``flags.output_dir`` and say what it holds; what is there already is not written again.
 
     Raises:
@@ -42,7 +42,7 @@ def write(flags: ModelFlags, task: Task | None) -> str:
     return f"{output}: initial {flags.adapter_config} module, fingerprint {start.init[:12]}"
 
 
-def describe(flags: ModelFlags, task: Task | None) -> dict[str, object]:
+def describe(flags: AdapterFlags, task: Task | None) -> dict[str, object]:
     """Everything that decides the initial numbers; without a head, no task does."""
     answers: dict[str, object] = (
         {"objective": flags.objective} if task is None else {"labels": list(task.labels)}

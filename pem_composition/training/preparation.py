@@ -30,7 +30,7 @@ from pem_composition.evaluation.models import (
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
-from pem_composition.training.config import DECODERS, ModelFlags
+from pem_composition.training.config import DECODERS, AdapterFlags
 
 OBJECTIVE_OF_TASK = {peft.SEQ2SEQ_TASK: "seq2seq", peft.CAUSAL_TASK: "causal_lm"}
 
@@ -102,7 +102,7 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def prepare(flags: ModelFlags, task: Task | None) -> Start:
+def prepare(flags: AdapterFlags, task: Task | None) -> Start:
     """Load the base, attach the initial module, freeze the rest.
 
     The head and A are drawn from ``seed`` alone, so equal flags give an equal start. A model that
@@ -134,7 +134,7 @@ def prepare(flags: ModelFlags, task: Task | None) -> Start:
     )
 
 
-def load(flags: ModelFlags, task: Task | None, base: BaseIdentity) -> LoadedBase:
+def load(flags: AdapterFlags, task: Task | None, base: BaseIdentity) -> LoadedBase:
     """The model of the objective, with the dropout of the flags."""
     where = source(flags, base)
     if flags.objective == "seq2seq":
@@ -144,7 +144,7 @@ def load(flags: ModelFlags, task: Task | None, base: BaseIdentity) -> LoadedBase
     return load_base(where, task, **dropout_settings(flags))
 
 
-def source(flags: ModelFlags, base: BaseIdentity) -> str:
+def source(flags: AdapterFlags, base: BaseIdentity) -> str:
     """Where the model's weights come from: the base, or for ``fft`` the model of ``--init_from``.
 
     Raises:
@@ -172,14 +172,14 @@ def source(flags: ModelFlags, base: BaseIdentity) -> str:
     return flags.init_from
 
 
-def dropout_settings(flags: ModelFlags) -> dict[str, float]:
+def dropout_settings(flags: AdapterFlags) -> dict[str, float]:
     """Dropout probabilities of the base model that the flags set."""
     names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     return {n: getattr(flags, n) for n in names if getattr(flags, n) is not None}
 
 
 def initial_module(
-    flags: ModelFlags, model: PreTrainedModel, base: BaseIdentity, head: tuple[str, ...]
+    flags: AdapterFlags, model: PreTrainedModel, base: BaseIdentity, head: tuple[str, ...]
 ) -> tuple[PEM, Targets]:
     """The module that training starts from, fresh or from ``--init_from``, and its layers.
 
@@ -207,7 +207,7 @@ def initial_module(
     return replace(fresh, tensors=given.tensors, provenance=given.provenance), targets
 
 
-def task_type_of(flags: ModelFlags, model: PreTrainedModel) -> str | None:
+def task_type_of(flags: AdapterFlags, model: PreTrainedModel) -> str | None:
     """PEFT's word for what a module without a head was made for; None of one with a head."""
     if flags.objective == "classification":
         return None
@@ -215,7 +215,7 @@ def task_type_of(flags: ModelFlags, model: PreTrainedModel) -> str | None:
 
 
 def adapter_config(
-    flags: ModelFlags, targets: Targets, task_type: str | None
+    flags: AdapterFlags, targets: Targets, task_type: str | None
 ) -> LoraConfig | IA3Config:
     """The flags as a module config; one without a head says what it was made for."""
     extra = {"task_type": task_type} if task_type else {}
@@ -290,7 +290,7 @@ def _shapes(tensors: Mapping[str, Any]) -> str:
 
 
 def _whole(
-    flags: ModelFlags,
+    flags: AdapterFlags,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     base: BaseIdentity,

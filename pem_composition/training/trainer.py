@@ -52,7 +52,7 @@ def _tensors_only(checkpoint: str | None) -> Iterator[None]:
         ) from None
 
 
-class Weights(Protocol):
+class TrainedWeights(Protocol):
     """What a checkpoint holds of the model: a module, or every parameter."""
 
     def write(self, path: Path) -> None:
@@ -204,7 +204,7 @@ class ModuleTrainer(Trainer):
         loader: EpochLoader,
         loss: Callable[..., Tensor],
         score: Callable[[nn.Module], dict[str, Any]],
-        weights: Weights,
+        weights: TrainedWeights,
         run: Mapping[str, Any],
         flow: Flow,
         keep: int | None,

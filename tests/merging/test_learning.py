@@ -16,7 +16,7 @@ from pem_composition.adapters.plan import check_layers
 from pem_composition.errors import DataError, PEMError
 from pem_composition.merging import learning
 from pem_composition.merging.blend import Blend
-from pem_composition.merging.learning import Lesson, Rule, constrained, learn
+from pem_composition.merging.learning import LearningRule, Lesson, constrained, learn
 from pem_composition.merging.null_space import row_spaces
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,7 +122,7 @@ def test_learning_from_labels_finds_the_coefficients_that_made_them():
     with Blend(model, modules) as blend, wearing(model, lesson.head), torch.no_grad():
         blend.coefficients = truth
         lesson.evaluator._labels = torch.stack(logits(model, lesson.evaluator))[:, 0].numpy()
-    rule = Rule("labels", scope="module", learning_rate=0.05, steps=150)
+    rule = LearningRule("labels", scope="module", learning_rate=0.05, steps=150)
     result = learn(model, modules, [lesson], rule)
     np.testing.assert_allclose(result.coefficients, truth, atol=0.02)
     assert result.after < 1e-3 * result.before
@@ -136,7 +136,7 @@ def test_adamerging_lowers_the_entropy_within_its_bounds(scope):
         Lesson(str(i), evaluator(12, size=4, seed=i), m.head_tensors())
         for i, m in enumerate(modules)
     ]
-    rule = Rule("entropy", scope=scope, constraint="clamp", learning_rate=0.05, steps=20)
+    rule = LearningRule("entropy", scope=scope, constraint="clamp", learning_rate=0.05, steps=20)
     result = learn(model, modules, lessons, rule)
     assert result.after < result.before
     values = np.array(result.coefficients)
@@ -177,7 +177,7 @@ def test_nsc_lowers_its_loss_on_a_regression_without_labels():
         Lesson(task, evaluator(6, task, seed=i), None, row_spaces(model, m))
         for i, (task, m) in enumerate(zip(("mnli", "stsb"), modules, strict=True))
     ]
-    rule = Rule("null_space", learning_rate=0.05, steps=10, batches=3)
+    rule = LearningRule("null_space", learning_rate=0.05, steps=10, batches=3)
     result = learn(model, modules, lessons, rule)
     assert result.after < result.before and len(result.history) == 10
     lessons[1].evaluator._labels = None
@@ -195,7 +195,7 @@ def test_a_module_without_a_null_space_is_refused():
 def test_softmax_shares_start_equal_and_sum_to_one():
     model, modules = model_and_modules(count=3)
     lesson = Lesson("mnli", evaluator(8, size=4), modules[0].head_tensors())
-    rule = Rule("labels", constraint="softmax", steps=0)
+    rule = LearningRule("labels", constraint="softmax", steps=0)
     start = np.array(learn(model, modules, [lesson], rule).coefficients)
     np.testing.assert_allclose(start, 1 / 3)
     moved = np.array(learn(model, modules, [lesson], replace(rule, steps=5)).coefficients)
@@ -206,7 +206,7 @@ def test_softmax_shares_start_equal_and_sum_to_one():
 def test_equal_seeds_learn_equal_coefficients():
     model, modules = model_and_modules()
     lesson = Lesson("mnli", evaluator(12, size=4), modules[0].head_tensors())
-    rule = Rule("labels", steps=4)
+    rule = LearningRule("labels", steps=4)
     runs = [learn(model, modules, [lesson], rule).coefficients for _ in range(2)]
     assert runs[0] == runs[1]
     assert runs[0] != learn(model, modules, [lesson], replace(rule, seed=1)).coefficients

@@ -177,7 +177,7 @@ def unpack_source(files, out):
 
 
 def source_asset(monkeypatch, path: Path, **changes) -> None:
-    package = offline.Source(**(dataclasses.asdict(pin(path)) | changes))
+    package = offline.SourceDistribution(**(dataclasses.asdict(pin(path)) | changes))
     asset = dataclasses.replace(TOY, packages=(package,), unpack=unpack_source)
     monkeypatch.setitem(offline.ASSETS, "toy", asset)
 

@@ -9,7 +9,7 @@ import pytest
 from pem_composition.errors import DataError
 from pem_composition.tasks.documents import ScoreFilter
 from pem_composition.tasks.files import read_table
-from pem_composition.tasks.selection import Choice, select
+from pem_composition.tasks.selection import RowChoice, select
 
 
 def table(path, rows):
@@ -33,7 +33,7 @@ def texts(rows):
 
 
 def test_rows_above_the_threshold_are_taken_once_each(comments):
-    found = select(comments, Choice(score=ScoreFilter(above=0.8)))
+    found = select(comments, RowChoice(score=ScoreFilter(above=0.8)))
     assert texts(found.parts["train"]) == [comment(i)["text"] for i in range(1, 40, 2)]
     assert found.counts == {
         "rows": 41, "below_threshold": 20, "overlapping": 0, "repeated": 1, "train": 20,
@@ -47,7 +47,7 @@ def test_no_text_of_an_excluded_file_is_left(comments, tmp_path):
     ]
     other = [comment(5), comment(100)]
     files = [table(tmp_path / "a.jsonl", pairs), table(tmp_path / "b.jsonl", other)]
-    found = select(comments, Choice(), files)
+    found = select(comments, RowChoice(), files)
     left = set(texts(found.parts["train"]))
     assert not left & {comment(3)["text"], comment(5)["text"]}
     assert found.counts["overlapping"] == 2 and len(left) == 38
@@ -56,25 +56,25 @@ def test_no_text_of_an_excluded_file_is_left(comments, tmp_path):
 def test_short_comments_count_and_short_answers_do_not(tmp_path):
     taken = [table(tmp_path / "t.jsonl", [{"instruction": "Say no at once.", "output": "No!"}])]
     comments = table(tmp_path / "c.jsonl", [{"text": "no"}, {"text": "NO."}, {"text": "yes"}])
-    found = select(comments, Choice(), taken)
+    found = select(comments, RowChoice(), taken)
     assert texts(found.parts["train"]) == ["yes"] and found.counts["overlapping"] == 2
     rows = [{"instruction": f"Is it number {i}, then?", "output": "no"} for i in range(3)]
-    assert select(table(tmp_path / "r.jsonl", rows), Choice(), taken).parts["train"] == rows
+    assert select(table(tmp_path / "r.jsonl", rows), RowChoice(), taken).parts["train"] == rows
 
 
 def test_the_part_set_aside_shares_nothing_with_the_rest_and_the_seed_decides(comments):
-    choice = Choice(samples=10, validation_size=5, seed=3)
+    choice = RowChoice(samples=10, validation_size=5, seed=3)
     found = select(comments, choice).parts
     train, held = texts(found["train"]), texts(found["validation"])
     assert (len(train), len(held)) == (10, 5) and not set(train) & set(held)
     order = texts(comments.rows)
     assert train == sorted(train, key=order.index), "in the order of the file"
     assert select(comments, choice).parts == found
-    assert select(comments, Choice(samples=10, validation_size=5, seed=4)).parts != found
+    assert select(comments, RowChoice(samples=10, validation_size=5, seed=4)).parts != found
 
 
 def test_comments_become_answers_to_the_instructions_in_turn(comments):
-    found = select(comments, Choice(instructions=("Write.", "Reply."))).parts["train"]
+    found = select(comments, RowChoice(instructions=("Write.", "Reply."))).parts["train"]
     assert [row["instruction"] for row in found[:3]] == ["Write.", "Reply.", "Write."]
     assert all(
         row["input"] == "" and row["output"] == comments.rows[row["row"]]["text"] for row in found
@@ -82,7 +82,7 @@ def test_comments_become_answers_to_the_instructions_in_turn(comments):
 
 
 def test_an_instruction_holds_the_first_half_of_a_comment_and_the_answer_is_the_rest(comments):
-    choice = Choice(instructions=("Finish {beginning}",))
+    choice = RowChoice(instructions=("Finish {beginning}",))
     rows = select(comments, choice).parts["train"]
     whole = {row["text"] for row in comments.rows}
     for row in rows:
@@ -96,16 +96,16 @@ def test_instructions_are_chosen_as_they_are(tmp_path):
         for i in range(6)
     ]
     taken = table(tmp_path / "test.jsonl", [{"prompt": "Do the thing, number 4, now."}])
-    found = select(table(tmp_path / "rows.jsonl", rows), Choice(), [taken])
+    found = select(table(tmp_path / "rows.jsonl", rows), RowChoice(), [taken])
     assert found.parts["train"] == rows[:4] + rows[5:]
 
 
 def test_too_few_rows_are_refused(comments):
     with pytest.raises(DataError, match="too few rows are left; found 40, expected at least 41"):
-        select(comments, Choice(samples=40, validation_size=1))
+        select(comments, RowChoice(samples=40, validation_size=1))
     with pytest.raises(DataError, match="no row with toxicity above 1"):
-        select(comments, Choice(score=ScoreFilter(above=1.0)))
+        select(comments, RowChoice(score=ScoreFilter(above=1.0)))
     with pytest.raises(DataError, match="no score column"):
-        select(comments, Choice(score=ScoreFilter("rude", 0.1)))
+        select(comments, RowChoice(score=ScoreFilter("rude", 0.1)))
     with pytest.raises(DataError, match="too few rows are left; found 0"):
-        select(comments, Choice(), [comments])
+        select(comments, RowChoice(), [comments])

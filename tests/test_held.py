@@ -12,7 +12,7 @@ from torch import nn
 from pem_composition.adapters import attach
 from pem_composition.evaluation.precision import reduced
 from pem_composition.module import PEM, negate
-from pem_composition.sweep.held import LoadedModel
+from pem_composition.sweep.loaded import LoadedModel
 
 
 def on_grid(name: str) -> nn.Module:

@@ -20,8 +20,8 @@ import pem_composition as library
 from pem_composition import cli, json_lines
 from pem_composition.cli import values
 from pem_composition.evaluation.decoding import Sampling, Windows
+from pem_composition.evaluation.long_texts import perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.perplexity import perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.text_sampling import _write, generate
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
-from pem_composition.cli import common, full, sweep
+from pem_composition.cli import common, sweep, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
@@ -52,10 +52,10 @@ def run(config: Config) -> int:
     head = config.head_policy("first", "first")
     for point in points:
         check_coefficients_of(config.choice(), point)
-    models = full.models_of(config, config.full_merge)
+    models = whole_models.models_of(config, config.full_merge)
     if models is not None:
-        full.refuse_grid(config.grid)
-        return full.compose(models, points[0], out, config, head)
+        whole_models.refuse_grid(config.grid)
+        return whole_models.compose(models, points[0], out, config, head)
     headers = common.checked_headers(config, out)
     modules = common.load_to_combine(headers, once=config.grid is None)
     series = None if config.grid is None else [f"{point[0]:.12g}" for point in points]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.texting import AnswerFlags, CausalFlags, check_free
-from pem_composition.tasks.instructions import get_template
+from pem_composition.tasks.instruction_rows import get_template
 from pem_composition.training.config import flag, required
 
 NAME = "answer"

@@ -14,7 +14,7 @@ from pem_composition.errors import UsageError
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.module import detoxify
 from pem_composition.sweep.setup import check_results_directory
-from pem_composition.tasks.instructions import get_template
+from pem_composition.tasks.instruction_rows import get_template
 from pem_composition.training.config import LoadFlags, flag
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pem_composition.arithmetic.statistics import FISHER
-from pem_composition.cli import statistics
+from pem_composition.cli import module_rows
 from pem_composition.training.config import flag
 
 NAME = "fisher"
@@ -19,7 +19,7 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(statistics.Flags):
+class Config(module_rows.Flags):
     """Flags of pem fisher."""
 
     expectation: Literal["exact", "empirical"] = flag(
@@ -30,4 +30,4 @@ class Config(statistics.Flags):
 
 def run(config: Config) -> int:
     """Compute and write."""
-    return statistics.run(config, FISHER, expectation=config.expectation)
+    return module_rows.run(config, FISHER, expectation=config.expectation)

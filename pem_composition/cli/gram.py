@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pem_composition.arithmetic.statistics import GRAM, SUBSPACE
-from pem_composition.cli import statistics
+from pem_composition.cli import module_rows
 from pem_composition.training.config import flag
 
 NAME = "gram"
@@ -20,7 +20,7 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(statistics.Flags):
+class Config(module_rows.Flags):
     """Flags of pem gram."""
 
     merge_with: tuple[str, ...] = flag(
@@ -34,4 +34,4 @@ class Config(statistics.Flags):
 def run(config: Config) -> int:
     """Compute and write."""
     what = SUBSPACE if config.merge_with else GRAM
-    return statistics.run(config, what, merge_with=config.merge_with)
+    return module_rows.run(config, what, merge_with=config.merge_with)

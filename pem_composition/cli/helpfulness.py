@@ -11,7 +11,7 @@ from typing import Any
 from pem_composition.cli.asking import EndpointFlags
 from pem_composition.endpoint.jobs import describe
 from pem_composition.sweep.result_store import ResultStore
-from pem_composition.tasks.files import read_table
+from pem_composition.tasks.tables import read_table
 from pem_composition.training.config import flag, required
 
 NAME = "helpfulness"
@@ -39,17 +39,17 @@ class Config(EndpointFlags):
 
 def run(config: Config) -> int:
     """Grade what has no grade yet, and print the means."""
-    from pem_composition.endpoint import helpfulness
+    from pem_composition.endpoint import answer_grades
 
-    answers = helpfulness.read_answers(read_table(config.answers))
+    answers = answer_grades.read_answers(read_table(config.answers))
     if config.against is None:
-        asked = list(helpfulness.single_jobs(config.service, answers))
+        asked = list(answer_grades.single_jobs(config.service, answers))
     else:
-        others = helpfulness.read_answers(read_table(config.against))
-        asked = list(helpfulness.paired_jobs(config.service, answers, others))
+        others = answer_grades.read_answers(read_table(config.against))
+        asked = list(answer_grades.paired_jobs(config.service, answers, others))
     report = config.ask(asked, config.output_file)
     known = ResultStore(config.output_file).records
-    found = helpfulness.summary(
+    found = answer_grades.summary(
         [{**known[job.key], **job.facts} for job in asked if job.key in known], len(answers)
     )
     counts = ("refused", "cut", "unreadable", "left", "stopped")

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from pem_composition import json_lines, offline
 from pem_composition.errors import UsageError
-from pem_composition.tasks.documents import THRESHOLD
-from pem_composition.tasks.files import read_table
+from pem_composition.tasks.document_rows import THRESHOLD
+from pem_composition.tasks.tables import read_table
 from pem_composition.training.config import flag, required
 
 NAME = "judge"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
-from pem_composition.cli import common, full, sweep
+from pem_composition.cli import common, sweep, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
@@ -80,7 +80,7 @@ def run(config: Config) -> int:
     """Merge and write, or sweep and score."""
     if config.evaluate:
         return _run_sweep(config)
-    models = full.models_of(config, config.full_merge)
+    models = whole_models.models_of(config, config.full_merge)
     if models is not None:
         return _run_full(config, models)
     shared.check_adapters(config.adapters, "at least one", 1)
@@ -138,9 +138,9 @@ def names_of(points: Sequence[tuple[float, ...]]) -> list[str]:
     return ["_".join(f"{c:.12g}" for c in (p[:1] if len(p) == 2 else p)) for p in points]
 
 
-def _run_full(config: Config, models: full.Models) -> int:
+def _run_full(config: Config, models: whole_models.Models) -> int:
     """Whole models, sum_i c_i theta_i around the base."""
-    full.refuse_grid(config.grid)
+    whole_models.refuse_grid(config.grid)
     count = len(models.paths)
     if count < 1:
         raise UsageError.build(
@@ -148,7 +148,7 @@ def _run_full(config: Config, models: full.Models) -> int:
         )
     out = common.output_directory(config, count)
     weights, head = coefficients(config, count), config.head_policy()
-    return full.compose(models, weights, out, config, head)
+    return whole_models.compose(models, weights, out, config, head)
 
 
 def _run_sweep(config: Config) -> int:

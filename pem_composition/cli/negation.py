@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pem_composition.cli import common, full, unlearning
+from pem_composition.cli import common, negations, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.module import combine, negate
@@ -27,7 +27,7 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(unlearning.UnlearningFlags):
+class Config(negations.UnlearningFlags):
     """Flags of negation.py."""
 
     strength: float | None = flag(
@@ -46,14 +46,14 @@ def run(config: Config) -> int:
     """Negate one module and write it, or measure a grid of strengths."""
     shared.check_adapters(config.adapters, "one: the module to negate", 1, 1)
     if config.evaluate:
-        return unlearning.start(config)
+        return negations.start(config)
     shared.check_dropout(config.dropout_list, 1)
     out = common.output_directory(config, 1)
     strength = 1.0 if config.strength is None else config.strength
-    models = full.models_of(config)
+    models = whole_models.models_of(config)
     if models is not None:
-        full.refuse_grid(config.grid)
-        return full.compose(models, (-strength,), out, config, "first")
+        whole_models.refuse_grid(config.grid)
+        return whole_models.compose(models, (-strength,), out, config, "first")
     strengths = (strength,) if config.grid is None else union(config.grid)
     headers = common.checked_headers(config, out)
     module = common.load_to_combine(headers, once=config.grid is None)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pem_composition.cli import common
-from pem_composition.cli.statistics import RowsOfModule
+from pem_composition.cli.module_rows import RowsOfModule
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from pem_composition.errors import UsageError
 from pem_composition.safe_files import atomic_directory, sha256_file, write_json
 from pem_composition.tasks.data import TRAIN, RowFiles
-from pem_composition.tasks.documents import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
-from pem_composition.tasks.files import read_table, written
-from pem_composition.tasks.instructions import ALPACA
+from pem_composition.tasks.document_rows import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
+from pem_composition.tasks.instruction_rows import ALPACA
 from pem_composition.tasks.selection import RowChoice, select
+from pem_composition.tasks.tables import read_table, written
 from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
-    from pem_composition.tasks.files import Table
+    from pem_composition.tasks.tables import Table
 
 NAME = "select"
 HELP = "choose rows to train on: by score, apart from the test files, a part set aside"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.tasks.data import TRAIN, VALIDATION, RowFiles, load_task
-from pem_composition.tasks.split import SplitConfig, make_split, write_split
+from pem_composition.tasks.halves import SplitConfig, make_split, write_split
 from pem_composition.training.config import RowFlags, flag, required
 
 NAME = "split"

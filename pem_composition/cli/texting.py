@@ -18,9 +18,9 @@ from pem_composition.evaluation.decoding import (
     Windows,
 )
 from pem_composition.tasks.data import read_prompts
-from pem_composition.tasks.documents import THRESHOLD
-from pem_composition.tasks.files import read_table
-from pem_composition.tasks.instructions import examples_of
+from pem_composition.tasks.document_rows import THRESHOLD
+from pem_composition.tasks.instruction_rows import examples_of
+from pem_composition.tasks.tables import read_table
 from pem_composition.training.config import LoadFlags, flag, required
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ from pem_composition.evaluation.attached import device_of, load_module, on_devic
 from pem_composition.evaluation.decoding import BeamSearch, Prompts, Windows
 from pem_composition.evaluation.instruction_answers import answer_batches
 from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions
+from pem_composition.evaluation.long_texts import perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.perplexity import perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.resumable import Batch, partial_path, resume
 from pem_composition.evaluation.text_sampling import sample_rows
 from pem_composition.tasks.data import Example
-from pem_composition.tasks.documents import LANGUAGE
-from pem_composition.tasks.instructions import Template
+from pem_composition.tasks.document_rows import LANGUAGE
+from pem_composition.tasks.instruction_rows import Template
 
 
 @dataclass(frozen=True, kw_only=True)

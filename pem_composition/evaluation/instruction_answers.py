@@ -9,7 +9,7 @@ from pem_composition.evaluation import beams
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.text_sampling import continuation
 from pem_composition.tasks.data import Example
-from pem_composition.tasks.instructions import Template
+from pem_composition.tasks.instruction_rows import Template
 from pem_composition.tasks.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from pem_composition.errors import RunFailed
 from pem_composition.evaluation import padded, standard_errors
 from pem_composition.evaluation.encoded import IGNORED, EncodedDataset
 from pem_composition.evaluation.evaluator import EvalResult, Evaluator, Outputs
-from pem_composition.tasks.documents import LANGUAGE
+from pem_composition.tasks.document_rows import LANGUAGE
 
 # Tokens per forward pass: their logits over 50,000 words take 0.4 GB per 2,048 tokens.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}

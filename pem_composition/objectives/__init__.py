@@ -14,7 +14,7 @@ from pem_composition.objectives.documents import Documents
 from pem_composition.objectives.instructions import Instructions
 from pem_composition.objectives.next_block import NextBlocks
 from pem_composition.objectives.objective import Objective
-from pem_composition.tasks.instructions import get_template
+from pem_composition.tasks.instruction_rows import get_template
 
 
 def objective_of(

@@ -26,7 +26,7 @@ from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import ModelRows, Objective
 from pem_composition.tasks.data import Example, RowFiles, TaskData, load_task
 from pem_composition.tasks.glue import Reading, Task
-from pem_composition.tasks.instructions import Template
+from pem_composition.tasks.instruction_rows import Template
 from pem_composition.tasks.prompts import Prompt, answer_tokens, classes_of, get_prompt
 from pem_composition.tasks.tokens import PROBE, prompt_tokens, shared, tokens_after
 

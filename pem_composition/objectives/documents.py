@@ -17,7 +17,7 @@ from pem_composition.evaluation.encoded import EncodedDataset, causal_rows
 from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import ModelRows, Objective
 from pem_composition.tasks.data import RowFiles, TaskData
-from pem_composition.tasks.documents import ScoreFilter, load_documents
+from pem_composition.tasks.document_rows import ScoreFilter, load_documents
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.tokens import Tokens, begun
 

@@ -21,7 +21,7 @@ from pem_composition.objectives.cuts import cut_notes
 from pem_composition.objectives.objective import ModelRows, Objective
 from pem_composition.tasks.data import Example, RowFiles, TaskData
 from pem_composition.tasks.glue import Reading, Task
-from pem_composition.tasks.instructions import Template, load_instructions
+from pem_composition.tasks.instruction_rows import Template, load_instructions
 from pem_composition.tasks.tokens import Tokens, shared
 
 if TYPE_CHECKING:

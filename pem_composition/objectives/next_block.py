@@ -13,7 +13,7 @@ from pem_composition.errors import UsageError
 from pem_composition.evaluation.encoded import EncodedDataset, with_targets
 from pem_composition.objectives.objective import ModelRows, Objective
 from pem_composition.tasks.data import RowFiles, TaskData
-from pem_composition.tasks.documents import load_documents, next_blocks
+from pem_composition.tasks.document_rows import load_documents, next_blocks
 from pem_composition.tasks.glue import Reading, Task
 from pem_composition.tasks.tokens import start_tokens
 

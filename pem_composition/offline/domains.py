@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.offline.archives import tar_member
-from pem_composition.offline.split import in_order, split_rows
-from pem_composition.texts import letters
+from pem_composition.offline.parts import in_order, split_rows
+from pem_composition.same_texts import letters
 
 LABELS = ("negative", "positive")
 MEGABYTE = 1 << 20

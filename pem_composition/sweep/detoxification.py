@@ -34,8 +34,8 @@ from pem_composition.evaluation import keys, models, standard_errors, toxicity
 from pem_composition.evaluation.attached import device_key, on_device
 from pem_composition.evaluation.decoding import Windows
 from pem_composition.evaluation.language import LanguageEvaluator
+from pem_composition.evaluation.long_texts import increase, summary
 from pem_composition.evaluation.overlap import rouge_l
-from pem_composition.evaluation.perplexity import increase, summary
 from pem_composition.evaluation.refusals import is_refusal
 from pem_composition.evaluation.standard_errors import Estimate
 from pem_composition.report.records import RESULTS
@@ -44,7 +44,7 @@ from pem_composition.sweep.points import Input, Point, Settings, alone, read_inp
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner, Say
 from pem_composition.sweep.texts import TextRows, guarded, read_text, strongest
-from pem_composition.tasks.documents import LANGUAGE
+from pem_composition.tasks.document_rows import LANGUAGE
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.standard_errors import Estimate
     from pem_composition.evaluation.toxicity import ToxicityClassifier
     from pem_composition.tasks.data import Example
-    from pem_composition.tasks.instructions import Template
+    from pem_composition.tasks.instruction_rows import Template
 
 BASELINE = "instruction module"
 UNSAFE = "contrast_"  # what the types of XSTest's unsafe prompts begin with

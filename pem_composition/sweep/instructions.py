@@ -20,7 +20,7 @@ from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.resumable import Batch, resume
 from pem_composition.evaluation.toxicity.rates import is_empty, is_looping
 from pem_composition.objectives.instructions import Instructions
-from pem_composition.tasks.documents import LANGUAGE
+from pem_composition.tasks.document_rows import LANGUAGE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pem_composition.evaluation.language import LanguageEvaluator
     from pem_composition.tasks.data import Example
-    from pem_composition.tasks.instructions import Template
+    from pem_composition.tasks.instruction_rows import Template
 
 
 class InstructionRows:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pem_composition.arithmetic.heads import own_head
 from pem_composition.evaluation.resumable import partial_path
-from pem_composition.sweep.held import LoadedModel, Loader
+from pem_composition.sweep.loaded import LoadedModel, Loader
 from pem_composition.sweep.points import OUTPUTS, Point, Settings, alone
 from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.rows import Rows, identity_of

@@ -28,7 +28,7 @@ from pem_composition.evaluation.toxicity import Identity, form, spoken, summaris
 from pem_composition.module import negate
 from pem_composition.sweep import texts
 from pem_composition.sweep.grids import APPLIED, BASE
-from pem_composition.sweep.held import LoadedModel, Loader
+from pem_composition.sweep.loaded import LoadedModel, Loader
 from pem_composition.sweep.points import Input
 from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.runner import Say

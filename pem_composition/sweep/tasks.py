@@ -16,7 +16,7 @@ from pem_composition.sweep.controls import answers
 from pem_composition.sweep.points import PER_TASK
 from pem_composition.sweep.rows import Rows
 from pem_composition.tasks.data import RowFiles
-from pem_composition.tasks.documents import LANGUAGE
+from pem_composition.tasks.document_rows import LANGUAGE
 from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.prompts import get_prompt
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.evaluation.keys import digest_of
-from pem_composition.evaluation.perplexity import increase, read_texts, summary, text_evaluator
+from pem_composition.evaluation.long_texts import increase, read_texts, summary, text_evaluator
 from pem_composition.evaluation.precision import reduced
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import UsageError
 from pem_composition.evaluation import keys, models, toxicity
 from pem_composition.evaluation.attached import device_key, on_device
-from pem_composition.evaluation.perplexity import increase
+from pem_composition.evaluation.long_texts import increase
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import NEGATION, RESULTS, SUMMARY_VERSION
 from pem_composition.sweep.grids import APPLIED, BASE

@@ -14,7 +14,6 @@ from typing import Any
 
 from pem_composition import network, offline
 from pem_composition.errors import DataError
-from pem_composition.tasks.files import FORMATS, PACKED, Table, read_table
 from pem_composition.tasks.glue import (
     LABEL_COLUMNS,
     NOT_TEXT,
@@ -29,6 +28,7 @@ from pem_composition.tasks.glue import (
     word_of,
 )
 from pem_composition.tasks.sampling import stratified_sample
+from pem_composition.tasks.tables import FORMATS, PACKED, Table, read_table
 
 TRAIN, VALIDATION, MISMATCHED, TEST = "train", "validation", "validation_mismatched", "test"
 SPLIT_STEMS: dict[str, tuple[str, ...]] = {

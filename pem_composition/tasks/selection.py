@@ -14,14 +14,14 @@ from typing import Any
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import TRAIN, VALIDATION, texts_of
-from pem_composition.tasks.documents import LANGUAGE, ScoreFilter
-from pem_composition.tasks.files import Table
-from pem_composition.tasks.instructions import (
+from pem_composition.tasks.document_rows import LANGUAGE, ScoreFilter
+from pem_composition.tasks.instruction_rows import (
     OUTPUT,
     SHORTEST_SHARED,
     fingerprints,
     has_instructions,
 )
+from pem_composition.tasks.tables import Table
 
 BEGINNING = "{beginning}"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pem_composition.errors import UsageError, install, installed
 from pem_composition.evaluation.load_options import LoadOptions
 from pem_composition.record import TO_SUBTRACT
-from pem_composition.tasks.documents import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
+from pem_composition.tasks.document_rows import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 from pem_composition.tasks.glue import Reading
 
 if TYPE_CHECKING:

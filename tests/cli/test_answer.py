@@ -13,8 +13,8 @@ from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.instruction_answers import answers
 from pem_composition.evaluation.models import load_causal
-from pem_composition.tasks.files import read_table
-from pem_composition.tasks.instructions import examples_of, get_template
+from pem_composition.tasks.instruction_rows import examples_of, get_template
+from pem_composition.tasks.tables import read_table
 
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 SHORT = ("--num_beams", 2, "--max_new_tokens", 6, "--repetition_penalty", 1.2)

@@ -20,14 +20,14 @@ from pem_composition.checkpoint import base_identity
 from pem_composition.errors import Preempted
 from pem_composition.evaluation import beams, instruction_answers
 from pem_composition.evaluation.decoding import BeamSearch, Windows
+from pem_composition.evaluation.long_texts import read_texts, text_evaluator
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.overlap import rouge_l
-from pem_composition.evaluation.perplexity import read_texts, text_evaluator
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.sweep import detoxification
 from pem_composition.sweep.points import Input
-from pem_composition.tasks.files import read_table
-from pem_composition.tasks.instructions import examples_of, get_template
+from pem_composition.tasks.instruction_rows import examples_of, get_template
+from pem_composition.tasks.tables import read_table
 
 S = (0.1234567, 0.12345678)
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]

@@ -9,9 +9,9 @@ import statistics
 import pytest
 
 from pem_composition import cli
-from pem_composition.endpoint import helpfulness, pairs
-from pem_composition.tasks.files import read_table
-from pem_composition.tasks.instructions import examples_of
+from pem_composition.endpoint import answer_grades, comment_pairs
+from pem_composition.tasks.instruction_rows import examples_of
+from pem_composition.tasks.tables import read_table
 
 pytest.importorskip("openai")
 KEY = "sk-secret-of-the-test"
@@ -79,7 +79,7 @@ def test_examples_are_shown_as_earlier_turns_drawn_for_each_comment(
     drawn = []
     for request in server.requests:
         system, *turns, comment = request["messages"]
-        assert system == {"role": "system", "content": pairs.TASK}
+        assert system == {"role": "system", "content": comment_pairs.TASK}
         assert comment["role"] == "user" and comment["content"].startswith("comment")
         said = [(turns[i]["content"], turns[i + 1]["content"]) for i in range(0, 6, 2)]
         assert all(o[1:] == i[1:] and (o[0], i[0]) == ("o", "i") for o, i in said)
@@ -104,7 +104,7 @@ def test_examples_are_shown_as_earlier_turns_drawn_for_each_comment(
     ],
 )
 def test_the_instruction_is_read_out_of_the_reply(reply, expected):
-    assert pairs.instruction_of(reply) == expected
+    assert comment_pairs.instruction_of(reply) == expected
 
 
 def answers(path, words):
@@ -119,7 +119,7 @@ def test_answers_are_graded_one_by_one(pem, server, tmp_path):
     grades = {"bad": "2", "good": "Grade: 7.5/10", "best": "10"}
 
     def grade(messages):
-        assert messages[0]["content"] == helpfulness.RUBRIC
+        assert messages[0]["content"] == answer_grades.RUBRIC
         return grades[re.search(r"Answer:\n(\w+)\n", messages[1]["content"])[1]]
 
     server.answer = grade

@@ -13,13 +13,13 @@ from pem_composition.evaluation.beams import write
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.encoded import IGNORED
 from pem_composition.evaluation.instruction_answers import answers, prompt_tokens
+from pem_composition.evaluation.long_texts import summary
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.perplexity import summary
 from pem_composition.evaluation.text_sampling import continuation
 from pem_composition.objectives.instructions import Instructions, pairs
 from pem_composition.tasks.data import Example
-from pem_composition.tasks.documents import LANGUAGE
-from pem_composition.tasks.instructions import CHAT, Template
+from pem_composition.tasks.document_rows import LANGUAGE
+from pem_composition.tasks.instruction_rows import CHAT, Template
 
 TEMPLATE = Template(
     "t", "good {instruction} bad {input} nice ", "good {instruction} nice ", ("sad",)

@@ -15,7 +15,7 @@ from pem_composition.errors import DataError, RunFailed, UsageError
 from pem_composition.evaluation.models import load_seq2seq
 from pem_composition.objectives.next_block import NextBlocks
 from pem_composition.tasks.data import RowFiles
-from pem_composition.tasks.documents import LANGUAGE, load_documents
+from pem_composition.tasks.document_rows import LANGUAGE, load_documents
 
 WORDS = [f"w{i}" for i in range(12)]
 SIZE = 7

@@ -14,11 +14,11 @@ from support.tiny_models import random_module, write_causal
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, UsageError
 from pem_composition.evaluation.decoding import Windows
+from pem_composition.evaluation.long_texts import increase, perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.perplexity import increase, perplexity, read_texts, text_evaluator
 from pem_composition.objectives.documents import Documents
 from pem_composition.tasks.data import Example
-from pem_composition.tasks.documents import LANGUAGE
+from pem_composition.tasks.document_rows import LANGUAGE
 from pem_composition.tasks.tokens import begun
 
 WORDS = [f"w{i}" for i in range(12)]

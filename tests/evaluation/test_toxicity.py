@@ -560,7 +560,7 @@ def test_the_offline_judge_ranks_comments_it_has_not_seen():
     from support.package_files import fetched
 
     from pem_composition.evaluation.toxicity.labelled_texts import labelled
-    from pem_composition.tasks.files import read_table
+    from pem_composition.tasks.tables import read_table
 
     data = fetched("toxic_comments")
     judge = toxicity.load_judge("offline")
@@ -571,7 +571,7 @@ def test_the_offline_judge_ranks_comments_it_has_not_seen():
 
 def test_a_toxic_label_is_a_word_as_the_file_writes_it(tmp_path):
     from pem_composition.evaluation.toxicity.labelled_texts import labelled
-    from pem_composition.tasks.files import read_table
+    from pem_composition.tasks.tables import read_table
 
     path = tmp_path / "a.jsonl"
     for cells, word in (((True, False), "true"), ((1, 0), "1"), (("1.0", "1"), "1.0")):

@@ -18,8 +18,8 @@ from pem_composition.evaluation import padded
 from pem_composition.evaluation.encoded import Writing, causal_rows
 from pem_composition.evaluation.language import LANGUAGE, LanguageEvaluator
 from pem_composition.evaluation.prompted_rows import PromptedRows, ScoringEvaluator
-from pem_composition.merging.fisher import EMPIRICAL, EXACT, diagonal, parameters_of
-from pem_composition.merging.gram import gram
+from pem_composition.merging.fisher_information import EMPIRICAL, EXACT, diagonal, parameters_of
+from pem_composition.merging.gram_matrices import gram
 from pem_composition.module import PEM
 from pem_composition.tasks.glue import TASKS
 from pem_composition.tasks.prompts import Prompt

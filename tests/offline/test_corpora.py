@@ -13,7 +13,7 @@ from support.package_files import build_wheel, fetched
 
 from pem_composition import offline
 from pem_composition.offline import corpora
-from pem_composition.texts import letters
+from pem_composition.same_texts import letters
 
 
 def read(folder):

@@ -16,8 +16,8 @@ from support.package_files import build_wheel, fetched, tar_of
 from pem_composition import offline
 from pem_composition.errors import DataError
 from pem_composition.offline import domains
-from pem_composition.offline.split import split_rows
-from pem_composition.texts import letters
+from pem_composition.offline.parts import split_rows
+from pem_composition.same_texts import letters
 
 
 def rows_of(sentences: list[str], labels: list[int]) -> list[dict]:

@@ -14,7 +14,7 @@ import pandas
 import pytest
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.files import read_table
+from pem_composition.tasks.tables import read_table
 
 ROWS = [
     {"sentence1": 'He said "hi", twice.', "sentence2": "plain", "label": "entailment"},

@@ -8,8 +8,7 @@ import pytest
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import RowFiles
-from pem_composition.tasks.files import read_table
-from pem_composition.tasks.instructions import (
+from pem_composition.tasks.instruction_rows import (
     CHAT,
     SECTIONS,
     answered,
@@ -18,6 +17,7 @@ from pem_composition.tasks.instructions import (
     get_template,
     load_instructions,
 )
+from pem_composition.tasks.tables import read_table
 
 LONG = "a text of more than twenty letters"
 

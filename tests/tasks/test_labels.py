@@ -16,7 +16,6 @@ from pyarrow import parquet
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import RowFiles, load_task
-from pem_composition.tasks.files import read_table
 from pem_composition.tasks.glue import (
     Reading,
     Task,
@@ -25,7 +24,8 @@ from pem_composition.tasks.glue import (
     reads_as_scores,
     word_of,
 )
-from pem_composition.tasks.split import SplitConfig, make_split, write_split
+from pem_composition.tasks.halves import SplitConfig, make_split, write_split
+from pem_composition.tasks.tables import read_table
 
 # As they stand in a file; each is a class of its own.
 WORDS = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import RowFiles
-from pem_composition.tasks.documents import LANGUAGE, load_documents, next_blocks
+from pem_composition.tasks.document_rows import LANGUAGE, load_documents, next_blocks
 
 tokens = st.lists(st.lists(st.integers(3, 99), max_size=30), max_size=20)
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.documents import ScoreFilter
-from pem_composition.tasks.files import read_table
+from pem_composition.tasks.document_rows import ScoreFilter
 from pem_composition.tasks.selection import RowChoice, select
+from pem_composition.tasks.tables import read_table
 
 
 def table(path, rows):

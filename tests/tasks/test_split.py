@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from pem_composition import cli
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import RowFiles, load_task
-from pem_composition.tasks.files import read_table
-from pem_composition.tasks.sampling import allocate, stratified_sample
-from pem_composition.tasks.split import (
+from pem_composition.tasks.halves import (
     SplitConfig,
     make_split,
     reference_halves,
     skewed_halves,
     write_split,
 )
+from pem_composition.tasks.sampling import allocate, stratified_sample
+from pem_composition.tasks.tables import read_table
 
 
 def table(counts: list[int], seed: int = 0) -> list[int]:

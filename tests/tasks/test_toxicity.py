@@ -8,7 +8,7 @@ import pytest
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import TRAIN, RowFiles
-from pem_composition.tasks.documents import ScoreFilter, is_scored, load_documents
+from pem_composition.tasks.document_rows import ScoreFilter, is_scored, load_documents
 
 
 def rows(path, *scores, **more):

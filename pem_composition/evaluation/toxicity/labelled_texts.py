@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pem_composition.errors import DataError
-from pem_composition.tasks.files import Table
 from pem_composition.tasks.glue import word_of
+from pem_composition.tasks.tables import Table
 
 
 def column_of(table: Table, name: str) -> list[Any]:

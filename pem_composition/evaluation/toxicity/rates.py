@@ -19,7 +19,7 @@ from pem_composition.errors import DataError
 from pem_composition.evaluation import standard_errors
 from pem_composition.evaluation.standard_errors import Interval
 from pem_composition.evaluation.toxicity.classifier import ToxicityClassifier
-from pem_composition.tasks.documents import THRESHOLD
+from pem_composition.tasks.document_rows import THRESHOLD
 
 LOOP_WORDS = 4  # words of the phrases that a looping text repeats
 LOOP_SHARE = 0.5

@@ -38,8 +38,8 @@ from pem_composition.evaluation.toxicity.classifier import (
 )
 from pem_composition.evaluation.toxicity.labelled_texts import labelled
 from pem_composition.evaluation.toxicity.rates import auc_interval
-from pem_composition.tasks.files import read_table
-from pem_composition.texts import letters
+from pem_composition.same_texts import letters
+from pem_composition.tasks.tables import read_table
 
 KIND, NAME, VERSION = "tfidf_logistic", "offline", "1"
 VOCABULARY, WEIGHTS = "vocabulary.json", "weights.safetensors"

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.errors import DataError
+from pem_composition.same_texts import letters
 from pem_composition.tasks import data
-from pem_composition.tasks.documents import LANGUAGE
-from pem_composition.tasks.files import Table
+from pem_composition.tasks.document_rows import LANGUAGE
 from pem_composition.tasks.glue import Task, plain
 from pem_composition.tasks.prompts import load_json
+from pem_composition.tasks.tables import Table
 from pem_composition.tasks.tokens import Tokens, begun
-from pem_composition.texts import letters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from pem_composition.errors import DataError
 from pem_composition.tasks import data
-from pem_composition.tasks.files import Table
 from pem_composition.tasks.glue import Reading, Task, get_task, is_number, plain
+from pem_composition.tasks.tables import Table
 
 LANGUAGE = Task(
     "language", ("text", None), (), metrics=("loss", "perplexity"), primary="loss"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pem_composition.arithmetic.statistics import GRAM, SUBSPACE
 from pem_composition.evaluation.prompted_rows import REAL_TOKENS
-from pem_composition.merging.fisher import _check_single_rows
+from pem_composition.merging.fisher_information import _check_single_rows
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.evaluator import Evaluator

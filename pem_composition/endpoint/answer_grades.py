@@ -15,7 +15,7 @@ from pem_composition.endpoint.jobs import Job, key_of
 from pem_composition.endpoint.service import Service
 from pem_composition.errors import DataError
 from pem_composition.evaluation.standard_errors import flat, mean, share
-from pem_composition.tasks.files import Table
+from pem_composition.tasks.tables import Table
 
 RUBRIC = (
     "You grade how helpful answers are to the person who gave the instruction, from 1 to 10. "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pem_composition.errors import DataError
-from pem_composition.texts import letters
+from pem_composition.same_texts import letters
 
 
 def split_rows(

@@ -31,9 +31,9 @@ from typing import Any
 from pem_composition.errors import DataError
 from pem_composition.safe_files import atomic_directory, sha256_file
 from pem_composition.tasks.data import TRAIN, VALIDATION, Example, TaskData
-from pem_composition.tasks.files import JSON_INTEGER, JSON_NUMBER, written
 from pem_composition.tasks.glue import Task, WrittenFloat
 from pem_composition.tasks.sampling import allocate, strata, stratified_sample
+from pem_composition.tasks.tables import JSON_INTEGER, JSON_NUMBER, written
 
 HIGH, LOW = "high", "low"
 PAPER, COMPLEMENT, REFERENCE = "paper", "complement", "reference"

@@ -24,8 +24,8 @@ from pem_composition.errors import PEMError
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.keys import base_digest, complete, rows_digest
 from pem_composition.evaluation.model_names import max_input_length, resolve
-from pem_composition.merging.fisher import diagonal, parameters_of
-from pem_composition.merging.gram import gram
+from pem_composition.merging.fisher_information import diagonal, parameters_of
+from pem_composition.merging.gram_matrices import gram
 from pem_composition.training.evaluation import TaskModel
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from pem_composition.evaluation import standard_errors
 from pem_composition.evaluation.decoding import Windows
 from pem_composition.evaluation.encoded import causal_rows
 from pem_composition.evaluation.language import LanguageEvaluator, language_evaluator
-from pem_composition.tasks import data, files
-from pem_composition.tasks.documents import LANGUAGE
+from pem_composition.tasks import data, tables
+from pem_composition.tasks.document_rows import LANGUAGE
 from pem_composition.tasks.tokens import begun, start_tokens
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def read_texts(source: str | Path) -> list[str]:
     path = Path(offline.resolve(source))
     if path.is_dir():
         path = data.find_split_files(path).get(data.TEST, path)
-    if {suffix[1:].lower() for suffix in path.suffixes} & {*files.FORMATS, "ndjson"}:
-        return data.texts_of(files.read_table(path), LANGUAGE)
-    return [line + "\n" if line.strip() else "" for line in files.read_lines(path)]
+    if {suffix[1:].lower() for suffix in path.suffixes} & {*tables.FORMATS, "ndjson"}:
+        return data.texts_of(tables.read_table(path), LANGUAGE)
+    return [line + "\n" if line.strip() else "" for line in tables.read_lines(path)]
 
 
 def text_evaluator(

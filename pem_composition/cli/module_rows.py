@@ -87,10 +87,10 @@ def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) 
         merge_with: of a subspace, the other modules.
         facts: what decides the numbers besides module, rows and base.
     """
-    from pem_composition.merging import statistics
+    from pem_composition.merging import module_statistics
 
     common.check_output(config.output_dir, config.overwrite)
-    asked = statistics.TaskModel(
+    asked = module_statistics.TaskModel(
         model=config.model_name_or_path,
         adapter=config.adapter,
         objective=config.objective,
@@ -102,7 +102,7 @@ def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) 
     data = config.read(
         config.task_name, asked.objective_of(), asked.own_classes, config.max_samples
     )
-    told = statistics.run(
+    told = module_statistics.run(
         asked, data, config.split, what, facts, config.output_dir,
         merge_with=merge_with, use_cpu=config.use_cpu, overwrite=config.overwrite, say=common.say,
     )  # fmt: skip

@@ -188,58 +188,6 @@ def test_a_finer_grid_computes_only_its_new_points(bench, resumed, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["module", "rows", "base", "length"])
-def test_a_changed_input_never_meets_an_old_result(changed, bench, finished, tmp_path, capsys):
-    copy = tmp_path / "bench"
-    shutil.copytree(bench.base.parent, copy)
-    own = sweep_data.Bench(
-        copy / "base", (copy / "half1", copy / "half2"), copy / "half3",
-        copy / bench.validation.name, copy / bench.test.name,
-    )  # fmt: skip
-    shutil.copytree(finished, tmp_path / "out")
-    before = points(tmp_path / "out")
-    words: list[str] = []
-    if changed == "module":
-        (library.load(own.modules[0]) * 1.01).save(own.modules[0], overwrite=True)
-    elif changed == "rows":
-        lines = own.validation.read_text().splitlines(keepends=True)
-        own.validation.write_text("".join(lines[:-1]))
-    elif changed == "base":
-        change_base(own.base)
-        words = ["--allow_base_mismatch"]
-    else:
-        words = ["--max_seq_length", "16"]
-    assert run(own, tmp_path / "out", *words) == 0
-    after = read(tmp_path / "out")
-    curve = {key for p in after.summary["curve"]["delta"] for key in p["keys"]}
-    unchanged = {k for k, r in before.items() if r["names"] == ["half2"] and changed == "module"}
-    assert curve & before.keys() <= unchanged
-    assert len(curve - before.keys()) >= 4
-
-
-def change_base(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "model.safetensors")
-    weights = {n: t + 0.01 for n, t in weights.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-@pytest.mark.slow
-def test_moving_the_inputs_changes_nothing(bench, resumed, tmp_path, capsys):
-    """The key is made of content: paths and names do not matter."""
-    copy = tmp_path / "elsewhere"
-    shutil.copytree(bench.base.parent, copy)
-    own = sweep_data.Bench(
-        copy / "base", (copy / "half1", copy / "half2"), copy / "half3",
-        copy / bench.validation.name, copy / bench.test.name,
-    )  # fmt: skip
-    before = points(resumed)
-    assert run(own, resumed, "--reference_module", own.full_set) == 0
-    assert points(resumed) == before
-
-
-@pytest.mark.slow
 def test_overwrite_computes_again(bench, resumed, capsys):
     before = (resumed / "results.jsonl").read_bytes()
     assert run(bench, resumed, "--reference_module", bench.full_set, "--overwrite") == 0

@@ -30,11 +30,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sweep(folder: Path) -> int:
+def sweep(folder: Path, *words: object) -> int:
     rows = ("--validation_file", folder / "dev.jsonl", "--test_file", folder / "test.jsonl")
     modules = (folder / "half1", folder / "half2")
-    words = ("--model_name_or_path", folder / "base", "--task_name", "mnli", *rows, *GRID)
-    return run("sweep", "-a", *modules, "-p", folder / "out", *words, "--allow_base_mismatch")
+    words = ("--task_name", "mnli", *rows, *GRID, "--allow_base_mismatch", *words)
+    base = ("--model_name_or_path", folder / "base")
+    return run("sweep", "-a", *modules, "-p", folder / "out", *base, *words)
 
 
 def edit_json(path: Path, **values: object) -> None:
@@ -72,6 +73,7 @@ CHANGES = {
     "module config": lambda f: [edit_json(f / h / "adapter_config.json", lora_alpha=77)
                                 for h in ("half1", "half2")],
     "a label": lambda f: relabelled(f / "dev.jsonl"),
+    "length": lambda f: None,
 }  # fmt: skip
 KEPT = {
     "times": lambda f: [os.utime(p, (1, 1)) for p in f.rglob("*") if p.is_file()],
@@ -92,7 +94,8 @@ def test_a_changed_input_never_meets_an_old_result(change, made, tmp_path, capsy
         for half in ("half1", "half2"):
             (folder / half / "pem.json").unlink()
     capsys.readouterr()
-    assert sweep(folder) == 0, capsys.readouterr().err
+    words = ("--max_seq_length", 16) if change == "length" else ()
+    assert sweep(folder, *words) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert ": 0 points scored" not in out
     kept = 3 if change == "a label" else 0  # the test rows are other rows than those of the label
@@ -102,6 +105,7 @@ def test_a_changed_input_never_meets_an_old_result(change, made, tmp_path, capsy
 @pytest.mark.slow
 @pytest.mark.parametrize("change", KEPT)
 def test_what_decides_nothing_computes_nothing(change, made, tmp_path, capsys):
+    """Nor where the files lie: this is another folder."""
     folder = tmp_path / "made"
     shutil.copytree(made, folder)
     KEPT[change](folder)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import world
 
 import pem_composition as library
 from pem_composition import cli
@@ -17,20 +16,6 @@ from pem_composition import cli
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Modules and models."""
-    return world.build(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def here(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of them, the working directory."""
-    shutil.copytree(modules, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 def work(*words: str) -> str:

@@ -59,7 +59,9 @@ def kill(kind: str, times: int) -> None:
     """Writers of new outputs, and of one that is replaced again and again, are killed."""
     inputs = MODULES if kind == "module" else MODELS
     for t in SHARES:
+        start = time.monotonic()
         merge(inputs, f"{kind}-{t}", t)
+        seconds = time.monotonic() - start
     merge(inputs, f"{kind}-over", SHARES[0])  # a writer killed early leaves this one
     for n in range(times):
 
@@ -71,7 +73,7 @@ def kill(kind: str, times: int) -> None:
                     merge(inputs, f"{kind}-over", SHARES[i // 2 % 2], "--overwrite")
 
         pid = forked(write)
-        time.sleep(random.uniform(0.02, 0.2))
+        time.sleep(random.uniform(1, 8) * seconds)
         os.kill(pid, signal.SIGKILL)
         code, _ = ended(pid)
         assert code == -signal.SIGKILL

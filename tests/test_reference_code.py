@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-import unlearning_data
+from support import unlearning_data
 
 import pem_composition as pem
 from pem_composition import cli

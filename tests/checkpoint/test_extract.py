@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import one_meaning as om
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from support import one_meaning as om
 from support.tiny_models import logits_of, random_module, tiny
 from torch import nn
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import one_meaning as om
 import pytest
 import torch
 import transformers as hf
+from support import one_meaning as om
 from torch import Tensor, nn
 
 import pem_composition as pem

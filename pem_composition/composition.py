@@ -18,7 +18,7 @@ from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.trees import Merge, Sum, default_space, evaluate, names, with_layers
 from pem_composition.arithmetic.updates import check_overflow
 from pem_composition.errors import PEMError
-from pem_composition.module import PEM, combine, negate
+from pem_composition.module import PEM, combine, in_dtype, negate
 from pem_composition.record import Term, leaf, record
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def compose(
 
 @dataclass(frozen=True)
 class _Operations:
-    """The nodes of a tree on modules; the final one rounds to ``dtype``."""
+    """The nodes of a tree on modules; the final one rounds to ``dtype``, all compute in float64."""
 
     head: str
     dtype: str | None
@@ -120,15 +120,16 @@ class _Operations:
         return combine(modules, coefficients, rank=rank, **options)
 
     def negate(self, module: PEM, strength: float, *, final: bool) -> PEM:
-        return self._rounded(negate(module, strength), final)
+        return negate(module, strength, dtype=self._options(final)["dtype"])
 
     def layers(self, module: PEM, factors: Factors, space: str, *, final: bool) -> PEM:
-        return self._rounded(weigh_layers(module, factors, space), final)
+        exact = in_dtype(module, self.dtype)
+        return self._rounded(weigh_layers(exact, factors, space), final)
 
     def _options(self, final: bool) -> dict[str, Any]:
         return {
             "head": self.head,
-            "dtype": self.dtype if final else None,
+            "dtype": self.dtype if final or self.dtype == "float64" else None,
             "allow_base_mismatch": self.allow_base_mismatch,
         }
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from pem_composition.arithmetic import heads as head_policies
 from pem_composition.arithmetic.algebra import (
     HEAD,
+    analogy_weights,
     as_numbers,
     linear_combination,
     role_of,
@@ -250,7 +251,8 @@ def combine(
         head: average (weights |c_i| / sum |c_j|), first, last, none, error if the heads differ,
             per-task (each kept by its module's name) or concat (one head over all labels).
         dtype: float32 | bfloat16 | float16 | float64; tensors are rounded to it, and the
-            certificate is that of the rounded result. Default: as loaded (float32 or float64).
+            certificate is that of the rounded result; float64 is computed in float64. Default: as
+            loaded (float32 or float64).
         certify: compute the relative error of the result, see ``Certificate``.
         statistics: of each module, for the methods that need them ("fisher", "regmean"); see
             ``checkpoint.statistics.read``.
@@ -289,15 +291,16 @@ def combine(
     if flat:
         modules, coefficients = _flatten(modules, coefficients, space)
     check_statistics(choice.entry.needs, choice.method, modules, statistics)
+    exact = [in_dtype(m, dtype) for m in modules]
     if choice.entry.needs:
         from pem_composition.arithmetic.informed import merge_informed
 
-        merged = merge_informed(modules, coefficients, choice, statistics, rank)
+        merged = merge_informed(exact, coefficients, choice, statistics, rank)
         tensors, config = dict(merged.tensors), merged.config
         certifier = _own_result(merged)
     else:
-        tensors, config, certifier = _combined(modules, coefficients, choice, space, rank, dtype)
-    chosen = head_policies.choose(modules, coefficients, head)
+        tensors, config, certifier = _combined(exact, coefficients, choice, space, rank, dtype)
+    chosen = head_policies.choose(exact, coefficients, head)
     tensors = cast(tensors | _as_roles(chosen.tensors), dtype)
     if dtype is None:  # rounding looks at every value itself
         check_overflow(tensors)
@@ -366,15 +369,29 @@ def _combined(
     )
 
 
+def in_dtype(module: PEM, dtype: str | None) -> PEM:
+    """The module to compute with where a dtype is written: in float64 for that one."""
+    if dtype != "float64":
+        return module
+    heads = {
+        name: replace(head, tensors={n: t.double() for n, t in head.tensors.items()})
+        for name, head in module.heads.items()
+    }
+    return replace(module, tensors={n: t.double() for n, t in module.tensors.items()}, heads=heads)
+
+
 def _own_result(merged: Merged) -> Callable[[PEM], Certificate]:
     return lambda m: Certificate(*certified(merged.errors(m.tensors)), OWN_RESULT)
 
 
-def negate(module: PEM, strength: float = 1.0) -> PEM:
+def negate(module: PEM, strength: float = 1.0, *, dtype: str | None = None) -> PEM:
     """Reverse the module's effect, dW -> -strength dW: {A, -s B}, 1 - s (l - 1), -s delta.
 
     Linear in the strength, unlike ``-s * module``, whose two factors both carry s. The head and
     parameters of the base that are saved whole are left as they are; a note names the latter.
+
+    Args:
+        dtype: as for ``combine``.
 
     Examples:
         >>> import torch
@@ -385,18 +402,21 @@ def negate(module: PEM, strength: float = 1.0) -> PEM:
         [1.0, 0.5]
     """
     (strength,) = as_numbers([strength], "strength")
-    tensors = algebra_negate(module.adapter_tensors(), strength)
+    settings = {"strength": strength} | ({} if dtype is None else {"dtype": dtype})
+    exact = in_dtype(module, dtype)
+    tensors = algebra_negate(exact.adapter_tensors(), strength)
     check_overflow(tensors)
-    kept = head_policies.choose([module], [-strength], "first")
-    tensors |= _as_roles(kept.tensors)
-    result = PEM(tensors, module.config, module.base, "negation", module.head, heads=module.heads)
+    kept = head_policies.choose([exact], [-strength], "first")
+    tensors = cast(tensors | _as_roles(kept.tensors), dtype)
+    heads = {n: _cast_head(h, dtype) for n, h in exact.heads.items()}
+    result = PEM(tensors, module.config, module.base, "negation", module.head, heads=heads)
     term = Term(1.0, f"negate({_inner(module)}, {shown(strength)})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
     certificate = Certificate(*certificate_of(result.tensors, result.config, [module], [-strength]))
     provenance = replace(
         provenance,
         certificate=certificate.covering(kept.saved),
-        recipe=record("negate", [module], strength=strength),
+        recipe=record("negate", [module], **settings),
         notes=(*provenance.notes, *kept.notes),
     )
     return replace(result, provenance=provenance)
@@ -462,12 +482,9 @@ def analogy(
         >>> print(moved, moved.tensors["fc.ia3"].tolist())
         +0.5*classifier +0.5*target -0.5*source [2.5]
     """
-    rest = 1.0 - coefficient
-    return combine(
-        [classifier, target_lm, source_lm],
-        [coefficient, rest, -rest],
-        **{"head": "first", **options},
-    )
+    (coefficient,) = as_numbers([coefficient])
+    weights = analogy_weights(coefficient)
+    return combine([classifier, target_lm, source_lm], weights, **{"head": "first", **options})
 
 
 def detoxify(

@@ -125,6 +125,20 @@ def test_the_certificate_judges_the_rounded_tensors():
     assert 1e-4 < merged.provenance.certificate.total < 1e-2
 
 
+def test_what_is_written_in_float64_is_computed_in_float64():
+    a, b = lora(0, dtype=torch.float32), lora(1, dtype=torch.float32)
+    c, d = ({n: t.double().numpy() for n, t in m.tensors.items()} for m in (a, b))
+    found = combine([a, b], [0.3, 0.7], dtype="float64")
+    for name, tensor in found.tensors.items():
+        np.testing.assert_allclose(tensor, 0.3 * c[name] + 0.7 * d[name], rtol=1e-15)
+    negated = negate(a, 0.3, dtype="float64")
+    composed = compose("negate(a, 0.3)", {"a": a}, dtype="float64")
+    for name in (n for n in c if n.endswith("lora_B")):
+        for module in (negated, composed):
+            np.testing.assert_allclose(module.tensors[name], -0.3 * c[name], rtol=1e-15)
+    assert 1e-4 < negate(a, 0.3, dtype="bfloat16").provenance.certificate.total < 1e-2
+
+
 @pytest.mark.parametrize("space", ["parameter", "delta"])
 @pytest.mark.parametrize("make", [lora, ia3])
 def test_one_times_a_is_a_bit_for_bit(space, make):

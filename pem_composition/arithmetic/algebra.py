@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pem_composition.errors import IncompatibleModules, PEMError, UnknownRole
@@ -125,6 +126,19 @@ def weighted_sum(tensors: Sequence[Any], weights: Sequence[float]) -> Any:
         else:
             total = total + term
     return total
+
+
+def analogy_weights(coefficient: float) -> tuple[float, float, float]:
+    """lam, 1 - lam and lam - 1: of lam * classifier + (1 - lam) * (target_lm - source_lm).
+
+    The rest is that of the number as it is written.
+
+    Examples:
+        >>> analogy_weights(0.9)  # and not 0.09999999999999998
+        (0.9, 0.1, -0.1)
+    """
+    rest = float(1 - Decimal(repr(coefficient)))
+    return coefficient, rest, 0.0 - rest
 
 
 def shares(weights: Sequence[float]) -> list[float]:

@@ -191,8 +191,13 @@ def _differ(
 
 
 def check_request(modules: Sequence[object], coefficients: Sequence[float]) -> None:
-    """Refuse a wrong number of coefficients."""
-    if not modules or len(modules) != len(coefficients):
+    """Refuse no modules, and a wrong number of coefficients."""
+    if not modules:
+        raise IncompatibleModules.build(
+            "modules", "there is nothing to combine", found="no modules", expected="at least one",
+            do="give the modules to combine",
+        )  # fmt: skip
+    if len(modules) != len(coefficients):
         raise IncompatibleModules.build(
             "coefficients",
             "one coefficient per module is needed",

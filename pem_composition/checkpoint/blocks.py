@@ -4,8 +4,8 @@
     theta = theta_0 + f(w_1 (theta_1 - theta_0), ...)           a merging method
 
 The leaves t_j are tensors of whole models and of the base. theta is computed in float32 (float64 if
-a leaf is) and written in the file's dtype. The certificate compares what is written with theta_64,
-the same expression in float64:
+a leaf is, or what is written) and written in the file's dtype. The certificate compares it with
+theta_64, the same expression in float64:
 
     norm(written - theta_64) / norm(theta_64 - theta_0)
 
@@ -150,7 +150,7 @@ class Blocks:
         width = expression.width
         return Output(
             expression.info,
-            partial(self._sum, expression, wide_of(expression.terms)),
+            partial(self._sum, expression, wide_of(expression.terms, expression.info)),
             max(1, ROWS // width) * width if blocks else BLOCK,
             partial(blame, expression.terms),
             expression.origin[1].folder,
@@ -211,7 +211,7 @@ class Blocks:
         _, base, stored = origin
         leaves = [*terms, origin]
         entries = Differences(terms, base, stored)
-        wide, width = wide_of(leaves), max(1, entries.shape[1])
+        wide, width = wide_of(leaves, info), max(1, entries.shape[1])
         rules: list[Rule] = []
 
         def compute(start: int, stop: int) -> Tensor:
@@ -219,7 +219,7 @@ class Blocks:
                 rules.append(rule_of(entries, choice, name, shares))
             row = start // width
             change = rules[0](row, entries.rows(row, stop // width)).flatten()
-            zero = widen(base.block(stored, start, stop))
+            zero = widen(base.block(stored, start, stop), wide)
             total = (change + 0.0).to(wide) + zero  # a minus zero is none, as in a module
             exact = zero.double()
             self._count(name, total.to(torch_dtype(info)), exact + change, exact)
@@ -294,15 +294,16 @@ def copied(model: Weights, name: str, info: TensorInfo) -> Output:
 def held(value: Tensor, name: str, dtype: Any, change: Change = UNCHANGED) -> Output:
     """A tensor in memory (a head, a part that a module saves whole), with a change on top."""
     return whole(
-        lambda: cast(change.of(value), name, dtype, "head"), info_as(dtype, tuple(value.shape))
+        lambda: cast(change.of(widen(value, dtype)), name, dtype, "head"),
+        info_as(dtype, tuple(value.shape)),
     )
 
 
-def wide_of(terms: Sequence[Term]) -> Any:
-    """The dtype of the arithmetic: float32, float64 if a term is."""
+def wide_of(terms: Sequence[Term], info: TensorInfo) -> Any:
+    """The dtype of the arithmetic: float32, float64 if a term is or what is written."""
     import torch
 
-    double = any(model.infos[name].dtype == "F64" for _, model, name in terms)
+    double = info.dtype == "F64" or any(m.infos[name].dtype == "F64" for _, m, name in terms)
     return torch.float64 if double else torch.float32
 
 

@@ -33,7 +33,7 @@ from pem_composition.checkpoint.whole import hashed, opened, write_whole
 from pem_composition.composition import check_patterns, compose
 from pem_composition.config import IN_BASE, FullConfig
 from pem_composition.errors import IncompatibleModules, PEMError
-from pem_composition.module import PEM
+from pem_composition.module import PEM, in_dtype
 from pem_composition.record import Provenance, Recipe, Source, Term, leaf
 
 
@@ -71,7 +71,7 @@ def fold_checkpoint(
     check_apart(out, [folder, *modules.values()])
     with ExitStack() as stack:
         original = stack.enter_context(Weights(folder))
-        parts = _parts(tree, modules, original, space, head, allow_base_mismatch, stack)
+        parts = _parts(tree, modules, original, space, head, dtype, allow_base_mismatch, stack)
         plan = FoldPlan(original, original.config, parts)
         config = _config(original.config, plan, parts)
         # another class has another head in the place of the base's
@@ -106,6 +106,7 @@ def _parts(
     original: Weights,
     space: str | None,
     head: str,
+    dtype: str | None,
     allow_base_mismatch: bool,
     stack: ExitStack,
 ) -> Parts:
@@ -115,6 +116,7 @@ def _parts(
             "head", "unknown policy", found=repr(head), expected=", ".join(ONE_HEAD)
         )
     own, models, sources = _read(tree, modules, original, allow_base_mismatch, stack)
+    own = {name: in_dtype(module, dtype) for name, module in own.items()}
     kinds = {name: module.kind for name, module in own.items()}
     groups = _by_kind(tree, kinds)
     mixed = len(groups) > 1

@@ -41,7 +41,7 @@ from pem_composition.checkpoint.stored_names import (
     tied_names,
 )
 from pem_composition.checkpoint.stream import Output, whole
-from pem_composition.checkpoint.tensors import cast
+from pem_composition.checkpoint.tensors import cast, widen
 from pem_composition.errors import IncompatibleModules, listing
 from pem_composition.module import PEM
 from pem_composition.record import UPDATE, Certificate, Source
@@ -259,9 +259,10 @@ class FoldPlan:
             return held(saved, name, dtype, change)
 
         def value() -> Tensor:
-            zero = self._base.value(name if name in self._base.infos else self._tied[name])
+            stored = name if name in self._base.infos else self._tied[name]
+            zero = widen(self._base.value(stored), dtype)
             delta = sum((c * (m.value(n) - zero) for c, m, n in models), zero.new_zeros(()))
-            return cast(replace(change, delta=delta).of(saved), name, dtype, "sum")
+            return cast(replace(change, delta=delta).of(widen(saved, dtype)), name, dtype, "sum")
 
         return whole(value, info_as(dtype, tuple(saved.shape)))
 

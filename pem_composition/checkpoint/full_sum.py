@@ -29,7 +29,7 @@ from pem_composition.checkpoint.vocabulary import tokenizers_note
 from pem_composition.checkpoint.whole import hashed, opened, write_whole
 from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig, HeadInfo
 from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
-from pem_composition.module import PEM
+from pem_composition.module import PEM, in_dtype
 from pem_composition.record import Provenance, Recipe, Source, Term
 from pem_composition.safe_files import is_file
 
@@ -82,7 +82,7 @@ def combine_full(
         original = stack.enter_context(Weights(base_folder_of(base, out))) if read else None
         plan = SumPlan(inputs, weights, original if rest else None, rest, tokens, choice)
         labels = list(names or [m.folder.resolve().name for m in inputs])
-        chosen = _head(plan, inputs, labels, weights, head)
+        chosen = _head(plan, inputs, labels, weights, head, dtype)
         # Without a head of the models a checkpoint keeps the one that its base has.
         holder = original if head == "none" else None
         if holder is not None and not rest and any(map(is_head, holder.infos)):
@@ -123,10 +123,11 @@ def _head(
     labels: Sequence[str],
     weights: Sequence[float],
     head: str,
+    dtype: str | None,
 ) -> heads.ChosenHead:
     """The head that the policy makes of the models'."""
     modules = [
-        opened(label, m, partial(plan.is_apart, m), BaseIdentity())
+        in_dtype(opened(label, m, partial(plan.is_apart, m), BaseIdentity()), dtype)
         for label, m in zip(labels, models, strict=True)
     ]
     return heads.choose(modules, weights, head)

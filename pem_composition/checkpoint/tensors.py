@@ -110,11 +110,12 @@ class StoredTensors(Mapping[str, "Tensor"]):
             file.close()
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """float32, or float64 if it was."""
+def widen(tensor: Tensor, written: Any = None) -> Tensor:
+    """float32, or float64 if it was, or if what is computed from it is written so."""
     import torch
 
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    double = torch.float64 in (tensor.dtype, written)
+    return tensor.to(torch.float64 if double else torch.float32)
 
 
 DIVERGED = "the run that made it diverged; use an earlier checkpoint"

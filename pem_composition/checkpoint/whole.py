@@ -24,7 +24,7 @@ from pem_composition.checkpoint.model_folder import (
 )
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.stream import Output, one_thread, whole
-from pem_composition.checkpoint.tensors import cast, save_dtype
+from pem_composition.checkpoint.tensors import cast, save_dtype, widen
 from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
@@ -118,8 +118,8 @@ def write_full(
         names = _delta_names(deltas, original)
 
         def theta(name: str, info: TensorInfo) -> Tensor:
-            value = original.value(names[name]) + deltas[name]
-            return cast(value, name, torch_dtype(info), pem.name)
+            wide = widen(original.value(names[name]), torch_dtype(info))
+            return cast(wide + deltas[name], name, torch_dtype(info), pem.name)
 
         infos = {n: written_info(original.infos[stored], target) for n, stored in names.items()}
         outputs = {n: whole(partial(theta, n, info), info) for n, info in infos.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
+from pem_composition.arithmetic.algebra import analogy_weights
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.cli import common, sweep, whole_models
@@ -71,8 +72,7 @@ def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> 
 def _points(config: Config) -> tuple[tuple[float, ...], ...]:
     """Coefficients of every module to be written."""
     if config.grid is None:
-        lam = coefficient(config)
-        return ((lam, 1 - lam, lam - 1),)
+        return (analogy_weights(coefficient(config)),)
     if config.coefficient is not None or config.search_step:
         raise UsageError.build(
             "--grid", "given together with a coefficient", do="give one of the two"

@@ -77,10 +77,9 @@ def run(config: Config) -> int:
         overwrite=config.overwrite,
     )
     layout = "full" if header.kind == "full" else config.format
+    count = len(module.tensors) or len(header.infos)  # a whole model comes back without tensors
     stored = config.dtype or ", ".join(sorted({i.dtype for i in header.infos.values()}))
-    print(
-        f"{config.out}: {config.source} in {layout} layout ({len(header.infos)} tensors, {stored})"
-    )
+    print(f"{config.out}: {config.source} in {layout} layout ({count} tensors, {stored})")
     if config.format == VLLM and isinstance(module.config, LoraConfig):
         rank = max_lora_rank(module.config.r, module.name)
         print(f"serve it with: vllm serve BASE --enable-lora --max-lora-rank {rank}")

@@ -69,4 +69,4 @@ def _negate(module: PEM, strength: float, config: Config) -> PEM:
     space = config.one_space
     if space != "parameter":
         return combine([module], [-strength], space=space, rank=config.rank, dtype=config.dtype)
-    return negate(module, strength)
+    return negate(module, strength, dtype=config.dtype)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 EXACT = "exact_match"
 INVALID = -1
-# Which of the tokens that are read now are no padding (b, t); None: all.
+# Which of the tokens that are read now lead to a score (b, t), and are no padding; None: all.
 REAL_TOKENS: ContextVar[Tensor | None] = ContextVar("real_tokens", default=None)
 DECODED_TOKENS = 8192  # of the inputs whose keys and values the decoder keeps at a time
 
@@ -254,7 +254,9 @@ def _single_tokens(
     scores_bw = first_bv[:, tokens_w]
     best_b = scores_bw.argmax(dim=1)
     chosen_b = first_bv.argmax(dim=1) == tokens_w[best_b]
-    ends_b = rows.read(tokens_w[best_b, None])[:, -1].argmax(dim=1) == writing.end
+    # no score depends on what follows
+    said_bv = _read(rows, tokens_w[best_b, None], torch.zeros_like(chosen_b)[:, None])[:, -1]
+    ends_b = said_bv.argmax(dim=1) == writing.end
     greedy_b = torch.where(chosen_b & ends_b, best_b, INVALID)
     return torch.cat([scores_bw, greedy_b[:, None].float()], dim=1)
 
@@ -273,22 +275,27 @@ def _several_tokens(
     rows.select(torch.arange(b, device=device).repeat_interleave(w))
     lengths_w = torch.tensor([len(answer) for answer in answers], device=device)
     place_l = torch.arange(width + 1, device=device)
-    real = REAL_TOKENS.set((place_l[:-1] < lengths_w[:, None]).repeat(b, 1))
-    try:
-        logits = rows.read(tokens_wl.repeat(b, 1))
-    finally:
-        REAL_TOKENS.reset(real)
+    counted_wl = place_l < lengths_w[:, None] + int(_nested(answers))
+    logits = _read(rows, tokens_wl.repeat(b, 1), counted_wl[:, 1:].repeat(b, 1))
     later = F.log_softmax(logits.float(), dim=-1).unflatten(0, (b, w))
     log_bwlv = torch.cat([first_bv[:, None, None].expand(-1, w, 1, -1), later], dim=2)
     targets_wl = F.pad(tokens_wl, (0, 1), value=writing.pad)
     targets_wl[torch.arange(w), lengths_w] = writing.end
     gathered_bwl = log_bwlv.gather(3, targets_wl.expand(b, -1, -1)[..., None])[..., 0]
-    counted_wl = place_l < lengths_w[:, None] + int(_nested(answers))
     scores_bw = gathered_bwl.masked_fill(~counted_wl, 0.0).sum(dim=2)
     right_bwl = (log_bwlv.argmax(dim=3) == targets_wl) | (place_l > lengths_w[:, None])
     greedy_bw = right_bwl.all(dim=2)
     greedy_b = torch.where(greedy_bw.any(dim=1), greedy_bw.float().argmax(dim=1), INVALID)
     return torch.cat([scores_bw, greedy_b[:, None].float()], dim=1)
+
+
+def _read(rows: EncodedRows | DecoderRows, tokens_bt: Tensor, counted_bt: Tensor) -> Tensor:
+    """``rows.read``, REAL_TOKENS set to the tokens on whose predictions a score depends."""
+    real = REAL_TOKENS.set(counted_bt)
+    try:
+        return rows.read(tokens_bt)
+    finally:
+        REAL_TOKENS.reset(real)
 
 
 def _are_single(answers: Sequence[tuple[int, ...]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from pem_composition.arithmetic.algebra import analogy_weights
 from pem_composition.errors import UsageError
 
 MAX_POINTS = 1001
@@ -85,7 +86,7 @@ def merges(values: Sequence[float], modules: int) -> tuple[Coefficients, ...]:
 
 def analogies(values: Sequence[float]) -> tuple[Coefficients, ...]:
     """(t, 1 - t, t - 1): t * classifier + (1 - t) * (target_lm - source_lm)."""
-    return tuple((t, round(1 - t, 12), round(t - 1, 12)) for t in union(values))
+    return tuple(analogy_weights(t) for t in union(values))
 
 
 def _simplex(values: Sequence[float], modules: int) -> tuple[Coefficients, ...]:

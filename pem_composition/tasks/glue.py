@@ -26,6 +26,7 @@ TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
     ("question1", "question2"),
     ("question", "sentence"),
     ("#1 String", "#2 String"),  # MRPC as distributed
+    ("text", "text_pair"),
     ("sentence", None),
     ("text", None),
 )

@@ -248,6 +248,20 @@ def rewrite(folder: Path, **changes: Any) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def test_what_is_written_in_float64_is_computed_in_float64(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    pair, options = [models["a"], models["b"]], {"dtype": "float64", "head": "average"}
+    combine_full(pair, [0.3, 0.7], tmp_path / "sum", **options)
+    named = dict(zip("ab", pair, strict=True))
+    fold_checkpoint("0.3*a + 0.7*b", named, models["base"], tmp_path / "fold", **options)
+    a, b = (weights(p) for p in pair)
+    for out in ("sum", "fold"):
+        for name, tensor in weights(tmp_path / out).items():
+            exact = 0.3 * a[name].double() + 0.7 * b[name].double()
+            torch.testing.assert_close(tensor, exact, rtol=1e-14, atol=1e-16)
+
+
 def test_integer_buffers_must_be_equal_and_are_copied(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -192,10 +192,12 @@ ASKED = {
 }
 
 
+@pytest.mark.parametrize("answers", [((5,), (6, 7, 8, 9)), ((5,), (6,))])
 @pytest.mark.parametrize("name", list(ASKED))
-def test_gram_of_answers_counts_each_token_once_and_no_padding(name):
-    """By hand without a cache: what is read before the answers once, then each answer's tokens."""
-    model, answers = tiny(name).double(), ((5,), (6, 7, 8, 9))
+def test_gram_of_answers_counts_each_token_that_leads_to_a_score_once(name, answers):
+    """By hand without a cache: what is read before the answers once, then each answer's tokens but
+    the last one, after which nothing is scored."""
+    model = tiny(name).double()
     prompts = [[11, 12, 13], [14, 15, 16, 17, 18]]
     data = padded.batches(causal_rows([(row, []) for row in prompts]), batch_size=1)
     start = (0,) if name == "t5" else ()
@@ -212,7 +214,7 @@ def test_gram_of_answers_counts_each_token_once_and_no_padding(name):
         for row in prompts:
             for number, answer in enumerate(answers):
                 before = [*start] if start else row
-                read = torch.tensor([[*before, *answer]])
+                read = torch.tensor([[*before, *answer[:-1]]])
                 if start:
                     model(input_ids=torch.tensor([row]), decoder_input_ids=read, use_cache=False)
                 else:

@@ -211,6 +211,28 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_bytes(json_bytes(value))
 
 
+def write_text(path: Path, text: str) -> None:
+    """``write_bytes`` in UTF-8; undecodable bytes of a path are written as escapes."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OSError: no space, or no right to write there; what was there stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """A JSON object, indented, keys in the given order.
 

@@ -304,6 +304,7 @@ BAD = {
     ),
     "column": ({**CHOICE, "doc_to_text": "{{nothing}}"}, "'nothing' is undefined"),
     "name": ({**CHOICE, "task": "../../up", "tag": "bad"}, "a file of the task's name"),
+    "empty": (CHOICE, "an empty data file"),
 }  # fmt: skip
 
 
@@ -317,6 +318,8 @@ def test_a_task_that_cannot_be_used_is_one_line(
     ran = tmp_path / "ran"
     (tmp_path / "utils.py").write_text(f"open({str(ran)!r}, 'w')\ntext = Task = str\n")
     (tmp_path / "other.inc").write_text("doc_to_target: !function utils.text\n")
+    if name == "empty":
+        (tmp_path / "bad.jsonl").write_text("")
     file = tmp_path / "bad.yaml"
     file.write_text(file.read_text().replace("CODE", "!function utils.text"))
     flags = ["--harness_include", str(tmp_path), "--harness_tasks", "bad", "--use_cpu"]

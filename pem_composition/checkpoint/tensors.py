@@ -6,7 +6,8 @@ Either file format, one interface: ``infos`` (name -> dtype, shape), ``read(name
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,7 @@ class StoredTensors(Mapping[str, "Tensor"]):
     ) -> None:
         self._places, self._form, self._finite = places, form, set[str]()
         self.files = tuple(dict.fromkeys(file for file, _ in places.values()))
+        weakref.finalize(self, _close, self.files)
 
     def __getitem__(self, name: str) -> Tensor:
         file, key = self._places[name]
@@ -105,9 +107,13 @@ class StoredTensors(Mapping[str, "Tensor"]):
         return len(self._places)
 
     def close(self) -> None:
-        """Close the files; a later read opens them again."""
-        for file in self.files:
-            file.close()
+        """Close the files, as the end of this mapping does; a later read opens them again."""
+        _close(self.files)
+
+
+def _close(files: Iterable[TensorFile]) -> None:
+    for file in files:
+        file.close()
 
 
 def widen(tensor: Tensor, written: Any = None) -> Tensor:

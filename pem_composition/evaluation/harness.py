@@ -52,6 +52,7 @@ from pem_composition.evaluation import model_names, models
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.metrics import BOOTSTRAP_SAMPLES, greater_is_better
 from pem_composition.evaluation.standard_errors import mean
+from pem_composition.safe_files import write_text
 
 RANDOM_SEED, SEED = 0, 1234  # the harness's: of Python, and of NumPy, torch and the examples shown
 NEAR = 5  # names that are proposed for one that is unknown
@@ -309,10 +310,8 @@ def evaluate(
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """One line of JSON per row and filter, in the harness's words; the file appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     lines = [json.dumps(sample, default=str, sort_keys=True) + "\n" for sample in samples]
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(lines))
 
 
 def _digest(parts: Sequence[Any]) -> str:
@@ -476,6 +475,11 @@ def _as_one_line(where: str) -> Iterator[None]:
         yield
     except (DataError, MemoryError):
         raise
+    except StopIteration as error:  # of datasets
+        raise DataError.build(
+            f"--harness_tasks {where}", "has no rows", found="an empty data file",
+            expected="a line for each row", do="correct data_files in the task's file",
+        ) from error  # fmt: skip
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError.build(

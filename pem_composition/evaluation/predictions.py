@@ -11,6 +11,7 @@ import torch
 from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.evaluation.evaluator import check_finite
+from pem_composition.safe_files import write_text
 
 PREDICTIONS = "predict_results_"  # how the names of the files begin
 
@@ -63,6 +64,6 @@ def write(folder: Path, name: str, records: Sequence[dict[str, Any]]) -> Path:
         shown = f"{said:3.3f}" if isinstance(said, float) else said or NO_ANSWER
         lines.append(f"{record['index']}\t{shown}")
     path = folder / f"{PREDICTIONS}{name}.txt"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
     json_lines.write(path.with_suffix(".jsonl"), records)
     return path

@@ -31,6 +31,7 @@ from pem_composition.report.frames import (
 )
 from pem_composition.report.records import NEGATION, Results
 from pem_composition.report.svg import Chart, Child, element
+from pem_composition.safe_files import write_text
 
 FILE = "report.html"
 COMPARISON = "comparison.json"  # what pem compare writes
@@ -150,7 +151,7 @@ def document(found: Results, axes: Sequence[str] = (), comparison: Path | None =
 def write(whole: str, file: Path) -> list[Path]:
     """Write a document; returns the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(whole, encoding="utf-8", errors="backslashreplace")
+    write_text(file, whole)
     return [file]
 
 

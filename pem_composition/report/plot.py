@@ -10,6 +10,7 @@ and each merge that was chosen, is from the merge that the controls are of.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pem_composition.report import text
 from pem_composition.report.frames import ERROR, JOINT, MEAN, SINGLE, Points, points
 from pem_composition.report.records import Results, read
 from pem_composition.report.table import AVERAGE, SAME, merges_of, rows, subject
+from pem_composition.safe_files import write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +107,9 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
     for file in files:
         # Without dates the same results give the same bytes.
         undated = {"CreationDate": None} if file.suffix == ".pdf" else None
-        figure.savefig(file, dpi=150, metadata=undated)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=file.suffix[1:], dpi=150, metadata=undated)
+        write_bytes(file, drawn.getvalue())
     pyplot.close(figure)
     return files
 

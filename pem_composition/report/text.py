@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from pem_composition.safe_files import write_text
+
 Column = tuple[str, Iterable[object]]  # its title and its cells
 
 
@@ -90,6 +92,6 @@ def spread(lines: pd.DataFrame, names: Iterable[str]) -> dict[str, float | None]
 
 def write(out: Path, text: str, frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """Write table.md and table.csv into ``out``; returns the Markdown."""
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (out / "table.csv").write_text(csv(frame, columns), encoding="utf-8")
+    write_text(out / "table.md", text + "\n")
+    write_text(out / "table.csv", csv(frame, columns))
     return text

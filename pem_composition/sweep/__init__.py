@@ -20,7 +20,7 @@ from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.controls import ALONE, Controls, Line
-from pem_composition.sweep.goals import normalised, signs_of, smaller_of, worths_of
+from pem_composition.sweep.goals import mean_worths, normalised, signs_of, smaller_of
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.points import (
     PER_TASK,
@@ -344,7 +344,8 @@ def _selected(
     composition: str,
     metrics: Sequence[str] = (),
 ) -> tuple[float, ...]:
-    """Coefficients of the best mean score among true mixtures, 0 < |c| < 1 for every module.
+    """Coefficients of the best mean score among true mixtures, 0 < |c| < 1 for every module; where
+    the tasks' measures have different units, of the best mean rank (``goals.mean_worths``).
 
     A single module is no mixture: choosing among them too would let a merge borrow the better one's
     score; and a module with coefficient 0 is left out of the merge. Such points count only where
@@ -353,13 +354,13 @@ def _selected(
     """
     points = [(tuple(c), records) for c, records in curve]
     inner = [(c, r) for c, r in points if all(0 < abs(x) < 1 for x in c)] or points
+    worths = mean_worths([records for _, records in inner], metrics)
 
-    def rank(candidate: tuple[tuple[float, ...], Sequence[Record]]) -> tuple[float, float]:
-        c, records = candidate
-        worths = worths_of(records, metrics)
-        return sum(worths) / len(worths), -sum(x * x for x in c) if composition == MERGE else c[0]
+    def rank(candidate: tuple[float, tuple[float, ...]]) -> tuple[float, float]:
+        worth, c = candidate
+        return worth, -sum(x * x for x in c) if composition == MERGE else c[0]
 
-    return max(inner, key=rank)[0]
+    return max(zip(worths, (c for c, _ in inner), strict=True), key=rank)[1]
 
 
 def _selected_valid(curves: dict[str, Curve], plan: Plan) -> dict[str, Coefficients]:

@@ -66,8 +66,14 @@ class Goal:
     penalty: float = 0.0
 
     def value(self, scored: Scored) -> float:
-        """The value of a point; higher is better."""
+        """The value of a point; higher is better.
+
+        Raises:
+            DataError: a mean or the worst of measures in different units.
+        """
         signed = scored.worths
+        if self.name in (MEAN, WORST):
+            check_units(f"goal {self.name}", scored.records, scored.metrics)
         if self.name == MEAN:
             return sum(signed) / len(signed)
         if self.name == WORST:
@@ -242,6 +248,51 @@ def worths_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[fl
     """The values, so that higher is better: the one rule by which a sweep or a search chooses."""
     signed = zip(signs_of(records, metrics), values_of(records, metrics), strict=True)
     return [sign * value for sign, value in signed]
+
+
+def units_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> set[str]:
+    """The units of the tasks' measures: scores have one, each measure that is better when smaller
+    (a perplexity, a rate of errors) has its own."""
+    names = metrics or [r["metric"] for r in records]
+    return {name if _sign(name) < 0 else "score" for name in names}
+
+
+def check_units(where: str, records: Sequence[Record], metrics: Sequence[str] = ()) -> None:
+    """Refuse measures that cannot be added or compared.
+
+    Raises:
+        DataError: naming them.
+    """
+    units = units_of(records, metrics)
+    if len(units) > 1:
+        raise DataError.build(
+            where, "measures in different units have no common value",
+            found=", ".join(metrics or [r["metric"] for r in records]),
+            expected="measures in one unit",
+            do=f"name each task, or {NORMALISED} where each has a module of its own",
+        )  # fmt: skip
+
+
+def mean_worths(points: Sequence[Sequence[Record]], metrics: Sequence[str] = ()) -> list[float]:
+    """By what points are chosen, higher is better: the mean over the tasks; of measures in
+    different units, minus the mean rank that a point has among them all.
+
+    Args:
+        points: the records of each, one for each task.
+    """
+    worths_pt = [worths_of(records, metrics) for records in points]
+    if points and len(units_of(points[0], metrics)) > 1:
+        columns_tp = list(zip(*worths_pt, strict=True))
+        worths_pt = [
+            [-_rank(w, column) for w, column in zip(worths, columns_tp, strict=True)]
+            for worths in worths_pt
+        ]
+    return [sum(worths) / len(worths) for worths in worths_pt]
+
+
+def _rank(worth: float, worths: Sequence[float]) -> float:
+    """1 for the best; equals share the mean of their ranks."""
+    return 1 + sum(w > worth for w in worths) + (sum(w == worth for w in worths) - 1) / 2
 
 
 def _sign(metric: str) -> int:

@@ -603,9 +603,11 @@ def _label(task: Task, table: Table, index: int, value: Any) -> int | float:
             return task.label_id(value)
         except DataError:
             pass
+    named = task.name == FILE and not task.regression
     raise DataError.build(
-        table.where(index), "unknown label", found=_shown(value), expected=task.accepted()
-    )
+        table.where(index), "unknown label", found=_shown(value), expected=task.accepted(),
+        do="if the file has other classes, name them all: --labels A B" if named else "",
+    )  # fmt: skip
 
 
 def _one_convention(table: Table, values: Sequence[Any]) -> None:

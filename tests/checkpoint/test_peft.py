@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -271,6 +272,14 @@ def test_initialisations_that_leave_the_base_alone_are_read(folder: Path, init: 
 )
 def test_wrong_types_are_refused(folder: Path, key: str, value: object) -> None:
     refused(edit(folder, **{key: value}), key, "found", "expected")
+
+
+def test_a_module_that_is_let_go_closes_its_files(folder: Path) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tensor = next(iter(open_module(folder).tensors.values()))
+        assert len(tensor)
+    assert [str(w.message) for w in said if w.category is ResourceWarning] == []
 
 
 def test_nan_in_the_config_is_refused(folder: Path) -> None:

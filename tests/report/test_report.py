@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from pem_composition import cli
 from pem_composition.errors import DataError
-from pem_composition.report import frames, plot, records, table
+from pem_composition.report import frames, plot, records, table, text
 
 
 def record(
@@ -606,3 +607,20 @@ def test_a_file_of_an_earlier_release_says_no_directions_and_is_still_drawn(tmp_
     found = frames.points(records.read(path))
     assert found.of(frames.CURVE)["goal loss"].tolist() == [0.7, 0.5, 0.6]
     assert found.of(frames.CURVE)["command"].tolist() == ["", "", ""]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    """A path that is no text is written as escapes; a full disk leaves what was there."""
+    frame = pd.DataFrame({"a": [1.0]})
+    text.write(tmp_path, "caf\udce9", frame, ["a"])
+    assert (tmp_path / "table.md").read_text() == "caf\\udce9\n"
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        text.write(tmp_path, "new", frame, ["a"])
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "table.md": "caf\\udce9\n", "table.csv": "a\n1.0\n",
+    }  # fmt: skip

@@ -16,7 +16,7 @@ import pem_composition as library
 from pem_composition.report import table
 from pem_composition.report.records import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID = ("--grid", "0", "0.5", "1", "--head", "per-task")
 
@@ -37,6 +37,7 @@ def predicted(task: str, outputs) -> list:
     return outputs[:, 0].tolist() if task == "stsb" else outputs.argmax(1).tolist()
 
 
+@pytest.mark.slow
 def test_every_task_is_scored_with_its_own_head_on_the_shared_encoder(bench, finished):
     hand = own_heads.Hand(bench)
     folders = dict(zip(bench.tasks, bench.modules, strict=True))
@@ -54,6 +55,7 @@ def test_every_task_is_scored_with_its_own_head_on_the_shared_encoder(bench, fin
         assert [float(p) for p in record["predictions"]] == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_gains_and_shares_are_against_the_own_module_of_each_task(bench, finished):
     found = read(finished)
     rows = {row["row"]: row for row in found.summary["rows"]}
@@ -72,6 +74,7 @@ def test_gains_and_shares_are_against_the_own_module_of_each_task(bench, finishe
         assert rows[task]["gains"][i] == {"gain": 0.0, "gain_standard_error": 0.0}
 
 
+@pytest.mark.slow
 def test_the_regression_task_is_scored_by_its_correlation(bench, finished):
     record = next(r for r in points(finished).values() if r["task"] == "stsb")
     rows = bench.rows["stsb", record["split"]].read_text().splitlines()
@@ -80,12 +83,14 @@ def test_the_regression_task_is_scored_by_its_correlation(bench, finished):
     assert record["score"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_table_says_whose_head_scores(finished):
     text = table.markdown(read(finished))
     assert "gain of the mean over the task's own module" in text
     assert "Each task is scored with the head of its own module" in text
 
 
+@pytest.mark.slow
 def test_another_head_is_another_point(bench, finished, tmp_path, capsys):
     """The encoder's module stays as it is; what a task scores depends on its head as well."""
     other = own_heads.make(tmp_path / "bench")
@@ -118,6 +123,7 @@ def test_one_task_per_module_is_needed(bench, tmp_path, capsys):
     assert "2 tasks for 3 modules" in message
 
 
+@pytest.mark.slow
 def test_rows_that_a_head_answers_in_another_order_are_other_results():
     """The words of a known task stay the same, whatever the head calls its outputs."""
     from pem_composition.objectives.classification import Classification

@@ -13,7 +13,7 @@ from support.sweep_by_hand import Hand, check_by_hand, mean, points, refused, ro
 from pem_composition.report import table
 from pem_composition.report.records import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID = ("--grid", "0", "0.25", "1")
 SPACES = ("parameter", "delta")
@@ -24,6 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> sweep_data.TextBench:
     return sweep_data.make_text(tmp_path_factory.mktemp("bench"))
 
 
+@pytest.mark.slow
 def test_three_modules_are_scored_on_the_simplex(bench, tmp_path):
     out = tmp_path / "out"
     flags = bench.flags("rte", "sst2", modules=3)
@@ -43,12 +44,14 @@ def test_three_modules_are_scored_on_the_simplex(bench, tmp_path):
     assert equal["coefficients"] == pytest.approx([1 / 3] * 3)
 
 
+@pytest.mark.slow
 def test_edges_are_chosen_only_where_no_point_holds_every_module(bench, tmp_path):
     flags = (*bench.flags("sst2", modules=3), "-p", tmp_path / "out", "--space", "delta")
     assert run("sweep", *flags, "--grid", 0, 0.5, 1) == 0
     assert len(read(tmp_path / "out").summary["curve"]["delta"]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "ia3", "full"])
 def test_an_analogy_moves_the_classifier_along_the_difference(kind, bench, tmp_path):
     own = bench if kind == "lora" else sweep_data.make_text(tmp_path / "bench", kind)
@@ -73,6 +76,7 @@ def test_an_analogy_moves_the_classifier_along_the_difference(kind, bench, tmp_p
     assert ids == ["module 0", "reference", *(f"analogy, selected, {s} space" for s in spaces)]
 
 
+@pytest.mark.slow
 def test_the_gain_of_an_analogy_is_over_its_classifier(bench, tmp_path):
     out = tmp_path / "out"
     flags = (*bench.flags("rte", "sst2", modules=3), "-p", out, "--grid", 0, 0.5, 1)
@@ -90,6 +94,7 @@ def test_the_gain_of_an_analogy_is_over_its_classifier(bench, tmp_path):
     assert "average" not in text
 
 
+@pytest.mark.slow
 def test_a_whole_model_merge_is_the_weighted_sum_of_the_weights(tmp_path):
     from transformers import AutoModelForSeq2SeqLM
 
@@ -115,6 +120,7 @@ def test_a_whole_model_merge_is_the_weighted_sum_of_the_weights(tmp_path):
         assert record["predictions"] == given
 
 
+@pytest.mark.slow
 def test_language_models_are_chosen_by_the_smallest_loss(bench, tmp_path):
     out, flags = tmp_path / "out", bench.flags("sst2")
     flags = flags[: flags.index("--task_name")]

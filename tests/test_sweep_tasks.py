@@ -19,7 +19,7 @@ from pem_composition.report import records, table
 from pem_composition.report.records import read
 from pem_composition.sweep.goals import Goal, Scored
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID = ("--grid", "0", "0.25", "1")
 SPACES = ("parameter", "delta")
@@ -48,6 +48,7 @@ def resumed(finished: Path, tmp_path: Path) -> Path:
 # --- several tasks ---
 
 
+@pytest.mark.slow
 def test_points_in_place_equal_scoring_by_hand(bench, finished):
     found = list(points(finished).values())
     assert {(r["task"], r["space"]) for r in found} == set(
@@ -58,6 +59,7 @@ def test_points_in_place_equal_scoring_by_hand(bench, finished):
     check_by_hand(bench, chosen)
 
 
+@pytest.mark.slow
 def test_a_point_is_scored_once_per_task_and_end_points_are_the_modules(finished):
     lines = [r for r in json_lines.read(finished / "results.jsonl") if "key" in r]
     assert len(lines) == len(points(finished))
@@ -73,6 +75,7 @@ def test_a_point_is_scored_once_per_task_and_end_points_are_the_modules(finished
     assert len(lines) <= 2 * (2 + 6 + 1) + 2 * (2 + 1 + 4)
 
 
+@pytest.mark.slow
 def test_model_and_rows_are_prepared_once(bench, tmp_path, monkeypatch):
     from pem_composition.evaluation import models
     from pem_composition.objectives.answers import Answers
@@ -90,6 +93,7 @@ def test_model_and_rows_are_prepared_once(bench, tmp_path, monkeypatch):
     assert sorted(calls) == ["evaluator"] * 4 + ["load_seq2seq"]  # two tasks, two splits
 
 
+@pytest.mark.slow
 def test_the_point_of_the_best_mean_is_selected(finished):
     found = read(finished)
     for space, selected in found.summary["selected"].items():
@@ -98,6 +102,7 @@ def test_the_point_of_the_best_mean_is_selected(finished):
         assert means[tuple(selected)] == max(means.values())
 
 
+@pytest.mark.slow
 def test_the_best_of_the_points_that_keep_the_format_is_a_row_of_its_own(bench, tmp_path):
     flags = [*bench.flags("rte"), "-p", tmp_path / "out", *GRID]
     assert run("sweep", *flags, "--max_invalid", "1") == 0
@@ -129,6 +134,7 @@ def test_no_task_of_a_valid_point_breaks_the_format_more_often(limit, expected):
     assert found == ({} if expected is None else {"delta": (expected, 1 - expected)})
 
 
+@pytest.mark.slow
 def test_measures_in_different_units_are_chosen_by_their_ranks():
     """A perplexity of 500 would outweigh every accuracy in a mean."""
     curve = [
@@ -152,6 +158,7 @@ def correct(found: records.Results, key: str, bench: sweep_data.TextBench) -> np
     return np.array([g == p for g, p in zip(gold, given, strict=True)], dtype=float)
 
 
+@pytest.mark.slow
 def test_gains_are_paired_within_each_task_and_independent_between_them(bench, finished):
     found = read(finished)
     singles = {r["id"]: r for r in found.summary["rows"] if r["id"].startswith("module")}
@@ -174,6 +181,7 @@ def test_gains_are_paired_within_each_task_and_independent_between_them(bench, f
         assert row["mean"]["score"] == pytest.approx(mean(found, row["keys"]))
 
 
+@pytest.mark.slow
 def test_the_table_has_a_column_per_task_and_says_what_is_invalid(finished):
     found = read(finished)
     text = table.markdown(found)
@@ -193,6 +201,7 @@ def test_the_table_has_a_column_per_task_and_says_what_is_invalid(finished):
 # --- resuming ---
 
 
+@pytest.mark.slow
 def test_a_second_task_costs_its_own_points_only(bench, resumed, tmp_path, capsys):
     one = tmp_path / "one"
     grid = ("--grid", 0, 0.5, 1, "--space", "delta")
@@ -209,6 +218,7 @@ def test_a_second_task_costs_its_own_points_only(bench, resumed, tmp_path, capsy
     assert ": 0 points scored" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_prompt_counts_by_what_it_says(bench, tmp_path, capsys):
     out, prompts = tmp_path / "out", [tmp_path / "a.json", tmp_path / "b.json"]
     words = {"template": "{sentence} is", "answers": {"negative": "No", "positive": "Yes"}}
@@ -227,6 +237,7 @@ def test_a_prompt_counts_by_what_it_says(bench, tmp_path, capsys):
     assert sweep(prompts[1]) > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_is_part_of_the_key_where_it_is_set(bench, resumed, capsys):
     before = points(resumed)
     flags = (*bench.flags("sst2"), "-p", resumed, "--grid", 0, 0.5, 1, "--space", "delta")
@@ -245,6 +256,7 @@ def test_bfloat16_is_part_of_the_key_where_it_is_set(bench, resumed, capsys):
 # --- classification ---
 
 
+@pytest.mark.slow
 def test_tasks_with_the_same_classes_share_a_head(tmp_path):
     bench = sweep_data.make(tmp_path / "bench")
     flags = bench.flags()

@@ -27,7 +27,7 @@ from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read
 from pem_composition.sweep.texts import strongest
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID = ("--grid", "0", "0.5", "1")
 STRENGTHS = {"base": 0.0, "module": -1.0, "strength 0.5": 0.5, "strength 1": 1.0}
@@ -130,6 +130,7 @@ def check_by_hand(bench: data.Bench, out: Path, module: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_every_row_is_the_model_of_its_strength(bench, finished):
     check_by_hand(bench, finished, bench.module)
     found = rows(finished)
@@ -137,6 +138,7 @@ def test_every_row_is_the_model_of_its_strength(bench, finished):
     assert len({row["perplexity"] for row in found.values()}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("gpt2", "ia3"), ("llama", "full")])
 def test_other_kinds_are_negated_by_their_own_formula(name, kind, tmp_path, capsys):
     bench = data.make(tmp_path / "bench", name, kind)
@@ -146,6 +148,7 @@ def test_other_kinds_are_negated_by_their_own_formula(name, kind, tmp_path, caps
     assert not written if kind == "full" else len(written) <= 1
 
 
+@pytest.mark.slow
 def test_equal_seeds_write_equal_texts_whatever_the_batch(bench, finished, tmp_path, capsys):
     assert run(bench, tmp_path / "out", "--batch_size", 5) == 0
     digests = [
@@ -165,6 +168,7 @@ def clustered(values: np.ndarray, groups: np.ndarray) -> float:
     return math.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(values)
 
 
+@pytest.mark.slow
 def test_changes_are_paired_with_the_base_model_text_by_text(bench, finished):
     found, groups = rows(finished), np.repeat(range(3), 4)
     scores = {identity: scores_of(bench, finished, row) for identity, row in found.items()}
@@ -180,6 +184,7 @@ def test_changes_are_paired_with_the_base_model_text_by_text(bench, finished):
     assert found["base"]["increase"] == found["base"]["increase_stderr"] == 0
 
 
+@pytest.mark.slow
 def test_texts_of_one_prompt_are_independent(bench, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(bench, out, "--prompt", "good bad", prompt_file=None) == 0
@@ -189,6 +194,7 @@ def test_texts_of_one_prompt_are_independent(bench, tmp_path, capsys):
         assert judged["mean_stderr"] == pytest.approx(np.std(scores, ddof=1) / 2)
 
 
+@pytest.mark.slow
 def test_the_increase_of_the_perplexity_is_that_of_the_same_windows(finished):
     found = rows(finished)
     for row in found.values():
@@ -203,6 +209,7 @@ def test_the_increase_of_the_perplexity_is_that_of_the_same_windows(finished):
         assert row["increase_stderr"] == pytest.approx(math.exp(d) * error)
 
 
+@pytest.mark.slow
 def test_the_guard_reads_the_half_that_is_not_reported(bench, finished):
     """Its increase and the upper end of the interval, from models made by hand."""
     found = rows(finished)
@@ -224,6 +231,7 @@ def test_the_guard_reads_the_half_that_is_not_reported(bench, finished):
     assert summary["guard"]["name"] == "text.raw, first half"
 
 
+@pytest.mark.slow
 def test_a_row_says_how_its_texts_are_written(finished):
     for row in rows(finished).values():
         said = [t["text"] for t in texts_of(finished, row)]
@@ -248,6 +256,7 @@ def test_the_strongest_negation_within_the_limit_is_chosen(points, limit):
     assert chosen == (max(allowed) if allowed else None)
 
 
+@pytest.mark.slow
 def test_the_chosen_negation_is_a_row_and_a_module(bench, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(bench, out, "--max_ppl_increase", "100000%") == 0
@@ -259,6 +268,7 @@ def test_the_chosen_negation_is_a_row_and_a_module(bench, tmp_path, capsys):
     assert all(module.tensors[n].equal(t) for n, t in expected.tensors.items())
 
 
+@pytest.mark.slow
 def test_where_every_strength_costs_too_much_the_table_says_so(bench, tmp_path, capsys):
     """The negation of the other tests makes the text likelier; subtracting it costs something."""
     module = library.negate(library.load(bench.module))
@@ -285,6 +295,7 @@ def test_a_share_is_a_percentage_or_a_fraction(text, share):
 # --- resuming ---
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_not_computed_again(bench, resumed, capsys, monkeypatch):
     from pem_composition.evaluation import models
 
@@ -317,6 +328,7 @@ def other_text(folder: Path) -> Path:
     return data.write_text(folder / "guard.raw", rows)
 
 
+@pytest.mark.slow
 def test_a_text_of_its_own_can_be_the_guard_but_not_the_reported_one(bench, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(bench, out, "--guard_file", bench.text) == 2
@@ -330,6 +342,7 @@ def test_a_text_of_its_own_can_be_the_guard_but_not_the_reported_one(bench, tmp_
     assert (summary["text"]["name"], summary["guard"]["name"]) == ("text.raw", "guard.raw")
 
 
+@pytest.mark.slow
 def test_a_changed_input_computes_what_depends_on_it_and_no_more(bench, resumed, tmp_path, capsys):
     assert computed(bench, resumed, judge=bench.second) == of(0, 4, 0)
     assert computed(bench, resumed, threshold=0.9) == of(0, 0, 0)
@@ -344,12 +357,14 @@ def test_a_changed_input_computes_what_depends_on_it_and_no_more(bench, resumed,
     assert computed(bench, resumed, prompt_file=fewer) == of(4, 4, 0)
 
 
+@pytest.mark.slow
 def test_the_same_inputs_elsewhere_are_the_same_sweep(bench, resumed, tmp_path, capsys):
     shutil.copytree(bench.base.parent, tmp_path / "elsewhere")
     moved = data.Bench(*(tmp_path / "elsewhere" / p.name for p in vars(bench).values()))
     assert computed(moved, resumed) == of(0, 0, 0)
 
 
+@pytest.mark.slow
 def test_two_judges_score_the_texts_that_are_there(bench, resumed, capsys, monkeypatch):
     from pem_composition.evaluation import models
 
@@ -369,6 +384,7 @@ def test_two_judges_score_the_texts_that_are_there(bench, resumed, capsys, monke
             assert judged["mean"] == pytest.approx(np.mean(scores))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["lost", "edited", "torn"])
 def test_texts_are_written_again_only_where_a_judge_needs_them(damage, bench, resumed, capsys):
     file = resumed / rows(resumed)["strength 1"]["file"]
@@ -392,10 +408,12 @@ def test_texts_are_written_again_only_where_a_judge_needs_them(damage, bench, re
     )
 
 
+@pytest.mark.slow
 def test_overwrite_computes_again(bench, resumed, capsys):
     assert computed(bench, resumed, "--overwrite") == of(4, 4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
 def test_a_killed_sweep_keeps_its_points_and_every_file_of_texts_is_whole(
     number, code, bench, finished, tmp_path, capsys
@@ -419,6 +437,7 @@ def test_a_killed_sweep_keeps_its_points_and_every_file_of_texts_is_whole(
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_within_a_strength_goes_on_behind_its_last_batch(
     bench, finished, tmp_path, capsys, monkeypatch
 ):
@@ -542,6 +561,7 @@ def test_a_grid_without_evaluation_writes_a_module_per_strength(bench, tmp_path,
 # --- tables and plots ---
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_per_row_and_the_csv_every_number(finished):
     found = rows(finished)
     text = (finished / "table.md").read_text()
@@ -565,6 +585,7 @@ def test_the_table_has_a_line_per_row_and_the_csv_every_number(finished):
     )
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_and_other_settings_are_not(bench, tmp_path, capsys):
     sweeps = []
     for seed, module in ((1, bench.module), (2, bench.other), (3, bench.module)):
@@ -590,6 +611,7 @@ def test_seeds_are_averaged_and_other_settings_are_not(bench, tmp_path, capsys):
     assert (out / "frontier.png").stat().st_size > 10_000 and (out / "frontier.pdf").is_file()
 
 
+@pytest.mark.slow
 def test_the_frontier_shows_every_strength_with_base_and_module_marked(finished):
     from pem_composition.report import frontier
 
@@ -606,6 +628,7 @@ def test_the_frontier_shows_every_strength_with_base_and_module_marked(finished)
     assert len(axes.containers) == 4
 
 
+@pytest.mark.slow
 def test_the_frontier_draws_strengths_below_zero_as_applied(finished):
     from pem_composition.report import frontier
 
@@ -623,6 +646,7 @@ def test_the_frontier_draws_strengths_below_zero_as_applied(finished):
     assert sorted(shown) == ["base model", "lora, applied", "lora, negated (strength)"]
 
 
+@pytest.mark.slow
 def test_a_report_of_merges_and_negations_is_refused(bench, finished, tmp_path, capsys):
     from support import sweep_data
 

@@ -395,7 +395,7 @@ class Made:
         import peft
 
         if folder.name in ("saved", "one", "delta", "sum"):  # the task is PEFT's, or none
-            task = pem.checkpoint.files.read_json(folder / "adapter_config.json", folder)
+            task = read_json(folder / "adapter_config.json", folder)
             assert task["task_type"] == self.task, task["task_type"]
         if not self.reloads:
             model = self.fresh()

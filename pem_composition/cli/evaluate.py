@@ -10,12 +10,11 @@ from typing import Any, Literal
 from pem_composition.cli.flags import ROW_FLAGS, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
-from pem_composition.tasks.data import RowFiles
 from pem_composition.training import results
 from pem_composition.training.config import (
     ANSWERING,
     DEFAULT_BLOCK,
-    RowFlags,
+    FileFlags,
     check_objective,
     flag,
     refuse_idle,
@@ -39,21 +38,13 @@ RESULT_NAMES = {"validation": ("eval", ""), MISMATCHED: ("eval", "_mm"), "test":
 
 
 @dataclass(frozen=True)
-class Config(DeviceFlags, RowFlags, HarnessFlags):
+class Config(DeviceFlags, FileFlags, HarnessFlags):
     """Flags of ``pem evaluate``."""
 
     model_name_or_path: str = required("base model, or a fully fine-tuned one")
     adapter: str = flag(NO_ADAPTER, "module directory to attach, or none")
     head: str | None = flag(
         None, "which head of a module that has several (merged with --head per-task or concat)"
-    )
-    task_name: str | None = flag(None, "GLUE task, e.g. rte")
-    validation_file: str | None = flag(
-        None, "rows to score: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"
-    )
-    test_file: str | None = flag(None, "test rows, with --split test")
-    data_dir: str | None = flag(
-        None, "folder with train/dev files, or with one such folder per task"
     )
     objective: Literal["classification", "seq2seq", "causal_lm", "instruction"] = flag(
         "classification",
@@ -150,11 +141,8 @@ def run(config: Config) -> int:
         seed=config.seed,
         allow_base_mismatch=config.allow_base_mismatch,
     )
-    files = RowFiles(
-        validation_file=config.validation_file, test_file=config.test_file,
-        data_dir=config.data_dir, splits=config.split, max_eval_samples=config.max_eval_samples,
-        max_predict_samples=config.max_eval_samples,
-    )  # fmt: skip
+    most = config.max_eval_samples
+    files = config.row_files(config.split, max_eval_samples=most, max_predict_samples=most)
     data = asked.read(
         config.task_name, files, config.reading(asked.own_classes), scored=not config.do_predict
     )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
-from pem_composition.tasks.data import RowFiles
-from pem_composition.training.config import RowFlags, check_objective, flag, required
+from pem_composition.training.config import FileFlags, check_objective, flag, required
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.own_classes import Classes
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsOfModule(RowFlags):
+class RowsOfModule(FileFlags):
     """One module, its base, and the rows it is shown."""
 
     model_name_or_path: str = required("base model: a directory or a name")
@@ -27,11 +26,6 @@ class RowsOfModule(RowFlags):
     output_dir: Path = required("directory of the result")
     train_file: str | None = flag(
         None, "rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)"
-    )
-    validation_file: str | None = flag(None, "rows, with --split validation")
-    test_file: str | None = flag(None, "rows, with --split test")
-    data_dir: str | None = flag(
-        None, "folder with train/dev files, or with one such folder per task"
     )
     split: Literal["train", "validation", "test"] = flag("train", "which rows are read")
     max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
@@ -45,11 +39,7 @@ class RowsOfModule(RowFlags):
     ) -> TaskData:
         """The rows of one task; what a user should know of them is printed."""
         limits = ("max_train_samples", "max_eval_samples", "max_predict_samples")
-        files = RowFiles(
-            train_file=self.train_file, validation_file=self.validation_file,
-            test_file=self.test_file, data_dir=self.data_dir, splits=[self.split],
-            seed=self.seed, **dict.fromkeys(limits, max_samples),
-        )  # fmt: skip
+        files = self.row_files([self.split], seed=self.seed, **dict.fromkeys(limits, max_samples))
         data = objective.read(task, files, reading=self.reading(classes))
         data.require(self.split)
         for note in data.notes:
@@ -61,7 +51,6 @@ class RowsOfModule(RowFlags):
 class Flags(RowsOfModule):
     """Flags of pem fisher and pem gram."""
 
-    task_name: str | None = flag(None, "the module's task, e.g. rte")
     max_samples: int = flag(256, "at most N rows, stratified by label", least=1)
     objective: Literal["classification", "seq2seq"] = flag(
         "classification", "how the module answers: by a head, or text to text"

@@ -22,6 +22,7 @@ from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation.decoder import padded_left
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.model_names import max_input_length
+from pem_composition.evaluation.padded import by_device, evaluating
 from pem_composition.evaluation.text_sampling import end_tokens
 from pem_composition.tasks.tokens import Tokens
 
@@ -97,19 +98,15 @@ def batches(
     """
     check_room(model, tokenizer, prompts, search)
     device = next(model.parameters()).device
-    size = batch_size or BATCH_ROWS.get(device.type, BATCH_ROWS["cuda"])
+    size = batch_size or by_device(BATCH_ROWS, device)
     ends = end_tokens(model, tokenizer)
     config = _config(search, ends)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    was_training = model.training
-    model.eval()
-    try:
-        for first in range(skip * size, len(order), size):
-            rows = order[first : first + size]
+    for first in range(skip * size, len(order), size):
+        rows = order[first : first + size]
+        with evaluating(model):
             new_bt = _search(model, [prompts[i] for i in rows], config, device)
-            yield {i: _written(t, ends) for i, t in zip(rows, new_bt.tolist(), strict=True)}
-    finally:
-        model.train(was_training)
+        yield {i: _written(t, ends) for i, t in zip(rows, new_bt.tolist(), strict=True)}
 
 
 def _config(search: BeamSearch, ends: frozenset[int]) -> GenerationConfig:

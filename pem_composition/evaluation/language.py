@@ -83,6 +83,6 @@ def language_evaluator(data: EncodedDataset, **layout: Any) -> LanguageEvaluator
     inputs: Any = {**data.inputs, "target_ids": list(data.labels)}
     padding = {**data.padding, "target_ids": IGNORED}
     encoded = EncodedDataset(inputs, (None,) * len(data), padding)
-    device = torch.device(layout.get("device", "cpu")).type
-    layout = {"token_budget": TOKEN_BUDGET.get(device, TOKEN_BUDGET["cuda"])} | layout
+    budget = padded.by_device(TOKEN_BUDGET, layout.get("device", "cpu"))
+    layout = {"token_budget": budget} | layout
     return LanguageEvaluator(LANGUAGE, padded.batches(encoded, **layout))

@@ -7,7 +7,7 @@ Shape suffixes: n rows, k outputs; b rows of a batch, t tokens of its longest ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -30,6 +30,11 @@ class Batch(NamedTuple):
     inputs: dict[str, Tensor]
 
 
+def by_device(sizes: Mapping[str, int], device: torch.device | str) -> int:
+    """The size for a kind of device; one that has none of its own takes a GPU's."""
+    return sizes.get(torch.device(device).type, sizes["cuda"])
+
+
 def batches(
     data: EncodedDataset,
     *,
@@ -49,7 +54,7 @@ def batches(
         DataError: a batch size or a budget that is not positive.
     """
     if batch_size is None:
-        batch_size = BATCH_ROWS.get(torch.device(device).type, BATCH_ROWS["cuda"])
+        batch_size = by_device(BATCH_ROWS, device)
     if batch_size < 1 or (token_budget is not None and token_budget < 1):
         raise DataError.build(
             "--per_device_eval_batch_size", "not a batch size", expected="at least 1",

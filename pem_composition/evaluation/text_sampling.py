@@ -30,6 +30,7 @@ from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation.decoder import DecoderRows
 from pem_composition.evaluation.decoding import Prompts, Sampling
 from pem_composition.evaluation.model_names import max_input_length
+from pem_composition.evaluation.padded import by_device, evaluating
 from pem_composition.tasks.tokens import begun
 
 Warper = Callable[[Tensor, Tensor], Tensor]
@@ -116,7 +117,7 @@ def batches(
         for s in range(samples)
     ]
     ends = end_tokens(model, tokenizer)
-    size = batch_size or BATCH_ROWS.get(device.type, BATCH_ROWS["cuda"])
+    size = batch_size or by_device(BATCH_ROWS, device)
     for first in range(skip * size, len(requests), size):
         batch = requests[first : first + size]
         texts = _write(model, batch, decoding, seed, ends)
@@ -241,29 +242,22 @@ def _write(
     out: list[list[int]] = [[] for _ in requests]
     draws = [uniform(seed, request) for request in requests]
     warpers = warpers_of(decoding)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            rows = DecoderRows(model, [request.tokens for request in requests])
-            numbers = list(range(len(requests)))  # of the requests whose text goes on
-            while numbers:
-                here_b = [draws[i][len(out[i])] for i in numbers]
-                tokens_b = pick(rows.logits_bv, None if decoding.greedy else here_b, warpers)
-                for i, token in zip(numbers, tokens_b.tolist(), strict=True):
-                    out[i].append(token)
-                going = [
-                    len(out[i]) < requests[i].steps and out[i][-1] not in ends for i in numbers
-                ]
-                numbers = [i for i, goes_on in zip(numbers, going, strict=True) if goes_on]
-                if numbers and not all(going):
-                    kept_n = torch.tensor(going, device=tokens_b.device).nonzero()[:, 0]
-                    rows.select(kept_n)
-                    tokens_b = tokens_b[kept_n]
-                if numbers:
-                    rows.read(tokens_b[:, None])
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        rows = DecoderRows(model, [request.tokens for request in requests])
+        numbers = list(range(len(requests)))  # of the requests whose text goes on
+        while numbers:
+            here_b = [draws[i][len(out[i])] for i in numbers]
+            tokens_b = pick(rows.logits_bv, None if decoding.greedy else here_b, warpers)
+            for i, token in zip(numbers, tokens_b.tolist(), strict=True):
+                out[i].append(token)
+            going = [len(out[i]) < requests[i].steps and out[i][-1] not in ends for i in numbers]
+            numbers = [i for i, goes_on in zip(numbers, going, strict=True) if goes_on]
+            if numbers and not all(going):
+                kept_n = torch.tensor(going, device=tokens_b.device).nonzero()[:, 0]
+                rows.select(kept_n)
+                tokens_b = tokens_b[kept_n]
+            if numbers:
+                rows.read(tokens_b[:, None])
     return out
 
 

@@ -161,7 +161,7 @@ def _reseeded(sampler: str, dimensions: Sequence[Dimension], seed: int, goals: i
         TPE: lambda s: optuna.samplers.TPESampler(
             seed=s, n_startup_trials=STARTUP, multivariate=True, constant_liar=goals == 1
         ),
-        CMA: lambda s: _replayed_cma(dimensions, seed, s),
+        CMA: lambda s: _replayed_cma(dimensions, s),
     }
 
     class Reseeded(optuna.samplers.BaseSampler):
@@ -189,7 +189,7 @@ def _reseeded(sampler: str, dimensions: Sequence[Dimension], seed: int, goals: i
     return Reseeded()
 
 
-def _replayed_cma(dimensions: Sequence[Dimension], first_seed: int, seed: int) -> Any:
+def _replayed_cma(dimensions: Sequence[Dimension], seed: int) -> Any:
     """CMA-ES over the numeric dimensions, told the finished trials generation by generation."""
     numeric = [d for d in dimensions if d.numeric]
     low = np.array([d.low for d in numeric])

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError, install, installed
 from pem_composition.evaluation.load_options import LoadOptions
 from pem_composition.record import TO_SUBTRACT
+from pem_composition.tasks.data import RowFiles
 from pem_composition.tasks.document_rows import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 from pem_composition.tasks.glue import Reading
 
@@ -104,6 +105,29 @@ class RowFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileFlags(RowFlags):
+    """Where the rows of one task lie; shared by the programs that take one model and one task."""
+
+    task_name: str | None = flag(None, "GLUE task, e.g. rte; gives columns, label words and metric")
+    validation_file: str | None = flag(
+        None,
+        "validation rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)",
+        key=False,
+    )
+    test_file: str | None = flag(None, "test rows, in the same formats", key=False)
+    data_dir: str | None = flag(
+        None, "folder with train/dev files, or with one such folder per task", key=False
+    )
+
+    def row_files(self, splits: Collection[str], **limits: int | None) -> RowFiles:
+        """The same for the readers of rows; limits as those of ``RowFiles``."""
+        return RowFiles(
+            train_file=getattr(self, "train_file", None), validation_file=self.validation_file,
+            test_file=self.test_file, data_dir=self.data_dir, splits=splits, **limits,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadFlags:
     """How the weights of a large decoder are held; shared with the programs that write text."""
 
@@ -138,23 +162,17 @@ class LoadFlags:
 
 
 @dataclass(frozen=True)
-class AdapterFlags(LoadFlags, RowFlags):
+class AdapterFlags(LoadFlags, FileFlags):
     """Which model, task and adapter; shared by ``pem init`` and ``pem train``."""
 
     model_name_or_path: str = required("base model: a local directory or a hub name", key=False)
     output_dir: str = required(
         "directory of the trained module, its results and checkpoints", key=False
     )
-    task_name: str | None = flag(None, "GLUE task, e.g. rte; gives columns, label words and metric")
     train_file: str | None = flag(
         None,
         "training rows: .jsonl .json .csv .tsv .parquet, also packed (.gz .bz2 .xz .zip)",
         key=False,
-    )
-    validation_file: str | None = flag(None, "validation rows, in the same formats", key=False)
-    test_file: str | None = flag(None, "test rows, scored with --do_predict", key=False)
-    data_dir: str | None = flag(
-        None, "folder with train/dev files, or with one such folder per task", key=False
     )
     objective: Literal["classification", "seq2seq", "causal_lm", "instruction"] = flag(
         "classification",

@@ -51,7 +51,7 @@ def execute(config: TrainConfig, plan: RunPlan, say: Say, stop: StopRequest) -> 
     trainer = make_trainer(config, plan, start, loader, evaluators.get(VALIDATION), stop)
     if processes.is_main():
         clean(output, keep_checkpoints=plan.resume is not None)
-    splits = {"train": _train(config, plan, trainer, loader, stop)} if config.do_train else {}
+    splits = {"train": _train(plan, trainer, loader, stop)} if config.do_train else {}
     if config.do_eval and VALIDATION in evaluators:
         splits["eval"] = trainer.final_scores()
     told: list[dict[str, Any]] = []
@@ -102,7 +102,6 @@ def fitted(objective: Objective, start: Start, say: Say) -> Objective:
 
 
 def _train(
-    config: TrainConfig,
     plan: RunPlan,
     trainer: ModuleTrainer,
     loader: EpochLoader,

@@ -117,7 +117,7 @@ def prepare(flags: AdapterFlags, task: Task | None) -> Start:
     base = checkpoint.base_identity(resolve(flags.model_name_or_path))
     model, tokenizer, missing = load(flags, task, base)
     if flags.adapter_config == "fft":
-        return _whole(flags, model, tokenizer, base)
+        return _whole(model, tokenizer, base)
     head = head_parameter_names(model, missing)
     module, targets = initial_module(flags, model, base, head)
     attachment = attach(model, module, trainable=True, blocks=targets.blocks)
@@ -290,7 +290,6 @@ def _shapes(tensors: Mapping[str, Any]) -> str:
 
 
 def _whole(
-    flags: AdapterFlags,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     base: BaseIdentity,

@@ -17,7 +17,7 @@ from pem_composition.objectives import Objective, objective_of
 from pem_composition.objectives.documents import Documents
 from pem_composition.objectives.instructions import Instructions
 from pem_composition.signals import StopRequest
-from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, RowFiles, TaskData
+from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.training import processes, results
 from pem_composition.training.config import TrainConfig
 from pem_composition.training.identity import Outcome, RunPlan, describe_run
@@ -98,12 +98,8 @@ def read_data(config: TrainConfig, objective: Objective) -> TaskData:
     splits = [TRAIN, VALIDATION] + ([TEST] if config.do_predict else [])
     data = objective.read(
         config.task_name,
-        RowFiles(
-            train_file=config.train_file,
-            validation_file=config.validation_file,
-            test_file=config.test_file,
-            data_dir=config.data_dir,
-            splits=splits,
+        config.row_files(
+            splits,
             max_train_samples=config.max_train_samples,
             max_eval_samples=config.max_eval_samples,
         ),

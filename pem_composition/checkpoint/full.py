@@ -448,6 +448,14 @@ def _check_lost(tuned: Weights, original: Weights, used: Set[str]) -> None:
         output = output and stored_names.is_language_model(tuned.config)
         if stored_names.is_pretraining(name) and not output:
             continue
+        if (source := tuned.find(name)) is not None:
+            raise IncompatibleModules.build(
+                tuned.folder,
+                f"{name!r} is tied to {source!r}, in the base it is not",
+                found="one tensor for two of the base",
+                expected=f"weights untied as in {original.folder}",
+                do="write it untied: merge --full_merge -a BASE TUNED --coefficients 0 1 -p OUT",
+            )
         raise IncompatibleModules.build(
             tuned.folder,
             f"missing tensor {name!r}",

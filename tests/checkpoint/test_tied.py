@@ -11,8 +11,10 @@ import transformers as hf
 from support import one_meaning as om
 from support import tiny_models as tiny
 
+from pem_composition.checkpoint import combine_full, fold_checkpoint
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.stored_names import tied_names
+from pem_composition.errors import IncompatibleModules
 from pem_composition.safe_files import read_json
 
 SIDES = {
@@ -102,3 +104,15 @@ def test_tied_names_are_what_transformers_ties(name: str, tmp_path: Path) -> Non
     for copy, source in found.items():
         if copy not in stored:
             assert any({copy, source} <= names for names in live.values())
+
+
+def test_a_tied_model_of_an_untied_base_is_refused_and_the_advice_is_true(tmp_path: Path) -> None:
+    m = om.BY_NAME["llama"]
+    base, tied = om.base_folder(m, tmp_path), om.base_folder(om.BY_NAME["llama tied"], tmp_path)
+    with pytest.raises(IncompatibleModules, match=r"'lm_head\.weight' is tied to"):
+        fold_checkpoint("a", {"a": tied}, base, tmp_path / "f", allow_base_mismatch=True)
+    combine_full([base, tied], [0.0, 1.0], tmp_path / "written")
+    written = {"a": tmp_path / "written"}
+    fold_checkpoint("a", written, base, tmp_path / "f", allow_base_mismatch=True)
+    want = om.output(om.opened(m, tied).eval(), m.inputs)
+    assert om.difference(om.output(om.opened(m, tmp_path / "f").eval(), m.inputs), want) < 1e-6

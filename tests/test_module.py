@@ -125,11 +125,6 @@ def test_the_certificate_judges_the_rounded_tensors():
     assert 1e-4 < merged.provenance.certificate.total < 1e-2
 
 
-def test_nothing_to_combine_is_said_so():
-    with pytest.raises(IncompatibleModules, match="found no modules, expected at least one"):
-        combine([], [])
-
-
 def test_the_rest_of_an_analogy_is_that_of_the_number_as_written():
     a, b, c = (lora(i) for i in range(3))
     terms = [t.coefficient for t in analogy(a, b, c, 0.9).provenance.terms]

@@ -54,7 +54,8 @@ CASES = (
          "--labels: contradicts --do_regression true; give one of the two",
          TWO, run=((*SPLIT, "--labels", "0", "1", "--do_regression"),)),
     Case("Y08", "a class that was not named",
-         "rows.csv, line 3: unknown label; found 'good', expected one of bad (0), fine (1)",
+         "rows.csv, line 3: unknown label; found 'good', expected one of bad (0), fine (1); "
+         "if the file has other classes, name them all: --labels A B",
          TWO, run=((*SPLIT, "--label_column_name", "mood", "--labels", "bad", "fine"),)),
     Case("Y09", "two files in an archive",
          "rows.csv: not one file in the archive; found train.csv, dev.csv, expected one file; "

@@ -146,8 +146,8 @@ REQUESTS = (
          "-a/--adapters: wrong number of modules; found 0, expected at least one",
          run=(("merge", "-p", "out"),)),
     Case("M04b", "no modules, in Python",
-         "coefficients: one coefficient per module is needed; found 0 coefficients for 0 modules; "
-         "give as many coefficients as modules", run=combine("", [])),
+         "modules: there is nothing to combine; found no modules, expected at least one; "
+         "give the modules to combine", run=combine("", [])),
     Case("M05", "fewer coefficients than modules", count("--coefficients", "coefficient", 1, 2),
          run=((*TWO, "--coefficients", "0.5"),)),
     Case("M05b", "more coefficients than modules", count("--coefficients", "coefficient", 3, 2),

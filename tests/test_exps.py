@@ -21,7 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "exps" / "composition_for_distribution_generalization"
 SOURCED = "# shellcheck shell=bash"  # first line of files that scripts share
 PROGRAMS = [
-    p for p in sorted(REPOSITORY.glob("exps/**/*.sh")) if not p.read_text().startswith(SOURCED)
+    p
+    for p in sorted(REPOSITORY.glob("exps/**/*.sh"))
+    if not p.read_text().startswith(SOURCED)
+    and p.name != "reproduce.sh"  # tests/test_results.py
 ] + [REPOSITORY / "scripts" / "quickstart.sh"]
 MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
 TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"

@@ -4,7 +4,8 @@ The graphs keep the module paths of the original model: a ``MatMulInteger`` node
 linear layer, embeddings and layer norms after their parameters. A weight is
 ``(integer - zero point) * scale``, one scale per tensor. In the graphs the activations are
 quantised at run time too; that is no property of the weights and is not carried over, so this
-model's outputs are those of the graphs with their activations left in float32 (docs/results.md).
+model's outputs are those of the graphs with their activations left in float32
+(docs/results/offline_models.md).
 """
 
 from __future__ import annotations

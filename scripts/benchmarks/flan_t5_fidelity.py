@@ -1,4 +1,4 @@
-"""Is flan-t5-small (``pem offline list``) the model in its package? Numbers for docs/results.md.
+"""Is flan-t5-small (``pem offline list``) the model in its package? docs/results/offline_models.md.
 
 The package holds int8 graphs that quantise their activations, too, when they run. Our copy keeps
 the dequantised weights and float32 activations. Compared here, on real sentences:

@@ -5,7 +5,7 @@
 a folder      a judge that one of these wrote
 
 A judge is a measuring instrument, and only as good as its AUC on data from elsewhere: see
-docs/results.md. Compare its scores between models, not with those of another judge.
+docs/results/judges.md. Compare its scores between models, not with those of another judge.
 """
 
 from __future__ import annotations

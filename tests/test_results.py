@@ -1,0 +1,100 @@
+"""The docs' tables and figures are those of the rows in results/, and rows lead back to runs."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from pem_composition import cli
+from pem_composition.cli import common, parser
+
+REPRODUCIBLE = ("halves", "tasks", "strengths", "examples")
+
+
+@pytest.fixture(scope="module")
+def results(repository):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(repository / "scripts"))
+        return importlib.import_module("results")
+
+
+def test_every_table_is_on_its_page_as_the_rows_say(results):
+    shown = []
+    for page in results.pages():
+        text = page.read_text(encoding="utf-8")
+        assert text == results.written(text), f"{page}: run python scripts/results.py write"
+        shown += [(m["name"], page.stem) for m in results.BLOCK.finditer(text)]
+    assert sorted(shown) == sorted((name, table["page"]) for name, table in results.TABLES.items())
+
+
+def test_rows_have_names_of_their_own_and_every_value_is_shown_or_drawn_or_run(results):
+    for name in results.TABLES:
+        rows = results.rows_of(name)
+        assert rows and len({row["name"] for row in rows}) == len(rows)
+        assert all(row["name"].startswith(f"{name}/") for row in rows)
+        used = set(re.findall(r"\{(\w+)", str(results.TABLES[name])))
+        used |= set(re.findall(r"'(\w+)'", str(results.TABLES[name].get("figure", ""))))
+        assert set().union(*rows) - used <= {"table", "name", "cells"}, name
+
+
+def test_figures_are_drawn_from_the_rows_of_today(results):
+    for name in (n for n, table in results.TABLES.items() if "figure" in table):
+        text = (results.FIGURES / f"{name}.svg").read_text(encoding="utf-8")
+        assert f"rows {results.digest(name)}" in text, "run python scripts/results.py write"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", REPRODUCIBLE)
+def test_the_command_of_a_row_writes_where_its_values_are_taken_from(
+    table, results, repository, tmp_path
+):
+    row = results.rows_of(table)[-1]
+    assert results.folder_of(row)
+    variables = {"PYTHON": sys.executable, "PYTHONPATH": str(repository), "DRY_RUN": "1"}
+    variables |= {"OUT": str(tmp_path), "GLUE": "glue", "CIVIL_COMMENTS": "c.jsonl"}
+    says = 'pem() { printf "%q " "$PYTHON" -m pem_composition "$@"; echo; }'
+    code = f"{says}; {results.command_of(row)}"
+    done = subprocess.run(
+        ["bash", "-euc", code], cwd=repository, env={"PATH": os.environ["PATH"]} | variables,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = {}
+    for words in (shlex.split(line)[3:] for line in done.stdout.splitlines()):
+        config = parser.parse(cli.load(words[0]).Config, words[1:], words[0])
+        made[str(getattr(config, "save_path", ""))] = config
+    config = made[f"{tmp_path}/{results.folder_of(row)}"]
+    # Lines of the table that are no merge are named as the modules are.
+    names = {results.filled(label, row) for label, *_ in results.TABLES[table]["fields"].values()}
+    modules = {name for name in names if re.search(r"half-\d", name)}
+    assert modules <= set(common.labels(config.adapters))
+
+
+def test_values_that_are_taken_from_a_run_are_those_of_its_table(results, tmp_path):
+    for table in REPRODUCIBLE:
+        row = results.rows_of(table)[1]
+        fields = results.TABLES[table]["fields"]
+        known = {f: v for f, v in fields.items() if row.get(f) is not None}
+        lines: dict[str, dict[str, float]] = {}
+        for field, (label, column, *scale) in known.items():
+            value = row[field] / (scale[0] if scale else 1)
+            lines.setdefault(results.filled(label, row), {})[column] = value
+        columns = ["row", "task", *{c: None for line in lines.values() for c in line}]
+        with (tmp_path / "table.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            for label, line in lines.items():
+                name, _, task = label.partition(" @ ")
+                writer.writerow({"row": name, "task": task} | line)
+        taken = results.taken(row, tmp_path)
+        assert taken == pytest.approx({field: row[field] for field in known})
+        assert results.compared(row, taken)[1]
+        first = next(f for f in known if not f.endswith("_se"))
+        assert not results.compared(row, taken | {first: taken[first] + 1})[1]

@@ -23,8 +23,7 @@ SOURCED = "# shellcheck shell=bash"  # first line of files that scripts share
 PROGRAMS = [
     p
     for p in sorted(REPOSITORY.glob("exps/**/*.sh"))
-    if not p.read_text().startswith(SOURCED)
-    and p.name != "reproduce.sh"  # tests/test_results.py
+    if not p.read_text().startswith(SOURCED) and p.name != "reproduce.sh"  # tests/test_results.py
 ] + [REPOSITORY / "scripts" / "quickstart.sh"]
 MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
 TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"

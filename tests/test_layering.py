@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
     "network": set(),
     "same_texts": set(),
+    "progress": set(),
     "config": {"errors"},
     "json_lines": {"errors"},
     "offline": {"errors", "same_texts"},
@@ -39,21 +40,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"errors"},
     "module": {"errors", "config", "arithmetic", "record"},
     "composition": {"errors", "config", "arithmetic", "record", "module"},
-    "checkpoint": NUMBERS - {"checkpoint"} | {"_version", "network"},
+    "checkpoint": NUMBERS - {"checkpoint"} | {"_version", "network", "progress"},
     "adapters": NUMBERS,
     "tasks": {"errors", "same_texts", "offline", "network", "safe_files"},
-    "evaluation": NUMBERS | {"same_texts", "offline", "json_lines", "adapters", "tasks", "network"},
+    "evaluation": NUMBERS
+    | {"progress", "same_texts", "offline", "json_lines", "adapters", "tasks", "network"},
     "objectives": {"errors", "tasks", "evaluation"},
     "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "objectives"},
-    "merging": NUMBERS | {"adapters", "tasks", "evaluation", "objectives", "training"},
+    "merging": NUMBERS | {"progress", "adapters", "tasks", "evaluation", "objectives", "training"},
     "sweep": NUMBERS
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
-    | {"json_lines"},
+    | {"json_lines", "progress"},
     "report": {"errors", "json_lines", "safe_files", "_version"},
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
-    | {"objectives", "endpoint", "json_lines", "_version"},
+    | {"objectives", "endpoint", "json_lines", "progress", "_version"},
     "__main__": {"cli"},
     "__init__": NUMBERS | {"_version", "adapters"},  # the public names, for type checkers
 }

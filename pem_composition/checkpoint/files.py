@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from pem_composition import progress
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.safe_files import (
     is_file,
@@ -321,7 +322,7 @@ def write_values(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     write(struct.pack("<Q", len(text)) + text)
-    for name in order:
+    for name in progress.over(order, "writing", "tensors"):
         for buffer in values(name):
             write(buffer)
 

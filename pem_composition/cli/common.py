@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pem_composition import offline
+from pem_composition import offline, progress
 from pem_composition.arithmetic.compatible import BaseModel, check_compatible, check_same_base
 from pem_composition.arithmetic.labels import error_text
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
@@ -306,4 +306,4 @@ def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) 
 
 def say(line: str) -> None:
     """Print a line at once, so that a log shows how far a program is."""
-    print(line, flush=True)
+    progress.say(line)

@@ -29,6 +29,7 @@ from pem_composition.training.config import (
     OBJECTIVES,
     TARGETS,
     RowFlags,
+    TrackerFlags,
     check_objective,
     flag,
     refuse_idle,
@@ -507,7 +508,12 @@ class ControlFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridFlags(EvaluationFlags):
+class ScoringFlags(EvaluationFlags, TrackerFlags):
+    """A series of compositions that are scored, and where the scores go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridFlags(ScoringFlags):
     """A series of compositions, written or scored; ``merge`` and ``analogy``."""
 
     grid: tuple[float, ...] | None = flag(
@@ -519,7 +525,7 @@ class GridFlags(EvaluationFlags):
     )
     evaluate: bool = flag(False, "score the points of the grid instead of writing modules")
 
-    NEEDS: ClassVar = {"evaluate": names_of(EvaluationFlags)}
+    NEEDS: ClassVar = {"evaluate": names_of(ScoringFlags)}
 
     def scored_grid(self, **others: object) -> tuple[float, ...]:
         """The grid of --evaluate.

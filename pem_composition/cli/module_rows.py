@@ -93,7 +93,7 @@ def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) 
     )
     told = module_statistics.run(
         asked, data, config.split, what, facts, config.output_dir,
-        merge_with=merge_with, use_cpu=config.use_cpu, overwrite=config.overwrite, say=common.say,
+        merge_with=merge_with, use_cpu=config.use_cpu, overwrite=config.overwrite,
     )  # fmt: skip
     print(told)
     return 0

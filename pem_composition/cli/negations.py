@@ -17,11 +17,11 @@ from pem_composition.evaluation.model_names import resolve
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import grids, subtraction, tasks
 from pem_composition.sweep.setup import MergeSetup, check_results_directory
-from pem_composition.training.config import flag
+from pem_composition.training.config import TrackerFlags, flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureFlags(PromptFlags, JudgeFlags, WindowFlags, BatchFlags):
+class MeasureFlags(PromptFlags, JudgeFlags, WindowFlags, BatchFlags, TrackerFlags):
     """What each strength is put through: prompts, judges, a text to predict."""
 
     model_name_or_path: str | None = flag(None, "base model: a directory or a name")
@@ -71,6 +71,7 @@ def start(config: UnlearningFlags) -> int:
         PEMError: flags, module, prompts or text that cannot be used; nothing was written.
     """
     assert config.grid is not None, "checked with the flags"
+    config.check_tracker()
     strengths = grids.strengths(config.grid)
     shared.check_dropout(config.dropout_list, 1)
     for name in ("space", "rank"):
@@ -115,7 +116,7 @@ def start(config: UnlearningFlags) -> int:
             target, module = out / f"negated_{chosen:.12g}", runner.module(chosen)
             module.save(target, format=config.format, dtype=config.dtype, overwrite=True)
             common.report(target, module)
-        show(out / RESULTS, out)
+        show(out / RESULTS, out, config.report_to)
     return 0
 
 
@@ -139,5 +140,5 @@ def _on_tasks(
     runner.close()
     print(f"{out}: {runner.told('strengths scored')}")
     with runner.store.claim("finish"):  # processes that share the output write in turn
-        show(out / RESULTS, out)
+        show(out / RESULTS, out, config.report_to)
     return 0

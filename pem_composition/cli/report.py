@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pem_composition.cli import common
 from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.report import records
-from pem_composition.training.config import flag, required
+from pem_composition.training.config import NO_TRACKER, flag, required
 
 if TYPE_CHECKING:
     from pem_composition.report.records import Results
@@ -55,8 +55,6 @@ class Config:
 def run(config: Config) -> int:
     """Print the table and write the files."""
     found = [records.read(path) for path in config.results]
-    from pem_composition.report import page
-
     several = len(found) > 1
     if several and (config.html or config.axes or config.comparison):
         raise UsageError.build(
@@ -75,23 +73,28 @@ def run(config: Config) -> int:
         _several(found, out)
     else:
         assert out is not None
-        whole = page.document(found[0], config.axes or (), config.comparison)
-        _one(found[0], out, config.html or out / page.FILE, whole)
+        _one(found[0], out, config)
     return 0
 
 
-def show(results: Path, out: Path) -> None:
-    """Print the table of finished results; write it, its plots and its page into ``out``."""
-    from pem_composition.report import page
+def show(results: Path, out: Path, tracker: str = NO_TRACKER) -> None:
+    """Print the table of finished results; write it, its plots and its page into ``out``.
 
+    Args:
+        tracker: log the points to it, too.
+    """
     print()
-    found = records.read(results)
-    _one(found, out, out / page.FILE, page.document(found))
+    _one(records.read(results), out, tracker=tracker)
 
 
-def _one(found: Results, out: Path, file: Path, whole: str) -> None:
-    from pem_composition.report import frontier, page, plot, table, unlearning
+def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = NO_TRACKER) -> None:
+    from pem_composition.report import frontier, page, plot, table, tracking, unlearning
 
+    if asked is None:
+        file, whole = out / page.FILE, page.document(found)
+    else:
+        file = asked.html or out / page.FILE
+        whole = page.document(found, asked.axes or (), asked.comparison)
     out.mkdir(parents=True, exist_ok=True)
     if found.summary["composition"] == records.NEGATION:
         print(unlearning.write(found.path, out))
@@ -100,6 +103,8 @@ def _one(found: Results, out: Path, file: Path, whole: str) -> None:
         print(table.write(found.path, out))
         common.print_plots(lambda: plot.write(found.path, out))
     common.print_plots(lambda: page.write(whole, file), "page")
+    if tracker != NO_TRACKER:
+        print(f"{tracker}: {tracking.track(found, out, tracker)} runs logged")
 
 
 def _several(found: Sequence[Results], out: Path | None) -> None:

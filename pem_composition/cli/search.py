@@ -15,8 +15,8 @@ from pem_composition.cli.flags import (
     HEADS,
     MERGE_WAYS,
     ControlFlags,
-    EvaluationFlags,
     ModuleFlags,
+    ScoringFlags,
 )
 from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
@@ -45,7 +45,7 @@ METHOD_OF = {"fisher": "fisher", "gram": "regmean"}  # statistics, and the metho
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, EvaluationFlags, ControlFlags):
+class Config(ModuleFlags, ScoringFlags, ControlFlags):
     """Flags of pem search."""
 
     methods: tuple[str, ...] = flag(
@@ -139,6 +139,7 @@ def _check_method(name: str) -> None:
 
 def run(config: Config) -> int:
     """Search, choose, tabulate, plot, write the best module."""
+    config.check_tracker()
     setup = _check(config)
     if config.sampler != samplers.GRID:
         samplers.need_optuna()
@@ -149,7 +150,7 @@ def run(config: Config) -> int:
             best = best_point(search, runner, summary).module(runner.settings, saved=True)
             best.save(setup.out / "best", format=config.format, dtype=config.dtype, overwrite=True)
             common.report(setup.out / "best", best)
-        show(setup.out / RESULTS, setup.out)
+        show(setup.out / RESULTS, setup.out, config.report_to)
     return 0
 
 

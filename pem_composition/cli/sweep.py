@@ -16,6 +16,7 @@ from pem_composition.cli.flags import (
     ControlFlags,
     EvaluationFlags,
     ModuleFlags,
+    ScoringFlags,
     check_dropout,
 )
 from pem_composition.cli.parser import COMMAND
@@ -41,7 +42,7 @@ SCORED_HEADS = ("average", "first", "last", "error", library.PER_TASK)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, EvaluationFlags, ControlFlags):
+class Config(ModuleFlags, ScoringFlags, ControlFlags):
     """Flags of pem sweep."""
 
     grid: tuple[float, ...] = flag(
@@ -64,7 +65,7 @@ def run(config: Config) -> int:
 
 def start(
     flags: ModuleFlags,
-    evaluation: EvaluationFlags,
+    evaluation: ScoringFlags,
     values: Sequence[float],
     head: str,
     composition: str = library.MERGE,
@@ -75,6 +76,7 @@ def start(
     Raises:
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
+    evaluation.check_tracker()
     checked = check(flags, evaluation, values, head, composition, controls)
     plan, runner = checked.prepare(common.say)
     summary = library.run(plan, runner, library.VALIDATION, setup.report_split(runner))
@@ -83,7 +85,7 @@ def start(
     with runner.store.claim("finish"):  # processes that share the output write in turn
         for path, module in checked.write_selected(plan, summary):
             common.report(path, module)
-        show(checked.out / RESULTS, checked.out)
+        show(checked.out / RESULTS, checked.out, evaluation.report_to)
     return 0
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pem_composition import progress
 from pem_composition.errors import DataError
 from pem_composition.evaluation.encoded import EncodedDataset
 
@@ -77,7 +78,8 @@ def collect(
         DataError: no batches.
     """
     with evaluating(model) as device:
-        parts = [as_array(forward(model, on_device(batch, device))) for batch in data]
+        shown = progress.over(data, "reading rows", "batches")
+        parts = [as_array(forward(model, on_device(batch, device))) for batch in shown]
     return joined(data, parts)
 
 

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pem_composition import progress
 from pem_composition.evaluation import metrics, padded
 from pem_composition.evaluation.decoder import DecoderRows
 from pem_composition.evaluation.encoded import Writing
@@ -127,7 +128,8 @@ class ScoringEvaluator(PromptedEvaluator):
         chosen = self.batches if batches is None else batches
         parts = []
         with padded.evaluating(model) as device:
-            for group in decoded_together(chosen, self.answers):
+            groups = list(decoded_together(chosen, self.answers))
+            for group in progress.over(groups, "reading rows", "batches"):
                 inputs = [padded.on_device(batch, device) for batch in group]
                 scores = score_answers(model, inputs, self.answers, self.writing)
                 parts.append(padded.as_array(scores))

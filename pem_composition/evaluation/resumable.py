@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pem_composition import json_lines
+from pem_composition import json_lines, progress
 
 Batch = list[Any]
 
@@ -22,7 +22,7 @@ def partial_path(output: Path) -> Path:
 
 
 def resume(
-    path: Path, key: str, batches: Callable[[int], Iterator[Batch]]
+    path: Path, key: str, batches: Callable[[int], Iterator[Batch]], total: int | None = None
 ) -> tuple[list[Batch], int]:
     """All batches, those that a stopped run had written among them, and how many those were.
 
@@ -31,6 +31,7 @@ def resume(
     Args:
         key: of everything that decides the batches, their size included.
         batches: number of batches to leave out -> the others in order.
+        total: rows of all batches, for an estimate of the time.
     """
     records = {(r.get("key"), r.get("batch")): r for r in json_lines.read(path)}
     kept: list[Batch] = []
@@ -39,7 +40,10 @@ def resume(
     before = len(kept)
     if not before:
         path.unlink(missing_ok=True)  # of other settings, another model or module
-    for rows in batches(before):
-        json_lines.append(path, {"key": key, "batch": len(kept), "rows": rows})
-        kept.append(rows)
+    with progress.bar(total, "writing texts", "texts") as done:
+        done(sum(map(len, kept)))
+        for rows in batches(before):
+            json_lines.append(path, {"key": key, "batch": len(kept), "rows": rows})
+            kept.append(rows)
+            done(len(rows))
     return kept, before

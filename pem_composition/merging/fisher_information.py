@@ -12,12 +12,13 @@ one row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from pem_composition import progress
 from pem_composition.adapters.attachment import Layers
 from pem_composition.errors import PEMError, RunFailed
 
@@ -46,7 +47,6 @@ def diagonal(
     evaluator: Evaluator,
     *,
     expectation: str = EXACT,
-    progress: Callable[[int], None] = lambda _rows: None,
 ) -> dict[str, Tensor]:
     """F of every parameter, on the CPU in float32 (float64 parameters: float64).
 
@@ -63,7 +63,7 @@ def diagonal(
     was_training = model.training
     model.eval()
     try:
-        for place, batch in enumerate(evaluator.batches):
+        for batch in progress.over(evaluator.batches, "Fisher", "rows"):
             scores = evaluator.class_scores(evaluator.forward(model, batch.inputs))[0]
             for weight, value in _terms(scores, evaluator.labels[batch.rows[0]], expectation):
                 gradients = torch.autograd.grad(
@@ -72,7 +72,6 @@ def diagonal(
                 for sum_, gradient in zip(total, gradients, strict=True):
                     if gradient is not None:
                         sum_.addcmul_(gradient.double(), gradient.double(), value=weight)
-            progress(place + 1)
     finally:
         model.train(was_training)
     mean = {n: s / len(evaluator.batches) for n, s in zip(names, total, strict=True)}

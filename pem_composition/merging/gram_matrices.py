@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pem_composition import progress
 from pem_composition.arithmetic.statistics import GRAM, SUBSPACE
 from pem_composition.evaluation.prompted_rows import REAL_TOKENS
 from pem_composition.merging.fisher_information import _check_single_rows
@@ -30,7 +31,6 @@ def gram(
     evaluator: Evaluator,
     *,
     rows: Mapping[str, Tensor] | None = None,
-    progress: Callable[[int], None] = lambda _rows: None,
 ) -> dict[str, Tensor]:
     """``<layer>.gram`` (I, I) of every layer, on the CPU in float32 (float64 models: float64).
 
@@ -66,9 +66,8 @@ def gram(
     model.eval()
     try:
         with torch.inference_mode():
-            for place, batch in enumerate(evaluator.batches):
+            for batch in progress.over(evaluator.batches, "Gram matrices", "rows"):
                 evaluator.forward(model, batch.inputs)
-                progress(place + 1)
     finally:
         for handle in handles:
             handle.remove()

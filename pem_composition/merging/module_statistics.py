@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
     from pem_composition.tasks.data import Example, TaskData
 
-SPOKEN = 30.0  # seconds between two lines of progress
-
 
 def run(
     asked: TaskModel,
@@ -48,7 +46,6 @@ def run(
     merge_with: Sequence[str] = (),
     use_cpu: bool = False,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
 ) -> str:
     """Compute and write the statistics of one module; what was done, in one line.
 
@@ -65,7 +62,7 @@ def run(
     began = time.perf_counter()
     rows = data.splits[split]
     together = [module, *map(load, merge_with)] if what == SUBSPACE else []
-    tensors = _computed(asked, data, module, rows, what, together, facts, use_cpu, say)
+    tensors = _computed(asked, data, module, rows, what, together, facts, use_cpu)
     if together:
         facts = {**facts, BLOCKS: [fingerprint(m) for m in together]}
     identity = {
@@ -95,7 +92,6 @@ def _computed(
     together: Sequence[PEM],
     facts: dict[str, Any],
     use_cpu: bool,
-    say: Callable[[str], None],
 ) -> dict[str, Tensor]:
     other = next((m for m in (module, *together) if m.kind != "lora"), None)
     if what != FISHER and other is not None:
@@ -109,21 +105,13 @@ def _computed(
     evaluator = objective.evaluator(
         data.task, rows, tokenizer, model.config, batch_size=1, device=device
     )
-    spoken = time.monotonic()
-
-    def progress(done: int) -> None:
-        nonlocal spoken
-        if time.monotonic() - spoken > SPOKEN and done < len(rows):
-            spoken = time.monotonic()
-            say(f"{done} of {len(rows)} rows")
-
     model = model.to(device)
     with attach(model, module, trainable=True) as attachment:
         if what == FISHER:
-            return diagonal(model, parameters_of(attachment), evaluator, progress=progress, **facts)
+            return diagonal(model, parameters_of(attachment), evaluator, **facts)
         layers = check_layers(model, attachment.pem)
         stacked = _stacked(together, layers) if together else None
-        return gram(model, layers, evaluator, rows=stacked, progress=progress)
+        return gram(model, layers, evaluator, rows=stacked)
 
 
 def _stacked(modules: Sequence[PEM], layers: Iterable[str]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import progress
 from pem_composition.adapters import check_fold
 from pem_composition.evaluation.keys import complete, digest_of, key_of
 from pem_composition.evaluation.precision import reduced
@@ -107,7 +108,7 @@ class StrengthRunner:
 
     def share(self, strengths: Sequence[float]) -> None:
         """Compute what is not known and no other process is at; ``measure`` waits for the rest."""
-        for strength in strengths:
+        for strength in progress.over(strengths, "strengths"):
             self._measure(strength, wait=False)
 
     def _measure(self, strength: float, *, wait: bool) -> Measured | None:
@@ -150,7 +151,9 @@ class StrengthRunner:
             partial = partial_path(path)
             # The batches of another size are made of other rows.
             name = f"{key} {self.trial.asked.batch_size}"
-            found, _ = resume(partial, name, lambda skip: self._written(strength, skip))
+            found, _ = resume(
+                partial, name, lambda skip: self._written(strength, skip), self.trial.asked.size
+            )
             rows = [row for batch in found for row in batch]
             facts = _facts(rows)
             texts.save(path, rows, self._scores(facts["sha256"]))

@@ -19,6 +19,7 @@ import numpy as np
 import optuna
 from cmaes import CMA as Evolution
 
+from pem_composition import progress
 from pem_composition.sweep.result_store import locked
 from pem_composition.sweep.runner import Runner
 from pem_composition.sweep.samplers import CMA, PLACE, RANDOM, STORE, TPE
@@ -121,6 +122,16 @@ def sample(
         stored = opened(name=name)
     for trial in finished(stored):  # whose line was lost, or is not looked at
         tried(trial.user_attrs[PLACE], trial.params)
+    with progress.bar(budget, study.name, "trials") as done:
+        _draw(stored, name, study, tried, budget, done)
+
+
+def _draw(
+    stored: optuna.Study, name: str, study: Study, tried: Tried, budget: int,
+    done: Callable[[int], object],
+) -> None:  # fmt: skip
+    """Trials one by one, beside other processes, until no place is free and none is under way."""
+    claim = tried.runner.store.claim
     while True:
         with ExitStack() as held:
             with claim(name):
@@ -131,6 +142,7 @@ def sample(
             if trial is not None:
                 found = tried(trial.user_attrs[PLACE], trial.params)
                 stored.tell(trial, tried.told(found), skip_if_finished=True)
+                done(1)
                 continue
         running = under_way(stored)
         if not running:

@@ -37,6 +37,7 @@ TARGETS = ("label", "next_block")
 DEFAULT_BLOCK = 128  # tokens
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # of other names than the tracker's
 
+NO_TRACKER = "none"
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "least": (">=", operator.ge),
     "above": (">", operator.gt),
@@ -125,6 +126,28 @@ class FileFlags(RowFlags):
             train_file=getattr(self, "train_file", None), validation_file=self.validation_file,
             test_file=self.test_file, data_dir=self.data_dir, splits=splits, **limits,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerFlags:
+    """Where losses and scores are logged, beside the files of a run."""
+
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = flag(
+        NO_TRACKER, "tracker to log to; sweeps and searches: a run per point", key=False
+    )
+
+    def check_tracker(self) -> None:
+        """Before the work: the tracker can be imported.
+
+        Raises:
+            UsageError: its package is not installed.
+        """
+        tracker = self.report_to
+        if tracker != NO_TRACKER and not any(map(installed, TRACKERS.get(tracker, (tracker,)))):
+            raise UsageError.build(
+                f"--report_to {tracker}", f"the package {tracker} is not installed",
+                do=f"{install(tracker)}, or leave --report_to out",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +271,7 @@ class AdapterFlags(LoadFlags, FileFlags):
 
 
 @dataclass(frozen=True)
-class TrainConfig(AdapterFlags):
+class TrainConfig(AdapterFlags, TrackerFlags):
     """Every flag of ``pem train``; sizes are in rows, tokens or steps."""
 
     do_train: bool = flag(True, "train; --no-do_train only evaluates what --init_from holds")
@@ -399,9 +422,6 @@ class TrainConfig(AdapterFlags):
     fp16: bool = flag(False, "compute in float16, module in float32 (GPU)")
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time")
     dataloader_num_workers: int = flag(0, "processes that assemble batches", key=False, least=0)
-    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = flag(
-        "none", "tracker to log to", key=False
-    )
     disable_tqdm: bool = flag(False, "no progress bars", key=False)
     resume_from_checkpoint: str | None = flag(
         None,
@@ -432,12 +452,7 @@ class TrainConfig(AdapterFlags):
         check_objective(self)
         self._check_documents()
         self._check_pairs()
-        tracker = self.report_to
-        if tracker != "none" and not any(map(installed, TRACKERS.get(tracker, (tracker,)))):
-            raise UsageError.build(
-                f"--report_to {tracker}", f"the package {tracker} is not installed",
-                do=f"{install(tracker)}, or leave --report_to out",
-            )  # fmt: skip
+        self.check_tracker()
 
     def _check_documents(self) -> None:
         """Flags of documents belong to --objective causal_lm, those of answers to instruction."""

@@ -16,7 +16,7 @@ import pytest
 
 from pem_composition import cli
 from pem_composition.errors import DataError
-from pem_composition.report import frames, plot, records, table, text
+from pem_composition.report import frames, plot, records, table, text, tracking
 
 
 def record(
@@ -624,3 +624,31 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
         "table.md": "caf\\udce9\n", "table.csv": "a\n1.0\n",
     }  # fmt: skip
+
+
+def test_a_run_of_a_tracker_has_the_coefficients_and_the_scores_of_its_point(tmp_path):
+    found = list(tracking.runs(records.read(write_two(tmp_path / "s"))))
+    assert len({run.name for run in found}) == len(found)
+    curve = {run.config["rte"]: run for run in found if run.config["role"] == "curve"}
+    assert sorted(curve) == list(TS)
+    for t, run in curve.items():
+        assert run.config["sst2"] == 1 - t
+        assert run.metrics["rte"] == pytest.approx(0.5 + 0.2 * t)
+        assert run.metrics["sst2"] == pytest.approx(0.9 - 0.4 * t)
+        assert run.metrics["rte stderr"] == 0.01
+
+
+def test_points_are_logged_to_a_tracker_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    results = records.read(write(tmp_path / "s"))
+    asked = list(tracking.runs(results))
+    assert tracking.track(results, tmp_path / "s", "tensorboard") == len(asked)
+    assert tracking.track(results, tmp_path / "s", "tensorboard") == 0
+    logged = {}
+    for folder in (tmp_path / "s" / "runs").iterdir():
+        if folder.is_dir():
+            events = EventAccumulator(str(folder)).Reload()
+            logged[folder.name] = {k: events.Scalars(k)[-1].value for k in events.Tags()["scalars"]}
+    assert logged == {run.name: pytest.approx(run.metrics) for run in asked}

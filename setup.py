@@ -71,6 +71,7 @@ setup(
         "search": ["optuna>=4.4", "cmaes>=0.11"],  # samplers of pem search but grid
         "endpoint": ["openai>=2.0"],  # pem pairs and pem helpfulness
         "harness": ["lm-eval>=0.4.13"],  # --harness_tasks
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],  # mkdocs build --strict
         "quantized": ["bitsandbytes>=0.48"],  # --load_in_8bit and --load_in_4bit
         "dev": [
             "hypothesis>=6.100",

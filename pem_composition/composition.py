@@ -49,7 +49,9 @@ def compose(
         modules: what the names stand for.
         layers: name -> {pattern: factor}: the module's factor in the layers that match, the first
             pattern deciding; the same as layers(name, "pattern", factor, ...) in the expression.
-        head, dtype, allow_base_mismatch: as for ``combine``.
+        head: as for ``combine``.
+        dtype: as for ``combine``.
+        allow_base_mismatch: as for ``combine``.
 
     Raises:
         UsageError: the expression, by column; PEMError: a name without a module, or what

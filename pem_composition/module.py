@@ -246,8 +246,8 @@ def combine(
 
     Args:
         space: default: parameter for the sum; any other method has one space of its own.
-        method, settings: a name of ``arithmetic.methods.registry`` and its keywords, such as
-            "ties" and {"density": 0.2}.
+        method: a name of ``arithmetic.methods.registry``, such as "ties".
+        settings: its keywords, such as {"density": 0.2}.
         head: average (weights |c_i| / sum |c_j|), first, last, none, error if the heads differ,
             per-task (each kept by its module's name) or concat (one head over all labels).
         dtype: float32 | bfloat16 | float16 | float64; tensors are rounded to it, and the

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import pem_composition
 from pem_composition import cli
 from pem_composition.cli import parser
 
@@ -74,3 +75,15 @@ def test_the_first_commands_run(
     assert capsys.readouterr().out.startswith("+0.3*half-0 +0.7*half-1\n")
     # Exact to the rounding of float32.
     assert "certificate" in (tmp_path / "runs/exact/pem.json").read_text()
+
+
+def test_the_site_has_every_page_and_every_public_name(repository: Path) -> None:
+    """``mkdocs build --strict`` (extra docs) checks the links; that every page is there, we do."""
+    named = set(
+        re.findall(r": ([\w/]+\.md)$", (repository / "mkdocs.yml").read_text(), re.MULTILINE)
+    )
+    pages = repository / "docs"
+    assert named == {str(page.relative_to(pages)) for page in pages.rglob("*.md")}
+    listed = re.findall(r"^::: ([\w.]+)$", (pages / "api.md").read_text(), re.MULTILINE)
+    homes = {f"pem_composition.{home}.{name}" for name, home in pem_composition._HOMES.items()}
+    assert set(listed) == homes and len(listed) == len(homes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import pem_composition
-from pem_composition import cli
+from pem_composition import cli, offline
 from pem_composition.cli import parser
 
+TOUR = ("minilm", "rotten_tomatoes")
 DOCUMENTS = ("README.md", "docs/guide.md")
 PROGRAMS = ("merge", "negation", "analogy")
 # Flags whose value is a folder that the command writes.
@@ -87,3 +89,23 @@ def test_the_site_has_every_page_and_every_public_name(repository: Path) -> None
     listed = re.findall(r"^::: ([\w.]+)$", (pages / "api.md").read_text(), re.MULTILINE)
     homes = {f"pem_composition.{home}.{name}" for name, home in pem_composition._HOMES.items()}
     assert set(listed) == homes and len(listed) == len(homes)
+
+
+@pytest.mark.slow
+def test_the_tour_runs_and_keeps_its_figure(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """The notebook's cells, on fewer rows, where its model and rows are at hand."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    if any(not row.fetched for row in offline.listing() if row.name in TOUR):
+        pytest.skip(f"needs {' and '.join(TOUR)} in the cache: pem offline get NAME")
+    cells = json.loads((repository / "examples" / "tour.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output["output_type"] == "error" for output in outputs)
+    (tmp_path / "examples").symlink_to(repository / "examples")
+    monkeypatch.chdir(tmp_path)
+    source = "\n".join("".join(cell["source"]) for cell in code)
+    exec(compile(source.replace("max_eval_samples 200", "max_eval_samples 8"), "tour", "exec"), {})
+    assert (tmp_path / "runs/tour/sweep/report.html").is_file()

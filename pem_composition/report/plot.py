@@ -11,6 +11,7 @@ and each merge that was chosen, is from the merge that the controls are of.
 from __future__ import annotations
 
 import io
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def _search(found: Results, out: Path) -> list[Path]:
 
 
 def backend() -> Any:
-    """pyplot, drawing into files, without a display.
+    """pyplot, drawing into files, without a display; a program that has pyplot keeps its own way.
 
     Raises:
         MissingPackage: matplotlib is not installed.
@@ -93,7 +94,8 @@ def backend() -> Any:
             "matplotlib is not installed",
             do=f"{install('matplotlib')}, then pem report (or pem compare) draws it",
         ) from None
-    matplotlib.use("Agg")
+    if "matplotlib.pyplot" not in sys.modules:
+        matplotlib.use("Agg")
     from matplotlib import pyplot
 
     return pyplot

@@ -584,94 +584,73 @@ def test_step_keeps_the_exit_code_and_stops_the_script(tmp_path, code):
     assert "run the same command again" in done.stderr if code == 75 else True
 
 
-SLEEPER = (
-    "import signal, sys, time\n"
-    "def stop(number, frame):\n    print('got', number, flush=True); sys.exit(75)\n"
+SLEEPER = (  # os.write: the signal may come within print
+    "import os, signal, time\n"
+    "def stop(number, frame):\n    os.write(1, b'got %d\\n' % number); os._exit(75)\n"
     "signal.signal(signal.SIGUSR1, stop); signal.signal(signal.SIGTERM, stop)\n"
     "print('ready', flush=True); time.sleep(3600)\n"
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sent", "received"),
-    [
-        (signal.SIGUSR1, signal.SIGUSR1),
-        (signal.SIGTERM, signal.SIGTERM),
-        (signal.SIGINT, signal.SIGTERM),
-    ],
-    ids=["USR1", "TERM", "INT"],
-)
-@pytest.mark.parametrize("nested", [False, True], ids=["script", "script of a script"])
-def test_a_signal_reaches_the_program_and_slurm_requeues_the_job(tmp_path, sent, received, nested):
-    """scontrol is not on this machine: a script of that name records how it was called."""
-    (tmp_path / "bin").mkdir()
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path))}/calls\n')
+def job(folder: Path) -> dict[str, str]:
+    """The environment of a job; scontrol is a stand-in that records how it was called."""
+    (folder / "bin").mkdir()
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(folder))}/calls\n')
     scontrol.chmod(0o755)
+    return {
+        "PYTHON": sys.executable, "OUT": str(folder / "out"), "SLURM_JOB_ID": "4711",
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "/"),
+    }  # fmt: skip
+
+
+def stopped(script: Path, environment: dict[str, str], log: str, sent: signal.Signals) -> str:
+    """Run a script until its step is ready, stop it, and give its output; it is requeued."""
+    process = subprocess.Popen(
+        ["bash", str(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a script ignores INT from the start, and bash cannot trap it then.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    path, deadline = Path(environment["OUT"]) / "logs" / log, time.monotonic() + 240
+    while not (path.exists() and "ready" in path.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(sent)
+    out, said = process.communicate(timeout=240)
+    assert process.returncode == 75, said
+    received = signal.SIGTERM if sent == signal.SIGINT else sent
+    assert path.read_text().splitlines() == ["ready", f"got {int(received)}"]
+    calls = Path(environment["OUT"]).with_name("calls")
+    assert calls.read_text().splitlines() == ["requeue 4711"]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("nested", [False, True], ids=["script", "script of a script"])
+def test_a_signal_reaches_the_program_and_slurm_requeues_the_job(tmp_path, sent, nested):
     inner = tmp_path / "inner.sh"
     inner.write_text(COMMON + f'step x "$PYTHON" -c {shlex.quote(SLEEPER)}; echo after')
     outer = tmp_path / "outer.sh"
     outer.write_text(COMMON + f"child {shlex.quote(str(inner))}; echo after")
-    environment = os.environ | {
-        "PYTHON": sys.executable,
-        "OUT": str(tmp_path / "out"),
-        "SLURM_JOB_ID": "4711",
-        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
-    }
-    process = subprocess.Popen(
-        ["bash", str(outer if nested else inner)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A background job of a script ignores INT from the start, and bash cannot trap it then.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    log = tmp_path / "out" / "logs" / "x.log"
-    deadline = time.monotonic() + 240
-    while not (log.exists() and "ready" in log.read_text()):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(sent)
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 75
-    assert log.read_text().splitlines() == ["ready", f"got {int(received)}"]
-    assert (tmp_path / "calls").read_text().splitlines() == ["requeue 4711"]
-    assert "after" not in out
+    assert "after" not in stopped(outer if nested else inner, job(tmp_path), "x.log", sent)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
 def test_the_array_script_gives_its_task_back(tmp_path, sent):
-    """scontrol and the programs are stand-ins: one records its call, the others wait."""
-    (tmp_path / "bin").mkdir()
-    scontrol, python = tmp_path / "bin" / "scontrol", tmp_path / "bin" / "python"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path))}/calls\n')
+    """The programs are stand-ins that wait."""
+    environment, python = job(tmp_path), tmp_path / "bin" / "python"
     python.write_text(
         '#!/bin/sh\nif [ "$2" = exps.hyperparameters ]; then\n'
         f'  exec {shlex.quote(sys.executable)} "$@"\nfi\n'
         f"exec {shlex.quote(sys.executable)} -c {shlex.quote(SLEEPER)}\n"
     )
-    for program in (scontrol, python):
-        program.chmod(0o755)
+    python.chmod(0o755)
     copy = tmp_path / "slurm_script"  # as slurmd runs it
     shutil.copy(REPOSITORY / "scripts" / "slurm" / "array.sh", copy)
-    environment = {
-        "PYTHON": str(python), "OUT": str(tmp_path / "out"), "HOME": os.environ.get("HOME", "/"),
-        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(REPOSITORY),
-        "SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "1", "tasks": "sst2 rte",
+    environment |= {
+        "PYTHON": str(python), "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_ARRAY_TASK_ID": "1",
+        "tasks": "sst2 rte",
     }  # fmt: skip
-    process = subprocess.Popen(
-        ["bash", str(copy)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    log = tmp_path / "out" / "logs" / "distribution_generalization" / "split" / "rte.log"
-    deadline = time.monotonic() + 240
-    while not (log.exists() and "ready" in log.read_text()):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(sent)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 75, said
-    assert log.read_text().splitlines() == ["ready", f"got {int(sent)}"]
-    assert (tmp_path / "calls").read_text().splitlines() == ["requeue 4711"]
+    stopped(copy, environment, "distribution_generalization/split/rte.log", sent)

@@ -83,9 +83,8 @@ def plan() -> dict[tuple[str, str], list[str]]:
 
 @pytest.mark.parametrize("name", om.BY_NAME)
 def test_a_module_means_the_same(name: str, tmp_path: Path, one_thread: None) -> None:
-    assert judge(list(om.verdicts(tmp_path, [name], functools.partial(wanted, quick=True))))[
-        "right"
-    ]
+    counts = judge(list(om.verdicts(tmp_path, [name], functools.partial(wanted, quick=True))))
+    assert counts["right"]
 
 
 @pytest.mark.slow
@@ -96,7 +95,7 @@ def test_the_other_requests(name: str, tmp_path: Path, one_thread: None) -> None
     All three at once are the cells of ``scripts/one_meaning.py``.
     """
     counts = judge(list(om.verdicts(tmp_path, [name], functools.partial(wanted, quick=False))))
-    assert counts["right"] > counts["refused"]
+    assert counts["right"] >= 10
 
 
 # --- beyond the product ---------------------------------------------------------------------------

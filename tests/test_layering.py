@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections import Counter
@@ -105,13 +106,18 @@ def imports(node: ast.AST, *, inside_functions: bool) -> Iterator[str]:
 
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in SOURCES
 }  # dotted names below the package; the root is __init__
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 Edge = tuple[str, str]
+
+
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Parsed when the first test asks, not when tests are collected."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
 
 def imported_files(tree: ast.AST) -> Iterator[str]:
@@ -130,31 +136,33 @@ def imported_files(tree: ast.AST) -> Iterator[str]:
                 yield inner if inner in FILES else below or "__init__"
 
 
-EDGES: set[Edge] = {
-    (name, other)
-    for name, path in FILES.items()
-    for other in imported_files(TREES[path])
-    if other != name
-}
+@functools.cache
+def edges() -> set[Edge]:
+    return {
+        (name, other)
+        for name, path in FILES.items()
+        for other in imported_files(trees()[path])
+        if other != name
+    }
 
 
 def room_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def upward(edges: Iterable[Edge]) -> set[Edge]:
+def upward(arrows: Iterable[Edge]) -> set[Edge]:
     """Arrows that the table does not have."""
     return {
         (a, b)
-        for a, b in edges
+        for a, b in arrows
         if room_of(a) != room_of(b) and room_of(b) not in MAY_IMPORT[room_of(a)]
     }
 
 
-def circle(edges: Iterable[Edge]) -> list[str] | None:
+def circle(arrows: Iterable[Edge]) -> list[str] | None:
     """The files of one circle, if there is any."""
     sorter: TopologicalSorter[str] = TopologicalSorter()
-    for a, b in edges:
+    for a, b in arrows:
         sorter.add(a, b)
     try:
         sorter.prepare()
@@ -164,12 +172,12 @@ def circle(edges: Iterable[Edge]) -> list[str] | None:
 
 
 def test_a_file_imports_only_the_rooms_below_its_own():
-    assert upward(EDGES) - DECLARED - DEBTS == set()
+    assert upward(edges()) - DECLARED - DEBTS == set()
 
 
 def test_the_offline_room_has_one_door():
     """Models and data by package name can move out of the package without a change elsewhere."""
-    inner = {(a, b) for a, b in EDGES if b.startswith("offline.") and room_of(a) != "offline"}
+    inner = {(a, b) for a, b in edges() if b.startswith("offline.") and room_of(a) != "offline"}
     assert inner == set()
 
 
@@ -178,13 +186,13 @@ def test_the_table_of_rooms_has_no_circle():
 
 
 def test_no_files_import_each_other_in_a_circle():
-    assert circle(EDGES - DECLARED - DEBTS) is None
+    assert circle(edges() - DECLARED - DEBTS) is None
 
 
 @pytest.mark.parametrize("edge", sorted(DEBTS | DECLARED), ids=" -> ".join)
 def test_a_debt_that_was_paid_is_taken_off_the_list(edge):
-    assert edge in EDGES
-    assert edge in upward(EDGES) or circle(EDGES - DECLARED - DEBTS | {edge})
+    assert edge in edges()
+    assert edge in upward(edges()) or circle(edges() - DECLARED - DEBTS | {edge})
 
 
 def twice(names: Iterable[str]) -> list[str]:
@@ -194,7 +202,7 @@ def twice(names: Iterable[str]) -> list[str]:
 def test_no_more_names_stand_for_two_things():
     classes = twice(
         node.name
-        for tree in TREES.values()
+        for tree in trees().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef) and node.name != "Config"  # one for each program
     )
@@ -207,7 +215,7 @@ def test_no_more_imports_stand_inside_functions():
     """Write them at the top; a program defers one import, the one of what it runs."""
     inside = {
         id(node)
-        for tree in TREES.values()
+        for tree in trees().values()
         for function in ast.walk(tree)
         if isinstance(function, FUNCTIONS)
         for node in ast.walk(function)
@@ -218,7 +226,7 @@ def test_no_more_imports_stand_inside_functions():
 
 def test_third_party_packages_stay_in_their_layer():
     at_import, anywhere = set(), set()
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         unit, name = unit_of(path), str(path.relative_to(PACKAGE))
         if unit in LIGHT and name not in IMPORTED_LATE:
             found = {n.split(".")[0] for n in imports(tree, inside_functions=False)}

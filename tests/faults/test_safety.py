@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,9 @@ LOADERS = frozenset(
 )
 
 
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
 
 def offences(call: ast.Call) -> Iterator[str]:
@@ -36,7 +39,7 @@ def offences(call: ast.Call) -> Iterator[str]:
 def test_no_loader_that_runs_code_is_called() -> None:
     calls = [
         (path, node)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
     ]
@@ -48,7 +51,7 @@ def test_no_loader_that_runs_code_is_called() -> None:
 def test_the_one_unpickler_is_the_restricted_one() -> None:
     users = {
         path.name
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Import) and "pickle" in {alias.name for alias in node.names}
     }

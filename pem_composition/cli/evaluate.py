@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pem_composition.cli.flags import ROW_FLAGS, DeviceFlags, HarnessFlags
+from pem_composition.cli.flags import ROW_FLAGS, AnswerKindFlags, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
 from pem_composition.training import results
@@ -38,7 +38,7 @@ RESULT_NAMES = {"validation": ("eval", ""), MISMATCHED: ("eval", "_mm"), "test":
 
 
 @dataclass(frozen=True)
-class Config(DeviceFlags, FileFlags, HarnessFlags):
+class Config(AnswerKindFlags, DeviceFlags, FileFlags, HarnessFlags):
     """Flags of ``pem evaluate``."""
 
     model_name_or_path: str = required("base model, or a fully fine-tuned one")
@@ -46,29 +46,13 @@ class Config(DeviceFlags, FileFlags, HarnessFlags):
     head: str | None = flag(
         None, "which head of a module that has several (merged with --head per-task or concat)"
     )
-    objective: Literal["classification", "seq2seq", "causal_lm", "instruction"] = flag(
-        "classification",
-        "how the model answers: by a head, text to text, or by the perplexity of documents "
-        "(causal_lm) or of answers to instructions (instruction)",
-    )
-    target: Literal["label", "next_block"] | None = flag(
-        None, "seq2seq: the answer of the row's label (default: label), or a domain's text"
-    )
     prompt: str | None = flag(
         None, "seq2seq: template and answers, by name or JSON file; default: the task's own"
-    )
-    template: str | None = flag(
-        None,
-        "instruction: sections (the default), chat or a JSON file; seq2seq on a decoder: how the "
-        "prompt is asked, as in pem train",
     )
     answers: Literal["scoring", "constrained", "free"] | None = flag(
         None,
         "seq2seq: the likeliest answer (scoring, the default), beam search that writes nothing "
         "else (constrained), or greedy generation, in which other words are wrong (free)",
-    )
-    block_size: int | None = flag(
-        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})", least=1
     )
     split: tuple[Literal["validation", "validation_mismatched", "test"], ...] = flag(
         ("validation",),
@@ -83,15 +67,10 @@ class Config(DeviceFlags, FileFlags, HarnessFlags):
     output_dir: str | None = flag(
         None, "where eval_results.json and all_results.json go; default: printed only"
     )
-    max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
     pad_to_max_length: bool = flag(
         False, "pad every example to --max_seq_length instead of to its batch"
     )
     seed: int = flag(42, "seed of a head that neither model nor module brings")
-    max_eval_samples: int | None = flag(None, "at most N rows, stratified by label", least=1)
-    per_device_eval_batch_size: int | None = flag(
-        None, "rows per batch (default: 16 on a CPU, 64 on a GPU)", least=1
-    )
     allow_base_mismatch: bool = flag(False, "score a module of another base model all the same")
 
     def __post_init__(self) -> None:
@@ -114,11 +93,6 @@ class Config(DeviceFlags, FileFlags, HarnessFlags):
             )  # fmt: skip
         asked = self.objective == "seq2seq" and not self.next_block
         refuse_idle(self, "answers", "--objective seq2seq --target label", has=asked)
-
-    @property
-    def next_block(self) -> bool:
-        """True where the rows are a domain's text."""
-        return self.objective == "seq2seq" and self.target == "next_block"
 
 
 def run(config: Config) -> int:

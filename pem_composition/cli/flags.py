@@ -381,13 +381,12 @@ class DeviceFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
-    """What modules are scored on; named as in the Hugging Face example programs."""
+class AnswerKindFlags:
+    """How a model answers rows, and how many are asked at a time."""
 
-    model_name_or_path: str | None = flag(None, "base model to evaluate on: a directory or a name")
     objective: str = flag(
         OBJECTIVES[0],
-        "how modules answer: by a head, text to text, or by the perplexity of documents "
+        "how rows are answered: by a head, text to text, or by the perplexity of documents "
         "(causal_lm) or of answers to instructions (instruction)",
         choices=OBJECTIVES,
     )
@@ -396,16 +395,38 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
         "seq2seq: the answer of the row's label (default: label) or a domain's text",
         choices=TARGETS,
     )
+    template: str | None = flag(
+        None,
+        "instruction: sections (the default), chat or a JSON file; seq2seq on a decoder: how the "
+        "prompt is asked, as in pem train",
+    )
+    max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
+    block_size: int | None = flag(
+        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})", least=1
+    )
+    max_eval_samples: int | None = flag(
+        None, "at most N rows per split, stratified by label", least=1
+    )
+    per_device_eval_batch_size: int | None = flag(
+        None, "rows per batch (default: 16 on a CPU, 64 on a GPU)", least=1
+    )
+
+    @property
+    def next_block(self) -> bool:
+        """True where the rows are a domain's text."""
+        return self.objective == "seq2seq" and self.target == "next_block"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags(AnswerKindFlags, DeviceFlags, RowFlags, HarnessFlags):
+    """What modules are scored on; named as in the Hugging Face example programs."""
+
+    model_name_or_path: str | None = flag(None, "base model to evaluate on: a directory or a name")
     prompt: tuple[str, ...] | None = flag(
         None,
         "seq2seq: template and answers by name or JSON file, one for all tasks or one "
         "per task; default: each task's own",
         metavar="NAME",
-    )
-    template: str | None = flag(
-        None,
-        "instruction: sections (the default), chat or a JSON file; seq2seq on a decoder: how the "
-        "prompt is asked, as in pem train",
     )
     task_name: tuple[str, ...] | None = flag(
         None, "task or tasks, e.g. rte mnli; gives columns, labels and metric", metavar="TASK"
@@ -424,14 +445,6 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
         "folder for each task",
         metavar="DIR",
     )
-    max_seq_length: int = flag(128, "tokens per example", least=1)
-    block_size: int | None = flag(
-        None, f"next_block: tokens per block of text (default: {DEFAULT_BLOCK})", least=1
-    )
-    max_eval_samples: int | None = flag(None, "use only N rows per split", least=1)
-    per_device_eval_batch_size: int | None = flag(
-        None, "rows per batch (default: 16 on a CPU, 64 on a GPU)", least=1
-    )
     reference_module: str | None = flag(
         None, "one more module to compare with, e.g. of the full set", metavar="DIR"
     )
@@ -448,11 +461,6 @@ class EvaluationFlags(DeviceFlags, RowFlags, HarnessFlags):
         least=0,
         most=1,
     )
-
-    @property
-    def next_block(self) -> bool:
-        """True where the rows are a domain's text."""
-        return self.objective == "seq2seq" and self.target == "next_block"
 
     def scoring(self) -> Scoring:
         """The same for the library.

@@ -83,6 +83,34 @@ def pattern_keys(layers: Iterable[str]) -> dict[str, str]:
     return {n: f"^{n}" if n in suffixes else n for n in layers}
 
 
+def expert_layer(parameter: str, index: int) -> str:
+    """The layer of one expert of a stack, a parameter (E, ., .)."""
+    return f"{parameter}[{index}]"
+
+
+def expert_of(layer: str) -> tuple[str, int] | None:
+    """The stack and the place in it of an expert's layer; None for a layer with a weight.
+
+    >>> expert_of("mlp.experts.down_proj[3]")
+    ('mlp.experts.down_proj', 3)
+    """
+    if not layer.endswith("]"):
+        return None
+    parameter, _, index = layer[:-1].rpartition("[")
+    return (parameter, int(index)) if parameter and index.isdecimal() else None
+
+
+def weight_of(layer: str) -> str:
+    """The parameter that a layer's update is added to."""
+    expert = expert_of(layer)
+    return expert[0] if expert else f"{layer}.weight"
+
+
+def whole_layers(layers: Iterable[str]) -> tuple[str, ...]:
+    """The layers that are no experts, those that targets name."""
+    return tuple(n for n in layers if not expert_of(n))
+
+
 class Patterns(dict[str, Any]):
     """PEFT's rank and alpha patterns: the first entry that names a layer gives its value.
 
@@ -94,7 +122,10 @@ class Patterns(dict[str, Any]):
         self._place = {target: i for i, target in enumerate(values)}
 
     def value(self, layer: str, default: Any) -> Any:
-        """The layer's value, else the default."""
+        """The layer's value, else that of the stack it is an expert of, else the default."""
+        expert = expert_of(layer)
+        if expert and layer not in self and f"^{layer}" not in self:
+            layer = expert[0]
         hits = targets_of(layer, self)
         if f"^{layer}" in self:
             hits.append(f"^{layer}")

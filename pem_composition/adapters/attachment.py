@@ -19,11 +19,11 @@ from pem_composition.adapters.full import FullWeights
 from pem_composition.adapters.ia3 import IA3Linear, IA3Vector
 from pem_composition.adapters.layer import AdapterLayer
 from pem_composition.adapters.locate import holder_of
-from pem_composition.adapters.lora import LoraFactors, LoraLinear
+from pem_composition.adapters.lora import LoraExperts, LoraFactors, LoraLinear
 from pem_composition.adapters.placement import Placement
-from pem_composition.adapters.plan import check_base, check_layers, head_of
+from pem_composition.adapters.plan import check_base, check_layers, head_of, stacks_of
 from pem_composition.checkpoint.tensors import widen
-from pem_composition.config import IA3Config, LoraConfig
+from pem_composition.config import IA3Config, LoraConfig, expert_of, weight_of
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 
@@ -184,18 +184,21 @@ class Layers:
         check_base(model, pem)
         self.model, self.name, self.config = model, name, pem.config
         self.names = check_layers(model, pem)
-        wrapper = LoraLinear if pem.kind == "lora" else IA3Linear
+        stacks = stacks_of(model, pem, self.names)
         for live in self.names.values():
-            _check_free(model, live, wrapper, name)
+            _check_free(model, live, _wrapper(pem.kind, live), name)
         self.adapters = {
             n: _adapter(model, pem, n, live, options) for n, live in self.names.items()
         }
         for own, live in self.names.items():
-            layer = _layer(model, live)
+            path, slot = _place(live)
+            layer = _layer(model, path)
             if not isinstance(layer, AdapterLayer):
-                layer = wrapper(layer)
-                _set_submodule(model, live, layer)
-            layer.add(name, self.adapters[own])
+                layer = _wrapper(pem.kind, live)(layer)
+                _set_submodule(model, path, layer)
+            if isinstance(layer, LoraExperts):
+                layer.transposed[weight_of(live).rpartition(".")[2]] = stacks.transposed(live)
+            layer.add(name + slot, self.adapters[own])
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for a in self.adapters.values() for p in a.parameters()]
@@ -232,14 +235,29 @@ class Layers:
 
     def restore(self) -> None:
         for live in self.names.values():
-            layer = _layer(self.model, live)
-            layer.remove(self.name)
+            path, slot = _place(live)
+            layer = _layer(self.model, path)
+            layer.remove(self.name + slot)
             if not layer.adapters:
-                _set_submodule(self.model, live, layer.base)
+                _set_submodule(self.model, path, layer.base)
+
+
+def _wrapper(kind: str, live: str) -> type[AdapterLayer]:
+    if expert_of(live):
+        return LoraExperts
+    return LoraLinear if kind == "lora" else IA3Linear
+
+
+def _place(live: str) -> tuple[str, str]:
+    """The module that an adapter stands at, and what its name there says besides."""
+    if not expert_of(live):
+        return live, ""
+    path, _, slot = live.rpartition(".")
+    return path, f":{slot}"
 
 
 def _check_free(model: nn.Module, live: str, wrapper: type[AdapterLayer], name: str) -> None:
-    layer = _layer(model, live)
+    layer = _layer(model, _place(live)[0])
     if isinstance(layer, AdapterLayer) and not isinstance(layer, wrapper):
         raise IncompatibleModules.build(
             f"layer {live}",
@@ -253,7 +271,8 @@ def _check_free(model: nn.Module, live: str, wrapper: type[AdapterLayer], name: 
 def _adapter(
     model: nn.Module, pem: PEM, name: str, live: str, options: Options
 ) -> LoraFactors | IA3Vector:
-    weight = _layer(model, live).weight
+    path, local = weight_of(live).rpartition(".")[::2]
+    weight = getattr(_layer(model, path), local)
     dtype = options.dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32)
     tensors = {
         role: pem.tensors[f"{name}.{role}"].to(weight.device, dtype, copy=True)

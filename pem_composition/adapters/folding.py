@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from pem_composition.adapters.layer import is_conv1d
 from pem_composition.adapters.locate import linear_layers, names_of, plain_tensors, renaming
 from pem_composition.adapters.placement import Placement, apart, changed, placed_on
-from pem_composition.adapters.plan import check_base, check_layers, check_weights, head_of
+from pem_composition.adapters.plan import (
+    check_base,
+    check_layers,
+    check_weights,
+    head_of,
+    stacks_of,
+)
 from pem_composition.checkpoint.changes import Change, changes_of, with_saved
-from pem_composition.config import IN_BASE
+from pem_composition.config import IN_BASE, expert_of, whole_layers
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 
@@ -117,7 +123,8 @@ def live_changes(model: nn.Module, pem: PEM) -> dict[str, Change]:
 def _layer_changes(model: nn.Module, pem: PEM) -> dict[str, Change]:
     names = check_layers(model, pem)
     layers, live = linear_layers(model), plain_tensors(model)
-    for name in names.values():
+    stacks = stacks_of(model, pem, names)
+    for name in whole_layers(names.values()):
         _refuse_quantised(f"layer {name}", layers[name].weight)
         if f"{name}.weight" not in live:
             raise IncompatibleModules.build(
@@ -127,7 +134,11 @@ def _layer_changes(model: nn.Module, pem: PEM) -> dict[str, Change]:
                 expected="a weight that is a parameter",
                 do="attach the module instead of folding it",
             )
-    return changes_of(pem, names, lambda name: is_conv1d(layers[name]), live)
+
+    def transposed(name: str) -> bool:
+        return stacks.transposed(name) if expert_of(name) else is_conv1d(layers[name])
+
+    return changes_of(pem, names, transposed, live)
 
 
 def _refuse_quantised(where: str, weight: Tensor) -> None:

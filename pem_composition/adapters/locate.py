@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pem_composition.adapters.layer import AdapterLayer, is_linear
 from pem_composition.checkpoint.changes import spelling_of
-from pem_composition.config import WRAPPERS, matches, plain_name
+from pem_composition.config import WRAPPERS, expert_layer, matches, plain_name
 from pem_composition.errors import IncompatibleModules, listing
 
 
@@ -25,6 +25,8 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, AdapterLayer):
             wrapped.append(name + ".")
             module = module.base
+            inside = module.named_modules(prefix=_plain(name), remove_duplicate=False)
+            found |= {_plain(n): m for n, m in inside}
         found[_plain(name)] = module  # what a wrapper holds comes after it, and stays
     return found
 
@@ -70,6 +72,16 @@ def names_of(model: nn.Module) -> dict[Tensor, list[str]]:
     for name, tensor in plain_tensors(model).items():
         names.setdefault(tensor, []).append(name)
     return names
+
+
+def expert_layers(model: nn.Module) -> set[str]:
+    """One name per matrix of every stack, a parameter (E, ., .) of the plain model."""
+    return {
+        expert_layer(name, i)
+        for name, tensor in plain_tensors(model).items()
+        if tensor.ndim == 3
+        for i in range(len(tensor))
+    }
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -5,11 +5,14 @@ Shape suffixes: N rows (batch x tokens), I d_in, O d_out, R rank.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pem_composition.adapters.layer import AdapterLayer
+from pem_composition.config import expert_of
 
 
 class LoraFactors(nn.Module):
@@ -56,6 +59,50 @@ class LoraFactors(nn.Module):
         return torch.addmm(
             y_NO.to(dtype), down_NR, self._B().t(), alpha=self.multiplier * self.scaling
         )
+
+
+class LoraExperts(AdapterLayer):
+    """A module that holds stacks of experts (E, ., .), computing with updates of their matrices.
+
+    W_e + sum_m multiplier_m * scaling_m * B_m A_m in the place of every W_e, for one forward pass;
+    a stack that holds W^T gets the transposed updates. An adapter's name ends in the parameter and
+    the expert, ``default:down_proj[3]``.
+
+    Args:
+        transposed: of every stack that is adapted.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.base = base
+        self.transposed: dict[str, bool] = {}
+        self.train(base.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """The base's own forward pass on the changed stacks."""
+        updates: dict[str, dict[int, list[LoraFactors]]] = {}
+        for name, adapter in self.adapters.items():
+            expert = expert_of(name.rpartition(":")[2])
+            if adapter.active and expert is not None:
+                updates.setdefault(expert[0], {}).setdefault(expert[1], []).append(adapter)
+        changed = {name: self._changed(name, own) for name, own in updates.items()}
+        return torch.func.functional_call(self.base, changed, arguments, named)
+
+    def _changed(self, name: str, adapters: dict[int, list[LoraFactors]]) -> Tensor:
+        stack: Tensor = getattr(self.base, name)
+        rows = []
+        for i, W in enumerate(stack):
+            for adapter in adapters.get(i, ()):
+                dW = adapter.multiplier * adapter.scaling * (adapter.lora_B @ adapter.lora_A)
+                W = W.to(dW.dtype) + (dW.mT if self.transposed[name] else dW)
+            rows.append(W.to(stack.dtype))
+        return torch.stack(rows)
 
 
 class LoraLinear(AdapterLayer):

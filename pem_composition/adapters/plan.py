@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from pem_composition.adapters.heads import check_head, head_parameter_names
 from pem_composition.adapters.layer import features, is_linear
 from pem_composition.adapters.locate import (
+    expert_layers,
     linear_layers,
     plain_modules,
     plain_tensors,
     renaming,
 )
 from pem_composition.checkpoint import base_identity
-from pem_composition.checkpoint.changes import check_fits
-from pem_composition.config import IA3Config, LoraConfig, targets_of
+from pem_composition.checkpoint.changes import ExpertStacks, check_fits
+from pem_composition.config import IA3Config, LoraConfig, expert_of, targets_of
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.module import PEM
 
@@ -60,8 +63,12 @@ def check_layers(model: nn.Module, pem: PEM) -> dict[str, str]:
         IncompatibleModules: a layer is missing, not linear, of another shape, or never called.
     """
     modules, parameters = plain_modules(model), plain_tensors(model)
-    names = renaming(model, pem.layers, modules, "layer")
+    known = modules.keys() | expert_layers(model) if any(map(expert_of, pem.layers)) else modules
+    names = renaming(model, pem.layers, known, "layer")
+    stacks_of(model, pem, names)
     for name, live in names.items():
+        if expert_of(live):
+            continue
         layer = modules[live]
         if not is_linear(layer):
             raise IncompatibleModules.build(
@@ -73,6 +80,41 @@ def check_layers(model: nn.Module, pem: PEM) -> dict[str, str]:
         check_fits(pem, name, live, features(layer), parameters)
     _check_complete(model, pem, set(names.values()))
     return names
+
+
+def refuse_experts(pem: PEM, what: str) -> None:
+    """Refuse experts of a stack where every layer must be a module with an input of its own.
+
+    Raises:
+        IncompatibleModules: naming one.
+    """
+    experts = [n for n in pem.layers if expert_of(n)]
+    if experts:
+        raise IncompatibleModules.build(
+            f"module {pem.name}", what, found=f"an update of {experts[0]}",
+            expected="updates of linear layers alone", do="use a method that needs no data",
+        )  # fmt: skip
+
+
+def stacks_of(model: nn.Module, pem: PEM, names: Mapping[str, str]) -> ExpertStacks:
+    """The model's stacks of experts that the module adapts, checked.
+
+    Raises:
+        IncompatibleModules: a stack of another shape, or in no floating point dtype.
+    """
+    stacks = sorted({expert[0] for n in names.values() if (expert := expert_of(n))})
+    live = plain_tensors(model) if stacks else {}
+    modules = plain_modules(model) if stacks else {}
+    for name in stacks:
+        if not live[name].is_floating_point():
+            raise IncompatibleModules.build(
+                f"parameter {name}", "is quantised, and cannot be adapted", found=live[name].dtype,
+                expected="floating point weights", do="load the base without quantisation",
+            )  # fmt: skip
+    shapes = {n: tuple(live[n].shape) for n in stacks}
+    return ExpertStacks(
+        pem, names, shapes, lambda holder: bool(getattr(modules[holder], "is_transposed", False))
+    )
 
 
 def _check_complete(model: nn.Module, pem: PEM, adapted: set[str]) -> None:

@@ -19,7 +19,14 @@ from pem_composition.arithmetic.algebra import (
 )
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.terms import Factor, LayerError, total_error
-from pem_composition.config import DTYPES, AdapterConfig, IA3Config, LoraConfig, pattern_keys
+from pem_composition.config import (
+    DTYPES,
+    AdapterConfig,
+    IA3Config,
+    LoraConfig,
+    pattern_keys,
+    whole_layers,
+)
 from pem_composition.errors import PEMError
 
 if TYPE_CHECKING:
@@ -164,7 +171,7 @@ def factor_config(
         r=r,
         alpha=scaling * r,
         use_rslora=False,
-        target_modules=config.target_modules if same_layers else tuple(layers),
+        target_modules=config.target_modules if same_layers else whole_layers(layers),
         rank_pattern={key_of[layer]: k for layer, k in ranks.items() if k != r},
         alpha_pattern={key_of[layer]: scaling * k for layer, k in ranks.items() if k != r},
     )

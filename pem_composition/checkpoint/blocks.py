@@ -75,7 +75,7 @@ class Expression:
     def width(self) -> int:
         """Entries of a row of a matrix; a vector is one row."""
         shape = self.info.shape
-        return max(1, shape[1] if len(shape) == 2 else math.prod(shape))
+        return max(1, shape[-1] if len(shape) > 1 else math.prod(shape))
 
     def fill(self, start: int, stop: int, pairs: Sequence[Pair]) -> None:
         """The first buffer of each pair = the expression in that buffer's dtype, entries start to

@@ -13,6 +13,7 @@ Shape suffixes: R rank, I d_in, O d_out, D either.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from pem_composition.arithmetic.algebra import is_neutral
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.stored_names import is_uncalled
-from pem_composition.config import IA3Config, LoraConfig
+from pem_composition.config import IA3Config, LoraConfig, expert_of, weight_of
 from pem_composition.errors import IncompatibleModules
 
 if TYPE_CHECKING:
@@ -50,6 +51,23 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """The products of all experts of a stack (E, H, .), each of H rows."""
+
+    experts: Mapping[int, Product]
+    height: int
+
+    def rows(self, start: int, stop: int, like: Tensor) -> Tensor:
+        """Rows of the change as the stack is stored, expert after expert."""
+        out, height = like.new_zeros(stop - start, like.shape[1]), self.height
+        for i in range(start // height, -(-stop // height)):
+            low, high = max(start, i * height), min(stop, (i + 1) * height)
+            part = out[low - start : high - start]
+            part.copy_(self.experts[i].rows(low - i * height, high - i * height, part))
+        return out
+
+
+@dataclass(frozen=True)
 class Scale:
     """l * W by rows or by columns of what is stored, or l * b."""
 
@@ -68,7 +86,7 @@ class Change:
 
     saved: Tensor | None = None
     scale: Scale | None = None
-    product: Product | None = None
+    product: Product | Stack | None = None
     delta: Tensor | None = None
 
     def of(self, value: Tensor) -> Tensor:
@@ -100,22 +118,30 @@ def changes_of(
 
     Args:
         names: layer of the module -> the model's.
-        transposed: whether a layer of the model holds W^T.
+        transposed: whether a layer of the model, or an expert of a stack, holds W^T.
         known: the model's parameters.
     """
     changes: dict[str, Change] = {}
+    stacks: dict[str, dict[int, Product]] = defaultdict(dict)
     for layer, name in names.items():
         conv = transposed(name)
         if isinstance(module.config, LoraConfig):
             A, B = module.tensors[f"{layer}.lora_A"], module.tensors[f"{layer}.lora_B"]
             product = Product(A, B, module.config.scaling(layer), conv)
-            changes[f"{name}.weight"] = Change(product=product)
+            if expert := expert_of(name):
+                stacks[expert[0]][expert[1]] = product
+            else:
+                changes[weight_of(name)] = Change(product=product)
             continue
         assert isinstance(module.config, IA3Config)
         l_D, of_input = module.tensors[f"{layer}.ia3"], module.config.scales_input(layer)
         changes[f"{name}.weight"] = Change(scale=Scale(l_D, by_rows=of_input == conv))
         if not of_input and f"{name}.bias" in known:
             changes[f"{name}.bias"] = Change(scale=Scale(l_D, by_rows=False))
+    for name, own in stacks.items():
+        first = own[0]
+        height = first.A_RI.shape[1] if first.transposed else len(first.B_OR)
+        changes[name] = Change(product=Stack(own, height))
     return changes
 
 
@@ -172,6 +198,69 @@ def check_called(layer: str, parameters: Container[str]) -> None:
             do="leave it out: in target_modules name the other layers, in full or by longer ends "
             "of their names",
         )
+
+
+class ExpertStacks:
+    """Stacks of experts (E, ., .) of a model, and which way each holds the experts' matrices.
+
+    The factors tell where a matrix is not square, else another stack of the same module does, else
+    the model's class: PEFT's rule is (E, d_out, d_in) unless it says ``is_transposed``.
+
+    Args:
+        shapes: parameter of the model -> shape.
+        told: of the module that holds a parameter, whether its class says so; None: unknown.
+    """
+
+    def __init__(
+        self,
+        module: PEM,
+        names: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
+        told: Callable[[str], bool | None],
+    ) -> None:
+        self._sides: dict[str, dict[str, bool]] = defaultdict(dict)  # holder -> stack -> transposed
+        self._told = told
+        places: dict[str, set[int]] = defaultdict(set)
+        for layer, name in names.items():
+            if not (expert := expert_of(name)):
+                continue
+            stack, i = expert
+            places[stack].add(i)
+            self._check(module, layer, name, shapes[stack])
+            holder = stack.rpartition(".")[0]
+            if shapes[stack][1] != shapes[stack][2]:
+                d_in = module.tensors[f"{layer}.lora_A"].shape[1]
+                self._sides[holder][stack] = d_in == shapes[stack][1]
+        for stack, found in places.items():
+            if found != set(range(shapes[stack][0])):
+                raise IncompatibleModules.build(
+                    f"parameter {stack}", f"module {module.name} does not fit the stack",
+                    found=f"{len(found)} experts", expected=f"{shapes[stack][0]}",
+                    do="give the base model that the module was trained on",
+                )  # fmt: skip
+
+    @staticmethod
+    def _check(module: PEM, layer: str, name: str, shape: tuple[int, ...]) -> None:
+        d_in = module.tensors[f"{layer}.lora_A"].shape[1]
+        _, rows, width = shape
+        check_fits(module, layer, name, (rows, width) if d_in == rows else (width, rows), ())
+
+    def transposed(self, name: str) -> bool:
+        """Whether an expert of the model holds W^T, (d_in, d_out).
+
+        Raises:
+            IncompatibleModules: nothing tells.
+        """
+        stack = name.rpartition("[")[0]
+        holder = stack.rpartition(".")[0]
+        own = self._sides[holder]
+        answer = own[stack] if stack in own else next(iter(own.values()), self._told(holder))
+        if answer is None:
+            raise IncompatibleModules.build(
+                f"parameter {stack}", "a file does not say which side of square experts is which",
+                expected="a matrix that is not square", do="fold in memory (pem.fold)",
+            )  # fmt: skip
+        return answer
 
 
 def check_fits(

@@ -40,6 +40,7 @@ from pem_composition.config import (
     LoraConfig,
     is_head,
     pattern_keys,
+    whole_layers,
 )
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
@@ -141,7 +142,7 @@ def prefixed(module: PEM, prefix: str) -> PEM:
         )
     config = module.config
     layers = {layer: f"{prefix}.{layer}" for layer in module.layers}
-    targets, key_of = tuple(layers.values()), pattern_keys(layers.values())
+    targets, key_of = whole_layers(layers.values()), pattern_keys(layers.values())
 
     def named(parameter: str) -> str:
         return parameter if is_head(parameter) else f"{prefix}.{parameter}"

@@ -22,6 +22,7 @@ from pem_composition.checkpoint.blocks import (
 )
 from pem_composition.checkpoint.changes import (
     Change,
+    ExpertStacks,
     Spelling,
     changes_of,
     check_fits,
@@ -42,6 +43,7 @@ from pem_composition.checkpoint.stored_names import (
 )
 from pem_composition.checkpoint.stream import Output, whole
 from pem_composition.checkpoint.tensors import cast, widen
+from pem_composition.config import expert_of, weight_of
 from pem_composition.errors import IncompatibleModules, listing
 from pem_composition.module import PEM
 from pem_composition.record import UPDATE, Certificate, Source
@@ -112,9 +114,11 @@ class FoldPlan:
         """
         layers = [stored_output(n, self._infos) for m in self._parts.adapters for n in m.layers]
         roots = sorted({n.split(".")[0] + "." for n in (*layers, *self._base.infos)})
-        spelling, missing = spelling_of(layers, self._infos, roots, ".weight")
+        weights = dict.fromkeys(map(weight_of, layers))
+        spelling, missing = spelling_of(weights, self._infos, roots)
         if missing:
-            self._refuse_missing(f"weight of layer {listing(missing, 3)}")
+            named = [n.removesuffix(".weight") for n in missing]
+            self._refuse_missing(f"weight of layer {listing(named, 3)}")
         return spelling
 
     def _called(self, name: str) -> str:
@@ -188,19 +192,27 @@ class FoldPlan:
         names = {n: self._called(n) for n in module.layers}
         infos = self._infos
         for layer, name in names.items():
-            saved = self._saved.get(f"{name}.weight")
-            shape = infos[f"{name}.weight"].shape if saved is None else tuple(saved.shape)
-            if len(shape) != 2 or infos[f"{name}.weight"].dtype not in FLOAT_DTYPES:
+            weight, dimensions = weight_of(name), 3 if expert_of(name) else 2
+            saved = self._saved.get(weight)
+            shape = infos[weight].shape if saved is None else tuple(saved.shape)
+            if len(shape) != dimensions or infos[weight].dtype not in FLOAT_DTYPES:
                 raise IncompatibleModules.build(
                     self._base.folder,
                     f"layer {layer} cannot be folded into",
-                    found=f"{infos[f'{name}.weight'].dtype} {shape}",
+                    found=f"{infos[weight].dtype} {shape}",
                     expected="a floating point matrix",
                     do="attach the module instead",
                 )
+            if expert_of(name):
+                continue
             d_out, d_in = shape[::-1] if stores_transposed(name, infos) else shape
             check_fits(module, layer, name, (d_in, d_out), infos)
-        return changes_of(module, names, lambda n: stores_transposed(n, infos), infos)
+        stacks = ExpertStacks(module, names, {n: i.shape for n, i in infos.items()}, lambda n: None)
+
+        def transposed(name: str) -> bool:
+            return stacks.transposed(name) if expert_of(name) else stores_transposed(name, infos)
+
+        return changes_of(module, names, transposed, infos)
 
     @property
     def stored(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.checkpoint import peft_config, provenance
+from pem_composition.checkpoint import experts, peft_config, provenance
 from pem_composition.checkpoint.content import CONFIG
 from pem_composition.checkpoint.content import PEFT_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.content import PEFT_WEIGHTS_BIN as WEIGHTS_BIN
@@ -34,9 +34,11 @@ from pem_composition.config import (
     BaseIdentity,
     IA3Config,
     LoraConfig,
+    expert_of,
     is_head,
     plain_name,
     targets_of,
+    whole_layers,
 )
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
 from pem_composition.module import HeadInfo
@@ -44,6 +46,8 @@ from pem_composition.record import Provenance
 from pem_composition.safe_files import is_file, listing, write_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pem_composition.module import PEM
 
 PREFIX = "base_model.model."
@@ -107,6 +111,12 @@ def read(
         if in_base:
             config = replace(config, extra={**config.extra, IN_BASE: in_base})
         infos = {n: _canonical_info(n, file.infos[k]) for n, k in keys.items()}
+        stacks = None
+        if isinstance(config, LoraConfig):
+            stacks = experts.Stacks(config, raw, path)
+            keys, infos = stacks.split(keys, infos)
+            extra = {k: v for k, v in config.extra.items() if k != experts.TARGETS}
+            config = replace(config, extra=extra)
         config = _settle_targets(config, raw, infos, file, keys, path)
         if isinstance(config, LoraConfig):
             config = peft_config.settled_patterns(config, infos, folder / CONFIG)
@@ -130,9 +140,16 @@ def read(
         weights=path,
         notes=notes,
         tensors=StoredTensors(
-            {n: (file, k) for n, k in keys.items()}, lambda n, t: t.reshape(infos[n].shape)
+            {n: (file, k) for n, k in keys.items()}, lambda n, t: _formed(n, t, infos, stacks)
         ),
     )
+
+
+def _formed(
+    name: str, tensor: Tensor, infos: Mapping[str, TensorInfo], stacks: experts.Stacks | None
+) -> Tensor:
+    own = stacks.form(name, tensor) if stacks else None
+    return tensor.reshape(infos[name].shape) if own is None else own
 
 
 def _weights_file(folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -312,7 +329,7 @@ def _settle_targets(
     """Fill in what a regular expression would have chosen: full layer names, from the tensors."""
     layers = adapter_layers(infos)
     if peft_config.targets_from_tensors(raw):
-        config = replace(config, target_modules=layers)  # type: ignore[arg-type]
+        config = replace(config, target_modules=whole_layers(layers))  # type: ignore[arg-type]
     if not isinstance(config, IA3Config):
         return config
     inputs = {n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[0] == 1}
@@ -357,7 +374,7 @@ def _check_tensors(
     unused = [_unsaved(config, infos, path)]
     if listed:
         saved = {n.removesuffix(".head").rpartition(".")[0] for n in infos if n.endswith(".head")}
-        unused.append(unused_targets(config.target_modules, layers, path, saved))
+        unused.append(unused_targets(config.target_modules, whole_layers(layers), path, saved))
     asked = ("modules_to_save", "target_modules")
     return tuple(
         f"{name}: {key} names {', '.join(map(repr, words[:8]))}{', ...' * (len(words) > 8)}, "
@@ -488,7 +505,11 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
     _check_apart(pem, config)
     target = save_dtype(dtype)
     tensors, adapted = {}, frozenset(pem.layers)
-    for name, tensor in sorted(pem.tensors.items()):
+    rest = {n: t for n, t in pem.tensors.items() if not expert_of(n.rpartition(".")[0])}
+    if isinstance(config, LoraConfig):
+        stacks, config = experts.joined(pem.layers, pem.tensors.__getitem__, config, pem.name)
+        rest |= stacks
+    for name, tensor in sorted(rest.items()):
         key, shape = _file_key(name, tuple(tensor.shape), config, adapted)
         tensors[key] = cast(tensor, name, target, pem.name).reshape(shape)
     write_json(folder / CONFIG, config_json(pem, config))
@@ -539,6 +560,7 @@ def _settled_config(pem: PEM, config: LoraConfig | IA3Config) -> LoraConfig | IA
         )
     if isinstance(config, LoraConfig):
         check_factors(config, infos, pem.name)
+    layers = whole_layers(layers)
     targets = frozenset(config.target_modules)
     hits = [targets_of(n, targets) for n in layers]
     named = all(hits) and targets == set().union(*hits)

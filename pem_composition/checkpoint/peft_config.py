@@ -14,14 +14,21 @@ from typing import Any
 
 from pem_composition.checkpoint.files import MAX_TENSORS, TensorInfo
 from pem_composition.checkpoint.regular import RegularExpression
-from pem_composition.config import AdapterConfig, IA3Config, LoraConfig, pattern_keys, plain_name
+from pem_composition.config import (
+    AdapterConfig,
+    IA3Config,
+    LoraConfig,
+    expert_of,
+    pattern_keys,
+    plain_name,
+)
 from pem_composition.errors import CheckpointError, UnsupportedModule, nearest
 
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3"}
 CONFIG_KEYS = {
     "lora": (
         "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
-        "init_lora_weights",
+        "init_lora_weights", "target_parameters",
     ),
     "ia3": ("feedforward_modules", "init_ia3_weights"),
 }  # fmt: skip
@@ -38,7 +45,6 @@ REFUSED_KEYS: Mapping[str, str] = {
     "use_dora": "DoRA (its magnitude vectors have no linear sum)",
     "lora_bias": "lora_bias (biases of lora_B)",
     "trainable_token_indices": "trainable tokens",
-    "target_parameters": "target_parameters (LoRA on bare parameters)",
     "layer_replication": "layer replication (it changes the base model)",
     "megatron_config": "Megatron parallel layers",
     "loftq_config": "LoftQ (it changes the base model)",
@@ -86,6 +92,8 @@ def parse(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
         extra["revision"] = raw["revision"]
     if saved := check.names("modules_to_save", at_most=MAX_SAVED):
         extra["modules_to_save"] = saved
+    if parameters := check.names("target_parameters"):
+        extra["target_parameters"] = parameters
     check.text("task_type")
     check.text("revision")
     check.text("base_model_name_or_path")
@@ -125,23 +133,26 @@ def settled_patterns(config: LoraConfig, infos: Mapping[str, TensorInfo], path: 
     """
     if not config.rank_pattern and not config.alpha_pattern:
         return config
-    layers = [n.removesuffix(".lora_A") for n in infos if n.endswith(".lora_A")]
+    sizes = {
+        n.removesuffix(".lora_A"): i.shape[0] for n, i in infos.items() if n.endswith(".lora_A")
+    }
+    ranks = {expert[0] if (expert := expert_of(n)) else n: r for n, r in sizes.items()}
+    layers = list(ranks)
     key_of = pattern_keys(layers)
-    alphas = _values(config.alpha_pattern, config.alpha, layers, path)
+    alphas = values(config.alpha_pattern, config.alpha, layers, path)
     if alphas != {n: config.alpha_of(n) for n in layers} or _expressions(config.alpha_pattern):
         pattern = {key_of[n]: a for n, a in alphas.items() if a != config.alpha}
         config = replace(config, alpha_pattern=pattern)
-    ranks = {n: infos[f"{n}.lora_A"].shape[0] for n in layers}
     named = {n: config.rank(n) for n in layers}
     if _expressions(config.rank_pattern) or (
-        ranks != named and ranks == _values(config.rank_pattern, config.r, layers, path)
+        ranks != named and ranks == values(config.rank_pattern, config.r, layers, path)
     ):
         pattern = {key_of[n]: r for n, r in ranks.items() if r != config.r}
         config = replace(config, rank_pattern=pattern)
     return config
 
 
-def _values(
+def values(
     pattern: Mapping[str, Any], default: Any, layers: Sequence[str], path: Path
 ) -> dict[str, Any]:
     keys = _first_keys(pattern, layers, path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pem_composition.config import IN_BASE, LoraConfig
+from pem_composition.config import IN_BASE, LoraConfig, expert_of
 from pem_composition.errors import UnsupportedModule
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def for_vllm(module: PEM, *, drop_saved: bool = False) -> PEM:
     if not isinstance(config, LoraConfig):
         raise UnsupportedModule.build(
             module.name, f"vLLM serves LoRA modules, not those of kind {module.kind}",
+            do="fold it into its base (pem fold) and serve the whole model",
+        )  # fmt: skip
+    if any(map(expert_of, module.layers)):
+        raise UnsupportedModule.build(
+            module.name, "holds updates of stacked experts, which vLLM stores in another way",
             do="fold it into its base (pem fold) and serve the whole model",
         )  # fmt: skip
     saved = sorted({n.removesuffix(".head") for n in module.tensors if n.endswith(".head")})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,8 @@ def read_float(file: TensorFile, name: str) -> Tensor:
 
 
 class StoredTensors(Mapping[str, "Tensor"]):
-    """The tensors of opened files: each is read and widened when it is asked for; none is kept.
+    """The tensors of opened files: each is read and widened when it is asked for; none is kept
+    but the last two of which several names are parts.
 
     A tensor is searched for NaN the first time it is read; a file that was written to since it was
     opened is refused.
@@ -88,16 +90,24 @@ class StoredTensors(Mapping[str, "Tensor"]):
         places: Mapping[str, tuple[TensorFile, str]],
         form: Callable[[str, Tensor], Tensor],
     ) -> None:
-        self._places, self._form, self._finite = places, form, set[str]()
+        self._places, self._form = places, form
+        self._finite: set[tuple[TensorFile, str]] = set()
+        uses = Counter(places.values())
+        self._shared = frozenset(place for place, n in uses.items() if n > 1)
+        self._kept: dict[tuple[TensorFile, str], Tensor] = {}
         self.files = tuple(dict.fromkeys(file for file, _ in places.values()))
         weakref.finalize(self, _close, self.files)
 
     def __getitem__(self, name: str) -> Tensor:
-        file, key = self._places[name]
-        tensor = widen(read_raw(file, key))
-        if name not in self._finite:
-            check_finite(tensor, key, file.path)
-            self._finite.add(name)
+        place = file, key = self._places[name]
+        tensor = self._kept.get(place)
+        if tensor is None:
+            tensor = widen(read_raw(file, key))
+            if place not in self._finite:
+                check_finite(tensor, key, file.path)
+                self._finite.add(place)
+            if place in self._shared:
+                self._kept = dict([*self._kept.items()][-1:]) | {place: tensor}
         return self._form(name, tensor)
 
     def __iter__(self) -> Iterator[str]:

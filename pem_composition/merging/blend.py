@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pem_composition.adapters.inject import attached
-from pem_composition.adapters.plan import check_base, check_layers
+from pem_composition.adapters.plan import check_base, check_layers, refuse_experts
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -47,6 +47,8 @@ class Blend(AbstractContextManager["Blend"]):
         self.coefficients = torch.ones(len(modules), 1)
         self._flags = {p: p.requires_grad for p in model.parameters()}
         self._handles: list[Any] = []
+        for m in modules:
+            refuse_experts(m, "coefficients are not learned over experts of a stack")
         names = [check_layers(model, m) for m in modules]
         for place, layer in enumerate(self.layers):
             holders = [t for t, m in enumerate(modules) if layer in names[t]]

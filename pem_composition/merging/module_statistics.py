@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pem_composition.adapters import attach
-from pem_composition.adapters.plan import check_layers
+from pem_composition.adapters.plan import check_layers, refuse_experts
 from pem_composition.arithmetic.statistics import (
     BLOCKS,
     FISHER,
@@ -109,6 +109,7 @@ def _computed(
     with attach(model, module, trainable=True) as attachment:
         if what == FISHER:
             return diagonal(model, parameters_of(attachment), evaluator, **facts)
+        refuse_experts(attachment.pem, "the inputs of a stack's experts are not recorded")
         layers = check_layers(model, attachment.pem)
         stacked = _stacked(together, layers) if together else None
         return gram(model, layers, evaluator, rows=stacked)

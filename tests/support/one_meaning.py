@@ -156,6 +156,11 @@ def _mamba() -> nn.Module:
     )  # fmt: skip
 
 
+def _gpt_oss() -> nn.Module:
+    sizes = {**DECODER, "num_local_experts": 3, "num_experts_per_tok": 2}
+    return hf.GptOssForCausalLM(hf.GptOssConfig(**sizes))
+
+
 def _mixtral() -> nn.Module:
     return hf.MixtralForCausalLM(
         hf.MixtralConfig(**DECODER, num_local_experts=3, num_experts_per_tok=2)
@@ -184,6 +189,15 @@ T5_LIKE = {
 }  # fmt: skip
 CLS, LM = hf.AutoModelForSequenceClassification, hf.AutoModelForCausalLM
 MLM, S2S = hf.AutoModelForMaskedLM, hf.AutoModelForSeq2SeqLM
+
+EXPERTS = {
+    "one stack": {"target_modules": [], "target_parameters": ["experts.down_proj"]},
+    "two stacks": {
+        "target_parameters": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+        "rank_pattern": {"experts.down_proj": 3}, "alpha_pattern": {r".*\.1\..*gate_up_proj": 7},
+        "use_rslora": True,
+    },
+}  # fmt: skip
 
 MODELS = [
     Model("roberta", _bert("Roberta", "ForSequenceClassification", num_labels=N), CLS,
@@ -238,7 +252,9 @@ MODELS = [
           ("q_proj", "q_attn"), ("c_fc", "mlp.c_proj"), "h", "ln_1", "wte", "decoder.lm_head",
           inputs="image pair"),
     Model("mixtral", _mixtral, LM, ("q_proj", "v_proj"), ("k_proj", "o_proj"), "layers",
-          "input_layernorm", "embed_tokens", "lm_head", task="CAUSAL_LM"),
+          "input_layernorm", "embed_tokens", "lm_head", task="CAUSAL_LM", more=EXPERTS),
+    Model("gpt oss", _gpt_oss, LM, ("q_proj", "v_proj"), ("k_proj", "o_proj"), "layers",
+          "input_layernorm", "embed_tokens", "lm_head", task="CAUSAL_LM", more=EXPERTS),
     Model("lfm2", _lfm2, LM, ("q_proj", "v_proj"), ("w1", "w2"), "layers", "operator_norm",
           "embed_tokens", "lm_head", task="CAUSAL_LM",
           more={"convolution": {"target_modules": ["q_proj", "in_proj"]},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import RULES, as_numbers, role_of
-from pem_composition.arithmetic.compatible import SPACES, check_log_kind, space_of
+from pem_composition.arithmetic.compatible import SPACES, check_linear, check_log_kind, space_of
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.labels import label_of, notes_of
 from pem_composition.arithmetic.logarithm import power_product
@@ -152,6 +152,7 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
     Raises:
         PEMError: a pattern that matches no layer, or a factor that is not finite.
     """
+    check_linear(module)
     values = as_numbers([f for _, f in factors], "layers")
     factors = [(pattern, f) for (pattern, _), f in zip(factors, values, strict=True)]
     compiled = [(compile_pattern(pattern), factor) for pattern, factor in factors]

@@ -136,7 +136,8 @@ class Patterns(dict[str, Any]):
 class LoraConfig:
     """LoRA: dW = scaling * B A, scaling = alpha / r, or alpha / sqrt(r) with rsLoRA.
 
-    Source: Hu et al. 2021 (arXiv:2106.09685); rsLoRA: Kalajdzievski 2023 (arXiv:2312.03732).
+    Source: Hu et al. 2021 (arXiv:2106.09685); rsLoRA: Kalajdzievski 2023 (arXiv:2312.03732);
+    DoRA: Liu et al. 2024 (arXiv:2402.09353).
     """
 
     kind: ClassVar[str] = "lora"
@@ -149,6 +150,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     fan_in_fan_out: bool = False
+    use_dora: bool = False  # then W becomes m (W + dW) / norm(W + dW), norms of its rows
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def rank(self, layer: str) -> int:

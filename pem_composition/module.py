@@ -24,6 +24,7 @@ from pem_composition.arithmetic.algebra import (
 from pem_composition.arithmetic.algebra import negate as algebra_negate
 from pem_composition.arithmetic.compatible import (
     check_compatible,
+    check_linear,
     check_rank,
     check_request,
     space_of,
@@ -402,6 +403,7 @@ def negate(module: PEM, strength: float = 1.0, *, dtype: str | None = None) -> P
         [1.0, 0.5]
     """
     (strength,) = as_numbers([strength], "strength")
+    check_linear(module)
     settings = {"strength": strength} | ({} if dtype is None else {"dtype": dtype})
     exact = in_dtype(module, dtype)
     tensors = algebra_negate(exact.adapter_tensors(), strength)

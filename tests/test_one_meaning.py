@@ -15,16 +15,23 @@ pytest.importorskip("peft")
 from support import one_meaning as om
 
 import pem_composition as pem
+from pem_composition.adapters import set_multiplier
 from pem_composition.checkpoint import fold_checkpoint, load
+from pem_composition.checkpoint.convert import convert
 from pem_composition.errors import IncompatibleModules
 from pem_composition.safe_files import read_json
 
 EVERY = frozenset(om.WAYS)
 CONVERT, EXTRACT = frozenset({"convert"}), frozenset({"extract"})
+SUMS = frozenset(
+    {"parameter space", "delta space", "rank", "negations", "sum and difference", "average"}
+)
 FOLDS = frozenset({"fold", "fold, its own class", "extract"})
 # What may be refused: the sentence, the requests, the ways, and (if not all) the models.
 REFUSALS: list[tuple[str, str, frozenset[str], str]] = [
-    ("DoRA .* cannot be represented", "dora", EVERY, ""),
+    ("DoRA scales the base's weights", "dora", SUMS | CONVERT, ""),
+    ("DoRA on the Conv1D layer", "dora", FOLDS, "gpt2.*|bert to gpt2"),
+    ("tensors differ that the module cannot hold", "dora", EXTRACT, ""),
     ("trained biases cannot be represented", "bias", EVERY, ""),
     ("LoRA on an embedding cannot be represented", "on the embedding", EVERY, ""),
     ("is one matrix, no stack of experts", "all linear.*", EVERY, "mixtral"),
@@ -242,3 +249,27 @@ def test_feedforward_modules_name_ends_of_words(way: str, tmp_path: Path) -> Non
     options = {"target_modules": ["o", "wo"], "feedforward_modules": ["o"]}
     case = om.made(m, "ia3", options, om.base_folder(m, tmp_path), tmp_path / "module")
     assert om.difference(om.WAYS[way](case, tmp_path), case.want) < om.TOLERANCE
+
+
+def test_a_dora_module_has_no_sum_anywhere(tmp_path: Path) -> None:
+    m = om.BY_NAME["llama"]
+    base = om.base_folder(m, tmp_path)
+    om.made(m, "lora", {"target_modules": ["q_proj"], "use_dora": True}, base, tmp_path / "a")
+    a, model = load(tmp_path / "a"), om.fresh(m, base)
+    for use in (
+        lambda: 0.5 * a,
+        lambda: a - a,
+        lambda: pem.negate(a),
+        lambda: pem.compose('layers(a, "*", 0.5)', {"a": a}),
+        lambda: pem.compose("ties(a, a)", {"a": a}),
+        lambda: pem.compare([a, a]),
+        lambda: fold_checkpoint("0.5*a", {"a": tmp_path / "a"}, base, tmp_path / "f"),
+        lambda: convert(tmp_path / "a", tmp_path / "v", format="vllm"),
+    ):
+        with pytest.raises(IncompatibleModules, match=r"no sum; found use_dora.*\(pem extract\)"):
+            use()
+    with pytest.raises(IncompatibleModules, match="DoRA is not trained here"):
+        pem.attach(model, a, trainable=True)
+    switch = pytest.raises(pem.PEMError, match="a DoRA module cannot be switched or scaled")
+    with pem.attach(model, a, name="a"), switch:
+        set_multiplier(model, "a", 0.5)

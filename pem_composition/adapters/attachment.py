@@ -62,13 +62,25 @@ class Attachment(AbstractContextManager["Attachment"]):
         head = head_of(self.model, pem, self.options.head)
         self._check_head_is_free(head)
         self._held: Layers | FullWeights | Folded
-        if pem.kind != "full":
+        dora = isinstance(pem.config, LoraConfig) and pem.config.use_dora
+        if dora and self.options.trainable:
+            raise IncompatibleModules.build(
+                f"module {pem.name}", "DoRA is not trained here", found="use_dora",
+                do="train it with PEFT, or fold it into its base (pem fold)",
+            )  # fmt: skip
+        if dora:  # its update needs the base's weights
+            self._held = Folded(self.model, pem, head=self.options.head)
+        elif pem.kind != "full":
             self._held = Layers(self.model, pem, self.name, self.options)
         elif self.options.trainable:
             self._held = FullWeights(self.model, pem, head)
         else:
             self._held = Folded(self.model, pem, head="ignore")
-        self._slot = Placement(self.model, saved_on(self.model, pem, {}, head)) if head else None
+        if dora and isinstance(self._held, Folded):  # on top of the parts that it saves whole
+            self._slot = self._held.placement if head else None
+        else:
+            saved = saved_on(self.model, pem, {}, head)
+            self._slot = Placement(self.model, saved) if head else None
         self.pem = pem
 
     def _check_head_is_free(self, head: Mapping[str, Tensor]) -> None:

@@ -32,17 +32,17 @@ class Folded(AbstractContextManager["Folded"]):
 
     def __init__(self, model: nn.Module, pem: PEM, *, head: str = "load") -> None:
         self.model, self.pem, self._head = model, pem, head
-        self._placement = Placement(model, changes_with_head(model, pem, head))
+        self.placement = Placement(model, changes_with_head(model, pem, head))
 
     def swap(self, pem: PEM) -> Folded:
         """Replace the folded module by another one, recomputed from the base's own weights."""
-        self._placement.replace(changes_with_head(self.model, pem, self._head))
+        self.placement.replace(changes_with_head(self.model, pem, self._head))
         self.pem = pem
         return self
 
     def restore(self) -> None:
         """Take the module out: weights and head are again those from before, bit for bit."""
-        self._placement.remove()
+        self.placement.remove()
 
     def __exit__(self, *exc: object) -> None:
         self.restore()

@@ -161,9 +161,10 @@ def set_multiplier(model: nn.Module, name: str, multiplier: float) -> None:
 
 
 def _refuse_full(attachment: Attachment) -> None:
-    if attachment.pem.kind == "full":
+    if not attachment.layers:
+        kind = "a full" if attachment.pem.kind == "full" else "a DoRA"
         raise PEMError.build(
             f"attachment {attachment.name!r}",
-            "a full module cannot be switched or scaled in place",
+            f"{kind} module cannot be switched or scaled in place",
             do="swap it for a scaled module, or detach it",
         )

@@ -28,6 +28,7 @@ RULES: Mapping[str, Rule] = {
     "lora_B": Rule(0.0, signed=True),
     "ia3": Rule(1.0, signed=True),
     "delta": Rule(0.0, signed=True),
+    "lora_magnitude": Rule(0.0, signed=True),  # of DoRA, whose modules have no sum: check_linear
 }
 HEAD = "head"
 HEAD_REMEDY = (
@@ -43,7 +44,7 @@ def neutral_of(kind: str) -> float:
 
 
 def role_of(name: str) -> str:
-    """Last component of a tensor name: lora_A, lora_B, ia3, delta or head.
+    """Last component of a tensor name: lora_A, lora_B, lora_magnitude, ia3, delta or head.
 
     Raises:
         UnknownRole: the last component is none of these.

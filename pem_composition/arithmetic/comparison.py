@@ -12,7 +12,7 @@ from math import degrees, hypot
 from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.algebra import linear_combination, neutral_of
-from pem_composition.arithmetic.compatible import check_compatible
+from pem_composition.arithmetic.compatible import check_compatible, check_linear
 from pem_composition.arithmetic.updates import certificate_of, lora_factors
 from pem_composition.errors import IncompatibleModules
 
@@ -110,6 +110,7 @@ class _Update:
 def _updates(module: Operand) -> dict[str, _Update]:
     from pem_composition.arithmetic.geometry import spectrum
 
+    check_linear(module)
     if module.kind == "lora":
         factors = {layer: lora_factors([module], [1.0], layer) for layer in module.layers}
         return {layer: _Update(f, spectrum(f), None) for layer, f in factors.items()}

@@ -35,13 +35,15 @@ def check_compatible(
     modules: Sequence[Described], *, space: str, allow_base_mismatch: bool = False
 ) -> None:
     """Refuse modules of different kind or base, or that name one layer in two ways; in parameter
-    space also other layers, rank or scaling, in log space anything but (IA)^3.
+    space also other layers, rank or scaling, in log space anything but (IA)^3; and DoRA in any.
 
     Raises:
         IncompatibleModules: names both modules, both values and the remedy.
     """
     if space == "log":
         check_log_kind(modules)
+    for module in modules:
+        check_linear(module)
     check_spellings(modules)
     first = modules[0]
     for other in modules[1:]:
@@ -93,6 +95,20 @@ def check_spellings(modules: Sequence[Described]) -> None:
 
 def _stack(layer: str) -> str:
     return ".".join("#" if p.isdecimal() else p for p in layer.split("."))
+
+
+def check_linear(module: Described) -> None:
+    """Refuse a DoRA module where its update must be linear: it scales the base's own weights.
+
+    Raises:
+        IncompatibleModules: naming it and the way round.
+    """
+    if isinstance(module.config, LoraConfig) and module.config.use_dora:
+        raise IncompatibleModules.build(
+            module.name, "DoRA scales the base's weights, so its modules have no sum",
+            found="use_dora", expected="LoRA",
+            do="fold it into its base (pem fold), then take its LoRA out of that (pem extract)",
+        )  # fmt: skip
 
 
 def check_log_kind(modules: Sequence[Described]) -> None:

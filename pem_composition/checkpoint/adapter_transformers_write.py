@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.compatible import check_linear
 from pem_composition.checkpoint.adapter_transformers import (
     FAMILIES,
     FUSED,
@@ -265,6 +266,7 @@ def _split_factors(
     pem: PEM, config: LoraConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[tuple[str, ...], dict[str, Tensor], int, float]:
     """Factors in the library's form: parts of fused layers, tensors, one rank, one alpha."""
+    check_linear(pem)
     out = dict(tensors)
     fused = [n for n in pem.layers if n.endswith("." + FUSED)]
     columns = {n: _column_parts(pem, n, tensors[f"{n}.lora_B"]) for n in fused}

@@ -102,6 +102,8 @@ class Expression:
             if self.change.product:
                 rows = total.view(-1, self.width)
                 rows.add_(self.change.product.rows(first, last, rows))
+                if self.change.magnitude:
+                    self.change.magnitude.apply(rows, first, last)
 
 
 def add(terms: Sequence[Term], start: int, stop: int, pairs: Sequence[Pair]) -> None:

@@ -1,6 +1,7 @@
 """What a module makes of each weight: one rule for a model in memory and for a checkpoint.
 
     W + scaling B A        LoRA; a Conv1D layer (GPT-2 and its kin) holds W^T
+    m (W + scaling B A) / norm of its rows    DoRA
     l * W and l * b        (IA)^3 on the output; on the input W * l
     theta_0 + delta        whole models
     the part itself        in place of the base's, where a module saves a part whole
@@ -81,12 +82,34 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Magnitude:
+    """m W / norm(W) by outputs, of DoRA, W the changed weight; a row of W is an output.
+
+    A Conv1D layer's outputs are columns, whose norms need all rows.
+    """
+
+    m_O: Tensor
+    transposed: bool
+
+    def apply(self, rows: Tensor, start: int, stop: int) -> None:
+        """Scale rows of the changed weight in place."""
+        m_O = self.m_O.to(rows)
+        if self.transposed:
+            rows.mul_(m_O / rows.norm(dim=0))
+        else:
+            rows.mul_((m_O[start:stop] / rows.norm(dim=1))[:, None])
+
+
+@dataclass(frozen=True)
 class Change:
-    """What becomes of one parameter: replaced by ``saved``, scaled, then added to."""
+    """What becomes of one parameter: replaced by ``saved``, scaled, added to, and of DoRA given its
+    magnitudes.
+    """
 
     saved: Tensor | None = None
     scale: Scale | None = None
     product: Product | Stack | None = None
+    magnitude: Magnitude | None = None
     delta: Tensor | None = None
 
     def of(self, value: Tensor) -> Tensor:
@@ -97,6 +120,8 @@ class Change:
             self.scale.apply(rows, 0, len(rows))
         if self.product:
             rows.add_(self.product.rows(0, len(rows), rows))
+        if self.magnitude:
+            self.magnitude.apply(rows, 0, len(rows))
         return value if self.delta is None else value.add_(self.delta.to(value))
 
     def same_as(self, other: Change) -> bool:
@@ -131,7 +156,9 @@ def changes_of(
             if expert := expert_of(name):
                 stacks[expert[0]][expert[1]] = product
             else:
-                changes[weight_of(name)] = Change(product=product)
+                m_O = module.tensors.get(f"{layer}.lora_magnitude")
+                magnitude = None if m_O is None else Magnitude(m_O, conv)
+                changes[weight_of(name)] = Change(product=product, magnitude=magnitude)
             continue
         assert isinstance(module.config, IA3Config)
         l_D, of_input = module.tensors[f"{layer}.ia3"], module.config.scales_input(layer)
@@ -175,7 +202,9 @@ def joined(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
         for name, change in own.items():
             old = out.get(name, Change())
             out[name] = Change(
-                scale=change.scale or old.scale, product=change.product or old.product
+                scale=change.scale or old.scale,
+                product=change.product or old.product,
+                magnitude=change.magnitude or old.magnitude,
             )
     return out
 

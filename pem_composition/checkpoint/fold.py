@@ -129,15 +129,22 @@ def _parts(
     options: dict[str, Any] = {"space": space, "allow_base_mismatch": allow_base_mismatch}
     # of several kinds the heads and parts saved whole are chosen together, below
     bare = {n: replace(m, tensors=m.adapter_tensors(), heads={}) for n, m in own.items()}
-    adapters = tuple(
-        compose(part, bare if mixed else own, head=head, **options)
-        for kind, part in groups.items()
-        if kind != "full"
-    )
+    alone = tree.lone
+    dora = isinstance(alone, trees.Leaf) and getattr(own[alone.name].config, "use_dora", False)
+    if dora:  # it has no sum, not even of itself
+        adapters: tuple[PEM, ...] = tuple(own.values())
+    else:
+        adapters = tuple(
+            compose(part, bare if mixed else own, head=head, **options)
+            for kind, part in groups.items()
+            if kind != "full"
+        )
     full = groups.get("full")
     if full is not None:
         _check_layers(full, models)
-    if full is None and not mixed:
+    if dora:
+        chosen = head_policies.choose(list(own.values()), [1.0], head)
+    elif full is None and not mixed:
         chosen = head_policies.ChosenHead(adapters[0].head_tensors(), adapters[0].head)
     else:
         chosen = _head(tree, own, kinds, options, head)

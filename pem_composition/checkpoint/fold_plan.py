@@ -205,6 +205,12 @@ class FoldPlan:
                 )
             if expert_of(name):
                 continue
+            if stores_transposed(name, infos) and f"{layer}.lora_magnitude" in module.tensors:
+                raise IncompatibleModules.build(
+                    self._base.folder, f"DoRA on the Conv1D layer {layer}",
+                    found="outputs in columns, whose norms no block of rows has",
+                    expected="a linear layer", do="fold in memory (pem.fold)",
+                )  # fmt: skip
             d_out, d_in = shape[::-1] if stores_transposed(name, infos) else shape
             check_fits(module, layer, name, (d_in, d_out), infos)
         stacks = ExpertStacks(module, names, {n: i.shape for n, i in infos.items()}, lambda n: None)

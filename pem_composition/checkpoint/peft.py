@@ -51,10 +51,13 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 PREFIX = "base_model.model."
-SUFFIXES = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".ia3_l": "ia3"}
+MAGNITUDE = ".lora_magnitude_vector"  # of DoRA, one number per output
+SUFFIXES = {
+    ".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", MAGNITUDE: "lora_magnitude",
+    ".ia3_l": "ia3",
+}  # fmt: skip
 COPIES = ("modules_to_save", "original_module")  # in the keys of PEFT's wrapper of a saved part
 REFUSED_PARTS: Mapping[str, str] = {
-    "lora_magnitude_vector": "DoRA magnitudes",
     "lora_embedding_A": "LoRA on an embedding",
     "lora_embedding_B": "LoRA on an embedding",
     "token_adapter": "trainable tokens",
@@ -280,7 +283,8 @@ def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
             expected="...lora_A.weight, ...lora_B.weight",
             do=SUM_REMEDY,
         )
-    if rest.endswith(tuple(SUFFIXES)) and len(info.shape) != 2:
+    dimensions = 1 if rest.endswith(MAGNITUDE) else 2
+    if rest.endswith(tuple(SUFFIXES)) and len(info.shape) != dimensions:
         raise UnsupportedModule.build(
             path,
             f"tensor {key!r}: convolution layers cannot be represented",
@@ -397,6 +401,15 @@ def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: ob
                     do="restore the file from its source",
                 )
         a, b, r = infos[f"{layer}.lora_A"].shape, infos[f"{layer}.lora_B"].shape, config.rank(layer)
+        magnitude = infos.get(f"{layer}.lora_magnitude")
+        if (magnitude is not None) != config.use_dora or (magnitude and magnitude.shape != b[:1]):
+            raise CheckpointError.build(
+                where,
+                f"DoRA magnitudes of {layer!r} do not fit use_dora",
+                found=f"magnitudes {magnitude.shape}" if magnitude else "no magnitude vector",
+                expected=f"shape {b[:1]}" if config.use_dora else "none, as use_dora is false",
+                do="restore the config and the weights that belong together",
+            )
         if (a[0], b[1]) != (r, r):
             raise CheckpointError.build(
                 where,
@@ -544,6 +557,8 @@ def _file_key(
         module, _, parameter = layer.rpartition(".")
         inside = f"{module}.base_layer.{parameter}" if module in adapted else layer
         return PREFIX + inside, shape
+    if role == "lora_magnitude":
+        return f"{PREFIX}{layer}{MAGNITUDE}", shape
     if role != "ia3":
         return f"{PREFIX}{layer}.{role}.weight", shape
     assert isinstance(config, IA3Config)
@@ -603,7 +618,7 @@ def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.use_rslora,
-        "use_dora": False,
+        "use_dora": config.use_dora,
         "lora_bias": False,
         "bias": "none",
         "rank_pattern": dict(config.rank_pattern),

@@ -27,8 +27,8 @@ from pem_composition.errors import CheckpointError, UnsupportedModule, nearest
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3"}
 CONFIG_KEYS = {
     "lora": (
-        "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
-        "init_lora_weights", "target_parameters",
+        "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern",
+        "alpha_pattern", "init_lora_weights", "target_parameters",
     ),
     "ia3": ("feedforward_modules", "init_ia3_weights"),
 }  # fmt: skip
@@ -42,7 +42,6 @@ HARMLESS_KEYS = (
     "runtime_config", "eva_config", "merge_weights",
 )  # fmt: skip
 REFUSED_KEYS: Mapping[str, str] = {
-    "use_dora": "DoRA (its magnitude vectors have no linear sum)",
     "lora_bias": "lora_bias (biases of lora_B)",
     "trainable_token_indices": "trainable tokens",
     "layer_replication": "layer replication (it changes the base model)",
@@ -111,6 +110,7 @@ def parse(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
         rank_pattern=check.pattern("rank_pattern", check.rank),
         alpha_pattern=check.pattern("alpha_pattern", check.alpha),
         fan_in_fan_out=fan,
+        use_dora=check.boolean("use_dora"),
         extra=extra,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.compatible import check_linear
 from pem_composition.config import IN_BASE, LoraConfig, expert_of
 from pem_composition.errors import UnsupportedModule
 
@@ -43,6 +44,7 @@ def for_vllm(module: PEM, *, drop_saved: bool = False) -> PEM:
             module.name, f"vLLM serves LoRA modules, not those of kind {module.kind}",
             do="fold it into its base (pem fold) and serve the whole model",
         )  # fmt: skip
+    check_linear(module)
     if any(map(expert_of, module.layers)):
         raise UnsupportedModule.build(
             module.name, "holds updates of stacked experts, which vLLM stores in another way",

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from pem_composition.adapters.inject import attached
 from pem_composition.adapters.plan import check_base, check_layers, refuse_experts
+from pem_composition.arithmetic.compatible import check_linear
 from pem_composition.config import IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
@@ -48,6 +49,7 @@ class Blend(AbstractContextManager["Blend"]):
         self._flags = {p: p.requires_grad for p in model.parameters()}
         self._handles: list[Any] = []
         for m in modules:
+            check_linear(m)
             refuse_experts(m, "coefficients are not learned over experts of a stack")
         names = [check_layers(model, m) for m in modules]
         for place, layer in enumerate(self.layers):

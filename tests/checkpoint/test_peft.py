@@ -205,7 +205,6 @@ def test_everything_but_the_values_survives_a_round_trip(tmp_path: Path) -> None
 
 
 DIALECTS = [
-    ("use_dora", True, "use_dora"),
     ("lora_bias", True, "lora_bias"),
     ("bias", "all", "bias"),
     ("init_lora_weights", "pissa", "'pissa'"),

@@ -246,13 +246,13 @@ KINDS = (
     Case("M13c", "(IA)^3 at -1", f"out = +1*negate(ia3, 1)  (space parameter, {ZERO})",
          run=(("negation", "-a", "ia3", "-p", "out"),), code=0, check=sum_of(ia3=-1.0)),
     Case("M15", "LoRA and DoRA",
-         f"bad/{CONFIG}: use_dora: DoRA (its magnitude vectors have no linear sum) cannot be "
-         "represented; found True, expected unset; train the module without it",
-         d.config(use_dora=True)),
+         "bad: DoRA scales the base's weights, so its modules have no sum; found use_dora, "
+         "expected LoRA; fold it into its base (pem fold), then take its LoRA out of that "
+         "(pem extract)",
+         d.both(d.config(use_dora=True), d.magnitudes())),
     Case("M15b", "DoRA magnitudes in the weights",
-         f"bad/{WEIGHTS}: tensor 'base_model.model.{LAYER.format(0, 'query')}"
-         ".lora_magnitude_vector': DoRA magnitudes cannot be represented; save the module again "
-         "with the library that made it",
+         f"bad/{WEIGHTS}: DoRA magnitudes of '{LAYER.format(0, 'query')}' do not fit use_dora; "
+         "found magnitudes (32,), expected none, as use_dora is false; restore ...",
          d.add(f"base_model.model.{LAYER.format(0, 'query')}.lora_magnitude_vector",
                torch.ones(32))),
     Case("M16", "rank-stabilised LoRA, exact sum of rank 4",

@@ -164,6 +164,17 @@ def add(name: str, value: torch.Tensor) -> Damage:
     return tensors(lambda held: held.update({name: value}))
 
 
+def magnitudes() -> Damage:
+    """DoRA's magnitudes, 1 for every output."""
+
+    def change(held: dict[str, torch.Tensor]) -> None:
+        factors = {n: t for n, t in held.items() if n.endswith(".lora_B.weight")}
+        for name, B in factors.items():
+            held[name.replace(".lora_B.weight", ".lora_magnitude_vector")] = torch.ones(len(B))
+
+    return tensors(change)
+
+
 # --- something else in place of the weights ---
 
 

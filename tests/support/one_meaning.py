@@ -604,7 +604,7 @@ def way_convert(c: Made, work: Path) -> Tensor:
 def way_extract(c: Made, work: Path) -> Tensor | None:
     if c.kind == "ia3":
         return None
-    module = extract_lora(c.base, folded(c, work), rank=8, strict=True)
+    module = extract_lora(c.base, folded(c, work), rank=F, strict=True)
     model = c.fresh()
     with pem.attach(model, module):
         return output(model, c.model.inputs)

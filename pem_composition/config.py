@@ -6,6 +6,7 @@ a target is a layer name or a suffix of one (``query``), as in PEFT.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = ("lora", "ia3", "full")
 DTYPES = ("float32", "float16", "bfloat16", "float64")  # in which tensors are written
-LAYOUTS = ("peft", "adapter-transformers")  # of an adapter on disk
+LAYOUTS = ("peft", "adapter-transformers", "mlx")  # of an adapter on disk
 TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddings differ in rows
 
 
@@ -39,6 +40,19 @@ WRAPPERS = frozenset(
         "_forward_module",
     )
 )
+
+
+def alpha_for(scaling: float, r: int) -> float | None:
+    """The alpha for which alpha / r is the scaling, bit for bit; None where there is none.
+
+    >>> alpha_for(0.1, 7)
+    0.7
+    """
+    guess = scaling * r
+    for alpha in (round(guess), guess, math.nextafter(guess, math.inf), math.nextafter(guess, 0.0)):
+        if alpha / r == scaling:
+            return alpha
+    return None
 
 
 def is_head(parameter: str) -> bool:

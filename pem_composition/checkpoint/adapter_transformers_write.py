@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from pem_composition.checkpoint.adapter_transformers import (
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
 from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.tensors import cast, save_dtype
-from pem_composition.config import IA3Config, LoraConfig
+from pem_composition.config import IA3Config, LoraConfig, alpha_for
 from pem_composition.errors import UnsupportedModule
 from pem_composition.record import record
 from pem_composition.safe_files import write_json
@@ -293,13 +292,11 @@ def _split_factors(
 
 def _alpha(pem: PEM, scaling: float, r: int) -> float:
     """The alpha for which alpha / r is the scaling, bit for bit."""
-    guess = scaling * r
-    for alpha in (round(guess), guess, math.nextafter(guess, math.inf), math.nextafter(guess, 0.0)):
-        if alpha / r == scaling:
-            return alpha
-    raise _no_form(
-        pem, f"scaling {scaling!r} at rank {r}", "a scaling that is a quotient alpha / r"
-    )
+    alpha = alpha_for(scaling, r)
+    if alpha is None:
+        expected = "a scaling that is a quotient alpha / r"
+        raise _no_form(pem, f"scaling {scaling!r} at rank {r}", expected)
+    return alpha
 
 
 def _column_parts(pem: PEM, layer: str, b: Tensor) -> list[str | None]:

@@ -28,7 +28,8 @@ CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 LICENSE = re.compile(r"""license:\s*(["']?)([A-Za-z0-9][A-Za-z0-9.+-]*)\1\s*(#.*)?""")
 UNKNOWN = "not stated"
-REFERENCE = "adapter-transformers"
+REFERENCE, MLX = "adapter-transformers", "mlx"
+LIBRARIES = {REFERENCE: REFERENCE, MLX: "mlx-lm"}
 # The class of transformers that opens the base, by PEFT's name of the task.
 MODEL_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -85,8 +86,8 @@ def card(
         publication: for the hub.
     """
     p = pem.provenance
-    reference = layout == REFERENCE
-    front = _front_matter(pem, reference=reference, publication=publication)
+    other = layout if layout in (REFERENCE, MLX) else None
+    front = _front_matter(pem, other=other, publication=publication)
     lines = ["---", *front, "---", "", f"# {_plain(title or pem.name)}", ""]
     lines += [f"{_KINDS[pem.kind]}: `{_plain(str(pem))}`", ""]
     stated = purposes(p.notes) if p.space is None else {}
@@ -104,7 +105,7 @@ def card(
             f"Relative error against {_against(p.certificate.against)}: {error_text(p)}.",
             "",
         ]
-    lines += [*_heads(pem), *_usage(pem, reference=reference, publication=publication)]
+    lines += [*_heads(pem), *_usage(pem, other=other, publication=publication)]
     lines += [*(f"- {_plain(note)}" for note in p.notes), *([""] if p.notes else [])]
     if p.space is None:
         lines += _training(p.training)
@@ -126,10 +127,10 @@ _KINDS = {
 }
 
 
-def _front_matter(pem: PEM, *, reference: bool, publication: Publication | None) -> Iterator[str]:
+def _front_matter(pem: PEM, *, other: str | None, publication: Publication | None) -> Iterator[str]:
     """YAML; every text is written as JSON, which YAML reads alike."""
     composed = pem.provenance.recipe is not None and len(pem.provenance.sources) > 1
-    library = "transformers" if pem.kind == "full" else REFERENCE if reference else "peft"
+    library = "transformers" if pem.kind == "full" else other or "peft"
     yield f"library_name: {json.dumps(library)}"
     if name := _hub_base(pem):
         yield f"base_model: {json.dumps(name)}"
@@ -178,15 +179,15 @@ def _heads(pem: PEM) -> list[str]:
     return [*lines, "| head | file | labels |", "|---|---|---|", *rows, ""]
 
 
-def _usage(pem: PEM, *, reference: bool, publication: Publication | None) -> list[str]:
+def _usage(pem: PEM, *, other: str | None, publication: Publication | None) -> list[str]:
     """How the module is opened; for the hub, as code."""
     name = pem.base.name or ""
     shown = name if HUB_NAME.fullmatch(name) else Path(name).name  # a path is nobody's business
     base = f" of {_plain(shown)}" if shown else ""
     if pem.kind == "full":
         return ["Opens with transformers.", ""]
-    if reference:
-        text = f"In the layout of adapter-transformers, for a model{base}. PEFT does not read it; "
+    if other:
+        text = f"In the layout of {LIBRARIES[other]}, for a model{base}. PEFT does not read it; "
         return [f"{text}`pem convert DIRECTORY OUT --format peft` writes it for PEFT.", ""]
     task, where = pem.config.extra.get("task_type"), "DIRECTORY"
     if publication is not None:

@@ -14,7 +14,8 @@ PEFT_FILES = PEFT_WEIGHTS, PEFT_WEIGHTS_BIN = ("adapter_model.safetensors", "ada
 REFERENCE_FILES = REFERENCE_WEIGHTS, HEAD_CONFIG, HEAD_WEIGHTS = (
     "pytorch_adapter.bin", "head_config.json", "pytorch_model_head.bin",
 )  # fmt: skip
-ADAPTER_FILES = frozenset({CONFIG, *PEFT_FILES, *REFERENCE_FILES})
+MLX_WEIGHTS = "adapters.safetensors"
+ADAPTER_FILES = frozenset({CONFIG, *PEFT_FILES, *REFERENCE_FILES, MLX_WEIGHTS})
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = (".safetensors", ".bin")  # shards may have any name
 NO_WEIGHTS = "training_args.bin"

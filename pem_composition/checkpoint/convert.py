@@ -65,7 +65,7 @@ def convert(
     """Write the module of one directory into another; returns it (a full model without tensors).
 
     Args:
-        format: peft | adapter-transformers | vllm (PEFT's layout as vLLM serves it, see
+        format: peft | adapter-transformers | mlx | vllm (PEFT's layout as vLLM serves it, see
             ``for_vllm``); a full model stays a Hugging Face folder.
         dtype: of the written tensors; default: each as it is stored.
         max_shard_bytes: full models: most bytes per file; default 5 GB.

@@ -16,6 +16,7 @@ from pem_composition.checkpoint import (
     heads,
     hub,
     hub_name,
+    mlx,
     peft,
     provenance,
 )
@@ -40,7 +41,7 @@ def load(
     name: str | None = None,
     on_demand: bool = False,
 ) -> PEM:
-    """Read a module: PEFT, adapter-transformers, or a Hugging Face model with its base.
+    """Read a module: PEFT, adapter-transformers, mlx-lm, or a Hugging Face model with its base.
 
     Tensors are float32 (float64 kept), finite, and complete; recorded sha256 are checked.
 
@@ -145,6 +146,8 @@ def _header(small: SmallFiles, kind: str, name: str | None = None) -> ModuleHead
             provenance.check_sha256(folder, file, small.digests[file], record)
     if kind == "peft":
         header = peft.read(folder, raw, label, record)
+    elif kind == mlx.MLX:
+        header = mlx.read(folder, raw, label, record)
     else:
         header = adapter_transformers.read(folder, raw, label, record, small)
     if record and record.kind not in (None, header.kind):
@@ -180,7 +183,7 @@ def _known(base: BaseIdentity, recorded: BaseIdentity) -> BaseIdentity:
 
 
 def locate(path: str | PathLike[str]) -> tuple[Path, str]:
-    """The folder that holds the module and its format: peft | adapter-transformers | full.
+    """The folder that holds the module and its format: peft | adapter-transformers | mlx | full.
 
     A folder without a module but with exactly one subfolder that holds one stands for it. A hub
     name stands for its folder in the hub's cache.
@@ -258,7 +261,7 @@ def _format_of(small: SmallFiles) -> str | None:
                 do="copy the weights beside adapter_config.json",
             )
         return "adapter-transformers" if _looks_like_at(raw) else "peft"
-    return "peft"
+    return mlx.MLX if mlx.describes(raw) else "peft"
 
 
 def _looks_like_at(raw: Mapping[str, Any]) -> bool:
@@ -277,7 +280,7 @@ def save(
     """Write a module as a whole directory, or nothing: its layout, README.md and pem.json.
 
     Args:
-        format: peft | adapter-transformers. A full module is written as a Hugging Face model,
+        format: peft | adapter-transformers | mlx. A full module is written as a Hugging Face model,
             theta_0 + delta, and needs its base model.
         dtype: float32 | float16 | bfloat16 | float64; default: as held (float32 or float64), of a
             full module as the base stores it.
@@ -316,6 +319,8 @@ def save(
             pem = replace(pem, provenance=replace(pem.provenance, notes=notes))
         elif format == "peft":
             peft.write(pem, folder, dtype=dtype)
+        elif format == mlx.MLX:
+            mlx.write(pem, folder, dtype=dtype)
         else:
             adapter_transformers_write.write(pem, folder, Path(fspath(path)).name, dtype=dtype)
         heads.write(pem, folder, dtype=dtype)

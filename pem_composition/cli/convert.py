@@ -15,11 +15,12 @@ from pem_composition.errors import UsageError
 from pem_composition.training.config import flag, required
 
 NAME = "convert"
-HELP = "write a module in another layout or dtype: PEFT, adapter-transformers, shards; exact"
+HELP = "write a module in another layout or dtype: PEFT, adapter-transformers, mlx-lm; exact"
 EXAMPLES = """
   pem convert runs/old runs/new --format peft
   pem convert runs/new runs/for-adapters --format adapter-transformers
   pem convert runs/new runs/served --format vllm --drop_saved
+  pem convert runs/new runs/for-mlx --format mlx
   pem convert models/sharded models/single --max_shard_size 50GB
   pem convert models/pickled models/safe --dtype bfloat16
   pem convert runs/of-bare-model runs/of-classifier --prefix roberta

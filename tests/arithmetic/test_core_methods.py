@@ -220,7 +220,11 @@ def test_a_sum_that_cancels_has_no_directions():
 
 # --- WUDI and ACTMat ---
 
-RANKS = [(3, 2, 4), (9, 9, 9)]  # independent rows of A, and more of them than inputs
+RANKS = [
+    (3, 2, 4),
+    (9, 9, 9),
+    (25, 1, 2),
+]  # rows of A: independent, more than inputs, in one module
 
 
 def dense_least_interference(X: np.ndarray, weighted: bool, ridge: float) -> np.ndarray:

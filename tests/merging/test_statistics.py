@@ -20,6 +20,7 @@ from pem_composition.evaluation.language import LANGUAGE, LanguageEvaluator
 from pem_composition.evaluation.prompted_rows import PromptedRows, ScoringEvaluator
 from pem_composition.merging.fisher_information import EMPIRICAL, EXACT, diagonal, parameters_of
 from pem_composition.merging.gram_matrices import gram
+from pem_composition.merging.null_space import NullSpace, row_space, shares
 from pem_composition.module import PEM
 from pem_composition.tasks.glue import TASKS
 from pem_composition.tasks.prompts import Prompt
@@ -204,8 +205,15 @@ def test_gram_of_answers_counts_each_token_that_leads_to_a_score_once(name, answ
     prompt = Prompt("own", "{sentence}", ("no", "yes"))
     asked = PromptedRows(TASKS["sst2"], prompt, answers, Writing(start, 2, 1), [0, 1], data)
     layers = {layer: layer for layer in ASKED[name]}
-    computed = gram(model, layers, ScoringEvaluator(asked))
+    found = ScoringEvaluator(asked)
+    computed = gram(model, layers, found)
+    spaces = {n: row_space(torch.randn(2, len(computed[f"{n}.gram"]))) for n in layers}
+    with NullSpace(model, spaces) as watched, torch.no_grad():
+        for batch in found.batches:
+            found.forward(model, batch.inputs)
+    outside = []
     for layer in layers:
+        tokens: list[torch.Tensor] = []
         seen: list[torch.Tensor] = []
         handle = model.get_submodule(layer).register_forward_pre_hook(
             lambda _layer, arguments, seen=seen: seen.append(arguments[0].detach()[0])
@@ -224,8 +232,11 @@ def test_gram_of_answers_counts_each_token_that_leads_to_a_score_once(name, answ
                 if layer.startswith("encoder.") or "EncDec" in layer:
                     known = 0 if number == 0 else len(x)
                 expected = expected + x[known:].mT @ x[known:]
+                tokens.append(x[known:])
         handle.remove()
         torch.testing.assert_close(computed[f"{layer}.gram"], expected / 2)
+        outside.append(shares(torch.cat(tokens), spaces[layer]).mean())
+    torch.testing.assert_close(watched.loss, torch.stack(outside).mean())
 
 
 def test_gram_leaves_no_hook_behind():

@@ -232,6 +232,12 @@ def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
     assert {path for s in searches for path in s.compare} == learned
 
 
+def test_an_empty_list_of_methods_or_settings_is_none():
+    commands = dry_run(MANY / "merge_methods.sh", learned="", settings="", methods="sum tsv")
+    (search,) = of("search", commands)
+    assert of("learn", commands) == [] and search.search == () and search.compare == ()
+
+
 def test_the_toxic_module_is_trained_from_the_instruction_module_in_the_scratch_folder(tmp_path):
     commands = dry_run(
         DETOXIFICATION / "run_all.sh", SEEDS="1 2", strengths="0.3 0.5", OUT=str(tmp_path),

@@ -112,12 +112,14 @@ def stored(module: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_a_rank_holds_at_every_point_and_the_page_names_what_makes_its_modules(bench, tmp_path):
     """Also where one module stands alone in the sum; ranks by NumPy, files by PEM.save."""
-    stats = [tmp_path / f"gram{i}" for i in range(2)]
+    stats = [tmp_path / f"seen{i}" for i in range(2)]
     model = ("--model_name_or_path", bench.base)
-    for task, module, out in zip(bench.tasks, bench.modules, stats, strict=True):
+    others = bench.modules[::-1]
+    for task, module, other, out in zip(bench.tasks, bench.modules, others, stats, strict=True):
         rows = ("--task_name", task, "--train_file", bench.rows[task, "validation"])
-        assert run("gram", *model, "--adapter", module, *rows, "--output_dir", out) == 0
-    methods = ("--methods", "sum", "regmean", "--gram_list", *stats, "--rank", 2)
+        words = ("--adapter", module, "--merge_with", other, *rows, "--output_dir", out)
+        assert run("gram", *model, *words) == 0
+    methods = ("--methods", "sum", "ssr", "--subspace_list", *stats, "--rank", 2)
     grid = ("--sampler", "grid", "--grid", 0, 0.5, 1, "--dtype", "float16", "--space", "delta")
     summary = search(bench, tmp_path / "out", *methods, *grid)
     found = frames.points(report.read(tmp_path / "out"))
@@ -502,6 +504,7 @@ REFUSALS = {
     "cma": (["--coefficients", "shared", "--sampler", "cma"], "CMA-ES needs two numbers"),
     "cma goals": (["--goal", "mnli", "rte", "--sampler", "cma"], "CMA-ES has one goal"),
     "fisher": (["--methods", "fisher"], "--fisher_list: goes with --methods fisher"),
+    "ssr": (["--methods", "ssr"], "--subspace_list: goes with --methods ssr"),
     "pairs only": (["--methods", "simple"], "unknown method 'simple'"),
     "sampler": (["--sampler", "bayes"], "invalid choice: 'bayes'"),
 }  # fmt: skip

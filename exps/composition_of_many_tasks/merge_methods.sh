@@ -11,7 +11,7 @@
 : "${lora_r:=8}"                           # which modules; the rank of the results is free
 : "${seed:=42}"
 : "${methods:=}"                           # of pem search; empty: all that the kind of module has
-: "${settings:=density=0.1:0.9}"           # dimensions besides coefficients; empty: defaults
+: "${settings=density=0.1:0.9}"            # dimensions besides coefficients; empty: defaults
 : "${coefficients:=shared}"                # each, shared or fixed
 : "${coefficients_range:=0.1 1.5}"
 : "${goal:=normalised}"
@@ -20,7 +20,7 @@
 : "${grid:=}"                              # with sampler=grid: coefficients, START STEP STOP, all of them tried
 : "${workers:=1}"
 : "${statistics_samples:=256}"             # rows of each task for Fisher and Gram
-: "${learned:=adamerging cat nsc}"         # methods of pem learn; empty: none; nsc is of LoRA alone
+: "${learned=adamerging cat nsc}"          # methods of pem learn; empty: none; nsc is of LoRA alone
 : "${learn_steps:=100}"
 : "${learn_samples:=256}"                  # validation rows of each task that coefficients learn from
 : "${max_seq_length:=64}"

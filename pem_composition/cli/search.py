@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import sweep as library
-from pem_composition.arithmetic.methods.registry import SIMPLE
+from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
 from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common, parser, sweep
@@ -41,7 +41,7 @@ EXAMPLES = """
       --goal loss --penalty 0.05 --coefficients_range -1.5 1.5 --sampler cma      # LoraHub
 """
 GRID = (0.0, 0.25, 1.0)
-METHOD_OF = {"fisher": "fisher", "gram": "regmean"}  # statistics, and the method that needs them
+METHOD_OF = {m.needs: name for name, m in METHODS.items() if m.needs}  # by kind of statistics
 
 
 @dataclass(frozen=True, kw_only=True)

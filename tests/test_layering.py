@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": set(),
     "same_texts": set(),
     "progress": set(),
+    "threads": set(),
     "config": {"errors"},
     "json_lines": {"errors"},
     "offline": {"errors", "same_texts"},
@@ -56,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
-    | {"objectives", "endpoint", "json_lines", "progress", "_version"},
+    | {"objectives", "endpoint", "json_lines", "progress", "threads", "_version"},
     "__main__": {"cli"},
     "__init__": NUMBERS | {"_version", "adapters"},  # the public names, for type checkers
 }

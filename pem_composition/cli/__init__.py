@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from types import ModuleType
 
-from pem_composition import signals
+from pem_composition import signals, threads
 from pem_composition._version import __version__
 from pem_composition.errors import EXIT_DONE, UsageError, close_match
 
@@ -55,6 +55,7 @@ def entry(program: str | None = None) -> int:
     if program is None and script.startswith("pem-"):
         prog, program = script, script.removeprefix("pem-")
     signals.catch(prog)
+    threads.share_processors(os.environ)
     code = main([program, *sys.argv[1:]], prog) if program else main()
     signals.ignore()
     return code

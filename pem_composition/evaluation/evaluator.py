@@ -25,6 +25,7 @@ from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation import metrics, padded
 from pem_composition.evaluation.encoded import EncodedDataset
 from pem_composition.evaluation.padded import Batch
+from pem_composition.evaluation.sharding import is_sharded, run_whole
 from pem_composition.tasks.glue import Task
 
 Outputs = NDArray[np.float32]
@@ -146,6 +147,8 @@ class Evaluator(ABC):
 
     def predict(self, model: nn.Module) -> Outputs:
         """Outputs (n, k) of every row in order; processes of one launch share the rows."""
+        if is_sharded(model):  # a process without rows would not take part in gathering weights
+            return padded.in_order(*run_whole(model, self.outputs))
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return padded.in_order(*self.outputs(model))
         world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()

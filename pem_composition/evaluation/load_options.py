@@ -28,4 +28,15 @@ class LoadOptions(NamedTuple):
         return self.bits is not None or self.device_map is not None
 
 
+class Shards(NamedTuple):
+    """A base of which every process of a launch holds a part; see ``evaluation/sharding.py``.
+
+    Attributes:
+        dtype: of the weights; None: float32.
+    """
+
+    processes: int
+    dtype: str | None = None
+
+
 AS_IT_IS = LoadOptions()

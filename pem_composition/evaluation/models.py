@@ -37,8 +37,9 @@ from pem_composition import network, offline
 from pem_composition.checkpoint.full import Weights, head_info
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError, UsageError, install, installed
+from pem_composition.evaluation import sharding
 from pem_composition.evaluation.keys import check_unchanged
-from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions
+from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions, Shards
 from pem_composition.evaluation.model_names import local_config, resolve
 from pem_composition.safe_files import read_json, write_json
 from pem_composition.tasks.glue import Task
@@ -70,6 +71,7 @@ def load_base(
     *,
     num_labels: int | None = None,
     dtype: torch.dtype | None = None,
+    load_options: LoadOptions | Shards = AS_IT_IS,
     **config_overrides: float,
 ) -> LoadedBase:
     """A sequence classification model for the task, its tokenizer, and what the checkpoint lacked.
@@ -82,6 +84,7 @@ def load_base(
             (``minilm`` or ``offline:minilm``).
         num_labels: outputs, where no task says so.
         dtype: torch.float32 if None, whatever the file holds.
+        load_options: how the weights are held; its dtype is used where ``dtype`` is None.
         config_overrides: values of the model's configuration, such as ``hidden_dropout_prob``.
 
     Raises:
@@ -91,7 +94,9 @@ def load_base(
     source = resolve(model_name_or_path)
     config = _config(source, task, num_labels, config_overrides)
     _check_classifier(source, config)
-    model, info = _load_model(AutoModelForSequenceClassification, source, config, dtype)
+    model, info = _load_model(
+        AutoModelForSequenceClassification, source, config, dtype, load_options
+    )
     tokenizer = _tokenizer_of(model, source)
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     _check_complete(source, model, missing)
@@ -108,6 +113,7 @@ def load_seq2seq(
     model_name_or_path: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    load_options: LoadOptions | Shards = AS_IT_IS,
     **config_overrides: float,
 ) -> LoadedBase:
     """An encoder-decoder model with its output embeddings, and its tokenizer; nothing is new in it.
@@ -121,11 +127,15 @@ def load_seq2seq(
     source = resolve(model_name_or_path)
     config = _config(source, None, None, config_overrides)
     _check_writes(source, config)
-    return _load_writer(AutoModelForSeq2SeqLM, source, config, dtype)
+    return _load_writer(AutoModelForSeq2SeqLM, source, config, dtype, load_options)
 
 
 def load_text_to_text(
-    model_name_or_path: str | Path, *, alone: bool = False, **config_overrides: float
+    model_name_or_path: str | Path,
+    *,
+    alone: bool = False,
+    load_options: LoadOptions | Shards = AS_IT_IS,
+    **config_overrides: float,
 ) -> LoadedBase:
     """A model that answers in words: an encoder-decoder, or a decoder alone.
 
@@ -137,22 +147,19 @@ def load_text_to_text(
     """
     config = config_of(resolve(model_name_or_path))
     load = load_causal if alone or decodes(config) else load_seq2seq
-    return load(model_name_or_path, **config_overrides)
+    return load(model_name_or_path, load_options=load_options, **config_overrides)
 
 
 def load_causal(
     model_name_or_path: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    load_options: LoadOptions | None = None,
+    load_options: LoadOptions | Shards = AS_IT_IS,
     **config_overrides: float,
 ) -> LoadedBase:
     """A decoder with its output embeddings (GPT-2, Llama), and its tokenizer; nothing is new in it.
 
-    Arguments as those of ``load_base``, and
-
-    Args:
-        load_options: how large weights are held; its dtype is used where ``dtype`` is None.
+    Arguments as those of ``load_base``.
 
     Raises:
         UsageError: quantisation without its package.
@@ -162,7 +169,7 @@ def load_causal(
     source = resolve(model_name_or_path)
     config = _config(source, None, None, config_overrides)
     _check_decodes(source, config)
-    loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, load_options or AS_IT_IS)
+    loaded = _load_writer(AutoModelForCausalLM, source, config, dtype, load_options)
     _keep_gradients(loaded.model)
     if loaded.tokenizer.eos_token_id is None:
         raise CheckpointError.build(
@@ -176,7 +183,7 @@ def _load_writer(
     source: str,
     config: PretrainedConfig,
     dtype: torch.dtype | None,
-    load_options: LoadOptions = AS_IT_IS,
+    load_options: LoadOptions | Shards = AS_IT_IS,
 ) -> LoadedBase:
     """A model with output embeddings, complete."""
     model, info = _load_model(factory, source, config, dtype, load_options)
@@ -239,7 +246,7 @@ def _load_model(
     source: str,
     config: PretrainedConfig,
     dtype: torch.dtype | None,
-    load_options: LoadOptions = AS_IT_IS,
+    load_options: LoadOptions | Shards = AS_IT_IS,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and what its checkpoint lacked; tensors of another shape are refused."""
     check_unchanged(source)
@@ -247,8 +254,8 @@ def _load_model(
         factory,
         source,
         config=config,
-        dtype=dtype or getattr(torch, load_options.dtype or "float32"),
-        **_weights_keywords(load_options),
+        dtype=dtype or load_options.dtype or "float32",
+        **_weights_keywords(load_options, factory, config),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, with both sizes
         use_safetensors=_safetensors(source),
@@ -259,7 +266,9 @@ def _load_model(
     return model, info
 
 
-def _weights_keywords(options: LoadOptions) -> dict[str, Any]:
+def _weights_keywords(
+    options: LoadOptions | Shards, factory: Any, config: PretrainedConfig
+) -> dict[str, Any]:
     """Keywords for ``from_pretrained``, the dtype aside.
 
     A quantised model cannot be moved: each process of a launch loads it onto its own GPU.
@@ -267,6 +276,8 @@ def _weights_keywords(options: LoadOptions) -> dict[str, Any]:
     Raises:
         UsageError: quantisation without bitsandbytes.
     """
+    if isinstance(options, Shards):
+        return sharding.keywords(factory, config, options.processes)
     placed: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
     if options.bits is None:
         return placed
@@ -361,9 +372,8 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
         return
     name = next(n for n, m in model.named_modules() if m is out) + ".weight"
     with Weights(folder, codes=True) as stored:
-        apart = name in stored.infos and not torch.equal(
-            stored.raw(name).to(out.weight.dtype), out.weight.detach().cpu()
-        )
+        live = sharding.whole(out.weight.detach()).cpu()
+        apart = name in stored.infos and bool((stored.raw(name).to(live.dtype) != live).any())
         lost = name not in stored.infos and (
             read_json(folder / "config.json").get("tie_word_embeddings") is False
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pem_composition import progress
 from pem_composition.errors import DataError
 from pem_composition.evaluation.encoded import EncodedDataset
+from pem_composition.evaluation.sharding import is_sharded
 
 # Rows per forward pass where none is given: on a CPU a larger batch pads more and gains nothing.
 BATCH_ROWS = {"cpu": 16, "cuda": 64}
@@ -89,7 +90,8 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        # weights gathered in inference mode could not be used for training afterwards
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
             yield next(model.parameters()).device
     finally:
         model.train(was_training)

@@ -18,7 +18,9 @@ from pem_composition.safe_files import fsync, sha256_file
 
 MARKER = "complete.json"
 PARTIAL = ".partial"
-AFTER_TRAINING = frozenset({"--do_eval", "test rows"})  # decide what is scored in the end
+# What a checkpoint can be gone on from with another value: what is scored in the end, and how many
+# processes share the rows of a batch.
+FREE = frozenset({"--do_eval", "test rows", "processes"})
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -94,11 +96,11 @@ def newest_complete(output_dir: Path, say: Callable[[str], None]) -> Path | None
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> ``old -> new`` for each part of the run that training depends on and that differs."""
+    """Name -> ``old -> new`` for each part of the run that has to be the same and differs."""
     old, new = _flat(then), _flat(now)
     return {
         name: f"{_short(old.get(name))} -> {_short(new.get(name))}"
-        for name in sorted((old.keys() | new.keys()) - AFTER_TRAINING)
+        for name in sorted((old.keys() | new.keys()) - FREE)
         if old.get(name) != new.get(name)
     }
 

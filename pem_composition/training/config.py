@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError, install, installed
-from pem_composition.evaluation.load_options import LoadOptions
+from pem_composition.evaluation.load_options import LoadOptions, Shards
 from pem_composition.record import TO_SUBTRACT
 from pem_composition.tasks.data import RowFiles
 from pem_composition.tasks.document_rows import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 from pem_composition.tasks.glue import Reading
+from pem_composition.training.processes import world_size
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.load_options import LoadOptions
@@ -241,6 +242,11 @@ class AdapterFlags(LoadFlags, FileFlags):
         key=False,
     )
 
+    @property
+    def base_held(self) -> LoadOptions | Shards:
+        """How the weights of the base are held."""
+        return self.load_options
+
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))
         _one_of(self, "adapter_config", METHODS)
@@ -436,6 +442,11 @@ class TrainConfig(AdapterFlags, TrackerFlags):
         False, "resume although flags or data differ from the checkpoint's", key=False
     )
     use_cpu: bool = flag(False, "do not use a GPU", key=False)
+    fsdp: bool = flag(
+        False,
+        "lora, ia3: each process of torchrun or accelerate launch holds a part of the base (FSDP2)",
+        key=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -452,6 +463,7 @@ class TrainConfig(AdapterFlags, TrackerFlags):
         check_objective(self)
         self._check_documents()
         self._check_pairs()
+        self._check_shards()
         self.check_tracker()
 
     def _check_documents(self) -> None:
@@ -471,6 +483,23 @@ class TrainConfig(AdapterFlags, TrackerFlags):
                     "has no effect without --objective causal_lm",
                     do="add it or leave the flag out",
                 )
+
+    def _check_shards(self) -> None:
+        """A frozen base in its own numbers is shared out; each process takes its own device."""
+        held = ("load_in_4bit", "load_in_8bit", "device_map", "use_cpu")
+        for name in held if self.fsdp else ():
+            if getattr(self, name):
+                raise UsageError.build("--fsdp", f"contradicts --{name}", do="leave one out")
+        if self.fsdp and self.adapter_config == "fft":
+            raise UsageError.build(
+                "--fsdp", "shards a base that stays as it is", found="--adapter_config fft",
+                expected="lora or ia3", do="train a module, or leave --fsdp out",
+            )  # fmt: skip
+
+    @property
+    def base_held(self) -> LoadOptions | Shards:
+        """By this process alone, or a part by each of the launch."""
+        return Shards(world_size(), self.model_dtype) if self.fsdp else self.load_options
 
     def _check_pairs(self) -> None:
         exclusive = [

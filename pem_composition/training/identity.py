@@ -44,12 +44,16 @@ class RunPlan:
 def describe_run(config: TrainConfig, data: TaskData, content: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides the result of a run: equal descriptions, the same run.
 
+    A batch is that of all processes; how many share it changes roundings, and what dropout draws.
+
     Args:
         content: what the objective reads besides the rows, such as a prompt.
     """
+    flags = config.result_fields()
+    flags["per_device_train_batch_size"] *= world_size()
     return keys.complete(
         {
-            "flags": config.result_fields(),
+            "flags": flags,
             "base": keys.base_digest(resolve(config.model_name_or_path)),
             "init_from": initial_digest(config.init_from),
             "processes": world_size(),

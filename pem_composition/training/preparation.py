@@ -27,6 +27,7 @@ from pem_composition.evaluation.models import (
     load_text_to_text,
     save_model,
 )
+from pem_composition.evaluation.sharding import replicate
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
@@ -119,6 +120,7 @@ def prepare(flags: AdapterFlags, task: Task | None) -> Start:
     if flags.adapter_config == "fft":
         return _whole(model, tokenizer, base)
     head = head_parameter_names(model, missing)
+    replicate(model, head, missing["missing_keys"], flags.seed)
     module, targets = initial_module(flags, model, base, head)
     attachment = attach(model, module, trainable=True, blocks=targets.blocks)
     init = initialisation_fingerprint(module.tensors)
@@ -137,11 +139,12 @@ def prepare(flags: AdapterFlags, task: Task | None) -> Start:
 def load(flags: AdapterFlags, task: Task | None, base: BaseIdentity) -> LoadedBase:
     """The model of the objective, with the dropout of the flags."""
     where = source(flags, base)
+    settings: dict[str, Any] = {"load_options": flags.base_held, **dropout_settings(flags)}
     if flags.objective == "seq2seq":
-        return load_text_to_text(where, **dropout_settings(flags))
+        return load_text_to_text(where, **settings)
     if flags.objective in DECODERS:
-        return load_causal(where, load_options=flags.load_options, **dropout_settings(flags))
-    return load_base(where, task, **dropout_settings(flags))
+        return load_causal(where, **settings)
+    return load_base(where, task, **settings)
 
 
 def source(flags: AdapterFlags, base: BaseIdentity) -> str:

@@ -49,19 +49,24 @@ def leave_group() -> None:
         group.destroy_process_group()
 
 
-def refuse_sharding(environment: Mapping[str, str]) -> None:
-    """A module is saved whole by one process, which sharded parameters do not allow.
+def check_sharding(environment: Mapping[str, str], *, fsdp: bool) -> None:
+    """What is trained is saved whole by one process, which only --fsdp allows.
 
     Raises:
-        UsageError: accelerate was told to shard.
+        UsageError: accelerate was told to shard it, too; or there is one process to shard among.
     """
+    if fsdp and world_size() == 1:
+        raise UsageError.build(
+            "--fsdp", "shares the base out among processes", found="one process",
+            do="start several: torchrun --nproc-per-node N -m pem_composition train ...",
+        )  # fmt: skip
     for name, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if environment.get(name, "").lower() in ("true", "1", "yes"):
             raise UsageError.build(
                 "accelerate launch", f"{what} shards what pem train saves whole",
                 found=f"{name}=true",
-                do="launch without it: one copy of the base per GPU, in 4 bits if it is large "
-                "(--load_in_4bit), or one process with --device_map auto",
+                do="launch without it and add --fsdp, which shards the base and leaves the module "
+                "whole; or keep one copy of the base per GPU, in 4 bits (--load_in_4bit)",
             )  # fmt: skip
 
 

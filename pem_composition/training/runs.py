@@ -52,7 +52,7 @@ def run(
     """
     if not processes.is_main():
         say = _silent
-    processes.refuse_sharding(os.environ)
+    processes.check_sharding(os.environ, fsdp=config.fsdp)
     output = Path(config.output_dir)
     check_place(output)
     objective = trained_objective(config)

@@ -82,12 +82,13 @@ def training_arguments(config: TrainConfig, total_steps: int, metric: str) -> Tr
     options: dict[str, Any] = {name: getattr(config, name) for name in SAME_NAME} | {
         "max_steps": total_steps,
         "warmup_steps": warmup_steps(config, total_steps),
-        # Without an accelerator bfloat16 means the processor's; the Trainer wants it said.
-        "use_cpu": config.use_cpu or (config.bf16 and not torch.accelerator.is_available()),
+        # Without an accelerator it wants to be told, or each of several processes trains alone.
+        "use_cpu": config.use_cpu or not torch.accelerator.is_available(),
         "data_seed": config.order_seed,
         recompute: config.gradient_checkpointing,
         "eval_strategy": "no",
         "save_strategy": "steps",
+        "save_only_model": True,  # by the Trainer; _save_checkpoint saves the rest
         "logging_nan_inf_filter": False,
         "metric_for_best_model": metric if config.load_best_model_at_end else None,
         "greater_is_better": greater_is_better(metric),

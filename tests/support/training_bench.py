@@ -124,6 +124,17 @@ class Bench:
             file_limit=file_limit, variables=variables,
         )  # fmt: skip
 
+    def pair(self, output: str, **changes: Any) -> Path:
+        """Train in two processes of one group; the folder that they have written."""
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        children = [
+            self.start(output, variables=shared | {"RANK": rank, "LOCAL_RANK": rank}, **changes)
+            for rank in "01"
+        ]
+        codes = [child.wait() for child in children]
+        assert codes == [0, 0], children[0].text()[-3000:]
+        return self.folder / output
+
 
 def environment() -> dict[str, str]:
     """The environment of a ``pem`` process: this checkout, one thread, no network."""

@@ -57,7 +57,7 @@ def test_accelerate_launch_with_two_cpu_processes_equals_one_process(bench):
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_launches_that_shard_the_parameters_are_refused(bench, name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(UsageError, match=r"shards what pem train saves whole.*--device_map auto"):
+    with pytest.raises(UsageError, match=r"shards what pem train saves whole.*--fsdp"):
         runs.run(bench.config("sharded"))
     assert not (bench.folder / "sharded").exists()
 

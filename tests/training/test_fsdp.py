@@ -48,7 +48,7 @@ def cases(bench):
         "causal_lm, bfloat16 base, recomputed": decoder("causal_lm", gpt2, documents) | {
             "model_dtype": "bfloat16", "gradient_checkpointing": True,
         },
-        "instruction": decoder("instruction", llama, asked),
+        "instruction": decoder("instruction", llama, asked) | {"max_seq_length": 64},
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_bench import REPOSITORY, environment
+from support.training_bench import REPOSITORY, environment
 
 from pem_composition import threads
 

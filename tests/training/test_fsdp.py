@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file
-from tiny import write_causal, write_text_to_text
-from training_bench import BAD, FILLER, GOOD, losses, refusal, write_documents
+from support.tiny_models import write_causal, write_text_to_text
+from support.training_bench import BAD, FILLER, GOOD, losses, refusal, write_documents
 
-from pem_composition.checkpoint.files import sha256_file
+from pem_composition.safe_files import sha256_file
 from pem_composition.training import runs
 
 pytestmark = pytest.mark.slow

@@ -72,8 +72,7 @@ def test_two_processes_train_to_the_losses_of_one(benches, objective, metric):
     """Rows do not divide and targets differ in length: each process has other token counts."""
     own, name = benches[objective]
     launched = {
-        "ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
     }  # fmt: skip
     quick = {"max_steps": 14, "eval_steps": 7, "logging_steps": 1, "lora_dropout": None}
     changes = quick | {"per_device_train_batch_size": 16}

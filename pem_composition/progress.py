@@ -8,7 +8,9 @@ Where standard error is no terminal nothing is written and nothing is imported.
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -30,9 +32,10 @@ def bar(total: int | None, what: str, unit: str = "") -> Iterator[Callable[[int]
         return
     from tqdm import tqdm
 
+    size = shutil.get_terminal_size()  # some terminals say 0 x 0, on which tqdm shows nothing
     with tqdm(
         total=total, desc=what, unit=f" {unit}" if unit else "", delay=DELAY, leave=False,
-        dynamic_ncols=True, file=sys.stderr,
+        ncols=size.columns, nrows=size.lines, file=sys.stderr,
     ) as shown:  # fmt: skip
         _shown.append(shown)
         try:
@@ -51,8 +54,9 @@ def over(items: Iterable[T], what: str, unit: str = "", total: int | None = None
 
 
 def say(line: str) -> None:
-    """Print a line at once, above any bar."""
-    if _shown:
+    """Print a line at once, above any bar that is shown by now."""
+    now = time.time()
+    if any(now - shown.start_t >= DELAY for shown in _shown):
         _shown[-1].write(line, file=sys.stdout)
     else:
         sys.stdout.write(f"{line}\n")

@@ -121,7 +121,7 @@ def test_learning_from_labels_finds_the_coefficients_that_made_them():
     lesson = Lesson("stsb", evaluator(24, "stsb", size=12), regression_head())
     with Blend(model, modules) as blend, wearing(model, lesson.head), torch.no_grad():
         blend.coefficients = truth
-        lesson.evaluator._labels = torch.stack(logits(model, lesson.evaluator))[:, 0].numpy()
+        lesson.evaluator.labels = torch.stack(logits(model, lesson.evaluator))[:, 0].numpy()
     rule = LearningRule("labels", scope="module", learning_rate=0.05, steps=150)
     result = learn(model, modules, [lesson], rule)
     np.testing.assert_allclose(result.coefficients, truth, atol=0.02)
@@ -180,7 +180,7 @@ def test_nsc_lowers_its_loss_on_a_regression_without_labels():
     rule = LearningRule("null_space", learning_rate=0.05, steps=10, batches=3)
     result = learn(model, modules, lessons, rule)
     assert result.after < result.before and len(result.history) == 10
-    lessons[1].evaluator._labels = None
+    lessons[1].evaluator.labels = None
     assert learn(model, modules, lessons, rule) == result
 
 

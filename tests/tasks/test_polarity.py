@@ -68,7 +68,7 @@ def test_a_known_task_brings_its_column_and_of_pairs_the_first_text(tmp_path):
     rows = [{"sentence1": "one", "sentence2": "two", "label": 0}]
     path = rows_file(tmp_path / "dev.jsonl", *rows)
     for name in ("rte", None):
-        data = load_documents(name, RowFiles(validation_file=path))
+        data = load_documents(name, RowFiles(validation_file=path), unnamed=None)
         assert [e.text for e in data.validation] == ["one"]
 
 
@@ -97,4 +97,4 @@ def test_files_without_text_are_refused(tmp_path, rows, words):
 
 def test_no_file_at_all_is_refused():
     with pytest.raises(DataError, match="no task and no file"):
-        load_documents()
+        load_documents(None, RowFiles(), unnamed=None)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.small_modules import updates as dense
 
 from pem_composition.composition import compose
 from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
@@ -54,15 +55,6 @@ def ia3(seed: int, layers=LAYERS, feedforward=()) -> PEM:
         IA3Config(target_modules=("query",), feedforward_modules=feedforward),
         name=f"m{seed}",
     )
-
-
-def dense(m: PEM) -> dict[str, np.ndarray]:
-    """dW of every layer, the definition written densely."""
-    return {
-        layer: m.config.scaling(layer) * m.tensors[f"{layer}.lora_B"].double().numpy()
-        @ m.tensors[f"{layer}.lora_A"].double().numpy()
-        for layer in m.layers
-    }  # fmt: skip
 
 
 def expected(modules, coefficients) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
+from support.small_modules import updates as dense
 
 from pem_composition.arithmetic.comparison import compare, profile
 from pem_composition.config import FullConfig, IA3Config, LoraConfig
@@ -40,19 +41,6 @@ def full(seed: int) -> PEM:
         f"{n}.delta": torch.randn(s, generator=g) for n, s in zip(names, shapes, strict=True)
     }
     return PEM(tensors, FullConfig(), name=f"m{seed}")
-
-
-def dense(m: PEM) -> dict[str, np.ndarray]:
-    """Every layer's update, written densely."""
-    if m.kind == "lora":
-        return {
-            n: m.config.scaling(n)
-            * m.tensors[f"{n}.lora_B"].double().numpy()
-            @ m.tensors[f"{n}.lora_A"].double().numpy()
-            for n in m.layers
-        }
-    shift = 1.0 if m.kind == "ia3" else 0.0
-    return {n.rpartition(".")[0]: t.double().numpy() - shift for n, t in m.tensors.items()}
 
 
 def flat(m: PEM, layers) -> np.ndarray:

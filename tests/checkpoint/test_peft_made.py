@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.small_modules import updates
 from support.tiny_models import tiny
 from torch import nn
 
 from pem_composition.checkpoint import load
 from pem_composition.checkpoint.regular import RegularExpression
 from pem_composition.config import pattern_keys
-from pem_composition.module import PEM, combine
+from pem_composition.module import combine
 
 peft = pytest.importorskip("peft")
 
@@ -59,15 +60,6 @@ def made(folder: Path, kind: str, seed: int = 1, **options: object) -> dict[str,
     after = dict(adapted.merge_and_unload().named_parameters())
     changes = {n: (after[n] - p).detach().numpy() for n, p in before.items() if n in after}
     return {n.removesuffix(".weight"): d for n, d in changes.items() if np.abs(d).max() > 1e-9}
-
-
-def updates(module: PEM) -> dict[str, np.ndarray]:
-    return {
-        n: module.config.scaling(n)
-        * module.tensors[f"{n}.lora_B"].double().numpy()
-        @ module.tensors[f"{n}.lora_A"].double().numpy()
-        for n in module.layers
-    }
 
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

@@ -125,6 +125,7 @@ def peft_module(model, folder: Path, **options):
     return adapted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "llama tied", "gpt2", "t5", "bart"])
 @pytest.mark.parametrize("both", [False, True])
 def test_added_tokens(name: str, both: bool, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_a_refusal_is_one_line_on_stderr(command, answers, repository):
     assert not (repository / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_stream_changes_no_outcome(closed, repository, tmp_path):
     inputs = [str(repository / "examples" / name) for name in ("half-0", "half-1")]

@@ -165,6 +165,7 @@ def test_what_does_not_fit_is_refused():
         metrics.gold_labels(rte, [0, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "classes"), enumerate([2, 3, 7, 2, 3]))
 def test_macro_f1_and_its_bootstrap_are_those_of_scikit_learn(seed, classes):
     from sklearn.metrics import f1_score

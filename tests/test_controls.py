@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import own_heads, sweep_data
-from support.sweep_by_hand import refused, run
+from support.sweep_by_hand import check_by_hand, refused, run
 from support.tiny_models import random_module, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -23,7 +24,6 @@ from pem_composition.sweep.points import read_input
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 GRID = ("--grid", "0", "0.25", "1")
-CONTROLS = ("--head", "per-task", "--controls")
 
 
 def update(module: library.PEM, tensors, layer: str) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_a_random_update_has_the_norms_of_the_modules_layer_by_layer(kind):
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> own_heads.Bench:
-    return own_heads.make(tmp_path_factory.mktemp("bench"))
+    return own_heads.make(tmp_path_factory.mktemp("bench"), tasks=("rte", "stsb"))
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +66,31 @@ def joint(bench: own_heads.Bench) -> Path:
     """A module with a head for every task, under their names."""
     modules = [library.load(path) for path in bench.modules]
     folder = bench.base.parent / "joint"
-    library.combine(modules, [0.3, 0.3, 0.3], space="delta", head="per-task").save(folder)
+    library.combine(modules, [0.3, 0.3], space="delta", head="per-task").save(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def finished(bench: own_heads.Bench, joint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(bench: own_heads.Bench) -> list[Path]:
+    """Training rows of every task."""
+    folder = bench.base.parent
+    return [own_heads.write_rows(folder / f"{t}.jsonl", t, 60, seed=9) for t in bench.tasks]
+
+
+@pytest.fixture(scope="module")
+def words(bench: own_heads.Bench, joint: Path, train: list[Path]) -> list[object]:
+    """A search of two sums with controls and new last layers."""
+    return [
+        "search", *bench.flags(), "--head", "per-task", "--sampler", "grid",
+        "--coefficients", "shared", "--grid", "0.4", "0.2", "0.6",
+        "--controls", "--joint_module", joint, "--refit", "50", "--train_file", *train,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(words: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "out"
-    words = ["sweep", *bench.flags(), "-p", out, *GRID, *CONTROLS, "--joint_module", joint]
-    assert run(*words) == 0
+    assert run(*words, "-p", out) == 0
     return out
 
 
@@ -90,13 +106,13 @@ def test_every_control_is_what_it_says(bench, finished, joint):
     found = read(finished)
     modules = [library.load(path) for path in bench.modules]
     c = controlled(found)["coefficients"]
-    assert found.summary["controlled"] == "merge, selected, delta space"
+    assert found.summary["controlled"] == "best sum in delta space"
 
     def summed(members, weights, **options):
         return library.combine(members, weights, space="delta", head="none", **options)
 
     def others(place):
-        kept = [i for i in range(3) if i != place]
+        kept = [i for i in range(2) if i != place]
         return summed([modules[i] for i in kept], [c[i] for i in kept])
 
     inputs = [read_input(m.name, m, str(p)) for m, p in zip(modules, bench.modules, strict=True)]
@@ -108,12 +124,13 @@ def test_every_control_is_what_it_says(bench, finished, joint):
         "left out": others,
         "rank": lambda _: summed(modules, c, rank=4),
         "joint 0": lambda _: library.load(joint),
+        "rule sqrt": lambda _: summed(modules, [2**-0.5] * 2),
         "ensemble": lambda i: summed([modules[i]], [1.0]),  # no other head has the task's classes
     }
     hand, rows = own_heads.Hand(bench), rows_of(found)
     for name, made in by_hand.items():
         row = rows[f"control {name}"]
-        assert row["control"] == name.rstrip(" 0123456789")
+        assert row["control"] in name
         for place, (task, key) in enumerate(zip(bench.tasks, row["keys"], strict=True)):
             outputs = hand.outputs(task, "test", made(place))
             expected = outputs[:, 0] if task == "stsb" else outputs.argmax(1)
@@ -127,7 +144,7 @@ def test_differences_to_the_merge_are_paired_over_the_rows(bench, finished):
     found = read(finished)
     merge = controlled(found)
     for row in found.summary["rows"]:
-        for place, task in enumerate(bench.tasks[:2]):  # accuracy: a mean over rows
+        for place, task in enumerate(bench.tasks[:1]):  # accuracy: a mean over rows
             gold = [r["label"] for r in json_lines.read(bench.rows[task, "test"])]
             classes = [own_heads.LABELS[task].index(g) for g in gold]
             right = [
@@ -153,17 +170,19 @@ def test_table_plot_and_page_show_the_controls(finished):
         own = next(x for x in markdown.splitlines() if x.startswith(f"| {line['row']} |"))
         small = abs(line["difference"]) < 2 * line["difference_standard_error"]
         assert (" ~ |" in own) == (small or line["difference"] == 0)
-    assert "Controls are of the row 'merge, selected, delta space'" in markdown
+    assert "Differences are to the row 'best sum in delta space'" in markdown
     assert "difference,difference_standard_error" in (finished / "table.csv").read_text()
     assert "own module left out" in (finished / "report.html").read_text()
     assert (finished / "controls.png").stat().st_size > 1000
 
 
-def test_controls_go_on_where_they_stopped(bench, finished, joint):
-    before = (finished / "results.jsonl").read_bytes()
-    words = ["sweep", *bench.flags(), "-p", finished, *GRID, *CONTROLS, "--joint_module", joint]
-    assert run(*words) == 0
-    assert (finished / "results.jsonl").read_bytes() == before
+def test_controls_go_on_where_they_stopped(words, finished):
+    def points() -> list[dict]:
+        return [r for r in json_lines.read(finished / "results.jsonl") if "key" in r]
+
+    before = points()
+    assert run(*words, "-p", finished) == 0
+    assert points() == before
 
 
 def test_modules_of_one_task_are_averaged_in_their_outputs(tmp_path):
@@ -188,22 +207,69 @@ def test_modules_of_one_task_are_averaged_in_their_outputs(tmp_path):
     assert record["predictions"] == "".join(map(str, mean.argmax(1).tolist()))
 
 
-def test_a_search_has_the_controls_of_its_exact_sum(bench, tmp_path):
+def test_prompted_tasks_have_the_controls_that_need_no_head(tmp_path):
+    texts = sweep_data.make_text(tmp_path / "bench")
     out = tmp_path / "out"
-    words = ("--sampler", "grid", "--coefficients", "shared", "--grid", "0.5", "0.5", "1")
-    methods = ("--methods", "sum", "ties")
-    assert run("search", *bench.flags(), "-p", out, *CONTROLS, *methods, *words) == 0
+    half = ("--grid", "0.5", "0.5", "0.5", "--space", "delta")
+    joint = ("--controls", "--joint_module", texts.modules[3])
+    assert run("sweep", *texts.flags("rte", "sst2"), "-p", out, *half, *joint) == 0
     found = read(out)
-    assert found.summary["controlled"] == "best sum in delta space"
-    assert "control left out" in rows_of(found)
-    assert len(found.summary["costs"]) == len(found.summary["rows"])
-    assert controlled(found)["mean"]["difference"] == 0
+    rows = rows_of(found)
+    assert "control ensemble" not in rows
+    keys = [key for name in ("left out", "joint 0") for key in rows[f"control {name}"]["keys"]]
+    check_by_hand(texts, [found.points[key] for key in keys])
+    base = [found.points[key] for key in rows["control base"]["keys"]]
+    assert [r["modules"] for r in base] == [[], []]
 
 
 def test_a_joint_module_without_a_head_for_each_task_is_refused(bench, tmp_path, capsys):
     words = ("--joint_module", bench.modules[0])
-    message = refused(capsys, tmp_path, "sweep", *bench.flags(), *GRID, *CONTROLS, *words)
-    assert "mnli for rte: no head of the module answers the task" in message
+    own = ("sweep", *bench.flags(), *GRID, "--head", "per-task")
+    message = refused(capsys, tmp_path, *own, "--controls", *words)
+    assert "rte for stsb: no head of the module answers the task" in message
     assert "pem refit" in message
-    message = refused(capsys, tmp_path, "sweep", *bench.flags(), *GRID, *CONTROLS[:2], *words)
+    message = refused(capsys, tmp_path, *own, *words)
     assert "--joint_module: has no effect without --controls" in message
+
+
+# --- new last layers ---
+
+
+def test_a_refitted_score_is_that_of_pem_refit_and_pem_evaluate(bench, finished, train, tmp_path):
+    found = read(finished)
+    rows = rows_of(found)
+    merged, c = tmp_path / "merged", controlled(found)["coefficients"]
+    assert run("merge", "-a", *bench.modules, "-p", merged, "--coefficients", *c, "--space",
+               "delta", "--head", "per-task") == 0  # fmt: skip
+    cases = {
+        found.summary["controlled"]: [merged] * 2,
+        "control own modules": list(bench.modules),
+    }
+    for name, folders in cases.items():
+        row = rows[name]
+        scores = [found.points[key]["score"] for key in row["refit_keys"]]
+        assert row["mean"]["refit"] == pytest.approx(np.mean(scores))
+        for task, folder, file, score in zip(bench.tasks, folders, train, scores, strict=True):
+            new, where = tmp_path / f"{name} {task}", tmp_path / f"scores {name} {task}"
+            common = ["--model_name_or_path", bench.base, "--task_name", task, "--adapter"]
+            assert run("refit", *common, folder, "--train_file", file, "--max_samples", 50,
+                       "--output_dir", new) == 0  # fmt: skip
+            head = ["--head", task] if folder == merged else []
+            assert run("evaluate", *common, new, "--validation_file", bench.rows[task, "test"],
+                       "--output_dir", where, *head) == 0  # fmt: skip
+            metric = "eval_pearson" if task == "stsb" else "eval_accuracy"
+            expected = json.loads((where / "eval_results.json").read_text())[metric]
+            assert score == pytest.approx(expected, abs=1e-5), (name, task)
+    frame = table.rows(found)
+    merge = frame[(frame["id"] == found.summary["controlled"]) & (frame["task"] == "mean")].iloc[0]
+    other = frame[(frame["id"] == "control base") & (frame["task"] == "mean")].iloc[0]
+    assert other["refit_difference"] == pytest.approx(other["refit"] - merge["refit"])
+    assert "with new heads" in (finished / "table.md").read_text()
+    assert "refit,refit_standard_error" in (finished / "table.csv").read_text()
+
+
+def test_new_last_layers_need_heads(tmp_path, capsys):
+    texts = sweep_data.make_text(tmp_path / "bench")
+    capsys.readouterr()
+    message = refused(capsys, tmp_path, "sweep", *texts.flags("rte"), *GRID, "--refit", "50")
+    assert "--refit: fits last layers of classification heads" in message

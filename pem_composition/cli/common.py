@@ -261,12 +261,13 @@ def write(
     combine: Callable[[tuple[float, ...]], PEM],
     out: Path,
     flags: OutputFlags,
+    told: Sequence[str] = (),
 ) -> None:
     """OUT of the one point; with names, OUT/<name> of each, and the directory appears at once."""
     if names is None:
         module = combine(points[0])
         module.save(out, format=flags.format, dtype=flags.dtype, overwrite=flags.overwrite)
-        report(out, module)
+        report(out, module, told)
         return
     written = {}
     with atomic_directory(out, overwrite=flags.overwrite) as temporary:
@@ -286,20 +287,26 @@ def print_plots(draw: Callable[[], Sequence[Path]], label: str = "plot") -> None
         print(error)
 
 
-def report(out: Path, module: PEM) -> None:
+def report(out: Path, module: PEM, told: Sequence[str] = ()) -> None:
     """Print what was written; see ``report_line``."""
     has_head = bool(module.head_tensors() or module.heads)
-    report_line(out, str(module), module.provenance, has_head)
+    report_line(out, str(module), module.provenance, has_head, told)
 
 
-def report_line(out: Path, expression: str, origin: Provenance, has_head: bool) -> None:
-    """Print ``OUT = +0.3*a +0.7*b  (space, head, error against ...)`` and the notes."""
+def report_line(
+    out: Path, expression: str, origin: Provenance, has_head: bool, told: Sequence[str] = ()
+) -> None:
+    """Print ``OUT = +0.3*a +0.7*b  (space, head, error against ...)`` and the notes.
+
+    Args:
+        told: further facts, such as the rule that the coefficients follow.
+    """
     facts = [f"space {origin.space}"]
     if origin.head_policy is not None:
         facts.append(f"head {origin.head_policy}" if has_head else "no head")
     if origin.certificate is not None:
         facts.append(f"error against {origin.certificate.against}: {error_text(origin)}")
-    print(f"{out} = {expression}  ({', '.join(facts)})")
+    print(f"{out} = {expression}  ({', '.join([*facts, *told])})")
     for note in origin.notes:
         print(f"note: {note}")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.compatible import SPACES, check_rank, space_of
 from pem_composition.arithmetic.heads import POLICIES as HEADS
+from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import COMMANDS
@@ -496,6 +497,19 @@ class EvaluationFlags(AnswerKindFlags, DeviceFlags, RowFlags, HarnessFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuleFlags:
+    """Coefficients where none are given; ``merge``, ``sweep`` and ``search``."""
+
+    coefficient_rule: str = flag(
+        DEFAULT_RULE,
+        "coefficients of a sum of T modules where none are given: "
+        + ", ".join(f"{name} {rule.name}" for name, rule in RULES.items())
+        + " each",
+        choices=tuple(RULES),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ControlFlags:
     """What a merge that is scored is compared with; ``merge``, ``sweep`` and ``search``."""
 
@@ -512,7 +526,21 @@ class ControlFlags:
         metavar="DIR",
     )
 
-    NEEDS: ClassVar = {"controls": ("joint_module",)}
+    refit: int | None = flag(
+        None,
+        "also score every row of the table with last layers that are fitted anew on ROWS training "
+        "rows per task, as pem refit fits them",
+        metavar="ROWS",
+        least=1,
+    )
+    train_file: tuple[str, ...] | None = flag(
+        None,
+        "with --refit: training rows, one file per task; default: those of --data_dir or of the "
+        "task's name",
+        metavar="FILE",
+    )
+
+    NEEDS: ClassVar = {"controls": ("joint_module",), "refit": ("train_file",)}
 
 
 @dataclass(frozen=True, kw_only=True)

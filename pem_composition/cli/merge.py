@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of
+from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
 from pem_composition.cli import common, sweep, whole_models
 from pem_composition.cli import flags as shared
@@ -34,7 +35,7 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(shared.MergeFlags, shared.GridFlags, shared.ControlFlags):
+class Config(shared.MergeFlags, shared.GridFlags, shared.RuleFlags, shared.ControlFlags):
     """Flags of merge.py."""
 
     NEEDS: ClassVar = {
@@ -47,7 +48,8 @@ class Config(shared.MergeFlags, shared.GridFlags, shared.ControlFlags):
 
     coefficients: tuple[float, ...] = flag(
         (),
-        "one weight per module, used as given (default: the method's own; 1/n each for a sum)",
+        "one weight per module, used as given (default: the method's own; of a sum those of "
+        "--coefficient_rule)",
         metavar="C",
     )
     search_step: tuple[float, ...] = flag(
@@ -99,7 +101,7 @@ def run(config: Config) -> int:
         return common.combined(modules, point, config, config.head_policy(), statistics)
 
     names = None if config.grid is None else names_of(points)
-    common.write(points, names, merged_at, out, config)
+    common.write(points, names, merged_at, out, config, told(config, len(modules)))
     return 0
 
 
@@ -113,13 +115,28 @@ def coefficients(config: Config, modules: int) -> tuple[float, ...]:
         raise UsageError.build(
             "--coefficients", "given together with --search_step", do="give one of the two"
         )
+    own = config.choice().default
+    given = bool(config.coefficients or config.search_step)
+    if config.coefficient_rule != DEFAULT_RULE and (given or own is not None):
+        raise UsageError.build(
+            "--coefficient_rule", "the coefficients are given",
+            found="--coefficients or --search_step" if given else f"{own:g} each, the method's own",
+            do="leave it out",
+        )  # fmt: skip
     if config.coefficients:
         shared.check_count("--coefficients", config.coefficients, modules, "coefficient")
         return config.coefficients
     if config.search_step:
         shared.check_count("--search_step", config.search_step, modules, "entry")
         return shared.normalised(config.search_step)
-    return config.choice().default_coefficients(modules)
+    return config.choice().default_coefficients(modules, config.coefficient_rule)
+
+
+def told(config: Config, modules: int) -> list[str]:
+    """The rule of coefficients that nobody gave, for the line of the result."""
+    free = config.grid is None and not (config.coefficients or config.search_step)
+    ruled = free and modules > 1 and config.choice().default is None
+    return [RULES[config.coefficient_rule].told(modules)] if ruled else []
 
 
 def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
@@ -148,7 +165,7 @@ def _run_full(config: Config, models: whole_models.Models) -> int:
         )
     out = common.output_directory(config, count)
     weights, head = coefficients(config, count), config.head_policy()
-    return whole_models.compose(models, weights, out, config, head)
+    return whole_models.compose(models, weights, out, config, head, told(config, count))
 
 
 def _run_sweep(config: Config) -> int:
@@ -162,4 +179,6 @@ def _run_sweep(config: Config) -> int:
         search_step=config.search_step,
         full_merge=config.full_merge,
     )
-    return sweep.start(config, config, grid, config.head_policy(), controls=config)
+    return sweep.start(
+        config, config, grid, config.head_policy(), controls=config, rule=config.coefficient_rule
+    )

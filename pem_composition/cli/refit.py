@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pem_composition.cli import common
 from pem_composition.cli.module_rows import RowsOfModule
 from pem_composition.errors import UsageError
+from pem_composition.merging.penalties import FOLDS, PENALTIES
 from pem_composition.training.config import flag
 
 NAME = "refit"
@@ -26,9 +27,9 @@ class Config(RowsOfModule):
     task_name: tuple[str, ...] = flag((), "tasks; each gets a head", metavar="TASK")
     max_samples: int = flag(500, "at most N rows per task, stratified by label", least=1)
     penalty: tuple[float, ...] = flag(
-        (1e-3, 1e-2, 1e-1, 1.0, 10.0), "of the squared weights; several: chosen by --folds", above=0
+        PENALTIES, "of the squared weights; several: chosen by --folds", above=0
     )
-    folds: int = flag(5, "of the cross-validation that chooses the penalty", least=2)
+    folds: int = flag(FOLDS, "of the cross-validation that chooses the penalty", least=2)
 
     def __post_init__(self) -> None:
         files = (self.train_file, self.validation_file, self.test_file)

@@ -16,6 +16,7 @@ from pem_composition.cli.flags import (
     MERGE_WAYS,
     ControlFlags,
     ModuleFlags,
+    RuleFlags,
     ScoringFlags,
 )
 from pem_composition.cli.report import show
@@ -45,7 +46,7 @@ METHOD_OF = {m.needs: name for name, m in METHODS.items() if m.needs}  # by kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, ScoringFlags, ControlFlags):
+class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
     """Flags of pem search."""
 
     methods: tuple[str, ...] = flag(
@@ -204,7 +205,9 @@ def _check(config: Config) -> MergeSetup:
     """
     for what, paths in _statistics(config).items():
         common.find_statistics(paths, what, len(config.adapters))
-    setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE, config)
+    setup = sweep.check(
+        config, config, (0.0, 1.0, 1.0), config.head, library.MERGE, config, config.coefficient_rule
+    )
     headers = common.headers_of(config.compare, common.labels(config.compare))
     common.check_model([setup.base], headers, config.allow_base_mismatch)
     tasks = tuple(task.name for task in setup.tasks)
@@ -277,6 +280,7 @@ def _prepare(config: Config, setup: MergeSetup) -> tuple[Search, Runner]:
         metrics=plan.metrics,
         command=plan.command,
         controls=plan.controls,
+        rule=plan.rule,
         statistics={METHOD_OF[what]: paths for what, paths in _statistics(config).items()},
     )
     return search, runner

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
+from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.cli import common
 from pem_composition.cli.flags import (
@@ -16,6 +17,7 @@ from pem_composition.cli.flags import (
     ControlFlags,
     EvaluationFlags,
     ModuleFlags,
+    RuleFlags,
     ScoringFlags,
     check_dropout,
 )
@@ -42,7 +44,7 @@ SCORED_HEADS = ("average", "first", "last", "error", library.PER_TASK)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, ScoringFlags, ControlFlags):
+class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
     """Flags of pem sweep."""
 
     grid: tuple[float, ...] = flag(
@@ -60,7 +62,9 @@ class Config(ModuleFlags, ScoringFlags, ControlFlags):
 
 def run(config: Config) -> int:
     """Score the grid."""
-    return start(config, config, config.grid, config.head, controls=config)
+    return start(
+        config, config, config.grid, config.head, controls=config, rule=config.coefficient_rule
+    )
 
 
 def start(
@@ -70,6 +74,7 @@ def start(
     head: str,
     composition: str = library.MERGE,
     controls: ControlFlags | None = None,
+    rule: str = DEFAULT_RULE,
 ) -> int:
     """Check everything that needs no tensor, then score, tabulate and plot.
 
@@ -77,7 +82,7 @@ def start(
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
     evaluation.check_tracker()
-    checked = check(flags, evaluation, values, head, composition, controls)
+    checked = check(flags, evaluation, values, head, composition, controls, rule)
     plan, runner = checked.prepare(common.say)
     summary = library.run(plan, runner, library.VALIDATION, setup.report_split(runner))
     runner.close()
@@ -96,9 +101,12 @@ def check(
     head: str,
     composition: str,
     controls: ControlFlags | None = None,
+    rule: str = DEFAULT_RULE,
 ) -> setup.MergeSetup:
     """Everything that can be refused without a tensor, as values of the library."""
     scoring, count = evaluation.scoring(), len(flags.adapters)
+    if controls is not None:
+        scoring = replace(scoring, refit=controls.refit, train_file=controls.train_file)
     merge = composition == library.MERGE
     points = library.merges(values, count) if merge else library.analogies(values)
     for point in points:
@@ -139,7 +147,8 @@ def check(
         format=flags.format, bf16=evaluation.bf16, use_cpu=evaluation.use_cpu,
         overwrite=flags.overwrite,
         command=COMMAND.get(), controls=controls is not None and controls.controls, joint=joint,
-        joint_names=tuple(joint_names),
+        joint_names=tuple(joint_names), training=tasks.training_rows(scoring, scored),
+        rule=rule,
     )  # fmt: skip
 
 

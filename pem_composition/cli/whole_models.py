@@ -74,6 +74,7 @@ def compose(
     out: Path,
     flags: shared.ModelFlags,
     head: str,
+    told: Sequence[str] = (),
 ) -> int:
     """Check the models by their headers, write the combination, print the line."""
     names = _check(models, out, flags)
@@ -93,7 +94,7 @@ def compose(
     )
     written = inspect_header(out)
     expression = expression_of(written.provenance)
-    common.report_line(out, expression, written.provenance, bool(written.head_shapes))
+    common.report_line(out, expression, written.provenance, bool(written.head_shapes), told)
     return 0
 
 

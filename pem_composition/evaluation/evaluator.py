@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
+from pem_composition.adapters import wearing
 from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation import metrics, padded
 from pem_composition.evaluation.encoded import EncodedDataset
 from pem_composition.evaluation.padded import Batch
+from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.sharding import is_sharded, run_whole
 from pem_composition.tasks.glue import Task
 
@@ -138,6 +141,14 @@ class Evaluator(ABC):
             DataError: a row without one.
         """
         return metrics.gold_labels(self.task, self._given)
+
+    @contextmanager
+    def answering(
+        self, model: nn.Module, head: Mapping[str, Tensor] | None = None, *, bf16: bool = False
+    ) -> Iterator[None]:
+        """The model with a head in the place of its own, in full precision or in bfloat16."""
+        with nullcontext() if head is None else wearing(model, head), reduced(model, bf16):
+            yield
 
     def outputs(
         self, model: nn.Module, batches: Sequence[Batch] | None = None

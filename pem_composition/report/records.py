@@ -83,6 +83,7 @@ def read(path: str | Path) -> Results:
 def _needed(summary: Mapping[str, Any]) -> list[str]:
     """Keys of every point that the summary names."""
     groups = [row["keys"] for row in summary["rows"]]
+    groups += [row.get("refit_keys", ()) for row in summary["rows"]]
     groups += [keys for study in summary.get("studies", ()) for keys in study["keys_of_trials"]]
     groups += list(summary.get("singles", ()))
     groups += [p["keys"] for curve in summary.get("curve", {}).values() for p in curve]

@@ -29,6 +29,11 @@ COLUMNS = (
 )  # fmt: skip
 COSTS = ("normalised", "rank", "seconds")  # further columns of a search
 CONTROLS = ("control", "difference", "difference_standard_error")  # of a table with controls
+REFITTED = (
+    "refit", "refit_standard_error", "refit_difference", "refit_difference_standard_error",
+)  # fmt: skip  # of new last layers
+SPREAD = ("difference", "refit", "refit_difference")  # of these also the mean over several sweeps
+TITLES = ("minus the merge", "with new heads", "with new heads minus the merge")
 SAME = 2.0  # standard errors: what differs by less is marked
 MARK = " ~"
 AVERAGE = "average of the modules"
@@ -71,8 +76,9 @@ def rows(results: Results) -> pd.DataFrame:
         if line["id"] == s["baseline"]:  # a gain over itself says nothing
             line |= {"gain": None, "gain_standard_error": None}
         if line["id"] == s.get("controlled"):
-            line |= {"difference": None, "difference_standard_error": None}
-    return text.frame_of(lines).reindex(columns=["id", *COLUMNS, *CONTROLS, *COSTS])
+            names = (n for n in (*CONTROLS, *REFITTED) if "difference" in n)
+            line |= dict.fromkeys(names)
+    return text.frame_of(lines).reindex(columns=["id", *COLUMNS, *CONTROLS, *REFITTED, *COSTS])
 
 
 def _average(s: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -137,7 +143,14 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
         )
     if "controlled" in s:
         for task, own in zip(tasks, cells, strict=True) if by_task else [("", last)]:
-            yield f"{task} minus the merge".strip(), [_difference(c) for c in own]
+            yield f"{task} {TITLES[0]}".strip(), [_difference(c) for c in own]
+            if any(not text.absent(c["refit"]) for c in own):
+                scores = [text.with_error(c["refit"], c["refit_standard_error"]) for c in own]
+                yield f"{task} {TITLES[1]}".strip(), scores
+                yield (
+                    f"{task} {TITLES[2]}".strip(),
+                    [_difference(c, "refit_difference") for c in own],
+                )
     if alone and any(not text.absent(c["auc"]) for c in last):
         yield "AUC", [text.with_error(c["auc"]) for c in last]
     if alone and any(isinstance(c["predicted_share"], Mapping) for c in last):
@@ -157,9 +170,9 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
         yield "", ["; ".join(own) for own in named]
 
 
-def _difference(cell: Mapping[str, Any]) -> str:
+def _difference(cell: Mapping[str, Any], name: str = "difference") -> str:
     """A difference to the merge that controls are of, marked where it may be none."""
-    value, error = cell["difference"], cell["difference_standard_error"]
+    value, error = cell[name], cell[f"{name}_standard_error"]
     shown = text.with_error(value, error, sign=True)
     return shown + (MARK if shown and is_same(value, error) else "")
 
@@ -244,26 +257,27 @@ def _footnotes(results: Results) -> list[str]:
 
 
 def _controlled(results: Results) -> list[str]:
-    """Of which row the controls are, and from which of them it does not differ."""
+    """What differences are to, controls that the merge does not differ from, what heads are new."""
     s = results.summary
     if "controlled" not in s:
         return []
     frame = rows(results)
     last = frame[frame["task"] == (MEAN if len(s["tasks"]) > 1 else s["tasks"][0])]
+    controls = last[last["control"].notna() & last["difference"].notna()].to_dict("records")
     same = [
-        str(c["row"])
-        for c in last.to_dict("records")
-        if not text.absent(c["control"]) and not text.absent(c["difference"])
-        and is_same(c["difference"], c["difference_standard_error"])
-    ]  # fmt: skip
-    found = (
-        f"Controls from which it does not differ: {'; '.join(same)}." if same
-        else "It differs from every control."
-    )  # fmt: skip
-    return [
-        f"Controls are of the row {s['controlled']!r}; differences to it are paired over the same "
-        f"rows, ~ marks those below two standard errors. {found}"
+        str(c["row"]) for c in controls if is_same(c["difference"], c["difference_standard_error"])
     ]
+    notes = [
+        f"Differences are to the row {s['controlled']!r} and paired over the same rows; ~ marks "
+        "those below two standard errors."
+    ]
+    if same:
+        notes.append(f"Controls from which it does not differ: {'; '.join(same)}.")
+    elif controls:
+        notes.append("It differs from every control.")
+    if last["refit"].notna().any():
+        notes.append("New heads: the last layer fitted anew on training rows, for every row.")
+    return [" ".join(notes)]
 
 
 def _selected(s: Mapping[str, Any]) -> str:
@@ -298,9 +312,11 @@ def _searched(s: Mapping[str, Any]) -> str:
 def write(results: str | Path, out: Path) -> str:
     """Write table.md and table.csv of one sweep or search into ``out``; returns the Markdown."""
     found = read(results)
+    frame = rows(found)
     columns = (*COLUMNS, *(CONTROLS if "controlled" in found.summary else ()))
+    columns += REFITTED if frame["refit"].notna().any() else ()
     columns += COSTS if found.is_search else ()
-    return text.write(out, markdown(found), rows(found), columns)
+    return text.write(out, markdown(found), frame, columns)
 
 
 # --- several ---
@@ -374,7 +390,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
             "sweeps": len(same),
             "metric": metric if isinstance(metric, str) else "",
             "baseline": BASELINES[s["baseline"]],
-            **text.spread(same, ("score", "gain", "difference", *COSTS)),
+            **text.spread(same, ("score", "gain", *SPREAD, *COSTS)),
             "invalid_share": text.spread(same, ["invalid_share"])["invalid_share"],
             "one_class": int(same["note"].astype(str).str.contains("one class").sum()),
         }
@@ -382,7 +398,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
 
 def aggregate_columns(frame: pd.DataFrame) -> list[str]:
     """Columns of the aggregated CSV: those that hold anything."""
-    costs = [c for name in ("difference", *COSTS) for c in (name, f"{name}_spread")]
+    costs = [c for name in (*SPREAD, *COSTS) for c in (name, f"{name}_spread")]
     return [c for c in frame.columns if c not in costs or frame[c].notna().any()]
 
 
@@ -402,8 +418,9 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     scores = zip(estimates("score"), lines, strict=True)
     columns.append(("score", [f"{score} {x['metric']}".rstrip() for score, x in scores]))
     columns.append(("gain over the baseline", estimates("gain", sign=True)))
-    if frame["difference"].notna().any():
-        columns.append(("minus the merge", estimates("difference", sign=True)))
+    for name, title in zip(SPREAD, TITLES, strict=True):
+        if frame[name].notna().any():
+            columns.append((title, estimates(name, sign=name != "refit")))
     for name, title, digits in (("normalised", "normalised", 4), ("rank", "rank", 0),
                                 ("seconds", "merge (s)", 2)):  # fmt: skip
         if frame[name].notna().any():

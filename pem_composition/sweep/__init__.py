@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
@@ -85,6 +86,7 @@ class Plan:
         tasks: names of the tasks as the user knows them, in the order of the runner's rows.
         metrics: for each task the metric that selects; none: its own.
         controls: of the selected merge, an exact sum where there is one.
+        rule: of the coefficients that equal weights are.
         max_invalid: also choose among the points at which no task has a larger share of invalid
             answers; text-to-text models lose the format of the answer before they lose the answer.
     """
@@ -100,6 +102,7 @@ class Plan:
     metrics: tuple[str, ...] = ()
     command: str = ""
     controls: Controls | None = None
+    rule: str = DEFAULT_RULE
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -109,10 +112,11 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A row of the table: its line, and its record on each task."""
+    """A row of the table: its line, its record on each task, and those with new last layers."""
 
     line: Line
     records: list[Record]
+    refitted: list[Record] | None = None
 
 
 class Compared(Protocol):
@@ -195,7 +199,14 @@ def score_table(
             yield from controls.of(target, runner.settings)
 
     runner.share((line.target, split) for line in lines())
-    return [Row(replace(line, target=()), runner.score(line.target, split)) for line in lines()]
+    return [
+        Row(
+            replace(line, target=()),
+            runner.score(line.target, split),
+            runner.refit(line.target, split),
+        )
+        for line in lines()
+    ]
 
 
 def shared(runner: Runner, select: str, report: str) -> list[int]:
@@ -223,14 +234,20 @@ def _table(
     if plan.reference is not None:
         name = f"{plan.reference.name} (reference)"
         rows.append(Line("reference", name, (), alone(plan.reference)))
-    equal = (1.0 / len(plan.inputs),) * len(plan.inputs)
+    equal, how_equal = equal_weights(plan.rule, len(plan.inputs))
     for space in plan.spaces:
-        merged = [("equal weights", equal)] if plan.composition == MERGE else []
+        merged = [(how_equal, equal)] if plan.composition == MERGE else []
         within = [("selected, valid", valid[space])] if space in valid else []
         for how, c in (*merged, ("selected", chosen[space]), *within):
             name = _name(plan, settings, how, space)
             rows.append(Line(name, name, c, point(plan.inputs, c, space, settings)))
     return rows
+
+
+def equal_weights(rule: str, modules: int) -> tuple[tuple[float, ...], str]:
+    """The coefficients of a rule, and what the row is called."""
+    named = "equal weights" if rule == DEFAULT_RULE else f"equal weights {RULES[rule].name}"
+    return RULES[rule].of(modules), named
 
 
 def _name(plan: Plan, settings: Settings, how: str, space: str) -> str:
@@ -263,26 +280,25 @@ def compared(
     plan: Compared, settings: Settings, tasks: Sequence[Rows], rows: Sequence[Row], merge: Line
 ) -> dict[str, Any]:
     """The rows with their gains over the baseline, per task and in the mean over the tasks; with
-    controls also their differences to the merge that these are controls of."""
+    controls or new last layers also their differences to a merge."""
     own = settings.head == PER_TASK
     singles = [row.records for row in rows[: len(plan.singles)]]
     per_task: list[Sequence[Record]] = list(zip(*singles, strict=True))
     if own:
         per_task = [(records[place],) for place, records in enumerate(per_task)]
-    anchor = next(row.records for row in rows if row.line.id == merge.id)
-    baselines: dict[str, list[Sequence[Record]]] = {"gain": per_task}
-    if plan.controls is not None:
-        baselines["difference"] = [[record] for record in anchor]
+    anchor = next(row for row in rows if row.line.id == merge.id)
+    against_merge = plan.controls is not None or anchor.refitted is not None
     out = []
     for row in rows:
-        found = {
-            name: [
-                task.gain(record, others)
-                for task, record, others in zip(tasks, row.records, against, strict=True)
-            ]
-            for name, against in baselines.items()
-        }
+        found = {"gain": _paired(tasks, row.records, per_task)}
+        if against_merge:
+            found["difference"] = _paired(tasks, row.records, [[r] for r in anchor.records])
+        if row.refitted is not None and anchor.refitted is not None:
+            found["refit"] = [(r["score"], r["standard_error"]) for r in row.refitted]
+            against = [[r] for r in anchor.refitted]
+            found["refit_difference"] = _paired(tasks, row.refitted, against)
         control = {"control": row.line.control} if row.line.control else {}
+        refitted = {} if row.refitted is None else {"refit_keys": _keys(row.refitted)}
         out.append(
             {
                 "id": row.line.id,
@@ -290,6 +306,7 @@ def compared(
                 "coefficients": list(row.line.coefficients),
                 **control,
                 "keys": _keys(row.records),
+                **refitted,
                 "gains": [
                     _flat(dict(zip(found, one, strict=True)))
                     for one in zip(*found.values(), strict=True)
@@ -301,10 +318,17 @@ def compared(
     averages = [task.average(others) for task, others in zip(tasks, per_task, strict=True)]
     return {
         "baseline": "own module" if own else "average" if over_modules else "module 0",
-        **({} if plan.controls is None else {"controlled": merge.id}),
+        **({"controlled": merge.id} if against_merge else {}),
         "rows": out,
         "average": _average(averages) if over_modules and not own else None,
     }
+
+
+def _paired(
+    tasks: Sequence[Rows], records: Sequence[Record], against: Sequence[Sequence[Record]]
+) -> list[tuple[float, float]]:
+    """Of each task the gain over the mean of others, with its standard error."""
+    return [t.gain(r, others) for t, r, others in zip(tasks, records, against, strict=True)]
 
 
 def _flat(estimates: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 For the merge sum_i c_i m_i that was selected, scored on the same rows and with the same heads:
 
     own modules    task i by module i as it is (where every task has its own module)
+    rule           the same sum with the coefficients of a rule that needs no data
     base           the base model
     random         modules of the same shapes and, layer by layer, norms (``random_update``)
     shrunk         one module alone at its coefficient: c_i m_i
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 from pem_composition.arithmetic.algebra import HEAD, role_of
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.heads import choose, own_head, select, tasks_of
+from pem_composition.arithmetic.methods.coefficients import RULES
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
 from pem_composition.config import HeadInfo, LoraConfig
 from pem_composition.errors import PEMError
@@ -62,18 +64,24 @@ class Controls:
         own: module i is task i's own.
         labels: of each task the classes in the order of its head; none where no head answers.
         joint: modules that were trained on the rows of all tasks.
+        rules: of coefficients without data, beside the one whose equal weights the table has.
     """
 
     tasks: tuple[str, ...]
     own: bool = False
     labels: tuple[tuple[str, ...], ...] = ()
     joint: tuple[Input, ...] = ()
+    rules: tuple[str, ...] = ()
 
     def of(self, merge: Point, settings: Settings) -> Iterator[Line]:
         """The control rows of a merge, in the order of the table."""
         inputs, places = merge.inputs, range(len(merge.inputs))
         if self.own:
             yield _line("own modules", "own modules", [alone(i) for i in inputs])
+            for rule in self.rules if merge.method == SIMPLE else ():
+                c = RULES[rule].of(len(inputs))
+                told = RULES[rule].told(len(inputs))
+                yield _line(f"rule {rule}", told, replace(merge, coefficients=c), c)
         yield _line("base", "base, same heads", self._base(merge, settings))
         for draw in range(1, DRAWS + 1) if not recorded(merge.method)[0].entry.needs else ():
             drawn = replace(merge, inputs=tuple(random_input(i, draw) for i in inputs))
@@ -128,7 +136,9 @@ class Controls:
         return points
 
 
-def _line(control: str, name: str, target: Point | Sequence[Point]) -> Line:
+def _line(
+    control: str, name: str, target: Point | Sequence[Point], coefficients: Sequence[float] = ()
+) -> Line:
     """A control row; its points say in their lines what they are controls of."""
     kind = control.rstrip(" 0123456789")
     marked: Target = (
@@ -136,7 +146,7 @@ def _line(control: str, name: str, target: Point | Sequence[Point]) -> Line:
         if isinstance(target, Point)
         else [replace(point, control=kind) for point in target]
     )
-    return Line(f"control {control}", name, (), marked, kind)
+    return Line(f"control {control}", name, coefficients, marked, kind)
 
 
 def random_input(module: Input, draw: int) -> Input:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.evaluation.keys import rows_digest, task_content
+from pem_composition.objectives.classification import Classification
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,12 +68,31 @@ class Rows:
             DataError: rows that cannot be asked of this model.
         """
         if self._evaluator is None:
-            device = next(model.parameters()).device
-            self._evaluator = self.objective.evaluator(
-                self.task, self.examples, tokenizer, model.config,
-                batch_size=self.batch_size, device=device,
-            )  # fmt: skip
+            self._evaluator = self._evaluator_of(self.objective, self.examples, model, tokenizer)
         return self._evaluator
+
+    def for_head(
+        self, examples: Sequence[Example], model: nn.Module, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Evaluator, tuple[int, ...]]:
+        """Other rows of the task, asked alike, whose outputs are in the order of the head; and the
+        number of the output for each class, empty where that is the task's order."""
+        objective = self.objective
+        assert isinstance(objective, Classification), "heads belong to classification"
+        plain = replace(objective, order=())
+        return self._evaluator_of(plain, examples, model, tokenizer), objective.order
+
+    def _evaluator_of(
+        self,
+        objective: Objective,
+        examples: Sequence[Example],
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Evaluator:
+        device = next(model.parameters()).device
+        return objective.evaluator(
+            self.task, examples, tokenizer, model.config, batch_size=self.batch_size,
+            device=device,
+        )  # fmt: skip
 
     def evaluate(
         self,
@@ -93,15 +114,17 @@ class Rows:
         self, model: nn.Module, *, bf16: bool = False, head: Mapping[str, Tensor] | None = None
     ) -> NDArray[Any]:
         """The model's outputs (n, k) on the rows, with a head or the task's own."""
-        from pem_composition.adapters import wearing
-        from pem_composition.evaluation.precision import reduced
-
         evaluator = self._evaluator
         assert evaluator is not None, "prepare comes first"
-        answering = self.head if head is None else head
-        worn = nullcontext() if answering is None else wearing(model, answering)
-        with worn, reduced(model, bf16):
+        with self.answering(model, self.head if head is None else head, bf16=bf16):
             return evaluator.predict(model)
+
+    def answering(
+        self, model: nn.Module, head: Mapping[str, Tensor] | None, *, bf16: bool
+    ) -> AbstractContextManager[None]:
+        """The model as it answers: with a head in the place of its own, in its precision."""
+        assert self._evaluator is not None, "prepare comes first"
+        return self._evaluator.answering(model, head, bf16=bf16)
 
     def ensemble(self, outputs: Sequence[tuple[float, NDArray[Any]]]) -> dict[str, Any]:
         """What a record holds of the mean of several models' answers."""

@@ -11,6 +11,7 @@ from pem_composition.arithmetic.heads import own_head
 from pem_composition.evaluation.resumable import partial_path
 from pem_composition.sweep.loaded import LoadedModel, Loader
 from pem_composition.sweep.points import OUTPUTS, Point, Settings, alone
+from pem_composition.sweep.refitting import Refitting
 from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.rows import Rows, identity_of
 
@@ -25,6 +26,7 @@ class Runner:
         load: gives model and tokenizer; called when the first point has to be computed, so that a
             finished sweep loads nothing.
         splits: for each split the rows of every task, the tasks in one order.
+        refitting: how scores with new last layers come to be, see ``refit``.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Runner:
         settings: Settings,
         store: ResultStore,
         say: Say,
+        refitting: Refitting | None = None,
     ) -> None:
         self.splits, self.settings = splits, settings
-        self.store, self.say = store, say
+        self.store, self.say, self.refitting = store, say, refitting
         beside = settings.bf16 or settings.attached
         self._held = LoadedModel(load, self._prepare, beside=beside)
         self._target: Point | None = None
+        self._head: Mapping[str, Any] = {}  # that the module in the model brings
         if store.undescribed:
             say(f"note: {store.path}: {store.undescribed} results of an earlier release do not say "
                 "all that they depend on; those that are needed are computed again")  # fmt: skip
@@ -48,6 +52,18 @@ class Runner:
         """The record of a point on each task, from the store or computed and appended."""
         found = [
             self._score(one, split, rows, wait=True) for one, rows in self._each(target, split)
+        ]
+        return [record for record in found if record is not None]
+
+    def refit(self, target: Target, split: str) -> list[Record] | None:
+        """The record of a point on each task with a last layer that is fitted anew; None for one
+        without a backbone of its own, an ensemble."""
+        each = list(self._each(target, split))
+        if self.refitting is None or any(one.space == OUTPUTS for one, _ in each):
+            return None
+        found = [
+            self._score(one, split, rows, wait=True, place=place)
+            for place, (one, rows) in enumerate(each)
         ]
         return [record for record in found if record is not None]
 
@@ -74,12 +90,17 @@ class Runner:
         others = f", {store.shared} by other processes" if store.shared else ""
         return f"{store.computed} {what}, {store.known} known before{others}"
 
-    def _score(self, target: Point, split: str, rows: Rows, *, wait: bool) -> Record | None:
+    def _score(
+        self, target: Point, split: str, rows: Rows, *, wait: bool, place: int | None = None
+    ) -> Record | None:
+        """A record; ``place``: with a new last layer, fitted on the task of that number."""
         asked = {**rows.identity, **identity_of(target.head)}
+        if place is not None and self.refitting is not None:
+            asked |= self.refitting.identity(place)
         identity = target.identity(self.settings, split, asked)
 
         def compute(key: str) -> dict[str, Any]:
-            return self._compute(target, rows, key)
+            return self._compute(target, rows, key, place)
 
         before = self.store.computed
         record = self.store.once(
@@ -95,17 +116,27 @@ class Runner:
         """Where a result that is made in batches is kept until it is whole."""
         return partial_path(self.store.path.with_name(key[:16]))
 
-    def _compute(self, target: Point, rows: Rows, key: str) -> dict[str, Any]:
+    def _compute(self, target: Point, rows: Rows, key: str, place: int | None) -> dict[str, Any]:
         if target.space == OUTPUTS:
             members = zip(target.coefficients, map(alone, target.inputs), strict=True)
             outputs = [(c, self._outputs(member, rows)) for c, member in members]
             result = rows.ensemble(outputs)
         else:
             model = self._wearing(target)
-            head = {} if target.head is None else {"head": target.head}
+            answering = target.head if place is None else self._refitted(target, rows, place)
+            head = {} if answering is None else {"head": answering}
             result = rows.evaluate(model, self._partial(key), key, bf16=self.settings.bf16, **head)
         what = {"control": target.control} if target.control else {}
         return {"names": [i.name for i in target.inputs], **what, **result}
+
+    def _refitted(self, target: Point, rows: Rows, place: int) -> Mapping[str, Any]:
+        """The head that answers, its last layer fitted anew on the model with the module."""
+        assert self.refitting is not None, "asked for by refit"
+        model, (_, tokenizer) = self._wearing(target), self._held.open()
+        given = rows.head if target.head is None else target.head
+        head = self._head if given is None else given
+        with rows.answering(model, head, bf16=self.settings.bf16):
+            return self.refitting.head(place, model, tokenizer, rows, head)
 
     def _outputs(self, member: Point, rows: Rows) -> Any:
         """What a module answers with its own head."""
@@ -116,8 +147,9 @@ class Runner:
         """The model with the point's module in it."""
         model, _ = self._held.open()
         if self._target is not target:
-            self._held.put(target.module(self.settings))
-            self._target = target
+            module = target.module(self.settings)
+            self._held.put(module)
+            self._target, self._head = target, {} if module is None else own_head(module)
         return model
 
     def _prepare(self, model: Any, tokenizer: Any) -> None:
@@ -138,6 +170,7 @@ def _line(record: Record, task: str) -> str:
     if record["invalid_share"]:
         flag += f"  {record['invalid_share']:.0%} invalid"
     space = f" in {record['space']} space" if record["space"] else ""
+    space += ", new last layer" if "refit" in record else ""
     return (
         f"{record['split']} {task}: {record['metric']} {record['score']:.4f}"
         f" +- {record['standard_error']:.4f}  {what}{space}  ({record['seconds']:.1f} s){flag}"

@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
-from pem_composition.sweep import MERGE, compared, samplers, score_table, shared
+from pem_composition.sweep import MERGE, compared, equal_weights, samplers, score_table, shared
 from pem_composition.sweep.controls import ALONE, Controls, Line
 from pem_composition.sweep.goals import (
     Condition,
@@ -52,6 +53,7 @@ class Search:
         compare: modules that are scored in the table beside the results.
         metrics: for each task the metric that goals and conditions are about; none: its own.
         statistics: files that a method needs, by the method.
+        rule: of the coefficients that equal weights are.
         controls: of the exact sum, where it is searched, else of the best merge.
     """
 
@@ -72,6 +74,7 @@ class Search:
     command: str = ""
     statistics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     controls: Controls | None = None
+    rule: str = DEFAULT_RULE
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -333,10 +336,9 @@ def _table(
     control = ALONE if search.controls is not None else ""
     for n, single in enumerate(search.inputs):
         yield Line(f"module {n}", single.name, (), alone(single), control)
-    count = len(search.inputs)
-    equal = (1.0 / count,) * count
+    equal, how = equal_weights(search.rule, len(search.inputs))
     for space in search.spaces:
-        name = f"equal weights, {space} space"
+        name = f"{how}, {space} space"
         target = point(search.inputs, equal, space, runner.settings, method="simple")
         yield Line(name, name, equal, target)
     for module in search.compare:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.compatible import SPACES
 from pem_composition.arithmetic.heads import own_head
+from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint import provenance
@@ -23,12 +24,14 @@ from pem_composition.report.records import RESULTS
 from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
 from pem_composition.sweep.controls import Controls
 from pem_composition.sweep.points import Input, Settings, kept_head, read_input
+from pem_composition.sweep.refitting import Refitting
 from pem_composition.sweep.result_store import ResultStore
 from pem_composition.sweep.runner import Runner, Say
 from pem_composition.training.config import DECODERS
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
+    from pem_composition.tasks.data import Example
 
 MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
 SELECTED = ("selected", "selected_valid")
@@ -48,6 +51,8 @@ class MergeSetup:
         command: what the user called, for the report.
         controls: the table has control rows, too; ``joint``: modules trained on the rows of all
             tasks that are among them, ``joint_names`` what they are called.
+        rule: of the coefficients that equal weights are, see ``arithmetic.methods.coefficients``.
+        training: of each task the rows that new last layers are fitted on; none: none are.
     """
 
     base: str
@@ -74,6 +79,8 @@ class MergeSetup:
     controls: bool = False
     joint: tuple[str, ...] = ()
     joint_names: tuple[str, ...] = ()
+    training: tuple[Sequence[Example], ...] = ()
+    rule: str = DEFAULT_RULE
 
     @property
     def own_heads(self) -> bool:
@@ -147,9 +154,11 @@ class MergeSetup:
             metrics=tasks.chosen_by(self.scoring, self.tasks),
             command=self.command,
             controls=self._controls() if self.controls else None,
+            rule=self.rule,
         )
         store = ResultStore(self.out / RESULTS, fresh=self.overwrite)
-        return plan, Runner(self.load, splits, settings, store, say)
+        refitting = Refitting(self.training) if self.training else None
+        return plan, Runner(self.load, splits, settings, store, say, refitting)
 
     def _controls(self) -> Controls:
         """What control rows need to know, the joint modules read."""
@@ -160,6 +169,7 @@ class MergeSetup:
             tasks=tuple(task.name for task in self.tasks),
             own=self.own_heads or len(self.tasks) == self.count,
             labels=tuple(labels),
+            rules=tuple(name for name in RULES if name != self.rule),
             joint=tuple(read_input(*one) for one in named),
         )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pem_composition.tasks.glue import Task
     from pem_composition.tasks.prompts import Prompt
 
-VALIDATION, TEST = "validation", "test"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 AS_THEY_STAND = Reading()
@@ -41,7 +41,7 @@ class Scoring:
     """Which rows modules are scored on, and how they answer.
 
     Attributes:
-        task_name, validation_file, test_file: one value per task.
+        task_name, validation_file, test_file, train_file: one value per task.
         data_dir, prompt: likewise, or one value for all tasks.
         next_block: the rows are a domain's text.
         template: how instructions are written down, for all tasks.
@@ -49,6 +49,7 @@ class Scoring:
         batch_size: rows per forward pass; None: by the device.
         metrics: what selects: one, or one per task; none: each task's own.
         max_invalid: see ``sweep.Plan``.
+        refit: training rows of each task that new last layers are fitted on.
         harness_tasks: tasks of the lm-evaluation-harness instead of rows; the options beside it
             are those of ``evaluation.harness.read``.
     """
@@ -58,6 +59,7 @@ class Scoring:
     task_name: Sequence[str] | None = None
     validation_file: Sequence[str] | None = None
     test_file: Sequence[str] | None = None
+    train_file: Sequence[str] | None = None
     data_dir: Sequence[str] | None = None
     prompt: Sequence[str] | None = None
     template: str | None = None
@@ -71,6 +73,7 @@ class Scoring:
     harness_tasks: Sequence[str] = ()
     harness_options: Mapping[str, Any] = field(default_factory=dict)
     bf16: bool = False
+    refit: int | None = None
 
     @property
     def by_head(self) -> bool:
@@ -200,6 +203,32 @@ def _of_harness(scoring: Scoring, out: Path | None, *, own_heads: bool) -> tuple
     )  # fmt: skip
 
 
+def training_rows(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[tuple[Example, ...], ...]:
+    """Of each task the rows that new last layers are fitted on, as ``pem refit`` reads them.
+
+    Raises:
+        UsageError: tasks that no head answers.
+        DataError: no training rows.
+    """
+    if scoring.refit is None:
+        return ()
+    if not scoring.by_head:
+        raise UsageError.build(
+            "--refit", "fits last layers of classification heads, and these tasks have none",
+            do="leave it out",
+        )  # fmt: skip
+    found = []
+    for task, place in zip(tasks, _places(scoring), strict=True):
+        files = RowFiles(
+            train_file=place["train_file"], data_dir=place["data_dir"], splits=(TRAIN,),
+            max_train_samples=scoring.refit,
+        )  # fmt: skip
+        reading = replace(scoring.reading, own=task.own)
+        data = task.objective.read(place["task_name"], files, reading=reading)
+        found.append(data.require(TRAIN))
+    return tuple(found)
+
+
 def check_own_heads(
     scoring: Scoring, tasks: Sequence[ScoredTask], headers: Sequence[ModuleHeader]
 ) -> None:
@@ -311,7 +340,8 @@ Place = dict[str, Any]  # the values of one task
 
 def _places(scoring: Scoring) -> list[Place]:
     """The values of each task; a data_dir or a prompt given once is for all tasks."""
-    own = {n: getattr(scoring, n) for n in ("task_name", "validation_file", "test_file")}
+    names = ("task_name", "validation_file", "test_file", "train_file")
+    own = {n: getattr(scoring, n) for n in names}
     shared = {n: getattr(scoring, n) for n in ("data_dir", "prompt")}
     first = next((n for n, values in own.items() if values), None)
     if first in (None, "test_file") and not scoring.data_dir:

@@ -113,7 +113,10 @@ def test_default_coefficients_average_where_the_method_sums():
         ("simple", {}, 0.25), ("dare", {}, 0.25), ("ties", {}, 1.0), ("tsv", {}, 1.0),
         ("knots", {"inner": "dare"}, 0.25), ("knots", {"inner": "ties"}, 1.0),
     ):  # fmt: skip
-        assert resolve(name, settings).default_coefficients(4) == (expected,) * 4
+        choice = resolve(name, settings)
+        assert choice.default_coefficients(4) == (expected,) * 4
+        by_root = 0.5 if expected == 0.25 else expected  # a method's own coefficient is no rule's
+        assert choice.default_coefficients(4, "sqrt") == (by_root,) * 4
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,24 @@ def test_coefficients_are_taken_as_the_flag_says(words, expected, folder, tmp_pa
     assert [t["coefficient"] for t in terms] == pytest.approx(expected)
 
 
+def test_a_sum_without_coefficients_names_its_rule(folder, tmp_path, program):
+    a, b, space = folder / "a", folder / "b", ("--space", "delta")
+    for words, told, c in (
+        ((), "coefficients 1/T = 0.5 each", 0.5),
+        (("--coefficient_rule", "sqrt"), "coefficients 1/sqrt(T) = 0.707 each", 2**-0.5),
+    ):
+        out = tmp_path / told.replace("/", "")
+        done = program("merge", "-a", a, b, "-p", out, *space, *words)
+        assert done.code == 0 and done.out.splitlines()[0].endswith(f", {told})")
+        expected = library.combine(loaded(a, b), (c, c), space="delta")
+        assert equal(library.load(out), expected)
+    for words in (("--coefficients", "1", "1"), ("-w", "ties")):
+        done = program(
+            "merge", "-a", a, b, "-p", tmp_path / "m", "--coefficient_rule", "sqrt", *words
+        )
+        assert done.code == 2 and "--coefficient_rule: the coefficients are given" in done.err
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5).filter(lambda x: sum(x) > 1e-3))
 def test_search_steps_are_divided_by_their_sum(steps):
     assert sum(flags.normalised(steps)) == pytest.approx(1)

@@ -25,6 +25,7 @@ from pem_composition.arithmetic.methods.catalogue import (
     SPECTRAL,
     Method,
 )
+from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.settings import Setting, Value, shown
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.errors import PEMError, close_match
@@ -80,12 +81,17 @@ class Choice:
         own = {s.name for s in METHODS[str(name)].settings}
         return Choice(str(name), tuple((k, v) for k, v in self.settings if k in own))
 
-    def default_coefficients(self, modules: int) -> tuple[float, ...]:
-        """What a merge without coefficients uses: the method's own, else that of its inner one."""
-        default = self.entry.default
-        if default is None and self.inner is not None:
-            default = self.inner.entry.default
-        return (1.0 / modules if default is None else default,) * modules
+    @property
+    def default(self) -> float | None:
+        """The method's own coefficient where none are given, else that of its inner one; None
+        where a rule says them."""
+        own = self.entry.default
+        return self.inner.entry.default if own is None and self.inner is not None else own
+
+    def default_coefficients(self, modules: int, rule: str = DEFAULT_RULE) -> tuple[float, ...]:
+        """What a merge without coefficients uses: the method's own, else those of a rule."""
+        own = self.default
+        return RULES[rule].of(modules) if own is None else (own,) * modules
 
     def as_dict(self) -> dict[str, Value]:
         """Settings by name."""
@@ -232,7 +238,8 @@ def use_of_coefficients(entry: Method) -> str:
         use = "scale dW_t first" if entry.space == "delta" else "as in the rule"
     if entry.default is None and any(s.name == "inner" for s in entry.settings):
         return f"{use}; default: that of inner"
-    return f"{use}; default {'1/T' if entry.default is None else shown(entry.default)} each"
+    default = RULES[DEFAULT_RULE].name if entry.default is None else shown(entry.default)
+    return f"{use}; default {default} each"
 
 
 def table() -> str:

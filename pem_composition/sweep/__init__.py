@@ -347,8 +347,9 @@ def _mean(
 
     Scores of which some are better when smaller have no mean.
     """
-    scores = {"score": [(r["score"], r["standard_error"]) for r in records], **found}
-    mean: dict[str, float | None] = dict(_flat({n: mean_of(pairs) for n, pairs in scores.items()}))
+    score, error = mean_of((r["score"], r["standard_error"]) for r in records)
+    columns = _flat({name: mean_of(pairs) for name, pairs in found.items()})
+    mean: dict[str, float | None] = {"score": score, "standard_error": error, **columns}
     if len(set(signs_of(records))) > 1:
         mean = dict.fromkeys(mean)
     if own is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -209,6 +210,7 @@ def test_a_trained_module_extracts_what_was_trained_and_keeps_its_identity() -> 
     identity = BaseIdentity("roberta-base", "f" * 64, "roberta", 768)
     targets = resolve_targets(model)
     config = LoraConfig(r=4, alpha=6, target_modules=targets.target_modules, dropout=0.1)
+    of_class = replace(config, extra={"task_type": "SEQ_CLS"})
     with untouched(model):
         attachment = attach_fresh(model, config, seed=0, base=identity)
         start = attachment.extract()
@@ -221,7 +223,7 @@ def test_a_trained_module_extracts_what_was_trained_and_keeps_its_identity() -> 
         model.eval()
         trained, logits = extract(model, name="default"), scored(model)
         detach(model)
-    assert trained.base == identity and trained.config == config
+    assert trained.base == identity and trained.config == of_class
     assert trained.head is not None and trained.head.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert set(trained.head_tensors()) == {
         "classifier.dense.weight",

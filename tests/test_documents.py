@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -30,6 +31,31 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words[1:]
         elif words:
             yield [words[1].removesuffix(".py"), *words[2:]]
+
+
+def names(tree: ast.AST) -> dict[str, ast.AST]:
+    """Classes and functions that a module or a class defines."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return {x.name: x for x in ast.iter_child_nodes(tree) if isinstance(x, kinds)}
+
+
+def test_what_the_equations_name_is_there(repository: Path) -> None:
+    text = (repository / "docs" / "equations.md").read_text()
+    # Only the last two columns: functions and tests.
+    cells = (
+        row.removesuffix(" |").split(" | ")[-2:] for row in text.splitlines() if row[:2] == "| "
+    )
+    found = re.findall(r"`([\w/]+(?:/|\.py)[\w:]*|tests/\w+)`", " ".join(map(" ".join, cells)))
+    assert len(found) > 100
+    for place in found:
+        path, *inner = place.split("::")
+        root = repository if path.startswith("tests/") else repository / "pem_composition"
+        assert (root / path).exists(), place
+        node: ast.AST = ast.parse((root / path).read_text()) if inner else ast.Module([], [])
+        for name in inner:
+            assert name in names(node), place
+            node = names(node)[name]
+    assert not re.search(r"`(test_\w+|\w+\.py: \w+)`", text), "a name without its path"
 
 
 def section(text: str, title: str) -> str:

@@ -1,5 +1,9 @@
 """Files of JSON lines: the one reader and the one writer. No torch.
 
+Programs on several machines that share a folder write a file each beside the one that they all mean
+(``writer_path``), as appends from several machines are not safe everywhere; readers take all of
+them, and ``gather`` makes one of them.
+
 A line is complete when its line break is there. What a kill left behind the last one is no line: it
 is left out when reading and taken away by the next append. A line in the middle that cannot be read
 is damage that nobody explains, so it is refused by its number.
@@ -29,6 +33,31 @@ def read(path: Path) -> list[Record]:
         DataError: a line that is no JSON object, or holds NaN or infinity; its number is named.
     """
     return list(parse(path.read_bytes(), path)) if path.exists() else []
+
+
+def writer_path(path: Path, writer: str) -> Path:
+    """Where one of several writers appends what belongs into a file."""
+    return path.with_name(f".{path.name}.writer-{writer}")
+
+
+def parts(path: Path) -> list[Path]:
+    """The files that hold the lines of one: those of other writers, then the file itself."""
+    return [*sorted(path.parent.glob(f".{path.name}.writer-*")), path]
+
+
+def read_all(path: Path) -> list[Record]:
+    """The objects of a file, after those that other writers have for it."""
+    return [record for part in parts(path) for record in read(part)]
+
+
+def gather(path: Path) -> None:
+    """Move what other writers have into the file; a line that is moved twice is the same line."""
+    for part in parts(path)[:-1]:
+        with part.open("r+b") as file:  # some file systems lock only what may be written
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for record in parse(file.read(), part):
+                append(path, record)
+            part.unlink()
 
 
 def parse(data: bytes, path: Path, first: int = 1) -> Iterator[Record]:
@@ -63,9 +92,8 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     """
     data = (json.dumps(record, allow_nan=False) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = _open_locked(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         torn = _tail(descriptor, size)
         if torn and _object(torn) is None:
@@ -78,6 +106,16 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
             raise OSError(28, "No space left on device", str(path))
         os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """The file, held alone; one that was gathered meanwhile is made anew."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
         os.close(descriptor)
 
 

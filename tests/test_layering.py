@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "same_texts": set(),
     "progress": set(),
     "threads": set(),
+    "launch": set(),
     "config": {"errors"},
     "json_lines": {"errors"},
     "offline": {"errors", "same_texts"},
@@ -46,18 +47,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": NUMBERS,
     "tasks": {"errors", "same_texts", "offline", "network", "safe_files"},
     "evaluation": NUMBERS
-    | {"progress", "same_texts", "offline", "json_lines", "adapters", "tasks", "network"},
+    | {"progress", "same_texts", "offline", "json_lines", "adapters", "tasks", "network", "launch"},
     "objectives": {"errors", "tasks", "evaluation"},
-    "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "objectives"},
+    "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "objectives", "launch"},
     "merging": NUMBERS | {"progress", "adapters", "tasks", "evaluation", "objectives", "training"},
     "sweep": NUMBERS
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
-    | {"json_lines", "progress"},
+    | {"json_lines", "progress", "launch"},
     "report": {"errors", "json_lines", "safe_files", "_version"},
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
-    | {"objectives", "endpoint", "json_lines", "progress", "threads", "_version"},
+    | {"objectives", "endpoint", "json_lines", "progress", "threads", "launch", "_version"},
     "__main__": {"cli"},
     "__init__": NUMBERS | {"_version", "adapters"},  # the public names, for type checkers
 }

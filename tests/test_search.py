@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shlex
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -507,6 +512,9 @@ REFUSALS = {
     "ssr": (["--methods", "ssr"], "--subspace_list: goes with --methods ssr"),
     "pairs only": (["--methods", "simple"], "unknown method 'simple'"),
     "sampler": (["--sampler", "bayes"], "invalid choice: 'bayes'"),
+    "storage": (["--storage", "redis://here"], "--storage: no such storage; found redis://here"),
+    "password": (["--storage", "postgresql://me:word@here/db"], "would stand in the results"),
+    "join": (["--join", "runs/search"], "--join: brings the flags of the search"),
 }  # fmt: skip
 
 
@@ -527,24 +535,60 @@ def test_without_optuna_one_line_says_what_to_install(bench, tmp_path, capsys, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def postgresql(tmp_path_factory):
+    """A database server of its own, on a socket in a folder."""
+    pytest.importorskip("psycopg2")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") if not found else str(found[-1])
+    if initdb is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: postgresql)")
+    # A socket's path is short, and the server's own user has to reach it; it refuses root.
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+    own = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if own:
+        shutil.chown(folder, "postgres")
+    control = [*own, str(Path(initdb).with_name("pg_ctl")), "-D", str(folder / "data"), "-w"]
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
+    command = [*own, initdb, "-A", "trust", "-U", "pem", "-D", str(folder / "data")]
+    subprocess.run(command, **quiet)
+    subprocess.run([*control, "-o", options, "-l", str(folder / "log"), "start"], **quiet)
+    yield f"postgresql+psycopg2://pem@/postgres?host={folder}"
+    subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+    shutil.rmtree(folder)
+
+
 @pytest.mark.slow
-def test_processes_that_share_an_output_finish_every_trial_though_one_is_killed(bench, tmp_path):
-    """Three started at once, one killed: each trial once, and the summary is over all of them."""
-    out = tmp_path / "out"
-    words = ["search", *bench.flags(), "-p", out, *OWN, "--space", "delta", "--sampler", "random"]
-    words += ["--trials", 8]
-    started = [pem_process.start(words, tmp_path / f"{i}.log") for i in range(3)]
-    started[1].wait_for(out / "results.jsonl")
-    started[1].send(signal.SIGKILL)
-    assert [started[i].wait() for i in (0, 2)] == [0, 0], started[0].text()
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_of_four_processes_two_are_killed_and_no_trial_is_lost_or_doubled(
+    bench, tmp_path, request, kind
+):
+    """Two by the command and two that join; the first one is among the killed."""
+    out, random_ones = tmp_path / "out", random.Random(kind)
+    place = tmp_path / "journal" if kind == "journal" else None
+    storage = f"journal:{place}" if place else request.getfixturevalue(kind)
+    words = ["--space", "delta", "--sampler", "random", "--trials", "12"]
+    command = ["search", *bench.flags(), "-p", out, *OWN, *words, "--storage", storage]
+    first = pem_process.start(command, tmp_path / "first.log")
+    first.wait_for(out / "search.json")
+    others = [pem_process.start(["search", "--join", out], tmp_path / f"{i}.log") for i in range(2)]
+    first.wait_for(out / "results.jsonl")
+    second = pem_process.start(command, tmp_path / "second.log")
+    for killed in (first, others.pop()):
+        time.sleep(2 * random_ones.random())
+        killed.send(signal.SIGKILL)
+    left = (second, *others)
+    assert [child.wait() for child in left] == [0, 0], [child.text()[-2000:] for child in left]
     found = trials(out)
-    assert sorted(t["number"] for t in found) == list(range(8))
-    assert len({tuple(t["coefficients"]) for t in found}) == 8
+    assert sorted(t["number"] for t in found) == list(range(12))
     lines = [r["key"] for r in json_lines.read(out / "results.jsonl") if "key" in r]
     assert len(lines) == len(set(lines))
-    (study,) = report.read(out).summary["studies"]
-    assert study["tried"] == 8
-    assert study["values"][0] == max(t["values"][0] for t in found)
+    assert not list(out.glob(".results.jsonl.writer-*"))
+    alone = search(bench, tmp_path / "alone", *words)
+    (one,), (many,) = alone["studies"], report.read(out).summary["studies"]
+    for name in ("number", "candidate", "values", "tried"):
+        assert many[name] == one[name], name
 
 
 @pytest.mark.slow

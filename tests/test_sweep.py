@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
 from support import pem_process, sweep_data
+from support.training_bench import free_port
 
 import pem_composition as library
 from pem_composition import cli, json_lines, sweep
@@ -242,6 +244,44 @@ def test_eight_writers_lose_no_line(tmp_path):
         writer.join()
     assert len(json_lines.read(path)) == 320
     assert len({r["key"] for r in json_lines.read(path)}) == 320
+
+
+def launched(folder: Path, words: list[object]) -> list[str]:
+    """What two processes of one launch print."""
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pair = [
+        pem_process.start(
+            words, folder / f"{rank}.log", variables={**group, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
+    ]
+    assert [child.wait() for child in pair] == [0, 0], [child.text() for child in pair]
+    return [child.log.read_text() for child in pair]
+
+
+def test_the_processes_of_a_launch_share_points_and_rows(bench, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    reference = ["--reference_module", bench.full_set]
+    words = ["sweep", *bench.flags(), "-p", out, *GRID, *reference]
+    first, second = launched(tmp_path, words)
+    assert not second
+    assert re.search(r"[1-9]\d* by other processes", first)
+    assert {k: r["score"] for k, r in points(out).items()} == {
+        k: r["score"] for k, r in points(finished).items()
+    }
+    lines = json_lines.read(out / "results.jsonl")
+    assert len(lines) == len(points(out)) + 1, "each point once, and the summary"
+    assert not list(out.glob(".results.jsonl.writer-*"))
+    words = ["evaluate", "--adapter", bench.modules[0], *bench.flags()[3:7]]
+    words += ["--validation_file", bench.validation]
+    (tmp_path / "rows").mkdir()
+    shared, silent = launched(tmp_path / "rows", words)
+    assert not silent
+    capsys.readouterr()
+    assert cli.main([str(word) for word in words]) == 0
+    alone = capsys.readouterr().out
+    without = [[w for w in t.splitlines() if "runtime" not in w] for t in (shared, alone)]
+    assert without[0] == without[1]
 
 
 # --- the other kinds, programs and refusals ---

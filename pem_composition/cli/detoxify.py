@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pem_composition import launch
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
@@ -209,6 +210,8 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
         out=out, fresh=config.overwrite, say=common.say,
     )  # fmt: skip
     print(f"{out}: {found.told}")
+    if not launch.is_main():
+        return 0
     lines = library.table_lines(found.scored, config.threshold, found.costs)
     found.write_answers(out)
     identities = "; ".join(str(judge.identity) for judge in judges.values())

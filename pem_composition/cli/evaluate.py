@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pem_composition import launch
 from pem_composition.cli.flags import ROW_FLAGS, AnswerKindFlags, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
@@ -97,6 +98,8 @@ class Config(AnswerKindFlags, DeviceFlags, FileFlags, HarnessFlags):
 
 def run(config: Config) -> int:
     """Score, print a table, write the result files."""
+    if config.harness_tasks and not launch.is_main():
+        return 0  # the harness shares nothing
     if config.harness_tasks:
         return _run_harness(config, config.harness_tasks)
     from pem_composition.training import evaluation
@@ -127,6 +130,9 @@ def run(config: Config) -> int:
         pad=config.pad_to_max_length, predict=config.do_predict, bf16=config.bf16,
         use_cpu=config.use_cpu,
     )  # fmt: skip
+    launch.leave_group()
+    if not launch.is_main():
+        return 0
     splits: dict[str, dict[str, Any]] = {}
     for split, answered in found.items():
         prefix, suffix = RESULT_NAMES[split]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from pem_composition import launch
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.cli.parser import COMMAND
@@ -111,6 +112,8 @@ def start(config: UnlearningFlags) -> int:
     )  # fmt: skip
     store, chosen = runner.store, summary["selected"]
     print(f"{out}: {store.computed} parts computed, {store.known} known before")
+    if not launch.is_main():
+        return 0
     with store.claim("finish"):  # processes that share the output write in turn
         if chosen is not None and header.kind != "full":  # whole models are left to negation.py
             target, module = out / f"negated_{chosen:.12g}", runner.module(chosen)
@@ -139,6 +142,8 @@ def _on_tasks(
     subtraction.run(plan, runner)
     runner.close()
     print(f"{out}: {runner.told('strengths scored')}")
+    if not launch.is_main():
+        return 0
     with runner.store.claim("finish"):  # processes that share the output write in turn
         show(out / RESULTS, out, config.report_to)
     return 0

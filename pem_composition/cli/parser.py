@@ -1,9 +1,10 @@
 """Command line flags from a dataclass, and errors as one line. No torch, no files.
 
 A subcommand module holds ``NAME``, ``HELP``, ``Config`` (a dataclass), ``run(config) -> int``, and
-may hold ``EXAMPLES``. A field without a default is required; its annotation gives the type
-(``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``, an optional of one of these,
-``tuple[T, ...]``, ``tuple[T, T]``, ``list[T]``); its metadata may hold
+may hold ``EXAMPLES`` and ``expand(argv) -> argv``, of words that stand for others. A field without
+a default is required; its annotation gives the type (``str``, ``int``, ``float``, ``bool``,
+``Path``, ``Literal[...]``, an optional of one of these, ``tuple[T, ...]``, ``tuple[T, T]``,
+``list[T]``); its metadata may hold
 
     help        one line
     short       "-a"
@@ -36,11 +37,12 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
-from pem_composition import signals
+from pem_composition import launch, signals
 from pem_composition.cli import former, groups, paths
 from pem_composition.cli.values import CONVERTERS, FALSE_WORDS, NEGATIVE_NUMBER, TRUE_WORDS, shield
 from pem_composition.errors import (
@@ -57,6 +59,8 @@ from pem_composition.training.config import check_ranges
 T = TypeVar("T")
 
 COMMAND: ContextVar[str] = ContextVar("COMMAND", default="")  # the words that are being run
+# Programs whose processes share the work of a launch, as those with --evaluate do.
+SHARED = ("train", "sweep", "search", "evaluate")
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_DISK = NO_SPACE | {errno.EIO, errno.EFBIG}
 EXIT_INTERRUPTED = 130
@@ -160,14 +164,20 @@ def run(module: Any, argv: Sequence[str] | None = None, prog: str | None = None)
     """Parse, run, and turn every error into one line on stderr and an exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     prog = prog or f"pem {module.NAME}"
-    COMMAND.set(shlex.join([*prog.split(), *argv]))
     examples = getattr(module, "EXAMPLES", "")
 
     def body() -> int:
-        config = parse(module.Config, argv, prog, module.HELP, examples)
+        words = getattr(module, "expand", list)(argv)
+        COMMAND.set(shlex.join([*prog.split(), *words]))
+        config = parse(module.Config, words, prog, module.HELP, examples)
         for output in paths.check(config, module.NAME):
             signals.current().finish_after(output)
-        return int(module.run(config) or EXIT_DONE)
+        if launch.is_main():
+            return int(module.run(config) or EXIT_DONE)
+        if not (module.NAME in SHARED or getattr(config, "evaluate", False)):
+            return EXIT_DONE  # the first process of the launch does it
+        with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
+            return int(module.run(config) or EXIT_DONE)
 
     return guarded(body, prog, debug="--debug" in argv)
 

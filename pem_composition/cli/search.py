@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import platform
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition import launch
 from pem_composition import sweep as library
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
 from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
@@ -19,11 +25,14 @@ from pem_composition.cli.flags import (
     RuleFlags,
     ScoringFlags,
 )
+from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
 from pem_composition.report.records import RESULTS
+from pem_composition.safe_files import read_json, write_json
 from pem_composition.sweep import goals as wanted
 from pem_composition.sweep import samplers, space
+from pem_composition.sweep.result_store import WRITER
 from pem_composition.sweep.search import Search, best_point, finish, work
 from pem_composition.sweep.setup import MergeSetup, report_split
 from pem_composition.training.config import flag
@@ -42,6 +51,7 @@ EXAMPLES = """
       --goal loss --penalty 0.05 --coefficients_range -1.5 1.5 --sampler cma      # LoraHub
 """
 GRID = (0.0, 0.25, 1.0)
+CALL = "search.json"  # how it was called, for --join
 METHOD_OF = {m.needs: name for name, m in METHODS.items() if m.needs}  # by kind of statistics
 
 
@@ -89,6 +99,16 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
     seed: int = flag(42, "of the sampler")
     penalty: float = flag(0.0, "goal loss: this times the mean absolute coefficient")
     workers: int = flag(1, "processes that share the trials", least=1)
+    storage: str = flag(
+        samplers.SQLITE,
+        "where processes keep the trials: sqlite (in OUT: of one machine), journal:DIR (machines "
+        "that share folders), postgresql://HOST/NAME, mysql+pymysql://HOST/NAME",
+    )
+    join: Path | None = flag(
+        None,
+        "alone: take part in the search of this OUT, from any machine that sees it, with its flags",
+        metavar="OUT",
+    )
     head: str = flag(
         "average",
         "which head a merge has; per-task: task i is scored with the head of module i",
@@ -105,6 +125,11 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.join is not None:
+            raise UsageError.build(
+                "--join", "brings the flags of the search", do="give nothing beside it"
+            )
+        samplers.check_storage(self.storage)
         low, high = self.coefficients_range
         if not low < high:
             raise UsageError.build(
@@ -138,6 +163,32 @@ def _check_method(name: str) -> None:
         )  # fmt: skip
 
 
+def expand(argv: Sequence[str]) -> list[str]:
+    """The words of a search that ``--join OUT`` takes part in, as they were given there.
+
+    Raises:
+        UsageError: no search in the folder, or the place that its paths start from is not here.
+    """
+    words = [part for word in argv for part in word.split("=", 1)]
+    if len(words) != 2 or words[0] != "--join":
+        return list(argv)
+    file = Path(words[1]) / CALL
+    call = read_json(file) if file.is_file() else {}
+    if not call:
+        raise UsageError.build(
+            f"--join {words[1]}", "no search to take part in", found=f"no {CALL}",
+            do="give the OUT of a search that has started",
+        )  # fmt: skip
+    if not Path(call["folder"]).is_dir():
+        raise UsageError.build(
+            f"--join {words[1]}", "the folder that its paths start from is not here",
+            found=call["folder"], do="start the search with absolute paths, from a shared folder",
+        )  # fmt: skip
+    os.chdir(call["folder"])
+    WRITER.set(f"{platform.node()}-{os.getpid()}")
+    return list(call["words"])
+
+
 def run(config: Config) -> int:
     """Search, choose, tabulate, plot, write the best module."""
     config.check_tracker()
@@ -146,6 +197,8 @@ def run(config: Config) -> int:
         samplers.need_optuna()
     summary, runner, search = _searched(config, setup)
     print(f"{setup.out}: {runner.told('points scored')}")
+    if not launch.is_main():
+        return 0
     with runner.store.claim("finish"):  # processes that share the output write in turn
         if setup.kind != "full":  # whole models are left to merge.py
             best = best_point(search, runner, summary).module(runner.settings, saved=True)
@@ -158,6 +211,10 @@ def run(config: Config) -> int:
 def _searched(config: Config, setup: MergeSetup) -> tuple[dict[str, Any], Runner, Search]:
     """This process's share of the trials and that of its workers; then what was found."""
     search, runner = _prepare(config, setup)
+    if not WRITER.get() and launch.is_main():
+        setup.out.mkdir(parents=True, exist_ok=True)
+        words = shlex.split(COMMAND.get())[2:]
+        write_json(setup.out / CALL, {"folder": str(Path.cwd()), "words": words})
     helpers = [_start_worker(config, place) for place in range(1, config.workers)]
     try:
         work(search, runner, library.VALIDATION, setup.out)
@@ -187,6 +244,9 @@ def _start_worker(config: Config, place: int) -> Any:
 
 def _work(config: Config, place: int) -> None:
     """What another process does: its share of the trials."""
+
+    os.environ["LOCAL_RANK"] = str(place)  # worker i computes on device i mod n
+    WRITER.set(f"{platform.node()}-{os.getpid()}")
 
     def body() -> int:
         setup = _check(config)
@@ -281,6 +341,7 @@ def _prepare(config: Config, setup: MergeSetup) -> tuple[Search, Runner]:
         command=plan.command,
         controls=plan.controls,
         rule=plan.rule,
+        storage=config.storage,
         statistics={METHOD_OF[what]: paths for what, paths in _statistics(config).items()},
     )
     return search, runner

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pem_composition import launch
 from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE
@@ -87,6 +88,8 @@ def start(
     summary = library.run(plan, runner, library.VALIDATION, setup.report_split(runner))
     runner.close()
     print(f"{checked.out}: {runner.told('points scored')}")
+    if not launch.is_main():
+        return 0
     with runner.store.claim("finish"):  # processes that share the output write in turn
         for path, module in checked.write_selected(plan, summary):
             common.report(path, module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pem_composition import signals
+from pem_composition import launch, signals
 from pem_composition.training import processes, runs
 from pem_composition.training.config import TrainConfig as Config
 
@@ -39,5 +39,5 @@ def run(config: Config) -> int:
         return processes.run_workers(missing, processes.main_command())
 
     runs.run(config, say, signals.current())
-    processes.leave_group()
+    launch.leave_group()
     return 0

@@ -12,6 +12,7 @@ from pem_composition.arithmetic.heads import tasks_of
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.evaluation.own_classes import in_order_of
+from pem_composition.launch import local_rank
 from pem_composition.module import PEM
 from pem_composition.tasks.glue import Task
 
@@ -19,8 +20,11 @@ Model = TypeVar("Model", bound=Any)
 
 
 def device_of(use_cpu: bool) -> str:
-    """cuda where there is one, unless the CPU is asked for."""
-    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+    """cuda where there is one, unless the CPU is asked for; process i takes device i mod n."""
+    if use_cpu or not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    return "cuda"
 
 
 def device_key(use_cpu: bool) -> str:

@@ -41,6 +41,7 @@ from pem_composition.evaluation import sharding
 from pem_composition.evaluation.keys import check_unchanged
 from pem_composition.evaluation.load_options import AS_IT_IS, LoadOptions, Shards
 from pem_composition.evaluation.model_names import local_config, resolve
+from pem_composition.launch import local_rank
 from pem_composition.safe_files import read_json, write_json
 from pem_composition.tasks.glue import Task
 
@@ -282,7 +283,7 @@ def _weights_keywords(
     if options.bits is None:
         return placed
     if not placed and torch.cuda.is_available():
-        placed = {"device_map": {"": int(os.environ.get("LOCAL_RANK") or 0)}}
+        placed = {"device_map": {"": local_rank()}}
     if not installed("bitsandbytes"):
         raise UsageError.build(
             f"--load_in_{options.bits}bit", "the package bitsandbytes is not installed",

@@ -56,7 +56,7 @@ def read(path: str | Path) -> Results:
         raise DataError.build(
             file, "no such results file", do="give the output directory of a sweep"
         )
-    lines = json_lines.read(file)
+    lines = json_lines.read_all(file)
     summaries = [r for r in lines if "summary" in r or "search" in r]
     if not summaries:
         raise DataError.build(

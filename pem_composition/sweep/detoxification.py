@@ -242,6 +242,7 @@ def measure(
     scored = run(rows, runner, sets, judges)
     costs = guard_costs(rows, runner) if guard else {}
     runner.close()
+    runner.store.gather()
     return Detoxified(scored, costs, rows, runner.told("sets answered"))
 
 

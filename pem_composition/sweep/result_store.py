@@ -16,14 +16,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from pem_composition import json_lines
+from pem_composition import json_lines, launch
 from pem_composition.evaluation.keys import VERSION, complete, key_of
 
 Record = Mapping[str, Any]
+WRITER: ContextVar[str] = ContextVar("WRITER", default="")  # of results, where not the first one
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+ACCIDENTS = ("command", "paths", "costs", "peak_memory")
 BUSY = {errno.EACCES, errno.EAGAIN}
 
 
@@ -31,7 +34,8 @@ class ResultStore:
     """The lines of results.jsonl, shared by any number of processes.
 
     A line torn by a crash is no line. ``fresh`` looks at no line that was there before, so that
-    everything is computed again.
+    everything is computed again. Every process of a launch but the first writes a file of its own,
+    which the first one gathers in the end.
 
     Attributes:
         records: results by key, those of other processes as of the last look.
@@ -45,7 +49,10 @@ class ResultStore:
         self.trials: dict[tuple[str, int], Record] = {}
         self.last: Record | None = None
         self.computed = 0
-        self._offset = self._lines = 0
+        rank = launch.rank()
+        writer = WRITER.get() or (str(rank) if rank else "")
+        self._written = json_lines.writer_path(path, writer) if writer else path
+        self._seen: dict[Path, tuple[int, int]] = {}  # bytes and lines of each file
         self.read_again()
         if fresh:
             self.records, self.trials, self.last = {}, {}, None
@@ -74,22 +81,32 @@ class ResultStore:
         Raises:
             DataError: a damaged line.
         """
-        if not self.path.exists():
+        found = []
+        for path in json_lines.parts(self.path):
+            new = self._read_on(path)
+            for record in new:
+                self._take(record)
+            if new and path == self.path:
+                self.last = new[-1]
+            found += new
+        return found
+
+    def _read_on(self, path: Path) -> list[Record]:
+        offset, lines = self._seen.get(path, (0, 0))
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:  # none yet, or gathered since
             return []
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        found = list(json_lines.parse(data, self.path, self._lines + 1))
-        self._offset += len(whole)
-        self._lines += whole.count(b"\n")
-        for record in found:
-            self._take(record)
+        found: list[Record] = list(json_lines.parse(data, path, lines + 1))
+        self._seen[path] = offset + len(whole), lines + whole.count(b"\n")
         return found
 
     def append(self, record: Record) -> None:
         """Add one line."""
-        json_lines.append(self.path, record)
+        json_lines.append(self._written, record)
         self.read_again()
 
     def once(
@@ -138,11 +155,23 @@ class ResultStore:
         return self.records[key]
 
     def conclude(self, summary: Record) -> None:
-        """Make the summary the last line, if it is not, whatever command and folders led to it."""
+        """Make the summary the last line, if it is not, whatever command and folders led to it.
+
+        The first process of a launch does it, for all.
+        """
+        if not launch.is_main():
+            return
+        self.gather()
         with self.claim("summary"):
             self.read_again()
             if _said(self.last or {}) != _said(json.loads(json.dumps(summary))):
                 self.append(summary)
+
+    def gather(self) -> None:
+        """Make one file of those of all processes of a launch; its first process does it."""
+        if launch.is_main():
+            with self.claim("gather"):
+                json_lines.gather(self.path)
 
     @contextmanager
     def claim(self, name: str, *, wait: bool = True) -> Iterator[bool]:
@@ -155,7 +184,6 @@ class ResultStore:
             yield mine
 
     def _take(self, record: Record) -> None:
-        self.last = record
         if "key" in record:
             self.records[record["key"]] = record
         elif "trial" in record:
@@ -163,8 +191,8 @@ class ResultStore:
 
 
 def _said(summary: Record) -> dict[str, Any]:
-    """A summary without how it was called, which decides no number."""
-    return {name: value for name, value in summary.items() if name not in ("command", "paths")}
+    """A summary without how it was called and what it cost, which decides no number."""
+    return {name: value for name, value in summary.items() if name not in ACCIDENTS}
 
 
 def finite(record: Record, *names: str) -> bool:

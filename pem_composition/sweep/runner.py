@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pem_composition import progress
+from pem_composition import launch, progress
 from pem_composition.arithmetic.heads import own_head
 from pem_composition.evaluation.resumable import partial_path
 from pem_composition.sweep.loaded import LoadedModel, Loader
@@ -69,7 +69,7 @@ class Runner:
 
     def share(self, targets: Iterable[tuple[Target, str]]) -> None:
         """Score what is not known and no other process is at; ``score`` waits for the rest."""
-        for target, split in progress.over(list(targets), "points"):
+        for target, split in progress.over(launch.own_first(list(targets)), "points"):
             for one, rows in self._each(target, split):
                 self._score(one, split, rows, wait=False)
 

@@ -55,6 +55,7 @@ class Search:
         statistics: files that a method needs, by the method.
         rule: of the coefficients that equal weights are.
         controls: of the exact sum, where it is searched, else of the best merge.
+        storage: where the trials of several processes are kept; see ``samplers``.
     """
 
     inputs: tuple[Input, ...]
@@ -75,6 +76,7 @@ class Search:
     statistics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     controls: Controls | None = None
     rule: str = DEFAULT_RULE
+    storage: str = samplers.SQLITE
 
     @property
     def singles(self) -> tuple[Input, ...]:
@@ -134,7 +136,7 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
         samplers.need_optuna()
         from pem_composition.sweep import studies
 
-        store = studies.open_store(folder)
+        store = studies.open_store(folder, search.storage)
     for study in search.studies:
         tried = _Trying(search, study, runner, select, own)
         if store is None:
@@ -149,7 +151,10 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
                 studies.open_study, store, study=study, sampler=search.sampler, seed=search.seed,
                 goals=len(search.goals),
             )  # fmt: skip
-            studies.sample(stored, f"{study.name} {tried.key[:16]}", study, tried, budget)
+            name = f"{study.name} {tried.key[:16]}"
+            if search.storage != samplers.SQLITE:  # others may keep searches of the same in it
+                name += f" {keys.key_of({'folder': str(folder.absolute())})[:8]}"
+            studies.sample(store, stored, name, study, tried, budget)
 
 
 def _own_records(search: Search, runner: Runner, select: str) -> list[Record]:
@@ -298,7 +303,7 @@ def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str
         **compared(search, runner.settings, runner.splits[report], rows, merge),
         "peak_memory": _peak_memory(),
     }  # fmt: skip
-    runner.store.append(summary)
+    runner.store.conclude(summary)
     return summary
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition import progress
+from pem_composition import launch, progress
 from pem_composition.adapters import check_fold
 from pem_composition.evaluation.keys import complete, digest_of, key_of
 from pem_composition.evaluation.precision import reduced
@@ -108,7 +108,7 @@ class StrengthRunner:
 
     def share(self, strengths: Sequence[float]) -> None:
         """Compute what is not known and no other process is at; ``measure`` waits for the rest."""
-        for strength in progress.over(strengths, "strengths"):
+        for strength in progress.over(launch.own_first(strengths), "strengths"):
             self._measure(strength, wait=False)
 
     def _measure(self, strength: float, *, wait: bool) -> Measured | None:

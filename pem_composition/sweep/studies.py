@@ -1,5 +1,9 @@
 """Studies of a search in a store that several processes share, and how their trials are drawn.
 
+A store is a SQLite file (processes of one machine), a journal (machines that share a folder) or a
+database (any machines). What a process is at is locked until it ends; to a database it also sends
+heartbeats, so that another machine learns of its end where no lock tells.
+
 Every proposal depends on the study's finished trials, the seed and the trial's place alone, so a
 search that was stopped goes on as if it had not been, and nothing but numbers is stored: Optuna's
 own CMA-ES keeps a pickle in the store, here it is rebuilt from the trials.
@@ -9,9 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import platform
+import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +27,25 @@ import optuna
 from cmaes import CMA as Evolution
 
 from pem_composition import progress
+from pem_composition.errors import RunFailed, install
 from pem_composition.sweep.result_store import locked
 from pem_composition.sweep.runner import Runner
-from pem_composition.sweep.samplers import CMA, PLACE, RANDOM, STORE, TPE
+from pem_composition.sweep.samplers import (
+    CMA,
+    JOURNAL,
+    JOURNAL_FILE,
+    PLACE,
+    RANDOM,
+    SQLITE,
+    STORE,
+    TPE,
+)
 from pem_composition.sweep.space import Dimension, Study
 
+HOST = "host"  # of a trial: the machine that it is on
+BEAT, GRACE = 10, 60  # seconds between heartbeats of a process, and until one is taken for dead
+# Packages of the drivers that have another name.
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 PATIENCE = 120.0  # seconds that a process waits for another one that writes to the store
 STARTUP = 10  # trials of TPE at random, before it has something to learn from
 SIGMA = 0.3  # first step size of CMA-ES, as a share of each range
@@ -33,13 +54,66 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def open_store(folder: Path) -> Any:
-    """The SQLite store in a folder, made if it is not there; one process at a time opens it."""
-    patient = {"connect_args": {"timeout": PATIENCE}}
+def open_store(folder: Path, storage: str = SQLITE) -> Any:
+    """The store, made if it is not there; of processes of one folder one at a time opens it.
+
+    Raises:
+        RunFailed: no driver, or no database that answers.
+    """
+    kind, _, place = storage.partition(":")
     with locked(folder / f".{STORE}.lock", "open"):
-        return optuna.storages.RDBStorage(
-            f"sqlite:///{folder.absolute() / STORE}", engine_kwargs=patient
-        )
+        if storage == SQLITE:
+            patient = {"connect_args": {"timeout": PATIENCE}}
+            url = f"sqlite:///{folder.absolute() / STORE}"
+            return optuna.storages.RDBStorage(url, engine_kwargs=patient)
+        if kind == JOURNAL:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            file = optuna.storages.journal.JournalFileBackend(str(Path(place) / JOURNAL_FILE))
+            return optuna.storages.JournalStorage(file)
+        try:
+            return optuna.storages.RDBStorage(
+                storage, engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=BEAT, grace_period=GRACE,
+            )  # fmt: skip
+        except ImportError as error:
+            driver = str(getattr(error.__cause__, "name", None) or kind)
+            raise RunFailed.build(
+                "--storage", "no driver for the database", found=f"no package {driver}",
+                do=install(DRIVERS.get(driver, driver)),
+            ) from error  # fmt: skip
+        except Exception as error:  # of SQLAlchemy's many kinds
+            raise RunFailed.build(
+                f"--storage {storage}", "the database cannot be used",
+                found=str(error).strip().partition("\n")[0], do="check address, name and rights",
+            ) from error  # fmt: skip
+
+
+@contextmanager
+def _beating(store: Any, trial: Any) -> Iterator[None]:
+    """Heartbeats of a trial to a database while it is computed; nothing to another store."""
+    if getattr(store, "heartbeat_interval", None) is None:
+        yield
+        return
+    over = threading.Event()
+
+    def beat() -> None:
+        store.record_heartbeat(trial._trial_id)
+        while not over.wait(BEAT):
+            store.record_heartbeat(trial._trial_id)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _is_here(trial: Any, store: Any) -> bool:
+    """True for a trial whose lock tells whether its process lives."""
+    locks = getattr(store, "heartbeat_interval", None) is None
+    return locks or trial.user_attrs.get(HOST) == platform.node()
 
 
 def open_study(
@@ -64,6 +138,7 @@ def ask(study: optuna.Study, dimensions: Sequence[Dimension], budget: int) -> An
         return None
     trial = study.ask()
     trial.set_user_attr(PLACE, place_of(study, trial.number))
+    trial.set_user_attr(HOST, platform.node())
     for d in dimensions:
         if d.choices:
             trial.suggest_categorical(d.name, d.choices)
@@ -81,7 +156,8 @@ def place_of(study: optuna.Study, number: int | None = None) -> int:
 
 
 def under_way(study: optuna.Study) -> list[Any]:
-    """Trials that some process is at, or was at when it died."""
+    """Trials that some process is at, or was at when it died; without those that fell silent."""
+    optuna.storages.fail_stale_trials(study)
     return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
 
 
@@ -114,7 +190,12 @@ class Tried(Protocol):
 
 
 def sample(
-    opened: Callable[..., optuna.Study], name: str, study: Study, tried: Tried, budget: int
+    store: Any,
+    opened: Callable[..., optuna.Study],
+    name: str,
+    study: Study,
+    tried: Tried,
+    budget: int,
 ) -> None:
     """Draw and score until every trial of the study has its values, whoever found them."""
     claim = tried.runner.store.claim
@@ -123,11 +204,11 @@ def sample(
     for trial in finished(stored):  # whose line was lost, or is not looked at
         tried(trial.user_attrs[PLACE], trial.params)
     with progress.bar(budget, study.name, "trials") as done:
-        _draw(stored, name, study, tried, budget, done)
+        _draw(stored, store, name, study, tried, budget, done)
 
 
 def _draw(
-    stored: optuna.Study, name: str, study: Study, tried: Tried, budget: int,
+    stored: optuna.Study, store: Any, name: str, study: Study, tried: Tried, budget: int,
     done: Callable[[int], object],
 ) -> None:  # fmt: skip
     """Trials one by one, beside other processes, until no place is free and none is under way."""
@@ -135,25 +216,31 @@ def _draw(
     while True:
         with ExitStack() as held:
             with claim(name):
-                _settle(stored, name, tried)
+                _settle(stored, store, name, tried)
                 trial = ask(stored, study.dimensions, budget)
                 if trial is not None:
                     held.enter_context(claim(f"{name} {trial.user_attrs[PLACE]}"))
             if trial is not None:
-                found = tried(trial.user_attrs[PLACE], trial.params)
+                with _beating(store, trial):
+                    found = tried(trial.user_attrs[PLACE], trial.params)
                 stored.tell(trial, tried.told(found), skip_if_finished=True)
                 done(1)
                 continue
         running = under_way(stored)
         if not running:
             return
-        with claim(f"{name} {running[0].user_attrs[PLACE]}"):
+        if not _is_here(running[0], store):
+            time.sleep(1.0)
+            continue
+        with claim(f"{name} {running[0].user_attrs.get(PLACE)}"):
             pass  # another process is at it, or has died
 
 
-def _settle(stored: optuna.Study, name: str, tried: Tried) -> None:
+def _settle(stored: optuna.Study, store: Any, name: str, tried: Tried) -> None:
     """Give back the trials of processes that died: nobody holds their claim."""
     for trial in under_way(stored):
+        if not _is_here(trial, store):
+            continue
         place = trial.user_attrs.get(PLACE)
         with tried.runner.store.claim(f"{name} {place}", wait=False) as mine:
             if mine:

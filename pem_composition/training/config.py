@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pem_composition.errors import UsageError, install, installed
 from pem_composition.evaluation.load_options import LoadOptions, Shards
+from pem_composition.launch import world_size
 from pem_composition.record import TO_SUBTRACT
 from pem_composition.tasks.data import RowFiles
 from pem_composition.tasks.document_rows import SCORE_COLUMN, THRESHOLD, ScoreFilter, is_scored
 from pem_composition.tasks.glue import Reading
-from pem_composition.training.processes import world_size
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.load_options import LoadOptions

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import transformers
 
+from pem_composition import launch
 from pem_composition.adapters import attach
 from pem_composition.checkpoint import inspect_header
 from pem_composition.evaluation import metrics, models
@@ -144,6 +145,8 @@ def evaluate(
 ) -> dict[str, Answered]:
     """Load the model, attach the module, score every row; by split the scores of ``pem train``.
 
+    The processes of a launch share the rows.
+
     Args:
         pad: every example to the longest that is taken, instead of to its batch.
         predict: also the prediction for every row, which may lack labels then.
@@ -152,6 +155,7 @@ def evaluate(
         IncompatibleModules: the module does not fit the model or the task.
         CheckpointError, DataError: a file, a prompt or rows that cannot be used.
     """
+    launch.join_group()
     objective = asked.objective_of(data.task)
     module = asked.module(data.task)
     device = device_of(use_cpu)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pem_composition import safe_files
+from pem_composition import launch, safe_files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.attached import bfloat16_note
 from pem_composition.evaluation.evaluator import Evaluator
@@ -24,7 +24,7 @@ from pem_composition.record import Provenance, purpose_note
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.tasks.glue import Task
-from pem_composition.training import processes, results
+from pem_composition.training import results
 from pem_composition.training.batches import EpochLoader, Examples, GlobalBatches, Padding
 from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import Outcome, RunPlan
@@ -49,7 +49,7 @@ def execute(config: TrainConfig, plan: RunPlan, say: Say, stop: StopRequest) -> 
     evaluators = make_evaluators(config, plan, start)
     loader = make_loader(config, plan, start, say)
     trainer = make_trainer(config, plan, start, loader, evaluators.get(VALIDATION), stop)
-    if processes.is_main():
+    if launch.is_main():
         clean(output, keep_checkpoints=plan.resume is not None)
     splits = {"train": _train(plan, trainer, loader, stop)} if config.do_train else {}
     if config.do_eval and VALIDATION in evaluators:
@@ -61,7 +61,7 @@ def execute(config: TrainConfig, plan: RunPlan, say: Say, stop: StopRequest) -> 
         scores, told = _predict(config, plan.data, trainer, evaluators[TEST], say)
         splits |= {"test": scores} if scores else {}
     metrics = {k: v for part in splits.values() for k, v in part.items()}
-    if processes.is_main():
+    if launch.is_main():
         publish(config, plan, start, trainer, splits, told)
         say(f"{output}: " + summary(metrics))
     return Outcome(output, metrics)
@@ -151,12 +151,12 @@ def make_loader(config: TrainConfig, plan: RunPlan, start: Start, say: Say) -> E
     )
     for note in data.notes:
         say(note)
-    world = processes.world_size()
+    world = launch.world_size()
     order = GlobalBatches(
         len(data),
         config.per_device_train_batch_size * world,
         seed=config.order_seed,
-        rank=processes.rank(),
+        rank=launch.rank(),
         world=world,
         lengths=data.lengths if config.group_by_length else None,
     )

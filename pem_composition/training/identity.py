@@ -11,10 +11,10 @@ from pem_composition.checkpoint import hub_name
 from pem_composition.errors import CheckpointError
 from pem_composition.evaluation import keys
 from pem_composition.evaluation.model_names import resolve
+from pem_composition.launch import world_size
 from pem_composition.objectives import Objective
 from pem_composition.tasks.data import TaskData
 from pem_composition.training.config import TrainConfig
-from pem_composition.training.processes import world_size
 
 
 @dataclass(frozen=True)

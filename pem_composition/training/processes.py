@@ -1,4 +1,4 @@
-"""Which of how many processes this is, and those that ``accelerate launch --cpu`` leaves out."""
+"""What is asked of a launch, and the workers that ``accelerate launch --cpu`` leaves out."""
 
 from __future__ import annotations
 
@@ -12,41 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pem_composition.errors import EXIT_PREEMPTED, UsageError
+from pem_composition.launch import WORLD, world_size
 from pem_composition.signals import SIGNALS
-
-# As accelerate reads them: torchrun first, then the MPI launchers.
-WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-
-
-def world_size() -> int:
-    """Number of processes that train together."""
-    return _first(WORLD, 1)
-
-
-def rank() -> int:
-    """Number of this process, from 0."""
-    return _first(RANK, 0)
-
-
-def is_main() -> bool:
-    """True on the process that prints and writes."""
-    return rank() == 0
-
-
-def _first(names: Sequence[str], default: int) -> int:
-    return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), default)
-
-
-def leave_group() -> None:
-    """End the group of processes, if there is one: its threads may abort an interpreter that exits.
-
-    (Seen once under load: the run was done, and a worker ended with "terminate called".)
-    """
-    torch = sys.modules.get("torch")
-    group = torch.distributed if torch is not None and torch.distributed.is_available() else None
-    if group is not None and group.is_initialized():
-        group.destroy_process_group()
 
 
 def check_sharding(environment: Mapping[str, str], *, fsdp: bool) -> None:

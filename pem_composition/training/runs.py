@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition import checkpoint as checkpoints
+from pem_composition import launch
 from pem_composition.checkpoint import hub
 from pem_composition.evaluation.keys import key_of
 from pem_composition.evaluation.model_names import resolve
@@ -50,7 +51,7 @@ def run(
         RunFailed: the loss is not finite, or the disk is full; the last good checkpoint is kept.
         Preempted: a signal arrived; a checkpoint was written at the end of the step.
     """
-    if not processes.is_main():
+    if not launch.is_main():
         say = _silent
     processes.check_sharding(os.environ, fsdp=config.fsdp)
     output = Path(config.output_dir)

@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace) -> None:
     """One process of a launch; writes what it saw into a folder."""
     import torch
 
-    from pem_composition.training import processes as launch
+    from pem_composition import launch
     from pem_composition.training.config import TrainConfig
     from pem_composition.training.preparation import prepare
 

@@ -60,7 +60,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "force_resume", "logging_steps", "report_to", "disable_tqdm",
     ),
     "device, speed and seeds": (
-        "use_cpu", "bf16", "fp16", "device_map", "gradient_checkpointing", "batch_size",
+        "use_cpu", "bf16", "fp16", "device_map", "fsdp", "gradient_checkpointing", "batch_size",
         "per_device_eval_batch_size", "dataloader_num_workers", "seed", "data_seed",
     ),
 }  # fmt: skip

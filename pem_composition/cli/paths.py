@@ -23,7 +23,7 @@ READS = frozenset(
         "adapter", "adapters", "answers", "against", "base", "comments", "compare", "config",
         "comparison", "data", "data_dir", "directories", "directory", "exclude", "fisher_list",
         "gram_list", "guard_file", "harness_include",
-        "init", "init_from", "input_file", "instruction_file", "joint_module", "judge",
+        "init", "init_from", "input_file", "join", "instruction_file", "joint_module", "judge",
         "merge_with", "model",
         "model_name_or_path",
         "module", "perplexity_file", "prompt", "prompt_file", "reference_module", "results",
@@ -40,7 +40,7 @@ WORDS = frozenset(
         "max_shard_size", "merge_way", "method", "methods",
         "metric_for_best_model", "name", "prefix", "purpose", "repository", "revision",
         "resume_from_checkpoint",
-        "score_column", "search", "set_name", "setting", "target_modules", "task_name",
+        "score_column", "search", "set_name", "setting", "storage", "target_modules", "task_name",
         "text_column", "text_column_names", "toxic_label",
     }
 )  # fmt: skip

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 KINDS = ("lora", "ia3", "full")
 DTYPES = ("float32", "float16", "bfloat16", "float64")  # in which tensors are written
-LAYOUTS = ("peft", "adapter-transformers", "mlx")  # of an adapter on disk
 TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddings differ in rows
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pem_composition.checkpoint import provenance
-from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
+from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS, REFERENCE
 from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader
@@ -32,7 +32,7 @@ from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, UnsupportedModule
 from pem_composition.module import HeadInfo
 from pem_composition.record import Provenance
-from pem_composition.safe_files import SmallFiles, is_file
+from pem_composition.safe_files import SmallFiles, is_file, listing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,12 +99,17 @@ ADAPTER_KEYS = frozenset(
 # --- reading ------------------------------------------------------------------------------------
 
 
+def describes(small: SmallFiles, raw: Mapping[str, Any]) -> bool:
+    """True for a config that adapter-transformers wrote; one with PEFT's keys too counts as
+    PEFT's unless the weights are here.
+    """
+    if "model_type" not in raw or "config" not in raw:
+        return False
+    return "peft_type" not in raw or is_file(small.folder / WEIGHTS)
+
+
 def read(
-    folder: Path,
-    raw: Mapping[str, Any],
-    name: str,
-    record: provenance.Record | None,
-    small: SmallFiles,
+    small: SmallFiles, raw: Mapping[str, Any], name: str, record: provenance.Record | None
 ) -> ModuleHeader:
     """The header of an adapter-transformers folder, whose weights stay open for its tensors.
 
@@ -112,7 +117,16 @@ def read(
         UnsupportedModule: gating, another architecture, a head that has no exact counterpart.
         CheckpointError: a damaged or inconsistent file, naming it.
     """
+    folder = small.folder
     path = folder / WEIGHTS
+    if not is_file(path):
+        raise CheckpointError.build(
+            folder,
+            "no weights",
+            found=listing(folder),
+            expected=WEIGHTS,
+            do=f"copy the weights beside {CONFIG}",
+        )
     family, settings = _settings(raw, folder / CONFIG)
     with ExitStack() as stack:
         file = stack.enter_context(TorchZipFile(path, folder))
@@ -163,7 +177,7 @@ def _header(
         )
     return ModuleHeader(
         path=folder,
-        format="adapter-transformers",
+        format=REFERENCE.name,
         name=name,
         config=config,
         base=BaseIdentity(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.labels import error_text
+from pem_composition.checkpoint.content import LAYOUTS, PEFT, Layout
 from pem_composition.checkpoint.hub_name import HUB_NAME
 from pem_composition.errors import CheckpointError
 from pem_composition.record import SUM, purposes
@@ -28,8 +29,6 @@ CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 LICENSE = re.compile(r"""license:\s*(["']?)([A-Za-z0-9][A-Za-z0-9.+-]*)\1\s*(#.*)?""")
 UNKNOWN = "not stated"
-REFERENCE, MLX = "adapter-transformers", "mlx"
-LIBRARIES = {REFERENCE: REFERENCE, MLX: "mlx-lm"}
 # The class of transformers that opens the base, by PEFT's name of the task.
 MODEL_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -82,12 +81,12 @@ def card(
 
     Args:
         title: default: the module's name.
-        layout: the one it is written in, see ``config.LAYOUTS``; default: peft.
+        layout: the one it is written in, see ``content.LAYOUTS``; default: peft.
         publication: for the hub.
     """
     p = pem.provenance
-    other = layout if layout in (REFERENCE, MLX) else None
-    front = _front_matter(pem, other=other, publication=publication)
+    written = LAYOUTS.get(layout or PEFT.name, PEFT)
+    front = _front_matter(pem, written=written, publication=publication)
     lines = ["---", *front, "---", "", f"# {_plain(title or pem.name)}", ""]
     lines += [f"{_KINDS[pem.kind]}: `{_plain(str(pem))}`", ""]
     stated = purposes(p.notes) if p.space is None else {}
@@ -105,7 +104,7 @@ def card(
             f"Relative error against {_against(p.certificate.against)}: {error_text(p)}.",
             "",
         ]
-    lines += [*_heads(pem), *_usage(pem, other=other, publication=publication)]
+    lines += [*_heads(pem), *_usage(pem, written=written, publication=publication)]
     lines += [*(f"- {_plain(note)}" for note in p.notes), *([""] if p.notes else [])]
     if p.space is None:
         lines += _training(p.training)
@@ -127,10 +126,10 @@ _KINDS = {
 }
 
 
-def _front_matter(pem: PEM, *, other: str | None, publication: Publication | None) -> Iterator[str]:
+def _front_matter(pem: PEM, *, written: Layout, publication: Publication | None) -> Iterator[str]:
     """YAML; every text is written as JSON, which YAML reads alike."""
     composed = pem.provenance.recipe is not None and len(pem.provenance.sources) > 1
-    library = "transformers" if pem.kind == "full" else other or "peft"
+    library = "transformers" if pem.kind == "full" else written.name
     yield f"library_name: {json.dumps(library)}"
     if name := _hub_base(pem):
         yield f"base_model: {json.dumps(name)}"
@@ -179,15 +178,15 @@ def _heads(pem: PEM) -> list[str]:
     return [*lines, "| head | file | labels |", "|---|---|---|", *rows, ""]
 
 
-def _usage(pem: PEM, *, other: str | None, publication: Publication | None) -> list[str]:
+def _usage(pem: PEM, *, written: Layout, publication: Publication | None) -> list[str]:
     """How the module is opened; for the hub, as code."""
     name = pem.base.name or ""
     shown = name if HUB_NAME.fullmatch(name) else Path(name).name  # a path is nobody's business
     base = f" of {_plain(shown)}" if shown else ""
     if pem.kind == "full":
         return ["Opens with transformers.", ""]
-    if other:
-        text = f"In the layout of {LIBRARIES[other]}, for a model{base}. PEFT does not read it; "
+    if written != PEFT:
+        text = f"In the layout of {written.program}, for a model{base}. PEFT does not read it; "
         return [f"{text}`pem convert DIRECTORY OUT --format peft` writes it for PEFT.", ""]
     task, where = pem.config.extra.get("task_type"), "DIRECTORY"
     if publication is not None:

@@ -1,21 +1,48 @@
-"""What identifies a module's content: one sha256 over the files that decide what it computes."""
+"""The files of a module in every layout, and what identifies its content: one sha256 over those
+that decide what it computes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.checkpoint.heads import FOLDER
 from pem_composition.safe_files import sha256_file
 
 CONFIG = "adapter_config.json"
-PEFT_FILES = PEFT_WEIGHTS, PEFT_WEIGHTS_BIN = ("adapter_model.safetensors", "adapter_model.bin")
-REFERENCE_FILES = REFERENCE_WEIGHTS, HEAD_CONFIG, HEAD_WEIGHTS = (
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which an adapter stands on disk; ``layouts.CODECS`` reads and writes it.
+
+    Attributes:
+        name: what ``--format`` calls it, and the hub its library.
+        program: who else reads it.
+        files: beside adapter_config.json.
+    """
+
+    name: str
+    program: str
+    files: tuple[str, ...]
+
+
+PEFT_WEIGHTS, PEFT_WEIGHTS_BIN = "adapter_model.safetensors", "adapter_model.bin"
+REFERENCE_WEIGHTS, HEAD_CONFIG, HEAD_WEIGHTS = (
     "pytorch_adapter.bin", "head_config.json", "pytorch_model_head.bin",
 )  # fmt: skip
 MLX_WEIGHTS = "adapters.safetensors"
-ADAPTER_FILES = frozenset({CONFIG, *PEFT_FILES, *REFERENCE_FILES, MLX_WEIGHTS})
+PEFT = Layout("peft", "PEFT", (PEFT_WEIGHTS, PEFT_WEIGHTS_BIN))
+REFERENCE = Layout(
+    "adapter-transformers", "adapter-transformers", (REFERENCE_WEIGHTS, HEAD_CONFIG, HEAD_WEIGHTS)
+)
+MLX = Layout("mlx", "mlx-lm", (MLX_WEIGHTS,))
+LAYOUTS = {layout.name: layout for layout in (PEFT, REFERENCE, MLX)}
+FULL = "full"  # in their place, where a folder holds a whole model
+ADAPTER_FILES = frozenset({CONFIG}.union(*(layout.files for layout in LAYOUTS.values())))
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = (".safetensors", ".bin")  # shards may have any name
 NO_WEIGHTS = "training_args.bin"

@@ -1,7 +1,7 @@
 """A module in another layout or dtype; nothing is computed, so values stay bit for bit.
 
-Adapters go between PEFT and adapter-transformers; full models between one file and shards, and from
-``.bin`` (through the restricted reader) to safetensors, tensor by tensor.
+Adapters go between the layouts of ``content.LAYOUTS``; full models between one file and shards, and
+from ``.bin`` (through the restricted reader) to safetensors, tensor by tensor.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def convert(
     """Write the module of one directory into another; returns it (a full model without tensors).
 
     Args:
-        format: peft | adapter-transformers | mlx | vllm (PEFT's layout as vLLM serves it, see
+        format: a name in ``content.LAYOUTS``, or vllm (PEFT's layout as vLLM serves it, see
             ``for_vllm``); a full model stays a Hugging Face folder.
         dtype: of the written tensors; default: each as it is stored.
         max_shard_bytes: full models: most bytes per file; default 5 GB.

@@ -21,7 +21,7 @@ class ModuleHeader:
     """A module without its values: everything the torch-free checks need.
 
     Args:
-        format: peft | adapter-transformers | mlx | full.
+        format: its layout, see ``content.LAYOUTS``; full of a whole model.
         infos: canonical tensor name -> stored dtype and canonical shape, heads included.
         sha256: recorded checksum of the weights file (not recomputed), None without a pem.json.
         tensors: the values, read when they are asked for; None for a full model.

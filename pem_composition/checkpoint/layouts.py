@@ -1,12 +1,70 @@
-"""Which files of a folder are a module's, in any of the layouts."""
+"""Who recognises, reads and writes each layout, and which files of a folder are a module's."""
 
 from __future__ import annotations
 
-from pem_composition.checkpoint import heads, provenance
-from pem_composition.checkpoint.content import ADAPTER_FILES
-from pem_composition.checkpoint.model_folder import is_model_file
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pem_composition.checkpoint import (
+    adapter_transformers,
+    adapter_transformers_write,
+    heads,
+    mlx,
+    peft,
+    provenance,
+)
+from pem_composition.checkpoint.content import ADAPTER_FILES, MLX, PEFT, REFERENCE
+from pem_composition.checkpoint.header import ModuleHeader, Record
+from pem_composition.checkpoint.model_folder import is_model_file
+from pem_composition.safe_files import SmallFiles
+
+if TYPE_CHECKING:
+    from pem_composition.module import PEM
+
+Config = Mapping[str, Any]  # the content of adapter_config.json
 MODULE_FILES = ADAPTER_FILES | {provenance.FILE, provenance.CARD, heads.FOLDER}
+
+
+class Codec(NamedTuple):
+    """Functions of a layout.
+
+    Attributes:
+        describes: True for a folder in this layout.
+        read: the module's header under a label.
+        write: a module into a folder, for a final name of it, in a dtype.
+    """
+
+    describes: Callable[[SmallFiles, Config], bool]
+    read: Callable[[SmallFiles, Config, str, Record | None], ModuleHeader]
+    write: Callable[[PEM, Path, str, str | None], None]
+
+
+# By name; the first that describes a folder reads it.
+CODECS: Mapping[str, Codec] = {
+    REFERENCE.name: Codec(
+        adapter_transformers.describes,
+        adapter_transformers.read,
+        lambda pem, folder, name, dtype: adapter_transformers_write.write(
+            pem, folder, name, dtype=dtype
+        ),
+    ),
+    MLX.name: Codec(
+        lambda _small, raw: mlx.describes(raw),
+        lambda small, raw, label, record: mlx.read(small.folder, raw, label, record),
+        lambda pem, folder, _name, dtype: mlx.write(pem, folder, dtype=dtype),
+    ),
+    PEFT.name: Codec(
+        lambda _small, _raw: True,
+        lambda small, raw, label, record: peft.read(small.folder, raw, label, record),
+        lambda pem, folder, _name, dtype: peft.write(pem, folder, dtype=dtype),
+    ),
+}
+
+
+def layout_of(small: SmallFiles, raw: Config) -> str:
+    """The layout of a folder with an adapter_config.json."""
+    return next(name for name, codec in CODECS.items() if codec.describes(small, raw))
 
 
 def is_foreign(entry: str) -> bool:

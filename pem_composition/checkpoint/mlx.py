@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.compatible import check_linear
-from pem_composition.checkpoint.content import CONFIG
+from pem_composition.checkpoint.content import CONFIG, MLX
 from pem_composition.checkpoint.content import MLX_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader, Record
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from pem_composition.module import PEM
 
-MLX = "mlx"
 ROLES = {".lora_a": "lora_A", ".lora_b": "lora_B"}
 BLOCK = re.compile(r"(?:.+\.)?layers\.\d+\.(.+)", re.ASCII)
 OUTPUTS = ("lm_head",)  # the layers outside the blocks that mlx-lm's models call as here
@@ -100,7 +99,7 @@ def read(folder: Path, raw: Mapping[str, Any], name: str, record: Record | None)
             where, "scale cannot be represented", found=scale, expected="a quotient alpha / rank"
         )
     return ModuleHeader(
-        path=folder, format=MLX, name=name,
+        path=folder, format=MLX.name, name=name,
         config=LoraConfig(r=r, alpha=alpha, target_modules=tuple(layers)),
         base=base, infos=infos, head=None,
         provenance=record.provenance if record else Provenance(), weights=path,

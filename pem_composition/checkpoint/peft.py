@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import experts, peft_config, provenance
-from pem_composition.checkpoint.content import CONFIG
+from pem_composition.checkpoint.content import CONFIG, PEFT
 from pem_composition.checkpoint.content import PEFT_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.content import PEFT_WEIGHTS_BIN as WEIGHTS_BIN
 from pem_composition.checkpoint.files import TensorInfo
@@ -133,7 +133,7 @@ def read(
         config = replace(config, extra={**config.extra, "origin": dict(record.origin)})
     return ModuleHeader(
         path=folder,
-        format="peft",
+        format=PEFT.name,
         name=name,
         config=config,
         base=base,

@@ -7,25 +7,28 @@ from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pem_composition.checkpoint import (
-    adapter_transformers,
-    adapter_transformers_write,
     full,
     heads,
     hub,
     hub_name,
-    mlx,
-    peft,
     provenance,
 )
-from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, MODEL_CONFIG, REFERENCE_WEIGHTS
+from pem_composition.checkpoint.content import (
+    CONFIG,
+    FULL,
+    HEAD_CONFIG,
+    LAYOUTS,
+    MODEL_CONFIG,
+    PEFT,
+)
 from pem_composition.checkpoint.files import SafetensorsFile, check_apart, snapshot_of
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.layouts import is_foreign
+from pem_composition.checkpoint.layouts import CODECS, is_foreign, layout_of
 from pem_composition.checkpoint.whole import write_full
-from pem_composition.config import LAYOUTS, BaseIdentity
+from pem_composition.config import BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError, close_match
 from pem_composition.module import PEM
 from pem_composition.safe_files import SmallFiles, atomic_directory, is_file, leads_nowhere, listing
@@ -67,12 +70,12 @@ def load(
         again
     """
     if not isinstance(module, ModuleHeader):
-        small, kind = _find(module)
-        if kind == "full":
+        small, layout = _find(module)
+        if layout == FULL:
             folder = small.folder
             read = full.load_full(folder, base, name=name or hub_name.label(folder))
             return replace(read, heads=heads.read(folder, provenance.read(folder)))
-        module = _header(small, kind, name)
+        module = _header(small, layout, name)
     folder, record, stored = module.path, module.record, module.tensors
     label = name or module.name
     if stored is None:
@@ -132,11 +135,11 @@ def open_module(path: str | PathLike[str]) -> ModuleHeader:
     return _header(*_find(path))
 
 
-def _header(small: SmallFiles, kind: str, name: str | None = None) -> ModuleHeader:
+def _header(small: SmallFiles, layout: str, name: str | None = None) -> ModuleHeader:
     folder = small.folder
     label = name or hub_name.label(folder)
     record = provenance.read(folder)
-    if kind == "full":
+    if layout == FULL:
         header = full.header(folder, label, record)
         return replace(header, record=record, heads=dict(record.heads) if record else {})
     raw = small.json(CONFIG)
@@ -144,12 +147,7 @@ def _header(small: SmallFiles, kind: str, name: str | None = None) -> ModuleHead
         if record and file in record.files and is_file(folder / file):
             small.json(file)
             provenance.check_sha256(folder, file, small.digests[file], record)
-    if kind == "peft":
-        header = peft.read(folder, raw, label, record)
-    elif kind == mlx.MLX:
-        header = mlx.read(folder, raw, label, record)
-    else:
-        header = adapter_transformers.read(folder, raw, label, record, small)
+    header = CODECS[layout].read(small, raw, label, record)
     if record and record.kind not in (None, header.kind):
         raise CheckpointError.build(
             folder / provenance.FILE,
@@ -183,7 +181,7 @@ def _known(base: BaseIdentity, recorded: BaseIdentity) -> BaseIdentity:
 
 
 def locate(path: str | PathLike[str]) -> tuple[Path, str]:
-    """The folder that holds the module and its format: peft | adapter-transformers | mlx | full.
+    """The folder that holds the module and its layout: a name in ``content.LAYOUTS``, or FULL.
 
     A folder without a module but with exactly one subfolder that holds one stands for it. A hub
     name stands for its folder in the hub's cache.
@@ -191,8 +189,8 @@ def locate(path: str | PathLike[str]) -> tuple[Path, str]:
     Raises:
         CheckpointError: no such folder or module on the hub, or none in it; says what is there.
     """
-    small, kind = _find(path)
-    return small.folder, kind
+    small, layout = _find(path)
+    return small.folder, layout
 
 
 def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
@@ -211,13 +209,13 @@ def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
         )
     folder = snapshot_of(folder)
     small = SmallFiles(folder)
-    kind = _format_of(small)
-    if kind is not None:
-        return small, kind
+    layout = _layout(small)
+    if layout is not None:
+        return small, layout
     inner = _inside(folder, CONFIG) or _inside(folder, MODEL_CONFIG)
     if len(inner) == 1:
         small = SmallFiles(inner[0])
-        return small, _format_of(small) or "peft"
+        return small, _layout(small) or PEFT.name
     raise CheckpointError.build(
         folder,
         "several modules in subfolders" if inner else "no module here",
@@ -246,26 +244,10 @@ def _near(path: Path) -> str:
     return close_match(str(wrong), map(str, wrong.parent.iterdir()))
 
 
-def _format_of(small: SmallFiles) -> str | None:
-    folder = small.folder
-    if not is_file(folder / CONFIG):
-        return "full" if is_file(folder / MODEL_CONFIG) else None
-    raw = small.json(CONFIG)
-    if is_file(folder / REFERENCE_WEIGHTS) or ("peft_type" not in raw and _looks_like_at(raw)):
-        if not is_file(folder / REFERENCE_WEIGHTS):
-            raise CheckpointError.build(
-                folder,
-                "no weights",
-                found=listing(folder),
-                expected=REFERENCE_WEIGHTS,
-                do="copy the weights beside adapter_config.json",
-            )
-        return "adapter-transformers" if _looks_like_at(raw) else "peft"
-    return mlx.MLX if mlx.describes(raw) else "peft"
-
-
-def _looks_like_at(raw: Mapping[str, Any]) -> bool:
-    return "model_type" in raw and "config" in raw
+def _layout(small: SmallFiles) -> str | None:
+    if is_file(small.folder / CONFIG):
+        return layout_of(small, small.json(CONFIG))
+    return FULL if is_file(small.folder / MODEL_CONFIG) else None
 
 
 def save(
@@ -280,7 +262,7 @@ def save(
     """Write a module as a whole directory, or nothing: its layout, README.md and pem.json.
 
     Args:
-        format: peft | adapter-transformers | mlx. A full module is written as a Hugging Face model,
+        format: a name in ``content.LAYOUTS``. A full module is written as a Hugging Face model,
             theta_0 + delta, and needs its base model.
         dtype: float32 | float16 | bfloat16 | float64; default: as held (float32 or float64), of a
             full module as the base stores it.
@@ -300,30 +282,26 @@ def save(
         ...     sorted(p.name for p in Path(folder, "m").iterdir())
         ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'pem.json']
     """
-    if format not in LAYOUTS:
+    if format not in CODECS:
         raise PEMError.build(
             "format", "unknown layout", found=repr(format), expected=" | ".join(LAYOUTS)
         )
     known: dict[str, str] = {}
+    title = Path(fspath(path)).name
     named = base or pem.base.name
     if pem.kind == "full" and named and (original := provenance.find_base(fspath(named))):
         check_apart(path, [original])
     with atomic_directory(path, overwrite, keep=is_foreign) as folder:
         if pem.kind == "full":
-            if format != "peft":
+            if format != PEFT.name:
                 raise PEMError.build(
                     pem.name, "a full module is written as a model folder", do="leave --format out"
                 )
             known, notes = write_full(pem, folder, base=base, dtype=dtype)
             notes = tuple(dict.fromkeys((*pem.provenance.notes, *notes)))
             pem = replace(pem, provenance=replace(pem.provenance, notes=notes))
-        elif format == "peft":
-            peft.write(pem, folder, dtype=dtype)
-        elif format == mlx.MLX:
-            mlx.write(pem, folder, dtype=dtype)
         else:
-            adapter_transformers_write.write(pem, folder, Path(fspath(path)).name, dtype=dtype)
+            CODECS[format].write(pem, folder, title, dtype)
         heads.write(pem, folder, dtype=dtype)
         written = {"format": format, "dtype": dtype}
-        title = Path(fspath(path)).name
         provenance.write(pem, folder, written, title=title, known=known)

@@ -10,6 +10,7 @@ from pem_composition import sweep as library
 from pem_composition.arithmetic.algebra import analogy_weights
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
+from pem_composition.checkpoint.content import REFERENCE
 from pem_composition.cli import common, sweep, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
@@ -66,7 +67,7 @@ def run(config: Config) -> int:
 
 def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
     module = common.combined(modules, point, config, config.head_policy("first", "first"))
-    return as_reference(module) if config.format == "adapter-transformers" else module
+    return as_reference(module) if config.format == REFERENCE.name else module
 
 
 def _points(config: Config) -> tuple[tuple[float, ...], ...]:

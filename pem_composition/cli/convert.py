@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.checkpoint import inspect_header
+from pem_composition.checkpoint.content import LAYOUTS
 from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.serving import VLLM, max_lora_rank
 from pem_composition.cli import common
-from pem_composition.config import DTYPES, LAYOUTS, LoraConfig
+from pem_composition.config import DTYPES, LoraConfig
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag, required
 

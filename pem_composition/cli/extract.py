@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.ranks import Rank
+from pem_composition.checkpoint.content import LAYOUTS
 from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.cli import common
-from pem_composition.config import DTYPES, LAYOUTS
+from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError
 from pem_composition.training.config import flag, required
 
@@ -45,7 +46,7 @@ class Config:
     )
     seed: int = flag(0, "of the randomised method")
     dtype: str | None = flag(None, "of the factors (default: float32)", choices=DTYPES)
-    format: str = flag("peft", "layout of the output", choices=LAYOUTS)
+    format: str = flag("peft", "layout of the output", choices=tuple(LAYOUTS))
     overwrite: bool = flag(False, "replace an existing output", short="-o")
 
 

@@ -15,7 +15,8 @@ from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import COMMANDS
-from pem_composition.config import DTYPES, LAYOUTS, TOKEN_POLICIES
+from pem_composition.checkpoint.content import LAYOUTS
+from pem_composition.config import DTYPES, TOKEN_POLICIES
 from pem_composition.errors import (
     MissingPackage,
     PEMError,
@@ -73,7 +74,7 @@ class OutputFlags:
         "the update's energy, such as 0.95",
         metavar=ranks.METAVAR,
     )
-    format: str = flag("peft", "layout of the output", choices=LAYOUTS)
+    format: str = flag("peft", "layout of the output", choices=tuple(LAYOUTS))
     dtype: str | None = flag(
         None,
         "of the written tensors; default: float32 (float64 where read), of a whole model as the "

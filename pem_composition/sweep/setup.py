@@ -16,6 +16,7 @@ from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
+from pem_composition.checkpoint.content import REFERENCE
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import CheckpointError, IncompatibleModules
 from pem_composition.evaluation import keys
@@ -205,7 +206,7 @@ class MergeSetup:
             dtype=self.dtype,
             allow_base_mismatch=True,
         )
-        analogy = self.composition == ANALOGY and self.format == "adapter-transformers"
+        analogy = self.composition == ANALOGY and self.format == REFERENCE.name
         return as_reference(module) if analogy else module
 
 

@@ -113,11 +113,15 @@ class Stacks:
             self._check_order(module, inside_out, infos)
         return found
 
-    def _parameters(self, module: str) -> list[str]:
-        """The parameters of a module that the config names, with the module where it does."""
+    def _parameters(self, module: str, stored: int = 0) -> list[str]:
+        """The parameters of a module that the config names: with the module where these are enough
+        for what is stored of it, otherwise also those that it names alone.
+        """
         parts = [target.rpartition(".") for target in self._targets]
         named = {p for m, _, p in parts if m and matches(module, m)}
-        return sorted(named or {p for m, _, p in parts if not m})
+        if not named or len(named) < stored:
+            named |= {p for m, _, p in parts if not m}
+        return sorted(named)
 
     def _is_plain(self, layer: str, infos: Mapping[str, TensorInfo]) -> bool:
         """True for a layer that target_modules name, a regular expression by its rank."""
@@ -130,7 +134,7 @@ class Stacks:
         return int(peft_config.values(config.rank_pattern, config.r, [name], self._path)[name])
 
     def _ordered(self, module: str, stored: int) -> list[str]:
-        names = self._parameters(module)
+        names = self._parameters(module, stored)
         if len(names) != stored:
             raise CheckpointError.build(
                 self._path, f"{TARGETS} names {', '.join(names)} of {module}",
@@ -175,7 +179,7 @@ class Stacks:
             raise UnsupportedModule.build(
                 self._path, f"{TARGETS}: {parameter} is one matrix, no stack of experts",
                 found=f"factors of rank {r}", expected="a parameter of three dimensions",
-                do="adapt its layer by target_modules",
+                do="train the module without it; target_modules adapt the weights of linear layers",
             )  # fmt: skip
         return rows // r, r
 

@@ -200,12 +200,16 @@ class _Work:
         """
         found = [layer for layer in self.layers(targets) if norms[f"{layer}.weight"]]
         if not found:
+            others = sorted((n for n, norm in norms.items() if norm), key=lambda n: -norms[n])
             raise IncompatibleModules.build(
                 self.tuned.folder,
                 "no linear layer to extract",
-                found="the wanted layers are equal to the base's",
-                expected="a model that was tuned from it",
-                do="give the base first, then the tuned model",
+                found="the wanted layers are equal to the base's"
+                + (f"; others differ: {listing(others, 4)}" if others else ""),
+                expected="other values in these layers",
+                do="keep the whole model, or name linear layers that differ"
+                if others
+                else "give the base and a model that was tuned from it",
             )
         return found
 

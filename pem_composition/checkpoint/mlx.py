@@ -4,7 +4,8 @@
 
 so lora_a = A^T, lora_b = B^T and ``scale`` is alpha / r. One rank and one scale stand for all
 layers; ``keys`` are the adapted layers' names inside a block, ``num_layers`` counts blocks from the
-last one, -1 for all. A layer that these name and the file lacks changes nothing.
+last one, -1 for all. A layer that these name and the file lacks changes nothing. With ``alpha`` in
+the config, older releases of mlx-lm multiplied by scale alpha / rank; later ones ignore it.
 
 Source: mlx-lm, ``tuner/lora.py`` (LoRALinear) and ``tuner/utils.py`` (load_adapters,
 linear_to_lora_layers).
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 ROLES = {".lora_a": "lora_A", ".lora_b": "lora_B"}
 BLOCK = re.compile(r"(?:.+\.)?layers\.\d+\.(.+)", re.ASCII)
+# The blocks of mlx-lm's models, called as here; it skips a tensor of another name without a word.
+WRITTEN = re.compile(r"(model|backbone|language_model\.model)\.layers\.\d+\..*[^\]]", re.ASCII)
 OUTPUTS = ("lm_head",)  # the layers outside the blocks that mlx-lm's models call as here
 EMBEDDINGS = ("embed_tokens", "wte", "embeddings")
 ONE_OF_EACH = "write it with one rank, one scaling and no other parts first (pem convert IN OUT "
@@ -124,6 +127,14 @@ def _parameters(raw: Mapping[str, Any], where: Path) -> tuple[int, float, frozen
         raise _wrong(where, "scale", scale, "a number > 0")
     if not isinstance(keys, list | None) or not all(isinstance(k, str) for k in keys or ()):
         raise _wrong(where, "keys", keys, "a list of names")
+    alpha = given.get("alpha")
+    if alpha not in (None, r):
+        raise UnsupportedModule.build(
+            where, "lora_parameters: alpha has two meanings",
+            found=f"alpha {alpha!r}, scale {scale}, rank {r}", expected="no alpha",
+            do="remove alpha; if an older mlx-lm, which used it, trained the adapter, "
+            "multiply scale by alpha / rank",
+        )  # fmt: skip
     return r, float(scale), frozenset(keys or ())
 
 
@@ -204,10 +215,12 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
         found = f"ranks {ranks}" if len(ranks) > 1 else f"scalings {scalings}"
         raise _refused(pem, found, "one rank and one scaling for all layers", ONE_OF_EACH)
     for layer in pem.layers:
-        if not (BLOCK.fullmatch(layer) or layer in OUTPUTS) or layer.endswith("]"):
+        if not (WRITTEN.fullmatch(layer) or layer in OUTPUTS):
+            bare = layer.startswith("layers.") and not layer.endswith("]")
             raise _refused(
-                pem, f"layer {layer}", "linear layers of blocks named layers.N, or lm_head",
-                "fold it into its base (pem fold) and convert the whole model",
+                pem, f"layer {layer}", "linear layers of blocks named model.layers.N, or lm_head",
+                "name them so first (pem convert IN OUT --prefix model)" if bare
+                else "fold it into its base (pem fold) and convert the whole model",
             )  # fmt: skip
     target = save_dtype(dtype)
     tensors = {

@@ -53,7 +53,7 @@ def test_a_sum_is_that_of_the_dense_updates(name: str, tmp_path: Path) -> None:
     """Other ranks, alphas and targets; and its best approximation of a share of the energy."""
     live = [
         made(name, tmp_path, 0, r=2, target_parameters=BOTH, target_modules=["q_proj"]),
-        made(name, tmp_path, 1, r=3, target_parameters=BOTH[1:], target_modules=[],
+        made(name, tmp_path, 1, r=3, target_parameters=[BOTH[0], "down_proj"], target_modules=[],
              use_rslora=True),
     ]  # fmt: skip
     a, b = (load(tmp_path / str(i)) for i in range(2))

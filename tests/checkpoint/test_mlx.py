@@ -69,6 +69,10 @@ def test_what_mlx_lm_does_not_hold_is_refused_by_name(tmp_path: Path) -> None:
         (scaled, r"found scalings \[0.5, 1.5\]"),
         (headed, "found classifier.dense.bias"),
         (random_module(tiny("gpt2"), seed=1), r"found layer transformer.h.0.attn.c_attn"),
+        (
+            random_module(llama.model, seed=1),
+            r"found layer layers.0.self_attn.q_proj, .*--prefix model",
+        ),
         (random_module(llama, "ia3", seed=1), "a module of kind ia3"),
     ):
         with pytest.raises(PEMError, match=f"mlx-lm's layout cannot .*{words}"):
@@ -93,6 +97,10 @@ def test_a_damaged_or_other_adapter_is_refused_by_name(tmp_path: Path) -> None:
         ({"fine_tune_type": "dora"}, "found 'dora', expected 'lora'"),
         ({"fine_tune_type": "full"}, "found 'full', expected 'lora'"),
         ({"lora_parameters": given | {"rank": 3}}, r"lora_a \(32, 4\).* expected \(d_in, 3\)"),
+        (
+            {"lora_parameters": given | {"alpha": 16}},
+            "alpha has two meanings; found alpha 16, scale",
+        ),
         ({"lora_parameters": given | {"scale": None}}, "lora_parameters: scale; found None"),
         ({"lora_parameters": given | {"keys": ["self_attn.q_proj"]}}, "keys do not name"),
     ):

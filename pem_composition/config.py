@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("lora", "ia3", "full")
+ADAPTER_KINDS = ("lora", "ia3")  # beside the base's own weights
+KINDS = (*ADAPTER_KINDS, "full")  # of modules
+ADAPTER_CONFIGS = {"lora": "lora", "ia3": "ia3", "fft": "full"}  # a flag's word -> kind
 DTYPES = ("float32", "float16", "bfloat16", "float64")  # in which tensors are written
 TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddings differ in rows
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pem_composition.adapters.heads import head_parameter_names
 from pem_composition.adapters.layer import features
 from pem_composition.adapters.locate import linear_layers, linear_suffixes, matching_layers
-from pem_composition.config import matches
+from pem_composition.config import ADAPTER_KINDS, matches
 from pem_composition.errors import PEMError, UsageError, listing
 
 PLACEMENTS = ("peft", "reference")
@@ -134,7 +134,7 @@ def resolve_targets(
     Raises:
         PEMError: unknown architecture without ``target_modules``, or names that match nothing.
     """
-    _check_choice("adapter", adapter, ("lora", "ia3"))
+    _check_choice("adapter", adapter, ADAPTER_KINDS)
     _check_choice("placement", placement, PLACEMENTS)
     if target_modules is not None:
         return _explicit(model, tuple(target_modules), tuple(feedforward_modules))

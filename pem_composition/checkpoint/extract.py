@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from pem_composition.arithmetic.terms import LayerError
 
-METHODS = ("exact", "randomized")
+ALGORITHMS = ("exact", "randomized")
 # Components of names whose matrices are tables of vectors (beside those of ``stored_names``).
 TABLES = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})
 
@@ -129,8 +129,10 @@ def extract_lora(
 
 def _check_request(rank: Rank, method: str) -> None:
     checked(rank)
-    if method not in METHODS:
-        raise PEMError.build("method", "unknown", found=repr(method), expected=" or ".join(METHODS))
+    if method not in ALGORITHMS:
+        raise PEMError.build(
+            "method", "unknown", found=repr(method), expected=" or ".join(ALGORITHMS)
+        )
 
 
 def _check_names(where: Path, config: Mapping[str, Any]) -> None:

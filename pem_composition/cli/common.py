@@ -22,12 +22,12 @@ from pem_composition.checkpoint.several import read_modules, short_paths
 from pem_composition.checkpoint.statistics import find, read
 from pem_composition.checkpoint.vocabulary import tokenizers_note
 from pem_composition.cli.flags import (
-    ADACONFIG_KINDS,
     MergeFlags,
     ModuleFlags,
     OutputFlags,
     check_count,
 )
+from pem_composition.config import ADAPTER_CONFIGS
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 from pem_composition.module import combine
 from pem_composition.safe_files import atomic_directory
@@ -101,7 +101,7 @@ def read_headers(
         PEMError: a directory that is no module, or modules that cannot be combined as asked.
     """
     headers = headers_of(paths, names)
-    kind = ADACONFIG_KINDS.get(adaconfig or "")
+    kind = ADAPTER_CONFIGS.get(adaconfig or "")
     for header, path in zip(headers, paths, strict=True):
         if kind is not None and header.kind != kind:
             raise IncompatibleModules.build(

@@ -16,7 +16,7 @@ from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE,
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import COMMANDS
 from pem_composition.checkpoint.content import LAYOUTS
-from pem_composition.config import DTYPES, TOKEN_POLICIES
+from pem_composition.config import ADAPTER_CONFIGS, DTYPES, TOKEN_POLICIES
 from pem_composition.errors import (
     MissingPackage,
     PEMError,
@@ -41,7 +41,6 @@ from pem_composition.training.config import (
 if TYPE_CHECKING:
     from pem_composition.sweep.tasks import Scoring
 
-ADACONFIG_KINDS = {"lora": "lora", "ia3": "ia3", "fft": "full"}
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 
 
@@ -133,7 +132,7 @@ class ModuleFlags(OutputFlags):
         (), "one name per module; the output is OUT/<names joined by _>", short="-t", metavar="NAME"
     )
     adaconfig: str | None = flag(
-        None, "kind of the modules, checked", short="-c", choices=tuple(ADACONFIG_KINDS)
+        None, "kind of the modules, checked", short="-c", choices=tuple(ADAPTER_CONFIGS)
     )
     dropout_list: tuple[float, ...] = flag(
         (),

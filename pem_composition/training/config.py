@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pem_composition.config import ADAPTER_CONFIGS, ADAPTER_KINDS
 from pem_composition.errors import UsageError, install, installed
 from pem_composition.evaluation.load_options import LoadOptions, Shards
 from pem_composition.launch import world_size
@@ -30,7 +31,6 @@ DEFAULT_EPOCHS = 3.0
 # Those of the Trainer's names that need no package of their own.
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop")
 SCHEDULERS = ("polynomial", "linear", "cosine", "constant", "constant_with_warmup")
-METHODS = ("lora", "ia3", "fft")
 OBJECTIVES = ("classification", "seq2seq", "causal_lm", "instruction")
 ANSWERING = OBJECTIVES[:2]  # a row has a class or a score
 DECODERS = ("causal_lm", "instruction")  # objectives of a decoder
@@ -204,8 +204,8 @@ class AdapterFlags(LoadFlags, FileFlags):
         "its answers to instructions",
         of=("label", "next_block", *DECODERS),
     )
-    adapter_config: Literal["lora", "ia3", "fft"] = flag(
-        "lora", "kind of module; fft trains every parameter"
+    adapter_config: str = flag(
+        "lora", "kind of module; fft trains every parameter", choices=tuple(ADAPTER_CONFIGS)
     )
     lora_r: int = flag(8, "rank of the LoRA factors", of=("lora",), least=1)
     lora_alpha: float = flag(
@@ -216,7 +216,7 @@ class AdapterFlags(LoadFlags, FileFlags):
     )
     use_rslora: bool = flag(False, "multiply the update by alpha / sqrt(r) instead", of=("lora",))
     target_modules: tuple[str, ...] | None = flag(
-        None, "layers to adapt; default: the model type's table", of=("lora", "ia3")
+        None, "layers to adapt; default: the model type's table", of=ADAPTER_KINDS
     )
     ia3_placement: Literal["peft", "reference"] = flag(
         "peft",
@@ -249,7 +249,7 @@ class AdapterFlags(LoadFlags, FileFlags):
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))
-        _one_of(self, "adapter_config", METHODS)
+        _one_of(self, "adapter_config", tuple(ADAPTER_CONFIGS))
         _one_of(self, "objective", OBJECTIVES)
         self._check_decoder()
         if self.adapter_config == "fft" and self.target_modules:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pem_composition.config import ADAPTER_CONFIGS
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import VERSION
 from pem_composition.training import checkpointing
-from pem_composition.training.config import METHODS, TrainConfig, fields_of
+from pem_composition.training.config import TrainConfig, fields_of
 
 # What a checkpoint's module cannot be made to be, whatever the user insists on.
-FIXED = {f"--{name}" for kind in METHODS for name in fields_of(kind)} | {
+FIXED = {f"--{name}" for kind in ADAPTER_CONFIGS for name in fields_of(kind)} | {
     "--adapter_config",
     "--objective",
     "base",

@@ -13,11 +13,11 @@ from typing import Any
 
 from pem_composition.arithmetic.methods.settings import Setting
 from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
+from pem_composition.config import ADAPTER_KINDS, KINDS
 
 SIMPLE = "simple"
 PEFT_LINEAR = "peft_linear"
 REFERENCE_DETOXIFY = "reference_detoxify"
-ALL_KINDS = ("lora", "ia3", "full")
 LORA = ("lora",)
 SUM_OF_RANKS = "at most sum r_t"
 
@@ -73,7 +73,7 @@ class Method:
     rank: str
     home: str
     settings: tuple[Setting, ...] = ()
-    kinds: tuple[str, ...] = ALL_KINDS
+    kinds: tuple[str, ...] = KINDS
     default: float | None = None
     shares: bool = False
     space: str = "delta"
@@ -288,7 +288,7 @@ PARITY = (
         PEFT_LINEAR, "PEFT's linear", "PEFT 0.19 to 0.21",
         "A = sum sgn(c_i) sqrt(abs(c_i s_i)) A_i, B = sum sqrt(abs(c_i s_i)) B_i; l = sum c_i l_i",
         "the modules' own tensors", "r (equal ranks)", "parity:peft_linear",
-        kinds=("lora", "ia3"), space="parameter",
+        kinds=ADAPTER_KINDS, space="parameter",
     ),
     Method(
         "adapters_linear", "adapters' linear", "adapters 1.2.0",
@@ -300,7 +300,7 @@ PARITY = (
                 choices=("true", "false"),
             ),
         ),
-        kinds=("lora", "ia3"), space="parameter",
+        kinds=ADAPTER_KINDS, space="parameter",
     ),
 )  # fmt: skip
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.methods.catalogue import (
-    ALL_KINDS,
     ELEMENTWISE,
     FORM,
     METHODS,
@@ -28,6 +27,7 @@ from pem_composition.arithmetic.methods.catalogue import (
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.settings import Setting, Value, shown
 from pem_composition.arithmetic.ranks import Rank
+from pem_composition.config import KINDS
 from pem_composition.errors import PEMError, close_match
 
 __all__ = [
@@ -149,7 +149,7 @@ def resolve(
         if setting.name in given:
             value = given.pop(setting.name)
             decided[setting.name] = setting.read(value, places[setting.name])
-        elif applies and (kind is not None or setting.kinds == ALL_KINDS):
+        elif applies and (kind is not None or setting.kinds == KINDS):
             decided[setting.name] = setting.default
     for unknown in given:
         _refuse(unknown, entry, decided, places[unknown])

@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from pem_composition.config import KINDS
 from pem_composition.errors import PEMError
 
 Value = float | int | str
@@ -33,7 +34,7 @@ class Setting:
     high: float = math.inf
     low_open: bool = False
     choices: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ("lora", "ia3", "full")
+    kinds: tuple[str, ...] = KINDS
 
     @property
     def range(self) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import full, heads, provenance
 from pem_composition.checkpoint.blocks import copied, written_info
 from pem_composition.checkpoint.checksums import Checksums
+from pem_composition.checkpoint.content import FULL, PEFT
 from pem_composition.checkpoint.files import TensorInfo, check_apart
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
@@ -86,12 +87,12 @@ def convert(
         ...     load(f"{folder}/half").provenance.notes
         ('converted from the peft layout (adapter_model.safetensors)',)
     """
-    folder, kind = locate(path)
+    folder, layout = locate(path)
     check_apart(out, [path])
     settings = {"format": format, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
     settings |= {} if prefix is None else {"prefix": prefix}
     settings |= {"drop_saved": True} if drop_saved else {}
-    if kind == "full":
+    if layout == FULL:
         if prefix is not None:
             raise PEMError.build(
                 path, "the layers of adapters alone are renamed", found="a full model",
@@ -100,7 +101,7 @@ def convert(
         return _convert_full(folder, Path(fspath(out)), settings, overwrite=overwrite)
     if max_shard_bytes is not None:
         raise PEMError.build(
-            path, "only full models are written in shards", found=f"a module in {kind} layout",
+            path, "only full models are written in shards", found=f"a module in {layout} layout",
             do="leave --max_shard_size out",
         )  # fmt: skip
     return _convert_module(folder, Path(fspath(out)), settings, overwrite=overwrite)
@@ -123,7 +124,7 @@ def _convert_module(
     layout = settings["format"]
     if layout == VLLM:
         module = for_vllm(module, drop_saved=settings.get("drop_saved", False))
-        layout = "peft"
+        layout = PEFT.name
     module = replace(module, provenance=_noted(module.provenance, settings, note), name=out.name)
     save(module, out, format=layout, dtype=settings["dtype"], overwrite=overwrite)
     return module
@@ -186,7 +187,7 @@ def _noted(origin: Provenance, settings: Mapping[str, Any], *notes: str) -> Prov
 
 
 def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> PEM:
-    if settings["format"] != "peft":
+    if settings["format"] != PEFT.name:
         raise PEMError.build(
             folder, "a full model has one layout", found=settings["format"], do="leave --format out"
         )

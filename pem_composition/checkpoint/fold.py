@@ -22,6 +22,7 @@ from pem_composition.arithmetic.heads import ONE_HEAD
 from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint.checksums import Checksums
+from pem_composition.checkpoint.content import FULL
 from pem_composition.checkpoint.files import check_apart
 from pem_composition.checkpoint.fold_plan import FoldPlan, Parts
 from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, is_head
@@ -180,8 +181,8 @@ def _read(
             raise PEMError.build(
                 "expression", f"no module named {name!r}", found=f"names {sorted(modules)}"
             )
-        folder, kind = locate(modules[name])
-        if kind == "full":
+        folder, layout = locate(modules[name])
+        if layout == FULL:
             models[name] = stack.enter_context(Weights(folder))
             known = aligned(models[name], original)
             own[name] = opened(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import provenance, quantised, stored_names
 from pem_composition.checkpoint.changes import Spelling, spelling_of
 from pem_composition.checkpoint.checksums import Checksums
+from pem_composition.checkpoint.content import FULL
 from pem_composition.checkpoint.files import DTYPE_BYTES, FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.model_folder import (
@@ -304,7 +305,7 @@ def header(folder: Path, name: str, record: provenance.Record | None) -> ModuleH
     )
     return ModuleHeader(
         path=folder,
-        format="full",
+        format=FULL,
         name=name,
         config=FullConfig(extra={"config": raw}),
         base=base,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import module as library
 from pem_composition.checkpoint import hub, hub_name, provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
-from pem_composition.checkpoint.content import REFERENCE, content_digest
+from pem_composition.checkpoint.content import FULL, REFERENCE, content_digest
 from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.checkpoint.fold import fold_checkpoint
@@ -190,21 +190,21 @@ def _input(folder: Path, source: Source, given: str | None) -> Path:
 def _problem(place: str, source: Source) -> tuple[str, str] | None:
     """Why a directory is not the recorded input: what, and what was found; None if it is."""
     try:
-        folder, kind = locate(place)
+        folder, layout = locate(place)
     except CheckpointError as error:
         remote = hub_name.reference(place) is not None
         return "is missing", str(error) if remote else f"no module in {place}"
-    sha256 = _weights_sha256(folder, kind)
+    sha256 = _weights_sha256(folder, layout)
     if source.sha256 is not None and sha256 != source.sha256:
         return f"has changed: the weights in {place} are others", f"sha256 {sha256[:16]}"
     if source.content is not None and content_digest(folder) != source.content:
-        part = "a shard" if kind == "full" else "head"
+        part = "a shard" if layout == FULL else "head"
         return f"has changed: configuration or {part} in {place}", "another content"
     return None
 
 
-def _weights_sha256(folder: Path, kind: str) -> str:
-    if kind == "full":
+def _weights_sha256(folder: Path, layout: str) -> str:
+    if layout == FULL:
         with Weights(folder) as weights:
             return weights.sha256()
     return sha256_file(inspect_header(folder).weights, folder)

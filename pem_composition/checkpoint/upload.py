@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 
 from pem_composition.checkpoint import download, heads, hub_name, provenance
 from pem_composition.checkpoint.card import CARD, Publication, card
-from pem_composition.checkpoint.content import ADAPTER_FILES, CONFIG, HEAD_CONFIG
+from pem_composition.checkpoint.content import ADAPTER_FILES, CONFIG, FULL, HEAD_CONFIG
 from pem_composition.checkpoint.hub_name import Reference
 from pem_composition.checkpoint.machine_paths import without_paths
 from pem_composition.checkpoint.store import load, locate
@@ -57,8 +57,8 @@ def push(
         raise UsageError.build(
             name, "not the name of a repository", expected="org/name", do="correct it"
         )
-    folder, kind = locate(directory)
-    if kind == "full":
+    folder, layout = locate(directory)
+    if layout == FULL:
         raise CheckpointError.build(
             folder, "a whole model", expected="a module", do=f"use hf upload {name} {folder}"
         )
@@ -72,7 +72,7 @@ def push(
     if not base:
         module = replace(module, base=replace(module.base, name=None))
     if CARD not in content or OWN_CARD.search(content[CARD]):
-        text = card(module, name.partition("/")[2], layout=kind, publication=publication)
+        text = card(module, name.partition("/")[2], layout=layout, publication=publication)
         content[CARD] = text.encode()
     target = Reference(name, revision)
     try:

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": set(),
     "config": {"errors"},
     "json_lines": {"errors"},
+    "flag_declarations": {"errors"},
     "offline": {"errors", "same_texts"},
     "signals": {"errors"},
     "safe_files": {"errors", "signals"},
@@ -49,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": NUMBERS
     | {"progress", "same_texts", "offline", "json_lines", "adapters", "tasks", "network", "launch"},
     "objectives": {"errors", "tasks", "evaluation"},
-    "training": NUMBERS | {"offline", "adapters", "tasks", "evaluation", "objectives", "launch"},
+    "training": NUMBERS
+    | {"offline", "adapters", "tasks", "evaluation", "objectives", "launch", "flag_declarations"},
     "merging": NUMBERS | {"progress", "adapters", "tasks", "evaluation", "objectives", "training"},
     "sweep": NUMBERS
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
@@ -58,7 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
-    | {"objectives", "endpoint", "json_lines", "progress", "threads", "launch", "_version"},
+    | {"objectives", "endpoint", "json_lines", "progress", "threads", "launch", "_version"}
+    | {"flag_declarations"},
     "__main__": {"cli"},
     "__init__": NUMBERS | {"_version", "adapters"},  # the public names, for type checkers
 }
@@ -72,6 +75,7 @@ MOST_FILE_NAMES_TWICE = 13
 MOST_IMPORTS_INSIDE_FUNCTIONS = 95
 LIGHT = (
     "errors", "json_lines", "safe_files", "signals", "config", "record", "checkpoint", "cli",
+    "flag_declarations",
     "offline", "report", "sweep", "endpoint", "__init__",
 )  # fmt: skip
 # Files of those rooms that programs import when they begin to compute.

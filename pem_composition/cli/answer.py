@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.texting import AnswerFlags, CausalFlags, check_free
+from pem_composition.flag_declarations import flag, required
 from pem_composition.tasks.instruction_rows import get_template
-from pem_composition.training.config import flag, required
 
 NAME = "answer"
 HELP = "answer a file of instructions by beam search, with or without a module"

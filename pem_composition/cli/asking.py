@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pem_composition.cli import common
 from pem_composition.endpoint.jobs import Budget, ask
 from pem_composition.endpoint.service import KEY_VARIABLE, OPENAI, Service
-from pem_composition.training.config import flag, required
+from pem_composition.flag_declarations import flag, required
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,7 +16,7 @@ from pem_composition.cli.flags import SPACES, check_count
 from pem_composition.cli.inspect import drift
 from pem_composition.config import LoraConfig
 from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, PEMError
-from pem_composition.training.config import flag, required
+from pem_composition.flag_declarations import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader

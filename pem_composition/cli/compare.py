@@ -17,8 +17,8 @@ from pem_composition.cli import common
 from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
 from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.flag_declarations import flag, required
 from pem_composition.safe_files import write_json
-from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.comparison import Comparison

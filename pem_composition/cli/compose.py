@@ -17,7 +17,7 @@ from pem_composition.cli import common, recipe
 from pem_composition.cli import flags as shared
 from pem_composition.composition import compose
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag
+from pem_composition.flag_declarations import flag
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader

@@ -13,7 +13,7 @@ from pem_composition.checkpoint.serving import VLLM, max_lora_rank
 from pem_composition.cli import common
 from pem_composition.config import DTYPES, LoraConfig
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag, required
+from pem_composition.flag_declarations import flag, required
 
 NAME = "convert"
 HELP = "write a module in another layout or dtype: PEFT, adapter-transformers, mlx-lm; exact"

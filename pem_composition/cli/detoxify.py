@@ -13,10 +13,11 @@ from pem_composition.cli import flags as shared
 from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.model_names import resolve
+from pem_composition.flag_declarations import flag
 from pem_composition.module import detoxify
 from pem_composition.sweep.setup import check_results_directory
 from pem_composition.tasks.instruction_rows import get_template
-from pem_composition.training.config import LoadFlags, flag
+from pem_composition.training.config import LoadFlags
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader

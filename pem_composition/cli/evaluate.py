@@ -11,16 +11,9 @@ from pem_composition import launch
 from pem_composition.cli.flags import ROW_FLAGS, AnswerKindFlags, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
+from pem_composition.flag_declarations import flag, refuse_idle, required
 from pem_composition.training import results
-from pem_composition.training.config import (
-    ANSWERING,
-    DEFAULT_BLOCK,
-    FileFlags,
-    check_objective,
-    flag,
-    refuse_idle,
-    required,
-)
+from pem_composition.training.config import ANSWERING, DEFAULT_BLOCK, FileFlags, check_objective
 
 NAME = "evaluate"
 HELP = "score a model with or without a module: metrics, standard error, shares, AUC"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.errors import EXIT_DONE
+from pem_composition.flag_declarations import flag, required
 from pem_composition.safe_files import atomic_directory
-from pem_composition.training.config import flag, required
 
 NAME = "exps"
 HELP = "copy the experiment scripts into a folder, to be edited and run there"

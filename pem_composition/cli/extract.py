@@ -12,7 +12,7 @@ from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.cli import common
 from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag, required
+from pem_composition.flag_declarations import flag, required
 
 NAME = "extract"
 HELP = "a LoRA module out of two checkpoints: the SVD of W_tuned - W_base, by layer"

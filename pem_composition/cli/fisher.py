@@ -7,7 +7,7 @@ from typing import Literal
 
 from pem_composition.arithmetic.statistics import FISHER
 from pem_composition.cli import module_rows
-from pem_composition.training.config import flag
+from pem_composition.flag_declarations import flag
 
 NAME = "fisher"
 HELP = "diagonal Fisher of a module on its task, which merge.py -w fisher weighs parameters by"

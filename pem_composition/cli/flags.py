@@ -25,6 +25,7 @@ from pem_composition.errors import (
     install,
     installed,
 )
+from pem_composition.flag_declarations import flag, refuse_idle, required
 from pem_composition.sweep.tasks import Scoring
 from pem_composition.training.config import (
     DEFAULT_BLOCK,
@@ -33,9 +34,6 @@ from pem_composition.training.config import (
     RowFlags,
     TrackerFlags,
     check_objective,
-    flag,
-    refuse_idle,
-    required,
 )
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pem_composition.cli import common
 from pem_composition.cli.compose import bindings, check_names
 from pem_composition.cli.flags import named
 from pem_composition.config import DTYPES
-from pem_composition.training.config import flag, required
+from pem_composition.flag_declarations import flag, required
 
 NAME = "fold"
 HELP = 'fold an expression into a checkpoint, streamed: "a", "0.6*a + 0.4*b", "lora + 0.5*model"'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.texting import CausalFlags, PromptFlags, check_free
-from pem_composition.training.config import flag, required
+from pem_composition.flag_declarations import flag, required
 
 NAME = "generate"
 HELP = "sample texts from a causal language model, alone or with a module"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pem_composition.arithmetic.statistics import GRAM, SUBSPACE
 from pem_composition.cli import module_rows
-from pem_composition.training.config import flag
+from pem_composition.flag_declarations import flag
 
 NAME = "gram"
 HELP = "Gram matrices of a module's layer inputs on its task, for merge.py -w regmean or ssr"

@@ -10,9 +10,9 @@ from typing import Any
 
 from pem_composition.cli.asking import EndpointFlags
 from pem_composition.endpoint.jobs import describe
+from pem_composition.flag_declarations import flag, required
 from pem_composition.sweep.result_store import ResultStore
 from pem_composition.tasks.tables import read_table
-from pem_composition.training.config import flag, required
 
 NAME = "helpfulness"
 HELP = "grade answers from 1 to 10 by a model behind an endpoint, alone or against others"

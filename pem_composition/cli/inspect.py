@@ -23,7 +23,7 @@ from pem_composition.cli.columns import short_names, table
 from pem_composition.cli.common import resolved
 from pem_composition.config import LoraConfig
 from pem_composition.errors import CheckpointError, PEMError, UsageError
-from pem_composition.training.config import flag
+from pem_composition.flag_declarations import flag
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader

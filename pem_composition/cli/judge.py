@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from pem_composition import json_lines, offline
 from pem_composition.errors import UsageError
+from pem_composition.flag_declarations import flag, required
 from pem_composition.tasks.document_rows import THRESHOLD
 from pem_composition.tasks.tables import read_table
-from pem_composition.training.config import flag, required
 
 NAME = "judge"
 HELP = "score texts for toxicity, or train the offline judge that does"

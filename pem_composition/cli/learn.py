@@ -8,7 +8,7 @@ from pem_composition import sweep as library
 from pem_composition.cli import common, sweep
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag
+from pem_composition.flag_declarations import flag
 
 NAME = "learn"
 HELP = "learn coefficients by gradient: adamerging and nsc (no labels), or cat (labels)"

@@ -13,7 +13,7 @@ from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
 from pem_composition.cli import common, sweep, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag
+from pem_composition.flag_declarations import flag
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pem_composition.arithmetic.methods import registry
 from pem_composition.arithmetic.methods.settings import shown
-from pem_composition.training.config import flag
+from pem_composition.flag_declarations import flag
 
 NAME = "methods"
 HELP = "list the merging methods of merge.py -w and pem compose, or describe one"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
-from pem_composition.training.config import FileFlags, check_objective, flag, required
+from pem_composition.flag_declarations import flag, required
+from pem_composition.training.config import FileFlags, check_objective
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.own_classes import Classes

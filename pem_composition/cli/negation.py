@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from pem_composition.cli import common, negations, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
+from pem_composition.flag_declarations import flag
 from pem_composition.module import combine, negate
 from pem_composition.sweep.grids import union
-from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

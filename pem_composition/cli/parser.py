@@ -54,7 +54,7 @@ from pem_composition.errors import (
     UsageError,
     nearest,
 )
-from pem_composition.training.config import check_ranges
+from pem_composition.flag_declarations import check_ranges
 
 T = TypeVar("T")
 

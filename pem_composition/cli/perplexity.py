@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pem_composition.cli.texting import CausalFlags, WindowFlags
+from pem_composition.flag_declarations import flag, required
 from pem_composition.training import results
-from pem_composition.training.config import flag, required
 
 NAME = "perplexity"
 HELP = "score a causal language model on a long text by sliding window"

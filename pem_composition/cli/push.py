@@ -10,9 +10,9 @@ from typing import Any
 from pem_composition import offline
 from pem_composition.checkpoint import inspect_header
 from pem_composition.checkpoint.card import Publication
+from pem_composition.flag_declarations import flag, required
 from pem_composition.safe_files import is_file, read_json
 from pem_composition.tasks.glue import TASKS
-from pem_composition.training.config import flag, required
 from pem_composition.training.results import ALL
 
 NAME = "push"

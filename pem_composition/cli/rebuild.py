@@ -13,8 +13,8 @@ from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import named
 from pem_composition.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
+from pem_composition.flag_declarations import flag, required
 from pem_composition.record import Recipe
-from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint.rebuild import Difference, Rebuilt

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pem_composition.cli import common
 from pem_composition.cli.module_rows import RowsOfModule
 from pem_composition.errors import UsageError
+from pem_composition.flag_declarations import flag
 from pem_composition.merging.penalties import FOLDS, PENALTIES
-from pem_composition.training.config import flag
 
 NAME = "refit"
 HELP = "fit the last layer of a module's head anew on a few rows, in seconds; for merges"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
 from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.flag_declarations import flag, required
 from pem_composition.report import records
-from pem_composition.training.config import NO_TRACKER, flag, required
+from pem_composition.training.config import NO_TRACKER
 
 if TYPE_CHECKING:
     from pem_composition.report.records import Results

@@ -28,6 +28,7 @@ from pem_composition.cli.flags import (
 from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
+from pem_composition.flag_declarations import flag
 from pem_composition.report.records import RESULTS
 from pem_composition.safe_files import read_json, write_json
 from pem_composition.sweep import goals as wanted
@@ -35,7 +36,6 @@ from pem_composition.sweep import samplers, space
 from pem_composition.sweep.result_store import WRITER
 from pem_composition.sweep.search import Search, best_point, finish, work
 from pem_composition.sweep.setup import MergeSetup, report_split
-from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.sweep import Runner

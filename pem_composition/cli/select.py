@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
+from pem_composition.flag_declarations import flag, required
 from pem_composition.safe_files import atomic_directory, sha256_file, write_json
 from pem_composition.tasks.data import TRAIN, RowFiles
 from pem_composition.tasks.document_rows import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
 from pem_composition.tasks.instruction_rows import ALPACA
 from pem_composition.tasks.selection import RowChoice, select
 from pem_composition.tasks.tables import read_table, written
-from pem_composition.training.config import flag, required
 
 if TYPE_CHECKING:
     from pem_composition.tasks.tables import Table

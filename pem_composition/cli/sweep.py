@@ -26,9 +26,9 @@ from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.model_names import resolve
+from pem_composition.flag_declarations import flag
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import setup, tasks
-from pem_composition.training.config import flag
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader

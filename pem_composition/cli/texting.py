@@ -17,11 +17,12 @@ from pem_composition.evaluation.decoding import (
     Sampling,
     Windows,
 )
+from pem_composition.flag_declarations import flag, required
 from pem_composition.tasks.data import read_prompts
 from pem_composition.tasks.document_rows import THRESHOLD
 from pem_composition.tasks.instruction_rows import examples_of
 from pem_composition.tasks.tables import read_table
-from pem_composition.training.config import LoadFlags, flag, required
+from pem_composition.training.config import LoadFlags
 
 if TYPE_CHECKING:
     from pem_composition.tasks.data import Example

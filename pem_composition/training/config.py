@@ -7,15 +7,22 @@ with the content of the data, the base model and the initial module.
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.config import ADAPTER_CONFIGS, ADAPTER_KINDS
 from pem_composition.errors import UsageError, install, installed
 from pem_composition.evaluation.load_options import LoadOptions, Shards
+from pem_composition.flag_declarations import (
+    GIVEN,
+    check_choice,
+    check_ranges,
+    flag,
+    refuse_idle,
+    refused,
+    required,
+)
 from pem_composition.launch import world_size
 from pem_composition.record import TO_SUBTRACT
 from pem_composition.tasks.data import RowFiles
@@ -24,8 +31,6 @@ from pem_composition.tasks.glue import Reading
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.load_options import LoadOptions
-
-T = TypeVar("T")
 
 DEFAULT_EPOCHS = 3.0
 # Those of the Trainer's names that need no package of their own.
@@ -39,31 +44,6 @@ DEFAULT_BLOCK = 128  # tokens
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # of other names than the tracker's
 
 NO_TRACKER = "none"
-RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "least": (">=", operator.ge),
-    "above": (">", operator.gt),
-    "most": ("<=", operator.le),
-    "below": ("<", operator.lt),
-}
-GIVEN = "given"  # a flag of a later release enters a run's key only where it is given
-
-
-def flag(default: T, text: str, **meta: Any) -> T:
-    """A dataclass field with its help text; the flag's name is the field's.
-
-    Args:
-        meta: what the parser knows (cli/parser.py), and
-            least, above, most, below: range of a number; without them any finite one.
-            key: False for what names a place or changes speed, reporting and bookkeeping, but not
-                the trained numbers, and for what enters the key of a run by its content; or GIVEN.
-            of: the kinds of run or module whose numbers it decides; default: all.
-    """
-    return field(default=default, metadata={"help": text, **meta})  # type: ignore[no-any-return]
-
-
-def required(text: str, **meta: Any) -> Any:
-    """The same for a flag that must be given."""
-    return field(metadata={"help": text, **meta})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,11 +229,11 @@ class AdapterFlags(LoadFlags, FileFlags):
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))
-        _one_of(self, "adapter_config", tuple(ADAPTER_CONFIGS))
-        _one_of(self, "objective", OBJECTIVES)
+        check_choice(self, "adapter_config", tuple(ADAPTER_CONFIGS))
+        check_choice(self, "objective", OBJECTIVES)
         self._check_decoder()
         if self.adapter_config == "fft" and self.target_modules:
-            raise _refuse(
+            raise refused(
                 "target_modules",
                 " ".join(self.target_modules),
                 "no targets with --adapter_config fft",
@@ -457,9 +437,9 @@ class TrainConfig(AdapterFlags, TrackerFlags):
                 expected="a task name or --train_file",
                 do="add one of them",
             )
-        _one_of(self, "lr_scheduler_type", SCHEDULERS)
+        check_choice(self, "lr_scheduler_type", SCHEDULERS)
         if self.optim is not None:
-            _one_of(self, "optim", OPTIMIZERS)
+            check_choice(self, "optim", OPTIMIZERS)
         check_objective(self)
         self._check_documents()
         self._check_pairs()
@@ -517,13 +497,13 @@ class TrainConfig(AdapterFlags, TrackerFlags):
                     do=f"remove --{a} or --{b}",
                 )
         if self.eval_strategy in ("no", "epoch") and self.eval_steps is not None:
-            raise _refuse(
+            raise refused(
                 "eval_steps",
                 self.eval_steps,
                 f"no step count with --eval_strategy {self.eval_strategy}",
             )
         if self.eval_strategy == "steps" and self.eval_steps is None:
-            raise _refuse("eval_strategy", "steps", "--eval_steps N beside it")
+            raise refused("eval_strategy", "steps", "--eval_steps N beside it")
         stops = self.early_stopping_patience is not None
         refuse_idle(self, "early_stopping_threshold", "--early_stopping_patience", has=stops)
         evaluated = self.load_best_model_at_end and self.eval_strategy != "no"
@@ -532,7 +512,7 @@ class TrainConfig(AdapterFlags, TrackerFlags):
             has=evaluated,
         )  # fmt: skip
         if not self.do_train and not self.init_from and self.adapter_config != "fft":
-            raise _refuse("do_train", "false", "--init_from with the module to evaluate")
+            raise refused("do_train", "false", "--init_from with the module to evaluate")
 
     @property
     def score_filter(self) -> ScoreFilter | None:
@@ -603,7 +583,7 @@ def check_objective(config: Any) -> None:
         UsageError: naming the flag that would make it count.
     """
     if config.target is not None:
-        _one_of(config, "target", TARGETS)
+        check_choice(config, "target", TARGETS)
     refuse_idle(config, "target", "--objective seq2seq", has=config.objective == "seq2seq")
     refuse_idle(config, "prompt", "--objective seq2seq", has=config.objective == "seq2seq")
     instructs = config.objective == "instruction"
@@ -620,51 +600,7 @@ def check_objective(config: Any) -> None:
         refuse_idle(config, "text_column_names", "--objective causal_lm", has=False)
 
 
-def refuse_idle(config: Any, name: str, needed: str, *, has: bool) -> None:
-    """Refuse a flag that was given without the one that it needs to have an effect.
-
-    Raises:
-        UsageError: naming both.
-    """
-    value = getattr(config, name)
-    if value is not None and not has:
-        raise UsageError.build(
-            f"--{name}",
-            f"has no effect without {needed}",
-            found=value,
-            do=f"add {needed} or leave it out",
-        )
-
-
-def _refuse(name: str, found: object, expected: str) -> UsageError:
-    return UsageError.build(f"--{name}", "cannot be used", found=found, expected=expected)  # type: ignore[return-value]
-
-
-def check_ranges(config_class: type, values: Mapping[str, Any]) -> None:
-    """Refuse a number that is outside the range its flag declares, or not finite.
-
-    Raises:
-        UsageError: naming the flag.
-    """
-    for spec in dataclasses.fields(config_class):
-        value = values.get(spec.name)
-        bounds = [(*RANGES[k], spec.metadata[k]) for k in RANGES if k in spec.metadata]
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                continue
-            if not math.isfinite(number):
-                raise _refuse(spec.name, number, "a finite number")
-            if not all(holds(number, bound) for _, holds, bound in bounds):
-                limits = " and ".join(f"{sign} {bound:g}" for sign, _, bound in bounds)
-                raise _refuse(spec.name, number, f"a number {limits}")
-
-
 def fields_of(kind: str) -> tuple[str, ...]:
     """The flags that decide the numbers of one kind of module only."""
     specs = dataclasses.fields(AdapterFlags)
     return tuple(spec.name for spec in specs if kind in spec.metadata.get("of", ()))
-
-
-def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:
-    if getattr(config, name) not in allowed:
-        raise _refuse(name, getattr(config, name), ", ".join(allowed))

@@ -273,3 +273,20 @@ def test_new_last_layers_need_heads(tmp_path, capsys):
     capsys.readouterr()
     message = refused(capsys, tmp_path, "sweep", *texts.flags("rte"), *GRID, "--refit", "50")
     assert "--refit: fits last layers of classification heads" in message
+
+
+def test_new_last_layers_say_that_they_saw_the_rows_and_refuse_too_few_before_any_result(
+    bench, tmp_path, capsys
+):
+    rows = bench.rows["rte", "validation"]
+    words = (
+        "sweep", "-a", bench.modules[0], bench.modules[0], "--model_name_or_path", bench.base,
+        "--task_name", "rte", "--validation_file", rows, "--train_file", rows, *GRID,
+    )  # fmt: skip
+    message = refused(capsys, tmp_path, *words, "--refit", 4)
+    assert "--refit 4: rte: too few rows of class" in message and "--penalty" not in message
+    assert run(*words, "--refit", 99, "-p", tmp_path / "out") == 0
+    count = len(rows.read_text().splitlines())
+    assert read(tmp_path / "out").summary["refit_shared_rows"] == [count]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert f"{count} of the {count} rte rows of the table are among those, so the scores" in table

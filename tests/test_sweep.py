@@ -565,6 +565,19 @@ def test_a_point_that_the_dtype_does_not_hold_is_refused_before_any_score(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_stands_beside_the_results_is_of_the_summary_that_they_end_with(tmp_path):
+    """Two sweeps of one folder: the other one ends between this one's end and its table."""
+    path = tmp_path / "results.jsonl"
+    mine, other = {"summary": 2, "grid": 1}, {"summary": 2, "grid": 2}
+    store = sweep.ResultStore(path)
+    store.conclude(mine)
+    sweep.ResultStore(path).conclude(other)
+    with store.finish(mine):
+        assert json_lines.read(path) == [mine, other, mine]
+    with store.finish(mine):
+        assert len(json_lines.read(path)) == 3
+
+
 @pytest.mark.slow
 def test_two_sweeps_share_an_output_though_one_is_killed(bench, finished, tmp_path):
     """Each point once, and the table is that of a sweep that ran alone."""

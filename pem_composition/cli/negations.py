@@ -115,7 +115,7 @@ def start(config: UnlearningFlags) -> int:
     print(f"{out}: {store.computed} parts computed, {store.known} known before")
     if not launch.is_main():
         return 0
-    with store.claim("finish"):  # processes that share the output write in turn
+    with store.finish(summary):  # processes that share the output write in turn
         if chosen is not None and header.kind != "full":  # whole models are left to negation.py
             target, module = out / f"negated_{chosen:.12g}", runner.module(chosen)
             module.save(target, format=config.format, dtype=config.dtype, overwrite=True)
@@ -140,11 +140,11 @@ def _on_tasks(
         use_cpu=config.use_cpu, overwrite=config.overwrite, command=COMMAND.get(), **places,
     )  # fmt: skip
     plan, runner = setup.prepare(common.say)
-    subtraction.run(plan, runner)
+    summary = subtraction.run(plan, runner)
     runner.close()
     print(f"{out}: {runner.told('strengths scored')}")
     if not launch.is_main():
         return 0
-    with runner.store.claim("finish"):  # processes that share the output write in turn
+    with runner.store.finish(summary):  # processes that share the output write in turn
         show(out / RESULTS, out, config.report_to)
     return 0

@@ -199,7 +199,7 @@ def run(config: Config) -> int:
     print(f"{setup.out}: {runner.told('points scored')}")
     if not launch.is_main():
         return 0
-    with runner.store.claim("finish"):  # processes that share the output write in turn
+    with runner.store.finish(summary):  # processes that share the output write in turn
         if setup.kind != "full":  # whole models are left to merge.py
             best = best_point(search, runner, summary).module(runner.settings, saved=True)
             best.save(setup.out / "best", format=config.format, dtype=config.dtype, overwrite=True)

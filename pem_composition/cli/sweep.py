@@ -90,7 +90,7 @@ def start(
     print(f"{checked.out}: {runner.told('points scored')}")
     if not launch.is_main():
         return 0
-    with runner.store.claim("finish"):  # processes that share the output write in turn
+    with runner.store.finish(summary):  # processes that share the output write in turn
         for path, module in checked.write_selected(plan, summary):
             common.report(path, module)
         show(checked.out / RESULTS, checked.out, evaluation.report_to)

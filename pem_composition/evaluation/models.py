@@ -497,10 +497,12 @@ def _load(factory: Any, source: str, **keywords: Any) -> Any:
 def _explained(source: str, error: Exception) -> PEMError:
     kind = type(error).__name__
     reason = str(error).strip().partition("\n")[0][:300] or kind
+    named_in_utf8 = source.encode(errors="ignore").decode() == source
     if Path(source).is_dir():
         return CheckpointError.build(
             source, f"cannot be loaded ({kind}: {reason})",
-            do="check that the files are complete and belong together",
+            do="check that the files are complete and belong together" if named_in_utf8
+            else "link the folder under a name in UTF-8",
         )  # fmt: skip
     models = ", ".join(offline.names("model"))
     return CheckpointError.build(

@@ -38,7 +38,7 @@ from pem_composition.adapters.locate import plain_tensors
 from pem_composition.arithmetic.algebra import HEAD
 from pem_composition.arithmetic.heads import own_head, saved_parts, select, tasks_of
 from pem_composition.config import Head, HeadInfo
-from pem_composition.errors import DataError, IncompatibleModules
+from pem_composition.errors import IncompatibleModules
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.evaluator import Evaluator
 from pem_composition.evaluation.model_names import max_input_length, resolve
@@ -50,7 +50,7 @@ from pem_composition.evaluation.own_classes import (
     of_module,
     order_of,
 )
-from pem_composition.merging.penalties import FOLDS, PENALTIES
+from pem_composition.merging.penalties import FOLDS, PENALTIES, check_enough
 from pem_composition.module import PEM
 from pem_composition.objectives.classification import Classification
 from pem_composition.tasks.data import TaskData
@@ -201,12 +201,7 @@ def _parts(
     counts = (
         [len(labels)] if classes is None else np.bincount(labels.astype(int), minlength=classes)
     )
-    if min(counts) < folds:
-        what = "rows" if classes is None else f"rows of class {int(np.argmin(counts))}"
-        raise DataError.build(
-            "--folds", f"too few {what}", found=int(min(counts)), expected=f"at least {folds}",
-            do="give more rows, or one --penalty and no folds",
-        )  # fmt: skip
+    check_enough([int(c) for c in counts], classes=classes is not None, folds=folds)
     if folds < 2:
         return []
     kind = KFold if classes is None else StratifiedKFold

@@ -91,8 +91,8 @@ def points(results: Results) -> Points:
     lines = list(_trials(results) if results.is_search else _grid(results))
     signs: dict[str, int] = dict(zip(s["tasks"], s["signs"], strict=True))
     if len(s["tasks"]) > 1:
-        # A mean of measures of both directions is a number that nobody should maximise.
-        signs |= {MEAN: s["signs"][0] if len(set(s["signs"])) == 1 else 0}
+        # A mean of measures in different units is a number that nobody should maximise.
+        signs |= {MEAN: s["signs"][0] if results.common_mean else 0}
     if results.is_search:
         own = zip(s["goals"], s["goal_signs"], strict=True)
         signs = {**{_goal(s, g): sign for g, sign in own}, **signs}

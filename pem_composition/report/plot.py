@@ -117,11 +117,11 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
 
 
 def curves(results: Results) -> Figure:
-    """One panel per task, and one for the mean of several."""
+    """One panel per task, and one for the mean of several that have one."""
     from matplotlib import pyplot
 
     found, tasks = points(results), results.summary["tasks"]
-    names = [*tasks, MEAN] if len(tasks) > 1 else tasks
+    names = [*tasks, MEAN] if found.signs.get(MEAN) else tasks
     width, height = PANEL_INCHES if len(tasks) == 1 else SMALL_PANEL_INCHES
     figure, grid = pyplot.subplots(
         1, len(names), figsize=(width * len(names), height), layout="constrained", squeeze=False

@@ -31,9 +31,21 @@ class Results:
         """True for a search, False for a sweep."""
         return "search" in self.summary
 
+    @property
+    def common_mean(self) -> bool:
+        """True where the tasks' measures have one unit, so that their mean says something."""
+        metrics = [r["metric"] for r in self.scored(self.summary["rows"][0]["keys"])]
+        return len(units_of(metrics, self.summary["signs"])) == 1
+
     def scored(self, keys: Iterable[str]) -> list[Mapping[str, Any]]:
         """The records of these keys, one per task."""
         return [self.points[key] for key in keys]
+
+
+def units_of(metrics: Sequence[str], signs: Sequence[int]) -> set[str]:
+    """The units of measures: scores have one, each measure that is better when smaller (sign -1: a
+    perplexity, a rate of errors) has its own."""
+    return {m if sign < 0 else "score" for m, sign in zip(metrics, signs, strict=True)}
 
 
 def mean_of(estimates: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -177,14 +189,32 @@ def overlap_note(results: Results) -> str:
     shared = s.get("shared_rows") or [n if s["select"] == s["report"] else 0 for n in sizes]
     if shared == sizes:
         return "These are the same rows, so what was selected is optimistic (give --test_file)."
-    parts = [
+    if not any(shared):
+        return ""
+    return (
+        f"{_named(results, shared)} of the table are among the rows that were selected on, so what "
+        "was selected is optimistic (give --test_file with other rows)."
+    )
+
+
+def refit_note(results: Results) -> str:
+    """What is said of new last layers, and where they were fitted on reported rows."""
+    note = "New heads: the last layer fitted anew on training rows, for every row."
+    shared = results.summary.get("refit_shared_rows") or []
+    if not any(shared):
+        return note
+    return (
+        f"{note} {_named(results, shared)} of the table are among those, so the scores with new "
+        "heads are optimistic (give --train_file with other rows)."
+    )
+
+
+def _named(results: Results, shared: Sequence[int]) -> str:
+    """Of each task that has some, how many of its reported rows."""
+    s = results.summary
+    sizes = [r["n"] for r in results.scored(s["rows"][0]["keys"])]
+    return " and ".join(
         f"{count} of the {n} {task} rows"
         for task, count, n in zip(s["tasks"], shared, sizes, strict=True)
         if count
-    ]
-    if not parts:
-        return ""
-    return (
-        f"{' and '.join(parts)} of the table are among the rows that were selected on, so what was "
-        "selected is optimistic (give --test_file with other rows)."
     )

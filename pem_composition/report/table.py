@@ -20,6 +20,7 @@ from pem_composition.report.records import (
     distinct,
     overlap_note,
     read,
+    refit_note,
     setting_of,
 )
 
@@ -121,7 +122,7 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
     yield "module", [_title(s, c) for c in last]
     yield "coefficients", [" ".join(f"{x:{form}}" for x in c["coefficients"]) for c in last]
     alone = len(tasks) == 1 and not results.is_search
-    by_task = s["composition"] == SUBTRACTION or len(set(s["signs"])) > 1
+    by_task = s["composition"] == SUBTRACTION or not results.common_mean
     for task, own in zip(tasks, cells, strict=True):
         metric = own[0]["metric"]
         title = metric if alone else f"{task} {metric} (n = {own[0]['n']})"
@@ -240,16 +241,13 @@ def subject(results: Results) -> str:
 
 def _footnotes(results: Results) -> list[str]:
     s = results.summary
-    notes = [_searched(s) if results.is_search else _selected(s)]
+    notes = [_searched(s) if results.is_search else _selected(results)]
     smaller = [t for t, sign in zip(s["tasks"], s["signs"], strict=True) if sign < 0]
     if smaller:
         of = f" of {', '.join(smaller)}" if len(smaller) < len(s["tasks"]) else ""
         notes.append(f"Smaller is better{of}.")
-        if of and s["composition"] != SUBTRACTION:
-            notes.append(
-                "Scores of both directions have no common mean; a choice by it counts those with a "
-                "minus sign."
-            )
+    if not results.common_mean and s["composition"] != SUBTRACTION:
+        notes.append("Measures in different units have no common mean.")
     if s["baseline"] == "own module":
         notes.append(OWN_HEADS)
     notes.append(overlap_note(results))
@@ -276,17 +274,19 @@ def _controlled(results: Results) -> list[str]:
     elif controls:
         notes.append("It differs from every control.")
     if last["refit"].notna().any():
-        notes.append("New heads: the last layer fitted anew on training rows, for every row.")
+        notes.append(refit_note(results))
     return [" ".join(notes)]
 
 
-def _selected(s: Mapping[str, Any]) -> str:
+def _selected(results: Results) -> str:
+    s = results.summary
     if s["composition"] == SUBTRACTION:
         return (
             "The module is added to the base model with the coefficient. +- is one standard error "
             "over the rows, that of a difference is paired."
         )
-    mean = " by the mean over the tasks" if len(s["tasks"]) > 1 else ""
+    what = "mean" if results.common_mean else "mean rank"
+    mean = f" by the {what} over the tasks" if len(s["tasks"]) > 1 else ""
     by = f" by {', '.join(s['selected_by'])}" if s.get("selected_by") else mean
     note = (
         f"Coefficients selected{by} on the {s['select']} rows, table on the {s['report']} rows; "

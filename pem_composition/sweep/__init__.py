@@ -21,7 +21,7 @@ from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.evaluation.keys import shared_rows
 from pem_composition.report.records import SUMMARY_VERSION, mean_of
 from pem_composition.sweep.controls import ALONE, Controls, Line
-from pem_composition.sweep.goals import mean_worths, normalised, signs_of, smaller_of
+from pem_composition.sweep.goals import mean_worths, normalised, signs_of, smaller_of, units_of
 from pem_composition.sweep.grids import MAX_POINTS, analogies, grid, merges, union
 from pem_composition.sweep.points import (
     PER_TASK,
@@ -167,7 +167,7 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
         **_setting(plan, runner.settings, singles[0]),
         "select": select,
         "report": report,
-        "shared_rows": shared(runner, select, report),
+        **shared(runner, select, report),
         "singles": [_keys(records) for records in singles],
         "reference": None if ceiling is None else _keys(ceiling),
         "selected": {space: list(c) for space, c in chosen.items()},
@@ -209,10 +209,14 @@ def score_table(
     ]
 
 
-def shared(runner: Runner, select: str, report: str) -> list[int]:
-    """Of each task, how many reported rows are among those that are selected on, by content."""
-    pairs = zip(runner.splits[select], runner.splits[report], strict=True)
-    return [shared_rows(chosen.examples, shown.examples) for chosen, shown in pairs]
+def shared(runner: Runner, select: str, report: str) -> dict[str, list[int]]:
+    """Of each task, how many reported rows are among those that are selected on, and among those
+    that new last layers are fitted on, by content."""
+    seen = {"shared_rows": [rows.examples for rows in runner.splits[select]]}
+    if runner.refitting is not None:
+        seen["refit_shared_rows"] = list(runner.refitting.rows)
+    shown = [rows.examples for rows in runner.splits[report]]
+    return {name: list(map(shared_rows, of, shown)) for name, of in seen.items()}
 
 
 def _targets(plan: Plan, settings: Settings) -> Iterator[Point]:
@@ -345,12 +349,12 @@ def _mean(
     """Mean of scores, gains and differences over the tasks; with a head per task also of score /
     own score.
 
-    Scores of which some are better when smaller have no mean.
+    Measures in different units have no mean.
     """
     score, error = mean_of((r["score"], r["standard_error"]) for r in records)
     columns = _flat({name: mean_of(pairs) for name, pairs in found.items()})
     mean: dict[str, float | None] = {"score": score, "standard_error": error, **columns}
-    if len(set(signs_of(records))) > 1:
+    if len(units_of(records)) > 1:
         mean = dict.fromkeys(mean)
     if own is not None:
         mean["normalised"] = normalised(records, [alone for (alone,) in own])
@@ -358,7 +362,7 @@ def _mean(
 
 
 def _average(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    if len(set(signs_of(tasks))) > 1:
+    if len(units_of(tasks)) > 1:
         return {"tasks": list(tasks), "mean": dict.fromkeys(("score", "standard_error"))}
     score, error = mean_of((t["score"], t["standard_error"]) for t in tasks)
     return {"tasks": list(tasks), "mean": {"score": score, "standard_error": error}}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pem_composition.errors import DataError, UsageError
+from pem_composition.report.records import units_of as units_of_measures
 
 Record = Mapping[str, Any]
 MEAN, WORST, NORMALISED, LOSS, INVALID = "mean", "worst", "normalised", "loss", "invalid"
@@ -251,10 +252,9 @@ def worths_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> list[fl
 
 
 def units_of(records: Sequence[Record], metrics: Sequence[str] = ()) -> set[str]:
-    """The units of the tasks' measures: scores have one, each measure that is better when smaller
-    (a perplexity, a rate of errors) has its own."""
+    """The units of the tasks' measures, by a metric each, by their task's own where none is."""
     names = metrics or [r["metric"] for r in records]
-    return {name if _sign(name) < 0 else "score" for name in names}
+    return units_of_measures(names, signs_of(records, names))
 
 
 def check_units(where: str, records: Sequence[Record], metrics: Sequence[str] = ()) -> None:

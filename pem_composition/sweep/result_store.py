@@ -167,6 +167,14 @@ class ResultStore:
             if _said(self.last or {}) != _said(json.loads(json.dumps(summary))):
                 self.append(summary)
 
+    @contextmanager
+    def finish(self, summary: Record) -> Iterator[None]:
+        """Hold the right to write what stands beside the results; they end with the summary then,
+        whatever other processes that share the folder have concluded meanwhile."""
+        with self.claim("finish"):
+            self.conclude(summary)
+            yield
+
     def gather(self) -> None:
         """Make one file of those of all processes of a launch; its first process does it."""
         if launch.is_main():

@@ -373,7 +373,7 @@ def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[s
         "dtype": settings.dtype,
         "select": select,
         "report": report,
-        "shared_rows": shared(runner, select, report),
+        **shared(runner, select, report),
         "goals": [g.name for g in search.goals],
         "penalty": search.goals[0].penalty,
         "selected_by": list(search.metrics),

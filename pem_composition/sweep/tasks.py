@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from pem_composition.checkpoint.several import short_paths
 from pem_composition.config import HeadInfo
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
+from pem_composition.merging.penalties import check_enough
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.sweep import goals
 from pem_composition.sweep.controls import answers
@@ -208,7 +210,7 @@ def training_rows(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[tuple[
 
     Raises:
         UsageError: tasks that no head answers.
-        DataError: no training rows.
+        DataError: no training rows, or too few of a class.
     """
     if scoring.refit is None:
         return ()
@@ -225,7 +227,14 @@ def training_rows(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[tuple[
         )  # fmt: skip
         reading = replace(scoring.reading, own=task.own)
         data = task.objective.read(place["task_name"], files, reading=reading)
-        found.append(data.require(TRAIN))
+        rows = data.require(TRAIN)
+        counts = Counter(example.label for example in rows)
+        classes = range(len(data.task.labels))
+        check_enough(
+            [counts[c] for c in classes] if classes else [len(rows)], classes=bool(classes),
+            where=f"--refit {scoring.refit}: {task.name}", do="give more rows",
+        )  # fmt: skip
+        found.append(rows)
     return tuple(found)
 
 

@@ -72,7 +72,7 @@ def _is_accelerate(command: Sequence[str]) -> bool:
 def parent_command() -> list[str]:
     """Command line of the parent process; empty where the system does not tell."""
     with suppress(OSError):
-        return Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+        return os.fsdecode(Path(f"/proc/{os.getppid()}/cmdline").read_bytes()).split("\0")
     return []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pem_composition import cli
+from pem_composition import cli, json_lines
 from pem_composition.errors import DataError
 from pem_composition.report import frames, plot, records, table, text, tracking
 
@@ -286,6 +286,21 @@ def test_more_modules_have_profiles_of_the_best_score(tmp_path, pyplot):
             reached = [best(s for c, s in scores.items() if c[place] == share) for share in x]
             assert list(x) == sorted({c[place] for c in scores})
             assert list(y) == pytest.approx(reached)
+
+
+def test_only_measures_in_one_unit_have_a_mean_and_a_panel_of_it(tmp_path):
+    for name, other in (("one", "word_perplexity"), ("two", "byte_perplexity")):
+        folder = write_two(tmp_path / name, signs=[-1, -1])
+        lines = json_lines.read(folder / "results.jsonl")
+        metrics = dict(zip("rs", ("word_perplexity", other), strict=True))
+        for line in lines[:-1]:
+            line["metric"] = metrics[line["key"][0].lower()]
+        (folder / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        found, text = records.read(folder), table.markdown(records.read(folder))
+        one = name == "one"
+        assert ("| mean |" in text) == one == ("by the mean over the tasks" in text)
+        assert ("by the mean rank over the tasks" in text) != one
+        assert len(plot.curves(found).axes) == 2 + one
 
 
 @pytest.mark.slow

@@ -96,3 +96,10 @@ def test_a_failed_worker_ends_the_group_with_its_code():
         timeout=240,
     )
     assert run.stdout == "3\n"
+
+
+def test_the_command_of_a_parent_may_hold_names_that_are_not_utf8():
+    code = "from pem_composition.training.processes import parent_command as p; print(ascii(p()))"
+    words = ["sh", "-c", f'{sys.executable} -c "{code}"; true', b"caf\xe9"]
+    run = subprocess.run(words, capture_output=True, text=True, env=environment(), check=True)
+    assert "'caf\\udce9'" in run.stdout

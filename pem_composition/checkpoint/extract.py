@@ -83,7 +83,7 @@ def extract_lora(
         method: exact (a dense SVD in float64) or randomized (subspace iteration, seeded).
         target_modules: layers by name or suffix; default: every linear layer that differs.
         strict: refuse where something differs that the module cannot hold.
-        dtype: as for ``module.combine``.
+        dtype: of the factors, rounded once from float64; default: float32.
 
     Raises:
         PEMError: a rank, method or target that cannot be, or (strict) a difference left out.
@@ -231,8 +231,8 @@ class _Work:
             A, B = f"{layer}.lora_A", f"{layer}.lora_B"
             conv = stores_transposed(layer, self.tuned.infos)  # stores W^T = A^T B^T
             pair = (found.B_OR.mT, found.A_RI.mT) if conv else (found.A_RI, found.B_OR)
-            own = {name: t.float().contiguous() for name, t in zip((A, B), pair, strict=True)}
-            own = cast(own, self.dtype)
+            own = {name: t.contiguous() for name, t in zip((A, B), pair, strict=True)}
+            own = cast(own, self.dtype or "float32")
             written = (own[B].mT, own[A].mT) if conv else (own[A], own[B])
             errors[layer] = dense.error(
                 entries, _only, found._replace(A_RI=written[0], B_OR=written[1])

@@ -186,6 +186,8 @@ def test_bfloat16_checkpoints_and_factors(tmp_path: Path) -> None:
         assert module.provenance.certificate.layers[layer] == pytest.approx(found, rel=1e-6)
     module.save(tmp_path / "out", dtype="bfloat16")
     assert rebuild(tmp_path / "out").equal
+    exact = extract_lora(*places, rank=64, dtype="float64")
+    assert max(exact.provenance.certificate.layers.values()) < 1e-13
 
 
 def test_the_seed_decides_the_randomised_module(tmp_path: Path) -> None:

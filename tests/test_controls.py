@@ -285,6 +285,9 @@ def test_new_last_layers_say_that_they_saw_the_rows_and_refuse_too_few_before_an
     )  # fmt: skip
     message = refused(capsys, tmp_path, *words, "--refit", 4)
     assert "--refit 4: rte: too few rows of class" in message and "--penalty" not in message
+    named = ("-a", *bench.modules[:1] * 2, "--model_name_or_path", bench.base)
+    asked = ("sweep", *named, "--validation_file", rows, "--refit", 4)
+    assert "--refit: no training rows of" in refused(capsys, tmp_path, *asked, *GRID)
     assert run(*words, "--refit", 99, "-p", tmp_path / "out") == 0
     count = len(rows.read_text().splitlines())
     assert read(tmp_path / "out").summary["refit_shared_rows"] == [count]

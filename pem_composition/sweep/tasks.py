@@ -209,8 +209,8 @@ def training_rows(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[tuple[
     """Of each task the rows that new last layers are fitted on, as ``pem refit`` reads them.
 
     Raises:
-        UsageError: tasks that no head answers.
-        DataError: no training rows, or too few of a class.
+        UsageError: tasks that no head answers, or no training rows named.
+        DataError: training rows that cannot be used, or too few of a class.
     """
     if scoring.refit is None:
         return ()
@@ -221,6 +221,10 @@ def training_rows(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[tuple[
         )  # fmt: skip
     found = []
     for task, place in zip(tasks, _places(scoring), strict=True):
+        if not any(place[name] for name in ("train_file", "data_dir", "task_name")):
+            raise UsageError.build(
+                "--refit", f"no training rows of {task.name}", expected="--train_file or --data_dir"
+            )
         files = RowFiles(
             train_file=place["train_file"], data_dir=place["data_dir"], splits=(TRAIN,),
             max_train_samples=scoring.refit,

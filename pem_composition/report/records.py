@@ -158,13 +158,16 @@ BY_HARNESS = ("version", "task_version", "task_hash", "num_fewshot", "limit")
 
 def setting_of(results: Results) -> dict[str, Any]:
     """What sweeps or searches must have in common to be averaged, by name: how the reported rows
-    were asked (the tasks in order), and how coefficients were selected.
+    were asked (the tasks in order), how coefficients were selected, and on which rows new last
+    layers were fitted.
     """
     s = results.summary
     records = results.scored(s["rows"][0]["keys"])
     asked = {name: [r.get(name) for r in records] for name in ASKED}
     asked |= {name: [(r.get("harness") or {}).get(name) for r in records] for name in BY_HARNESS}
+    fitted = [r["refit"]["rows"] for r in results.scored(s["rows"][0].get("refit_keys", ()))]
     chosen = {name: s.get(name) or None for name in ("report", "select", "selected_by")}
+    chosen |= {"refit": fitted or None}
     curves = (s.get("curve") or {}).values()  # a search has none
     grid = sorted({tuple(point["coefficients"]) for curve in curves for point in curve})
     return {**asked, **chosen, "max_invalid": s.get("max_invalid"), "grid": grid}

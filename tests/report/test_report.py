@@ -288,6 +288,21 @@ def test_more_modules_have_profiles_of_the_best_score(tmp_path, pyplot):
             assert list(y) == pytest.approx(reached)
 
 
+def test_sweeps_whose_new_last_layers_saw_other_rows_have_no_common_mean(tmp_path):
+    paths = [write(tmp_path / n, shift) for n, shift in (("x", 0.0), ("y", 0.01), ("z", 0.02))]
+    for path, rows in zip(paths, "xyy", strict=True):
+        lines = json_lines.read(path / "results.jsonl")
+        lines[-1]["rows"][0]["refit_keys"] = ["new"]
+        lines.insert(0, {**record("new", 0.9), "refit": {"rows": rows}})
+        (path / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    frame = table.aggregate(paths)
+    assert {row["setting"]: row["sweeps"] for row in lines_of(paths)} == {
+        "refit x": 1,
+        "refit y": 2,
+    }
+    assert "| refit x |" in table.aggregate_markdown(frame)
+
+
 def test_only_measures_in_one_unit_have_a_mean_and_a_panel_of_it(tmp_path):
     for name, other in (("one", "word_perplexity"), ("two", "byte_perplexity")):
         folder = write_two(tmp_path / name, signs=[-1, -1])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from faults import damage as d
 from faults import oracle
-from faults.case import Case
+from faults.case import READERS, Case
 from faults.oracle import close, updates, weighted
 from faults.world import CONFIG, LAYER, WEIGHTS
 from safetensors.torch import load_file, save_file
@@ -249,7 +249,9 @@ KINDS = (
          "bad: DoRA scales the base's weights, so its modules have no sum; found use_dora, "
          "expected LoRA; fold it into its base (pem fold), then take its LoRA out of that "
          "(pem extract)",
-         d.both(d.config(use_dora=True), d.magnitudes())),
+         d.both(d.config(use_dora=True), d.magnitudes()),
+         run=(*READERS[:4], ("compose", "a - bad", "--module", "a=good", "--module", "bad=bad",
+                             "-p", "out"))),
     Case("M15b", "DoRA magnitudes in the weights",
          f"bad/{WEIGHTS}: DoRA magnitudes of '{LAYER.format(0, 'query')}' do not fit use_dora; "
          "found magnitudes (32,), expected none, as use_dora is false; restore ...",

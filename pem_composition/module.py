@@ -580,7 +580,8 @@ def _provenance(
         notes.append(
             "the modules start from different initialisations ("
             + ", ".join(i[:12] for i in known)
-            + "): in parameter space their factors are not aligned"
+            + "), heads counted: where their lora_A differ, parameter space has factors that are "
+            "not aligned"
         )
     return Provenance(
         terms=terms,

@@ -46,8 +46,8 @@ WRAPPERS = frozenset(
 def alpha_for(scaling: float, r: int) -> float | None:
     """The alpha for which alpha / r is the scaling, bit for bit; None where there is none.
 
-    >>> alpha_for(0.1, 7)
-    0.7
+    >>> alpha_for(2.0, 8), alpha_for(0.1, 7)
+    (16, 0.7000000000000001)
     """
     guess = scaling * r
     for alpha in (round(guess), guess, math.nextafter(guess, math.inf), math.nextafter(guess, 0.0)):

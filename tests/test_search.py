@@ -459,7 +459,7 @@ def test_the_store_holds_numbers_and_no_pickle(bench, tmp_path):
         for table in ("trial_system_attributes", "study_system_attributes"):
             assert store.execute(f"select count(*) from {table}").fetchone() == (0,)
         keys = {key for (key,) in store.execute("select key from trial_user_attributes")}
-    assert keys == {samplers.PLACE}
+    assert keys == {samplers.PLACE, studies.HOST}
 
 
 def test_cma_es_gets_nearer_than_chance():

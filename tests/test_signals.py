@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,17 @@ def scores(out: Path) -> dict[str, object]:
     records = [json.loads(line) for line in results.open()] if results.exists() else []
     measured = {r["key"]: {k: r.get(k) for k in NUMBERS} for r in records if "key" in r}
     return {"files": set(contents(out)), "measured": measured}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_ignored() -> Iterator[None]:
+    """A suite that was started in the background ignores SIGINT, perhaps SIGHUP."""
+    ignored = [s for s in signals.SIGNALS if signal.getsignal(s) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS, ids=lambda n: n.name)

@@ -94,12 +94,16 @@ def read(path: str | Path) -> Results:
 
 def _needed(summary: Mapping[str, Any]) -> list[str]:
     """Keys of every point that the summary names."""
-    groups = [row["keys"] for row in summary["rows"]]
-    groups += [row.get("refit_keys", ()) for row in summary["rows"]]
+    groups = list(map(_keys_of, summary["rows"]))
     groups += [keys for study in summary.get("studies", ()) for keys in study["keys_of_trials"]]
     groups += list(summary.get("singles", ()))
     groups += [p["keys"] for curve in summary.get("curve", {}).values() for p in curve]
     return [key for keys in (*groups, summary.get("reference") or ()) for key in keys]
+
+
+def _keys_of(row: Mapping[str, Any]) -> list[str]:
+    """The points of a row of the table, those with new last layers too."""
+    return [*row["keys"], *row.get("refit_keys", ())]
 
 
 def _current(file: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -177,7 +181,7 @@ def distinct(found: Iterable[Results]) -> list[Results]:
     """Each sweep once, however often it is named: its rows are the same results, chosen alike."""
 
     def content(one: Results) -> str:
-        records = [r for row in one.summary["rows"] for r in one.scored(row["keys"])]
+        records = [r for row in one.summary["rows"] for r in one.scored(_keys_of(row))]
         names = ("tasks", "kind", "modules", "selected_by", "max_invalid")
         about = [one.summary.get(name) for name in names]
         return repr([about, *((r["key"], r.get("score"), r.get("perplexity")) for r in records)])

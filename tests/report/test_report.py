@@ -289,11 +289,11 @@ def test_more_modules_have_profiles_of_the_best_score(tmp_path, pyplot):
 
 
 def test_sweeps_whose_new_last_layers_saw_other_rows_have_no_common_mean(tmp_path):
-    paths = [write(tmp_path / n, shift) for n, shift in (("x", 0.0), ("y", 0.01), ("z", 0.02))]
+    paths = [write(tmp_path / n, shift) for n, shift in (("x", 0.0), ("y", 0.0), ("z", 0.02))]
     for path, rows in zip(paths, "xyy", strict=True):
         lines = json_lines.read(path / "results.jsonl")
-        lines[-1]["rows"][0]["refit_keys"] = ["new"]
-        lines.insert(0, {**record("new", 0.9), "refit": {"rows": rows}})
+        lines[-1]["rows"][0]["refit_keys"] = [f"on {rows}"]
+        lines.insert(0, {**record(f"on {rows}", 0.9), "refit": {"rows": rows}})
         (path / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     frame = table.aggregate(paths)
     assert {row["setting"]: row["sweeps"] for row in lines_of(paths)} == {

@@ -121,6 +121,18 @@ class Provenance:
     notes: tuple[str, ...] = ()
     recipe: Recipe | None = None  # None for a module that was trained or loaded
 
+    @property
+    def task(self) -> str | None:
+        """The task that the module was trained on, where its training run is recorded.
+
+        Examples:
+            >>> Provenance(training={"content": {"task": "rte"}}).task, Provenance().task
+            ('rte', None)
+        """
+        content = self.training.get("content")
+        task = content.get("task") if isinstance(content, dict) else None
+        return task if isinstance(task, str) else None
+
 
 def purpose_note(name: str, purpose: str) -> str:
     """The note that says what a module is for; ``purposes`` reads it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,14 +186,30 @@ def test_controls_go_on_where_they_stopped(words, finished):
     assert points() == before
 
 
+def trained_on(folder: Path, task: str) -> None:
+    """Give a module the record of a training on a task."""
+    module = library.load(folder)
+    origin = replace(module.provenance, training={"content": {"task": task}})
+    replace(module, provenance=origin).save(folder, overwrite=True)
+
+
 def test_modules_of_one_task_are_averaged_in_their_outputs(tmp_path):
-    """Two halves of a task: the ensemble is the mean of their probabilities."""
+    """Two halves of a task, on two test sets: the ensemble is the mean of their probabilities, and
+    no test set is a half's own."""
     halves = sweep_data.make(tmp_path / "bench")
+    for path in halves.modules:
+        trained_on(path, "mnli")
+    other = sweep_data.write_rows(tmp_path / "other.jsonl", 20, seed=3)
+    words = (
+        "-a", *halves.modules, "--model_name_or_path", halves.base, "--task_name", "mnli", "mnli",
+        "--validation_file", halves.validation, other, "--test_file", halves.test, other,
+    )  # fmt: skip
     out = tmp_path / "out"
-    assert run("sweep", *halves.flags(), "-p", out, *GRID, "--controls") == 0
+    assert run("sweep", *words, "-p", out, *GRID, "--controls") == 0
     found = read(out)
     rows = rows_of(found)
     assert {"control shrunk 0", "control shrunk 1", "control base"} <= set(rows)
+    assert "control own modules" not in rows
     assert "control left out 0" not in rows  # the other one at its coefficient, again
     tokenizer = AutoTokenizer.from_pretrained(halves.base)
     rows_read = json_lines.read(halves.test)
@@ -209,6 +226,8 @@ def test_modules_of_one_task_are_averaged_in_their_outputs(tmp_path):
 
 def test_prompted_tasks_have_the_controls_that_need_no_head(tmp_path):
     texts = sweep_data.make_text(tmp_path / "bench")
+    for path, task in zip(texts.modules[:2], ("rte", "sst2"), strict=True):
+        trained_on(path, task)
     out = tmp_path / "out"
     half = ("--grid", "0.5", "0.5", "0.5", "--space", "delta")
     joint = ("--controls", "--joint_module", texts.modules[3])

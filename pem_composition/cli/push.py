@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pem_composition import offline
 from pem_composition.checkpoint import inspect_header
 from pem_composition.checkpoint.card import Publication
 from pem_composition.flag_declarations import flag, required
+from pem_composition.record import Provenance
 from pem_composition.safe_files import is_file, read_json
 from pem_composition.tasks.glue import TASKS
 from pem_composition.training.results import ALL
@@ -46,7 +45,7 @@ def run(config: Config) -> int:
         print(f"note: {header.base.name} is no name on the hub: the card names no base model")
     done = push(
         config.directory,
-        publication(header.path, header.provenance.training, config.repository),
+        publication(header.path, header.provenance, config.repository),
         private=config.private,
         revision=config.revision,
         base=named,
@@ -55,14 +54,15 @@ def run(config: Config) -> int:
     return 0
 
 
-def publication(folder: Path, training: Mapping[str, Any], repository: str) -> Publication:
+def publication(folder: Path, origin: Provenance, repository: str) -> Publication:
     """The scores in the results beside the module, and the task of its training run."""
-    found = read_json(folder / ALL, folder) if is_file(folder / ALL) else training.get("scores")
+    found = (
+        read_json(folder / ALL, folder) if is_file(folder / ALL) else origin.training.get("scores")
+    )
     scores = {
         name.removeprefix(MEASURED): float(value)
         for name, value in (found or {}).items()
         if name.startswith(MEASURED) and not name.endswith(ASIDE) and type(value) in (int, float)
     }
-    task = (training.get("content") or {}).get("task")
-    known = TASKS.get(str(task))
-    return Publication(repository, task, known.hub if known else None, scores)
+    known = TASKS.get(str(origin.task))
+    return Publication(repository, origin.task, known.hub if known else None, scores)

@@ -61,7 +61,7 @@ class Controls:
 
     Attributes:
         tasks: their names, in the order of the rows.
-        own: module i is task i's own.
+        own: module i is task i's own: scored with its head, or the module that was trained on it.
         labels: of each task the classes in the order of its head; none where no head answers.
         joint: modules that were trained on the rows of all tasks.
         rules: of coefficients without data, beside the one whose equal weights the table has.

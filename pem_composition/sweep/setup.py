@@ -28,6 +28,7 @@ from pem_composition.sweep.points import Input, Settings, kept_head, read_input
 from pem_composition.sweep.refitting import Refitting
 from pem_composition.sweep.result_store import ResultStore
 from pem_composition.sweep.runner import Runner, Say
+from pem_composition.tasks.glue import TASKS
 from pem_composition.training.config import DECODERS
 
 if TYPE_CHECKING:
@@ -154,21 +155,24 @@ class MergeSetup:
             max_invalid=self.scoring.max_invalid,
             metrics=tasks.chosen_by(self.scoring, self.tasks),
             command=self.command,
-            controls=self._controls() if self.controls else None,
+            controls=self._controls(inputs[: self.count]) if self.controls else None,
             rule=self.rule,
         )
         store = ResultStore(self.out / RESULTS, fresh=self.overwrite)
         refitting = Refitting(self.training) if self.training else None
         return plan, Runner(self.load, splits, settings, store, say, refitting)
 
-    def _controls(self) -> Controls:
-        """What control rows need to know, the joint modules read."""
+    def _controls(self, inputs: Sequence[Input]) -> Controls:
+        """What control rows need to know of the modules; the joint ones are read."""
         modules = read_modules(self.joint, self.joint_names, base=self.base)
         named = zip(self.joint_names, modules, self.joint, strict=True)
         labels = [task.answered.labels for task in self.tasks] if self.scoring.by_head else []
+        asked = tuple(task.name for task in self.tasks)
+        trained_on = tuple(i.pem.provenance.task for i in inputs)
         return Controls(
-            tasks=tuple(task.name for task in self.tasks),
-            own=self.own_heads or len(self.tasks) == self.count,
+            tasks=asked,
+            # rows of no known task are called alike, whatever they are
+            own=self.own_heads or (trained_on == asked and TASKS.keys() >= set(asked)),
             labels=tuple(labels),
             rules=tuple(name for name in RULES if name != self.rule),
             joint=tuple(read_input(*one) for one in named),

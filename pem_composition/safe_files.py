@@ -78,8 +78,14 @@ def _check_inside(path: Path, root: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """True if the path exists and is no directory (a FIFO counts, to be refused by name)."""
-    return path.exists() and not path.is_dir()
+    """True if the path exists and is no directory (a FIFO counts, to be refused by name).
+
+    Asked once: between two questions another process may rename a directory away.
+    """
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):  # nothing there, or a name with a null character
+        return False
 
 
 def size_in_memory(file: BinaryIO, path: Path) -> int:
@@ -288,7 +294,7 @@ def atomic_directory(
     created = _make_parents(target.parent)
     try:
         _clean_stale(target, keep)
-        _check_free(target, overwrite)
+        check_free(target, overwrite)
         temporary = _sibling(target, "tmp")
         try:
             _make(temporary, target)
@@ -346,16 +352,26 @@ def _make(directory: Path, where: Path, *, exist_ok: bool = False) -> None:
         ) from None
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+def check_free(target: Path, overwrite: bool) -> None:
+    """Refuse an output that exists; each question is asked once, others may be writing there.
+
+    Raises:
+        CheckpointError: a file or a link, or, without ``overwrite``, a directory with files.
+    """
+    try:
+        directory = stat.S_ISDIR(target.lstat().st_mode)
+        filled = directory and not overwrite and any(target.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not directory:
         raise CheckpointError.build(
             target,
-            "exists",
+            "the output exists",
             found="a file",
             expected="no such path",
             do="choose another output path",
         )
-    if target.exists() and not overwrite and any(target.iterdir()):
+    if filled:
         raise CheckpointError.build(
             target,
             "the output exists",
@@ -446,7 +462,7 @@ def _swap(
     aside: list[Path] = []
     try:
         while True:
-            _check_free(target, overwrite)
+            check_free(target, overwrite)
             aside += _put_aside(target) if overwrite else []
             try:
                 temporary.rename(target)  # replaces an empty directory

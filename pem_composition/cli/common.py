@@ -30,7 +30,7 @@ from pem_composition.cli.flags import (
 from pem_composition.config import ADAPTER_CONFIGS
 from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
 from pem_composition.module import combine
-from pem_composition.safe_files import atomic_directory
+from pem_composition.safe_files import atomic_directory, check_free
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.statistics import Statistics
@@ -69,13 +69,8 @@ def check_output(out: Path, overwrite: bool) -> None:
     Raises:
         CheckpointError: the output exists and --overwrite is absent.
     """
-    used = out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir())))
-    if used and not overwrite:
-        raise CheckpointError.build(
-            out,
-            "the output exists",
-            do="choose another --save_path, or replace it with --overwrite",
-        )
+    if not overwrite:
+        check_free(out, overwrite)
 
 
 def labels(paths: Sequence[str], names: Sequence[str] = ()) -> list[str]:

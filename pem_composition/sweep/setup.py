@@ -22,6 +22,7 @@ from pem_composition.errors import CheckpointError, IncompatibleModules
 from pem_composition.evaluation import keys
 from pem_composition.module import combine
 from pem_composition.report.records import RESULTS
+from pem_composition.safe_files import is_file
 from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
 from pem_composition.sweep.controls import Controls
 from pem_composition.sweep.points import Input, Settings, kept_head, read_input
@@ -225,7 +226,7 @@ def check_results_directory(out: Path) -> None:
     Raises:
         CheckpointError: it would.
     """
-    if out.exists() and not out.is_dir():
+    if is_file(out):
         raise CheckpointError.build(
             out, "the output exists", found="a file",
             expected="a directory of results, or no such path",

@@ -9,6 +9,7 @@ from typing import Any
 from pem_composition.config import ADAPTER_CONFIGS
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import VERSION
+from pem_composition.safe_files import is_file
 from pem_composition.training import checkpointing
 from pem_composition.training.config import TrainConfig, fields_of
 
@@ -27,7 +28,7 @@ def check_place(output: Path) -> None:
         UsageError: a file, or the directory that the program runs in.
     """
     inside = Path.cwd().is_relative_to(output.resolve())
-    if inside or (output.exists() and not output.is_dir()):
+    if inside or is_file(output):
         raise UsageError.build(
             f"--output_dir {output}",
             "cannot be replaced as a whole",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import struct
 import subprocess
@@ -374,3 +375,22 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, letter: str,
                 (folder / "x").write_text(content + name[-1])
     assert listing(tmp_path) == sorted(names)
     assert [(tmp_path / n / "x").read_text() for n in names] == ["two" + n[-1] for n in names]
+
+
+def test_a_directory_that_others_rename_away_and_back_is_never_taken_for_a_file(tmp_path: Path):
+    """A forked writer replaces it again and again; asking whether it may be replaced is safe."""
+    out, aside = tmp_path / "out", tmp_path / "aside"
+    out.mkdir()
+    (out / "x").touch()
+    writer = os.fork()
+    if writer == 0:
+        while True:
+            out.rename(aside)
+            aside.rename(out)
+    try:
+        for _ in range(5_000):
+            safe_files.check_free(out, overwrite=True)
+            assert not safe_files.is_file(out)
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)

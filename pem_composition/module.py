@@ -137,11 +137,14 @@ class PEM:
         """The tensors that take part in sums: everything but the head."""
         return {n: self.tensors[n] for n in self.adapter_names}
 
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names in the model of the head parameters, without reading any."""
+        return tuple(n.removesuffix(f".{HEAD}") for n in self.tensors if role_of(n) == HEAD)
+
     def head_tensors(self) -> dict[str, Tensor]:
         """Head parameters by their name in the model (without the ``.head`` role)."""
-        return {
-            n.removesuffix(".head"): self.tensors[n] for n in self.tensors if role_of(n) == HEAD
-        }
+        return {n: self.tensors[f"{n}.{HEAD}"] for n in self.head_names}
 
     def with_head(self, name: str) -> PEM:
         """The module with one of the heads beside it, or a part of a concatenated one, as its own.

@@ -98,7 +98,7 @@ class Attachment(AbstractContextManager["Attachment"]):
         """Live head parameters that this module brought, by name."""
         if self._slot is None:
             return {}
-        own = self.pem.head_tensors()
+        own = self.pem.head_names
         return {n: t for n, t in self._slot.parameters().items() if n in own}
 
     def parameters(self) -> list[nn.Parameter]:

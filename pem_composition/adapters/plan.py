@@ -121,7 +121,7 @@ def _check_complete(model: nn.Module, pem: PEM, adapted: set[str]) -> None:
     """Every layer that the targets name has tensors: a module that lost some acts in part only."""
     assert isinstance(pem.config, LoraConfig | IA3Config)
     targets = frozenset(pem.config.target_modules)
-    heads = {*head_parameter_names(model), *pem.head_tensors()}
+    heads = {*head_parameter_names(model), *pem.head_names}
     skip = {name.rpartition(".")[0] for name in heads} | adapted
     for name in linear_layers(model):
         if name not in skip and targets_of(name, targets):

@@ -63,7 +63,7 @@ def write(pem: PEM, folder: Path, name: str, *, dtype: str | None) -> None:
         folder / CONFIG, {"config": settings, "config_id": identity.hexdigest()[:16], **common}
     )
     _write_state(state, folder / WEIGHTS)
-    if pem.head_tensors():
+    if pem.head_names:
         config, heads = _unconverted_head(pem, family, label)
         saved = {k: cast(t, k, target, pem.name) for k, t in heads.items()}
         head_label = {"name": label} if config.get("config") else {"name": None}

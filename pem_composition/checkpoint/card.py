@@ -153,7 +153,7 @@ def _hub_base(pem: PEM) -> str | None:
 def _model_index(pem: PEM, told: Publication) -> list[dict[str, Any]]:
     """The scores, as the hub lists them."""
     name, config = told.dataset or (str(told.task), None)
-    classifies = bool(pem.head_tensors())
+    classifies = bool(pem.head_names)
     result = {
         "task": {"type": "text-classification" if classifies else "text-generation"},
         "dataset": {"name": told.task, "type": name, **({"config": config} if config else {})},
@@ -191,7 +191,7 @@ def _usage(pem: PEM, *, written: Layout, publication: Publication | None) -> lis
     task, where = pem.config.extra.get("task_type"), "DIRECTORY"
     if publication is not None:
         where = json.dumps(publication.repository)
-    own = " with such a head" if pem.head_tensors() and task is None else ""
+    own = " with such a head" if pem.head_names and task is None else ""
     if publication is None or own:
         return [f"Opens in plain PEFT: `PeftModel.from_pretrained(model, {where})` on a model"
                 f"{base}{own}.", ""]  # fmt: skip

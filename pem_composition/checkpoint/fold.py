@@ -159,7 +159,7 @@ def _parts(
 
 def _class(own: Mapping[str, PEM]) -> str | None:
     """What the class of the first module with a head is called after its model, ``For...``."""
-    extras = [m.config.extra for m in own.values() if m.head_tensors()]
+    extras = [m.config.extra for m in own.values() if m.head_names]
     return next((c for c in map(class_end, extras) if c), None)
 
 

@@ -515,7 +515,7 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
             do="save it with its base as a model folder",
         )
     config = _settled_config(pem, pem.config)
-    _check_apart(pem, config)
+    _check_apart(pem)
     target = save_dtype(dtype)
     tensors, adapted = {}, frozenset(pem.layers)
     rest = {n: t for n, t in pem.tensors.items() if not expert_of(n.rpartition(".")[0])}
@@ -529,9 +529,9 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
     write_tensors(folder / WEIGHTS, tensors)
 
 
-def _check_apart(pem: PEM, config: LoraConfig | IA3Config) -> None:
+def _check_apart(pem: PEM) -> None:
     """PEFT adapts no layer inside a copy (modules_to_save), as a sum of two modules may ask."""
-    for module in _copies(pem, config):
+    for module in _saved(pem):
         inside = [n for n in pem.layers if f"{n}.".startswith(f"{module}.")]
         if inside:
             raise PEMError.build(
@@ -542,11 +542,12 @@ def _check_apart(pem: PEM, config: LoraConfig | IA3Config) -> None:
             )  # fmt: skip
 
 
-def _copies(pem: PEM, config: AdapterConfig) -> list[str]:
-    """The modules of which PEFT keeps a copy: full names of those that are saved whole."""
-    in_base = config.extra.get(IN_BASE) or ()
-    listed = config.extra.get("modules_to_save") or ()
-    return list(_saved_by([n for n in pem.head_tensors() if n not in in_base], listed))
+def _saved(pem: PEM) -> dict[str, str]:
+    """The modules that are saved whole, of which PEFT keeps a copy: full name -> its word in
+    modules_to_save."""
+    in_base = pem.config.extra.get(IN_BASE) or ()
+    listed = pem.config.extra.get("modules_to_save") or ()
+    return _saved_by([n for n in pem.head_names if n not in in_base], listed)
 
 
 def _file_key(
@@ -594,11 +595,7 @@ def _settled_config(pem: PEM, config: LoraConfig | IA3Config) -> LoraConfig | IA
 
 def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
     """The adapter_config.json of a module: every key that carries meaning is written out."""
-    in_base = config.extra.get(IN_BASE) or ()
-    saved = saved_modules(
-        [n for n in pem.head_tensors() if n not in in_base],
-        config.extra.get("modules_to_save") or (),
-    )
+    saved = list(dict.fromkeys(_saved(pem).values()))
     common: dict[str, Any] = {
         "base_model_name_or_path": pem.base.name,
         "revision": config.extra.get("revision"),
@@ -634,14 +631,10 @@ def _feedforward(config: IA3Config) -> list[str]:
     return [t for t in config.target_modules if config.scales_input(t)]
 
 
-def saved_modules(parameters: Collection[str], listed: Collection[str] = ()) -> list[str]:
-    """modules_to_save for parameters: the outermost module that is listed, by PEFT's rule of name
-    endings, else the one that holds the parameter; none that lies in another one."""
-    return list(dict.fromkeys(_saved_by(parameters, listed).values()))
-
-
 def _saved_by(parameters: Collection[str], listed: Collection[str]) -> dict[str, str]:
-    """Full name of a saved module -> how it is named in the config."""
+    """Full name of a saved module -> how modules_to_save names it: of each parameter the outermost
+    module that is listed, by PEFT's rule of name endings, else the one that holds the parameter;
+    none that lies in another one."""
     modules: dict[str, str] = {}
     for name in sorted(parameters):
         parts = name.split(".")
@@ -681,7 +674,7 @@ def _task_type(pem: PEM) -> str | None:
     kept = pem.config.extra.get("task_type")
     if kept is None and "task_type" in pem.config.extra:
         return None
-    saved = _copies(pem, pem.config)
+    saved = _saved(pem)
     heads = [m for m in saved if m.endswith(TASK_HEADS["SEQ_CLS"])]
     if kept in TASK_HEADS:
         return kept if any(m.endswith(TASK_HEADS[kept]) for m in saved) else None

@@ -284,7 +284,7 @@ def print_plots(draw: Callable[[], Sequence[Path]], label: str = "plot") -> None
 
 def report(out: Path, module: PEM, told: Sequence[str] = ()) -> None:
     """Print what was written; see ``report_line``."""
-    has_head = bool(module.head_tensors() or module.heads)
+    has_head = bool(module.head_names or module.heads)
     report_line(out, str(module), module.provenance, has_head, told)
 
 

@@ -99,6 +99,6 @@ def run(config: Config) -> int:
         setup, rule, config.method, allow_base_mismatch=mismatch, say=common.say
     )
     told = f"{len(merged.provenance.terms)} modules with learned coefficients"
-    common.report_line(setup.out, told, merged.provenance, bool(merged.head_tensors()))
+    common.report_line(setup.out, told, merged.provenance, bool(merged.head_names))
     print(f"mean loss {found.before:.4f} -> {found.after:.4f} in {config.max_steps} steps")
     return 0

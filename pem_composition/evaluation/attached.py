@@ -97,7 +97,7 @@ def load_module(
 
 def _check_one_head(where: str, module: PEM) -> None:
     """Refuse a module whose heads are for several tasks."""
-    named = list(tasks_of(module.head)) if module.head_tensors() else list(module.heads)
+    named = list(tasks_of(module.head)) if module.head_names else list(module.heads)
     if named:
         raise UsageError.build(
             f"--adapter {where}",

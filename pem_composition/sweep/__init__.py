@@ -273,7 +273,7 @@ def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[
         "tasks": list(plan.tasks),
         "signs": signs_of(records),
         **smaller_of(records),
-        "head": settings.head if plan.inputs[0].pem.head_tensors() else None,
+        "head": settings.head if plan.inputs[0].pem.head_names else None,
         "rank": settings.rank,
         **({} if settings.method == SIMPLE else {"method": settings.method}),
         **({} if settings.dtype is None else {"dtype": settings.dtype}),

@@ -368,7 +368,7 @@ def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[s
         "base": settings.base,
         "base_name": search.base_name,
         "tasks": list(search.tasks),
-        "head": settings.head if search.inputs[0].pem.head_tensors() else None,
+        "head": settings.head if search.inputs[0].pem.head_names else None,
         "rank": settings.rank,
         "dtype": settings.dtype,
         "select": select,

@@ -103,7 +103,7 @@ class MergeSetup:
             # a language model of an analogy brings no head, and needs none
             alone = [found[0], *found[3:]] if self.composition == ANALOGY else found
             for module in alone:
-                if not module.pem.head_tensors():
+                if not module.pem.head_names:
                     raise IncompatibleModules.build(
                         module.name, "has no classification head to score",
                         do="use modules trained on the task, or --objective seq2seq for text to "

@@ -162,7 +162,7 @@ def evaluate(
     model, tokenizer, info = asked.load(data.task)
     if module is not None:
         attach(model, module, allow_base_mismatch=asked.allow_base_mismatch)
-    if info["missing_keys"] and (module is None or not module.head_tensors()):
+    if info["missing_keys"] and (module is None or not module.head_names):
         remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
         say(f"note: the head is newly initialised (--seed {asked.seed}), not trained{remedy}")
     objective = objective.within(max_input_length(model.config, tokenizer))

@@ -278,7 +278,7 @@ def check_same_kind(where: str, given: PEM, wanted: PEM) -> None:
 
 def _objective(module: PEM, otherwise: str) -> str:
     """What a module was made for: only a classifier brings a head, others say it."""
-    if module.head_tensors():
+    if module.head_names:
         return "classification"
     return OBJECTIVE_OF_TASK.get(str(module.config.extra.get("task_type")), otherwise)
 

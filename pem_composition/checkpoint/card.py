@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.labels import error_text
-from pem_composition.checkpoint.content import LAYOUTS, PEFT, Layout
+from pem_composition.checkpoint.content import CARD, LAYOUTS, PEFT, Layout
 from pem_composition.checkpoint.hub_name import HUB_NAME
 from pem_composition.errors import CheckpointError
 from pem_composition.record import SUM, purposes
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
     from pem_composition.record import Source
 
-CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 LICENSE = re.compile(r"""license:\s*(["']?)([A-Za-z0-9][A-Za-z0-9.+-]*)\1\s*(#.*)?""")
 UNKNOWN = "not stated"

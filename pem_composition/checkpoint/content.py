@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pem_composition.checkpoint.heads import FOLDER
 from pem_composition.safe_files import sha256_file
 
 CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+RECORD, CARD = "pem.json", "README.md"
+HEADS = "heads"  # the folder of further heads, beside a module
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,14 @@ MLX = Layout("mlx", "mlx-lm", (MLX_WEIGHTS,))
 LAYOUTS = {layout.name: layout for layout in (PEFT, REFERENCE, MLX)}
 FULL = "full"  # in their place, where a folder holds a whole model
 ADAPTER_FILES = frozenset({CONFIG}.union(*(layout.files for layout in LAYOUTS.values())))
-MODEL_CONFIG = "config.json"
+MODULE_FILES = ADAPTER_FILES | {RECORD, CARD}
 MODEL_WEIGHTS = (".safetensors", ".bin")  # shards may have any name
 NO_WEIGHTS = "training_args.bin"
+
+
+def held_in(folder: Path) -> str | None:
+    """The file that makes a folder a module's or a model's; None where it is neither's."""
+    return next((n for n in (CONFIG, MODEL_CONFIG, RECORD) if (folder / n).exists()), None)
 
 
 def content_files(folder: Path) -> list[str]:
@@ -55,9 +62,9 @@ def content_files(folder: Path) -> list[str]:
         names = [n for n in names if n in ADAPTER_FILES]
     else:
         names = [n for n in names if n.endswith(MODEL_WEIGHTS) or n == MODEL_CONFIG]
-    heads = folder / FOLDER
+    heads = folder / HEADS
     beside = sorted(heads.glob("*.safetensors")) if heads.is_dir() else []
-    names += [f"{FOLDER}/{f.name}" for f in beside]
+    names += [f"{HEADS}/{f.name}" for f in beside]
     return sorted(n for n in names if n != NO_WEIGHTS)
 
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import full, heads, provenance
 from pem_composition.checkpoint.blocks import copied, written_info
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.content import FULL, PEFT
+from pem_composition.checkpoint.content import FULL, MODEL_CONFIG, PEFT
 from pem_composition.checkpoint.files import TensorInfo, check_apart
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
-    CONFIG,
     with_dtype,
     write_companions,
     write_model,
@@ -192,7 +191,7 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             folder, "a full model has one layout", found=settings["format"], do="leave --format out"
         )
     target, limit = save_dtype(settings["dtype"]), settings["max_shard_bytes"]
-    raw, record = read_json(folder / CONFIG, folder), provenance.read(folder)
+    raw, record = read_json(folder / MODEL_CONFIG, folder), provenance.read(folder)
     with full.Weights(folder) as weights, Checksums([folder]) as checksums:
         files = [p.name for p in provenance.checkpoint_files(folder)]
         note = f"converted from {files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")

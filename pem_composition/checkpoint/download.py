@@ -28,15 +28,12 @@ from huggingface_hub.utils.tqdm import (
 )
 
 from pem_composition import network
-from pem_composition.checkpoint import heads
-from pem_composition.checkpoint.card import CARD
-from pem_composition.checkpoint.content import ADAPTER_FILES, CONFIG, MODEL_CONFIG
+from pem_composition.checkpoint.content import CONFIG, HEADS, MODEL_CONFIG, MODULE_FILES
 from pem_composition.checkpoint.hub_name import Reference
-from pem_composition.checkpoint.provenance import FILE as RECORD
 from pem_composition.errors import CheckpointError, PEMError, RunFailed
 from pem_composition.safe_files import is_file
 
-FILES = (*sorted(ADAPTER_FILES), RECORD, CARD, f"{heads.FOLDER}/*.safetensors")
+FILES = (*sorted(MODULE_FILES), f"{HEADS}/*.safetensors")
 LOGIN = "set HF_TOKEN to a token that may read it (or run: hf auth login)"
 # The error class of the HTTP library beneath the client, whichever that is.
 TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]

@@ -25,6 +25,7 @@ from pem_composition.arithmetic.updates import cast, certified
 from pem_composition.checkpoint.blocks import Differences
 from pem_composition.checkpoint.changes import stores_transposed
 from pem_composition.checkpoint.checksums import Checksums
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.files import FLOAT_DTYPES, snapshot_of
 from pem_composition.checkpoint.full import (
     Weights,
@@ -33,7 +34,7 @@ from pem_composition.checkpoint.full import (
     head_info,
     is_head,
 )
-from pem_composition.checkpoint.model_folder import CONFIG, task_type_of
+from pem_composition.checkpoint.model_folder import task_type_of
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.stored_names import (
     class_of,
@@ -107,7 +108,7 @@ def extract_lora(
         label = name or folder.resolve().name
         source = checksums.source(label, folder, model.sha256(checksums.of(folder)))
         config = _config(tensors, layers, work)
-        raw = read_json(folder / CONFIG, folder) if head else {}
+        raw = read_json(folder / MODEL_CONFIG, folder) if head else {}
         if head:
             config = replace(config, extra={"task_type": task_type_of(class_of(raw))})
     settings = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pem_composition import progress
+from pem_composition.checkpoint.content import CONFIG, MODEL_CONFIG
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.safe_files import (
     is_file,
@@ -365,7 +366,7 @@ def check_apart(
 
 
 def _holds_weights(folder: Path) -> bool:
-    return any(is_file(folder / name) for name in ("config.json", "adapter_config.json"))
+    return any(is_file(folder / name) for name in (MODEL_CONFIG, CONFIG))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

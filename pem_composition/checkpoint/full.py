@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import provenance, quantised, stored_names
 from pem_composition.checkpoint.changes import Spelling, spelling_of
 from pem_composition.checkpoint.checksums import Checksums
-from pem_composition.checkpoint.content import FULL
+from pem_composition.checkpoint.content import FULL, MODEL_CONFIG
 from pem_composition.checkpoint.files import DTYPE_BYTES, FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.model_folder import (
-    CONFIG,
-)
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.provenance import (
     HIDDEN_SIZE_KEYS,
@@ -75,7 +72,9 @@ class Weights(AbstractContextManager["Weights"]):
     def __init__(self, folder: Path, *, exact: bool = True, codes: bool = False) -> None:
         self.folder = folder
         self.infos: dict[str, TensorInfo] = {}
-        self.config = read_json(folder / CONFIG, folder) if is_file(folder / CONFIG) else {}
+        self.config = (
+            read_json(folder / MODEL_CONFIG, folder) if is_file(folder / MODEL_CONFIG) else {}
+        )
         self._keys: dict[str, tuple[TensorFile, str]] = {}  # name -> file, name there
         self._open: TensorFile | None = None
         self._buffer: Any = b""  # of ``block``
@@ -110,7 +109,7 @@ class Weights(AbstractContextManager["Weights"]):
         named = self.config.get("transformers_weights")
         if named is not None and self.folder / str(named) != weights_or_index(self.folder):
             raise CheckpointError.build(
-                self.folder / CONFIG,
+                self.folder / MODEL_CONFIG,
                 "transformers_weights names another file than the usual one",
                 found=named,
                 expected="model.safetensors, or its index",
@@ -264,7 +263,7 @@ def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> P
     """
     record = provenance.read(folder)
     base_folder = base_folder_of(base or (record.base.name if record else None), folder)
-    raw = read_json(folder / CONFIG, folder)
+    raw = read_json(folder / MODEL_CONFIG, folder)
     with (
         Weights(folder) as tuned,
         Weights(base_folder) as original,
@@ -293,7 +292,7 @@ def load_full(folder: Path, base: str | PathLike[str] | None, *, name: str) -> P
 
 def header(folder: Path, name: str, record: provenance.Record | None) -> ModuleHeader:
     """What a full model's files say, torch-free."""
-    raw = read_json(folder / CONFIG, folder)
+    raw = read_json(folder / MODEL_CONFIG, folder)
     with Weights(folder, exact=False) as weights:
         infos = {f"{n}.{'head' if is_head(n) else 'delta'}": i for n, i in weights.infos.items()}
     paths = checkpoint_files(folder)

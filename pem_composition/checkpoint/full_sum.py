@@ -20,10 +20,10 @@ from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
 from pem_composition.checkpoint.checksums import Checksums
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.files import check_apart, snapshot_of
 from pem_composition.checkpoint.full import Weights, aligned, base_folder_of, head_info, is_head
 from pem_composition.checkpoint.full_plan import SumPlan
-from pem_composition.checkpoint.model_folder import CONFIG
 from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.checkpoint.vocabulary import tokenizers_note
 from pem_composition.checkpoint.whole import hashed, opened, write_whole
@@ -142,7 +142,7 @@ def _headed(models: Sequence[Weights], head: str, base: Weights | None) -> Weigh
 
 def _model_folder(path: str | PathLike[str]) -> Path:
     folder = snapshot_of(Path(fspath(path)))
-    if not is_file(folder / CONFIG):
+    if not is_file(folder / MODEL_CONFIG):
         raise CheckpointError.build(
             folder,
             "not a model folder",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.heads import NAME, check_name
+from pem_composition.checkpoint.content import HEADS
 from pem_composition.checkpoint.header import Record, check_sha256
 from pem_composition.checkpoint.tensors import (
     cast,
@@ -25,12 +26,10 @@ from pem_composition.config import Head, HeadInfo
 if TYPE_CHECKING:
     from pem_composition.module import PEM
 
-FOLDER = "heads"
-
 
 def file_of(name: str) -> str:
     """Where a head lies, relative to the module's folder."""
-    return f"{FOLDER}/{name}.safetensors"
+    return f"{HEADS}/{name}.safetensors"
 
 
 def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:

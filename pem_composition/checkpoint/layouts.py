@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pem_composition.checkpoint import (
     adapter_transformers,
     adapter_transformers_write,
-    heads,
     mlx,
     peft,
-    provenance,
 )
-from pem_composition.checkpoint.content import ADAPTER_FILES, MLX, PEFT, REFERENCE
+from pem_composition.checkpoint.content import HEADS, MLX, MODULE_FILES, PEFT, REFERENCE
 from pem_composition.checkpoint.header import ModuleHeader, Record
 from pem_composition.checkpoint.model_folder import is_model_file
 from pem_composition.safe_files import SmallFiles
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 Config = Mapping[str, Any]  # the content of adapter_config.json
-MODULE_FILES = ADAPTER_FILES | {provenance.FILE, provenance.CARD, heads.FOLDER}
 
 
 class Codec(NamedTuple):
@@ -72,4 +69,4 @@ def is_foreign(entry: str) -> bool:
 
     A module of another layout does not: two of them in one folder cannot be told apart.
     """
-    return entry not in MODULE_FILES and not is_model_file(entry)
+    return entry not in (*MODULE_FILES, HEADS) and not is_model_file(entry)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.arithmetic.heads import OUTPUT_MODULES
-from pem_composition.checkpoint import provenance
+from pem_composition.checkpoint.content import CARD, HEADS, MODEL_CONFIG, RECORD
 from pem_composition.checkpoint.files import TensorInfo
-from pem_composition.checkpoint.heads import FOLDER as HEADS_FOLDER
 from pem_composition.checkpoint.stream import Output, Ring, stream_safetensors
 from pem_composition.config import HeadInfo
 from pem_composition.errors import IncompatibleModules
@@ -28,7 +27,6 @@ COMPANIONS = re.compile(
 )
 TEMPLATES = "additional_chat_templates"  # a folder of .jinja files
 CONFIGS_WITH_CODE = re.compile(r"(.+_)?config\.json")
-CONFIG = "config.json"
 # PEFT's task types, and the end of the name of the class that has such a head.
 CLASSES = {
     "SEQ_CLS": "ForSequenceClassification",
@@ -44,7 +42,7 @@ def is_model_file(name: str) -> bool:
     )
     return (
         weights
-        or name in (CONFIG, provenance.FILE, provenance.CARD, HEADS_FOLDER, TEMPLATES)
+        or name in (MODEL_CONFIG, RECORD, CARD, HEADS, TEMPLATES)
         or bool(COMPANIONS.fullmatch(name))
     )
 
@@ -97,7 +95,7 @@ def write_companions(source: Path, folder: Path, config: Mapping[str, Any]) -> t
     Returns:
         Notes: which code of the model's own was not copied.
     """
-    write_json(folder / CONFIG, config)
+    write_json(folder / MODEL_CONFIG, config)
     for file in _companions(source):
         target = folder / file.relative_to(source)
         target.parent.mkdir(exist_ok=True)

@@ -23,9 +23,8 @@ from pem_composition import record as records
 from pem_composition._version import __version__
 from pem_composition.arithmetic.labels import kept_energy
 from pem_composition.checkpoint import heads, hub_name
-from pem_composition.checkpoint.card import CARD as CARD
 from pem_composition.checkpoint.card import card, license_of
-from pem_composition.checkpoint.content import content_digest
+from pem_composition.checkpoint.content import CARD, MODEL_CONFIG, RECORD, content_digest
 from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.checkpoint.header import Record as Record
 from pem_composition.checkpoint.header import check_sha256 as check_sha256
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 T = TypeVar("T")
-FILE = "pem.json"
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 has neither recipe nor heads beside the module
 SAMPLE_BYTES = 64
@@ -131,10 +129,10 @@ def write(
         list(flushed)
     record = build(pem, files, written)
     try:
-        write_json(folder / FILE, record)
+        write_json(folder / RECORD, record)
     except (TypeError, ValueError) as error:
         raise CheckpointError.build(
-            FILE,
+            RECORD,
             f"the module's provenance is not plain JSON ({error})",
             do="keep text and finite numbers in it",
         ) from None
@@ -148,7 +146,7 @@ def read(folder: Path) -> Record | None:
     Raises:
         CheckpointError: not what ``build`` writes.
     """
-    path = folder / FILE
+    path = folder / RECORD
     if not is_file(path):
         return None
     raw = read_json(path, folder)
@@ -292,7 +290,7 @@ def base_identity(name_or_path: str | os.PathLike[str]) -> BaseIdentity:
     folder = find_base(name)
     if folder is None:
         return BaseIdentity(name=name)
-    config = read_json(folder / "config.json", folder) if is_file(folder / "config.json") else {}
+    config = read_json(folder / MODEL_CONFIG, folder) if is_file(folder / MODEL_CONFIG) else {}
     sizes = [config[k] for k in HIDDEN_SIZE_KEYS if type(config.get(k)) is int]
     return BaseIdentity(
         name=name,
@@ -311,7 +309,7 @@ def model_type_of(config: Mapping[str, Any]) -> str | None:
 def find_base(name: str) -> Path | None:
     """The local folder of a model: the path itself, or its main snapshot in the Hub cache."""
     folder = snapshot_of(Path(name))
-    if is_file(folder / "config.json"):
+    if is_file(folder / MODEL_CONFIG):
         return folder
     parts = name.split("/")
     if not 1 <= len(parts) <= 2 or not all(p and p.strip(".") and "\\" not in p for p in parts):
@@ -320,7 +318,7 @@ def find_base(name: str) -> Path | None:
         found = snapshot_of(hub_name.cached(name))
     except CheckpointError:  # it was not fetched, or not the whole of it
         return None
-    return found if is_file(found / "config.json") else None
+    return found if is_file(found / MODEL_CONFIG) else None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

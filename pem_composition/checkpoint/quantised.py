@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.errors import CheckpointError
 
@@ -34,7 +35,7 @@ def refuse(folder: Path, config: Mapping[str, Any], infos: Mapping[str, TensorIn
     for key, value in _stated(config):
         found = value.get("quant_method") if isinstance(value, Mapping) else value
         raise CheckpointError.build(
-            folder / "config.json",
+            folder / MODEL_CONFIG,
             f"a quantised model ({key})",
             found=found or "codes instead of numbers",
             expected="floating point weights",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pem_composition import module as library
 from pem_composition.checkpoint import hub, hub_name, provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
-from pem_composition.checkpoint.content import FULL, REFERENCE, content_digest
+from pem_composition.checkpoint.content import CONFIG, FULL, RECORD, REFERENCE, content_digest
 from pem_composition.checkpoint.convert import convert
 from pem_composition.checkpoint.extract import extract_lora
 from pem_composition.checkpoint.fold import fold_checkpoint
@@ -137,7 +137,7 @@ def _record(folder: Path) -> Record:
 def _name(folder: Path, record: Record) -> str:
     """The name it was written under, which the adapter-transformers layout has in its keys."""
     if record.written.get("format") == REFERENCE.name:
-        label = read_json(folder / "adapter_config.json", folder).get("name")
+        label = read_json(folder / CONFIG, folder).get("name")
         if isinstance(label, str) and label not in ("", ".", "..") and "/" not in label:
             return label
     return folder.resolve().name
@@ -354,4 +354,4 @@ def _certificates(record: Record, again: Record) -> Sequence[Difference]:
         return ()
     if then.total == now.total or math.isclose(then.total, now.total, rel_tol=1e-6, abs_tol=1e-9):
         return ()
-    return [Difference(provenance.FILE, f"certificate {then.total:.6g}, rebuilt {now.total:.6g}")]
+    return [Difference(RECORD, f"certificate {then.total:.6g}, rebuilt {now.total:.6g}")]

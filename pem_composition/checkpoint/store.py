@@ -23,6 +23,7 @@ from pem_composition.checkpoint.content import (
     LAYOUTS,
     MODEL_CONFIG,
     PEFT,
+    RECORD,
 )
 from pem_composition.checkpoint.files import SafetensorsFile, check_apart, snapshot_of
 from pem_composition.checkpoint.header import ModuleHeader
@@ -150,7 +151,7 @@ def _header(small: SmallFiles, layout: str, name: str | None = None) -> ModuleHe
     header = CODECS[layout].read(small, raw, label, record)
     if record and record.kind not in (None, header.kind):
         raise CheckpointError.build(
-            folder / provenance.FILE,
+            folder / RECORD,
             "belongs to another module",
             found=f"kind {record.kind}",
             expected=f"kind {header.kind}",

@@ -13,9 +13,17 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from pem_composition.checkpoint import download, heads, hub_name, provenance
-from pem_composition.checkpoint.card import CARD, Publication, card
-from pem_composition.checkpoint.content import ADAPTER_FILES, CONFIG, FULL, HEAD_CONFIG
+from pem_composition.checkpoint import download, hub_name, provenance
+from pem_composition.checkpoint.card import Publication, card
+from pem_composition.checkpoint.content import (
+    CARD,
+    CONFIG,
+    FULL,
+    HEAD_CONFIG,
+    HEADS,
+    MODULE_FILES,
+    RECORD,
+)
 from pem_composition.checkpoint.hub_name import Reference
 from pem_composition.checkpoint.machine_paths import without_paths
 from pem_composition.checkpoint.store import load, locate
@@ -23,7 +31,6 @@ from pem_composition.errors import CheckpointError, PEMError, RunFailed, UsageEr
 from pem_composition.record import TO_SUBTRACT, Provenance, purposes
 from pem_composition.safe_files import json_bytes, open_regular, read_json
 
-MODULE_FILES = ADAPTER_FILES | {provenance.FILE, CARD}
 BASE_KEYS = ("base_model_name_or_path", "model_name")  # of PEFT, of adapter-transformers
 OWN_CARD = re.compile(rb"pem[-_]composition")  # a tag that every card of this library has
 
@@ -65,8 +72,8 @@ def push(
     module = load(folder)
     content = {file: _content(folder, file) for file in _files(folder, module.heads)}
     content |= _public(folder, content)
-    if provenance.FILE in content:
-        record = provenance.parse(json.loads(content[provenance.FILE]))
+    if RECORD in content:
+        record = provenance.parse(json.loads(content[RECORD]))
         check_purpose(record.provenance, folder)
         module = replace(module, provenance=record.provenance)
     if not base:
@@ -116,17 +123,17 @@ def _public(folder: Path, content: Mapping[str, bytes]) -> dict[str, bytes]:
         named = config | {k: without_paths(config[k]) for k in BASE_KEYS if k in config}
         if named != config:
             public[name] = json_bytes(named)
-    if provenance.FILE in content:
-        raw = without_paths(read_json(folder / provenance.FILE, folder))
+    if RECORD in content:
+        raw = without_paths(read_json(folder / RECORD, folder))
         for name, data in public.items():
             raw["files"][name] = hashlib.sha256(data).hexdigest()
-        public[provenance.FILE] = json_bytes(raw)
+        public[RECORD] = json_bytes(raw)
     return public
 
 
 def _files(folder: Path, named: Iterable[str]) -> Iterator[str]:
     """The files of a module that are there; of heads, those that its record names."""
-    beside = (f"{heads.FOLDER}/{name}.safetensors" for name in named)
+    beside = (f"{HEADS}/{name}.safetensors" for name in named)
     yield from (n for n in (*sorted(MODULE_FILES), *beside) if (folder / n).is_file())
 
 
@@ -145,7 +152,7 @@ def _commit(target: Reference, content: dict[str, bytes], *, private: bool, mess
     if target.revision:
         api.create_branch(target.repository, branch=target.revision, exist_ok=True)
     there = api.list_repo_files(target.repository, revision=target.revision)
-    beside = f"{heads.FOLDER}/"
+    beside = f"{HEADS}/"
     old = [n for n in there if n in MODULE_FILES or n.startswith(beside)]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(name, data) for name, data in sorted(content.items())),

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.safe_files import is_file, read_json, sha256_file
 
@@ -24,9 +25,9 @@ def embedding_rows(folder: Path, infos: Mapping[str, TensorInfo]) -> int | None:
         parameter = name.rpartition(".")[0]
         if parameter.endswith(".weight") and parameter.split(".")[-2] in EMBEDDINGS:
             return info.shape[0]
-    if not is_file(folder / "config.json"):
+    if not is_file(folder / MODEL_CONFIG):
         return None
-    size = read_json(folder / "config.json", folder).get("vocab_size")
+    size = read_json(folder / MODEL_CONFIG, folder).get("vocab_size")
     return size if type(size) is int else None
 
 

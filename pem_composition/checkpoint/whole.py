@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.blocks import held, largest_dtype, torch_dtype, written_info
 from pem_composition.checkpoint.checksums import Checksums
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
 from pem_composition.checkpoint.full import Weights, base_folder_of, head_info, renaming
 from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.model_folder import (
-    CONFIG,
     with_dtype,
     write_companions,
     write_model,
@@ -101,7 +101,9 @@ def write_full(
     deltas = {n.removesuffix(".delta"): t for n, t in pem.tensors.items() if n.endswith(".delta")}
     heads = pem.head_tensors()
     target = save_dtype(dtype)
-    config = dict(pem.config.extra.get("config") or read_json(base_folder / CONFIG, base_folder))
+    config = dict(
+        pem.config.extra.get("config") or read_json(base_folder / MODEL_CONFIG, base_folder)
+    )
     if pem.head and pem.head.labels:
         config["id2label"] = {str(i): w for i, w in enumerate(pem.head.labels)}
         config["label2id"] = {w: i for i, w in enumerate(pem.head.labels)}

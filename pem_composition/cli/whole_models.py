@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pem_composition.arithmetic.labels import expression_of
 from pem_composition.checkpoint import combine_full, inspect_header
+from pem_composition.checkpoint.content import CONFIG, MODEL_CONFIG
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.errors import IncompatibleModules, UsageError
@@ -51,7 +52,7 @@ def models_of(flags: shared.ModelFlags, full_merge: bool = False) -> Models | No
 
 def _is_full(path: str) -> bool:
     folder = Path(path)
-    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
+    return (folder / MODEL_CONFIG).is_file() and not (folder / CONFIG).exists()
 
 
 def refuse_grid(grid: Sequence[float] | None) -> None:

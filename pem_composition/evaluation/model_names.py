@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import offline
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.errors import CheckpointError
 from pem_composition.safe_files import read_json
@@ -26,7 +27,7 @@ def resolve(model_name_or_path: str | Path) -> str:
     path = snapshot_of(Path(source))
     if path.is_dir():
         source = str(path)
-        if not (path / "config.json").is_file():
+        if not (path / MODEL_CONFIG).is_file():
             raise CheckpointError.build(
                 source, "not a model directory", found="no config.json",
                 expected="config.json, model.safetensors and tokenizer files",
@@ -58,4 +59,4 @@ def max_input_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
 def local_config(source: str) -> dict[str, Any] | None:
     """The config.json of a folder; None of a hub name."""
     folder = Path(source)
-    return dict(read_json(folder / "config.json", folder)) if folder.is_dir() else None
+    return dict(read_json(folder / MODEL_CONFIG, folder)) if folder.is_dir() else None

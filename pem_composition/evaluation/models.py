@@ -34,6 +34,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
 from pem_composition import network, offline
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.full import Weights, head_info
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError, UsageError, install, installed
@@ -236,10 +237,10 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     earlier releases do) would overwrite the output embeddings with the input's.
     """
     model.save_pretrained(folder)
-    config, out = read_json(folder / "config.json"), model.get_output_embeddings()
+    config, out = read_json(folder / MODEL_CONFIG), model.get_output_embeddings()
     apart = out is not None and out.weight is not model.get_input_embeddings().weight
     if apart and config.get("tie_word_embeddings"):
-        write_json(folder / "config.json", config | {"tie_word_embeddings": False})
+        write_json(folder / MODEL_CONFIG, config | {"tie_word_embeddings": False})
 
 
 def _load_model(
@@ -376,7 +377,7 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
         live = sharding.whole(out.weight.detach()).cpu()
         apart = name in stored.infos and bool((stored.raw(name).to(live.dtype) != live).any())
         lost = name not in stored.infos and (
-            read_json(folder / "config.json").get("tie_word_embeddings") is False
+            read_json(folder / MODEL_CONFIG).get("tie_word_embeddings") is False
         )
     if apart or lost:
         raise CheckpointError.build(

@@ -14,9 +14,8 @@ from pem_composition.arithmetic.heads import own_head
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.ranks import Rank
-from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
-from pem_composition.checkpoint.content import REFERENCE
+from pem_composition.checkpoint.content import RECORD, REFERENCE, held_in
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.errors import CheckpointError, IncompatibleModules
 from pem_composition.evaluation import keys
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
     from pem_composition.tasks.data import Example
 
-MODULE_FILES = ("adapter_config.json", "config.json", "pem.json")
 SELECTED = ("selected", "selected_valid")
 
 
@@ -196,7 +194,7 @@ class MergeSetup:
                 module.save(target, format=self.format, dtype=self.dtype, overwrite=True)
                 yield target, module
         for old in earlier:  # of another grid
-            if (old / provenance.FILE).exists():
+            if (old / RECORD).exists():
                 shutil.rmtree(old)
 
     def _selected(self, plan: Plan, space: str, coefficients: Sequence[float]) -> PEM:
@@ -231,8 +229,7 @@ def check_results_directory(out: Path) -> None:
             out, "the output exists", found="a file",
             expected="a directory of results, or no such path",
         )  # fmt: skip
-    inside = [name for name in MODULE_FILES if (out / name).exists()]
-    if inside:
+    if inside := held_in(out):
         raise CheckpointError.build(
-            out, "the output is a module", found=inside[0], do="choose another --save_path"
+            out, "the output is a module", found=inside, do="choose another --save_path"
         )

@@ -17,6 +17,7 @@ from pem_composition.adapters.inject import Attachment, attach
 from pem_composition.adapters.targets import Targets, resolve_targets
 from pem_composition.checkpoint import peft
 from pem_composition.checkpoint import provenance as records
+from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules
 from pem_composition.evaluation.model_names import resolve
@@ -155,7 +156,7 @@ def source(flags: AdapterFlags, base: BaseIdentity) -> str:
     """
     if flags.adapter_config != "fft" or flags.init_from is None:
         return flags.model_name_or_path
-    if not (Path(flags.init_from) / "config.json").is_file():
+    if not (Path(flags.init_from) / MODEL_CONFIG).is_file():
         raise IncompatibleModules.build(
             f"--init_from {flags.init_from}",
             "does not fit --adapter_config fft",

@@ -11,6 +11,7 @@ from typing import Any
 
 from pem_composition import safe_files
 from pem_composition.checkpoint import layouts
+from pem_composition.checkpoint.content import RECORD
 from pem_composition.errors import PEMError
 
 ALL = "all_results.json"
@@ -57,7 +58,7 @@ def is_foreign(entry: str) -> bool:
 def read_training(output_dir: Path) -> dict[str, Any]:
     """The ``training`` part of a finished run's pem.json; empty if there is none to read."""
     try:
-        record = safe_files.read_json(output_dir / "pem.json")
+        record = safe_files.read_json(output_dir / RECORD)
     except (OSError, PEMError):
         return {}
     training = record.get("training")
@@ -66,7 +67,7 @@ def read_training(output_dir: Path) -> dict[str, Any]:
 
 def is_intact(output_dir: Path) -> bool:
     """True if every file that pem.json lists is there as it was written."""
-    recorded = safe_files.read_json(output_dir / "pem.json").get("files")
+    recorded = safe_files.read_json(output_dir / RECORD).get("files")
     return isinstance(recorded, dict) and all(
         (output_dir / name).is_file() and safe_files.sha256_file(output_dir / name) == digest
         for name, digest in recorded.items()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pem_composition.checkpoint.content import held_in
 from pem_composition.config import ADAPTER_CONFIGS
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import VERSION
@@ -100,12 +101,11 @@ def find_resume(
 
 def _refuse_foreign(output: Path, *, finished: bool) -> None:
     """A module that no run of ours left here is not replaced unasked."""
-    held = [n for n in ("adapter_config.json", "config.json", "pem.json") if (output / n).exists()]
-    if held and not finished:
+    if (held := held_in(output)) and not finished:
         raise UsageError.build(
             output,
             "already holds a module",
-            found=held[0],
+            found=held,
             expected="a new or empty directory",
             do="choose another --output_dir or add --overwrite_output_dir",
         )

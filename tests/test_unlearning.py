@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import pem_process
 from support import unlearning_data as data
+from support.texts import generate
 
 import pem_composition as library
 from pem_composition import cli, json_lines
@@ -22,7 +23,7 @@ from pem_composition.cli import values
 from pem_composition.evaluation.decoding import Sampling, Windows
 from pem_composition.evaluation.long_texts import perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.text_sampling import _write, generate
+from pem_composition.evaluation.text_sampling import _write
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.report.records import read
 from pem_composition.sweep.texts import strongest

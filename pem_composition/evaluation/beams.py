@@ -60,26 +60,6 @@ def check_room(
             )  # fmt: skip
 
 
-def write(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Tokens],
-    search: BeamSearch,
-    *,
-    batch_size: int | None = None,
-) -> list[BeamText]:
-    """The best beam of every prompt, in the order of the prompts.
-
-    Raises:
-        DataError: see ``check_room``.
-        RunFailed: a probability that is not finite.
-    """
-    out: dict[int, BeamText] = {}
-    for batch in batches(model, tokenizer, prompts, search, batch_size=batch_size):
-        out |= batch
-    return [out[i] for i in range(len(prompts))]
-
-
 def batches(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -89,12 +69,16 @@ def batches(
     batch_size: int | None = None,
     skip: int = 0,
 ) -> Iterator[dict[int, BeamText]]:
-    """The same as number of the prompt -> beam, batch by batch, longest prompts first.
+    """Number of the prompt -> its best beam, batch by batch, longest prompts first.
 
     Args:
         model: a causal language model, with or without a module attached.
         batch_size: prompts per batch, each with its beams; None: 8 on a CPU, 16 on a GPU.
         skip: batches that are there already; the rest are made of the same rows as without it.
+
+    Raises:
+        DataError: see ``check_room``.
+        RunFailed: a probability that is not finite.
     """
     check_room(model, tokenizer, prompts, search)
     device = next(model.parameters()).device

@@ -39,30 +39,6 @@ class Answer(NamedTuple):
     ended: bool
 
 
-def answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    template: Template,
-    search: BeamSearch,
-    *,
-    batch_size: int | None = None,
-    name: str = "instructions",
-) -> list[Answer]:
-    """The model's answer to every instruction, in their order.
-
-    Raises:
-        DataError: no instructions, or one that leaves no room for an answer.
-        RunFailed: a probability that is not finite.
-    """
-    out: dict[int, Answer] = {}
-    for batch in answer_batches(
-        model, tokenizer, examples, template, search, batch_size=batch_size, name=name
-    ):
-        out |= batch
-    return [out[place] for place in range(len(examples))]
-
-
 def answer_batches(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -74,7 +50,12 @@ def answer_batches(
     name: str = "instructions",
     skip: int = 0,
 ) -> Iterator[dict[int, Answer]]:
-    """The same as place of the instruction -> answer, batch by batch; see ``beams.batches``."""
+    """Number of the instruction -> the model's answer, batch by batch; see ``beams.batches``.
+
+    Raises:
+        DataError: no instructions, or one that leaves no room for an answer.
+        RunFailed: a probability that is not finite.
+    """
     prompts = prompt_tokens(template, examples, tokenizer)
     beams.check_room(model, tokenizer, prompts, search, name)
     written = beams.batches(model, tokenizer, prompts, search, batch_size=batch_size, skip=skip)

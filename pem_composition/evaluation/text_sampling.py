@@ -67,31 +67,6 @@ class Request(NamedTuple):
     sample: int
 
 
-def generate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    decoding: Sampling,
-    *,
-    samples: int = 1,
-    seed: int = 42,
-    batch_size: int | None = None,
-) -> Iterator[Sample]:
-    """Samples of every prompt, prompt by prompt, as the batches are done.
-
-    Args:
-        model: a causal language model, with or without a module attached.
-        batch_size: rows per forward pass; None: 32 on a CPU, 64 on a GPU. Changes no text.
-
-    Raises:
-        DataError: no prompts, or a prompt that leaves no room in the length or the context.
-        RunFailed: a probability that is not finite.
-    """
-    given = {"samples": samples, "seed": seed, "batch_size": batch_size}
-    for batch in batches(model, tokenizer, prompts, decoding, **given):
-        yield from batch
-
-
 def batches(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -103,11 +78,17 @@ def batches(
     batch_size: int | None = None,
     skip: int = 0,
 ) -> Iterator[list[Sample]]:
-    """The same, batch by batch.
+    """Samples of every prompt, prompt by prompt, in batches as they are done.
 
     Args:
+        model: a causal language model, with or without a module attached.
+        batch_size: rows per forward pass; None: 32 on a CPU, 64 on a GPU. Changes no text.
         skip: batches that are there already; the rest are made of the same rows as without it, and
             so are equal bit for bit.
+
+    Raises:
+        DataError: no prompts, or a prompt that leaves no room in the length or the context.
+        RunFailed: a probability that is not finite.
     """
     device = next(model.parameters()).device
     encoded = encode_prompts(model, tokenizer, prompts, decoding)
@@ -159,7 +140,7 @@ def encode_prompts(
     """Tokens of every prompt, checked for room.
 
     Raises:
-        DataError: see ``generate``.
+        DataError: see ``batches``.
     """
     if not prompts:
         raise DataError.build("prompts", "no prompt", expected="at least one")

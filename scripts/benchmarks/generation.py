@@ -22,7 +22,7 @@ from timing import report
 
 from pem_composition.evaluation.decoding import Sampling
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.text_sampling import generate
+from pem_composition.evaluation.text_sampling import batches
 
 BATCHED, SINGLE, THEIRS = "batched", "one by one", "transformers"
 
@@ -84,13 +84,11 @@ class Case:
 
     def ours(self, samples: int, batch_size: int, tokens: int) -> None:
         """Our loop; every text must have its full length."""
-        texts = list(
-            generate(
-                self.model, self.tokenizer, [self.prompt], Sampling(max_new_tokens=tokens),
-                samples=samples, batch_size=batch_size,
-            )
+        written = batches(
+            self.model, self.tokenizer, [self.prompt], Sampling(max_new_tokens=tokens),
+            samples=samples, batch_size=batch_size,
         )  # fmt: skip
-        assert [text.new_tokens for text in texts] == [tokens] * samples
+        assert [text.new_tokens for batch in written for text in batch] == [tokens] * samples
 
     def theirs(self, tokens: int) -> None:
         """The library's own sampling."""

@@ -6,12 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from support.texts import answers
 from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition import checkpoint
 from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation.decoding import BeamSearch
-from pem_composition.evaluation.instruction_answers import answers
 from pem_composition.evaluation.models import load_causal
 from pem_composition.tasks.instruction_rows import examples_of, get_template
 from pem_composition.tasks.tables import read_table

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from support.judges import write_judge
+from support.texts import answers as answers_of
 from support.tiny_models import random_module, tiny, write_causal
 
 import pem_composition as library
 from pem_composition import checkpoint, json_lines
 from pem_composition.checkpoint import base_identity
 from pem_composition.errors import Preempted
-from pem_composition.evaluation import beams, instruction_answers
+from pem_composition.evaluation import beams
 from pem_composition.evaluation.decoding import BeamSearch, Windows
 from pem_composition.evaluation.long_texts import read_texts, text_evaluator
 from pem_composition.evaluation.models import load_causal
@@ -129,7 +130,7 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
         model, tokenizer, _ = load_causal(bench.base)
         if module is not None:
             library.attach(model, module)
-        answers = instruction_answers.answers(model, tokenizer, examples, template, search)
+        answers = answers_of(model, tokenizer, examples, template, search)
         texts = [answer.answer for answer in answers]
         folder = out / "answers" / name.replace(" ", "-")
         written = lines(folder / "asked.jsonl")

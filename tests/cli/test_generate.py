@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from support.texts import generate
 from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition import checkpoint
@@ -16,7 +17,6 @@ from pem_composition.errors import Preempted
 from pem_composition.evaluation.causal import CausalModel
 from pem_composition.evaluation.decoding import Sampling
 from pem_composition.evaluation.models import load_causal
-from pem_composition.evaluation.text_sampling import generate
 
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 LENGTH = ("--max_new_tokens", 9)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.texts import write
 from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition.adapters import attach
 from pem_composition.errors import DataError, RunFailed, UsageError
-from pem_composition.evaluation.beams import write
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.models import load_causal
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from support.texts import generate
 from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition.adapters import attach
@@ -19,7 +20,6 @@ from pem_composition.evaluation.text_sampling import (
     _write,
     continuation,
     encode_prompts,
-    generate,
     pick,
     warpers_of,
 )

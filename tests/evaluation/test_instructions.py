@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from support.texts import answers, write
 from support.tiny_models import write_causal
 
 from pem_composition.errors import DataError
-from pem_composition.evaluation.beams import write
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.encoded import IGNORED
-from pem_composition.evaluation.instruction_answers import answers, prompt_tokens
+from pem_composition.evaluation.instruction_answers import prompt_tokens
 from pem_composition.evaluation.long_texts import summary
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.text_sampling import continuation

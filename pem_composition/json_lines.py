@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError
+from pem_composition.safe_files import whole_file
 
 Record = dict[str, Any]
 SHOWN = 40  # characters of a damaged line
@@ -126,18 +127,12 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         PEMError: whatever the rows raise; the path is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+            file.write(line.encode())
+            count += 1
     return count
 
 

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "threads": set(),
     "launch": set(),
     "config": {"errors"},
-    "json_lines": {"errors"},
+    "json_lines": {"errors", "safe_files"},
     "flag_declarations": {"errors"},
     "offline": {"errors", "same_texts"},
     "signals": {"errors"},

@@ -35,6 +35,16 @@ class RowsOfModule(FileFlags):
     allow_base_mismatch: bool = flag(False, "take a module of another base model all the same")
     use_cpu: bool = flag(False, "do not use a GPU")
 
+    def __post_init__(self) -> None:
+        if not (self.task_name or self.files):
+            raise UsageError.build("--task_name", "no rows to read", do="give a task or a file")
+
+    @property
+    def files(self) -> list[str]:
+        """Files of rows that were named."""
+        given = (self.train_file, self.validation_file, self.test_file)
+        return [file for file in given if file]
+
     def read(
         self, task: str | None, objective: Objective, classes: Classes, max_samples: int
     ) -> TaskData:
@@ -66,8 +76,7 @@ class Flags(RowsOfModule):
 
     def __post_init__(self) -> None:
         check_objective(self)
-        if self.task_name is None and not (self.train_file or self.validation_file):
-            raise UsageError.build("--task_name", "no rows to read", do="give a task or a file")
+        super().__post_init__()
 
 
 def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) -> int:

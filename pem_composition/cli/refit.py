@@ -32,12 +32,10 @@ class Config(RowsOfModule):
     folds: int = flag(FOLDS, "of the cross-validation that chooses the penalty", least=2)
 
     def __post_init__(self) -> None:
-        files = (self.train_file, self.validation_file, self.test_file)
-        if not self.task_name and not any(files):
-            raise UsageError.build("--task_name", "no rows to read", do="give a task or a file")
+        super().__post_init__()
         if len(set(self.task_name)) < len(self.task_name):
             raise UsageError.build("--task_name", "a task given twice", found=self.task_name)
-        if len(self.task_name) > 1 and any(files):
+        if len(self.task_name) > 1 and self.files:
             raise UsageError.build(
                 "--task_name", "several tasks and one file", do="give --data_dir instead"
             )

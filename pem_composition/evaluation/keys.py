@@ -16,10 +16,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,14 +161,10 @@ def file_digest(path: Path) -> str:
 
 
 def _keep(path: Path, text: str) -> None:
-    """Write a hint for later runs, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    """Write a hint for later runs, where that is possible."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="ascii")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        safe_files.write_text(path, text)
 
 
 def _decides(name: str) -> bool:

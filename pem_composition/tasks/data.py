@@ -298,12 +298,7 @@ def read_prompts(path: str | Path) -> list[str]:
         DataError: no rows, no such column, or a cell that holds no text.
     """
     table = read_table(path)
-    column = next((name for name in PROMPT_COLUMNS if name in table.columns), None)
-    if column is None:
-        raise DataError.build(
-            table.name, "no prompts", found=", ".join(table.columns),
-            expected="a column named " + " or ".join(PROMPT_COLUMNS),
-        )  # fmt: skip
+    column = table.column(PROMPT_COLUMNS, "prompts")
     prompts = []
     for index, row in enumerate(table.rows):
         cell = row[column]

@@ -204,12 +204,7 @@ def examples_of(table: Table) -> list[data.Example]:
 
 
 def _row(table: Table, index: int) -> list[data.Example]:
-    column = next((c for c in INSTRUCTION_COLUMNS if c in table.columns), None)
-    if column is None:
-        raise DataError.build(
-            table.name, "no instructions", found=", ".join(table.columns),
-            expected="a column " + " or ".join(INSTRUCTION_COLUMNS),
-        )  # fmt: skip
+    column = table.column(INSTRUCTION_COLUMNS, "instructions")
     row = table.rows[index]
     instruction = _text(table, index, column, row[column])
     if not instruction.strip():

@@ -70,6 +70,20 @@ class Table:
         """Column names in the order of the file."""
         return tuple(self.rows[0])
 
+    def column(self, names: Sequence[str], what: str) -> str:
+        """The first of these columns that there is.
+
+        Raises:
+            DataError: none of them; the table holds no ``what``.
+        """
+        found = next((name for name in names if name in self.columns), None)
+        if found is None:
+            raise DataError.build(
+                self.name, f"no {what}", found=", ".join(self.columns),
+                expected="a column named " + " or ".join(names),
+            )  # fmt: skip
+        return found
+
 
 def read_table(path: str | Path) -> Table:
     """All rows of a file with their line numbers.

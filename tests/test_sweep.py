@@ -22,11 +22,13 @@ from support import pem_process, sweep_data
 from support.training_bench import free_port
 
 import pem_composition as library
-from pem_composition import cli, json_lines, sweep
+from pem_composition import cli, json_lines
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.errors import UsageError
 from pem_composition.module import HeadInfo
 from pem_composition.report.records import Results, read
+from pem_composition.sweep import grids
+from pem_composition.sweep.result_store import ResultStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -228,7 +230,7 @@ def test_a_killed_sweep_goes_on_where_it_was(number, code, bench, finished, tmp_
 
 
 def append_many(path: Path, writer: int) -> None:
-    ledger = sweep.ResultStore(path)
+    ledger = ResultStore(path)
     for number in range(40):
         ledger.append({"key": f"{writer}-{number}", "filler": "x" * 5000})
 
@@ -495,7 +497,7 @@ def test_a_sweep_never_writes_into_a_module(bench, capsys):
 
 @given(st.integers(0, 50), st.integers(1, 25), st.integers(0, 100))
 def test_a_grid_holds_every_step_and_its_ends(first, step, count):
-    values = sweep.grid(first / 100, step / 100, (first + count * step) / 100)
+    values = grids.grid(first / 100, step / 100, (first + count * step) / 100)
     assert values == tuple(round((first + i * step) / 100, 12) for i in range(count + 1))
 
 
@@ -503,15 +505,15 @@ def test_several_ranges_are_their_union_in_rising_order():
     tenths = [round(i / 10, 12) for i in range(11)]
     fine = [round(0.8 + i / 50, 12) for i in range(11)]
     expected = sorted(set(tenths) | set(fine))
-    found = sweep.merges((0, 0.1, 1, 0.8, 0.02, 1), 2)
+    found = grids.merges((0, 0.1, 1, 0.8, 0.02, 1), 2)
     assert [t for t, _ in found] == expected
     assert all(t + rest == pytest.approx(1, abs=1e-12) for t, rest in found)
-    assert [t for t, *_ in sweep.analogies((0.8, 0.02, 1, 0, 0.1, 1))] == expected
+    assert [t for t, *_ in grids.analogies((0.8, 0.02, 1, 0, 0.1, 1))] == expected
 
 
 @given(st.integers(3, 5), st.integers(1, 6))
 def test_the_simplex_holds_every_split_of_the_whole_once(modules, steps):
-    found = sweep.merges((0, 1 / steps, 1), modules)
+    found = grids.merges((0, 1 / steps, 1), modules)
     shares = itertools.product(range(steps + 1), repeat=modules)
     whole = {tuple(round(i / steps, 12) for i in s) for s in shares if sum(s) == steps}
     assert set(found) == whole
@@ -521,17 +523,17 @@ def test_the_simplex_holds_every_split_of_the_whole_once(modules, steps):
 @given(st.lists(st.floats(-1, 2), min_size=1, max_size=3))
 def test_an_analogy_adds_what_it_takes_away(values):
     for value in values:
-        ((t, target, source),) = sweep.analogies((value, 1, value))
+        ((t, target, source),) = grids.analogies((value, 1, value))
         assert t == pytest.approx(value, abs=1e-12)
         assert (target, source) == (pytest.approx(1 - t), pytest.approx(t - 1))
         assert target == -source
 
 
 def test_a_grid_stops_before_passing_its_end():
-    assert sweep.grid(0, 0.3, 1) == (0, 0.3, 0.6, 0.9)
-    assert sweep.grid(0.5, 1, 0.5) == (0.5,)
+    assert grids.grid(0, 0.3, 1) == (0, 0.3, 0.6, 0.9)
+    assert grids.grid(0.5, 1, 0.5) == (0.5,)
     with pytest.raises(UsageError):
-        sweep.grid(0, 0, 1)
+        grids.grid(0, 0, 1)
 
 
 @pytest.mark.slow
@@ -569,9 +571,9 @@ def test_what_stands_beside_the_results_is_of_the_summary_that_they_end_with(tmp
     """Two sweeps of one folder: the other one ends between this one's end and its table."""
     path = tmp_path / "results.jsonl"
     mine, other = {"summary": 2, "grid": 1}, {"summary": 2, "grid": 2}
-    store = sweep.ResultStore(path)
+    store = ResultStore(path)
     store.conclude(mine)
-    sweep.ResultStore(path).conclude(other)
+    ResultStore(path).conclude(other)
     with store.finish(mine):
         assert json_lines.read(path) == [mine, other, mine]
     with store.finish(mine):

@@ -127,7 +127,7 @@ def test_one_task_per_module_is_needed(bench, tmp_path, capsys):
 def test_rows_that_a_head_answers_in_another_order_are_other_results():
     """The words of a known task stay the same, whatever the head calls its outputs."""
     from pem_composition.objectives.classification import Classification
-    from pem_composition.sweep import Rows
+    from pem_composition.sweep.rows import Rows
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.glue import get_task
 

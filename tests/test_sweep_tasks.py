@@ -13,10 +13,11 @@ import pytest
 from support import sweep_data
 from support.sweep_by_hand import LABELS, check_by_hand, mean, points, refused, rows_of, run
 
-from pem_composition import json_lines, sweep
+from pem_composition import json_lines
 from pem_composition.errors import DataError
 from pem_composition.report import records, table
 from pem_composition.report.records import read
+from pem_composition.sweep import engine
 from pem_composition.sweep.goals import Goal, Scored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,8 +130,8 @@ def test_no_task_of_a_valid_point_breaks_the_format_more_often(limit, expected):
         )
         for t, score, invalid in points
     ]
-    plan = sweep.Plan((), (), (), max_invalid=limit)
-    found = sweep._selected_valid({"delta": curve}, plan)
+    plan = engine.Plan((), (), (), max_invalid=limit)
+    found = engine._selected_valid({"delta": curve}, plan)
     assert found == ({} if expected is None else {"delta": (expected, 1 - expected)})
 
 
@@ -144,7 +145,7 @@ def test_measures_in_different_units_are_chosen_by_their_ranks():
         ])
         for t, accuracy, perplexity in [(0.2, 0.5, 500.0), (0.4, 0.9, 502.0), (0.6, 0.8, 600.0)]
     ]  # fmt: skip
-    assert sweep._selected(curve, sweep.MERGE) == (0.4, 0.6)
+    assert engine._selected(curve, engine.MERGE) == (0.4, 0.6)
     scored = Scored(("a", "b"), curve[0][1])
     for goal in ("mean", "worst"):
         with pytest.raises(DataError, match=f"goal {goal}: measures in different units"):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pem_composition import sweep as library
 from pem_composition.arithmetic.algebra import analogy_weights
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
@@ -15,6 +14,8 @@ from pem_composition.cli import common, sweep, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag
+from pem_composition.sweep.engine import ANALOGY
+from pem_composition.sweep.grids import analogies
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
@@ -78,7 +79,7 @@ def _points(config: Config) -> tuple[tuple[float, ...], ...]:
         raise UsageError.build(
             "--grid", "given together with a coefficient", do="give one of the two"
         )
-    return library.analogies(config.grid)
+    return analogies(config.grid)
 
 
 def _run_sweep(config: Config) -> int:
@@ -88,7 +89,7 @@ def _run_sweep(config: Config) -> int:
         full_merge=config.full_merge,
     )
     shared.check_adapters(config.adapters, MODULES, 3, 3)
-    return sweep.start(config, config, grid, config.head_policy("first", "first"), library.ANALOGY)
+    return sweep.start(config, grid, config.head_policy("first", "first"), ANALOGY)
 
 
 def coefficient(config: Config) -> float:

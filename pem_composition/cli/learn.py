@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pem_composition import sweep as library
 from pem_composition.cli import common, sweep
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags
 from pem_composition.errors import UsageError
@@ -77,7 +76,7 @@ def run(config: Config) -> int:
             "--harness_tasks", "coefficients are learned from rows that have a loss",
             do="use pem search",
         )  # fmt: skip
-    setup = sweep.check(config, config, (0.0, 1.0, 1.0), config.head, library.MERGE)
+    setup = sweep.check(config, (0.0, 1.0, 1.0), config.head)
     common.check_output(setup.out, config.overwrite)
     learning = learned.learning
     loss, bounds = {

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import PARITY, SIMPLE, Choice
@@ -14,6 +13,7 @@ from pem_composition.cli import common, sweep, whole_models
 from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag
+from pem_composition.sweep.grids import merges
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
@@ -147,7 +147,7 @@ def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
         raise UsageError.build(
             "--grid", "given together with coefficients", do="give one of the two"
         )
-    return list(library.merges(config.grid, modules))
+    return list(merges(config.grid, modules))
 
 
 def names_of(points: Sequence[tuple[float, ...]]) -> list[str]:
@@ -179,6 +179,4 @@ def _run_sweep(config: Config) -> int:
         search_step=config.search_step,
         full_merge=config.full_merge,
     )
-    return sweep.start(
-        config, config, grid, config.head_policy(), controls=config, rule=config.coefficient_rule
-    )
+    return sweep.start(config, grid, config.head_policy())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import launch
-from pem_composition import sweep as library
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
 from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
 from pem_composition.checkpoint.several import read_modules
@@ -33,12 +32,15 @@ from pem_composition.report.records import RESULTS
 from pem_composition.safe_files import read_json, write_json
 from pem_composition.sweep import goals as wanted
 from pem_composition.sweep import samplers, space
+from pem_composition.sweep.grids import merges, union
+from pem_composition.sweep.points import read_input
 from pem_composition.sweep.result_store import WRITER
 from pem_composition.sweep.search import Search, best_point, finish, work
 from pem_composition.sweep.setup import MergeSetup, report_split
+from pem_composition.tasks.data import VALIDATION
 
 if TYPE_CHECKING:
-    from pem_composition.sweep import Runner
+    from pem_composition.sweep.runner import Runner
 
 NAME = "search"
 HELP = "search coefficients, method, settings and rank of a merge for the best score; resumable"
@@ -217,7 +219,7 @@ def _searched(config: Config, setup: MergeSetup) -> tuple[dict[str, Any], Runner
         write_json(setup.out / CALL, {"folder": str(Path.cwd()), "words": words})
     helpers = [_start_worker(config, place) for place in range(1, config.workers)]
     try:
-        work(search, runner, library.VALIDATION, setup.out)
+        work(search, runner, VALIDATION, setup.out)
     except Preempted:
         for helper in helpers:
             helper.terminate()  # they keep what they have finished, too
@@ -231,7 +233,7 @@ def _searched(config: Config, setup: MergeSetup) -> tuple[dict[str, Any], Runner
             "--workers", "a worker failed; see above", found=f"exit code {failed[0]}",
             do="run the command again: it goes on",
         )  # fmt: skip
-    summary = finish(search, runner, library.VALIDATION, report_split(runner))
+    summary = finish(search, runner, VALIDATION, report_split(runner))
     runner.close()
     return summary, runner, search
 
@@ -251,7 +253,7 @@ def _work(config: Config, place: int) -> None:
     def body() -> int:
         setup = _check(config)
         search, runner = _prepare(config, setup)
-        work(search, runner, library.VALIDATION, setup.out)
+        work(search, runner, VALIDATION, setup.out)
         return 0
 
     raise SystemExit(parser.guarded(body, f"pem search, worker {place}"))
@@ -265,9 +267,7 @@ def _check(config: Config) -> MergeSetup:
     """
     for what, paths in _statistics(config).items():
         common.find_statistics(paths, what, len(config.adapters))
-    setup = sweep.check(
-        config, config, (0.0, 1.0, 1.0), config.head, library.MERGE, config, config.coefficient_rule
-    )
+    setup = sweep.check(config, (0.0, 1.0, 1.0), config.head)
     headers = common.headers_of(config.compare, common.labels(config.compare))
     common.check_model([setup.base], headers, config.allow_base_mismatch)
     tasks = tuple(task.name for task in setup.tasks)
@@ -297,9 +297,9 @@ def _studies(config: Config, setup: MergeSetup) -> tuple[space.Study, ...]:
     points: tuple[tuple[float, ...], ...] = ()
     if config.sampler == samplers.GRID and config.coefficients != space.FIXED:
         if config.coefficients == space.SHARED:
-            values = library.union(config.grid)
+            values = union(config.grid)
         else:
-            points = library.merges(config.grid, setup.count)
+            points = merges(config.grid, setup.count)
     low, high = config.coefficients_range
     dimensions = space.parse(config.search)
     wishes = space.Wishes(config.coefficients, low, high, values, points, dimensions)
@@ -334,7 +334,7 @@ def _prepare(config: Config, setup: MergeSetup) -> tuple[Search, Runner]:
         own=own_modules,
         spaces=setup.spaces,
         compare=tuple(
-            library.read_input(*one) for one in zip(names, compared, config.compare, strict=True)
+            read_input(*one) for one in zip(names, compared, config.compare, strict=True)
         ),
         base_name=plan.base_name,
         metrics=plan.metrics,

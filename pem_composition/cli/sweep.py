@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pem_composition import launch
-from pem_composition import sweep as library
 from pem_composition.arithmetic.compatible import check_coefficients_of, space_of
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE
 from pem_composition.arithmetic.methods.registry import SIMPLE
@@ -16,7 +15,6 @@ from pem_composition.cli import common
 from pem_composition.cli.flags import (
     HEADS,
     ControlFlags,
-    EvaluationFlags,
     ModuleFlags,
     RuleFlags,
     ScoringFlags,
@@ -28,7 +26,10 @@ from pem_composition.errors import UsageError
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.flag_declarations import flag
 from pem_composition.report.records import RESULTS
-from pem_composition.sweep import setup, tasks
+from pem_composition.sweep import engine, setup, tasks
+from pem_composition.sweep.grids import analogies, merges
+from pem_composition.sweep.points import PER_TASK
+from pem_composition.tasks.data import VALIDATION
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -41,7 +42,7 @@ EXAMPLES = """
   pem sweep -a runs/rte runs/mnli -p runs/both --model_name_or_path t5-base --objective seq2seq \\
       --task_name rte mnli --data_dir glue --grid 0 0.05 1
 """
-SCORED_HEADS = ("average", "first", "last", "error", library.PER_TASK)
+SCORED_HEADS = ("average", "first", "last", "error", PER_TASK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,29 +64,23 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
 
 def run(config: Config) -> int:
     """Score the grid."""
-    return start(
-        config, config, config.grid, config.head, controls=config, rule=config.coefficient_rule
-    )
+    return start(config, config.grid, config.head)
 
 
-def start(
-    flags: ModuleFlags,
-    evaluation: ScoringFlags,
-    values: Sequence[float],
-    head: str,
-    composition: str = library.MERGE,
-    controls: ControlFlags | None = None,
-    rule: str = DEFAULT_RULE,
-) -> int:
+def start(config: Any, values: Sequence[float], head: str, composition: str = engine.MERGE) -> int:
     """Check everything that needs no tensor, then score, tabulate and plot.
+
+    Args:
+        config: ``ModuleFlags`` and ``ScoringFlags``; where there are some, ``ControlFlags`` and
+            ``RuleFlags``.
 
     Raises:
         PEMError: flags, modules or data that cannot be used; nothing was written.
     """
-    evaluation.check_tracker()
-    checked = check(flags, evaluation, values, head, composition, controls, rule)
+    config.check_tracker()
+    checked = check(config, values, head, composition)
     plan, runner = checked.prepare(common.say)
-    summary = library.run(plan, runner, library.VALIDATION, setup.report_split(runner))
+    summary = engine.run(plan, runner, VALIDATION, setup.report_split(runner))
     runner.close()
     print(f"{checked.out}: {runner.told('points scored')}")
     if not launch.is_main():
@@ -93,37 +88,36 @@ def start(
     with runner.store.finish(summary):  # processes that share the output write in turn
         for path, module in checked.write_selected(plan, summary):
             common.report(path, module)
-        show(checked.out / RESULTS, checked.out, evaluation.report_to)
+        show(checked.out / RESULTS, checked.out, config.report_to)
     return 0
 
 
 def check(
-    flags: ModuleFlags,
-    evaluation: EvaluationFlags,
-    values: Sequence[float],
-    head: str,
-    composition: str,
-    controls: ControlFlags | None = None,
-    rule: str = DEFAULT_RULE,
+    config: Any, values: Sequence[float], head: str, composition: str = engine.MERGE
 ) -> setup.MergeSetup:
-    """Everything that can be refused without a tensor, as values of the library."""
-    scoring, count = evaluation.scoring(), len(flags.adapters)
+    """Everything that can be refused without a tensor, as values of the library.
+
+    Args:
+        config: as of ``start``, where ``EvaluationFlags`` are enough.
+    """
+    scoring, count = config.scoring(), len(config.adapters)
+    controls = config if isinstance(config, ControlFlags) else None
     if controls is not None:
         scoring = replace(scoring, refit=controls.refit, train_file=controls.train_file)
-    merge = composition == library.MERGE
-    points = library.merges(values, count) if merge else library.analogies(values)
+    merge = composition == engine.MERGE
+    points = merges(values, count) if merge else analogies(values)
     for point in points:
-        check_coefficients_of(flags.choice(), point)
-    model = base_of(evaluation, flags)
-    check_dropout(flags.dropout_list, count)
-    out = common.output_directory(flags, count)
+        check_coefficients_of(config.choice(), point)
+    model = base_of(config)
+    check_dropout(config.dropout_list, count)
+    out = common.output_directory(config, count)
     setup.check_results_directory(out)
-    reference = evaluation.reference_module
-    paths = (*flags.adapters, *([reference] if reference else []))
-    names = common.labels(flags.adapters, flags.adatasks)
+    reference = config.reference_module
+    paths = (*config.adapters, *([reference] if reference else []))
+    names = common.labels(config.adapters, config.adatasks)
     names += [common.labels(paths)[-1]] if reference else []
-    headers = _headers(flags, names[:count])
-    own_heads = head == library.PER_TASK
+    headers = _headers(config, names[:count])
+    own_heads = head == PER_TASK
     answering = headers if merge else headers[:1]  # language models of an analogy bring no head
     scored = tasks.read(scoring, answering, own_heads=own_heads, out=out)
     tasks.chosen_by(scoring, scored)
@@ -131,7 +125,7 @@ def check(
         tasks.check_own_heads(scoring, scored, headers)
     base = resolve(model)
     extra = common.headers_of([reference], names[count:]) if reference else []
-    common.check_model([base], [*headers, *extra], flags.allow_base_mismatch)
+    common.check_model([base], [*headers, *extra], config.allow_base_mismatch)
     if scoring.by_head and not own_heads:
         tasks.check_labels([*answering, *extra], scored)
     if scoring.by_head:
@@ -139,29 +133,29 @@ def check(
     joint = controls.joint_module if controls is not None else ()
     joint_names = common.labels(joint)
     joint_headers = common.headers_of(joint, joint_names)
-    common.check_model([base], joint_headers, flags.allow_base_mismatch)
+    common.check_model([base], joint_headers, config.allow_base_mismatch)
     if scoring.by_head:
         tasks.check_joint(joint_headers, scored)
     return setup.MergeSetup(
         base=base, base_name=Path(model).name, out=out, paths=paths, names=tuple(names),
         count=count, kind=headers[0].kind, tasks=scored, scoring=scoring, points=points,
-        spaces=_spaces(flags, headers[0]), choice=flags.choice(headers[0].kind),
-        composition=composition, head=head, rank=flags.rank, dtype=flags.dtype,
-        format=flags.format, bf16=evaluation.bf16, use_cpu=evaluation.use_cpu,
-        overwrite=flags.overwrite,
+        spaces=_spaces(config, headers[0]), choice=config.choice(headers[0].kind),
+        composition=composition, head=head, rank=config.rank, dtype=config.dtype,
+        format=config.format, bf16=config.bf16, use_cpu=config.use_cpu,
+        overwrite=config.overwrite,
         command=COMMAND.get(), controls=controls is not None and controls.controls, joint=joint,
         joint_names=tuple(joint_names), training=tasks.training_rows(scoring, scored),
-        rule=rule,
+        rule=config.coefficient_rule if isinstance(config, RuleFlags) else DEFAULT_RULE,
     )  # fmt: skip
 
 
-def base_of(evaluation: EvaluationFlags, flags: ModuleFlags) -> str:
+def base_of(config: Any) -> str:
     """The base model as the user named it.
 
     Raises:
         UsageError: none.
     """
-    model = evaluation.model_name_or_path or next(iter(flags.model), None)
+    model = config.model_name_or_path or next(iter(config.model), None)
     if model is None:
         raise UsageError.build(
             "--model_name_or_path", "no base model to evaluate on", expected="a directory or a name"
@@ -196,7 +190,7 @@ def _asked(flags: ModuleFlags) -> tuple[str, ...]:
     """The spaces named, or both; of a method its own."""
     choice = flags.choice()
     if choice.method == SIMPLE:
-        return tuple(flags.space) or library.SWEPT_SPACES
+        return tuple(flags.space) or engine.SWEPT_SPACES
     return (space_of(choice, flags.space[0] if flags.space else None),)
 
 

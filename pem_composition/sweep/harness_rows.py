@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.evaluation import harness
 from pem_composition.sweep.result_store import Record
-from pem_composition.tasks.data import Example
+from pem_composition.tasks.data import VALIDATION, Example
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 FOLDER = "samples"
-VALIDATION = "validation"
 
 
 class HarnessRows:

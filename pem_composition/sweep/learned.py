@@ -21,9 +21,9 @@ from pem_composition.merging.learning import (
 )
 from pem_composition.merging.null_space import row_spaces
 from pem_composition.module import PEM, combine
-from pem_composition.sweep import VALIDATION
 from pem_composition.sweep.runner import Say
 from pem_composition.sweep.setup import MergeSetup
+from pem_composition.tasks.data import VALIDATION
 
 __all__ = ["learning", "run"]
 

@@ -21,8 +21,9 @@ from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE
 from pem_composition.arithmetic.methods.registry import SIMPLE
 from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
-from pem_composition.sweep import MERGE, compared, equal_weights, samplers, score_table, shared
+from pem_composition.sweep import samplers
 from pem_composition.sweep.controls import ALONE, Controls, Line
+from pem_composition.sweep.engine import MERGE, compared, equal_weights, score_table, shared
 from pem_composition.sweep.goals import (
     Condition,
     Goal,

@@ -22,12 +22,14 @@ from pem_composition.evaluation import keys
 from pem_composition.module import combine
 from pem_composition.report.records import RESULTS
 from pem_composition.safe_files import is_file
-from pem_composition.sweep import ANALOGY, MERGE, PER_TASK, TEST, VALIDATION, Plan, tasks
+from pem_composition.sweep import tasks
 from pem_composition.sweep.controls import Controls
-from pem_composition.sweep.points import Input, Settings, kept_head, read_input
+from pem_composition.sweep.engine import ANALOGY, MERGE, Plan
+from pem_composition.sweep.points import PER_TASK, Input, Settings, kept_head, read_input
 from pem_composition.sweep.refitting import Refitting
 from pem_composition.sweep.result_store import ResultStore
 from pem_composition.sweep.runner import Runner, Say
+from pem_composition.tasks.data import TEST, VALIDATION
 from pem_composition.tasks.glue import TASKS
 from pem_composition.training.config import DECODERS
 

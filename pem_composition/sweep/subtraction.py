@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from pem_composition.report.records import SUBTRACTION, SUMMARY_VERSION
-from pem_composition.sweep import NO_MEAN, VALIDATION, Plan
+from pem_composition.sweep.engine import NO_MEAN, Plan
 from pem_composition.sweep.goals import signs_of, smaller_of
 from pem_composition.sweep.points import Point, alone
 from pem_composition.sweep.runner import Runner
+from pem_composition.tasks.data import VALIDATION
 
 SPACE = "parameter"
 

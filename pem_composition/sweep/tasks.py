@@ -17,7 +17,7 @@ from pem_composition.sweep import goals
 from pem_composition.sweep.controls import answers
 from pem_composition.sweep.points import PER_TASK
 from pem_composition.sweep.rows import Rows
-from pem_composition.tasks.data import RowFiles
+from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, RowFiles
 from pem_composition.tasks.document_rows import LANGUAGE
 from pem_composition.tasks.glue import Reading
 from pem_composition.tasks.prompts import get_prompt
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pem_composition.tasks.data import Example, TaskData
     from pem_composition.tasks.glue import Task
     from pem_composition.tasks.prompts import Prompt
-
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 AS_THEY_STAND = Reading()
@@ -50,7 +48,7 @@ class Scoring:
         max_seq_length, block_size: tokens.
         batch_size: rows per forward pass; None: by the device.
         metrics: what selects: one, or one per task; none: each task's own.
-        max_invalid: see ``sweep.Plan``.
+        max_invalid: see ``engine.Plan``.
         refit: training rows of each task that new last layers are fitted on.
         harness_tasks: tasks of the lm-evaluation-harness instead of rows; the options beside it
             are those of ``evaluation.harness.read``.

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from timing import report, side_by_side
 
-from pem_composition import offline, sweep
+from pem_composition import offline
 from pem_composition.adapters import fresh_module, resolve_targets
 from pem_composition.config import LoraConfig
 from pem_composition.evaluation.attached import bfloat16_note
@@ -34,7 +34,11 @@ from pem_composition.evaluation.precision import reduced
 from pem_composition.module import PEM
 from pem_composition.objectives.answers import Answers
 from pem_composition.objectives.classification import Classification
-from pem_composition.tasks.data import RowFiles, TaskData, load_task
+from pem_composition.sweep.points import Input, Settings, point
+from pem_composition.sweep.result_store import ResultStore
+from pem_composition.sweep.rows import Rows
+from pem_composition.sweep.runner import Runner
+from pem_composition.tasks.data import VALIDATION, RowFiles, TaskData, load_task
 
 HERE = Path(__file__).parent
 
@@ -115,10 +119,10 @@ class Case:
             for batch in rows.prepare(self.model, self.tokenizer).batches
         ]
 
-    def rows(self) -> list[sweep.Rows]:
+    def rows(self) -> list[Rows]:
         """The tasks' rows, not tokenised yet."""
         objective = Answers() if self.seq2seq else Classification()
-        return [sweep.Rows(data.task, data.validation, objective) for data in self.data]
+        return [Rows(data.task, data.validation, objective) for data in self.data]
 
     def bare(self, *, bf16: bool) -> None:
         """Nothing but forward passes."""
@@ -134,18 +138,18 @@ class Case:
 
     def sweep(self, space: str, *, bf16: bool = False) -> list[float]:
         """From modules and text rows to a score per point and task, tokenising included."""
-        settings = sweep.Settings(base=self.path, bf16=bf16)
-        inputs = [sweep.Input(f"m{i}", m, str(i)) for i, m in enumerate(self.modules)]
+        settings = Settings(base=self.path, bf16=bf16)
+        inputs = [Input(f"m{i}", m, str(i)) for i, m in enumerate(self.modules)]
         with tempfile.TemporaryDirectory() as folder:
-            bench = sweep.Runner(
+            bench = Runner(
                 lambda: (self.model, self.tokenizer),
-                {sweep.VALIDATION: self.rows()},
+                {VALIDATION: self.rows()},
                 settings,
-                sweep.ResultStore(Path(folder, "results.jsonl")),
+                ResultStore(Path(folder, "results.jsonl")),
                 lambda _: None,
             )
             found = [
-                bench.score(sweep.point(inputs, (t, 1 - t), space, settings), sweep.VALIDATION)
+                bench.score(point(inputs, (t, 1 - t), space, settings), VALIDATION)
                 for t in self.points
             ]
             bench.close()

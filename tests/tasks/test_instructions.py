@@ -64,7 +64,10 @@ def test_rows_of_every_form_are_read(tmp_path, row, expected):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"text": "a"}, "no instructions; found text, expected a column named instruction or prompt"),
+        (
+            {"text": "a"},
+            "no instructions; found text, expected a column named instruction or prompt",
+        ),
         ({"instruction": " "}, "line 1: column 'instruction' is empty"),
         ({"instruction": 3}, "line 1: column 'instruction' is not text; found int"),
         ({"instruction": "a", "output": ["b"]}, "column 'output' is not text; found list"),

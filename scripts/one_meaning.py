@@ -6,6 +6,7 @@ python scripts/one_meaning.py gpt2 "t5 untied"
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import sys
@@ -20,12 +21,25 @@ import transformers  # noqa: E402
 from support import one_meaning  # noqa: E402
 
 
+def models() -> list[str]:
+    """The models named on the command line; every model if there is none."""
+    shown = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
+    parser.add_argument("model", nargs="*", help=f"of: {', '.join(one_meaning.BY_NAME)}")
+    named: list[str] = parser.parse_args().model
+    unknown = [name for name in named if name not in one_meaning.BY_NAME]
+    if unknown:
+        parser.error(f"no such model: {unknown}; there are {list(one_meaning.BY_NAME)}")
+    return named or list(one_meaning.BY_NAME)
+
+
 def main() -> None:
     """Print the number of verdicts, what is wrong, and how often each reason refuses."""
+    names = models()
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        found = list(one_meaning.verdicts(Path(folder), sys.argv[1:] or None))
+        found = list(one_meaning.verdicts(Path(folder), names))
     print(", ".join(f"{n} {word}" for word, n in Counter(v.word for v in found).most_common()))
     for v in found:
         if v.word not in ("right", "refused"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pem_composition.checkpoint.convert import convert
 from pem_composition.errors import IncompatibleModules
 from pem_composition.safe_files import read_json
 
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "one_meaning.py"
 EVERY = frozenset(om.WAYS)
 CONVERT, EXTRACT = frozenset({"convert"}), frozenset({"extract"})
 SUMS = frozenset(
@@ -104,6 +106,22 @@ def test_the_other_requests(name: str, tmp_path: Path, one_thread: None) -> None
     """
     counts = judge(list(om.verdicts(tmp_path, [name], functools.partial(wanted, quick=False))))
     assert counts["right"] >= 10
+
+
+@pytest.mark.parametrize("words, names", [([], list(om.BY_NAME)), (["t5 untied"], ["t5 untied"])])
+def test_the_script_counts_the_models_that_are_named(words, names, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), *words])
+    assert runpy.run_path(str(SCRIPT))["models"]() == names
+
+
+@pytest.mark.parametrize(
+    "word, code, said", [("--help", 0, "usage: .*t5 untied"), ("gtp2", 2, "no such model: .'gtp2'")]
+)
+def test_the_script_says_which_models_there_are(word, code, said, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), word])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT))["models"]()
+    assert stop.value.code == code and re.search(said, "".join(capsys.readouterr()), re.S)
 
 
 # --- beyond the product ---------------------------------------------------------------------------

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # no space takes it | some do not | good to know
 ONE_BASE = "use modules of one base model; --allow_base_mismatch if these are the same weights"
+MEND_FIRST = "mend the errors first; delta space then needs none of this to be equal"
 ONE_HEAD = "--head first, last or none keeps one; --head per-task keeps all, each by name"
 
 
@@ -91,6 +92,8 @@ def diagnose(
     }
     if allow_base_mismatch:  # then another base stops nothing
         findings = [replace(f, severity=WARNING) if f.do == ONE_BASE else f for f in findings]
+    if reasons["delta"]:
+        findings = [replace(f, do=MEND_FIRST) if f.do == USE_DELTA else f for f in findings]
     order = (ERROR, WARNING, NOTE)
     findings.sort(key=lambda f: order.index(f.severity))
     return Diagnosis(tuple(headers), tuple(findings), reasons, _policies(headers))

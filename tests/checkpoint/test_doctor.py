@@ -123,6 +123,25 @@ def test_every_difference_is_found_with_its_values(name: str, tmp_path: Path) ->
     assert tuple(reason is None for reason in found.refused.values()) == accepts
 
 
+def test_delta_space_is_no_remedy_where_it_refuses(tmp_path: Path) -> None:
+    """The kind, the size of a layer or the names of layers can stand against every space."""
+    ranked = module(seed=2, r=6, alpha=9)
+    bare = {n.removeprefix("bert."): t for n, t in ranked.adapter_tensors().items()}
+    narrow = {n: t[:, :8] if "lora_A" in n else t for n, t in ranked.adapter_tensors().items()}
+    others = {
+        "kind": module("ia3", seed=2, target_modules=("query",)),
+        "size": change(ranked, tensors=narrow, head=None),
+        "spelling": change(ranked, tensors=bare, head=None),
+    }
+    for name, other in others.items():
+        (tmp_path / name).mkdir()
+        found = diagnose(written(tmp_path / name, A, other), ["x", "y"])
+        assert found.refused["delta"], name
+        remedies = [f.do for f in found.findings if "--space delta" in f.do]
+        assert not remedies, name
+        assert any(f.severity == "warning" for f in found.findings), name
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_verdict_is_that_of_the_sum_itself(name: str, tmp_path: Path) -> None:
     first, second, *_ = CASES[name]

@@ -8,6 +8,7 @@ theta_0), the updates of each kind composed first. Memory: the adapters, and see
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -54,6 +55,7 @@ def fold_checkpoint(
 
     The certificate is the relative error of the update that is in the file, against the same
     expression in float64: norm(written - theta) / norm(theta - theta_0), by tensor and in total.
+    A part saved whole is as in a module's certificate: 0, or unknown where a policy chose it.
 
     Args:
         modules: name in the expression -> directory; whole models are differences to ``base``.
@@ -146,15 +148,23 @@ def _parts(
     if dora:
         chosen = head_policies.choose(list(own.values()), [1.0], head)
     elif full is None and not mixed:
-        chosen = head_policies.ChosenHead(adapters[0].head_tensors(), adapters[0].head)
+        chosen = _chosen(adapters[0])
     else:
         chosen = _head(tree, own, kinds, options, head)
     notes = tuple(dict.fromkeys(n for m in adapters for n in notes_of(m)))
     return Parts(
         adapters, full, models, chosen.tensors, chosen.info, _class(own), sources, space,
         notes + chosen.notes,
-        frozenset(n for m in own.values() for n in m.config.extra.get(IN_BASE) or ()),
+        frozenset(n for m in own.values() for n in m.config.extra.get(IN_BASE) or ()), chosen.saved,
     )  # fmt: skip
+
+
+def _chosen(composed: PEM) -> head_policies.ChosenHead:
+    """The head that a composed module has, and which of its saved parts its certificate knows."""
+    certificate = composed.provenance.certificate
+    errors = certificate.layers if certificate else {}
+    saved = {n: math.isfinite(e) for n, e in errors.items() if n not in composed.layers}
+    return head_policies.ChosenHead(composed.head_tensors(), composed.head, saved=saved)
 
 
 def _class(own: Mapping[str, PEM]) -> str | None:

@@ -70,6 +70,7 @@ class Parts:
     space: str
     notes: tuple[str, ...]
     in_base: frozenset[str]  # parts that PEFT loads into the base's own parameter
+    saved: Mapping[str, bool]  # parts saved whole -> is it what the expression says?
 
     def weights(self, parameter: str) -> dict[str, float]:
         """Coefficient of each whole model in one parameter."""
@@ -288,8 +289,9 @@ class FoldPlan:
         return name in self._changes and self._changes[name].saved is not None
 
     def certificate(self) -> Certificate:
-        """The error of the changed tensors written so far."""
-        return self._blocks.certificate(UPDATE)
+        """The error of the changed tensors written so far, and of parts saved whole."""
+        saved = {self._called(name): right for name, right in self._parts.saved.items()}
+        return self._blocks.certificate(UPDATE).covering(saved)
 
     def _output(self, name: str, info: TensorInfo) -> Output:
         change = self._changes.get(name)

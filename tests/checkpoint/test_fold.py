@@ -20,7 +20,7 @@ from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.rebuild import rebuild
 from pem_composition.composition import compose
 from pem_composition.errors import IncompatibleModules, PEMError, UsageError
-from pem_composition.module import PEM
+from pem_composition.module import PEM, negate
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -345,6 +345,44 @@ def test_a_whole_model_s_update_is_added_to_a_part_saved_whole(name: str, tmp_pa
     notes = json.loads((tmp_path / "two" / "pem.json").read_text())["notes"]
     assert sum("saved whole" in note for note in notes) == 1
     assert not any("left out (head policy none)" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama tied"])
+def test_the_certificate_knows_which_saved_parts_are_the_sum(name: str, tmp_path: Path) -> None:
+    """Its error of a part is 0 where the file holds W_0 + sum_i c_i (S_i - W_0), else unknown."""
+    m = om.BY_NAME[name]
+    base = om.base_folder(m, tmp_path)
+    options = {"target_modules": list(m.attention[:1]), "modules_to_save": [m.norm]}
+    places = {"a": om.made(m, "lora", options, base, tmp_path / "a").module}
+    b = load(places["a"])
+    replace(b, tensors={n: t + 0.1 for n, t in b.tensors.items()}).save(tmp_path / "b")
+    negate(b).save(tmp_path / "n")
+    places |= {n: tmp_path / n for n in "bn"}
+    zero, parts = weights(base), {n: load(p).head_tensors() for n, p in places.items()}
+    cases: list[tuple[str, dict[str, float], str]] = [
+        ("a", {"a": 1}, "average"),
+        ("n", {"n": 1}, "average"),
+        ("0.5*a", {"a": 0.5}, "average"),
+        ("-a", {"a": -1}, "average"),
+        ("a", {"a": 1}, "none"),
+        ("a + b", {"a": 1, "b": 1}, "last"),
+        ("0.25*a + 0.75*b", {"a": 0.25, "b": 0.75}, "average"),
+    ]
+    for i, (text, terms, head) in enumerate(cases):
+        out = tmp_path / f"f{i}"
+        used = {n: places[n] for n in terms}
+        fold_checkpoint(text, used, base, out, head=head, allow_base_mismatch=True)
+        theta = weights(out)
+        certificate = json.loads((out / "pem.json").read_text())["certificate"]
+        wrong = 0
+        for part in parts["a"]:
+            if part.startswith("classifier"):  # no part of the base
+                continue
+            exact = zero[part] + sum(c * (parts[n][part] - zero[part]) for n, c in terms.items())
+            is_sum = torch.allclose(theta[part], exact, atol=1e-6)
+            assert certificate["layers"][part] == (0.0 if is_sum else None), (text, part)
+            wrong += not is_sum
+        assert (certificate["total"] is None) == bool(wrong), text
 
 
 def test_what_cannot_be_folded_is_refused_by_name(tmp_path: Path) -> None:

@@ -145,14 +145,20 @@ def folder_of(row: Row) -> str:
 def taken(row: Row, results: Path) -> dict[str, float]:
     """The row's values from the ``table.csv`` of a run.
 
-    ``fields`` of a table says from which line and column, and times what; a line of several tasks
-    is named ``LINE @ TASK``.
+    ``fields`` of a table says from which line and column, and times what. A line is named by its
+    row or its module, of several tasks or sets ``LINE @ TASK``, and in a table of a folder below
+    ``FOLDER/LINE``.
     """
-    file = results / "table.csv" if results.is_dir() else results
-    with file.open(encoding="utf-8", newline="") as lines:
-        found = {}
-        for line in csv.DictReader(lines):
-            found |= {line["row"]: line, f"{line['row']} @ {line.get('task')}": line}
+    files = sorted(results.rglob("table.csv")) if results.is_dir() else [results]
+    found = {}
+    for file in files:
+        below = file.parent.relative_to(results).as_posix() if results.is_dir() else "."
+        folder = "" if below == "." else f"{below}/"
+        with file.open(encoding="utf-8", newline="") as lines:
+            for line in csv.DictReader(lines):
+                label = folder + (line.get("row") or line.get("module") or "")
+                part = line.get("task") or line.get("set")
+                found |= {label: line, f"{label} @ {part}": line}
     values = {}
     for field, (label, column, *scale) in TABLES[row["table"]]["fields"].items():
         text = found.get(filled(label, row), {}).get(column)
@@ -164,15 +170,15 @@ def taken(row: Row, results: Path) -> dict[str, float]:
 def compared(row: Row, values: Row) -> tuple[list[str], bool]:
     """Lines of stored and measured values, and whether all agree.
 
-    They agree within two standard errors of the difference where the row has one, else within the
-    digits that are stored.
+    They agree within two standard errors of the difference where the row has one, or else the run;
+    without any, within the digits that are stored.
     """
     lines, equal = [f"{'value':<24} {'stored':>10} {'measured':>10}"], True
     for field, value in values.items():
         stored = row.get(field)
         if stored is None or field.endswith("_se"):
             continue
-        error = row.get(f"{field}_se") or 0.0
+        error = row.get(f"{field}_se") or values.get(f"{field}_se") or 0.0
         near = abs(value - stored) <= max(2 * 2**0.5 * error, 10.0 ** -_digits(stored))
         equal = equal and near
         lines.append(f"{field:<24} {stored:>10.4g} {value:>10.4g}{'' if near else '   differs'}")

@@ -15,7 +15,10 @@ import pytest
 from pem_composition import cli
 from pem_composition.cli import common, parser
 
-REPRODUCIBLE = ("halves", "tasks", "strengths", "examples")
+REPRODUCIBLE = (
+    "halves", "tasks", "domains", "strengths", "forms", "methods", "runs", "ia3", "examples",
+)  # fmt: skip
+NAMED_BY = {"forms": ("module", "set")}  # columns that name a line, where not by row and task
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,7 @@ def test_the_command_of_a_row_writes_where_its_values_are_taken_from(
     assert results.folder_of(row)
     variables = {"PYTHON": sys.executable, "PYTHONPATH": str(repository), "DRY_RUN": "1"}
     variables |= {"OUT": str(tmp_path), "GLUE": "glue", "CIVIL_COMMENTS": "c.jsonl"}
+    variables |= {"REVIEWS": "reviews", "ALPACA": "a.jsonl", "PAIRS": "pairs"}
     says = 'pem() { printf "%q " "$PYTHON" -m pem_composition "$@"; echo; }'
     code = f"{says}; {results.command_of(row)}"
     done = subprocess.run(
@@ -70,11 +74,12 @@ def test_the_command_of_a_row_writes_where_its_values_are_taken_from(
     for words in (shlex.split(line)[3:] for line in done.stdout.splitlines()):
         config = parser.parse(cli.load(words[0]).Config, words[1:], words[0])
         made[str(getattr(config, "save_path", ""))] = config
-    config = made[f"{tmp_path}/{results.folder_of(row)}"]
-    # Lines of the table that are no merge are named as the modules are.
-    names = {results.filled(label, row) for label, *_ in results.TABLES[table]["fields"].values()}
-    modules = {name for name in names if re.search(r"half-\d", name)}
-    assert modules <= set(common.labels(config.adapters))
+    labels = {results.filled(label, row) for label, *_ in results.TABLES[table]["fields"].values()}
+    for folder, _, name in (label.rpartition("/") for label in labels):
+        config = made[f"{tmp_path}/{results.folder_of(row)}{folder and '/'}{folder}"]
+        # Lines of the table that are no merge are named as the modules are.
+        if re.search(r"half-\d|-cls-s\d+$", name):
+            assert name in common.labels(config.adapters)
 
 
 def test_values_that_are_taken_from_a_run_are_those_of_its_table(results, tmp_path):
@@ -86,14 +91,19 @@ def test_values_that_are_taken_from_a_run_are_those_of_its_table(results, tmp_pa
         for field, (label, column, *scale) in known.items():
             value = row[field] / (scale[0] if scale else 1)
             lines.setdefault(results.filled(label, row), {})[column] = value
-        columns = ["row", "task", *{c: None for line in lines.values() for c in line}]
-        with (tmp_path / "table.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            for label, line in lines.items():
-                name, _, task = label.partition(" @ ")
-                writer.writerow({"row": name, "task": task} | line)
-        taken = results.taken(row, tmp_path)
+        named, part = NAMED_BY.get(table, ("row", "task"))
+        columns = [named, part, *{c: None for line in lines.values() for c in line}]
+        run = tmp_path / table
+        for folder in {label.rpartition("/")[0] for label in lines}:
+            (run / folder).mkdir(parents=True)
+            with (run / folder / "table.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                for label, line in lines.items():
+                    name, _, task = label.rpartition("/")[2].partition(" @ ")
+                    if label.rpartition("/")[0] == folder:
+                        writer.writerow({named: name, part: task} | line)
+        taken = results.taken(row, run)
         assert taken == pytest.approx({field: row[field] for field in known})
         assert results.compared(row, taken)[1]
         first = next(f for f in known if not f.endswith("_se"))

@@ -21,6 +21,7 @@
 : "${workers:=1}"
 : "${statistics_samples:=256}"             # rows of each task for Fisher and Gram
 : "${learned=adamerging cat nsc}"          # methods of pem learn; empty: none; nsc is of LoRA alone
+: "${learn_rate:=}"                        # empty: each method's own
 : "${learn_steps:=100}"
 : "${learn_samples:=256}"                  # validation rows of each task that coefficients learn from
 : "${max_seq_length:=64}"
@@ -73,12 +74,13 @@ done
 
 scored_flags
 compare=()
+mapfile -t rate < <(optional --learning_rate "$learn_rate")
 for method in $learned; do
   if [[ $method == nsc && $adapter_config != lora ]]; then continue; fi
   run=$(run_of "$method")
   if [[ ! -e $OUT/$run/learned.json ]]; then
     step "$run" "$PYTHON" -m pem_composition learn "${scored[@]}" --method "$method" \
-      --max_eval_samples "$learn_samples" --max_steps "$learn_steps" --seed "$seed" \
+      --max_eval_samples "$learn_samples" --max_steps "$learn_steps" --seed "$seed" "${rate[@]}" \
       --save_path "$OUT/$run" --overwrite
   fi
   compare+=("$OUT/$run")

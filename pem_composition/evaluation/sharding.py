@@ -30,11 +30,12 @@ BLOCK = "free_full_weight"  # transformers' word: a unit whose weights go when i
 def keywords(factory: Any, config: PretrainedConfig, processes: int) -> dict[str, Any]:
     """What ``from_pretrained`` is told to shard a model over the processes of the launch.
 
-    Units are those that the architecture declares, else the blocks of its stacks.
+    Units are the blocks of its stacks and what the architecture declares beside them. (Its default
+    declaration, ``layers.*``, names no block of BERT, GPT-2 or T5.)
     """
     with torch.device("meta"):
         model = factory.from_config(config)
-    plan = None if model.fsdp_plan else dict.fromkeys(stacks(model), BLOCK)
+    plan = dict.fromkeys(stacks(model), BLOCK)
     return {"distributed_config": DistributedConfig(fsdp_size=processes, fsdp_plan=plan)}
 
 

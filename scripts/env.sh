@@ -45,7 +45,7 @@ make_environment() {
   echo "environment: 1/2 torch (the largest download)"
   "${pip[@]}" setuptools torch==2.13.0
   echo "environment: 2/2 the other packages (a minute or two without further output)"
-  "${pip[@]}" -qq --no-build-isolation -e "${repository}[plot,search,offline,dev]"
+  "${pip[@]}" -qq --no-build-isolation -e "${repository}[plot,search,offline,docs,dev]"
   echo "$wanted" >"$stamp"
   echo "environment: ready, $venv"
 }

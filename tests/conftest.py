@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support.examples import FEW
 
 # An example has no time limit: a slow or busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=10)
+settings.register_profile("quick", deadline=None, max_examples=FEW)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """``-m "not slow"`` is for who has just changed a line: laws are tried on fewer examples."""
+    """``-m "not slow"`` tries laws on fewer examples."""
     quick = config.getoption("markexpr") == "not slow"
     settings.load_profile("quick" if quick else "untimed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported and collected stays: Python need not look again and again for what goes."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -412,6 +412,7 @@ def test_both_halves_start_from_one_initial_module(tmp_path):
     assert parsed(edited)[1].init_from not in starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "variables", "expected"),
     [

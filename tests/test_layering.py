@@ -12,8 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).resolve().parents[1] / "pem_composition"
+from support.sources import PACKAGE, SOURCES, trees
 
 NUMBERS = {
     "errors",
@@ -111,19 +110,12 @@ def imports(node: ast.AST, *, inside_functions: bool) -> Iterator[str]:
             yield from imports(child, inside_functions=inside_functions)
 
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in SOURCES
 }  # dotted names below the package; the root is __init__
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 Edge = tuple[str, str]
-
-
-@functools.cache
-def trees() -> dict[Path, ast.Module]:
-    """Parsed when the first test asks, not when tests are collected."""
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
 
 def imported_files(tree: ast.AST) -> Iterator[str]:
@@ -277,6 +269,7 @@ def test_every_subcommand_is_imported_without_torch(repository):
     assert loaded_after(code, repository) == set()
 
 
+@pytest.mark.slow
 def test_the_numbers_layer_needs_torch_alone(repository):
     code = (
         "import pem_composition as pem\n"

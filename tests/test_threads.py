@@ -13,6 +13,7 @@ from support.training_bench import REPOSITORY, environment
 from pem_composition import threads
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
 def test_the_threads_of_a_program_sleep_soon(tmp_path):
     halves = [str(REPOSITORY / "examples" / f"half-{i}") for i in (0, 1)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny_models import NAMES, inputs_for, logits_of, random_module, tiny
+from support.tiny_models import EACH, inputs_for, logits_of, random_module, tiny
 from torch import Tensor, nn
 from transformers import RobertaModel
 
@@ -73,7 +73,7 @@ def fresh(model: nn.Module, kind: str, placement: str = "peft", **options: objec
 
 @pytest.mark.parametrize("placement", ["peft", "reference"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_fresh_module_is_the_base_bit_for_bit_and_leaves_no_trace(
     name: str, kind: str, placement: str
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_fresh_module_is_the_base_bit_for_bit_and_leaves_no_trace(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_attach_then_extract_returns_the_module_and_detach_the_base(name: str, kind: str) -> None:
     model = tiny(name)
     base = scored(model)

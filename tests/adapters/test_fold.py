@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_models import NAMES, logits_of, random_module, tiny
+from support.tiny_models import EACH, logits_of, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.adapters import attach, attach_fresh, extract, fold
@@ -34,7 +34,7 @@ def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 @pytest.mark.parametrize("placement", ["peft", "reference"])
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_folded_equals_attached_and_restore_is_bit_for_bit(
     name: str, kind: str, placement: str
 ) -> None:
@@ -110,7 +110,7 @@ def delta_module(model: nn.Module, seed: int = 0, head: bool = False) -> PEM:
     return PEM(tensors, FullConfig())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_full_module_adds_its_delta_to_every_parameter(name: str) -> None:
     model, tuned = tiny(name), tiny(name)
     module = delta_module(model, seed=1, head=True)

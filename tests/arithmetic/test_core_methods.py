@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from pem_composition.arithmetic.geometry import inner_products
 from pem_composition.arithmetic.methods import factors as on_factors
@@ -63,7 +64,7 @@ def in_core(terms: list[Factor], merge) -> np.ndarray:
 # --- the core ---
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds, st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any))
 def test_the_core_loses_nothing_and_is_no_larger_than_the_ranks(seed, ranks):
     terms = terms_of(seed, tuple(ranks), (1.0, -2.0, 0.5, 3.0)[: len(ranks)])
@@ -115,7 +116,7 @@ def dense_tsv(X: np.ndarray, ranks=(3, 2, 4)) -> np.ndarray:
     return polar(U) @ np.diag(S) @ polar(V).T
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds)
 def test_tsv_in_the_core_is_the_dense_one(seed):
     terms = terms_of(seed)
@@ -147,7 +148,7 @@ def dense_iso_c(X: np.ndarray, rank: int) -> np.ndarray:
     return S[:rank].mean() * U[:, :rank] @ Vh[:rank]
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds)
 def test_iso_c_in_the_core_is_the_dense_one_over_the_rank_of_the_sum(seed):
     terms = terms_of(seed)
@@ -192,7 +193,7 @@ def dense_iso_cts(X: np.ndarray, directions: int, common: float) -> np.ndarray:
     return mean * polar(np.concatenate(left, 1)) @ polar(np.concatenate(right, 1)).T
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds, st.sampled_from([0.2, 0.5, 0.8]))
 def test_iso_cts_in_the_core_is_the_dense_one(seed, common):
     terms = terms_of(seed)
@@ -239,7 +240,7 @@ def dense_least_interference(X: np.ndarray, weighted: bool, ridge: float) -> np.
     return above @ np.linalg.inv(G + e * np.eye(len(G)))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds, st.sampled_from(RANKS), st.sampled_from([0.0, 0.01, 1.0]))
 def test_wudi_and_actmat_in_the_core_are_the_dense_ones(seed, ranks, ridge):
     terms = terms_of(seed, ranks)
@@ -288,7 +289,7 @@ def dense_svc(X: np.ndarray, whole: np.ndarray, alpha: float) -> np.ndarray:
     return out
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds, st.sampled_from(RANKS), st.sampled_from([0.0, 0.1, 1.0]))
 def test_svc_in_the_core_is_the_dense_one_around_a_sum_and_around_tsv(seed, ranks, alpha):
     terms = terms_of(seed, ranks)
@@ -336,7 +337,7 @@ def numpy_of(rule):
     return run
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds, st.sampled_from([0.1, 0.5, 1.0]))
 def test_knots_in_factors_is_the_dense_one(seed, density):
     terms = terms_of(seed)
@@ -371,7 +372,7 @@ def test_knots_holds_no_dense_matrix():
 # --- compress-then-merge ---
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds, st.integers(1, 8), st.sampled_from([0.0, 0.5, 1.0]))
 def test_ctm_projects_on_bases_that_no_neighbour_improves(seed, rank, beta):
     """The result is U g(U^T dW V) V^T; U and V are stationary for the energy they keep."""
@@ -432,7 +433,7 @@ def test_slerp_and_the_karcher_mean_of_two_are_the_great_circle(seed, w):
         np.testing.assert_allclose(on_sphere(mean, terms, [1 - w, w]), expected, atol=1e-9)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seeds)
 def test_at_the_karcher_mean_the_logarithms_cancel(seed):
     terms, w = terms_of(seed), [0.2, 0.5, 0.3]
@@ -458,7 +459,7 @@ def test_equal_and_missing_updates_on_the_sphere():
             on_sphere(mean, [a, a._replace(weight=-a.weight)], [0.5, 0.5])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(seeds, st.integers(2, 7), st.integers(2, 6), st.sampled_from([1.0, 1e-3, 1e-9]))
 def test_a_karcher_mean_is_one_or_there_is_none(seed, count, size, spread):
     """Directions over the whole sphere, near each other, and some of them twice."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from pem_composition.arithmetic import delta
 from pem_composition.arithmetic.terms import Factor
@@ -128,7 +129,7 @@ def test_a_share_of_the_energy_gives_the_smallest_rank_that_keeps_it(seed, shape
     assert k == 1 or energies[: k - 1].sum() < x * energies.sum() + rounding
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seeds, shapes, weights, st.integers(1, 6))
 def test_the_certificate_equals_the_dense_relative_error(seed, shape, coefficients, rank):
     terms = factors(seed, shape, coefficients, torch.float32)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft.utils import merge_utils
+from support.examples import examples
 
 from pem_composition.arithmetic.methods import dare, della
 from pem_composition.arithmetic.methods import entries as blocks_module
@@ -56,7 +57,7 @@ def elected(X: np.ndarray, election: str = "total") -> np.ndarray:
 # --- against PEFT's functions on dense tensors ---
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seeds, st.sampled_from([0.05, 0.2, 0.5, 0.9, 1.0]), st.sampled_from(["total", "frequency"]))
 def test_ties_is_that_of_peft(seed, density, election):
     X = arrays(seed)
@@ -65,7 +66,7 @@ def test_ties_is_that_of_peft(seed, density, election):
     np.testing.assert_allclose(found, expected, atol=1e-14)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seeds, st.sampled_from([0.05, 0.2, 0.5, 0.9, 1.0]))
 def test_magnitude_pruning_is_that_of_peft(seed, density):
     X, c = arrays(seed), np.array([0.3, -1.2, 2.0])
@@ -89,7 +90,7 @@ def test_dare_ties_after_the_drop_is_that_of_peft(election, monkeypatch):
 # --- against the published rule in NumPy ---
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seeds, st.sampled_from([0.1, 0.35, 0.8]), st.sampled_from([0.0, 0.04, 0.2]))
 def test_breadcrumbs_drops_both_ends(seed, density, gamma):
     X = arrays(seed)
@@ -98,7 +99,7 @@ def test_breadcrumbs_drops_both_ends(seed, density, gamma):
     np.testing.assert_allclose(run("breadcrumbs", X, density=density, gamma=gamma), expected)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seeds, st.sampled_from([0.1, 0.5, 1.0]))
 def test_sce_selects_calculates_erases(seed, density):
     X = arrays(seed)
@@ -241,7 +242,7 @@ def test_with_every_entry_kept_the_sums_are_the_sum():
 
 
 @pytest.mark.parametrize("name", FIXED)
-@settings(max_examples=20)
+@examples(20)
 @given(seeds)
 def test_the_order_of_modules_does_not_matter(name, seed):
     X = arrays(seed)
@@ -249,7 +250,7 @@ def test_the_order_of_modules_does_not_matter(name, seed):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=20)
+@examples(20)
 @given(seeds, st.floats(0.01, 100))
 def test_a_common_factor_comes_out(name, seed, factor):
     X = arrays(seed)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from pem_composition.arithmetic.methods import entries as module
 from pem_composition.arithmetic.methods.draws import Draws, splitmix64
@@ -40,7 +41,7 @@ def by_sorting(X: np.ndarray, count: int) -> np.ndarray:
     return mask.reshape(X.shape)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.booleans(), st.sampled_from([7, 29, 10**6]))
 def test_selection_is_that_of_a_sort_for_any_block_size(seed, modules, equal, block):
     rng = np.random.default_rng(seed)

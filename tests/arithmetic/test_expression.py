@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from pem_composition.arithmetic import expression, trees
 from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, resolve
@@ -308,7 +309,7 @@ def deeper(inner: st.SearchStrategy) -> st.SearchStrategy:
     )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(sums(st.recursive(leaves, deeper, max_leaves=6)))
 def test_the_text_of_a_tree_is_parsed_to_the_tree(tree):
     assert expression.parse(str(tree)) == tree
@@ -331,7 +332,7 @@ WORDS = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.one_of(WORDS, st.text(max_size=30)))
 def test_any_text_is_parsed_or_refused_in_one_line(text):
     try:

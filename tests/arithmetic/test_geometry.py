@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
+from support.examples import examples
 
 from pem_composition.arithmetic import geometry
 from pem_composition.arithmetic.terms import Factor
@@ -91,7 +92,7 @@ def test_a_tiny_angle_keeps_its_digits():
     assert float(geometry.principal_angles(U, W)) == pytest.approx(turn, rel=1e-4)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(seeds, seeds, shapes, ranks, ranks, st.integers(1, 20))
 def test_signs_by_blocks_of_rows_are_those_of_the_dense_matrices(a, b, shape, r, q, block):
     x, y = update(a, shape, r), update(b, shape, q)

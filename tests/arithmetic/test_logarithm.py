@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from support.small_modules import full, ia3, lora
 
 from pem_composition.checkpoint import load
@@ -46,7 +47,7 @@ def test_one_times_a_module_is_the_module_and_itself_minus_itself_is_one() -> No
         assert all(bool((t == 1).all()) for t in gone.tensors.values())
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(NUMBERS, NUMBERS, st.integers(0, 50))
 def test_the_laws_of_a_vector_space(j: float, k: float, seed: int) -> None:
     a, b = vectors(seed), vectors(seed + 1)

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from support.examples import examples
 
 from pem_composition import safe_files
 from pem_composition.checkpoint import files
@@ -130,7 +131,7 @@ def test_a_file_in_memory_gives_its_own_bytes_whatever_the_header_aligns(tmp_pat
             assert file.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(position=st.integers(0, 400), value=st.integers(0, 255))
 def test_a_changed_byte_never_reads_more_than_the_library_accepts(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import one_meaning as om
-from support.tiny_models import NAMES, logits_of, random_module, tiny
+from support.tiny_models import EACH, logits_of, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.adapters import attach, fold
@@ -56,7 +56,7 @@ def assert_equal(folder: Path, model: nn.Module) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("placement", ["peft", "reference"])
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_folded_checkpoint_is_the_folded_model(
     name: str, kind: str, placement: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:

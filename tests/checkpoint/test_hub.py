@@ -165,6 +165,7 @@ def test_a_mistyped_path_is_no_name(tmp_path, monkeypatch):
 # --- reading ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_by_name_revision_and_subfolder_and_again_without_the_hub(hub, folders, tmp_path):
     a, b = folders
     first = hub.put("org/name", a)
@@ -185,6 +186,7 @@ def test_by_name_revision_and_subfolder_and_again_without_the_hub(hub, folders, 
     assert len(hub.asked) == served
 
 
+@pytest.mark.slow
 def test_only_the_files_of_a_module_are_fetched(hub, folders, tmp_path):
     more = {"training.log": b"x", "optimizer.pt": b"x", "other/adapter_config.json": b"{}"}
     hub.put("org/name", files_of(folders[0]) | more)
@@ -256,6 +258,7 @@ def test_a_folder_wins_and_that_is_said(hub, folders, tmp_path):
     assert [found[2] for found in local] == [note, ""]  # once per process
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_refused_in_one_line(hub, folders, tmp_path):
     files = files_of(folders[0])
     hub.put("org/a", folders[0])
@@ -304,6 +307,7 @@ def test_without_the_hub_the_cache_answers_or_the_error_says_so(hub, folders, tm
     assert pem(hub, tmp_path, inspect) == [known] and known[0] == 0
 
 
+@pytest.mark.slow
 def test_folders_are_read_without_the_client(folders):
     code = (
         "import sys, pem_composition as pem\n"
@@ -328,6 +332,7 @@ def card_on(hub: Hub, name: str) -> ModelCard:
     return ModelCard(repository.commits[repository.refs["main"]]["README.md"].decode())
 
 
+@pytest.mark.slow
 def test_a_module_comes_back_bit_for_bit(hub, folders, tmp_path):
     a, b = folders
     (a / "optimizer.pt").write_bytes(b"x")  # no file of a module
@@ -511,6 +516,7 @@ def test_a_name_that_leads_out_of_the_cache_is_refused(hub, folders, tmp_path):
     assert found[2].count("\n") == 1 and not [*tmp_path.rglob("evil*")]
 
 
+@pytest.mark.slow
 def test_a_push_that_cannot_be_is_refused(hub, folders, tmp_path):
     a = str(folders[0])
     hub.put("me/there", folders[1])

@@ -146,6 +146,7 @@ def test_check_reads_values_only_if_asked(folder, tmp_path, pem):
     assert "warning: its update is zero" in idle.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "inspect"])
 def test_headers_are_answered_without_torch(command, folder, repository):
     words = [

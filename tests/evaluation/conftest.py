@@ -102,7 +102,12 @@ def make_oracle(name, *, count=14, seed=0, **writing):
     return Oracle(model, rows, WRITING[name]._replace(**writing))
 
 
-@pytest.fixture(params=list(WRITING))
+# An encoder and decoder, and a decoder alone; with all of them the laws take many seconds.
+QUICK = ("t5", "gpt2")
+EACH = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in WRITING]
+
+
+@pytest.fixture(params=EACH)
 def oracle(request, one_thread):
     return make_oracle(request.param)
 

@@ -11,7 +11,7 @@ from pem_composition.evaluation.precision import reduced
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", tiny.EACH)
 def test_reduced_computes_what_autocast_computes(name: str, adapted: bool) -> None:
     model = tiny.tiny(name)
     if adapted:

@@ -67,6 +67,7 @@ def test_modules_of_different_rank_and_layers_blend():
         torch.testing.assert_close(logits_of(model), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", ["none", "clamp", "softmax"])
 @pytest.mark.parametrize(
     ("kind", "loss", "task"),
@@ -114,6 +115,7 @@ def regression_head() -> dict[str, torch.Tensor]:
     return {"classifier.out_proj.weight": weight, "classifier.out_proj.bias": weight[0, :1]}
 
 
+@pytest.mark.slow
 def test_learning_from_labels_finds_the_coefficients_that_made_them():
     """Squared error, and labels that a blend with known coefficients answered."""
     model, modules = model_and_modules(count=3)
@@ -171,6 +173,7 @@ def test_the_null_space_loss_is_the_part_of_the_inputs_that_the_module_does_not_
     assert found == pytest.approx(np.mean(means), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_nsc_lowers_its_loss_on_a_regression_without_labels():
     model, modules = model_and_modules()
     lessons = [

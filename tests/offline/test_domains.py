@@ -9,8 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from support.package_files import build_wheel, fetched, tar_of
 
 from pem_composition import offline
@@ -27,7 +28,7 @@ def rows_of(sentences: list[str], labels: list[int]) -> list[dict]:
     ]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.lists(st.text("ab .", min_size=1, max_size=5), min_size=40, max_size=80), st.randoms())
 def test_the_split_is_a_partition_that_separates_equal_sentences(sentences, random):
     # One label per sentence: the real data has no sentence with both.

@@ -552,6 +552,7 @@ def test_without_what_draws_the_table_stands_and_one_line_says_how_to_get_it(mon
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_report_without_what_draws_ends_well_with_its_table(tmp_path):
     code = "import sys; sys.modules['matplotlib'] = None; from pem_composition.cli import main; "
     words = ["report", "--results", str(write(tmp_path / "a")), "--save_path", str(tmp_path / "o")]

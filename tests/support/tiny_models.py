@@ -6,12 +6,15 @@ than a fresh initialisation so that each layer matters to the logits, and biases
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -126,10 +129,18 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "gemma3": _causal("Gemma3"),
 }
 NAMES = tuple(BUILDERS)
+# One of a kind; with all of them a law takes seconds.
+QUICK = ("roberta", "deberta-v3", "bart", "t5-gated", "gpt2", "llama", "gemma3")
+EACH = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES]
 
 
 def tiny(name: str, *, seed: int = 0) -> nn.Module:
     """The model of that name, in float32 and eval mode; equal seeds give equal weights."""
+    return copy.deepcopy(_built(name, seed, torch.get_default_dtype()))  # half the time
+
+
+@functools.lru_cache(maxsize=64)
+def _built(name: str, seed: int, dtype: torch.dtype) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BUILDERS[name]()

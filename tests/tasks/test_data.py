@@ -247,6 +247,7 @@ GLUE_COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GLUE_COUNTS)
 def test_real_glue_folders(shared, name):
     data = load_task(name, RowFiles(data_dir=shared / "data/glue"))

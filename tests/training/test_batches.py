@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from pem_composition.evaluation.encoded import EncodedDataset
 from pem_composition.objectives.losses import cross_entropy, squared_error
 from pem_composition.training.batches import IGNORED, EpochLoader, Examples, GlobalBatches, Padding
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(
     rows=st.integers(1, 60),
     size=st.integers(1, 17),

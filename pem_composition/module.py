@@ -13,7 +13,7 @@ from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from pem_composition.arithmetic import heads as head_policies
+from pem_composition.arithmetic import head_policies
 from pem_composition.arithmetic.algebra import (
     HEAD,
     analogy_weights,

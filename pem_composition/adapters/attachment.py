@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pem_composition.adapters.folding import Folded, saved_on
 from pem_composition.adapters.fresh import Blocks, mask_of
-from pem_composition.adapters.full import FullWeights
+from pem_composition.adapters.full_tuning import FullWeights
 from pem_composition.adapters.ia3 import IA3Linear, IA3Vector
 from pem_composition.adapters.layer import AdapterLayer
 from pem_composition.adapters.locate import holder_of

@@ -13,7 +13,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.checkpoint import full, heads, provenance
+from pem_composition.checkpoint import full, named_heads, provenance
 from pem_composition.checkpoint.blocks import copied, written_info
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.content import FULL, MODEL_CONFIG, PEFT
@@ -176,7 +176,7 @@ def _stored(tensor: Tensor, info: TensorInfo) -> Tensor:
 
 
 def _stored_head(folder: Path, name: str, head: Head) -> Head:
-    with open_tensors(folder / heads.file_of(name), folder) as file:
+    with open_tensors(folder / named_heads.file_of(name), folder) as file:
         return Head({n: _stored(t, file.infos[n]) for n, t in head.tensors.items()}, head.info)
 
 
@@ -201,7 +201,7 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             record.base if record else BaseIdentity(model_type=raw.get("model_type")),
             out.name,
             full.head_info(raw) if any(full.is_head(n) for n in weights.infos) else None,
-            heads=heads.read(folder, record),
+            heads=named_heads.read(folder, record),
         )
         with atomic_directory(out, overwrite, keep=is_foreign) as written:
             infos = {n: written_info(i, target) for n, i in weights.infos.items()}
@@ -209,7 +209,7 @@ def _convert_full(folder: Path, out: Path, settings: Mapping[str, Any], *, overw
             known = write_model(written, outputs, limit)
             config = with_dtype(raw, target) if target else raw
             notes = write_companions(folder, written, config)
-            heads.write(model, written, dtype=settings["dtype"])
+            named_heads.write(model, written, dtype=settings["dtype"])
             read = checksums.of(folder)
             sha256, label = weights.sha256(read), folder.resolve().name
             origin = provenance.loaded(record, label, folder, sha256, (), read)

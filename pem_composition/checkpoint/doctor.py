@@ -20,7 +20,7 @@ from pem_composition.arithmetic.compatible import (
     check_same_base,
     check_spellings,
 )
-from pem_composition.arithmetic.heads import OUTPUT_MODULES, check_answers
+from pem_composition.arithmetic.head_policies import OUTPUT_MODULES, check_answers
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.store import inspect_header
 from pem_composition.checkpoint.vocabulary import differing_tokenizers, embedding_rows

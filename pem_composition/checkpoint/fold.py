@@ -15,11 +15,10 @@ from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
-from pem_composition.arithmetic import heads as head_policies
-from pem_composition.arithmetic import trees
+from pem_composition.arithmetic import head_policies, trees
 from pem_composition.arithmetic.compatible import check_same_base
 from pem_composition.arithmetic.expression import parse
-from pem_composition.arithmetic.heads import ONE_HEAD
+from pem_composition.arithmetic.head_policies import ONE_HEAD
 from pem_composition.arithmetic.labels import notes_of
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint.checksums import Checksums

@@ -15,7 +15,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from pem_composition.arithmetic import heads
+from pem_composition.arithmetic import head_policies
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
@@ -124,13 +124,13 @@ def _head(
     weights: Sequence[float],
     head: str,
     dtype: str | None,
-) -> heads.ChosenHead:
+) -> head_policies.ChosenHead:
     """The head that the policy makes of the models'."""
     modules = [
         in_dtype(opened(label, m, partial(plan.is_apart, m), BaseIdentity()), dtype)
         for label, m in zip(labels, models, strict=True)
     ]
-    return heads.choose(modules, weights, head)
+    return head_policies.choose(modules, weights, head)
 
 
 def _headed(models: Sequence[Weights], head: str, base: Weights | None) -> Weights:
@@ -171,7 +171,10 @@ def _check_request(
     for c in weights:
         if not math.isfinite(c):
             raise PEMError.build("coefficients", "a coefficient must be a finite number", found=c)
-    for what, policy, known in (("head", head, heads.ONE_HEAD), ("tokens", tokens, TOKEN_POLICIES)):
+    for what, policy, known in (
+        ("head", head, head_policies.ONE_HEAD),
+        ("tokens", tokens, TOKEN_POLICIES),
+    ):
         if policy not in known:
             raise PEMError.build(
                 what, "unknown policy", found=repr(policy), expected=", ".join(known)

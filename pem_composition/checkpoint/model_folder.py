@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pem_composition.arithmetic.heads import OUTPUT_MODULES
+from pem_composition.arithmetic.head_policies import OUTPUT_MODULES
 from pem_composition.checkpoint.content import CARD, HEADS, MODEL_CONFIG, RECORD
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.stream import Output, Ring, stream_safetensors

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pem_composition import record as records
 from pem_composition._version import __version__
 from pem_composition.arithmetic.labels import kept_energy
-from pem_composition.checkpoint import heads, hub_name
+from pem_composition.checkpoint import hub_name, named_heads
 from pem_composition.checkpoint.card import card, license_of
 from pem_composition.checkpoint.content import CARD, MODEL_CONFIG, RECORD, content_digest
 from pem_composition.checkpoint.files import snapshot_of
@@ -76,8 +76,8 @@ def build(
         "base": asdict(pem.base),
         "init": p.init,
         "head_policy": p.head_policy,
-        "head": pem.head and heads.describe(pem.head),
-        "heads": {name: heads.describe(head.info) for name, head in pem.heads.items()},
+        "head": pem.head and named_heads.describe(pem.head),
+        "heads": {name: named_heads.describe(head.info) for name, head in pem.heads.items()},
         "training": dict(p.training),
         "notes": list(p.notes),
         "origin": dict(pem.config.extra.get("origin", {})),
@@ -200,10 +200,10 @@ def parse(raw: Mapping[str, Any]) -> Record:
                 raw.get("base") or {}, name=str, fingerprint=str, model_type=str, hidden_size=int
             )
         ),
-        head=heads.parse(head) if head else None,
+        head=named_heads.parse(head) if head else None,
         origin=_object(raw.get("origin") or {}, model_class=str, prefix=str, version=str),
         files=_digests(raw),
-        heads=heads.parse_all(raw.get("heads") or {}),
+        heads=named_heads.parse_all(raw.get("heads") or {}),
         written=_object(raw.get("written") or {}, format=str, dtype=str),
         versions=_typed(raw, "versions", dict) or {},
     )

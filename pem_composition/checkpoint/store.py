@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from pem_composition.checkpoint import (
     full,
-    heads,
     hub,
     hub_name,
+    named_heads,
     provenance,
 )
 from pem_composition.checkpoint.content import (
@@ -75,12 +75,14 @@ def load(
         if layout == FULL:
             folder = small.folder
             read = full.load_full(folder, base, name=name or hub_name.label(folder))
-            return replace(read, heads=heads.read(folder, provenance.read(folder)))
+            return replace(read, heads=named_heads.read(folder, provenance.read(folder)))
         module = _header(small, layout, name)
     folder, record, stored = module.path, module.record, module.tensors
     label = name or module.name
     if stored is None:
-        return replace(full.load_full(folder, base, name=label), heads=heads.read(folder, record))
+        return replace(
+            full.load_full(folder, base, name=label), heads=named_heads.read(folder, record)
+        )
     on_demand = on_demand and module.weights.suffix == ".safetensors"
     digests = dict(module.digests)
     for file in stored.files:
@@ -103,7 +105,7 @@ def load(
         provenance=provenance.loaded(
             record, label, folder, digests[module.weights.name], module.notes, digests
         ),
-        heads=heads.read(folder, record),
+        heads=named_heads.read(folder, record),
     )
 
 
@@ -303,6 +305,6 @@ def save(
             pem = replace(pem, provenance=replace(pem.provenance, notes=notes))
         else:
             CODECS[format].write(pem, folder, title, dtype)
-        heads.write(pem, folder, dtype=dtype)
+        named_heads.write(pem, folder, dtype=dtype)
         written = {"format": format, "dtype": dtype}
         provenance.write(pem, folder, written, title=title, known=known)

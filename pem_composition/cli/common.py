@@ -19,7 +19,7 @@ from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
 from pem_composition.checkpoint import base_identity, open_module
 from pem_composition.checkpoint.provenance import find_base
 from pem_composition.checkpoint.several import read_modules, short_paths
-from pem_composition.checkpoint.statistics import find, read
+from pem_composition.checkpoint.statistics_files import find, read
 from pem_composition.checkpoint.vocabulary import tokenizers_note
 from pem_composition.cli.flags import (
     MergeFlags,

@@ -182,7 +182,7 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
         PEMError: flags, modules, instructions or judges that cannot be used.
     """
     from pem_composition.evaluation.toxicity import load_judge
-    from pem_composition.report import answers as report
+    from pem_composition.report import detoxified as report
     from pem_composition.sweep import detoxification as library
 
     out = common.output_directory(config, 2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.compatible import SPACES, check_rank, space_of
-from pem_composition.arithmetic.heads import POLICIES as HEADS
+from pem_composition.arithmetic.head_policies import POLICIES as HEADS
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import METHODS, PARITY, SIMPLE, Choice, resolve
 from pem_composition.arithmetic.ranks import Rank

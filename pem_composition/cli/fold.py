@@ -8,7 +8,7 @@ from pathlib import Path
 from pem_composition.arithmetic import trees
 from pem_composition.arithmetic.compatible import SPACES
 from pem_composition.arithmetic.expression import parse
-from pem_composition.arithmetic.heads import ONE_HEAD
+from pem_composition.arithmetic.head_policies import ONE_HEAD
 from pem_composition.checkpoint import fold_checkpoint, inspect_header
 from pem_composition.cli import common
 from pem_composition.cli.compose import bindings, check_names

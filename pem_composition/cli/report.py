@@ -90,7 +90,7 @@ def show(results: Path, out: Path, tracker: str = NO_TRACKER) -> None:
 
 
 def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = NO_TRACKER) -> None:
-    from pem_composition.report import frontier, page, plot, table, tracking, unlearning
+    from pem_composition.report import frontier, page, plot, table, tracking, unlearning_tables
 
     if asked is None:
         file, whole = out / page.FILE, page.document(found)
@@ -99,7 +99,7 @@ def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = 
         whole = page.document(found, asked.axes or (), asked.comparison)
     out.mkdir(parents=True, exist_ok=True)
     if found.summary["composition"] == records.NEGATION:
-        print(unlearning.write(found.path, out))
+        print(unlearning_tables.write(found.path, out))
         common.print_plots(lambda: frontier.write([found.path], out))
     else:
         print(table.write(found.path, out))
@@ -111,11 +111,11 @@ def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = 
 
 def _several(found: Sequence[Results], out: Path | None) -> None:
     """The mean over sweeps and searches; of strengths with a plot."""
-    from pem_composition.report import frontier, table, text, unlearning
+    from pem_composition.report import frontier, table, text, unlearning_tables
 
     paths = [one.path for one in found]
     negations = any(one.summary["composition"] == records.NEGATION for one in found)
-    room = unlearning if negations else table
+    room = unlearning_tables if negations else table
     rows = room.aggregate(paths)
     markdown = room.aggregate_markdown(rows)
     print(markdown)

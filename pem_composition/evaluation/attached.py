@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from pem_composition import checkpoint
-from pem_composition.arithmetic.heads import tasks_of
+from pem_composition.arithmetic.head_policies import tasks_of
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.evaluation.own_classes import in_order_of

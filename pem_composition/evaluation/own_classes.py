@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.heads import OUTPUT_MODULES, tasks_of
+from pem_composition.arithmetic.head_policies import OUTPUT_MODULES, tasks_of
 from pem_composition.checkpoint.full import head_info
 from pem_composition.evaluation.model_names import local_config, resolve
 

@@ -36,7 +36,7 @@ from pem_composition import checkpoint
 from pem_composition.adapters import attach, head_parameter_names
 from pem_composition.adapters.locate import plain_tensors
 from pem_composition.arithmetic.algebra import HEAD
-from pem_composition.arithmetic.heads import own_head, saved_parts, select, tasks_of
+from pem_composition.arithmetic.head_policies import own_head, saved_parts, select, tasks_of
 from pem_composition.config import Head, HeadInfo
 from pem_composition.errors import IncompatibleModules
 from pem_composition.evaluation.attached import device_of

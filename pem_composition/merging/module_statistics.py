@@ -19,7 +19,7 @@ from pem_composition.arithmetic.statistics import (
     fingerprint,
 )
 from pem_composition.checkpoint import load
-from pem_composition.checkpoint import statistics as files
+from pem_composition.checkpoint import statistics_files as files
 from pem_composition.errors import PEMError
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.keys import base_digest, complete, rows_digest

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.report.plot import backend, legend_below, plain, save
 from pem_composition.report.records import Results, read
-from pem_composition.report.unlearning import SELECTED, Line, aggregate, rows
+from pem_composition.report.unlearning_tables import SELECTED, Line, aggregate, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

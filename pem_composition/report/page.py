@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, tostring
 from pem_composition import json_lines
 from pem_composition._version import __version__
 from pem_composition.errors import DataError
-from pem_composition.report import heatmap, svg, table, text, unlearning
+from pem_composition.report import heatmap, svg, table, text, unlearning_tables
 from pem_composition.report.frames import (
     APPLIED,
     BASE,
@@ -197,7 +197,7 @@ def _section(title: str, *children: Child) -> Element:
 
 
 def _table(results: Results) -> Iterator[Element]:
-    room = unlearning if results.summary["composition"] == NEGATION else table
+    room = unlearning_tables if results.summary["composition"] == NEGATION else table
     columns, notes = room.shown(results)
     yield _section(
         "Table",

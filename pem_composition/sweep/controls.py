@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.algebra import HEAD, role_of
 from pem_composition.arithmetic.compatible import check_coefficients_of
-from pem_composition.arithmetic.heads import choose, own_head, select, tasks_of
+from pem_composition.arithmetic.head_policies import choose, own_head, select, tasks_of
 from pem_composition.arithmetic.methods.coefficients import RULES
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
 from pem_composition.config import HeadInfo, LoraConfig

@@ -39,11 +39,11 @@ from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.evaluation.refusals import is_refusal
 from pem_composition.evaluation.standard_errors import Estimate
 from pem_composition.report.records import RESULTS
-from pem_composition.sweep.instructions import InstructionRows
 from pem_composition.sweep.points import Input, Point, Settings, alone, read_input
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner, Say
 from pem_composition.sweep.texts import TextRows, guarded, read_text, strongest
+from pem_composition.sweep.written_answers import InstructionRows
 from pem_composition.tasks.document_rows import LANGUAGE
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.algebra import HEAD
-from pem_composition.arithmetic.heads import NAME, own_head
+from pem_composition.arithmetic.head_policies import NAME, own_head
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.updates import cast

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition import launch, progress
-from pem_composition.arithmetic.heads import own_head
+from pem_composition.arithmetic.head_policies import own_head
 from pem_composition.evaluation.resumable import partial_path
 from pem_composition.sweep.loaded import LoadedModel, Loader
 from pem_composition.sweep.points import OUTPUTS, Point, Settings, alone

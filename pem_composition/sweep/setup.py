@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.compatible import SPACES
-from pem_composition.arithmetic.heads import own_head
+from pem_composition.arithmetic.head_policies import own_head
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.ranks import Rank

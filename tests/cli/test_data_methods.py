@@ -15,7 +15,7 @@ from support.sweep_by_hand import run
 
 import pem_composition as library
 from pem_composition.arithmetic.statistics import fingerprint
-from pem_composition.checkpoint import statistics
+from pem_composition.checkpoint import statistics_files
 from pem_composition.errors import CheckpointError, IncompatibleModules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +49,7 @@ def files(bench, tmp_path_factory) -> dict[str, list[Path]]:
 def test_a_file_says_what_it_belongs_to(bench, files):
     for what, paths in files.items():
         for path, module in zip(paths, bench.modules, strict=True):
-            found = statistics.read(path, what)
+            found = statistics_files.read(path, what)
             assert found.module == fingerprint(library.load(module))
             assert (found.n, found.facts["split"]) == (8, "validation")
             assert found.facts["task"] == module.name
@@ -60,7 +60,7 @@ def test_a_file_says_what_it_belongs_to(bench, files):
 def test_fisher_files_have_the_modules_tensors_and_its_head(bench, files):
     for path, place in zip(files["fisher"], bench.modules, strict=True):
         module = library.load(place)
-        found = statistics.read(path, "fisher").tensors
+        found = statistics_files.read(path, "fisher").tensors
         assert {n: t.shape for n, t in found.items()} == {
             n: t.shape for n, t in module.tensors.items()
         }
@@ -83,7 +83,7 @@ def test_merging_by_fisher_is_the_weighted_average(bench, files, tmp_path, capsy
     assert "space parameter" in capsys.readouterr().out
     merged = library.load(tmp_path / "out")
     modules = [library.load(p) for p in bench.modules]
-    weights = [statistics.read(p, "fisher").tensors for p in files["fisher"]]
+    weights = [statistics_files.read(p, "fisher").tensors for p in files["fisher"]]
     for name, tensor in merged.adapter_tensors().items():
         above = below = 0.0
         for c, m, f in zip(shares, modules, weights, strict=True):
@@ -100,7 +100,7 @@ def test_merging_by_regmean_is_nearest_to_the_modules_outputs(bench, files, tmp_
     assert run("merge", "-a", *bench.modules, *words, "-f", *files["gram"]) == 0
     merged = library.load(tmp_path / "out")
     modules = [library.load(p) for p in bench.modules]
-    grams = [statistics.read(p, "gram").tensors for p in files["gram"]]
+    grams = [statistics_files.read(p, "gram").tensors for p in files["gram"]]
     assert merged.provenance.sources
     for layer in merged.layers:
         dense = [update(m, layer) for m in modules]
@@ -128,7 +128,8 @@ def test_ssr_needs_what_the_factors_see_of_the_inputs_and_no_more(bench, files, 
         words = ("--max_samples", 8, "--merge_with", *(others[::-1] if place else others))
         assert compute(bench, "gram", place, seen[-1], *words) == 0
     modules = [library.load(p) for p in bench.modules]
-    first, gram = statistics.read(seen[0], "subspace"), statistics.read(files["gram"][0], "gram")
+    first = statistics_files.read(seen[0], "subspace")
+    gram = statistics_files.read(files["gram"][0], "gram")
     for layer in modules[0].layers:
         A = torch.cat([m.tensors[f"{layer}.lora_A"] for m in modules])
         expected = A @ gram.tensors[f"{layer}.gram"] @ A.mT
@@ -170,7 +171,7 @@ def test_statistics_of_another_module_are_refused(bench, files, tmp_path, capsys
 
 def test_python_takes_statistics_as_well(bench, files):
     modules = [library.load(p) for p in bench.modules[:2]]
-    own = [statistics.read(p, "gram") for p in files["gram"][:2]]
+    own = [statistics_files.read(p, "gram") for p in files["gram"][:2]]
     merged = library.combine(modules, [1, 1], method="regmean", statistics=own, head="none")
     assert merged.provenance.certificate.total < 1e-6
     assert merged.config.r == 8
@@ -186,18 +187,18 @@ def test_damaged_statistics_are_refused(files, tmp_path):
     plain = tmp_path / "fisher.safetensors"
     save_file(tensors, plain)
     with pytest.raises(CheckpointError, match="says not which module it belongs to"):
-        statistics.read(plain, "fisher")
-    found = statistics.read(original, "fisher")
+        statistics_files.read(plain, "fisher")
+    found = statistics_files.read(original, "fisher")
     name = min(tensors)
     broken = {**found.tensors, name: -found.tensors[name]}
-    statistics.write(
-        statistics.Statistics("fisher", broken, found.module, 8), tmp_path / "negative"
+    statistics_files.write(
+        statistics_files.Statistics("fisher", broken, found.module, 8), tmp_path / "negative"
     )
     with pytest.raises(CheckpointError, match="has negative entries"):
-        statistics.read(tmp_path / "negative", "fisher")
+        statistics_files.read(tmp_path / "negative", "fisher")
     plain.write_bytes(original.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match="truncated"):
-        statistics.read(plain, "fisher")
+        statistics_files.read(plain, "fisher")
 
 
 def test_a_module_that_does_not_answer_the_task_is_refused(bench, tmp_path, capsys):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.heads import NAME, check_name
+from pem_composition.arithmetic.head_policies import NAME, check_name
 from pem_composition.checkpoint.content import HEADS
 from pem_composition.checkpoint.header import Record, check_sha256
 from pem_composition.checkpoint.tensors import (

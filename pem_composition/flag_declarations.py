@@ -32,6 +32,7 @@ def flag(default: T, text: str, **meta: Any) -> T:
     Args:
         meta: what the parser knows (cli/parser.py), and
             least, above, most, below: range of a number; without them any finite one.
+            do: the remedy for a number outside its range.
             key: False for what names a place or changes speed, reporting and bookkeeping, but not
                 the trained numbers, and for what enters the key of a run by its content; or GIVEN.
             of: the kinds of run or module whose numbers it decides; default: all.
@@ -42,6 +43,12 @@ def flag(default: T, text: str, **meta: Any) -> T:
 def required(text: str, **meta: Any) -> Any:
     """The same for a flag that must be given."""
     return field(metadata={"help": text, **meta})
+
+
+def same(declared: type, name: str) -> Any:
+    """The flag that another dataclass declares, with its default, text and range."""
+    spec = next(spec for spec in dataclasses.fields(declared) if spec.name == name)
+    return field(default=spec.default, metadata=spec.metadata)
 
 
 def check_ranges(config_class: type, values: Mapping[str, Any]) -> None:
@@ -60,7 +67,7 @@ def check_ranges(config_class: type, values: Mapping[str, Any]) -> None:
                 raise refused(spec.name, number, "a finite number")
             if not all(holds(number, bound) for _, holds, bound in bounds):
                 limits = " and ".join(f"{sign} {bound:g}" for sign, _, bound in bounds)
-                raise refused(spec.name, number, f"a number {limits}")
+                raise refused(spec.name, number, f"a number {limits}", spec.metadata.get("do"))
 
 
 def check_choice(config: object, name: str, allowed: Collection[str]) -> None:
@@ -89,6 +96,6 @@ def refuse_idle(config: Any, name: str, needed: str, *, has: bool) -> None:
         )
 
 
-def refused(name: str, found: object, expected: str) -> UsageError:
+def refused(name: str, found: object, expected: str, do: str | None = None) -> UsageError:
     """The error of a flag's value."""
-    return UsageError.build(f"--{name}", "cannot be used", found=found, expected=expected)  # type: ignore[return-value]
+    return UsageError.build(f"--{name}", "cannot be used", found=found, expected=expected, do=do)  # type: ignore[return-value]

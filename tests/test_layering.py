@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": NUMBERS,
     "tasks": {"errors", "same_texts", "offline", "network", "safe_files"},
     "evaluation": NUMBERS
-    | {"progress", "same_texts", "offline", "json_lines", "adapters", "tasks", "network", "launch"},
+    | {"progress", "same_texts", "offline", "json_lines", "adapters", "tasks", "network", "launch"}
+    | {"flag_declarations"},
     "objectives": {"errors", "tasks", "evaluation"},
     "training": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "objectives", "launch", "flag_declarations"},

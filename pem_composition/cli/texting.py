@@ -10,14 +10,12 @@ from pem_composition.cli.flags import DeviceFlags
 from pem_composition.cli.values import Share
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.decoding import (
-    EVERY,
-    STARTS,
     BeamSearch,
     Prompts,
     Sampling,
     Windows,
 )
-from pem_composition.flag_declarations import flag, required
+from pem_composition.flag_declarations import flag, required, same
 from pem_composition.tasks.data import read_prompts
 from pem_composition.tasks.document_rows import THRESHOLD
 from pem_composition.tasks.instruction_rows import examples_of
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from pem_composition.tasks.data import Example
 
 NO_ADAPTER = "none"
-SEARCH = BeamSearch()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +71,12 @@ class PromptFlags:
     )
     max_prompts: int | None = flag(None, "take only the first N prompts of the file", least=1)
     num_samples: int = flag(1, "texts per prompt", least=1)
-    max_new_tokens: int | None = flag(None, "tokens that are written; or --max_length")
-    max_length: int | None = flag(None, "tokens with the prompt counted; or --max_new_tokens")
-    temperature: float = flag(1.0, "logits are divided by it")
-    top_k: int | None = flag(None, "sample among the k most probable tokens; default: all")
-    top_p: float = flag(1.0, "sample among the fewest tokens of this total probability; 1: all")
-    greedy: bool = flag(False, "write the most probable token instead of a sample")
+    max_new_tokens: int | None = same(Sampling, "max_new_tokens")
+    max_length: int | None = same(Sampling, "max_length")
+    temperature: float = same(Sampling, "temperature")
+    top_k: int | None = same(Sampling, "top_k")
+    top_p: float = same(Sampling, "top_p")
+    greedy: bool = same(Sampling, "greedy")
     seed: int = flag(
         42, "with prompt and sample number it decides a text, whatever the batch", least=0
     )
@@ -128,13 +125,9 @@ class AnswerFlags:
         None, "how an instruction is written down: sections (the default), chat or a JSON file"
     )
     max_instructions: int | None = flag(None, "take only the first N of a file", least=1)
-    num_beams: int = flag(SEARCH.num_beams, "beams of the search; 1: greedy", least=1)
-    repetition_penalty: float = flag(
-        SEARCH.repetition_penalty,
-        "log-probabilities of tokens that stand there already are multiplied by it; 1: off",
-        above=0,
-    )
-    max_new_tokens: int = flag(SEARCH.max_new_tokens, "tokens of an answer at most", least=1)
+    num_beams: int = same(BeamSearch, "num_beams")
+    repetition_penalty: float = same(BeamSearch, "repetition_penalty")
+    max_new_tokens: int = same(BeamSearch, "max_new_tokens")
 
     @property
     def search(self) -> BeamSearch:
@@ -154,14 +147,9 @@ class AnswerFlags:
 class WindowFlags:
     """How a long text is read."""
 
-    window: int = flag(1024, "tokens that are read at once; at most the model's context", least=2)
-    stride: int = flag(512, "tokens from the beginning of one window to the next", least=1)
-    start_token: str = flag(
-        EVERY,
-        "windows that begin with the start token of a tokenizer that has one: every (the default, "
-        "as scoring harnesses do), first (the beginning of the text alone) or none",
-        choices=STARTS,
-    )
+    window: int = same(Windows, "window")
+    stride: int = same(Windows, "stride")
+    start_token: str = same(Windows, "start")
 
     @property
     def windows(self) -> Windows:

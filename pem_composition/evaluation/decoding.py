@@ -13,6 +13,7 @@ from pem_composition.errors import UsageError
 from pem_composition.evaluation.encoded import IGNORED
 from pem_composition.evaluation.keys import digest_of
 from pem_composition.evaluation.model_names import max_input_length
+from pem_composition.flag_declarations import check_ranges, flag
 from pem_composition.tasks.tokens import Tokens, start_tokens
 
 if TYPE_CHECKING:
@@ -24,79 +25,56 @@ STARTS = EVERY, FIRST, NONE = ("every", "first", "none")  # windows that begin w
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """Beam search with a repetition penalty; the defaults are the paper's.
+    """Beam search with a repetition penalty (arXiv:1909.05858); the defaults are the paper's.
 
-    Attributes:
-        num_beams: beams; 1 writes the most probable token, penalty considered.
-        repetition_penalty: log-probabilities of tokens that stand in prompt or answer are
-            multiplied by it (arXiv:1909.05858); 1 for none.
-        max_new_tokens: tokens of an answer at most; at least one is written.
+    At least one token of an answer is written.
 
     Raises:
         UsageError: a value out of its range.
     """
 
-    num_beams: int = 4
-    repetition_penalty: float = 2.5
-    max_new_tokens: int = 128
+    num_beams: int = flag(4, "beams of the search; 1: greedy", least=1)
+    repetition_penalty: float = flag(
+        2.5,
+        "log-probabilities of tokens that stand there already are multiplied by it; 1: off",
+        above=0,
+    )
+    max_new_tokens: int = flag(128, "tokens of an answer at most", least=1)
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError.build(
-                    f"--{name}", "cannot be used", found=getattr(self, name), expected="at least 1"
-                )
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise UsageError.build(
-                "--repetition_penalty", "cannot be used", found=self.repetition_penalty,
-                expected="a number > 0; 1 for none",
-            )  # fmt: skip
+        check_ranges(type(self), vars(self))
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How texts are written; the defaults sample from the model's own distribution.
 
-    Attributes:
-        max_new_tokens: tokens after the prompt; or
-        max_length: tokens with the prompt (and its start token). One of the two.
-        temperature: logits are divided by it.
-        top_k: sample among the k most probable tokens; None: among all.
-        top_p: sample among the fewest tokens that together have this probability.
-        greedy: the most probable token instead of a sample.
+    The prompt's start token counts in ``max_length``.
 
     Raises:
         UsageError: no length or two, or a value out of its range.
     """
 
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    greedy: bool = False
+    max_new_tokens: int | None = flag(None, "tokens that are written; or --max_length", least=1)
+    max_length: int | None = flag(
+        None, "tokens with the prompt counted; or --max_new_tokens", least=1
+    )
+    temperature: float = flag(
+        1.0, "logits are divided by it", above=0, do="for the most probable token add --greedy"
+    )
+    top_k: int | None = flag(None, "sample among the k most probable tokens; default: all", least=1)
+    top_p: float = flag(
+        1.0, "sample among the fewest tokens of this total probability; 1: all", above=0, most=1
+    )
+    greedy: bool = flag(False, "write the most probable token instead of a sample")
 
     def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
         if (self.max_new_tokens is None) == (self.max_length is None):
             raise UsageError.build(
                 "--max_new_tokens", "the length must be said in one way",
                 expected="--max_new_tokens N, or --max_length N with the prompt counted",
             )  # fmt: skip
-        for name in ("max_new_tokens", "max_length", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError.build(
-                    f"--{name}", "cannot be used", found=value, expected="a number >= 1"
-                )
-        if not self.temperature > 0:
-            raise UsageError.build(
-                "--temperature", "cannot be used", found=self.temperature,
-                expected="a number > 0", do="for the most probable token add --greedy",
-            )  # fmt: skip
-        if not 0 < self.top_p <= 1:
-            raise UsageError.build(
-                "--top_p", "not a probability", found=self.top_p, expected="0 < p <= 1"
-            )
         if self.greedy and (self.temperature, self.top_k, self.top_p) != (1.0, None, 1.0):
             raise UsageError.build(
                 "--greedy", "samples nothing", found="--temperature, --top_k or --top_p beside it",
@@ -113,26 +91,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Windows:
-    """Tokens per window, and from the beginning of one window to that of the next.
-
-    Attributes:
-        window: tokens that are read at once and predicted, the start token among them.
-        start: which windows begin with the tokenizer's start token: every, first or none.
+    """How a long text is read; the start token counts as one of a window.
 
     Raises:
         UsageError: fewer than 2 tokens, or a stride that leaves tokens out.
     """
 
-    window: int = 1024
-    stride: int = 512
-    start: str = EVERY
+    window: int = flag(1024, "tokens that are read at once; at most the model's context", least=2)
+    stride: int = flag(512, "tokens from the beginning of one window to the next", least=1)
+    start: str = flag(
+        EVERY,
+        "windows that begin with the start token of a tokenizer that has one: every (the default, "
+        "as scoring harnesses do), first (the beginning of the text alone) or none",
+        choices=STARTS,
+    )
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise UsageError.build(
-                "--window", "leaves nothing to predict", found=self.window, expected="at least 2"
-            )
-        if not 1 <= self.stride < self.window:
+        check_ranges(type(self), vars(self))
+        if self.stride >= self.window:
             raise UsageError.build(
                 "--stride", "leaves out the first token of each window", found=self.stride,
                 expected=f"1 to {self.window - 1}, less than the window",

@@ -98,7 +98,7 @@ class FoldPlan:
         }
         self._spelling = self._spelled()
         self._prefix = self._spelling.less or _prefix(self._names) if parts.head else ""
-        self._saved = {self._in_base(n): t for n, t in parts.head.items()}
+        self._saved = {self._name_in_base(n): t for n, t in parts.head.items()}
         self.vocabulary = self._new_vocabulary()
         self._changes = with_saved(
             joined([self._changes_of(m) for m in parts.adapters]),
@@ -136,7 +136,7 @@ class FoldPlan:
             "renames what the file holds: fold in memory (pem.fold), and save the model",
         )
 
-    def _in_base(self, saved: str) -> str:
+    def _name_in_base(self, saved: str) -> str:
         """A saved part's name among the base's; what the base cannot have keeps its name.
 
         Raises:

@@ -262,11 +262,11 @@ PLACES = (
          "name the subfolder, e.g. bad/y",
          subfolders),
     Case("N58", "the output is a file",
-         f"bad/{CONFIG}: the output exists; choose another --save_path, or replace it with "
-         "--overwrite",
+         f"bad/{CONFIG}: the output exists; found a file, expected no such path; choose another "
+         "output path",
          run=(("merge", "-a", "good", "-p", f"bad/{CONFIG}"),)),
     Case("N59", "the output is a file, with --overwrite",
-         "...bad/adapter_config.json: exists; found a file, expected no such path; choose another "
+         f"...bad/{CONFIG}: the output exists; found a file, expected no such path; choose another "
          "output path",
          run=(("merge", "-a", "good", "-p", f"bad/{CONFIG}", "--overwrite"),)),
     Case("N60", "the output lies below a file",

@@ -169,7 +169,8 @@ REQUESTS = (
          "expression: no module named 'zz'; found names ['a']; add --module zz=DIR",
          run=(("compose", "a + zz", "--module", "a=good", "-p", "out"),)),
     Case("M08", "the output exists",
-         "wide: the output exists; choose another --save_path, or replace it with --overwrite",
+         "wide: the output exists; found a directory with files, expected no such directory; "
+         "choose another path or overwrite it (--overwrite)",
          run=(("merge", "-a", "good", "bad", "-p", "wide"), ("negation", "-a", "bad", "-p", "wide"),
               ("compose", "-a", "--module", "a=good", "-p", "wide"))),
     Case("M08b", "the output is an input",

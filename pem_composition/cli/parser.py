@@ -27,6 +27,7 @@ import argparse
 import atexit
 import dataclasses
 import errno
+import functools
 import gc
 import os
 import re
@@ -87,6 +88,10 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.replace("unrecognized arguments:", "unexpected argument"))
 
 
+_hints = functools.cache(typing.get_type_hints)  # compiles every annotation
+
+
+@functools.cache
 def build_parser(config_class: type, prog: str, description: str, examples: str = "") -> Parser:
     """One argument per field of the dataclass, in groups: those that must be given come first.
 
@@ -94,7 +99,7 @@ def build_parser(config_class: type, prog: str, description: str, examples: str 
     """
     epilog = f"examples:\n{examples.strip(chr(10))}" if examples else None
     parser = Parser(prog, description, epilog)
-    hints = typing.get_type_hints(config_class)
+    hints = _hints(config_class)
     specs = [spec for spec in dataclasses.fields(config_class) if spec.init]
     titles = {s.name: groups.OWN if _required(s) else _title(s.name) for s in specs}
     shown = {t: parser.add_argument_group(t) for t in _TITLES if t in titles.values()}
@@ -131,7 +136,7 @@ def parse(
     parser = build_parser(config_class, prog, description, examples)
     words, given = _normalise(parser, argv)
     namespace = vars(parser.parse_args(words))
-    hints = typing.get_type_hints(config_class)
+    hints = _hints(config_class)
     values = {
         spec.name: _restore(namespace[spec.name], hints[spec.name])
         for spec in dataclasses.fields(config_class)  # type: ignore[arg-type]

@@ -87,6 +87,7 @@ def test_results_in_place_equal_fresh_evaluations(bench, finished):
         assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
 
 
+@pytest.mark.slow
 def test_a_record_says_what_was_scored(bench, finished):
     for record in points(finished).values():
         p, n = record["score"], record["n"]

@@ -68,6 +68,7 @@ def answers(repository):
     return dict(zip(map(" ".join, commands), json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.slow
 def test_the_answers_come_without_what_takes_long_to_import(answers):
     assert "argparse" in answers[" ".join(COMMANDS[0])][3]
     for command, (code, _, _, modules) in answers.items():
@@ -75,6 +76,7 @@ def test_the_answers_come_without_what_takes_long_to_import(answers):
         assert code == (0 if command.endswith("--help") else 2), command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", REFUSED, ids=" ".join)
 def test_a_refusal_is_one_line_on_stderr(command, answers, repository):
     _, out, err, _ = answers[" ".join(command)]

@@ -101,6 +101,7 @@ def test_samples_differ_by_seed_and_the_longer_text_begins_with_the_shorter(gpt2
     assert {s.seed for s in short} == {42} and {s.seed for s in other} == {1}
 
 
+@pytest.mark.slow
 def test_rows_that_end_early_leave_the_others_as_they_are(llama):
     """An end token that is often drawn: rows leave the batch one by one."""
     model, tokenizer = llama

@@ -143,6 +143,7 @@ def test_a_digest_is_kept_by_what_a_change_cannot_put_back(tmp_path, monkeypatch
 GOLDEN = Path(__file__).with_name("golden_scores.json")
 
 
+@pytest.mark.slow
 def test_the_numbers_of_the_package_are_those_of_its_version(made):
     """Where this fails with other numbers that are right: raise RESULTS and write the file anew."""
     points = [r for r in json_lines.read(made / "out/results.jsonl") if "key" in r]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import slurm
 
 from pem_composition import cli
 from pem_composition.arithmetic.methods.registry import METHODS
@@ -23,7 +24,8 @@ SOURCED = "# shellcheck shell=bash"  # first line of files that scripts share
 PROGRAMS = [
     p
     for p in sorted(REPOSITORY.glob("exps/**/*.sh"))
-    if not p.read_text().startswith(SOURCED) and p.name != "reproduce.sh"  # tests/test_results.py
+    if not p.read_text().startswith(SOURCED)
+    and p.name not in ("reproduce.sh", "array.sh")  # tests/test_results.py, test_slurm.py
 ] + [REPOSITORY / "scripts" / "quickstart.sh"]
 MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
 TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"
@@ -462,7 +464,6 @@ LORA = EXPERIMENT / "lora_run_glue.sh"
         (REPOSITORY / "exps" / "run_glue.sh", "half", "it has "),
         (EXPERIMENT / "run_all.sh", "seed", "did you mean SEEDS?"),  # it gives seeds itself
         (EXPERIMENT / "run_all.sh", "half", "it has "),
-        (REPOSITORY / "scripts" / "slurm" / "array.sh", "max_step", "did you mean max_steps?"),
         (TRANSFER / "ia3_polarity_classify.sh", "block_size", "it has "),  # of its sibling
         (TRANSFER / "initialisation_study.sh", "pair", "did you mean pairs?"),
         (UNLEARNING / "runscore.sh", "strengths", "it has "),
@@ -477,8 +478,7 @@ def test_a_hyperparameter_that_a_script_does_not_have_is_refused_by_name(
     script, name, meant, tmp_path
 ):
     arguments = ["unlearning"] if script == QUICKSTART else []
-    job = {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_ARRAY_TASK_ID": "0"}
-    done = bash(script, *arguments, **job, **{name: "5", "OUT": str(tmp_path / "o")})
+    done = bash(script, *arguments, **{name: "5", "OUT": str(tmp_path / "o")})
     assert done.returncode == 2 and not (tmp_path / "o").exists()
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{script.name}: has no hyperparameter {name}; found {name}=5; {meant}")
@@ -600,14 +600,10 @@ SLEEPER = (  # os.write: the signal may come within print
 
 
 def job(folder: Path) -> dict[str, str]:
-    """The environment of a job; scontrol is a stand-in that records how it was called."""
-    (folder / "bin").mkdir()
-    scontrol = folder / "bin" / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(folder))}/calls\n')
-    scontrol.chmod(0o755)
+    """The environment of a job."""
     return {
         "PYTHON": sys.executable, "OUT": str(folder / "out"), "SLURM_JOB_ID": "4711",
-        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "/"),
+        "PATH": slurm.Slurm(folder).path, "HOME": os.environ.get("HOME", "/"),
     }  # fmt: skip
 
 
@@ -629,7 +625,7 @@ def stopped(script: Path, environment: dict[str, str], log: str, sent: signal.Si
     received = signal.SIGTERM if sent == signal.SIGINT else sent
     assert path.read_text().splitlines() == ["ready", f"got {int(received)}"]
     calls = Path(environment["OUT"]).with_name("calls")
-    assert calls.read_text().splitlines() == ["requeue 4711"]
+    assert calls.read_text().splitlines() == ["scontrol requeue 4711"]
     return out
 
 
@@ -642,22 +638,3 @@ def test_a_signal_reaches_the_program_and_slurm_requeues_the_job(tmp_path, sent,
     outer = tmp_path / "outer.sh"
     outer.write_text(COMMON + f"child {shlex.quote(str(inner))}; echo after")
     assert "after" not in stopped(outer if nested else inner, job(tmp_path), "x.log", sent)
-
-
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
-def test_the_array_script_gives_its_task_back(tmp_path, sent):
-    """The programs are stand-ins that wait."""
-    environment, python = job(tmp_path), tmp_path / "bin" / "python"
-    python.write_text(
-        '#!/bin/sh\nif [ "$2" = exps.hyperparameters ]; then\n'
-        f'  exec {shlex.quote(sys.executable)} "$@"\nfi\n'
-        f"exec {shlex.quote(sys.executable)} -c {shlex.quote(SLEEPER)}\n"
-    )
-    python.chmod(0o755)
-    copy = tmp_path / "slurm_script"  # as slurmd runs it
-    shutil.copy(REPOSITORY / "scripts" / "slurm" / "array.sh", copy)
-    environment |= {
-        "PYTHON": str(python), "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_ARRAY_TASK_ID": "1",
-        "tasks": "sst2 rte",
-    }  # fmt: skip
-    stopped(copy, environment, "distribution_generalization/split/rte.log", sent)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import sweep_data, unlearning_data
+from support import slurm, sweep_data, unlearning_data
 from support.tiny_models import random_module, tiny, write_causal
 
 from pem_composition import signals
@@ -57,10 +56,7 @@ def place(tmp_path_factory):
         random_module(tiny("roberta"), seed=seed).save(folder / name)
     for name in ("base", "tuned"):
         write_causal(folder / name, "gpt2", ["some words of a text"] * 5, seed=len(name))
-    (folder / "bin").mkdir()
-    scontrol = folder / "bin" / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(folder))}/calls\n')
-    scontrol.chmod(0o755)
+    slurm.Slurm(folder)
     return folder
 
 

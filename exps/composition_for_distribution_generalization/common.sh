@@ -50,7 +50,7 @@ train_half() {
 sweep_halves() {
   local prefix rest=()
   prefix=$(of_model)/$1
-  if [[ -e $OUT/$prefix-all-s$seed/all_results.json ]]; then
+  if [[ -e $OUT/$prefix-all-s$seed/all_results.json || $DRY_RUN == 1 ]]; then
     rest+=(--reference_module "$OUT/$prefix-all-s$seed")
   fi
   # split_data.sh writes the task's own validation rows, where it has any.

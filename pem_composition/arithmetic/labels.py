@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import isinf
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, RecordedMethod
+from pem_composition.arithmetic.methods.registry import SIMPLE, SUM, Choice, RecordedMethod
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.ranks import Rank
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pem_composition.record import Provenance
 
 ALONE = ("negation", "layers")  # methods of one module, whose label says what was done
-PLAIN = ("sum", *ALONE)
+PLAIN = (SUM, *ALONE)
 
 
 def method_text(choice: Choice, rank: Rank | None) -> str:
     """What provenance records: ``sum``, ``sum, rank 8`` or ``ties(density=0.2, ...)``."""
-    name = "sum" if choice.method == SIMPLE else str(choice)
+    name = SUM if choice.method == SIMPLE else str(choice)
     return name if rank is None else f"{name}, rank {rank}"
 
 

@@ -20,6 +20,7 @@ from pem_composition.arithmetic.compatible import check_same_base
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.head_policies import ONE_HEAD
 from pem_composition.arithmetic.labels import notes_of
+from pem_composition.arithmetic.methods.registry import SUM
 from pem_composition.arithmetic.patterns import compile_pattern
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.content import FULL
@@ -310,7 +311,7 @@ def _described(
             terms=tuple(Term(c, str(node)) for c, node in tree.terms),
             sources=sources,
             space=parts.space,
-            method="sum",
+            method=SUM,
             certificate=plan.certificate(),
             head_policy=settings["head"],
             notes=parts.notes + notes,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition import launch
-from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE
+from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, SUM
 from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
 from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common, parser, sweep
@@ -62,7 +62,7 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
     """Flags of pem search."""
 
     methods: tuple[str, ...] = flag(
-        (space.SUM,), "sum, or methods of pem methods; a study for each", metavar="METHOD"
+        (SUM,), "sum, or methods of pem methods; a study for each", metavar="METHOD"
     )
     goal: tuple[str, ...] = flag(
         (wanted.MEAN,),
@@ -156,7 +156,7 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
 
 
 def _check_method(name: str) -> None:
-    known = (space.SUM, *(w for w in MERGE_WAYS if w != SIMPLE), "adapters_linear")
+    known = (SUM, *(w for w in MERGE_WAYS if w != SIMPLE), "adapters_linear")
     if name not in known:
         remedy = close_match(name, known)
         raise UsageError.build(

@@ -11,7 +11,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pem_composition.arithmetic.methods.registry import METHODS, SIMPLE, Method, accepted, resolve
+from pem_composition.arithmetic.methods.registry import (
+    METHODS,
+    SIMPLE,
+    SUM,
+    Method,
+    accepted,
+    resolve,
+)
 from pem_composition.arithmetic.methods.registry import Choice as MethodChoice
 from pem_composition.arithmetic.methods.settings import Setting, shown
 from pem_composition.arithmetic.ranks import checked
@@ -24,7 +31,6 @@ Choice = float | int | str
 Candidate = Mapping[str, Choice]
 EACH, SHARED, FIXED = "each", "shared", "fixed"
 RANK, SPACE = "rank", "space"
-SUM = "sum"  # what users call SIMPLE
 
 
 @dataclass(frozen=True)

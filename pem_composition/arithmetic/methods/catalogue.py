@@ -15,7 +15,7 @@ from pem_composition.arithmetic.methods.settings import Setting
 from pem_composition.arithmetic.statistics import FISHER, GRAM, SUBSPACE
 from pem_composition.config import ADAPTER_KINDS, KINDS
 
-SIMPLE = "simple"
+SIMPLE, SUM = "simple", "sum"  # the plain sum: as a way of merging, and in records and searches
 PEFT_LINEAR = "peft_linear"
 REFERENCE_DETOXIFY = "reference_detoxify"
 LORA = ("lora",)
@@ -324,8 +324,9 @@ METHODS: Mapping[str, Method] = {
     m.name: m
     for m in (
         Method(
-            SIMPLE, "task arithmetic", "arXiv:2212.04089", "sum_t dW_t (in parameter space: the "
-            "sum of the tensors, arXiv:2306.14870)", "the updates, or the modules' own tensors",
+            SIMPLE, "the plain sum, task arithmetic", "arXiv:2212.04089",
+            "sum_t dW_t (in parameter space: the sum of the tensors, arXiv:2306.14870)",
+            "the updates, or the modules' own tensors",
             "sum r_t", "",
         ),
         *ELEMENTWISE, *SPECTRAL, *OTHERS, *INFORMED, *PARITY, *DETOXIFICATION,

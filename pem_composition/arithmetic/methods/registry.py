@@ -22,6 +22,7 @@ from pem_composition.arithmetic.methods.catalogue import (
     SEED,
     SIMPLE,
     SPECTRAL,
+    SUM,
     Method,
 )
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
@@ -40,6 +41,7 @@ __all__ = [
     "SEED",
     "SIMPLE",
     "SPECTRAL",
+    "SUM",
     "Choice",
     "Method",
     "RecordedMethod",
@@ -225,7 +227,7 @@ def recorded(text: str) -> tuple[Choice, Rank | None]:
         PEMError: not a method of this registry.
     """
     record = RecordedMethod.split(text)
-    name = SIMPLE if record.name == "sum" else record.name
+    name = SIMPLE if record.name == SUM else record.name
     pairs = [part.partition("=") for part in record.settings]
     return resolve(name, {key: value for key, _, value in pairs}), record.rank
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -31,11 +33,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.activations import NewGELUActivation
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from pem_composition import network, offline
 from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.full import Weights, head_info
+from pem_composition.checkpoint.model_folder import write_model
+from pem_composition.checkpoint.stream import whole
+from pem_composition.checkpoint.tensors import info_of
 from pem_composition.config import HeadInfo
 from pem_composition.errors import CheckpointError, PEMError, UsageError, install, installed
 from pem_composition.evaluation import sharding
@@ -236,11 +242,67 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     transformers 5 writes ``tie_word_embeddings`` true for every T5. Readers that believe it (its
     earlier releases do) would overwrite the output embeddings with the input's.
     """
-    model.save_pretrained(folder)
+    if sharding.is_sharded(model):
+        _write_parts(model, folder)
+    else:
+        model.save_pretrained(folder)
     config, out = read_json(folder / MODEL_CONFIG), model.get_output_embeddings()
     apart = out is not None and out.weight is not model.get_input_embeddings().weight
     if apart and config.get("tie_word_embeddings"):
         write_json(folder / MODEL_CONFIG, config | {"tie_word_embeddings": False})
+
+
+def _write_parts(model: PreTrainedModel, folder: Path) -> None:
+    """What ``save_pretrained`` writes, each tensor gathered when it is written."""
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [unsharded_class(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tensors, names = sharding.stored_tensors(model), names_in_file(model)
+
+    def write(fetch: Callable[[str], Tensor]) -> None:
+        values = {n: whole(partial(fetch, own), info_of(tensors[own])) for n, own in names.items()}
+        write_model(folder, values)
+
+    sharding.by_one(model, write)
+
+
+def names_in_file(model: PreTrainedModel) -> dict[str, str]:
+    """Name in the file -> name in the model, of every tensor that is saved.
+
+    Raises:
+        CheckpointError: some are stored otherwise than they are held (experts one by one, mostly).
+    """
+    ignored = model._keys_to_ignore_on_save or ()
+    held = {n: t for n, t in sharding.stored_tensors(model).items() if n not in ignored}
+    shapes = {n: torch.empty(t.shape, device="meta") for n, t in held.items()}
+    own = {id(tensor): name for name, tensor in shapes.items()}
+    found = revert_weight_conversion(model, shapes)
+    other = [name for name, tensor in found.items() if id(tensor) not in own]
+    if other:
+        raise CheckpointError.build(
+            "--fsdp", f"{model.config.model_type} stores weights otherwise than it holds them",
+            found=_some(other), expected="tensors that are written as they are",
+            do="train a module (lora or ia3), or leave --fsdp out",
+        )  # fmt: skip
+    return {name: own[id(tensor)] for name, tensor in found.items()}
+
+
+def unsharded_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The architecture of a model, of which FSDP2 makes a class of its own."""
+    return next(c for c in type(model).__mro__ if not issubclass(c, FSDPModule))
+
+
+@torch.no_grad()
+def copy_model(folder: Path, model: PreTrainedModel) -> None:
+    """Put the numbers of a saved model into one of its kind; of a sharded one each its part."""
+    sharded = sharding.is_sharded(model)
+    how = {"distributed_config": model.config.distributed_config} if sharded else {}
+    saved = _load(unsharded_class(model), str(folder), dtype=model.dtype, **how)
+    values = sharding.stored_tensors(saved)
+    for name, tensor in sharding.stored_tensors(model).items():
+        tensor.copy_(values[name])
 
 
 def _load_model(
@@ -374,8 +436,7 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
         return
     name = next(n for n, m in model.named_modules() if m is out) + ".weight"
     with Weights(folder, codes=True) as stored:
-        live = sharding.whole(out.weight.detach()).cpu()
-        apart = name in stored.infos and bool((stored.raw(name).to(live.dtype) != live).any())
+        apart = name in stored.infos and _differs(out.weight.detach(), stored.raw(name))
         lost = name not in stored.infos and (
             read_json(folder / MODEL_CONFIG).get("tie_word_embeddings") is False
         )
@@ -386,6 +447,10 @@ def _check_ties(source: str, model: PreTrainedModel) -> None:
             expected="two tensors (tie_word_embeddings false)",
             do="convert the model again" if lost else "use another release of transformers",
         )  # fmt: skip
+
+
+def _differs(live: Tensor, stored: Tensor) -> bool:
+    return not torch.equal(sharding.whole(live).cpu(), stored.to(live.dtype))
 
 
 def _config(

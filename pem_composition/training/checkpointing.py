@@ -53,7 +53,7 @@ def seal(assembled: Path, final: Path, step: int, run: Mapping[str, Any]) -> Non
         "files": {p.relative_to(assembled).as_posix(): sha256_file(p) for p in files},
     }
     (assembled / MARKER).write_text(json.dumps(marker, indent=1, sort_keys=True))
-    for path in [*files, assembled / MARKER, assembled]:
+    for path in [*files, assembled / MARKER, *{p.parent for p in files}, assembled]:
         fsync(path)
     if final.exists():
         discard(final)

@@ -424,7 +424,7 @@ class TrainConfig(AdapterFlags, TrackerFlags):
     use_cpu: bool = flag(False, "do not use a GPU", key=False)
     fsdp: bool = flag(
         False,
-        "lora, ia3: each process of torchrun or accelerate launch holds a part of the base (FSDP2)",
+        "each process of torchrun or accelerate launch holds a part of the base (FSDP2)",
         key=False,
     )
 
@@ -465,15 +465,17 @@ class TrainConfig(AdapterFlags, TrackerFlags):
                 )
 
     def _check_shards(self) -> None:
-        """A frozen base in its own numbers is shared out; each process takes its own device."""
+        """A base in its own numbers is shared out; each process takes its own device."""
         held = ("load_in_4bit", "load_in_8bit", "device_map", "use_cpu")
         for name in held if self.fsdp else ():
             if getattr(self, name):
                 raise UsageError.build("--fsdp", f"contradicts --{name}", do="leave one out")
-        if self.fsdp and self.adapter_config == "fft":
+        if self.fsdp and self.adapter_config == "fft" and self.optim == "adafactor":
             raise UsageError.build(
-                "--fsdp", "shards a base that stays as it is", found="--adapter_config fft",
-                expected="lora or ia3", do="train a module, or leave --fsdp out",
+                "--fsdp", "shares the weights out, which adafactor does not compute with",
+                found="--adapter_config fft --optim adafactor",
+                expected=", ".join(name for name in OPTIMIZERS if name != "adafactor"),
+                do="choose another optimizer, or train a module (lora or ia3)",
             )  # fmt: skip
 
     @property

@@ -64,6 +64,8 @@ def execute(config: TrainConfig, plan: RunPlan, say: Say, stop: StopRequest) -> 
     if launch.is_main():
         publish(config, plan, start, trainer, splits, told)
         say(f"{output}: " + summary(metrics))
+    else:
+        start.weights.lend()
     return Outcome(output, metrics)
 
 

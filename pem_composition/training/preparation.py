@@ -23,15 +23,18 @@ from pem_composition.errors import IncompatibleModules
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.evaluation.models import (
     LoadedBase,
+    copy_model,
     load_base,
     load_causal,
     load_text_to_text,
+    names_in_file,
     save_model,
 )
-from pem_composition.evaluation.sharding import replicate
+from pem_composition.evaluation.sharding import is_sharded, lend, redraw, replicate, whole
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
+from pem_composition.training import shards
 from pem_composition.training.config import DECODERS, AdapterFlags
 
 OBJECTIVE_OF_TASK = {peft.SEQ2SEQ_TASK: "seq2seq", peft.CAUSAL_TASK: "causal_lm"}
@@ -44,6 +47,8 @@ class ModuleWeights:
     attachment: Attachment
     initial: PEM  # whose config, base and head labels the trained module has
 
+    in_parts = False  # every process holds it whole
+
     def write(self, path: Path) -> None:
         """Save the module as a new directory."""
         checkpoint.save(self.attachment.extract(), path)
@@ -51,6 +56,9 @@ class ModuleWeights:
     def read(self, path: Path) -> None:
         """Put a saved module's numbers into the model."""
         self.attachment.swap(checkpoint.load(path))
+
+    def lend(self) -> None:
+        """Nothing: the first process publishes what it holds."""
 
     def publish(self, folder: Path, name: str, provenance: Provenance) -> None:
         """Write the module with its provenance into an existing directory."""
@@ -62,28 +70,49 @@ class ModuleWeights:
 
 @dataclass(frozen=True)
 class WholeModel:
-    """Every parameter of the model; checkpoints are Hugging Face model directories."""
+    """Every parameter of the model; checkpoints are Hugging Face model directories.
+
+    Those of a model that is shared out are its parts.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     base: BaseIdentity
 
+    @property
+    def in_parts(self) -> bool:
+        """True where each process holds, reads and writes its own."""
+        return is_sharded(self.model)
+
     def write(self, path: Path) -> None:
-        """Save model and tokenizer."""
-        save_model(self.model, path)
-        self.tokenizer.save_pretrained(path)
+        """Save the model."""
+        if self.in_parts:
+            shards.write_model(self.model, path)
+        else:
+            self._write_folder(path)
 
     def read(self, path: Path) -> None:
         """Put a saved model's numbers into this one."""
-        saved = type(self.model).from_pretrained(path, dtype=self.model.dtype)
-        self.model.load_state_dict(saved.state_dict())
+        if shards.hold(path):
+            shards.read_model(self.model, path)
+        else:
+            copy_model(path, self.model)
+
+    def lend(self) -> None:
+        """What the other processes do while the first one publishes."""
+        if self.in_parts:
+            lend(self.model)
 
     def publish(self, folder: Path, name: str, provenance: Provenance) -> None:
         """Write the model with its provenance into an existing directory."""
-        self.write(folder)
+        self._write_folder(folder)
         names = head_parameter_names(self.model)
         record = PEM({}, FullConfig(), self.base, name, head_info(self.model, names), provenance)
         records.write(record, folder)
+
+    def _write_folder(self, path: Path) -> None:
+        save_model(self.model, path)
+        self.tokenizer.save_pretrained(path)
 
 
 @dataclass(frozen=True)
@@ -119,6 +148,9 @@ def prepare(flags: AdapterFlags, task: Task | None) -> Start:
     base = checkpoint.base_identity(resolve(flags.model_name_or_path))
     model, tokenizer, missing = load(flags, task, base)
     if flags.adapter_config == "fft":
+        if is_sharded(model):
+            names_in_file(model)  # or they could not be written in the end
+            redraw(model, missing["missing_keys"], flags.seed)
         return _whole(model, tokenizer, base)
     head = head_parameter_names(model, missing)
     replicate(model, head, missing["missing_keys"], flags.seed)
@@ -302,6 +334,6 @@ def _whole(
     model.requires_grad_(True)
     parameters = dict(model.named_parameters())
     init = initialisation_fingerprint(
-        {f"{n}.head": parameters[n] for n in head_parameter_names(model)}
+        {f"{n}.head": whole(parameters[n].detach()) for n in head_parameter_names(model)}
     )
     return Start(model, tokenizer, WholeModel(model, tokenizer, base), init)

@@ -22,12 +22,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pem_composition.errors import CheckpointError, RunFailed, UsageError
 from pem_composition.evaluation.metrics import greater_is_better
+from pem_composition.evaluation.sharding import reshard, whole
 from pem_composition.signals import StopRequest
-from pem_composition.training import checkpointing
+from pem_composition.training import checkpointing, shards
 from pem_composition.training.batches import EpochLoader
 from pem_composition.training.config import TrainConfig
 
@@ -53,7 +55,14 @@ def _tensors_only(checkpoint: str | None) -> Iterator[None]:
 
 
 class TrainedWeights(Protocol):
-    """What a checkpoint holds of the model: a module, or every parameter."""
+    """What a checkpoint holds of the model: a module, or every parameter.
+
+    Where it is ``in_parts``, every process writes; else the first one does.
+    """
+
+    @property
+    def in_parts(self) -> bool:
+        """True where every process holds a part."""
 
     def write(self, path: Path) -> None:
         """Write a new directory."""
@@ -311,9 +320,11 @@ class ModuleTrainer(Trainer):
         assembled = checkpointing.partial(output, step)
         self.store_flos()
         try:
+            self._check_finite()
             if self.args.should_save:
-                self._check_finite()
                 shutil.rmtree(assembled, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save or self._weights.in_parts:
                 self._weights.write(assembled)
             self.accelerator.wait_for_everyone()
             self._save_optimizer_and_scheduler(str(assembled))
@@ -337,8 +348,9 @@ class ModuleTrainer(Trainer):
 
     def _check_finite(self) -> None:
         """No checkpoint of a module that is already broken."""
+        reshard(self.model)
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+            if parameter.requires_grad and not whole(torch.isfinite(parameter).all()):
                 raise self._diverged(f"parameter {name}", float("nan"))
 
     def _load_from_checkpoint(
@@ -350,7 +362,7 @@ class ModuleTrainer(Trainer):
         """Moments and position from the checkpoint; rate and decay from the flags, as given now."""
         given = [(g["initial_lr"], g["weight_decay"]) for g in self.optimizer.param_groups]
         with _tensors_only(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            self._load_optimizer(checkpoint)
         scheduler = self.lr_scheduler
         for i, (rate, decay) in enumerate(given):
             group = self.optimizer.param_groups[i]
@@ -358,6 +370,29 @@ class ModuleTrainer(Trainer):
             if group["initial_lr"] != rate:  # otherwise the restored rate is exact as it is
                 group["initial_lr"] = scheduler.base_lrs[i] = rate
                 group["lr"] = rate * scheduler.lr_lambdas[i](scheduler.last_epoch)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._weights.in_parts:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        shards.write_optimizer(self.model, self.optimizer.optimizer, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer(self, checkpoint: str | None) -> None:
+        """The optimizer's state and the scheduler's, whoever holds and whoever wrote them."""
+        where = Path(checkpoint or "")
+        inner = self.optimizer.optimizer
+        if checkpoint is None or not (self._weights.in_parts or shards.hold(where)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        if shards.hold(where):
+            shards.read_optimizer(self.model, inner, where)
+        else:
+            shards.read_whole_optimizer(inner, where / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(torch.load(where / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(inner.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _tensors_only(checkpoint):

@@ -1,22 +1,36 @@
-"""A base shared out between two processes trains the module of one process."""
+"""A base shared out between two processes trains the module, or the model, of one process."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file
 from support.tiny_models import write_causal, write_text_to_text
-from support.training_bench import BAD, FILLER, GOOD, losses, refusal, write_documents
+from support.training_bench import (
+    BAD,
+    FILLER,
+    GOOD,
+    REPOSITORY,
+    environment,
+    free_port,
+    losses,
+    refusal,
+    results,
+    write_documents,
+)  # fmt: skip
 
 from pem_composition.safe_files import sha256_file
 from pem_composition.training import runs
 
 pytestmark = pytest.mark.slow
 
-MODULE = "adapter_model.safetensors"
+MODULE, MODEL = "adapter_model.safetensors", "model.safetensors"
 QUIET = {"lora_dropout": None, "max_steps": 6, "eval_steps": 3, "logging_steps": 1}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -84,11 +98,122 @@ def test_a_run_goes_on_with_as_many_processes_bit_for_bit_and_with_others(bench)
     assert alone[:3] == losses(whole)[:3]
 
 
+WHOLE = QUIET | {"adapter_config": "fft", "learning_rate": 1e-3, "save_total_limit": 9}
+
+
+@pytest.fixture(scope="module")
+def models(bench):
+    """Changes of the flags by name: a new head and pooler; text to text; tied embeddings."""
+    texts = [" ".join([*GOOD, *BAD, *FILLER, "negative", "positive"])]
+    t5 = write_text_to_text(bench.folder / "w-t5", texts)
+    gpt2 = write_causal(bench.folder / "w-gpt2", "gpt2", texts)
+    prompt = bench.folder / "w-prompt.json"
+    answers = {"negative": "sad w1", "positive": "good"}
+    prompt.write_text(json.dumps({"template": "{sentence}", "answers": answers}))
+    documents = write_documents(bench.folder / "w-documents.jsonl", 60, seed=5)
+    written = {"objective": "causal_lm", "train_file": documents, "validation_file": documents}
+    asked = {"objective": "seq2seq", "model_name_or_path": t5, "prompt": prompt}
+    return {
+        "classification, best step first": STILL | {
+            "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
+            "metric_for_best_model": "loss",
+        },
+        "seq2seq": asked | {"max_eval_samples": 20},
+        "causal_lm, tied": written | {"model_name_or_path": gpt2, "task_name": None},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_losses_and_model_are_those_of_one_process(bench, models, number):
+    """The published folders have the same files, tensors, shapes and configuration."""
+    changes = WHOLE | list(models.values())[number]
+    config = bench.config(f"w-one-{number}", **changes, per_device_train_batch_size=8)
+    one = runs.run(config).output_dir
+    two = bench.pair(f"w-two-{number}", **changes, per_device_train_batch_size=4, fsdp=True)
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert losses(one, name), name
+        assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-5), name
+    first, second = load_file(one / MODEL), load_file(two / MODEL)
+    assert {n: t.shape for n, t in first.items()} == {n: t.shape for n, t in second.items()}
+    assert max(float((first[n] - second[n]).abs().max()) for n in first) < 2e-5
+    assert (one / "config.json").read_text() == (two / "config.json").read_text()
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
+    assert results(one)["best_step"] == results(two)["best_step"] == (3, 3, 6)[number]
+
+
+def test_a_model_goes_on_with_as_many_processes_bit_for_bit_and_with_others(bench):
+    """Without --force_resume, from parts and from what one process wrote."""
+    drops = {"max_steps": 4, "eval_steps": 2}
+    whole = bench.pair("w-whole", **WHOLE | drops, per_device_train_batch_size=8, fsdp=True)
+    names = sorted(p.name for p in (whole / "checkpoint-2" / "model_shards").iterdir())
+    assert len(names) == 2
+    assert all(n.endswith(".safetensors") for n in names)
+    shutil.copytree(whole / "checkpoint-2", bench.folder / "w-again" / "checkpoint-2")
+    again = bench.pair("w-again", **WHOLE | drops, per_device_train_batch_size=8, fsdp=True)
+    assert sha256_file(again / MODEL) == sha256_file(whole / MODEL)
+    assert losses(again) == losses(whole)
+    changes = WHOLE | drops | STILL
+    alone = runs.run(bench.config("w-alone", **changes, per_device_train_batch_size=16)).output_dir
+    both = bench.pair("w-both", **changes, per_device_train_batch_size=8, fsdp=True)
+    for source, name in ((alone, "w-shared-out"), (both, "w-brought-together")):
+        shutil.copytree(source / "checkpoint-2", bench.folder / name / "checkpoint-2")
+    lines = []
+    config = bench.config("w-brought-together", **changes, per_device_train_batch_size=16)
+    found = [
+        runs.run(config, lines.append).output_dir,
+        bench.pair("w-shared-out", **changes, per_device_train_batch_size=8, fsdp=True),
+    ]
+    said = (bench.folder / "w-shared-out.log").read_text().splitlines()
+    assert all(any(line.startswith("resuming") for line in ls) for ls in (lines, said))
+    first = load_file(alone / MODEL)
+    for folder in found:
+        assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
+        second = load_file(folder / MODEL)
+        assert max(float((first[n] - second[n]).abs().max()) for n in first) < 2e-5
+
+
+def test_every_block_is_a_unit_and_tied_weights_get_the_gradients_of_all_their_uses(tmp_path):
+    """Against the same model held whole."""
+    names = ("roberta", "bart", "t5", "gpt2", "opt", "llama", "gemma")
+    script = REPOSITORY / "tests" / "support" / "sharded_gradients.py"
+    path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))
+    shared = {
+        "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }  # fmt: skip
+    command = [sys.executable, str(script), str(tmp_path), *names]
+    both = [
+        subprocess.Popen(
+            command, env=environment() | shared | {"RANK": rank}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    printed, errors = both[0].communicate(timeout=600)
+    assert [process.wait(timeout=60) for process in both] == [0, 0], errors[-3000:]
+    found = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [f["name"] for f in found] == list(names)
+    for f in found:
+        assert f["names"] > 10, f
+        assert f["worst"] < 1e-5, f
+        assert len(f["blocks"]) >= 2, f
+        assert all(f["blocks"]), f
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, r"--fsdp.*one process.*torchrun"),
-        ({"adapter_config": "fft", "lora_dropout": None}, r"--fsdp.*fft.*lora or ia3"),
+        ({"adapter_config": "fft", "optim": "adafactor"}, r"--fsdp.*adafactor.*adamw_torch"),
+        (
+            {
+                "adapter_config": "fft",
+                "objective": "causal_lm",
+                "task_name": None,
+                "load_in_4bit": True,
+            },
+            r"--adapter_config fft: trains the base's weights, and quantised ones cannot be",
+        ),
         ({"objective": "causal_lm", "task_name": None, "load_in_4bit": True}, r"--load_in_4bit"),
     ],
 )

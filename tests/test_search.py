@@ -430,7 +430,7 @@ def test_a_trial_whose_process_died_is_drawn_again(bench, tmp_path):
     store = studies.open_store(tmp_path / "killed")
     (name,) = optuna.study.get_all_study_names(store)
     study = optuna.load_study(study_name=name, storage=store)
-    studies.ask(study, [space.Dimension(f"c{i}", 0.0, 1.0) for i in (0, 1)], 4)
+    studies.ask(store, study, [space.Dimension(f"c{i}", 0.0, 1.0) for i in (0, 1)], 4)
     search(bench, tmp_path / "killed", *words)
 
     def values(out: Path) -> list:
@@ -472,16 +472,15 @@ def test_cma_es_gets_nearer_than_chance():
     )
     centre, means = np.array([1.2, -0.4, 0.3]), {}
     for sampler in (samplers.CMA, samplers.RANDOM):
-        stored = studies.open_study(
-            optuna.storages.InMemoryStorage(), sampler, study, sampler, 1, 1
-        )
+        store = optuna.storages.InMemoryStorage()
+        stored = studies.open_study(store, sampler, study, sampler, 1, 1)
         values = []
         for _ in range(80):
-            trial = studies.ask(stored, study.dimensions, 80)
+            trial = studies.ask(store, stored, study.dimensions, 80)
             value = -float(np.sum((np.array(list(trial.params.values())) - centre) ** 2))
             stored.tell(trial, [value])
             values.append(value)
-        assert studies.ask(stored, study.dimensions, 80) is None
+        assert studies.ask(store, stored, study.dimensions, 80) is None
         means[sampler] = np.mean(values[-20:])
     assert means[samplers.CMA] > 0.2 * means[samplers.RANDOM]
     assert means[samplers.RANDOM] < -1
@@ -559,17 +558,27 @@ def postgresql(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+SHARED = ("--space", "delta", "--sampler", "random", "--trials", "12")
+REPETITIONS = int(os.environ.get("REPETITIONS", "1"))  # of killing at random moments
+
+
+@pytest.fixture(scope="module")
+def alone(bench, tmp_path_factory):
+    """The summary of the search that the processes share, by one process."""
+    return search(bench, tmp_path_factory.mktemp("alone") / "out", *SHARED)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("repetition", range(REPETITIONS))
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
 def test_of_four_processes_two_are_killed_and_no_trial_is_lost_or_doubled(
-    bench, tmp_path, request, kind
+    bench, alone, tmp_path, request, kind, repetition
 ):
     """Two by the command and two that join; the first one is among the killed."""
-    out, random_ones = tmp_path / "out", random.Random(kind)
+    out, random_ones = tmp_path / "out", random.Random(f"{kind} {repetition}")
     place = tmp_path / "journal" if kind == "journal" else None
     storage = f"journal:{place}" if place else request.getfixturevalue(kind)
-    words = ["--space", "delta", "--sampler", "random", "--trials", "12"]
-    command = ["search", *bench.flags(), "-p", out, *OWN, *words, "--storage", storage]
+    command = ["search", *bench.flags(), "-p", out, *OWN, *SHARED, "--storage", storage]
     first = pem_process.start(command, tmp_path / "first.log")
     first.wait_for(out / "search.json")
     others = [pem_process.start(["search", "--join", out], tmp_path / f"{i}.log") for i in range(2)]
@@ -585,10 +594,26 @@ def test_of_four_processes_two_are_killed_and_no_trial_is_lost_or_doubled(
     lines = [r["key"] for r in json_lines.read(out / "results.jsonl") if "key" in r]
     assert len(lines) == len(set(lines))
     assert not list(out.glob(".results.jsonl.writer-*"))
-    alone = search(bench, tmp_path / "alone", *words)
     (one,), (many,) = alone["studies"], report.read(out).summary["studies"]
     for name in ("number", "candidate", "values", "tried"):
         assert many[name] == one[name], name
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_it_draws_leaves_nothing_to_wait_for(
+    bench, alone, tmp_path, postgresql
+):
+    """A trial without a machine or a heartbeat, which Optuna never takes for dead."""
+    import optuna
+
+    words = ("--storage", postgresql, *SHARED)
+    search(bench, tmp_path / "out", *words[:-1], 2)
+    store = studies.open_store(tmp_path, postgresql)
+    (name,) = optuna.study.get_all_study_names(store)
+    optuna.load_study(study_name=name, storage=store).ask()
+    (many,) = search(bench, tmp_path / "out", *words)["studies"]
+    assert many["values"] == alone["studies"][0]["values"]
+    assert sorted(t["number"] for t in trials(tmp_path / "out")) == list(range(12))
 
 
 @pytest.mark.slow

@@ -91,13 +91,12 @@ def open_store(folder: Path, storage: str = SQLITE) -> Any:
 @contextmanager
 def _beating(store: Any, trial: Any) -> Iterator[None]:
     """Heartbeats of a trial to a database while it is computed; nothing to another store."""
-    if getattr(store, "heartbeat_interval", None) is None:
+    if not _beats(store):
         yield
         return
     over = threading.Event()
 
     def beat() -> None:
-        store.record_heartbeat(trial._trial_id)
         while not over.wait(BEAT):
             store.record_heartbeat(trial._trial_id)
 
@@ -110,10 +109,16 @@ def _beating(store: Any, trial: Any) -> Iterator[None]:
         thread.join()
 
 
+def _beats(store: Any) -> bool:
+    return getattr(store, "heartbeat_interval", None) is not None
+
+
 def _is_here(trial: Any, store: Any) -> bool:
-    """True for a trial whose lock tells whether its process lives."""
-    locks = getattr(store, "heartbeat_interval", None) is None
-    return locks or trial.user_attrs.get(HOST) == platform.node()
+    """True for a trial whose lock tells whether its process lives.
+
+    One without a machine is being drawn, or its process died while it drew.
+    """
+    return not _beats(store) or trial.user_attrs.get(HOST, platform.node()) == platform.node()
 
 
 def open_study(
@@ -129,16 +134,21 @@ def open_study(
     )
 
 
-def ask(study: optuna.Study, dimensions: Sequence[Dimension], budget: int) -> Any | None:
+def ask(
+    store: Any, study: optuna.Study, dimensions: Sequence[Dimension], budget: int
+) -> Any | None:
     """The trial of the first free place, None where ``budget`` of them are done or under way.
 
-    One process at a time may ask.
+    One process at a time may ask. Its death at any moment leaves a trial that others give back:
+    Optuna takes none for dead that has never sent a heartbeat, so that comes before the machine.
     """
     if place_of(study) >= budget:
         return None
     trial = study.ask()
-    trial.set_user_attr(PLACE, place_of(study, trial.number))
+    if _beats(store):
+        store.record_heartbeat(trial._trial_id)
     trial.set_user_attr(HOST, platform.node())
+    trial.set_user_attr(PLACE, place_of(study, trial.number))
     for d in dimensions:
         if d.choices:
             trial.suggest_categorical(d.name, d.choices)
@@ -217,7 +227,7 @@ def _draw(
         with ExitStack() as held:
             with claim(name):
                 _settle(stored, store, name, tried)
-                trial = ask(stored, study.dimensions, budget)
+                trial = ask(store, stored, study.dimensions, budget)
                 if trial is not None:
                     held.enter_context(claim(f"{name} {trial.user_attrs[PLACE]}"))
             if trial is not None:

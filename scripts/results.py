@@ -12,7 +12,7 @@ A row is a line of ``results/PAGE.jsonl``: its table, its name, and values as pl
 are in fields that end in ``_se``. ``results/tables.json`` says of a table which columns it has. A
 column is a template: ``{x:.3}`` is a number of three digits without the zero before the point,
 ``{x:+.3}`` one with its sign, ``{x}`` anything; ``[...]`` is left out where a value in it is
-missing. ``command`` of a table is a template, too.
+missing. ``command`` of a table is a template, too. ``like`` names a table with the same columns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "results"
 PAGES = ROOT / "docs" / "results"
 FIGURES = ROOT / "docs" / "figures"
-TABLES: dict[str, dict[str, Any]] = json.loads((DATA / "tables.json").read_text(encoding="utf-8"))
+SHARED = ("page", "columns", "fields")
 FIELD = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 OPTIONAL = re.compile(r"\[([^][]*)\]")  # the innermost
 BLOCK = re.compile(
@@ -41,6 +41,18 @@ MISSING = "-"
 MARKS, COLOURS = "osD^v", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 
 Row = Mapping[str, Any]
+
+
+def read_tables() -> dict[str, dict[str, Any]]:
+    """The tables by name; one that is ``like`` another has its page, columns and fields."""
+    told = json.loads((DATA / "tables.json").read_text(encoding="utf-8"))
+    return {
+        name: {key: told[table["like"]][key] for key in SHARED if "like" in table} | table
+        for name, table in told.items()
+    }
+
+
+TABLES = read_tables()
 
 
 def rows_of(table: str) -> list[dict[str, Any]]:

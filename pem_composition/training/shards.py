@@ -65,17 +65,28 @@ def read_optimizer(model: PreTrainedModel, optimizer: Optimizer, checkpoint: Pat
     set_optimizer_state_dict(model, optimizer, known | numbers, options=FLAT)
 
 
-def read_whole_optimizer(optimizer: Optimizer, file: Path) -> None:
-    """Put what one process saved into an optimizer of parts: each process takes its own."""
-    saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, values in saved["state"].items():
-        parameter = parameters[number]
-        saved["state"][number] = {
-            name: part(v, parameter) if getattr(v, "shape", None) == parameter.shape else v
-            for name, v in values.items()
+@contextmanager
+def taken_apart(optimizer: Optimizer) -> Iterator[None]:
+    """Within, an optimizer of parts takes what one process saved: each process its own of it."""
+
+    def own_parts(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {
+                name: part(v, parameters[number])
+                if getattr(v, "shape", None) == parameters[number].shape
+                else v
+                for name, v in values.items()
+            }
+            for number, values in saved["state"].items()
         }
-    optimizer.load_state_dict(saved)
+        return saved | {"state": state}
+
+    handle = optimizer.register_load_state_dict_pre_hook(own_parts)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _state(flat: dict[str, Any]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol, TypeVar
@@ -22,18 +22,19 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pem_composition.errors import CheckpointError, RunFailed, UsageError
 from pem_composition.evaluation.metrics import greater_is_better
 from pem_composition.evaluation.sharding import reshard, whole
+from pem_composition.safe_files import read_json, write_json
 from pem_composition.signals import StopRequest
 from pem_composition.training import checkpointing, shards
 from pem_composition.training.batches import EpochLoader
 from pem_composition.training.config import TrainConfig
 
 STATE_FILE = "trainer_state.json"
+SCHEDULER = "scheduler.json"  # of a checkpoint in parts
 T = TypeVar("T")
 
 
@@ -377,20 +378,18 @@ class ModuleTrainer(Trainer):
             return
         shards.write_optimizer(self.model, self.optimizer.optimizer, Path(output_dir))
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            write_json(Path(output_dir) / SCHEDULER, self.lr_scheduler.state_dict())
 
     def _load_optimizer(self, checkpoint: str | None) -> None:
         """The optimizer's state and the scheduler's, whoever holds and whoever wrote them."""
         where = Path(checkpoint or "")
         inner = self.optimizer.optimizer
-        if checkpoint is None or not (self._weights.in_parts or shards.hold(where)):
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not shards.hold(where):
+            with shards.taken_apart(inner) if self._weights.in_parts else nullcontext():
+                super()._load_optimizer_and_scheduler(checkpoint)
             return
-        if shards.hold(where):
-            shards.read_optimizer(self.model, inner, where)
-        else:
-            shards.read_whole_optimizer(inner, where / OPTIMIZER_NAME)
-        self.lr_scheduler.load_state_dict(torch.load(where / SCHEDULER_NAME, weights_only=True))
+        shards.read_optimizer(self.model, inner, where)
+        self.lr_scheduler.load_state_dict(read_json(where / SCHEDULER, where))
         for group, rate in zip(inner.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 

@@ -46,10 +46,11 @@ Row = Mapping[str, Any]
 def read_tables() -> dict[str, dict[str, Any]]:
     """The tables by name; one that is ``like`` another has its page, columns and fields."""
     told = json.loads((DATA / "tables.json").read_text(encoding="utf-8"))
-    return {
-        name: {key: told[table["like"]][key] for key in SHARED if "like" in table} | table
+    shared = {
+        name: {key: value for key, value in table.items() if key in SHARED}
         for name, table in told.items()
     }
+    return {name: shared.get(table.get("like"), {}) | table for name, table in told.items()}
 
 
 TABLES = read_tables()

@@ -21,6 +21,20 @@ find_python() {
   return 2
 }
 
+# pip_install WHAT PACKAGES...: pip, with a line every five seconds, so that nobody thinks it hangs.
+# A subshell: its clock stops with it, and an interactive shell reports no jobs.
+pip_install() (
+  what=$1 self=$BASHPID
+  shift
+  echo "environment: $what"
+  SECONDS=0
+  while sleep 5 && kill -0 "$self" 2>/dev/null; do echo "environment: $what, $SECONDS s"; done &
+  clock=$!
+  trap 'kill "$clock" 2>/dev/null' EXIT
+  "$repository/.venv/bin/python" -m pip install -qq --disable-pip-version-check \
+    -c "$repository/constraints.txt" "$@"
+)
+
 make_environment() {
   local venv=$repository/.venv python
   if [[ ! -x $venv/bin/python ]]; then
@@ -41,11 +55,9 @@ make_environment() {
   if [[ -e $stamp && $(<"$stamp") == "$wanted" ]]; then
     return
   fi
-  local pip=("$python" -m pip install --disable-pip-version-check -c "$repository/constraints.txt")
-  echo "environment: 1/2 torch (the largest download)"
-  "${pip[@]}" setuptools torch==2.13.0
-  echo "environment: 2/2 the other packages (a minute or two without further output)"
-  "${pip[@]}" -qq --no-build-isolation -e "${repository}[plot,search,offline,docs,dev]"
+  pip_install "1/2 torch (the largest download)" setuptools torch==2.13.0 || return
+  pip_install "2/2 the other packages" --no-build-isolation \
+    -e "${repository}[plot,search,offline,docs,dev]" || return
   echo "$wanted" >"$stamp"
   echo "environment: ready, $venv"
 }

@@ -40,7 +40,8 @@ LLAMA70B = {  # name: inputs, outputs
     "self_attn.v_proj": (8192, 1024), "self_attn.o_proj": (8192, 8192),
     "mlp.gate_proj": (8192, 28672), "mlp.up_proj": (8192, 28672), "mlp.down_proj": (28672, 8192),
 }  # fmt: skip
-VOCABULARY, SHARD = 32000, 5 * 10**8
+HIDDEN, MIDDLE, VOCABULARY = 1024, 2816, 1024  # small, so that a model's size is its blocks'
+SHARD = 5 * 10**8
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def make(folder: Path, point: Point) -> None:
         for number, name in enumerate(("base", "t0", "t1")):
             make_model(folder / name, point.gigabytes / 3, number)
         layers = len(list(blocks(point.gigabytes / 3)))
-        make_module(folder / "m0", replace(BASE, width=2048, layers=layers), 0)
+        make_module(folder / "m0", replace(BASE, width=HIDDEN, layers=layers), 0)
         return
     for seed in range(point.modules):
         make_module(folder / f"m{seed}", point, seed)
@@ -124,12 +125,12 @@ def make_module(path: Path, point: Point, seed: int) -> None:
 
 
 def blocks(gigabytes: float) -> Iterator[dict[str, tuple[int, int]]]:
-    """Blocks of a model of hidden size 2048 in bfloat16, embeddings aside."""
-    shapes = {f"self_attn.{x}_proj": (2048, 2048) for x in "qkvo"}
-    shapes |= {f"mlp.{x}_proj": (5632, 2048) for x in ("gate", "up")}
-    shapes["mlp.down_proj"] = (2048, 5632)
+    """Blocks of a model in bfloat16, embeddings aside."""
+    shapes = {f"self_attn.{x}_proj": (HIDDEN, HIDDEN) for x in "qkvo"}
+    shapes |= {f"mlp.{x}_proj": (MIDDLE, HIDDEN) for x in ("gate", "up")}
+    shapes["mlp.down_proj"] = (HIDDEN, MIDDLE)
     size = 2 * sum(a * b for a, b in shapes.values())
-    for _ in range(max(1, round((gigabytes * GB - 4 * 2048 * VOCABULARY) / size))):
+    for _ in range(max(1, round((gigabytes * GB - 4 * HIDDEN * VOCABULARY) / size))):
         yield shapes
 
 
@@ -140,14 +141,14 @@ def make_model(folder: Path, gigabytes: float, number: int) -> None:
 
     folder.mkdir()
     torch.manual_seed(number)
-    numbers = (torch.randn(VOCABULARY * 2048) / 50).bfloat16()
-    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (2048,)}
+    numbers = (torch.randn(MIDDLE * HIDDEN) / 50).bfloat16()
+    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (HIDDEN,)}
     for name in ("model.embed_tokens", "lm_head"):
-        shapes[f"{name}.weight"] = (VOCABULARY, 2048)
+        shapes[f"{name}.weight"] = (VOCABULARY, HIDDEN)
     for i, block in enumerate(blocks(gigabytes)):
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
         for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"model.layers.{i}.{name}.weight"] = (2048,)
+            shapes[f"model.layers.{i}.{name}.weight"] = (HIDDEN,)
     shards: list[dict[str, torch.Tensor]] = [{}]
     for name, shape in shapes.items():
         if sum(t.nbytes for t in shards[-1].values()) > SHARD:
@@ -161,8 +162,8 @@ def make_model(folder: Path, gigabytes: float, number: int) -> None:
     text = json.dumps({"metadata": {}, "weight_map": index})
     (folder / "model.safetensors.index.json").write_text(text)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
-        "intermediate_size": 5632, "num_attention_heads": 16, "vocab_size": VOCABULARY,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+        "intermediate_size": MIDDLE, "num_attention_heads": 16, "vocab_size": VOCABULARY,
         "num_hidden_layers": len(list(blocks(gigabytes))), "torch_dtype": "bfloat16",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))

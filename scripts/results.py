@@ -38,7 +38,10 @@ BLOCK = re.compile(
     r"(?m)^(?P<indent> *)<!-- table (?P<name>[\w-]+) -->\n(?P<body>(?:(?P=indent)\|.*\n)*)"
 )
 MISSING = "-"
-MARKS, COLOURS = "osD^v", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
+MARKS = "osD^vP*X"
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999",
+)  # fmt: skip
 
 Row = Mapping[str, Any]
 
@@ -240,11 +243,26 @@ def draw(table: str) -> Path:
     spec = TABLES[table]["figure"]
     rows = [row for row in rows_of(table) if all(row.get(k) in v for k, v in spec["rows"].items())]
     height = 2.8 if "lines" in spec else 1.3 + 0.22 * len(rows) * max(1, len(spec["values"]) / 2)
-    figure, axes = pyplot.subplots(figsize=(6, height), layout="constrained")
-    (frontier if "lines" in spec else forest)(axes, spec, rows)
-    axes.set_xlabel(spec["x"])
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    panels = dict.fromkeys(row[spec["panels"]] for row in rows) if "panels" in spec else [None]
+    figure, places = pyplot.subplots(
+        1, len(panels), figsize=(max(6, 2.2 * len(panels)), height), layout="constrained",
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axes, panel in zip(places[0], panels, strict=True):
+        shown = [row for row in rows if panel is None or row[spec["panels"]] == panel]
+        (frontier if "lines" in spec else forest)(axes, spec, shown)
+        axes.set_xlabel(panel or spec["x"])
+        axes.spines[["top", "right"]].set_visible(False)
+    places[0, 0].set_ylabel(spec.get("y", ""))
+    keys = {
+        label: line
+        for axes in places[0]
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        keys.values(), keys, loc="outside upper center", ncols=2 * max(1, len(panels) // 2),
+        frameon=False, fontsize=8,
+    )  # fmt: skip
     target = FIGURES / f"{table}.svg"
     notes = {"Date": None, "Creator": None, "Description": f"rows {digest(table)}"}
     figure.savefig(target, metadata=notes)
@@ -271,16 +289,20 @@ def forest(axes: Any, spec: Row, rows: Sequence[Row]) -> None:
 
 def frontier(axes: Any, spec: Row, rows: Sequence[Row]) -> None:
     """A line per group, a point per row."""
-    (x, y), groups = spec["lines"], {}
+    (x, y), groups = spec["lines"], {name: [] for name in spec.get("groups", ())}
     for row in rows:
         groups.setdefault(row[spec["group"]], []).append(row)
     for place, (label, points) in enumerate(groups.items()):
+        if not points:
+            continue
         axes.errorbar(
             [p.get(x, 0) for p in points], [p[y] for p in points], label=label,
             yerr=[p.get(f"{y}_se", 0) for p in points], fmt=f"{MARKS[place]}-",
             color=COLOURS[place], markersize=4, linewidth=1,
         )  # fmt: skip
-    axes.set_ylabel(spec["y"])
+    if "log" in spec:
+        axes.set_xscale("log", base=spec["log"])
+        axes.set_yscale("log")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

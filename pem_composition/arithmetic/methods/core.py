@@ -51,20 +51,23 @@ def core_of(terms: Sequence[Factor]) -> Core:
     ends = [0]
     for t in terms:
         ends.append(ends[-1] + t.A_RI.shape[0])
-    raw = torch.stack(
-        [
-            t.weight * R_B[:, start:stop] @ R_A[:, start:stop].mT
-            for t, start, stop in zip(terms, ends[:-1], ends[1:], strict=True)
-        ]
-    )
-    U = _axes(torch.cat(list(raw), dim=1))
-    V = _axes(torch.cat([m.mT for m in raw], dim=1))
-    return Core(Q_B @ U, Q_A @ V, U.mT @ raw @ V)
+    parts = list(zip((t.weight for t in terms), ends[:-1], ends[1:], strict=True))
+    U, V = _axes(R_B, R_A, parts), _axes(R_A, R_B, parts)
+    L, R = U.mT @ R_B, V.mT @ R_A
+    M_TPQ = torch.stack([w * L[:, a:b] @ R[:, a:b].mT for w, a, b in parts])
+    return Core(Q_B @ U, Q_A @ V, M_TPQ)
 
 
-def _axes(stacked: Tensor) -> Tensor:
-    """Left singular vectors of the directions that are there; at least one."""
-    return svd(stacked, at_least=1)[0]
+def _axes(left: Tensor, right: Tensor, parts: Sequence[tuple[float, int, int]]) -> Tensor:
+    """Left singular vectors of [w_t L_t R_t^T] of the directions that are there; at least one.
+
+    With R_t = Q_t S_t they are those of [w_t L_t S_t^T], which has r_t columns a module in place of
+    K: the products beside each other differ from it by orthonormal rows alone.
+    """
+    columns = [
+        w * left[:, a:b] @ torch.linalg.qr(right[:, a:b], mode="r").R.mT for w, a, b in parts
+    ]
+    return svd(torch.cat(columns, dim=1), at_least=1)[0]
 
 
 def svd(matrix: Tensor, *, scale: float = 0.0, at_least: int = 0) -> tuple[Tensor, Tensor, Tensor]:

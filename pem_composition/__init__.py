@@ -25,8 +25,8 @@ _HOMES = {
     "load": "checkpoint",
     "save": "checkpoint",
     "compare": "arithmetic.comparison",
-    "convert": "checkpoint.convert",
-    "rebuild": "checkpoint.rebuild",
+    "convert": "checkpoint.conversion",
+    "rebuild": "checkpoint.recomputation",
     "attach": "adapters",
     "detach": "adapters",
     "extract": "adapters",
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from pem_composition.adapters import attach, detach, extract, fold
     from pem_composition.arithmetic.comparison import compare
     from pem_composition.checkpoint import load, save
-    from pem_composition.checkpoint.convert import convert
-    from pem_composition.checkpoint.rebuild import rebuild
+    from pem_composition.checkpoint.conversion import convert
+    from pem_composition.checkpoint.recomputation import rebuild
     from pem_composition.composition import compose
     from pem_composition.errors import PEMError
     from pem_composition.module import PEM, analogy, combine, detoxify, negate

@@ -70,9 +70,7 @@ DECLARED = {("module", "checkpoint")}
 # Arrows that run up or close a circle today. The list may only shrink.
 DEBTS: set[tuple[str, str]] = set()
 # What may not grow: names that stand for two things, and imports inside functions.
-MOST_CLASS_NAMES_TWICE = 0
-MOST_FILE_NAMES_TWICE = 7
-MOST_IMPORTS_INSIDE_FUNCTIONS = 95
+MOST_IMPORTS_INSIDE_FUNCTIONS = 93
 LIGHT = (
     "errors", "json_lines", "safe_files", "signals", "config", "record", "checkpoint", "cli",
     "flag_declarations",
@@ -198,7 +196,7 @@ def twice(names: Iterable[str]) -> list[str]:
     return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
-def test_no_more_names_stand_for_two_things():
+def test_no_name_stands_for_two_things():
     classes = twice(
         node.name
         for tree in trees().values()
@@ -206,8 +204,7 @@ def test_no_more_names_stand_for_two_things():
         if isinstance(node, ast.ClassDef) and node.name != "Config"  # one for each program
     )
     files = twice(path.name for path in SOURCES if not path.name.startswith("__"))
-    assert len(classes) <= MOST_CLASS_NAMES_TWICE, classes
-    assert len(files) <= MOST_FILE_NAMES_TWICE, files
+    assert (classes, files) == ([], [])
 
 
 def test_no_more_imports_stand_inside_functions():

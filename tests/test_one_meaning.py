@@ -18,7 +18,7 @@ from support import one_meaning as om
 import pem_composition as pem
 from pem_composition.adapters import set_multiplier
 from pem_composition.checkpoint import fold_checkpoint, load
-from pem_composition.checkpoint.convert import convert
+from pem_composition.checkpoint.conversion import convert
 from pem_composition.errors import IncompatibleModules
 from pem_composition.safe_files import read_json
 

@@ -23,7 +23,7 @@ from support.training_bench import free_port
 
 import pem_composition as library
 from pem_composition import cli, json_lines
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.errors import UsageError
 from pem_composition.module import HeadInfo
 from pem_composition.report.records import Results, read

@@ -1,6 +1,6 @@
 """Methods that need data, on modules: each one's statistics beside its tensors.
 
-Bridges modules and ``methods.fisher``, ``regmean``, ``ssr`` as ``merging`` does for the others.
+Bridges modules and ``fisher_average``, ``regmean``, ``ssr`` as ``merging`` does for the others.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ and renames it.
 
 from __future__ import annotations
 
-from pem_composition.checkpoint.extract import extract_lora
-from pem_composition.checkpoint.fold import fold_checkpoint
+from pem_composition.checkpoint.extraction import extract_lora
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.store import inspect_header, load, locate, open_module, save
+from pem_composition.checkpoint.streamed_fold import fold_checkpoint
 
 __all__ = [
     "ModuleHeader",

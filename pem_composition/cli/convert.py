@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pem_composition.checkpoint import inspect_header
 from pem_composition.checkpoint.content import LAYOUTS
-from pem_composition.checkpoint.convert import convert
+from pem_composition.checkpoint.conversion import convert
 from pem_composition.checkpoint.serving import VLLM, max_lora_rank
 from pem_composition.cli import common
 from pem_composition.config import DTYPES, LoraConfig

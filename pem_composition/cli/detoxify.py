@@ -17,7 +17,7 @@ from pem_composition.flag_declarations import flag
 from pem_composition.module import detoxify
 from pem_composition.sweep.setup import check_results_directory
 from pem_composition.tasks.instruction_rows import get_template
-from pem_composition.training.config import LoadFlags
+from pem_composition.training.training_flags import LoadFlags
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader

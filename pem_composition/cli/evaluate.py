@@ -13,7 +13,12 @@ from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, refuse_idle, required
 from pem_composition.training import results
-from pem_composition.training.config import ANSWERING, DEFAULT_BLOCK, FileFlags, check_objective
+from pem_composition.training.training_flags import (
+    ANSWERING,
+    DEFAULT_BLOCK,
+    FileFlags,
+    check_objective,
+)
 
 NAME = "evaluate"
 HELP = "score a model with or without a module: metrics, standard error, shares, AUC"

@@ -8,7 +8,7 @@ from pathlib import Path
 from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint.content import LAYOUTS
-from pem_composition.checkpoint.extract import extract_lora
+from pem_composition.checkpoint.extraction import extract_lora
 from pem_composition.cli import common
 from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError

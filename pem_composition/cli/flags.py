@@ -27,7 +27,7 @@ from pem_composition.errors import (
 )
 from pem_composition.flag_declarations import flag, refuse_idle, required
 from pem_composition.sweep.tasks import Scoring
-from pem_composition.training.config import (
+from pem_composition.training.training_flags import (
     DEFAULT_BLOCK,
     OBJECTIVES,
     TARGETS,

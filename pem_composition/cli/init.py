@@ -10,7 +10,7 @@ from pem_composition.flag_declarations import flag
 from pem_composition.tasks.data import FILE, RowFiles, load_task
 from pem_composition.tasks.glue import Task, get_task
 from pem_composition.training import initial
-from pem_composition.training.config import AdapterFlags
+from pem_composition.training.training_flags import AdapterFlags
 
 if TYPE_CHECKING:
     from pem_composition.tasks.glue import Task

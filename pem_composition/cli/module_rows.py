@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, required
-from pem_composition.training.config import FileFlags, check_objective
+from pem_composition.training.training_flags import FileFlags, check_objective
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.own_classes import Classes

@@ -19,7 +19,7 @@ from pem_composition.flag_declarations import flag
 from pem_composition.report.records import RESULTS
 from pem_composition.sweep import grids, subtraction, tasks
 from pem_composition.sweep.setup import MergeSetup, check_results_directory
-from pem_composition.training.config import TrackerFlags
+from pem_composition.training.training_flags import TrackerFlags
 
 
 @dataclass(frozen=True, kw_only=True)

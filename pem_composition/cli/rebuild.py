@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint import hub_name
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.cli import common
 from pem_composition.cli.columns import wrapped
 from pem_composition.cli.flags import named
@@ -17,7 +17,7 @@ from pem_composition.flag_declarations import flag, required
 from pem_composition.record import Recipe
 
 if TYPE_CHECKING:
-    from pem_composition.checkpoint.rebuild import Difference, Rebuilt
+    from pem_composition.checkpoint.recomputation import Difference, Rebuilt
 
 NAME = "rebuild"
 HELP = "compute a composition again from its pem.json, compare bit for bit; exit code 0 if equal"

@@ -12,7 +12,7 @@ from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.flag_declarations import flag, required
 from pem_composition.report import records
 from pem_composition.safe_files import is_file
-from pem_composition.training.config import NO_TRACKER
+from pem_composition.training.training_flags import NO_TRACKER
 
 if TYPE_CHECKING:
     from pem_composition.report.records import Results

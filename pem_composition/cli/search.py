@@ -33,9 +33,9 @@ from pem_composition.safe_files import read_json, write_json
 from pem_composition.sweep import goals as wanted
 from pem_composition.sweep import samplers, space
 from pem_composition.sweep.grids import merges, union
+from pem_composition.sweep.merge_search import Search, best_point, finish, work
 from pem_composition.sweep.points import read_input
 from pem_composition.sweep.result_store import WRITER
-from pem_composition.sweep.search import Search, best_point, finish, work
 from pem_composition.sweep.setup import MergeSetup, report_split
 from pem_composition.tasks.data import VALIDATION
 

@@ -10,7 +10,7 @@ from typing import Any
 from pem_composition.flag_declarations import flag, required
 from pem_composition.tasks.data import TRAIN, VALIDATION, RowFiles, load_task
 from pem_composition.tasks.halves import SplitConfig, make_split, write_split
-from pem_composition.training.config import RowFlags
+from pem_composition.training.training_flags import RowFlags
 
 NAME = "split"
 HELP = "divide a training set into two halves with different class shares"

@@ -20,7 +20,7 @@ from pem_composition.tasks.data import read_prompts
 from pem_composition.tasks.document_rows import THRESHOLD
 from pem_composition.tasks.instruction_rows import examples_of
 from pem_composition.tasks.tables import read_table
-from pem_composition.training.config import LoadFlags
+from pem_composition.training.training_flags import LoadFlags
 
 if TYPE_CHECKING:
     from pem_composition.tasks.data import Example

@@ -6,7 +6,7 @@ import os
 
 from pem_composition import launch, signals
 from pem_composition.training import processes, runs
-from pem_composition.training.config import TrainConfig as Config
+from pem_composition.training.training_flags import TrainConfig as Config
 
 __all__ = ["EXAMPLES", "HELP", "NAME", "Config", "run"]
 

@@ -31,7 +31,7 @@ from pem_composition.sweep.result_store import ResultStore
 from pem_composition.sweep.runner import Runner, Say
 from pem_composition.tasks.data import TEST, VALIDATION
 from pem_composition.tasks.glue import TASKS
-from pem_composition.training.config import DECODERS
+from pem_composition.training.training_flags import DECODERS
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

@@ -29,7 +29,7 @@ from pem_composition.evaluation.predictions import write as write_predictions
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.tasks.data import Example, RowFiles, TaskData
 from pem_composition.tasks.glue import Reading, Task
-from pem_composition.training.config import DECODERS
+from pem_composition.training.training_flags import DECODERS
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.models import LoadedBase

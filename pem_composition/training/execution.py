@@ -26,7 +26,6 @@ from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.tasks.glue import Task
 from pem_composition.training import results
 from pem_composition.training.batches import EpochLoader, Examples, GlobalBatches, Padding
-from pem_composition.training.config import DEFAULT_EPOCHS, TrainConfig
 from pem_composition.training.identity import Outcome, RunPlan
 from pem_composition.training.preparation import Start, prepare
 from pem_composition.training.resume import clean
@@ -36,6 +35,7 @@ from pem_composition.training.trainer import (
     ModuleTrainer,
     training_arguments,
 )
+from pem_composition.training.training_flags import DEFAULT_EPOCHS, TrainConfig
 
 Say = Callable[[str], None]
 

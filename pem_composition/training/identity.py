@@ -14,7 +14,7 @@ from pem_composition.evaluation.model_names import resolve
 from pem_composition.launch import world_size
 from pem_composition.objectives import Objective
 from pem_composition.tasks.data import TaskData
-from pem_composition.training.config import TrainConfig
+from pem_composition.training.training_flags import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pem_composition.evaluation.model_names import resolve
 from pem_composition.record import Provenance
 from pem_composition.tasks.glue import Task
 from pem_composition.training import results
-from pem_composition.training.config import AdapterFlags, fields_of
 from pem_composition.training.identity import initial_digest
+from pem_composition.training.training_flags import AdapterFlags, fields_of
 
 
 def write(flags: AdapterFlags, task: Task | None) -> str:

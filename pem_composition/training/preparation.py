@@ -35,7 +35,7 @@ from pem_composition.module import PEM
 from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
 from pem_composition.training import shards
-from pem_composition.training.config import DECODERS, AdapterFlags
+from pem_composition.training.training_flags import DECODERS, AdapterFlags
 
 OBJECTIVE_OF_TASK = {peft.SEQ2SEQ_TASK: "seq2seq", peft.CAUSAL_TASK: "causal_lm"}
 

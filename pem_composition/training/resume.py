@@ -12,7 +12,7 @@ from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import VERSION
 from pem_composition.safe_files import is_file
 from pem_composition.training import checkpointing
-from pem_composition.training.config import TrainConfig, fields_of
+from pem_composition.training.training_flags import TrainConfig, fields_of
 
 # What a checkpoint's module cannot be made to be, whatever the user insists on.
 FIXED = {f"--{name}" for kind in ADAPTER_CONFIGS for name in fields_of(kind)} | {

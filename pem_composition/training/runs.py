@@ -20,9 +20,9 @@ from pem_composition.objectives.instructions import Instructions
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.training import processes, results
-from pem_composition.training.config import TrainConfig
 from pem_composition.training.identity import Outcome, RunPlan, describe_run
 from pem_composition.training.resume import check_place, find_resume, refuse_undescribed
+from pem_composition.training.training_flags import TrainConfig
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM

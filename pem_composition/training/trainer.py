@@ -31,7 +31,7 @@ from pem_composition.safe_files import read_json, write_json
 from pem_composition.signals import StopRequest
 from pem_composition.training import checkpointing, shards
 from pem_composition.training.batches import EpochLoader
-from pem_composition.training.config import TrainConfig
+from pem_composition.training.training_flags import TrainConfig
 
 STATE_FILE = "trainer_state.json"
 SCHEDULER = "scheduler.json"  # of a checkpoint in parts

@@ -55,8 +55,8 @@ def measure(args: argparse.Namespace) -> None:
     from pem_composition import launch
     from pem_composition.record import Provenance
     from pem_composition.training import shards
-    from pem_composition.training.config import TrainConfig
     from pem_composition.training.preparation import prepare
+    from pem_composition.training.training_flags import TrainConfig
 
     peak, world = Peak(), launch.world_size()
     before = peak.now()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pem_composition.arithmetic.methods.fisher import fisher
+from pem_composition.arithmetic.methods.fisher_average import fisher
 from pem_composition.arithmetic.methods.regmean import regmean
 from pem_composition.arithmetic.methods.ssr import ssr
 from pem_composition.arithmetic.terms import Factor

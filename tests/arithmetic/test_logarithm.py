@@ -13,7 +13,7 @@ from support.examples import examples
 from support.small_modules import full, ia3, lora
 
 from pem_composition.checkpoint import load
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.composition import compose
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, analogy, combine

@@ -15,8 +15,8 @@ from support.tiny_models import random_module, tiny
 
 import pem_composition as pem
 from pem_composition.checkpoint import combine_full, extract_lora, fold_checkpoint
-from pem_composition.checkpoint.convert import convert
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.conversion import convert
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.errors import CheckpointError
 from pem_composition.evaluation.models import load_causal
 

@@ -11,7 +11,7 @@ from support.tiny_models import random_module, tiny
 
 import pem_composition as pem
 from pem_composition.checkpoint import combine_full, fold_checkpoint
-from pem_composition.checkpoint.convert import convert
+from pem_composition.checkpoint.conversion import convert
 
 # As the hub has them: T5, Llama, GPT-2, BERT, Marian, PhoBERT, Qwen, Mistral, LLaVA, Whisper, LUKE.
 COPIED = (

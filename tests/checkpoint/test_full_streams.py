@@ -26,9 +26,9 @@ from pem_composition.checkpoint import (
     load,
     save,
 )
-from pem_composition.checkpoint.convert import convert
+from pem_composition.checkpoint.conversion import convert
 from pem_composition.checkpoint.full import Weights
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.checkpoint.stream import (
     SLOT_BYTES,
     SLOTS,

@@ -12,7 +12,7 @@ from support.tiny_models import random_module, tiny
 
 import pem_composition as pem
 from pem_composition.checkpoint import combine_full, extract_lora, fold_checkpoint
-from pem_composition.checkpoint.convert import convert
+from pem_composition.checkpoint.conversion import convert
 from pem_composition.checkpoint.provenance import find_base
 from pem_composition.errors import CheckpointError
 from pem_composition.evaluation.model_names import resolve

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import random_module, tiny
 
 from pem_composition.checkpoint import load
-from pem_composition.checkpoint.convert import convert
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.conversion import convert
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.errors import PEMError
 from pem_composition.module import combine
 

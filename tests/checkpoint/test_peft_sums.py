@@ -19,8 +19,8 @@ from support import one_meaning as om
 
 from pem_composition import cli
 from pem_composition.checkpoint import fold_checkpoint, load
-from pem_composition.checkpoint.convert import convert
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.conversion import convert
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.config import is_head
 from pem_composition.errors import PEMError
 from pem_composition.module import combine, negate

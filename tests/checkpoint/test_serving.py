@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from support.small_modules import ia3, lora, updates
 
 from pem_composition import PEM, cli, load
-from pem_composition.checkpoint.convert import convert
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.conversion import convert
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.checkpoint.serving import MAX_LORA_RANKS, max_lora_rank
 from pem_composition.errors import UnsupportedModule
 

@@ -16,7 +16,7 @@ import pem_composition as pem
 from pem_composition.adapters.fresh import fresh_module
 from pem_composition.adapters.locate import linear_layers, plain_tensors
 from pem_composition.checkpoint import fold_checkpoint, load
-from pem_composition.checkpoint.extract import extract_lora
+from pem_composition.checkpoint.extraction import extract_lora
 from pem_composition.checkpoint.stored_names import is_uncalled
 from pem_composition.config import LoraConfig
 from pem_composition.errors import IncompatibleModules

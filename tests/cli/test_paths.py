@@ -210,8 +210,8 @@ def whole(tmp_path):
 
 def test_the_library_keeps_what_it_reads_as_well(whole):
     from pem_composition.checkpoint import combine_full
-    from pem_composition.checkpoint.convert import convert
-    from pem_composition.checkpoint.fold import fold_checkpoint
+    from pem_composition.checkpoint.conversion import convert
+    from pem_composition.checkpoint.streamed_fold import fold_checkpoint
 
     base, tuned = whole / "base", whole / "tuned"
     for out in (base, tuned, whole):

@@ -9,7 +9,7 @@ from support.pem_process import Child
 from support.tiny_models import write_causal, write_text_to_text
 from support.training_bench import BAD, FILLER, GOOD, Bench, write_documents
 
-from pem_composition.training.config import TrainConfig
+from pem_composition.training.training_flags import TrainConfig
 
 
 class ObjectiveBench:

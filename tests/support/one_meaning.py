@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import pem_composition as pem
 from pem_composition.checkpoint import fold_checkpoint, load
-from pem_composition.checkpoint.extract import extract_lora
+from pem_composition.checkpoint.extraction import extract_lora
 from pem_composition.errors import PEMError
 from pem_composition.safe_files import read_json
 

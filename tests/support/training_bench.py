@@ -11,7 +11,7 @@ from typing import Any
 
 from support import pem_process
 
-from pem_composition.training.config import TrainConfig
+from pem_composition.training.training_flags import TrainConfig
 
 GOOD, BAD = ("good", "fine", "great", "nice"), ("bad", "poor", "awful", "sad")
 FILLER = tuple(f"w{i}" for i in range(40))

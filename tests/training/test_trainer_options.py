@@ -22,7 +22,7 @@ from transformers import (
 from pem_composition.cli import main
 from pem_composition.errors import UsageError
 from pem_composition.training import runs
-from pem_composition.training.config import OPTIMIZERS, TrainConfig
+from pem_composition.training.training_flags import OPTIMIZERS, TrainConfig
 
 pytestmark = pytest.mark.slow
 

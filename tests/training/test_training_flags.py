@@ -6,7 +6,7 @@ import pytest
 
 from pem_composition.cli import parser
 from pem_composition.errors import PEMError, UsageError
-from pem_composition.training.config import TrainConfig
+from pem_composition.training.training_flags import TrainConfig
 
 BASE = {"model_name_or_path": "m", "output_dir": "o", "task_name": "rte"}
 

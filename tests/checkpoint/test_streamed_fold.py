@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pem_composition.adapters import attach, fold
 from pem_composition.checkpoint import combine_full, fold_checkpoint, load
 from pem_composition.checkpoint.full import Weights
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.composition import compose
 from pem_composition.errors import IncompatibleModules, PEMError, UsageError
 from pem_composition.module import PEM, negate

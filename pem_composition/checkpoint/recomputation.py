@@ -19,14 +19,14 @@ from pem_composition import module as library
 from pem_composition.checkpoint import hub, hub_name, provenance
 from pem_composition.checkpoint.adapter_transformers_write import as_reference
 from pem_composition.checkpoint.content import CONFIG, FULL, RECORD, REFERENCE, content_digest
-from pem_composition.checkpoint.convert import convert
-from pem_composition.checkpoint.extract import extract_lora
-from pem_composition.checkpoint.fold import fold_checkpoint
+from pem_composition.checkpoint.conversion import convert
+from pem_composition.checkpoint.extraction import extract_lora
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.full_sum import combine_full
 from pem_composition.checkpoint.header import Record
 from pem_composition.checkpoint.machine_paths import without_paths
 from pem_composition.checkpoint.store import inspect_header, load, locate, save
+from pem_composition.checkpoint.streamed_fold import fold_checkpoint
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors, read_raw
 from pem_composition.composition import weigh_layers
 from pem_composition.errors import CheckpointError, UsageError

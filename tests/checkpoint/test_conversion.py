@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification
 
 from pem_composition import load
 from pem_composition.checkpoint import inspect_header
-from pem_composition.checkpoint.convert import convert
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.conversion import convert
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
 from pem_composition.module import combine
 

@@ -18,8 +18,8 @@ from torch import nn
 from pem_composition.adapters import attach, fold
 from pem_composition.adapters.locate import linear_layers
 from pem_composition.checkpoint import fold_checkpoint, load
-from pem_composition.checkpoint.extract import extract_lora
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.extraction import extract_lora
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.config import matches
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, combine

@@ -14,7 +14,7 @@ from support.tiny_models import random_module, tiny, write_modules
 
 import pem_composition as library
 from pem_composition.checkpoint import combine_full
-from pem_composition.checkpoint.rebuild import rebuild
+from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.module import PEM, analogy, combine, negate
 

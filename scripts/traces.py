@@ -191,7 +191,7 @@ def content(path: Path) -> str:
     data = path.read_bytes()
     if path.suffix in (".json", ".jsonl"):
         lines = [data] if path.suffix == ".json" else data.splitlines()
-        data = json.dumps([timeless(json.loads(line)) for line in lines]).encode()
+        data = json.dumps([timeless(json.loads(line)) for line in lines], sort_keys=True).encode()
     elif path.suffix == ".csv":
         rows = csv.DictReader(data.decode().splitlines())
         data = json.dumps([timeless(row) for row in rows]).encode()

@@ -82,8 +82,18 @@ class Row:
 
 
 class Compared(Protocol):
-    """What gains and differences need to know of a sweep or a search."""
+    """What the summary and the gains need to know of a sweep or a search."""
 
+    @property
+    def inputs(self) -> tuple[Input, ...]: ...
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+    @property
+    def base_name(self) -> str: ...
+    @property
+    def command(self) -> str: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
     @property
     def singles(self) -> tuple[Input, ...]: ...
     @property
@@ -126,15 +136,12 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
     )
     rows = score_table(table, merge, plan.controls, runner, report)
     summary = {
-        **_setting(plan, runner.settings, singles[0]),
-        "select": select,
-        "report": report,
-        **shared(runner, select, report),
+        "summary": SUMMARY_VERSION,
+        **setting(plan, runner, singles[0], select, report),
         "singles": [_keys(records) for records in singles],
         "reference": None if ceiling is None else _keys(ceiling),
         "selected": {space: list(c) for space, c in chosen.items()},
         "max_invalid": plan.max_invalid,
-        "selected_by": list(plan.metrics),
         "selected_valid": {space: list(c) for space, c in valid.items()},
         "curve": {
             space: [{"coefficients": c, "keys": _keys(records)} for c, records in curve]
@@ -169,16 +176,6 @@ def score_table(
         )
         for line in lines()
     ]
-
-
-def shared(runner: Runner, select: str, report: str) -> dict[str, list[int]]:
-    """Of each task, how many reported rows are among those that are selected on, and among those
-    that new last layers are fitted on, by content."""
-    seen = {"shared_rows": [rows.examples for rows in runner.splits[select]]}
-    if runner.refitting is not None:
-        seen["refit_shared_rows"] = list(runner.refitting.rows)
-    shown = [rows.examples for rows in runner.splits[report]]
-    return {name: list(map(shared_rows, of, shown)) for name, of in seen.items()}
 
 
 def _targets(plan: Plan, settings: Settings) -> Iterator[Point]:
@@ -221,24 +218,38 @@ def _name(plan: Plan, settings: Settings, how: str, space: str) -> str:
     return f"{what}, {how}, {space} space"
 
 
-def _setting(plan: Plan, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
-    """What the sweep was about."""
+def setting(
+    plan: Compared, runner: Runner, records: Sequence[Record], select: str, report: str
+) -> dict[str, Any]:
+    """What a sweep or a search was about.
+
+    Of each task it counts how many reported rows are among those that are selected on, and among
+    those that new last layers are fitted on, by content.
+    """
+    module, settings = plan.inputs[0].pem, runner.settings
+    seen = {"shared_rows": [rows.examples for rows in runner.splits[select]]}
+    if runner.refitting is not None:
+        seen["refit_shared_rows"] = list(runner.refitting.rows)
+    shown = [rows.examples for rows in runner.splits[report]]
     return {
-        "summary": SUMMARY_VERSION,
         "composition": plan.composition,
         "command": plan.command,
         "modules": [i.name for i in plan.inputs],
         "paths": [i.path for i in plan.inputs],
-        "kind": plan.inputs[0].pem.kind,
+        "kind": module.kind,
         "base": settings.base,
         "base_name": plan.base_name,
         "tasks": list(plan.tasks),
         "signs": signs_of(records),
         **smaller_of(records),
-        "head": settings.head if plan.inputs[0].pem.head_names else None,
+        "head": settings.head if module.head_names else None,
         "rank": settings.rank,
         **({} if settings.method == SIMPLE else {"method": settings.method}),
         **({} if settings.dtype is None else {"dtype": settings.dtype}),
+        "select": select,
+        "report": report,
+        **{name: list(map(shared_rows, of, shown)) for name, of in seen.items()},
+        "selected_by": list(plan.metrics),
     }
 
 

@@ -23,15 +23,13 @@ from pem_composition.errors import PEMError, RunFailed
 from pem_composition.evaluation import keys
 from pem_composition.sweep import samplers
 from pem_composition.sweep.controls import ALONE, Controls, Line
-from pem_composition.sweep.engine import MERGE, compared, equal_weights, score_table, shared
+from pem_composition.sweep.engine import MERGE, compared, equal_weights, score_table, setting
 from pem_composition.sweep.goals import (
     Condition,
     Goal,
     Scored,
     check_normalised,
     front,
-    signs_of,
-    smaller_of,
 )
 from pem_composition.sweep.points import Input, Point, TooLarge, alone, point
 from pem_composition.sweep.result_store import Record, ResultStore
@@ -286,9 +284,13 @@ def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str
     costs = [_cost(line.target, runner) for line in table]
     summary = {
         "search": SUMMARY_VERSION,
-        **_setting(search, runner, select, report),
-        "signs": signs_of(best_records),
-        **smaller_of(best_records),
+        **setting(search, runner, best_records, select, report),
+        "composition": "search",
+        "goals": [g.name for g in search.goals],
+        "penalty": search.goals[0].penalty,
+        "constraints": [str(c) for c in search.conditions],
+        "sampler": search.sampler,
+        "seed": search.seed,
         "goal_signs": [goal.sign(scored) for goal in search.goals],
         "studies": [
             {**asdict(trial), "method": s.method, "space": s.space, "tried": len(trials[s]),
@@ -355,33 +357,6 @@ def _table(
     for name, study, trial in named:
         target = study.point(search.inputs, runner.settings, trial.candidate)
         yield Line(name, name, trial.coefficients, target)
-
-
-def _setting(search: Search, runner: Runner, select: str, report: str) -> dict[str, Any]:
-    """What the search was about."""
-    settings = runner.settings
-    return {
-        "composition": "search",
-        "command": search.command,
-        "modules": [i.name for i in search.inputs],
-        "paths": [i.path for i in search.inputs],
-        "kind": search.inputs[0].pem.kind,
-        "base": settings.base,
-        "base_name": search.base_name,
-        "tasks": list(search.tasks),
-        "head": settings.head if search.inputs[0].pem.head_names else None,
-        "rank": settings.rank,
-        "dtype": settings.dtype,
-        "select": select,
-        "report": report,
-        **shared(runner, select, report),
-        "goals": [g.name for g in search.goals],
-        "penalty": search.goals[0].penalty,
-        "selected_by": list(search.metrics),
-        "constraints": [str(c) for c in search.conditions],
-        "sampler": search.sampler,
-        "seed": search.seed,
-    }
 
 
 def _cost(target: Target, runner: Runner) -> dict[str, float | int] | None:

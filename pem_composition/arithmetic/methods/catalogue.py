@@ -245,7 +245,7 @@ INFORMED = (
     Method(
         "fisher", "Fisher merging", "arXiv:2111.09832",
         "t = sum_i c_i F_i t_i / sum_i c_i F_i, F_i the diagonal Fisher of module i on its task",
-        "entries of the modules' own tensors", "r (equal ranks)", "fisher:fisher",
+        "entries of the modules' own tensors", "r (equal ranks)", "fisher_average:fisher",
         (
             Setting(
                 "floor", 1e-6, "an entry of F_i counts at least as this share of the mean of F_i",

@@ -6,7 +6,8 @@ A module knows nothing about models or files; ``save`` hands it to the checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from os import PathLike
@@ -68,6 +69,7 @@ from pem_composition.record import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+CPU = "cpu"
 FORMS = ("exact", "parameter", "reference")  # of a detoxification
 
 
@@ -236,6 +238,7 @@ def combine(
     certify: bool = True,
     statistics: Sequence[Statistics] = (),
     compared: bool = False,
+    device: str = CPU,
 ) -> PEM:
     """sum_i c_i m_i, coefficients as given; or another merging method on the updates c_i dW_i.
 
@@ -261,11 +264,14 @@ def combine(
         statistics: of each module, for the methods that need them ("fisher", "regmean"); see
             ``checkpoint.statistics.read``.
         compared: ``check_compatible`` has taken the modules already, by their headers.
+        device: where it is computed, such as "cuda" (in float64, as on the CPU: results are equal
+            to rounding); methods with ``statistics`` compute on the CPU. The result is on the CPU.
 
     Raises:
         IncompatibleModules: kinds, bases, or (parameter space) ranks, scalings or targets differ;
             or (log space) a kind other than (IA)^3.
-        PEMError: wrong space, method, setting, rank or coefficient; (log) an entry that is not > 0.
+        PEMError: wrong space, method, setting, rank, coefficient or device; (log) an entry that is
+            not > 0.
 
     Examples:
         >>> import torch
@@ -295,32 +301,33 @@ def combine(
     if flat:
         modules, coefficients = _flatten(modules, coefficients, space)
     check_statistics(choice.entry.needs, choice.method, modules, statistics)
+    device = CPU if choice.entry.needs else device
     exact = [in_dtype(m, dtype) for m in modules]
-    if choice.entry.needs:
-        from pem_composition.arithmetic.informed import merge_informed
-
-        merged = merge_informed(exact, coefficients, choice, statistics, rank)
-        tensors, config = dict(merged.tensors), merged.config
-        certifier = _own_result(merged)
-    else:
-        tensors, config, certifier = _combined(exact, coefficients, choice, space, rank, dtype)
-    chosen = head_policies.choose(exact, coefficients, head)
-    tensors = cast(tensors | _as_roles(chosen.tensors), dtype)
-    if dtype is None:  # rounding looks at every value itself
-        check_overflow(tensors)
-    result = PEM(
-        tensors=tensors,
-        config=_saving(config, modules, chosen.tensors),
-        base=_common_base(modules),
-        name="combination",
-        head=chosen.info,
-        heads={n: _cast_head(h, dtype) for n, h in chosen.beside.items()},
-        operands=tuple(zip(coefficients, modules, strict=True))
-        if flat and dtype is None and rank is None
-        else (),
-    )
+    with computing_on(device):
+        if device != CPU:
+            exact = [_mapped(m, lambda t: t.to(device)) for m in exact]
+        tensors, config, certifier = _combined(
+            exact, coefficients, choice, space, rank, dtype, statistics
+        )
+        chosen = head_policies.choose(exact, coefficients, head)
+        tensors = cast(tensors | _as_roles(chosen.tensors), dtype)
+        if dtype is None:  # rounding looks at every value itself
+            check_overflow(tensors)
+        result = PEM(
+            tensors=tensors,
+            config=_saving(config, modules, chosen.tensors),
+            base=_common_base(modules),
+            name="combination",
+            head=chosen.info,
+            heads={n: _cast_head(h, dtype) for n, h in chosen.beside.items()},
+            operands=tuple(zip(coefficients, modules, strict=True))
+            if flat and dtype is None and rank is None
+            else (),
+        )
+        certificate = certifier(result).covering(chosen.saved) if certify else None
+    if device != CPU:
+        result = _mapped(result, lambda t: t.cpu())
     terms = tuple(Term(c, label_of(m, space)) for c, m in zip(coefficients, modules, strict=True))
-    certificate = certifier(result).covering(chosen.saved) if certify else None
     provenance = _provenance(modules, terms, space, method_text(choice, rank), head)
     recipe = None
     if not choice.entry.needs:  # statistics come from files that no recipe names
@@ -341,15 +348,20 @@ def _combined(
     space: str,
     rank: Rank | None,
     dtype: str | None,
+    statistics: Sequence[Statistics],
 ) -> tuple[dict[str, Tensor], AdapterConfig, Callable[[PEM], Certificate]]:
     """Tensors without heads, their config, and what certifies the rounded result.
 
     Exact sums are rounded layer by layer, which the caller does to the others.
     """
-    if choice.method != SIMPLE and space == "delta":
-        from pem_composition.arithmetic.method_sums import merge
+    if choice.entry.needs or (choice.method != SIMPLE and space == "delta"):
+        from pem_composition.arithmetic import informed, method_sums
 
-        merged = merge(modules, coefficients, choice, rank)
+        merged = (
+            informed.merge_informed(modules, coefficients, choice, statistics, rank)
+            if choice.entry.needs
+            else method_sums.merge(modules, coefficients, choice, rank)
+        )
         return dict(merged.tensors), merged.config, _own_result(merged)
     weights = list(coefficients)
     if choice.method != SIMPLE:
@@ -377,11 +389,41 @@ def in_dtype(module: PEM, dtype: str | None) -> PEM:
     """The module to compute with where a dtype is written: in float64 for that one."""
     if dtype != "float64":
         return module
+    return _mapped(module, lambda t: t.double())
+
+
+def _mapped(module: PEM, change: Callable[[Tensor], Tensor]) -> PEM:
+    """The module with every tensor changed."""
     heads = {
-        name: replace(head, tensors={n: t.double() for n, t in head.tensors.items()})
+        name: replace(head, tensors={n: change(t) for n, t in head.tensors.items()})
         for name, head in module.heads.items()
     }
-    return replace(module, tensors={n: t.double() for n, t in module.tensors.items()}, heads=heads)
+    return replace(module, tensors={n: change(t) for n, t in module.tensors.items()}, heads=heads)
+
+
+@contextmanager
+def computing_on(device: str) -> Iterator[None]:
+    """New tensors are made on the device.
+
+    Raises:
+        PEMError: torch has no such device here, or none that computes in float64.
+    """
+    if device == CPU:
+        yield
+        return
+    import torch
+
+    try:
+        with torch.device(device):
+            float(torch.ones(1, dtype=torch.float64))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PEMError.build(
+            "device", f"torch cannot compute in float64 there: {reason}", found=device,
+            expected="cpu, or cuda on a machine that has one",
+        ) from error  # fmt: skip
+    with torch.device(device):
+        yield
 
 
 def _own_result(merged: Merged) -> Callable[[PEM], Certificate]:

@@ -247,6 +247,7 @@ def combined(
         allow_base_mismatch=flags.allow_base_mismatch,
         statistics=statistics,
         compared=True,
+        device=flags.device,
     )
 
 

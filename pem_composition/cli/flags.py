@@ -188,6 +188,11 @@ class MergeFlags(ModelFlags):
         nargs="*",
         metavar="FILE",
     )
+    device: str = flag(
+        "cpu",
+        "where adapters are merged, such as cuda: for TIES, KnOTS and other methods that take "
+        "SVDs (-w fisher, regmean and ssr: on the CPU)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,8 +60,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "force_resume", "logging_steps", "report_to", "disable_tqdm",
     ),
     "device, speed and seeds": (
-        "use_cpu", "bf16", "fp16", "device_map", "fsdp", "gradient_checkpointing", "batch_size",
-        "per_device_eval_batch_size", "dataloader_num_workers", "seed", "data_seed",
+        "device", "use_cpu", "bf16", "fp16", "device_map", "fsdp", "gradient_checkpointing",
+        "batch_size", "per_device_eval_batch_size", "dataloader_num_workers", "seed", "data_seed",
     ),
 }  # fmt: skip
 TITLES = {name: title for title, names in GROUPS.items() for name in names}

@@ -11,6 +11,7 @@ through the eigenvectors of its 4096 x 4096 Gram matrix: a direct SVD only takes
 difference is that of the two results, relative, in the Frobenius norm.
 
     python scripts/benchmarks/merging_methods.py [--layers 4] [--runs 5] [--modules 8] [--no_dense]
+                                                 [--device cuda]
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def modules_of(args: argparse.Namespace) -> list[pem.PEM]:
     ]  # fmt: skip
 
 
-def ours(modules: list[pem.PEM], method: str) -> pem.PEM:
+def ours(modules: list[pem.PEM], method: str, device: str) -> pem.PEM:
     """The library's merge."""
-    return pem.combine(modules, [1.0] * len(modules), method=method, settings=SETTINGS[method])
+    ones = [1.0] * len(modules)
+    return pem.combine(modules, ones, method=method, settings=SETTINGS[method], device=device)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -63,7 +65,7 @@ def measure(args: argparse.Namespace) -> None:
     seconds = []
     for _ in range(args.runs + 1):
         start = time.perf_counter()
-        ours(modules, args.measure)
+        ours(modules, args.measure, args.device)
         seconds.append((time.perf_counter() - start) / args.layers)
     peak = peak_kb()
     print(json.dumps([seconds[1:], (peak - before) * 1024 / MB, peak * 1024 / MB]))
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--modules", type=int, default=8)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--no_dense", action="store_true")
+    parser.add_argument("--device", default="cpu", help="of ours; the dense rules stay on the CPU")
     parser.add_argument("--measure", choices=SETTINGS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -160,7 +163,7 @@ def main() -> None:
         start = time.perf_counter()
         exact = DENSE[method](deltas)
         slow = time.perf_counter() - start
-        distance = difference(ours(modules, method), exact)
+        distance = difference(ours(modules, method, args.device), exact)
         print(f"{row}| {slow:.1f} | {slow / middle:.0f} | {distance:.1e} |", flush=True)
 
 

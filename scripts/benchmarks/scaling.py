@@ -13,6 +13,7 @@ and so does the bound.
     python scripts/benchmarks/scaling.py --operations compose TSV --axes modules rank --most 16
     python scripts/benchmarks/scaling.py --axes gigabytes --gigabytes 0.25 1 4 16
     python scripts/benchmarks/scaling.py --llama70b         # two modules, r = 64, all linear layers
+    python scripts/benchmarks/scaling.py --mixtral          # two modules, r = 16, stacks of experts
 
 Rows go to OUT/scaling.jsonl and OUT/scaling-exponents.jsonl after every point; a point that is
 there is not measured again. ``python scripts/results.py put scaling OUT/scaling.jsonl`` (and the
@@ -42,6 +43,8 @@ LLAMA70B = {  # name: inputs, outputs
     "self_attn.v_proj": (8192, 1024), "self_attn.o_proj": (8192, 8192),
     "mlp.gate_proj": (8192, 28672), "mlp.up_proj": (8192, 28672), "mlp.down_proj": (28672, 8192),
 }  # fmt: skip
+MIXTRAL = {"gate_up_proj": (4096, 28672), "down_proj": (14336, 4096)}  # of each of its 8 experts
+EXPERTS = 8
 HIDDEN, MIDDLE, VOCABULARY = 1024, 2816, 1024  # small, so that a model's size is its blocks'
 SHARD = 5 * 10**8
 
@@ -56,6 +59,7 @@ class Point:
     layers: int = 4
     gigabytes: float = 0.0
     llama70b: bool = False
+    mixtral: bool = False
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The linear layers of one block that modules change."""
@@ -106,7 +110,7 @@ def make(folder: Path, point: Point) -> None:
         make_module(folder / "m0", replace(BASE, width=HIDDEN, layers=layers), 0)
         return
     for seed in range(point.modules):
-        make_module(folder / f"m{seed}", point, seed)
+        (make_experts if point.mixtral else make_module)(folder / f"m{seed}", point, seed)
 
 
 def make_module(path: Path, point: Point, seed: int) -> None:
@@ -126,6 +130,31 @@ def make_module(path: Path, point: Point, seed: int) -> None:
     config = LoraConfig(r=point.rank, alpha=point.rank, target_modules=targets)
     dtype = "bfloat16" if point.llama70b else "float32"
     PEM(tensors, config, BaseIdentity(name="a-base")).save(path, dtype=dtype)
+
+
+def make_experts(path: Path, point: Point, seed: int) -> None:
+    """A LoRA module on stacks of experts as PEFT writes it (target_parameters), in bfloat16."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    count = EXPERTS * point.rank
+    for i in range(point.layers):
+        # The parameter that the model declares first is the innermost.
+        for (inputs, outputs), inner in zip(MIXTRAL.values(), (".base_layer", ""), strict=True):
+            key = f"base_model.model.model.layers.{i}.mlp.experts{inner}.lora_"
+            A = torch.randn(count, inputs, generator=generator) / inputs**0.5
+            B = torch.randn(outputs, count, generator=generator) / 100
+            tensors |= {f"{key}A.weight": A.bfloat16(), f"{key}B.weight": B.bfloat16()}
+    path.mkdir()
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA", "r": point.rank, "lora_alpha": point.rank, "target_modules": [],
+        "use_rslora": False, "use_dora": False,
+        "target_parameters": [f"mlp.experts.{name}" for name in MIXTRAL],
+        "base_model_name_or_path": "a-base", "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    (path / "adapter_config.json").write_text(json.dumps(config))
 
 
 def blocks(gigabytes: float) -> Iterator[dict[str, tuple[int, int]]]:
@@ -187,7 +216,7 @@ def command(operation: str, folder: Path, point: Point) -> list[str]:
         return ["fold", "m", "--module", f"m={folder / 'm0'}", "-m", str(folder / "base"),
                 "--allow_base_mismatch", *out]  # fmt: skip
     flags = [flag.format(rank=point.rank) for flag in LORA[operation]]
-    if point.llama70b:
+    if point.llama70b or point.mixtral:
         flags += ["--dtype", "bfloat16"]
     modules = [str(folder / f"m{i}") for i in range(point.modules)]
     return ["merge", "-a", *modules, *flags, *out]
@@ -273,6 +302,11 @@ def points(args: argparse.Namespace) -> Iterator[tuple[str, float, Point, list[s
         shape = Point(modules=2, rank=64, layers=args.llama70b, llama70b=True)
         names = [o for o in ("compose", "recompress", "TSV") if o in args.operations]
         yield "Llama-70B layers", args.llama70b, shape, names
+        return
+    if args.mixtral:
+        shape = Point(modules=2, layers=args.mixtral, mixtral=True)
+        names = [o for o in ("compose", "recompress", "TSV") if o in args.operations]
+        yield "Mixtral layers", args.mixtral, shape, names
         return
     for axis in args.axes:
         for value in args.gigabytes if axis == "gigabytes" else AXES[axis]:
@@ -362,6 +396,8 @@ def main() -> None:
                         help="of the base and the two models together")  # fmt: skip
     parser.add_argument("--llama70b", type=int, nargs="?", const=80, metavar="LAYERS",
                         help="only this: two modules of its shapes, r = 64, bfloat16")  # fmt: skip
+    parser.add_argument("--mixtral", type=int, nargs="?", const=32, metavar="LAYERS",
+                        help="only this: two modules of its experts, r = 16, bfloat16")  # fmt: skip
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("outputs/scaling"))
     parser.add_argument("--folder", help="where inputs are made and removed (default: TMPDIR)")

@@ -32,7 +32,7 @@ from pem_composition.arithmetic.compatible import (
 )
 from pem_composition.arithmetic.labels import expression_of, label_of, method_text, notes_of
 from pem_composition.arithmetic.logarithm import log_errors, log_sum
-from pem_composition.arithmetic.merging import Merged, merge_as
+from pem_composition.arithmetic.merging import Written, merge_as
 from pem_composition.arithmetic.methods.registry import (
     PEFT_LINEAR,
     REFERENCE_DETOXIFY,
@@ -307,7 +307,7 @@ def combine(
         if device != CPU:
             exact = [_mapped(m, lambda t: t.to(device)) for m in exact]
         tensors, config, certifier = _combined(
-            exact, coefficients, choice, space, rank, dtype, statistics
+            exact, coefficients, choice, space, rank, dtype, statistics, certify
         )
         chosen = head_policies.choose(exact, coefficients, head)
         tensors = cast(tensors | _as_roles(chosen.tensors), dtype)
@@ -349,20 +349,22 @@ def _combined(
     rank: Rank | None,
     dtype: str | None,
     statistics: Sequence[Statistics],
+    certify: bool,
 ) -> tuple[dict[str, Tensor], AdapterConfig, Callable[[PEM], Certificate]]:
     """Tensors without heads, their config, and what certifies the rounded result.
 
-    Exact sums are rounded layer by layer, which the caller does to the others.
+    Exact sums and methods are rounded layer by layer, which the caller does to the others.
     """
     if choice.entry.needs or (choice.method != SIMPLE and space == "delta"):
         from pem_composition.arithmetic import informed, method_sums
 
-        merged = (
-            informed.merge_informed(modules, coefficients, choice, statistics, rank)
+        out = Written(dtype, certify)
+        config = (
+            informed.merge_informed(modules, coefficients, choice, statistics, rank, out)
             if choice.entry.needs
-            else method_sums.merge(modules, coefficients, choice, rank)
+            else method_sums.merge(modules, coefficients, choice, rank, out)
         )
-        return dict(merged.tensors), merged.config, _own_result(merged)
+        return out.tensors, config, lambda m: Certificate(*certified(out.errors), OWN_RESULT)
     weights = list(coefficients)
     if choice.method != SIMPLE:
         tensors, config, weights = merge_as(modules, coefficients, choice)
@@ -424,10 +426,6 @@ def computing_on(device: str) -> Iterator[None]:
         ) from error  # fmt: skip
     with torch.device(device):
         yield
-
-
-def _own_result(merged: Merged) -> Callable[[PEM], Certificate]:
-    return lambda m: Certificate(*certified(merged.errors(m.tensors)), OWN_RESULT)
 
 
 def negate(module: PEM, strength: float = 1.0, *, dtype: str | None = None) -> PEM:

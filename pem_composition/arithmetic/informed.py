@@ -13,7 +13,7 @@ from torch import Tensor
 from pem_composition.arithmetic.algebra import ROLE_OF_KIND, neutral_of
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.delta import concatenate, factor_error, tensor_error, truncate
-from pem_composition.arithmetic.merging import Judge, Merged
+from pem_composition.arithmetic.merging import Written
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.operand import Operand
 from pem_composition.arithmetic.ranks import Rank
@@ -26,7 +26,7 @@ from pem_composition.arithmetic.statistics import (
 )
 from pem_composition.arithmetic.terms import Factor, LayerError
 from pem_composition.arithmetic.updates import check_fit, factor_config, lora_factors
-from pem_composition.config import LoraConfig
+from pem_composition.config import AdapterConfig, LoraConfig
 from pem_composition.errors import IncompatibleModules
 
 
@@ -36,8 +36,9 @@ def merge_informed(
     choice: Choice,
     statistics: Sequence[Statistics],
     rank: Rank | None,
-) -> Merged:
-    """Fisher, RegMean or SSR merging; the coefficients are shares c_i / sum c.
+    out: Written,
+) -> AdapterConfig:
+    """Fisher, RegMean or SSR merging into ``out``; the coefficients are shares c_i / sum c.
 
     Raises:
         PEMError: coefficients, layers or statistics that the method cannot use.
@@ -45,8 +46,8 @@ def merge_informed(
     check_coefficients_of(choice, coefficients)
     shares = [c / sum(coefficients) for c in coefficients]
     if choice.entry.needs == FISHER:
-        return _fisher(modules, shares, choice, statistics)
-    return _least_squares(modules, shares, choice, statistics, rank)
+        return _fisher(modules, shares, choice, statistics, out)
+    return _least_squares(modules, shares, choice, statistics, rank, out)
 
 
 def _fisher(
@@ -54,20 +55,22 @@ def _fisher(
     shares: Sequence[float],
     choice: Choice,
     statistics: Sequence[Statistics],
-) -> Merged:
+    out: Written,
+) -> AdapterConfig:
     average = choice.entry.function()(
         [m.adapter_tensors() for m in modules], [s.tensors for s in statistics], shares,
         **choice.as_dict(),
     )  # fmt: skip
-    tensors = {n: t.to(modules[0].tensors[n].dtype) for n, t in average.items()}
     config = modules[0].config
-    judges: dict[str, Judge] = {}
     for layer in modules[0].layers:
-        if isinstance(config, LoraConfig):
-            judges[layer] = partial(_judge_factors, layer, config.scaling(layer), average)
-        else:
-            judges[layer] = partial(_judge_tensor, layer, modules[0].kind, average)
-    return Merged(tensors, config, judges)
+        judge = (
+            partial(_judge_factors, layer, config.scaling(layer), average)
+            if isinstance(config, LoraConfig)
+            else partial(_judge_tensor, layer, modules[0].kind, average)
+        )
+        names = [n for n in average if n.rpartition(".")[0] == layer]
+        out.take(layer, {n: average[n].to(modules[0].tensors[n].dtype) for n in names}, judge)
+    return config
 
 
 def _judge_factors(
@@ -91,12 +94,11 @@ def _least_squares(
     choice: Choice,
     statistics: Sequence[Statistics],
     rank: Rank | None,
-) -> Merged:
+    out: Written,
+) -> AdapterConfig:
     layers = sorted({layer for m in modules for layer in m.layers})
     needs = choice.entry.needs
     places = _places(modules, statistics) if needs == SUBSPACE else []
-    tensors: dict[str, Tensor] = {}
-    judges: dict[str, Judge] = {}
     for layer in layers:
         _check_layer(layer, modules, statistics, needs)
         terms = lora_factors(modules, [1.0] * len(modules), layer)
@@ -108,17 +110,16 @@ def _least_squares(
         merged = choice.entry.function()(terms, grams, shares, layer=layer, **choice.as_dict())
         A, B = concatenate([merged]) if rank is None else truncate([merged], rank)
         dtype = terms[0].A_RI.dtype
-        tensors[f"{layer}.lora_A"] = A.to(dtype).contiguous()
-        tensors[f"{layer}.lora_B"] = B.to(dtype).contiguous()
+        names = f"{layer}.lora_A", f"{layer}.lora_B"
+        written = {n: t.to(dtype).contiguous() for n, t in zip(names, (A, B), strict=True)}
+        out.take(layer, written, partial(_judge_update, names, merged))
+    return factor_config(modules, out.tensors, layers, 1.0)
 
-        def judge(
-            written: Mapping[str, Tensor], layer: str = layer, merged: Factor = merged
-        ) -> LayerError:
-            own = Factor(1.0, written[f"{layer}.lora_A"], written[f"{layer}.lora_B"])
-            return factor_error(own, [merged])
 
-        judges[layer] = judge
-    return Merged(tensors, factor_config(modules, tensors, layers, 1.0), judges)
+def _judge_update(
+    names: tuple[str, str], exact: Factor, written: Mapping[str, Tensor]
+) -> LayerError:
+    return factor_error(Factor(1.0, *(written[n] for n in names)), [exact])
 
 
 def _places(modules: Sequence[Operand], statistics: Sequence[Statistics]) -> list[list[int]]:

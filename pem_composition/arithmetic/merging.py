@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pem_composition.arithmetic.algebra import role_of, weighted_sum
 from pem_composition.arithmetic.methods.parity import peft_linear
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR, REFERENCE_DETOXIFY, Choice
-from pem_composition.arithmetic.updates import check_shapes, factor_config, union_config
+from pem_composition.arithmetic.updates import (
+    cast,
+    check_overflow,
+    check_shapes,
+    factor_config,
+    union_config,
+)
 from pem_composition.config import AdapterConfig, LoraConfig
 from pem_composition.errors import PEMError
 
@@ -22,20 +28,33 @@ if TYPE_CHECKING:
     from pem_composition.arithmetic.operand import Operand
     from pem_composition.arithmetic.terms import LayerError
 
-Judge = Callable[[Mapping[str, "Tensor"]], "LayerError"]  # written tensors -> error of one layer
+Judge = Callable[[Mapping[str, "Tensor"]], "LayerError"]  # rounded tensors -> error of the layer
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A method's result: what is written, and how to judge it, layer by layer."""
+class Written:
+    """What a method writes: each layer is rounded and judged before the next is computed.
 
-    tensors: Mapping[str, Tensor]
-    config: AdapterConfig
-    judges: Mapping[str, Judge]
+    So no layer's own result in float64 is kept.
 
-    def errors(self, written: Mapping[str, Tensor]) -> dict[str, LayerError]:
-        """Error of each layer of the written (rounded) tensors."""
-        return {layer: judge(written) for layer, judge in self.judges.items()}
+    Attributes:
+        dtype: of what is written, see ``updates.cast``.
+        certify: whether layers are judged.
+        errors: of each layer, rounded, against the method's own result.
+    """
+
+    dtype: str | None
+    certify: bool
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, LayerError] = field(default_factory=dict)
+
+    def take(self, layer: str, tensors: Mapping[str, Tensor], judge: Judge) -> None:
+        """Round, keep and judge a layer's tensors."""
+        rounded = cast(tensors, self.dtype)
+        check_overflow(rounded)
+        self.tensors.update(rounded)
+        if self.certify:
+            self.errors[layer] = judge(rounded)
 
 
 def split(coefficients: Sequence[float], choice: Choice) -> tuple[Sequence[float], Sequence[float]]:

@@ -20,7 +20,7 @@ from pem_composition.arithmetic.algebra import neutral_of, weighted_sum
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.delta import factor_error, tensor_error
 from pem_composition.arithmetic.geometry import inner_products
-from pem_composition.arithmetic.merging import Judge, Merged, split
+from pem_composition.arithmetic.merging import Judge, Written, split
 from pem_composition.arithmetic.methods import dense
 from pem_composition.arithmetic.methods.core import core_of
 from pem_composition.arithmetic.methods.draws import Draws
@@ -44,22 +44,27 @@ from pem_composition.arithmetic.updates import (
     lora_factors,
     union_config,
 )
+from pem_composition.config import AdapterConfig
 
 SPECTRAL_NAMES = frozenset(m.name for m in SPECTRAL)
 
 
 def merge(
-    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: Rank | None
-) -> Merged:
-    """The method on the updates c_t dW_t of every layer.
+    modules: Sequence[Operand],
+    coefficients: Sequence[float],
+    choice: Choice,
+    rank: Rank | None,
+    out: Written,
+) -> AdapterConfig:
+    """The method on the updates c_t dW_t of every layer, into ``out``; its config.
 
     Raises:
         PEMError: coefficients, ranks or shapes that the method cannot use.
     """
     check_coefficients_of(choice, coefficients)
     if modules[0].kind == "lora":
-        return _merge_lora(modules, coefficients, choice, rank)
-    return _merge_tensors(modules, coefficients, choice)
+        return _merge_lora(modules, coefficients, choice, rank, out)
+    return _merge_tensors(modules, coefficients, choice, out)
 
 
 # --- low-rank updates ---
@@ -87,20 +92,22 @@ class _Layer:
 
 
 def _merge_lora(
-    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, rank: Rank | None
-) -> Merged:
+    modules: Sequence[Operand],
+    coefficients: Sequence[float],
+    choice: Choice,
+    rank: Rank | None,
+    out: Written,
+) -> AdapterConfig:
     layers = sorted({layer for m in modules for layer in m.layers})
     weights, shares = split(coefficients, choice)
-    tensors: dict[str, Tensor] = {}
-    judges: dict[str, Judge] = {}
     for name in layers:
         layer = _Layer(name, _terms(modules, weights, name), shares, choice, rank)
         check_fit(name, [t for t in layer.terms if len(t.A_RI)])
-        written, judges[name] = _merged_layer(layer)
+        written, judge = _merged_layer(layer)
         dtype = _wide([t.A_RI for t in layer.terms])
-        tensors[f"{name}.lora_A"] = written.A_RI.to(dtype).contiguous()
-        tensors[f"{name}.lora_B"] = written.B_OR.to(dtype).contiguous()
-    return Merged(tensors, factor_config(modules, tensors, layers, 1.0), judges)
+        A, B = (t.to(dtype).contiguous() for t in (written.A_RI, written.B_OR))
+        out.take(name, {f"{name}.lora_A": A, f"{name}.lora_B": B}, judge)
+    return factor_config(modules, out.tensors, layers, 1.0)
 
 
 def _terms(modules: Sequence[Operand], weights: Sequence[float], layer: str) -> list[Factor]:
@@ -202,13 +209,11 @@ def _factor_of(layer: str, written: Mapping[str, Tensor]) -> Factor:
 
 
 def _merge_tensors(
-    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice
-) -> Merged:
+    modules: Sequence[Operand], coefficients: Sequence[float], choice: Choice, out: Written
+) -> AdapterConfig:
     neutral = neutral_of(modules[0].kind)
     weights, shares = split(coefficients, choice)
     names = sorted({n for m in modules for n in m.adapter_names})
-    tensors: dict[str, Tensor] = {}
-    judges: dict[str, Judge] = {}
     for name in names:
         held = [m.tensors.get(name) for m in modules]
         check_shapes([t for t in held if t is not None])
@@ -219,9 +224,9 @@ def _merge_tensors(
         ]
         layer = name.rpartition(".")[0]
         change = merge_tensors(terms, choice, layer, neutral=neutral, shares=shares)
-        tensors[name] = (change + neutral).to(_wide([t for _, t in terms]))
-        judges[layer] = partial(_judge_tensor, name, neutral, change)
-    return Merged(tensors, union_config(modules), judges)
+        written = {name: (change + neutral).to(_wide([t for _, t in terms]))}
+        out.take(layer, written, partial(_judge_tensor, name, neutral, change))
+    return union_config(modules)
 
 
 def merge_tensors(

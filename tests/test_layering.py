@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
     | {"json_lines", "progress", "launch"},
     "report": {"errors", "json_lines", "safe_files", "_version"},
-    "endpoint": {"errors", "tasks", "evaluation", "sweep", "json_lines"},
+    "endpoint": {"errors", "module", "checkpoint", "tasks", "evaluation", "sweep", "json_lines"},
     "cli": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "training", "merging", "sweep", "report"}
     | {"objectives", "endpoint", "json_lines", "progress", "threads", "launch", "_version"}

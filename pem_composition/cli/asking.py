@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pem_composition.cli import common
 from pem_composition.endpoint.jobs import Budget, ask
 from pem_composition.endpoint.service import KEY_VARIABLE, OPENAI, Service
-from pem_composition.flag_declarations import flag, required
+from pem_composition.errors import UsageError
+from pem_composition.flag_declarations import flag, required, same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from pem_composition.endpoint.jobs import Job, Report
+    from pem_composition.sweep.text_backend import TextBackend
+
+
+LOCAL, VLLM = "local", "vllm"
+SERVED_ROWS = 256  # texts that are kept at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +65,63 @@ class EndpointFlags:
             jobs, self.service, path, budget,
             parallel=self.parallel, retry_refused=self.retry_refused, say=common.say,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendFlags:
+    """Who writes texts: the model that is loaded here, or an engine that serves modules."""
+
+    backend: str = flag(
+        LOCAL,
+        "who writes the texts: local, or vllm: vllm serve BASE --enable-lora, with "
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment, at --base_url",
+        choices=(LOCAL, VLLM),
+    )
+    served_model_name: str | None = flag(
+        None, "the base's name at the server; default: that of the base as it is given here"
+    )
+    base_url: str = same(EndpointFlags, "base_url")
+    api_key_env: str = same(EndpointFlags, "api_key_env")
+    parallel: int = same(EndpointFlags, "parallel")
+    max_retries: int = same(EndpointFlags, "max_retries")
+    timeout: float = same(EndpointFlags, "timeout")
+
+    BACKEND_NEEDS: ClassVar = {
+        f"backend={VLLM}": (
+            "served_model_name", "base_url", "api_key_env", "parallel", "max_retries", "timeout",
+        )
+    }  # fmt: skip
+
+    def text_backend(self, model: str, out: Path) -> TextBackend | None:
+        """Who writes the texts of a grid in place of the model; None: nobody.
+
+        Args:
+            model: the base as it was given.
+            out: a folder that the server sees, too.
+
+        Raises:
+            UsageError: no server is named, or with what may be secret; see also ``Service.key``.
+        """
+        if self.backend == LOCAL:
+            return None
+        if self.base_url == OPENAI:
+            raise UsageError.build(
+                "--backend vllm", "no server", expected="--base_url http://localhost:8000/v1"
+            )
+        service = Service(
+            self.served_model_name or model, self.base_url, self.api_key_env,
+            retries=self.max_retries, timeout=self.timeout, model_flag="--served_model_name",
+        )  # fmt: skip
+        service.key()  # what cannot ask is refused before the package that asks is imported
+        if service.plain != self.base_url.rstrip("/"):
+            raise UsageError.build(
+                "--base_url", "may hold a secret, and the command is recorded", found=service.place,
+                expected=f"{service.plain}, with the key in {self.api_key_env}",
+            )  # fmt: skip
+        from pem_composition.endpoint.multi_lora import ServedModules
+
+        return ServedModules(service, out, parallel=self.parallel)
+
+    def rows_at_once(self, batch_size: int | None) -> int | None:
+        """Texts of a batch, which is kept when it is whole."""
+        return batch_size or (None if self.backend == LOCAL else SERVED_ROWS)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pem_composition import launch
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
+from pem_composition.cli.asking import LOCAL, BackendFlags
 from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.model_names import resolve
@@ -43,7 +44,7 @@ UNGUARDED = "note: without --guard_file no text says which strength keeps the la
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableFlags(LoadFlags, AnswerFlags, JudgeFlags, BatchFlags):
+class TableFlags(LoadFlags, AnswerFlags, JudgeFlags, BatchFlags, BackendFlags):
     """What is asked, and who judges the answers (--evaluate)."""
 
     model_name_or_path: str | None = flag(None, "base model to answer with: a directory or a name")
@@ -70,6 +71,11 @@ class TableFlags(LoadFlags, AnswerFlags, JudgeFlags, BatchFlags):
             UsageError: naming the flag.
         """
         self.check_load()
+        if self.backend != LOCAL and self.num_beams > 1:
+            raise UsageError.build(
+                "--num_beams", "vLLM's beams know no repetition penalty", found=self.num_beams,
+                expected="1", do="add --num_beams 1, or leave --backend out",
+            )  # fmt: skip
         if not self.instruction_file:
             raise UsageError.build("--instruction_file", "nothing to ask", expected="FILE ...")
         names = self.set_name or self.instruction_file
@@ -95,6 +101,7 @@ class Config(shared.ModuleFlags, TableFlags):
     NEEDS: ClassVar = {
         "evaluate": shared.names_of(TableFlags),
         "guard_file": ("max_ppl_increase", "guard_tokens"),
+        **BackendFlags.BACKEND_NEEDS,
     }
 
     def __post_init__(self) -> None:
@@ -199,7 +206,9 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
     files = [(name, config.read(path)) for name, path in zip(names, paths, strict=True)]
     sets = library.sets_of(
         files, template, config.search,
-        max_seq_length=config.max_seq_length, batch_size=config.batch_size,
+        max_seq_length=config.max_seq_length,
+        batch_size=config.rows_at_once(config.batch_size),
+        backend=config.text_backend(model, out),
     )  # fmt: skip
     labels = common.labels(config.judge)
     judges = dict(zip(labels, map(load_judge, config.judge), strict=True))

@@ -37,8 +37,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_ppl_increase", "set_name",
     ),
     "endpoint": (
-        "base_url", "api_key_env", "max_reply_tokens", "max_requests", "max_tokens", "parallel",
-        "max_retries", "timeout", "retry_refused",
+        "backend", "served_model_name", "base_url", "api_key_env", "max_reply_tokens",
+        "max_requests", "max_tokens", "parallel", "max_retries", "timeout", "retry_refused",
     ),
     "kind of module": (
         "adapter_config", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",

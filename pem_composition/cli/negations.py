@@ -10,6 +10,7 @@ from typing import ClassVar
 from pem_composition import launch
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
+from pem_composition.cli.asking import LOCAL, BackendFlags
 from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.cli.texting import BatchFlags, JudgeFlags, PromptFlags, WindowFlags
@@ -23,7 +24,7 @@ from pem_composition.training.training_flags import TrackerFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureFlags(PromptFlags, JudgeFlags, WindowFlags, BatchFlags, TrackerFlags):
+class MeasureFlags(PromptFlags, JudgeFlags, WindowFlags, BatchFlags, BackendFlags, TrackerFlags):
     """What each strength is put through: prompts, judges, a text to predict."""
 
     model_name_or_path: str | None = flag(None, "base model: a directory or a name")
@@ -51,6 +52,7 @@ class UnlearningFlags(shared.ModelFlags, MeasureFlags, shared.HarnessFlags):
     NEEDS: ClassVar = {
         "evaluate": (*shared.names_of(MeasureFlags), *shared.names_of(shared.HarnessFlags)),
         "prompt_file": ("max_prompts",),
+        **BackendFlags.BACKEND_NEEDS,
     }
 
     def __post_init__(self) -> None:
@@ -62,6 +64,11 @@ class UnlearningFlags(shared.ModelFlags, MeasureFlags, shared.HarnessFlags):
                     do="add --grid 0 0.1 1",
                 )  # fmt: skip
             self.check_harness("prompt", "prompt_file", "guard_file")
+            if self.harness_tasks and self.backend != LOCAL:
+                raise UsageError.build(
+                    "--backend", "the harness's tasks are scored by the model that is loaded here",
+                    found=self.backend, do="leave it out",
+                )  # fmt: skip
             if not self.harness_tasks:
                 self.check_prompts()
 
@@ -99,7 +106,8 @@ def start(config: UnlearningFlags) -> int:
 
     from pem_composition.sweep import unlearning as library
 
-    prompts = config.prompts(config.decoding(), config.batch_size)
+    backend = config.text_backend(model, out)
+    prompts = config.prompts(config.decoding(), config.rows_at_once(config.batch_size))
     text, guard = library.read_texts(
         config.perplexity_file, config.guard_file, config.windows, config.perplexity_tokens
     )
@@ -109,7 +117,7 @@ def start(config: UnlearningFlags) -> int:
     summary, runner = library.measure(
         plan, path, label, base=base, prompts=prompts, text=text, guard=guard, judges=config.judge,
         out=out, bf16=config.bf16, use_cpu=config.use_cpu, dtype=config.dtype,
-        fresh=config.overwrite, say=common.say,
+        fresh=config.overwrite, backend=backend, say=common.say,
     )  # fmt: skip
     store, chosen = runner.store, summary["selected"]
     print(f"{out}: {store.computed} parts computed, {store.known} known before")

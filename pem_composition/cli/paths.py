@@ -34,14 +34,14 @@ READS = frozenset(
 # Words, names of columns and the like; a checkpoint to resume from lies in the output itself.
 WORDS = frozenset(
     {
-        "adatasks", "api_key_env", "axes", "base_url", "constraint", "device", "device_map",
-        "expression", "goal", "harness_tasks",
+        "adatasks", "api_key_env", "axes", "base_url", "constraint", "device",
+        "device_map", "expression", "goal", "harness_tasks",
         "head", "instruction", "key_class", "label_column", "label_column_name", "labels",
         "max_shard_size", "merge_way", "method", "methods",
         "metric_for_best_model", "name", "prefix", "purpose", "repository", "revision",
         "resume_from_checkpoint",
-        "score_column", "search", "set_name", "setting", "storage", "target_modules", "task_name",
-        "text_column", "text_column_names", "toxic_label",
+        "score_column", "search", "served_model_name", "set_name", "setting", "storage",
+        "target_modules", "task_name", "text_column", "text_column_names", "toxic_label",
     }
 )  # fmt: skip
 FOLDER, FILE = "folder", "file"

@@ -14,12 +14,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import openai
 
 from pem_composition.endpoint.service import CUT, FINISHED, REFUSED, Messages, Reply, Service
 from pem_composition.errors import PEMError, RunFailed, UsageError
+
+T = TypeVar("T")
 
 # What servers call the end of a reply, without case, "_" and "-"; every other word is FINISHED.
 ENDS = {
@@ -101,7 +104,8 @@ class Endpoint:
             UsageError: the key or the model's name is refused.
             RunFailed: no usable reply after all retries.
         """
-        for attempt in range(self.service.retries + 1):
+
+        def asked() -> Reply:
             try:
                 return self._reply(self._asked(messages))
             except openai.APIStatusError as error:
@@ -109,7 +113,59 @@ class Endpoint:
                 refused = FILTERED.search(said) or TOO_LONG.search(said)
                 if error.status_code in (400, 403, 413, 422, 451) and refused:
                     return Reply(self._said(error), None, REFUSED)
-                raise self._explained(error) from None
+                raise
+
+        return self._tried(asked)
+
+    def complete(self, model: str, prompt: Sequence[int], **settings: Any) -> Any:
+        """The one choice of a completion (``POST /completions``), with the fields of the server.
+
+        Args:
+            model: of this server, in place of the service's.
+            prompt: tokens.
+            settings: of the request, those that OpenAI does not know among them.
+
+        Raises:
+            UsageError: the key or the model's name is refused.
+            RunFailed: no completion after all retries.
+        """
+
+        def asked() -> Any:
+            found = self._client.completions.create(
+                model=model, prompt=list(prompt), extra_body=settings
+            )
+            choices = getattr(found, "choices", None) or []
+            if len(choices) != 1:
+                raise RunFailed.build(
+                    self.service.place, "another number of completions than were asked for",
+                    found=len(choices), expected=1,
+                )  # fmt: skip
+            return choices[0]
+
+        return self._tried(asked)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
+        """Status and words of a request that is made once; of an error that of the server.
+
+        Raises:
+            UsageError: the key is refused.
+            RunFailed: the server cannot be reached.
+        """
+        try:
+            once = self._client.with_options(max_retries=0)
+            return 200, once.post(path, body=dict(body), cast_to=str)
+        except openai.AuthenticationError as error:
+            raise self._explained(error) from None
+        except openai.APIStatusError as error:
+            return error.status_code, self._said(error)
+        except openai.OpenAIError as error:
+            raise self._explained(error) from None
+
+    def _tried(self, asked: Callable[[], T]) -> T:
+        """What is asked for, in the end; what the client does not try again is tried here."""
+        for attempt in range(self.service.retries + 1):
+            try:
+                return asked()
             except openai.OpenAIError as error:
                 raise self._explained(error) from None
             except (json.JSONDecodeError, _Passing) as error:  # the first the client passes on
@@ -216,7 +272,7 @@ class Endpoint:
         if isinstance(error, openai.NotFoundError):
             return UsageError.build(
                 where, "no such model or path", found=f"model {service.model}",
-                do="check --model and --base_url (it often ends in /v1)",
+                do=f"check {service.model_flag} and --base_url (it often ends in /v1)",
             )  # fmt: skip
         tries = f"after {service.retries + 1} tries"
         if isinstance(error, openai.RateLimitError):

@@ -28,6 +28,7 @@ class Service:
         reply_tokens: length of a reply at most.
         retries: how often a request that failed is tried again.
         timeout: seconds that a reply may take.
+        model_flag: what names the model, for messages.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Service:
     reply_tokens: int = 256
     retries: int = 5
     timeout: float = 60.0
+    model_flag: str = "--model"
 
     @property
     def place(self) -> str:
@@ -44,6 +46,11 @@ class Service:
         parts = urlsplit(self.base_url)
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.hostname or ''}{port}{parts.path}".rstrip("/")
+
+    @property
+    def plain(self) -> str:
+        """The address with scheme, host and path alone."""
+        return f"{urlsplit(self.base_url).scheme}://{self.place}"
 
     def key(self) -> str:
         """The key, once the address and the package that asks are fit for use.

@@ -23,7 +23,7 @@ from pem_composition.evaluation.decoder import padded_left
 from pem_composition.evaluation.decoding import BeamSearch
 from pem_composition.evaluation.model_names import max_input_length
 from pem_composition.evaluation.padded import by_device, evaluating
-from pem_composition.evaluation.text_sampling import end_tokens
+from pem_composition.evaluation.text_sampling import Request, Write, end_tokens
 from pem_composition.tasks.tokens import Tokens
 
 BATCH_ROWS = {"cpu": 8, "cuda": 16}  # times the beams
@@ -68,6 +68,7 @@ def batches(
     *,
     batch_size: int | None = None,
     skip: int = 0,
+    write: Write | None = None,
 ) -> Iterator[dict[int, BeamText]]:
     """Number of the prompt -> its best beam, batch by batch, longest prompts first.
 
@@ -75,6 +76,7 @@ def batches(
         model: a causal language model, with or without a module attached.
         batch_size: prompts per batch, each with its beams; None: 8 on a CPU, 16 on a GPU.
         skip: batches that are there already; the rest are made of the same rows as without it.
+        write: who writes in place of the model, see ``text_sampling.batches``.
 
     Raises:
         DataError: see ``check_room``.
@@ -88,9 +90,12 @@ def batches(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     for first in range(skip * size, len(order), size):
         rows = order[first : first + size]
-        with evaluating(model):
-            new_bt = _search(model, [prompts[i] for i in rows], config, device)
-        yield {i: _written(t, ends) for i, t in zip(rows, new_bt.tolist(), strict=True)}
+        if write:
+            new = write([Request(prompts[i], search.max_new_tokens, i) for i in rows])
+        else:
+            with evaluating(model):
+                new = _search(model, [prompts[i] for i in rows], config, device).tolist()
+        yield {i: _written(t, ends) for i, t in zip(rows, new, strict=True)}
 
 
 def _config(search: BeamSearch, ends: frozenset[int]) -> GenerationConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pem_composition.evaluation import beams
 from pem_composition.evaluation.decoding import BeamSearch
-from pem_composition.evaluation.text_sampling import continuation
+from pem_composition.evaluation.text_sampling import Write, continuation
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.instruction_rows import Template
 from pem_composition.tasks.tokens import Tokens
@@ -49,6 +49,7 @@ def answer_batches(
     batch_size: int | None = None,
     name: str = "instructions",
     skip: int = 0,
+    write: Write | None = None,
 ) -> Iterator[dict[int, Answer]]:
     """Number of the instruction -> the model's answer, batch by batch; see ``beams.batches``.
 
@@ -58,7 +59,9 @@ def answer_batches(
     """
     prompts = prompt_tokens(template, examples, tokenizer)
     beams.check_room(model, tokenizer, prompts, search, name)
-    written = beams.batches(model, tokenizer, prompts, search, batch_size=batch_size, skip=skip)
+    written = beams.batches(
+        model, tokenizer, prompts, search, batch_size=batch_size, skip=skip, write=write
+    )
     for batch in written:
         out = {}
         for place, (tokens, ended) in batch.items():

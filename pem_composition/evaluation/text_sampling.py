@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerBase,
@@ -63,8 +64,11 @@ class Request(NamedTuple):
 
     tokens: list[int]
     steps: int
-    prompt: int
-    sample: int
+    prompt: int = 0
+    sample: int = 0
+
+
+Write = Callable[[Sequence[Request]], list[list[int]]]  # the new tokens, an end token included
 
 
 def batches(
@@ -77,6 +81,7 @@ def batches(
     seed: int = 42,
     batch_size: int | None = None,
     skip: int = 0,
+    write: Write | None = None,
 ) -> Iterator[list[Sample]]:
     """Samples of every prompt, prompt by prompt, in batches as they are done.
 
@@ -85,6 +90,7 @@ def batches(
         batch_size: rows per forward pass; None: 32 on a CPU, 64 on a GPU. Changes no text.
         skip: batches that are there already; the rest are made of the same rows as without it, and
             so are equal bit for bit.
+        write: who writes in place of the model, which then says only what fits and what ends.
 
     Raises:
         DataError: no prompts, or a prompt that leaves no room in the length or the context.
@@ -101,7 +107,7 @@ def batches(
     size = batch_size or by_device(BATCH_ROWS, device)
     for first in range(skip * size, len(requests), size):
         batch = requests[first : first + size]
-        texts = _write(model, batch, decoding, seed, ends)
+        texts = write(batch) if write else _write(model, batch, decoding, seed, ends)
         out = []
         for request, tokens in zip(batch, texts, strict=True):
             written = [t for t in tokens if t not in ends]
@@ -120,12 +126,17 @@ def batches(
 
 
 def sample_rows(
-    prompts: Prompts, model: nn.Module, tokenizer: PreTrainedTokenizerBase, skip: int = 0
+    prompts: Prompts,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    skip: int = 0,
+    write: Write | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The texts as they stand in lines of JSON, batch by batch, all but the first ``skip``."""
     found = batches(
         model, tokenizer, prompts.texts, prompts.decoding,
         samples=prompts.samples, seed=prompts.seed, batch_size=prompts.batch_size, skip=skip,
+        write=write,
     )  # fmt: skip
     for batch in found:
         yield [sample._asdict() for sample in batch]
@@ -207,6 +218,15 @@ def warpers_of(decoding: Sampling) -> list[Warper]:
 def uniform(seed: int, request: Request) -> np.ndarray:
     """The request's random numbers in [0, 1), one per token."""
     return np.random.default_rng((seed, request.prompt, request.sample)).random(request.steps)
+
+
+def token_log_probabilities(model: nn.Module, tokens: Sequence[int]) -> NDArray[np.float64]:
+    """log p(token t | tokens before it) of every token but the first, (t - 1,)."""
+    with evaluating(model) as device:
+        ids_bt = torch.tensor([list(tokens)], device=device)
+        log_tv = model(input_ids=ids_bt).logits[0, :-1].double().log_softmax(dim=1)
+        found: NDArray[np.float64] = log_tv.gather(1, ids_bt[0, 1:, None])[:, 0].cpu().numpy()
+        return found
 
 
 # --- one batch ----------------------------------------------------------------------------------

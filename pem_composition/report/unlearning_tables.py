@@ -99,8 +99,9 @@ def _notes(results: Results) -> list[str]:
     asked, text = summary["asked"], summary["text"]
     size = f"{asked['samples']} texts per prompt" if asked["prompts"] > 1 else "one prompt"
     prompts = f"{asked['prompts']} prompts of {asked['name']}, " if asked["prompts"] > 1 else ""
+    by = f", written by {asked['backend']} ({asked['served']})" if "backend" in asked else ""
     notes = [
-        f"Texts: {prompts}{size}, {_decoding(asked['decoding'])}, seed {asked['seed']}. "
+        f"Texts: {prompts}{size}, {_decoding(asked['decoding'])}, seed {asked['seed']}{by}. "
         f"Perplexity: {text['tokens']} tokens of {text['name']}, windows of {text['window']} every "
         f"{text['stride']}{_started(text)}. +- is one standard error, (a to b) Wilson's 95 % "
         "interval of a share; changes are to the base model, text by text and window by window. "

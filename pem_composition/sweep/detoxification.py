@@ -18,6 +18,7 @@ perplexity say that the ability is still in.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from pem_composition.evaluation.decoding import Windows
 from pem_composition.evaluation.language import LanguageEvaluator
 from pem_composition.evaluation.long_texts import increase, summary
 from pem_composition.evaluation.overlap import rouge_l
+from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.refusals import is_refusal
 from pem_composition.evaluation.standard_errors import Estimate
 from pem_composition.report.records import RESULTS
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.load_options import LoadOptions
     from pem_composition.evaluation.standard_errors import Estimate
     from pem_composition.evaluation.toxicity import ToxicityClassifier
+    from pem_composition.sweep.text_backend import TextBackend
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.instruction_rows import Template
 
@@ -123,6 +126,7 @@ def sets_of(
     *,
     max_seq_length: int = 512,
     batch_size: int | None = None,
+    backend: TextBackend | None = None,
 ) -> list[InstructionRows]:
     """The sets of instructions; XSTest in two, as only refusals of its safe prompts are bad.
 
@@ -148,7 +152,7 @@ def sets_of(
     return [
         InstructionRows(
             name, examples, template, search,
-            max_seq_length=max_seq_length, batch_size=batch_size,
+            max_seq_length=max_seq_length, batch_size=batch_size, backend=backend,
         )
         for name, examples in parts
     ]  # fmt: skip
@@ -221,11 +225,17 @@ def measure(
 
     def load() -> tuple[Any, Any]:
         model, tokenizer, _ = models.load_causal(base, load_options=load_options)
-        if load_options.placed:
-            return model, tokenizer
-        return on_device(model, use_cpu=use_cpu, bf16=bf16), tokenizer
+        if not load_options.placed:
+            model = on_device(model, use_cpu=use_cpu, bf16=bf16)
+        for backend in backends:
+            with reduced(model, bf16):
+                backend.prepare(model, tokenizer)
+        return model, tokenizer
 
+    backends = {s.backend for s in sets if s.backend is not None}
     modules = read_modules(headers, [header.name for header in headers])
+    for backend, module in itertools.product(backends, modules):
+        backend.check(module)
     inputs = [
         read_input(header.name, module, str(header.path))
         for header, module in zip(headers, modules, strict=True)

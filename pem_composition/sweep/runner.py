@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pem_composition import launch, progress
 from pem_composition.arithmetic.head_policies import own_head
@@ -14,6 +14,9 @@ from pem_composition.sweep.points import OUTPUTS, Point, Settings, alone
 from pem_composition.sweep.refitting import Refitting
 from pem_composition.sweep.result_store import Record, ResultStore, finite
 from pem_composition.sweep.rows import Rows, identity_of
+
+if TYPE_CHECKING:
+    from pem_composition.module import PEM
 
 Target = Point | Sequence[Point]  # one for all tasks, or one for each
 Say = Callable[[str], None]
@@ -43,6 +46,7 @@ class Runner:
         beside = settings.bf16 or settings.attached
         self._held = LoadedModel(load, self._prepare, beside=beside)
         self._target: Point | None = None
+        self._module: PEM | None = None  # in the model
         self._head: Mapping[str, Any] = {}  # that the module in the model brings
         if store.undescribed:
             say(f"note: {store.path}: {store.undescribed} results of an earlier release do not say "
@@ -124,8 +128,10 @@ class Runner:
         else:
             model = self._wearing(target)
             answering = target.head if place is None else self._refitted(target, rows, place)
-            head = {} if answering is None else {"head": answering}
-            result = rows.evaluate(model, self._partial(key), key, bf16=self.settings.bf16, **head)
+            given: dict[str, Any] = {} if answering is None else {"head": answering}
+            if getattr(rows, "backend", None) is not None:
+                given["module"] = self._module
+            result = rows.evaluate(model, self._partial(key), key, bf16=self.settings.bf16, **given)
         what = {"control": target.control} if target.control else {}
         return {"names": [i.name for i in target.inputs], **what, **result}
 
@@ -149,7 +155,8 @@ class Runner:
         if self._target is not target:
             module = target.module(self.settings)
             self._held.put(module)
-            self._target, self._head = target, {} if module is None else own_head(module)
+            self._target, self._module = target, module
+            self._head = {} if module is None else own_head(module)
         return model
 
     def _prepare(self, model: Any, tokenizer: Any) -> None:

@@ -115,8 +115,7 @@ class MergeSetup:
         """The base model on its device, and its tokenizer."""
         import torch
 
-        from pem_composition.evaluation import models
-        from pem_composition.evaluation.attached import on_device
+        from pem_composition.evaluation import attached, models
 
         if self.scoring.by_head:
             torch.manual_seed(0)  # the new head is replaced by the modules'; drawn alike anyway
@@ -124,7 +123,7 @@ class MergeSetup:
         else:
             alone = self.scoring.objective in DECODERS
             base, tokenizer, _ = models.load_text_to_text(self.base, alone=alone)
-        return on_device(base, use_cpu=self.use_cpu, bf16=self.bf16), tokenizer
+        return attached.on_device(base, use_cpu=self.use_cpu, bf16=self.bf16), tokenizer
 
     def prepare(self, say: Say) -> tuple[Plan, Runner]:
         """Read the modules; the base model waits until a point needs it."""

@@ -5,7 +5,7 @@ Each of three parts is a line of results.jsonl of its own, under a key made of c
 another judge scores the texts that are there, and another text is read without writing any:
 
     texts        module, strength, base with its generation_config.json,
-                 prompts, decoding, seed                            the file, by its sha256
+                 prompts, decoding, seed, the engine that writes    the file, by its sha256
     toxicity     the texts, the judge                               a score per text, their form
     perplexity   module, strength, base, text, windows              log-likelihoods of the windows
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,10 @@ from pem_composition.sweep.texts import LongText, Row, TextRows
 
 if TYPE_CHECKING:
     from pem_composition.evaluation.decoding import Prompts
+    from pem_composition.evaluation.text_sampling import Write
     from pem_composition.evaluation.toxicity import ToxicityClassifier
     from pem_composition.module import PEM
+    from pem_composition.sweep.text_backend import TextBackend
 
 FOLDER = "texts"
 SPOKEN = 60.0  # seconds between two lines of progress within a part
@@ -55,6 +57,7 @@ class UnlearningSetup:
         guard: another one, whose perplexity decides which strength is chosen.
         generation: digest of how the model's texts end by default.
         device: the kind of device, if no CPU.
+        backend: who writes the texts; None: the model that is loaded here.
     """
 
     base: str
@@ -66,6 +69,7 @@ class UnlearningSetup:
     bf16: bool = False
     generation: str | None = None
     device: str = ""
+    backend: TextBackend | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,8 @@ class StrengthRunner:
         identity = {**self._weights(strength), **self.trial.asked.identity()}
         if self.trial.generation is not None:
             identity["generation"] = self.trial.generation
+        if self.trial.backend is not None:
+            identity |= self.trial.backend.identity
 
         def compute(key: str) -> dict[str, Any]:
             file = f"{FOLDER}/{label(strength)}-{key[:12]}.jsonl"
@@ -230,6 +236,9 @@ class StrengthRunner:
         encode_prompts(model, tokenizer, asked.texts, asked.decoding)
         for rows in self._read.values():
             rows.prepare(model, tokenizer)
+        if self.trial.backend is not None:
+            with reduced(model, self.trial.bf16):
+                self.trial.backend.prepare(model, tokenizer)
 
     @contextmanager
     def _model(self, strength: float) -> Iterator[tuple[Any, Any]]:
@@ -244,13 +253,23 @@ class StrengthRunner:
     def _written(self, strength: float, skip: int) -> Iterator[list[Row]]:
         """New texts in batches, all but the first ``skip``; long parts say how far they are."""
         asked, spoken, count = self.trial.asked, time.monotonic(), 0
-        with self._model(strength) as (model, tokenizer):
-            for rows in sample_rows(asked, model, tokenizer, skip):
+        with self._model(strength) as opened, self._writing(strength, *opened) as write:
+            for rows in sample_rows(asked, *opened, skip, write):
                 yield rows
                 count += len(rows)
                 if time.monotonic() - spoken > SPOKEN:
                     spoken = time.monotonic()
                     self.say(f"strength {strength:g}: {count} texts of {asked.size} written now")
+
+    def _writing(
+        self, strength: float, model: Any, tokenizer: Any
+    ) -> AbstractContextManager[Write | None]:
+        """Who writes in place of the model, with the weights of this strength; None: nobody."""
+        trial = self.trial
+        if trial.backend is None:
+            return nullcontext()
+        module = at_strength(trial.module.pem, strength)
+        return trial.backend.writing(module, label(strength), model, tokenizer, trial.asked)
 
     def _line(self, measured: Measured, seconds: float) -> str:
         """Progress of one strength."""

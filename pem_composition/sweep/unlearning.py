@@ -36,6 +36,7 @@ from pem_composition.sweep.texts import LongText, guarded, read_text, strongest
 if TYPE_CHECKING:
     from pem_composition.evaluation.decoding import Prompts, Windows
     from pem_composition.evaluation.toxicity import ToxicityClassifier
+    from pem_composition.sweep.text_backend import TextBackend
 
 Row = dict[str, Any]
 
@@ -95,6 +96,7 @@ def measure(
     use_cpu: bool = False,
     dtype: str | None = None,
     fresh: bool = False,
+    backend: TextBackend | None = None,
     say: Say,
 ) -> tuple[dict[str, Any], StrengthRunner]:
     """Read the module and measure every strength of it; the base model waits until it is needed.
@@ -104,6 +106,7 @@ def measure(
         judges: names or folders.
         dtype: of the module that will be written.
         fresh: look at no result that is there.
+        backend: who writes the texts in place of the model.
 
     Raises:
         PEMError: a module, model, prompts or text that cannot be used.
@@ -117,8 +120,10 @@ def measure(
     (module,) = read_modules([path], [name], base=base)
     trial = UnlearningSetup(
         keys.base_digest(base), read_input(name, module, path), prompts, known, text, guard,
-        bf16, keys.generation_digest(base), device_key(use_cpu),
+        bf16, keys.generation_digest(base), device_key(use_cpu), backend,
     )  # fmt: skip
+    if backend is not None:
+        backend.check(module)
     check_fits(((f"strength {s:g}", at_strength(module, s)) for s in plan.strengths), dtype)
     runner = StrengthRunner(trial, load, ResultStore(out / RESULTS, fresh=fresh), out, say)
     summary = run(plan, runner)
@@ -180,6 +185,7 @@ def _setting(plan: StrengthPlan, runner: StrengthRunner, base: Measured) -> dict
             "samples": asked.samples,
             "seed": asked.seed,
             "decoding": asdict(asked.decoding),
+            **(trial.backend.identity if trial.backend else {}),
         },
         "text": read(trial.text, base.perplexity),
         "guard": read(trial.guard, base.guard),

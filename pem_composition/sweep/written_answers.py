@@ -8,6 +8,7 @@ generation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pem_composition.evaluation.language import LanguageEvaluator
+    from pem_composition.evaluation.text_sampling import Write
+    from pem_composition.module import PEM
+    from pem_composition.sweep.text_backend import TextBackend
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.instruction_rows import Template
 
@@ -38,6 +42,7 @@ class InstructionRows:
         name: what the set is called in tables.
         max_seq_length: tokens of prompt and reference answer, which is cut there.
         batch_size: instructions per batch; None: by the device.
+        backend: who answers in place of the model; None: nobody.
 
     Attributes:
         referenced: places of the rows that have a reference answer.
@@ -55,9 +60,10 @@ class InstructionRows:
         *,
         max_seq_length: int = 512,
         batch_size: int | None = None,
+        backend: TextBackend | None = None,
     ) -> None:
         self.name, self.examples, self.template, self.search = name, examples, template, search
-        self.batch_size = batch_size
+        self.batch_size, self.backend = batch_size, backend
         self.objective = Instructions(template, max_seq_length=max_seq_length)
         self.referenced = [i for i, row in enumerate(examples) if row.label is not None]
         self._check_references()
@@ -66,6 +72,7 @@ class InstructionRows:
             **self.objective.described(LANGUAGE),
             "search": asdict(search),
             "rows": rows_digest(examples),
+            **(backend.identity if backend else {}),
         }
         self._tokenizer: Any = None
         self._evaluator: LanguageEvaluator | None = None
@@ -97,22 +104,30 @@ class InstructionRows:
             )
 
     def evaluate(
-        self, model: nn.Module, partial: Path, key: str, *, bf16: bool = False
+        self,
+        model: nn.Module,
+        partial: Path,
+        key: str,
+        *,
+        bf16: bool = False,
+        module: PEM | None = None,
     ) -> dict[str, Any]:
         """The answers, and per reference answer the sum of -log p and the number of tokens.
 
         Args:
             partial: where the batches are kept; those of an earlier run under the same key are not
                 answered again.
+            module: that is in the model, for the backend.
         """
 
         def write(skip: int) -> Iterator[Batch]:
-            batches = instruction_answers.answer_batches(
-                model, self._tokenizer, self.examples, self.template, self.search,
-                batch_size=self.batch_size, name=self.name, skip=skip,
-            )  # fmt: skip
-            for batch in batches:
-                yield [[place, answer._asdict()] for place, answer in batch.items()]
+            with self._answering(module, key, model) as writes:
+                batches = instruction_answers.answer_batches(
+                    model, self._tokenizer, self.examples, self.template, self.search,
+                    batch_size=self.batch_size, name=self.name, skip=skip, write=writes,
+                )  # fmt: skip
+                for batch in batches:
+                    yield [[place, answer._asdict()] for place, answer in batch.items()]
 
         with reduced(model, bf16):
             # The batches of another size are made of other rows.
@@ -123,6 +138,15 @@ class InstructionRows:
         return {**_progress([row["answer"] for row in found]), "nll": nll} | {
             name: [row[name] for row in found] for name in ("answer", "text", "new_tokens", "ended")
         }
+
+    def _answering(
+        self, module: PEM | None, key: str, model: nn.Module
+    ) -> AbstractContextManager[Write | None]:
+        """Who answers in place of the model with this module; None: nobody."""
+        if self.backend is None:
+            return nullcontext()
+        name = f"{'base' if module is None else module.name} {key[:12]}"
+        return self.backend.writing(module, name, model, self._tokenizer, self.search)
 
 
 def _progress(answers: Sequence[str]) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 # As accelerate reads them: torchrun first, then the MPI launchers.
@@ -42,6 +45,27 @@ def own_first(work: Sequence[T]) -> list[T]:
     """
     world, own = world_size(), rank()
     return [piece for i in range(world) for piece in work[(own + i) % world :: world]]
+
+
+def share(work: Sequence[T]) -> tuple[Sequence[T], Callable[[Tensor], None]]:
+    """This process's part of the work, and what makes a tensor the sum of those of all processes.
+
+    Of processes that have joined (``join_group``); where there is less work than processes, each
+    does all of it.
+    """
+    torch = sys.modules["torch"]
+    group = torch.distributed
+    world = world_size()
+    if world == 1 or len(work) < world or not group.is_initialized():
+        return work, lambda tensor: None
+
+    def add_up(tensor: Tensor) -> None:
+        here = tensor.cpu()  # the group is gloo's
+        group.all_reduce(here)
+        if here is not tensor:
+            tensor.copy_(here)
+
+    return work[rank() :: world], add_up
 
 
 def _first(names: Sequence[str], default: int) -> int:

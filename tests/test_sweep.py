@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from support import pem_process, sweep_data
 from support.training_bench import free_port
@@ -285,6 +286,28 @@ def test_the_processes_of_a_launch_share_points_and_rows(bench, finished, tmp_pa
     alone = capsys.readouterr().out
     without = [[w for w in t.splitlines() if "runtime" not in w] for t in (shared, alone)]
     assert without[0] == without[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["fisher", "gram"])
+def test_the_processes_of_a_launch_share_the_rows_of_statistics(program, bench, tmp_path, capsys):
+    """Sums of float64 in another order; three rows for two processes, and one, which both read."""
+    for rows in (3, 1):
+        words = [program, "--adapter", bench.modules[0], *bench.flags()[3:7]]
+        words += ["--train_file", bench.validation, "--max_samples", rows, "--output_dir"]
+        (tmp_path / f"logs-{rows}").mkdir()
+        first, second = launched(tmp_path / f"logs-{rows}", [*words, tmp_path / f"both-{rows}"])
+        assert f"on {rows} rows" in first
+        assert not second
+        assert cli.main([str(word) for word in [*words, tmp_path / f"one-{rows}"]]) == 0
+        one, both = (
+            load_file(tmp_path / f"{who}-{rows}" / f"{program}.safetensors")
+            for who in ("one", "both")
+        )
+        assert one
+        assert one.keys() == both.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(both[name], tensor, rtol=1e-6, atol=1e-9)
 
 
 # --- the other kinds, programs and refusals ---

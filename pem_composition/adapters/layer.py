@@ -27,8 +27,9 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
-    """(d_in, d_out) of an nn.Linear (whose weight may be packed by a quantiser) or Conv1D."""
-    if isinstance(layer, nn.Linear):
+    """(d_in, d_out) of an nn.Linear (whose weight may be packed by a quantiser) or Conv1D, also
+    behind adapters."""
+    if isinstance(layer, nn.Linear | AdapterLayer):
         return layer.in_features, layer.out_features
     d_in, d_out = layer.weight.shape
     return d_in, d_out

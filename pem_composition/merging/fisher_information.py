@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pem_composition import progress
+from pem_composition import launch, progress
 from pem_composition.adapters.attachment import Layers
 from pem_composition.errors import PEMError, RunFailed
 
@@ -50,6 +50,8 @@ def diagonal(
 ) -> dict[str, Tensor]:
     """F of every parameter, on the CPU in float32 (float64 parameters: float64).
 
+    The processes of a launch that have joined share the rows.
+
     Args:
         evaluator: its batches hold one row each.
 
@@ -60,10 +62,11 @@ def diagonal(
     _check_single_rows(evaluator)
     names, tensors = list(parameters), list(parameters.values())
     total = [torch.zeros_like(t, dtype=torch.float64) for t in tensors]
+    own, add_up = launch.share(evaluator.batches)
     was_training = model.training
     model.eval()
     try:
-        for batch in progress.over(evaluator.batches, "Fisher", "rows"):
+        for batch in progress.over(own, "Fisher", "rows"):
             scores = evaluator.class_scores(evaluator.forward(model, batch.inputs))[0]
             for weight, value in _terms(scores, evaluator.labels[batch.rows[0]], expectation):
                 gradients = torch.autograd.grad(
@@ -74,6 +77,8 @@ def diagonal(
                         sum_.addcmul_(gradient.double(), gradient.double(), value=weight)
     finally:
         model.train(was_training)
+    for sum_ in total:
+        add_up(sum_)
     mean = {n: s / len(evaluator.batches) for n, s in zip(names, total, strict=True)}
     _check_finite(mean)
     return {n: f.to("cpu", parameters[n].dtype) for n, f in mean.items()}

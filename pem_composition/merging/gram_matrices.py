@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pem_composition import progress
+from pem_composition import launch, progress
+from pem_composition.adapters.layer import features
 from pem_composition.arithmetic.statistics import GRAM, SUBSPACE
 from pem_composition.evaluation.prompted_rows import REAL_TOKENS
 from pem_composition.merging.fisher_information import _check_single_rows
@@ -34,7 +35,8 @@ def gram(
 ) -> dict[str, Tensor]:
     """``<layer>.gram`` (I, I) of every layer, on the CPU in float32 (float64 models: float64).
 
-    With ``rows``, A (K, I) of every layer, ``<layer>.subspace`` (K, K).
+    With ``rows``, A (K, I) of every layer, ``<layer>.subspace`` (K, K). The processes of a launch
+    that have joined share the rows.
 
     Args:
         layers: module's layer name -> model's.
@@ -62,16 +64,21 @@ def gram(
         model.get_submodule(live).register_forward_pre_hook(watch(layer))
         for layer, live in layers.items()
     ]
+    own, add_up = launch.share(evaluator.batches)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in progress.over(evaluator.batches, "Gram matrices", "rows"):
+            for batch in progress.over(own, "Gram matrices", "rows"):
                 evaluator.forward(model, batch.inputs)
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
+    if own is not evaluator.batches:  # a layer may have been called on the rows of some alone
+        for layer, live in layers.items():
+            size = features(model.get_submodule(live))[0] if rows is None else len(rows[layer])
+            add_up(total.setdefault(layer, torch.zeros(size, size, dtype=torch.float64)))
     wide = dtype if dtype == torch.float64 else torch.float32
     n = len(evaluator.batches)
     name = GRAM if rows is None else SUBSPACE

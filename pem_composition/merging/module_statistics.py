@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pem_composition import launch
 from pem_composition.adapters import attach
 from pem_composition.adapters.plan import check_layers, refuse_experts
 from pem_composition.arithmetic.statistics import (
@@ -49,6 +50,8 @@ def run(
 ) -> str:
     """Compute and write the statistics of one module; what was done, in one line.
 
+    The processes of a launch share the rows, and the first one writes.
+
     Args:
         what: fisher, gram or subspace.
         facts: what decides the numbers besides module, rows and base; of fisher its expectation.
@@ -57,12 +60,16 @@ def run(
     Raises:
         PEMError: a module, model or rows that cannot be used.
     """
+    launch.join_group()
     module = asked.module(data.task, one_head=False)
     assert module is not None, "statistics are of a module"
     began = time.perf_counter()
     rows = data.splits[split]
     together = [module, *map(load, merge_with)] if what == SUBSPACE else []
     tensors = _computed(asked, data, module, rows, what, together, facts, use_cpu)
+    launch.leave_group()
+    if not launch.is_main():
+        return ""
     if together:
         facts = {**facts, BLOCKS: [fingerprint(m) for m in together]}
     identity = {

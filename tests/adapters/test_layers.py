@@ -54,7 +54,7 @@ def some_x(dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("kind", BASES)
 def test_lora_computes_its_equation_for_several_modules_with_multipliers(kind: str) -> None:
     layer = LoraLinear(base_layer(kind))
-    assert features(layer.base) == (D_IN, D_OUT)
+    assert features(layer) == features(layer.base) == (D_IN, D_OUT)
     layer.add("a", factors(0, scaling=1.5))
     layer.add("b", factors(1, scaling=-0.25))
     layer.add("off", factors(2))

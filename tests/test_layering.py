@@ -52,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {"errors", "tasks", "evaluation"},
     "training": NUMBERS
     | {"offline", "adapters", "tasks", "evaluation", "objectives", "launch", "flag_declarations"},
-    "merging": NUMBERS | {"progress", "adapters", "tasks", "evaluation", "objectives", "training"},
+    "merging": NUMBERS
+    | {"progress", "launch", "adapters", "tasks", "evaluation", "objectives", "training"},
     "sweep": NUMBERS
     | {"adapters", "tasks", "evaluation", "objectives", "training", "merging", "report"}
     | {"json_lines", "progress", "launch"},

@@ -142,8 +142,8 @@ def parse_json(data: bytes, where: object) -> dict[str, Any]:
     try:
         value = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
+            object_pairs_hook=unique_keys,
+            parse_constant=refuse_constant,
             parse_float=_finite_float,
         )
         if b"\\ud" in data or b"\\uD" in data:  # half a surrogate pair could not be written again
@@ -180,7 +180,8 @@ def _check_nesting(value: object) -> None:
     raise RecursionError
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that a JSON reader found; ValueError where a key stands twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
@@ -189,7 +190,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _refuse_constant(word: str) -> float:
+def refuse_constant(word: str) -> float:
+    """ValueError: NaN and Infinity, which Python reads, are not JSON."""
     raise ValueError(f"{word} is not a JSON number")
 
 

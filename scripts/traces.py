@@ -116,7 +116,7 @@ def fixtures() -> None:
     """Write models, modules and rows into the working directory."""
     import torch
     from support import sweep_data, training_bench, unlearning_data
-    from support.tiny_models import random_module, tiny
+    from support.tiny_models import moved, random_module, tiny
 
     from pem_composition.evaluation.models import save_model
 
@@ -134,11 +134,7 @@ def fixtures() -> None:
             n: t.abs() + 0.1 if n.endswith(".ia3") else t for n, t in module.tensors.items()
         }
         replace(module, tensors=positive).save(here / "ia3" / str(seed))
-        model, generator = tiny("roberta"), torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        save_model(model, here / "full" / str(seed))
+        save_model(moved(tiny("roberta"), seed), here / "full" / str(seed))
         sweep_data.write_tokenizer(here / "full" / str(seed))
 
 

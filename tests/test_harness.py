@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from support import unlearning_data as data
+from support.jsonl import write_jsonl
 from support.tiny_models import VOCABULARY, write_causal
 from transformers import AutoTokenizer
 
@@ -66,7 +67,7 @@ def write_task(folder: Path, name: str, **settings: object) -> Path:
     draw = np.random.default_rng(7)
     texts = [" ".join(draw.choice(WORDS, size=4)) for _ in range(8)]
     rows = [{"text": t, "label": i % 3, "word": t.split()[0]} for i, t in enumerate(texts)]
-    file = data.write_lines(folder / f"{name}.jsonl", rows)
+    file = write_jsonl(folder / f"{name}.jsonl", rows)
     task = {
         "task": name, "dataset_path": "json", "test_split": "validation",
         "dataset_kwargs": {"data_files": {"validation": str(file)}}, "metadata": {"version": 1.0},
@@ -250,7 +251,7 @@ def test_nothing_is_scored_twice_and_nothing_stale_is_served(bench: Bench, tmp_p
     rows = json_lines.read(moved / "choice.jsonl")
     other = [{**rows[0], "label": 2}, *rows[1:]]
     changes = {
-        "a row": lambda: data.write_lines(moved / "choice.jsonl", other),
+        "a row": lambda: write_jsonl(moved / "choice.jsonl", other),
         "a template": lambda: file.write_text(file.read_text().replace("{{text}}", "so {{text}}")),
         "a version": lambda: file.write_text(file.read_text().replace("1.0", "2.0")),
     }  # fmt: skip

@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 from support import unlearning_data
+from support.jsonl import write_jsonl
 
 import pem_composition as pem
 from pem_composition import cli
@@ -78,7 +79,7 @@ def test_the_programs_of_the_unlearning_folder_run_by_their_old_flags(
     base = ["--model_name_or_path", str(bench.base)]
 
     words = "--train_adapter --adapter_config ia3 --do_train --save_strategy steps --max_steps 1"
-    comments = unlearning_data.write_lines(tmp_path / "c.jsonl", [{"text": "bad sad"}] * 8)
+    comments = write_jsonl(tmp_path / "c.jsonl", [{"text": "bad sad"}] * 8)
     out = ["--train_file", str(comments), "--output_dir", str(tmp_path / "toxic")]
     assert clm([*base, *words.split(), *out]) == 0
     trained = pem.load(tmp_path / "toxic")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import pem_process
 from support import unlearning_data as data
+from support.jsonl import write_jsonl
 from support.texts import generate
 
 import pem_composition as library
@@ -354,7 +355,7 @@ def test_a_changed_input_computes_what_depends_on_it_and_no_more(bench, resumed,
     assert computed(bench, resumed, num_samples=5) == of(4, 4, 0)
     assert computed(bench, resumed, "--grid", 0.5, 0.25, 1) == of(1, 1, 1)
     assert computed(bench, resumed, "--guard_file", other_text(tmp_path))["perplexity"] == 8
-    fewer = data.write_lines(tmp_path / "fewer.jsonl", [{"text": t} for t in data.PROMPTS[:2]])
+    fewer = write_jsonl(tmp_path / "fewer.jsonl", [{"text": t} for t in data.PROMPTS[:2]])
     assert computed(bench, resumed, prompt_file=fewer) == of(4, 4, 0)
 
 

@@ -30,6 +30,7 @@ from pem_composition.config import (
 from pem_composition.errors import PEMError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pem_composition.arithmetic.operand import Operand
@@ -264,20 +265,34 @@ def check_overflow(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
+def save_dtype(name: str | None) -> torch.dtype | None:
+    """The torch dtype of a ``dtype`` argument.
+
+    Raises:
+        PEMError: an unknown name.
+    """
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise PEMError.build(
+            "dtype", "unknown dtype", found=repr(name), expected=" | ".join(DTYPES)
+        )
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     """Round tensors to a dtype, refusing values that it cannot hold."""
     if dtype is None:
         return dict(tensors)
     import torch
 
-    if dtype not in DTYPES:
-        raise PEMError.build(
-            "dtype", "unknown dtype", found=repr(dtype), expected=", ".join(DTYPES)
-        )
     out: dict[str, Any] = {}
     for name, tensor in tensors.items():
         role_of(name)
-        out[name] = tensor.to(getattr(torch, dtype))
+        out[name] = tensor.to(save_dtype(dtype))
         if not all_finite(out[name]):
             check_overflow({name: tensor})  # no other dtype would hold it
             size = float(tensor.abs().max())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.compatible import check_linear
+from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint.adapter_transformers import (
     FAMILIES,
     FUSED,
@@ -20,7 +21,7 @@ from pem_composition.checkpoint.adapter_transformers import (
 )
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS
 from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
-from pem_composition.checkpoint.tensors import cast, save_dtype
+from pem_composition.checkpoint.tensors import cast
 from pem_composition.config import IA3Config, LoraConfig, alpha_for
 from pem_composition.errors import UnsupportedModule
 from pem_composition.record import record

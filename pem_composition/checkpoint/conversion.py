@@ -13,6 +13,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint import full, named_heads, provenance
 from pem_composition.checkpoint.blocks import copied, written_info
 from pem_composition.checkpoint.checksums import Checksums
@@ -29,7 +30,6 @@ from pem_composition.checkpoint.store import load, locate, open_module, save
 from pem_composition.checkpoint.tensors import (
     TORCH_NAMES,
     open_tensors,
-    save_dtype,
 )
 from pem_composition.config import (
     IN_BASE,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.compatible import check_linear
+from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint.content import CONFIG, MLX
 from pem_composition.checkpoint.content import MLX_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.files import TensorInfo
@@ -30,7 +31,6 @@ from pem_composition.checkpoint.tensors import (
     cast,
     check_float,
     open_tensors,
-    save_dtype,
     write_tensors,
 )
 from pem_composition.config import BaseIdentity, LoraConfig, alpha_for

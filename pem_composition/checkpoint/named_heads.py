@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.head_policies import NAME, check_name
+from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint.content import HEADS
 from pem_composition.checkpoint.header import Record, check_sha256
 from pem_composition.checkpoint.tensors import (
@@ -18,7 +19,6 @@ from pem_composition.checkpoint.tensors import (
     check_float,
     open_tensors,
     read_float,
-    save_dtype,
     write_tensors,
 )
 from pem_composition.config import Head, HeadInfo

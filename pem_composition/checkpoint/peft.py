@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint import experts, peft_config, provenance
 from pem_composition.checkpoint.content import CONFIG, PEFT
 from pem_composition.checkpoint.content import PEFT_WEIGHTS as WEIGHTS
@@ -24,7 +25,6 @@ from pem_composition.checkpoint.tensors import (
     cast,
     check_float,
     open_tensors,
-    save_dtype,
     write_tensors,
 )
 from pem_composition.config import (

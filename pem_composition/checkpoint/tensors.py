@@ -20,7 +20,6 @@ from pem_composition.checkpoint.files import (
     write_safetensors,
 )
 from pem_composition.checkpoint.pickles import TorchZipFile
-from pem_composition.config import DTYPES
 from pem_composition.errors import CheckpointError, PEMError
 
 if TYPE_CHECKING:
@@ -148,24 +147,6 @@ def check_finite(tensor: Tensor, name: str, path: object, do: str = DIVERGED) ->
             expected="finite values",
             do=do,
         )
-
-
-def save_dtype(name: str | None) -> torch.dtype | None:
-    """The torch dtype of a ``dtype`` argument.
-
-    Raises:
-        PEMError: an unknown name.
-    """
-    import torch
-
-    if name is None:
-        return None
-    if name not in DTYPES:
-        raise PEMError.build(
-            "dtype", "unknown dtype", found=repr(name), expected=" | ".join(DTYPES)
-        )
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def cast(tensor: Tensor, name: str, dtype: torch.dtype | None, where: object) -> Tensor:

@@ -10,6 +10,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.blocks import held, largest_dtype, torch_dtype, written_info
 from pem_composition.checkpoint.checksums import Checksums
@@ -24,7 +25,7 @@ from pem_composition.checkpoint.model_folder import (
 )
 from pem_composition.checkpoint.provenance import base_identity
 from pem_composition.checkpoint.stream import Output, one_thread, whole
-from pem_composition.checkpoint.tensors import cast, save_dtype, widen
+from pem_composition.checkpoint.tensors import cast, widen
 from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM

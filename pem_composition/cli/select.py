@@ -73,8 +73,7 @@ class Config:
         """Column and threshold; None takes all rows."""
         if self.score_column is None and self.score_above is None:
             return None
-        above = THRESHOLD if self.score_above is None else self.score_above
-        return ScoreFilter(self.score_column or SCORE_COLUMN, above)
+        return ScoreFilter.of(self.score_column, self.score_above)
 
 
 def run(config: Config) -> int:

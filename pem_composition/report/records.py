@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,20 @@ def distinct(found: Iterable[Results]) -> list[Results]:
         return repr([about, *((r["key"], r.get("score"), r.get("perplexity")) for r in records)])
 
     return list({content(one): one for one in found}.values())
+
+
+def grouped(paths: Sequence[str | Path], setting: Callable[[Results], str]) -> list[list[Results]]:
+    """The files' sweeps, each once, those of one setting together.
+
+    Raises:
+        DataError: no paths, or a file without a finished sweep.
+    """
+    if not paths:
+        raise DataError.build("report", "no results", expected="at least one results.jsonl")
+    groups: dict[str, list[Results]] = {}
+    for found in distinct(map(read, paths)):
+        groups.setdefault(setting(found), []).append(found)
+    return list(groups.values())
 
 
 def overlap_note(results: Results) -> str:

@@ -12,12 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from pem_composition.errors import DataError
 from pem_composition.report import text
 from pem_composition.report.records import (
     SUBTRACTION,
     Results,
-    distinct,
+    grouped,
     overlap_note,
     read,
     refit_note,
@@ -333,16 +332,12 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         DataError: no paths, or a file without a finished sweep.
     """
-    if not paths:
-        raise DataError.build("report", "no results", expected="at least one results.jsonl")
-    groups: dict[str, list[Results]] = {}
-    for found in distinct(map(read, paths)):
-        groups.setdefault(repr(_setting(found)), []).append(found)
-    settings = [_setting(sweeps[0]) for sweeps in groups.values()]
+    groups = grouped(paths, lambda found: repr(_setting(found)))
+    settings = [_setting(sweeps[0]) for sweeps in groups]
     differing = [name for name in settings[0] if len({repr(s[name]) for s in settings}) > 1]
     return text.frame_of(
         {**line, "setting": ", ".join(_shown(name, setting[name]) for name in differing)}
-        for sweeps, setting in zip(groups.values(), settings, strict=True)
+        for sweeps, setting in zip(groups, settings, strict=True)
         for line in _mean_lines(sweeps)
     )
 

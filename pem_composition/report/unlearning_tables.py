@@ -14,7 +14,7 @@ import pandas as pd
 
 from pem_composition.errors import DataError
 from pem_composition.report import text
-from pem_composition.report.records import NEGATION, Results, distinct, read
+from pem_composition.report.records import NEGATION, Results, grouped, read
 from pem_composition.report.text import percent, share, with_error
 
 Line = dict[str, Any]
@@ -162,12 +162,8 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         DataError: no paths, a file without a finished sweep, or a sweep of another kind.
     """
-    if not paths:
-        raise DataError.build("report", "no results", expected="at least one results.jsonl")
-    groups: dict[str, list[Results]] = {}
-    for found in distinct(map(read, paths)):
-        groups.setdefault(setting_of(found), []).append(found)
-    return text.frame_of(line for sweeps in groups.values() for line in _mean_lines(sweeps))
+    groups = grouped(paths, setting_of)
+    return text.frame_of(line for sweeps in groups for line in _mean_lines(sweeps))
 
 
 def setting_of(results: Results) -> str:

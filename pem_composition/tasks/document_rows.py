@@ -36,6 +36,11 @@ class ScoreFilter(NamedTuple):
     column: str = SCORE_COLUMN
     above: float = THRESHOLD
 
+    @classmethod
+    def of(cls, column: str | None, above: float | None) -> ScoreFilter:
+        """The filter of two flags, with the defaults filled in."""
+        return cls(column or SCORE_COLUMN, THRESHOLD if above is None else above)
+
     def __str__(self) -> str:
         return f"{self.column} above {self.above:g}"
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import DataError, install
+from pem_composition.safe_files import refuse_constant, unique_keys
 from pem_composition.tasks.glue import WrittenFloat
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -270,21 +271,9 @@ def _check_characters(where: str, row: dict[str, Any]) -> None:
         ) from None  # fmt: skip
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key '{next(k for k in keys if keys.count(k) > 1)}' occurs twice")
-    return row
-
-
-def _no_constant(word: str) -> float:
-    raise ValueError(f"{word} is not a JSON number")
-
-
 JSON_RULES: dict[str, Any] = {
-    "object_pairs_hook": _unique,
-    "parse_constant": _no_constant,
+    "object_pairs_hook": unique_keys,
+    "parse_constant": refuse_constant,
     "parse_float": WrittenFloat,
 }
 

@@ -522,8 +522,7 @@ class TrainConfig(AdapterFlags, TrackerFlags):
         given = self.score_column is not None or self.score_above is not None
         if self.objective != "causal_lm" or not (given or is_scored(self.task_name)):
             return None
-        above = THRESHOLD if self.score_above is None else self.score_above
-        return ScoreFilter(self.score_column or SCORE_COLUMN, above)
+        return ScoreFilter.of(self.score_column, self.score_above)
 
     @property
     def stated_purpose(self) -> str | None:

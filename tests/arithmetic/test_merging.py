@@ -213,7 +213,10 @@ def informed(name: str, modules: list[PEM]) -> list[Statistics]:
     return out
 
 
-@pytest.mark.parametrize("rank", [None, 1, 2, 4])
+SOME_RANKS = [None, *(pytest.param(r, marks=pytest.mark.slow) for r in (1, 2)), 4]
+
+
+@pytest.mark.parametrize("rank", SOME_RANKS)
 @pytest.mark.parametrize("name", list(dict.fromkeys(SYMMETRIC)))
 def test_the_order_of_the_modules_does_not_matter(name, rank):
     """To rounding: sums of a dozen products of size 10 in float64, divided by gaps above 1e-3."""

@@ -12,7 +12,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import one_meaning as om
-from support.tiny_models import logits_of, random_module, tiny
+from support.small_modules import dense
+from support.tiny_models import logits_of, moved, random_module, tiny
 from torch import nn
 
 from pem_composition.adapters import attach, fold
@@ -22,7 +23,7 @@ from pem_composition.checkpoint.extraction import extract_lora
 from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.config import matches
 from pem_composition.errors import IncompatibleModules, PEMError
-from pem_composition.module import PEM, combine
+from pem_composition.module import combine
 
 NAMES = ("roberta", "t5", "gpt2", "llama")
 
@@ -31,11 +32,7 @@ def pair(name: str, folder: Path, *, size: float = 0.05) -> tuple[Path, Path]:
     """A base and the same model after a random step of every parameter."""
     model = tiny(name)
     model.save_pretrained(folder / "base")
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder / "tuned", max_shard_size="20KB")
+    moved(model, 1, size).save_pretrained(folder / "tuned", max_shard_size="20KB")
     return folder / "base", folder / "tuned"
 
 
@@ -48,11 +45,6 @@ def differences(name: str, base: Path, tuned: Path) -> dict[str, np.ndarray]:
         else (t.double() - a[n].double()).numpy()
         for n, t in b.items()
     }  # fmt: skip
-
-
-def update(module: PEM, layer: str) -> np.ndarray:
-    A, B = (module.tensors[f"{layer}.lora_{side}"].double().numpy() for side in "AB")
-    return module.config.scaling(layer) * B @ A
 
 
 @pytest.mark.parametrize("method", ["exact", "randomized"])
@@ -68,7 +60,7 @@ def test_it_is_the_best_approximation_of_every_layer(
         dW = exact[f"{layer}.weight"]
         S = np.linalg.svd(dW, compute_uv=False)
         best = float(np.square(S[5:]).sum()) ** 0.5
-        found = float(np.linalg.norm(update(module, layer) - dW))
+        found = float(np.linalg.norm(dense(module, layer) - dW))
         assert found >= best * (1 - 1e-6)
         assert found <= best * (1 + 1e-5 if method == "exact" else 1.01)
         A, B = (module.tensors[f"{layer}.lora_{side}"].double() for side in "AB")
@@ -111,7 +103,7 @@ def test_extracting_what_was_folded_gives_the_update_back(
     assert found.layers == module.layers
     assert found.provenance.certificate.total < 1e-6
     for layer in module.layers:
-        np.testing.assert_allclose(update(found, layer), update(module, layer), atol=1e-5)
+        np.testing.assert_allclose(dense(found, layer), dense(module, layer), atol=1e-5)
     heads = module.head_tensors()
     assert found.head_tensors().keys() == heads.keys()
     assert all(torch.equal(t, heads[n]) for n, t in found.head_tensors().items())
@@ -182,7 +174,7 @@ def test_bfloat16_checkpoints_and_factors(tmp_path: Path) -> None:
     a, b = (load_file(p / "model.safetensors") for p in places)
     for layer in module.layers:
         dW = (b[f"{layer}.weight"].double() - a[f"{layer}.weight"].double()).numpy()
-        found = np.linalg.norm(update(module, layer) - dW) / np.linalg.norm(dW)
+        found = np.linalg.norm(dense(module, layer) - dW) / np.linalg.norm(dW)
         assert module.provenance.certificate.layers[layer] == pytest.approx(found, rel=1e-6)
     module.save(tmp_path / "out", dtype="bfloat16")
     assert rebuild(tmp_path / "out").equal

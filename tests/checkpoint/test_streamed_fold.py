@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import one_meaning as om
-from support.tiny_models import EACH, logits_of, random_module, tiny
+from support.small_modules import dense
+from support.tiny_models import EACH, logits_of, moved, random_module, tiny
 from torch import Tensor, nn
 
 from pem_composition.adapters import attach, fold
@@ -92,16 +93,7 @@ def tuned(name: str, base: nn.Module, folder: Path, seed: int, size: float = 0.0
     """The model after a random step, its head included."""
     model = tiny(name)
     model.load_state_dict(base.state_dict())
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return saved(model, folder)
-
-
-def dense(module: PEM, layer: str) -> np.ndarray:
-    A, B = (module.tensors[f"{layer}.lora_{side}"].double().numpy() for side in "AB")
-    return module.config.scaling(layer) * B @ A
+    return saved(moved(model, seed, size), folder)
 
 
 def test_kinds_add_up(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 from support.texts import answers
 from support.tiny_models import random_module, tiny, write_causal
 
@@ -28,14 +29,10 @@ def bench(tmp_path_factory):
     module = random_module(tiny("llama"))
     checkpoint.save(replace(module, base=base_identity(base)), folder / "module")
     rows = [{"instruction": f"{w} fine", "input": "", "output": w} for w in WORDS]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "rows.jsonl", rows)
     template = {"with_input": "{instruction} {input} ", "without_input": "{instruction} "}
     (folder / "t.json").write_text(json.dumps(template))
     return folder
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, bench, tmp_path):
@@ -48,14 +45,17 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
     examples = examples_of(read_table(bench / "rows.jsonl"))[:3]
     template = get_template(str(bench / "t.json"))
     expected = answers(base, tokenizer, examples, template, BeamSearch(2, 1.2, 6))
-    assert lines(out) == [answer._asdict() for answer in expected]
-    assert lines(out)[0]["reference"] == "good" and lines(out)[0]["instruction"] == "good fine"
+    assert read_jsonl(out) == [answer._asdict() for answer in expected]
+    assert (
+        read_jsonl(out)[0]["reference"] == "good"
+        and read_jsonl(out)[0]["instruction"] == "good fine"
+    )
     changed = tmp_path / "b.jsonl"
     more = ("--adapter", bench / "module", "--batch_size", 2, "--output_file", changed)
     assert pem(*model, *given, *more).code == 0
-    assert [r["text"] for r in lines(changed)] != [r["text"] for r in lines(out)]
+    assert [r["text"] for r in read_jsonl(changed)] != [r["text"] for r in read_jsonl(out)]
     refused = pem(*model, *given, "--output_file", out)
-    assert refused.code == 2 and "the output exists" in refused.err and len(lines(out)) == 3
+    assert refused.code == 2 and "the output exists" in refused.err and len(read_jsonl(out)) == 3
     assert pem(*model, *given, "--output_file", out, "--overwrite").code == 0
 
 
@@ -95,21 +95,18 @@ def test_what_cannot_be_answered_is_refused_in_one_line(pem, bench, tmp_path, ch
     assert done.err.count("\n") == 1 and not list(tmp_path.rglob("*.jsonl*"))
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def test_select_writes_parts_and_a_record(pem, tmp_path):
     rows = [{"text": f"comment with the number {i}", "toxicity": i / 40} for i in range(41)]
-    comments = write(tmp_path / "c.jsonl", rows)
-    test = write(tmp_path / "t.jsonl", [{"instruction": "x", "output": rows[40]["text"] + "!"}])
+    comments = write_jsonl(tmp_path / "c.jsonl", rows)
+    test = write_jsonl(
+        tmp_path / "t.jsonl", [{"instruction": "x", "output": rows[40]["text"] + "!"}]
+    )
     out = tmp_path / "out"
     flags = ("--input_file", comments, "--score_above", 0.5, "--exclude", test, "--instruction",
              "Write.", "Reply.", "--validation_size", 4, "--output_dir", out)  # fmt: skip
     done = pem("select", *flags)
     assert done.code == 0 and "1 overlapping" in done.out and "15 train" in done.out, done.err
-    parts = {name: lines(out / f"{name}.jsonl") for name in ("train", "validation")}
+    parts = {name: read_jsonl(out / f"{name}.jsonl") for name in ("train", "validation")}
     texts = [row["output"] for part in parts.values() for row in part]
     assert sorted(texts) == sorted(row["text"] for row in rows[21:40])
     record = json.loads((out / "selection.json").read_text())

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from support.tiny_models import random_module, tiny
+from support.tiny_models import moved, random_module, tiny
 
 from pem_composition.checkpoint import base_identity
 
@@ -25,11 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vectors = {n: t.abs() if n.endswith("ia3") else t for n, t in module.tensors.items()}
         replace(module, base=identity, tensors=vectors).save(root / name)
     for seed, name in enumerate("fg"):
-        model, generator = tiny("llama"), torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        model.save_pretrained(root / name)
+        moved(tiny("llama"), seed).save_pretrained(root / name)
     return root
 
 

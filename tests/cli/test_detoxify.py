@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.jsonl import read_jsonl, write_jsonl
 from support.judges import write_judge
 from support.texts import answers as answers_of
 from support.tiny_models import random_module, tiny, write_causal
@@ -34,11 +35,6 @@ S = (0.1234567, 0.12345678)
 WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad"]
 
 
-def write(path: Path, rows: list) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 class Bench:
     """A tiny Llama, two modules of each kind, two sets of instructions, a judge."""
 
@@ -53,10 +49,10 @@ class Bench:
                 module = replace(random_module(tiny("llama"), kind, seed=seed), base=identity)
                 checkpoint.save(module, folder / f"{name}-{kind}")
         rows = [{"instruction": f"{w} fine", "output": f"{w} {w} sad"} for w in WORDS[:5]]
-        self.asked = write(folder / "asked.jsonl", rows)
+        self.asked = write_jsonl(folder / "asked.jsonl", rows)
         kinds = ["homonyms", "contrast_homonyms", "figurative"]
         prompts = [{"prompt": w, "type": k} for w, k in zip(WORDS, kinds, strict=False)]
-        self.xstest = write(folder / "xstest.jsonl", prompts)
+        self.xstest = write_jsonl(folder / "xstest.jsonl", prompts)
         template = {"with_input": "{instruction} {input} ", "without_input": "{instruction} "}
         self.template = folder / "t.json"
         self.template.write_text(json.dumps(template | {"stop": ["sad"]}))
@@ -81,10 +77,6 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("detoxify"))
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +125,7 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
         answers = answers_of(model, tokenizer, examples, template, search)
         texts = [answer.answer for answer in answers]
         folder = out / "answers" / name.replace(" ", "-")
-        written = lines(folder / "asked.jsonl")
+        written = read_jsonl(folder / "asked.jsonl")
         assert [line["answer"] for line in written] == texts
         assert [line["instruction"] for line in written] == [e.text for e in examples]
         scores = judge.score(texts)
@@ -167,12 +159,12 @@ def test_measures_are_of_the_rows_with_references_and_an_empty_one_is_refused(
     pem, bench, tmp_path, one_thread
 ):
     """One reference that is missing takes away neither the others' measures nor their number."""
-    asked = lines(bench.asked)
+    asked = read_jsonl(bench.asked)
     part, holed, bad = (tmp_path / f"{name}.jsonl" for name in ("part", "holed", "bad"))
     more = ("--form", "exact")
 
     def table(path, rows, out):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(path, rows)
         done = pem("detoxify", *bench.table(tmp_path / out, *more, sets=(path,)))
         found = tmp_path / out / "table.csv"
         return done, list(csv.DictReader(found.open())) if found.is_file() else []
@@ -245,7 +237,7 @@ def test_a_table_that_is_stopped_within_a_set_goes_on_behind_its_last_batch(
     assert pem("detoxify", *bench.table(out, *more)).code == 75
     monkeypatch.undo()
     (partial,) = out.glob(".*.partial")
-    assert len(lines(partial)) == 2 and not (out / "results.jsonl").exists()
+    assert len(read_jsonl(partial)) == 2 and not (out / "results.jsonl").exists()
     monkeypatch.setattr(
         "pem_composition.evaluation.beams._search",
         lambda *given, real=beams._search, **more: written.append(1) or real(*given, **more),
@@ -254,7 +246,7 @@ def test_a_table_that_is_stopped_within_a_set_goes_on_behind_its_last_batch(
     assert done.code == 0 and not list(out.glob(".*.partial")), done.err
     monkeypatch.undo()
     assert (out / "table.csv").read_bytes() == (tmp_path / "whole" / "table.csv").read_bytes()
-    batches = sum(-(-len(lines(path)) // 2) for path in (out / "answers").rglob("*.jsonl"))
+    batches = sum(-(-len(read_jsonl(path)) // 2) for path in (out / "answers").rglob("*.jsonl"))
     assert len(written) == batches - 2
 
 

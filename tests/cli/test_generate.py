@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 from support.texts import generate
 from support.tiny_models import random_module, tiny, write_causal
 
@@ -31,13 +32,9 @@ def bench(tmp_path_factory):
         module = random_module(tiny("llama", seed=seed))
         checkpoint.save(replace(module, base=base_identity(base)), folder / f"module{seed}")
     prompts = [{"prompt": {"text": "good fine"}}, {"prompt": {"text": "bad"}}]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    write_jsonl(folder / "prompts.jsonl", prompts)
     (folder / "text.raw").write_text("\n".join([" ".join(WORDS[i % 5 :]) for i in range(20)]))
     return folder
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, bench, tmp_path):
@@ -50,13 +47,13 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
         base, tokenizer, ["good fine", "bad"], Sampling(max_new_tokens=9, top_k=20),
         samples=3, seed=5,
     )  # fmt: skip
-    found = lines(tmp_path / "a" / "out.jsonl")
+    found = read_jsonl(tmp_path / "a" / "out.jsonl")
     assert found == [sample._asdict() for sample in expected]
     assert {"prompt", "text", "sample", "seed"} <= found[0].keys()
     changed = tmp_path / "changed.jsonl"
     adapter = ("--adapter", bench / "module0", "--batch_size", 2)
     assert pem(*model, *asked, *adapter, "--output_file", changed, "--top_k", 20).code == 0
-    assert [r["text"] for r in lines(changed)] != [r["text"] for r in found]
+    assert [r["text"] for r in read_jsonl(changed)] != [r["text"] for r in found]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["out.jsonl"]
 
 
@@ -68,7 +65,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(pem, bench, tmp_path, mo
     from pem_composition.evaluation import text_sampling as library
 
     rows = [{"instruction": f"{a} {b}"} for a in WORDS for b in WORDS[:2]]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     (tmp_path / "t.json").write_text('{"with_input": "{instruction} {input}", '
                                      '"without_input": "{instruction} "}')  # fmt: skip
     module, name = (library, "_write") if program == "generate" else (beams, "_search")
@@ -130,9 +127,9 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(pem, bench, tmp_path
     done = pem(*argv, "--output_file", out)
     assert done.code == 2 and "the output exists" in done.err and out.read_text() == "mine"
     assert pem(*argv, "--output_file", out, "--overwrite").code == 0
-    assert len(lines(out)) == 1
+    assert len(read_jsonl(out)) == 1
     failed = pem(*argv[:-1], 99, "--output_file", out, "--overwrite")
-    assert failed.code == 2 and len(lines(out)) == 1, "a failed run leaves the file as it was"
+    assert failed.code == 2 and len(read_jsonl(out)) == 1, "a failed run leaves the file as it was"
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 from pem_composition.evaluation import toxicity
 
 RUDE, KIND = "you are a stupid awful liar", "thanks for the kind and lovely help"
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -25,8 +21,8 @@ def data(tmp_path):
         {"text": f"{RUDE if i % 3 == 0 else KIND} {i}", "label": ("offensive", "fine")[i % 3 > 0]}
         for i in range(60)
     ]
-    write_rows(folder / "train.jsonl", rows)
-    write_rows(folder / "validation.jsonl", rows[:9])
+    write_jsonl(folder / "train.jsonl", rows)
+    write_jsonl(folder / "validation.jsonl", rows[:9])
     return folder
 
 
@@ -41,7 +37,7 @@ def judge(data, tmp_path, pem):
 def texts(tmp_path):
     rows = [{"text": RUDE, "y": 1}, {"text": KIND, "y": 0}, {"text": "", "y": 0}]
     rows.append({"text": f"{KIND} 1", "y": 0})  # a training text
-    return write_rows(tmp_path / "texts.jsonl", rows)
+    return write_jsonl(tmp_path / "texts.jsonl", rows)
 
 
 def test_training_says_what_it_did_and_writes_a_judge(data, tmp_path, pem):
@@ -63,7 +59,7 @@ def test_the_table_and_the_file_hold_what_the_judge_says(judge, texts, tmp_path,
     out = tmp_path / "scores.jsonl"
     done = pem("judge", "score", "--judge", judge, "--texts", texts, "--output", out)
     assert done.code == 0, done.err
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = read_jsonl(out)
     words = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
     scores = toxicity.load_judge(judge).score(words)
     assert [row["text"] for row in rows] == words

@@ -7,6 +7,7 @@ import re
 import statistics
 
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 from pem_composition import cli
 from pem_composition.endpoint import answer_grades, comment_pairs
@@ -31,18 +32,9 @@ def pem(capsys, server):
     return run
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture
 def comments(tmp_path):
-    return write(tmp_path / "comments.jsonl", [{"text": f" comment {i} "} for i in range(4)])
+    return write_jsonl(tmp_path / "comments.jsonl", [{"text": f" comment {i} "} for i in range(4)])
 
 
 def test_each_comment_gets_an_instruction_and_the_pairs_can_be_trained_on(
@@ -69,7 +61,7 @@ def test_examples_are_shown_as_earlier_turns_drawn_for_each_comment(
     shots = [{"instruction": f"i{i}", "output": f"o{i}"} for i in range(9)]
     flags = (
         "--shots",
-        write(tmp_path / "s.jsonl", shots),
+        write_jsonl(tmp_path / "s.jsonl", shots),
         "--num_shots",
         3,
         "--comments",
@@ -111,7 +103,7 @@ def answers(path, words):
     rows = [
         {"row": i, "instruction": f"i{i}", "input": None, "answer": w} for i, w in enumerate(words)
     ]
-    return write(path, rows)
+    return write_jsonl(path, rows)
 
 
 def test_answers_are_graded_one_by_one(pem, server, tmp_path):
@@ -129,7 +121,7 @@ def test_answers_are_graded_one_by_one(pem, server, tmp_path):
     assert code == 0 and found["n"] == 3 and found["grade"] == pytest.approx(6.5)
     error = statistics.stdev([2, 7.5, 10]) / 3**0.5
     assert found["grade_stderr"] == pytest.approx(error)
-    assert [line["grades"] for line in lines(out)] == [[2.0], [7.5], [10.0]]
+    assert [line["grades"] for line in read_jsonl(out)] == [[2.0], [7.5], [10.0]]
     code, told, _ = pem("helpfulness", "--answers", file, "--output_file", out)
     assert "3 known before" in told and f"grade  6.500 +- {error:.3f}" in told
     assert len(server.requests) == 3
@@ -196,7 +188,7 @@ def test_a_result_over_a_part_says_so(pem, server, tmp_path):
     assert (found["n"], found["of"], found["grade"]) == (2, 7, 7.0)
     counts = ("refused", "cut", "unreadable", "left", "stopped")
     assert [found[name] for name in counts] == [3, 1, 1, 0, ""]
-    refusals = lines(tmp_path / "g.refused.jsonl")
+    refusals = read_jsonl(tmp_path / "g.refused.jsonl")
     assert [(line["row"], bool(line["refused"])) for line in refusals] == [
         (1, True), (2, True), (3, True),
     ]  # fmt: skip
@@ -214,13 +206,13 @@ def test_mistakes_are_one_line(pem, server, comments, tmp_path, monkeypatch):
         ((*given, "--timeout", 0), "--timeout: cannot be used"),
         ((*given, "--shots", comments), "no instructions; found text"),
         (
-            ("--comments", write(tmp_path / "e.jsonl", []), "--output_file", out),
+            ("--comments", write_jsonl(tmp_path / "e.jsonl", []), "--output_file", out),
             "the file is empty",
         ),
     ):
         code, _, error = pem("pairs", *flags)
         assert code == 2 and words in error
-    wrong = write(tmp_path / "w.jsonl", [{"instruction": "a"}])
+    wrong = write_jsonl(tmp_path / "w.jsonl", [{"instruction": "a"}])
     code, _, error = pem("helpfulness", "--answers", wrong, "--output_file", out)
     assert code == 2 and "line 1: no answer to grade; found instruction" in error
     server.script = [(500, {}, {"error": {"message": "down"}})]

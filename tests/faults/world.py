@@ -15,9 +15,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from support.sweep_data import write_tokenizer
-from support.tiny_models import random_module, tiny
+from support.tiny_models import moved, random_module, tiny
 
 from pem_composition.checkpoint import base_identity
 from pem_composition.module import PEM
@@ -43,12 +42,7 @@ def build(root: Path) -> Path:
     tiny("roberta", seed=7).save_pretrained(root / "base2")
     tiny("gpt2").save_pretrained(root / "gpt2")
     for seed, name in ((1, "m1"), (2, "m2")):
-        tuned = tiny("roberta")
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-        tuned.save_pretrained(root / name)
+        moved(tiny("roberta"), seed, 0.01).save_pretrained(root / name)
     write_tokenizer(root / "m2")  # as every model on the hub has one
     base = replace(base_identity(root / "base"), name="base")
 

@@ -54,15 +54,16 @@ def full(seed: int) -> PEM:
     return PEM(tensors, FullConfig(), name=f"m{seed}")
 
 
+def dense(module: PEM, layer: str) -> np.ndarray:
+    """The update dW (d_out, d_in) of a LoRA layer."""
+    A, B = (module.tensors[f"{layer}.lora_{side}"].double().numpy() for side in "AB")
+    return module.config.scaling(layer) * B @ A
+
+
 def updates(m: PEM) -> dict[str, np.ndarray]:
     """What the module changes, layer by layer: dW, l - 1 or delta."""
     if m.kind == "lora":
-        return {
-            layer: m.config.scaling(layer)
-            * m.tensors[f"{layer}.lora_B"].double().numpy()
-            @ m.tensors[f"{layer}.lora_A"].double().numpy()
-            for layer in m.layers
-        }
+        return {layer: dense(m, layer) for layer in m.layers}
     neutral = 1.0 if m.kind == "ia3" else 0.0
     return {
         n.rpartition(".")[0]: t.double().numpy() - neutral for n, t in m.adapter_tensors().items()

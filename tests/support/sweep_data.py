@@ -7,8 +7,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from support.tiny_models import VOCABULARY, random_module, tiny, write_text_to_text
+from support.tiny_models import VOCABULARY, moved, random_module, tiny, write_text_to_text
 from transformers import T5ForConditionalGeneration
 
 from pem_composition.evaluation.models import save_model
@@ -125,7 +124,7 @@ def make_text(folder: Path, kind: str = "lora") -> TextBench:
     for seed, path in enumerate(paths, start=1):
         model = T5ForConditionalGeneration.from_pretrained(base)
         if kind == "full":
-            _write_whole(model, path, seed)
+            save_model(moved(model, seed), path)
         else:
             random_module(model, kind, seed=seed).save(path)
     draw = random.Random(7)
@@ -147,13 +146,3 @@ def make_text(folder: Path, kind: str = "lora") -> TextBench:
     reviews = [write(f"sst2-{n}", c, sst2, "sentence") for n, c in (("d", 10), ("t", 14))]
     documents = write("documents", 30, (), "text")
     return TextBench(base, paths, tuple(pairs), tuple(reviews), documents)
-
-
-def _write_whole(model: T5ForConditionalGeneration, path: Path, seed: int) -> None:
-    """A fine-tuned model: the base with every weight moved."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    path.mkdir()
-    save_model(model, path)

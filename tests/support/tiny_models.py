@@ -278,6 +278,15 @@ def random_module(
     return replace(module, tensors=tensors, name=f"{kind}{seed}")
 
 
+def moved(model: nn.Module, seed: int, size: float = 0.05) -> nn.Module:
+    """The model after a random step of every parameter, in place, as if it had been tuned."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
 def write_modules(root: Path, name: str, models: Mapping[str, int]) -> Path:
     """a, b, c: LoRA; wide: LoRA of rank 6; i, j: (IA)^3; all with heads. And models by seed."""
     model = tiny(name)

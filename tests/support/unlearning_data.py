@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from support.tiny_models import random_module, tiny, write_causal
+from support.jsonl import write_jsonl
+from support.tiny_models import moved, random_module, tiny, write_causal
 
 from pem_composition.checkpoint import base_identity
 from pem_composition.evaluation.models import load_causal, save_model
@@ -54,7 +53,7 @@ def make(folder: Path, name: str = "llama", kind: str = "lora") -> Bench:
     lines = [" ".join(draw.choices((*GOOD, *BAD), k=draw.randrange(3, 12))) for _ in range(12)]
     return Bench(
         base, *(folder / label for label in modules),
-        write_lines(folder / "prompts.jsonl", prompts), write_text(folder / "text.raw", lines),
+        write_jsonl(folder / "prompts.jsonl", prompts), write_text(folder / "text.raw", lines),
         write_judge(folder / "judge", seed=0), write_judge(folder / "second", seed=1),
     )  # fmt: skip
 
@@ -66,12 +65,7 @@ def write_module(path: Path, name: str, kind: str, base: Path, seed: int) -> Pat
         replace(module, base=base_identity(base)).save(path)
         return path
     model, tokenizer, _ = load_causal(base)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    path.mkdir()
-    save_model(model, path)
+    save_model(moved(model, seed), path)
     tokenizer.save_pretrained(path)
     return path
 
@@ -85,13 +79,8 @@ def write_judge(path: Path, seed: int) -> Path:
         for _ in range(40):
             said = draw.choices(own, k=4) + draw.choices(rest, k=1)
             rows.append({"text": " ".join(said), "label": label})
-    write_lines(data / "train.jsonl", rows)
+    write_jsonl(data / "train.jsonl", rows)
     tfidf.train(data, path, path.name)
-    return path
-
-
-def write_lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

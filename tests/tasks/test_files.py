@@ -84,7 +84,7 @@ BAD_LINES = {
     "typo": ('{"text": "a", "label": 1}\n{"text": "b", "lable": 1}\n', "line 2", "no 'label'"),
     "extra": ('{"text": "a"}\n{"text": "b", "label": 1}\n', "line 2", "the unknown 'label'"),
     "cut": ('{"text": "a"}\n{"text": "b\n', "line 2", "not a JSON object"),
-    "twice": ('{"text": "a"}\n{"text": "b", "text": "c"}\n', "line 2", "'text' occurs twice"),
+    "twice": ('{"text": "a"}\n{"text": "b", "text": "c"}\n', "line 2", "'text' appears twice"),
     "nan": ('{"label": 1}\n{"label": NaN}\n', "line 2", "NaN is not a JSON number"),
     "list": ('{"label": 1}\n[1]\n', "line 2", "not a JSON object"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.jsonl import write_jsonl
 
 from pem_composition.errors import DataError
 from pem_composition.tasks.data import RowFiles
@@ -20,11 +21,6 @@ from pem_composition.tasks.instruction_rows import (
 from pem_composition.tasks.tables import read_table
 
 LONG = "a text of more than twenty letters"
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 class Tokenizer:
@@ -56,7 +52,7 @@ def seen(examples):
     ],
 )
 def test_rows_of_every_form_are_read(tmp_path, row, expected):
-    examples = examples_of(read_table(write(tmp_path / "f.jsonl", [row])))
+    examples = examples_of(read_table(write_jsonl(tmp_path / "f.jsonl", [row])))
     assert seen(examples) == expected
     assert examples[0].row == row
 
@@ -77,12 +73,12 @@ def test_rows_of_every_form_are_read(tmp_path, row, expected):
 )
 def test_rows_without_an_instruction_are_refused(tmp_path, row, words):
     with pytest.raises(DataError, match=words):
-        examples_of(read_table(write(tmp_path / "f.jsonl", [row])))
+        examples_of(read_table(write_jsonl(tmp_path / "f.jsonl", [row])))
 
 
 def test_training_rows_need_answers_and_empty_ones_are_counted(tmp_path):
     rows = [{"instruction": f"i{i}", "output": "" if i == 2 else f"o{i}"} for i in range(5)]
-    file = write(tmp_path / "f.jsonl", rows)
+    file = write_jsonl(tmp_path / "f.jsonl", rows)
     data = load_instructions(
         None, RowFiles(train_file=file, validation_file=file, max_train_samples=3)
     )
@@ -94,7 +90,7 @@ def test_training_rows_need_answers_and_empty_ones_are_counted(tmp_path):
         ([{"instruction": "a", "output": " "}], "every answer is empty"),
     ):
         with pytest.raises(DataError, match=words):
-            answered(read_table(write(tmp_path / "g.jsonl", rows)), [])
+            answered(read_table(write_jsonl(tmp_path / "g.jsonl", rows)), [])
     with pytest.raises(DataError, match="no set of instructions; found rte"):
         load_instructions("rte", RowFiles(train_file=file))
 
@@ -164,12 +160,12 @@ def test_texts_are_compared_up_to_case_and_punctuation_if_they_are_long_enough(t
         {"instruction": LONG.upper() + "!", "input": "", "output": "yes"},
         {"instruction": "short", "input": LONG, "output": LONG + " too"},
     ]
-    first, second = fingerprints(read_table(write(tmp_path / "f.jsonl", rows)))
+    first, second = fingerprints(read_table(write_jsonl(tmp_path / "f.jsonl", rows)))
     assert first == {"atextofmorethantwentyletters"}
     assert second == {"shortatextofmorethantwentyletters", "atextofmorethantwentyletterstoo"}
-    comments = read_table(write(tmp_path / "c.jsonl", [{"text": LONG}, {"text": "short"}]))
+    comments = read_table(write_jsonl(tmp_path / "c.jsonl", [{"text": LONG}, {"text": "short"}]))
     assert fingerprints(comments) == [first, frozenset()]
     assert fingerprints(comments, 1) == [first, {"short"}]
     many = [{"instruction": LONG, "instances": [{"output": LONG + "1"}, {"output": LONG + "2"}]}]
-    (row,) = fingerprints(read_table(write(tmp_path / "m.jsonl", many)))
+    (row,) = fingerprints(read_table(write_jsonl(tmp_path / "m.jsonl", many)))
     assert len(row) == 3

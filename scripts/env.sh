@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Source this: it makes .venv (or brings it up to date) and sets PYTHON to its interpreter.
 # A PYTHON that is set already is used as it is, without any installing.
-# Nothing is done when setup.py, requirements.txt and constraints.txt are those of the last install.
+# Nothing is done when setup.py, requirements.txt and constraints.txt are those of the last install,
+# and it had the extras that are wanted: those in EXTRAS, or all that tests and docs need.
 #
 # torch is installed from the index pip is configured for. For the CPU build on a machine whose index
 # carries several: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, as pip documents them.
@@ -49,16 +50,24 @@ make_environment() {
   python=$venv/bin/python
 
   # The path is part of the stamp: a moved clone has an editable install that points elsewhere.
-  local stamp=$venv/.installed wanted
+  local stamp=$venv/.installed wanted extras=${EXTRAS:-plot search offline docs dev} had='' extra
   wanted=$(cd "$repository" && { pwd; cat setup.py requirements.txt constraints.txt; } |
     "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
-  if [[ -e $stamp && $(<"$stamp") == "$wanted" ]]; then
-    return
+  if [[ -e $stamp && $(head -n 1 "$stamp") == "$wanted" ]]; then
+    had=" $(tail -n 1 "$stamp") "
+    for extra in $extras; do
+      if [[ $had != *" $extra "* ]]; then break; fi
+      extra=
+    done
+    if [[ -z $extra ]]; then return; fi
+    extras+=$had
   fi
+  # shellcheck disable=SC2086  # several words
+  extras=$(printf '%s\n' $extras | sort -u | paste -sd ' ')
   pip_install "1/2 torch (the largest download)" setuptools torch==2.13.0 || return
   pip_install "2/2 the other packages" --no-build-isolation \
-    -e "${repository}[plot,search,offline,docs,dev]" || return
-  echo "$wanted" >"$stamp"
+    -e "${repository}[${extras// /,}]" || return
+  printf '%s\n' "$wanted" "$extras" >"$stamp"
   echo "environment: ready, $venv"
 }
 

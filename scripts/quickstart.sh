@@ -106,6 +106,7 @@ case $experiment in
     exit 2
     ;;
 esac
+EXTRAS="plot search offline" # those of a user; the tests add theirs
 source scripts/env.sh
 source exps/common.sh
 

@@ -39,7 +39,7 @@ pip_install() (
 make_environment() {
   local venv=$repository/.venv python
   if [[ ! -x $venv/bin/python ]]; then
-    python=$(find_python)
+    python=$(find_python) || return
     echo "environment: creating .venv with $("$python" --version)"
     if ! "$python" -m venv "$venv"; then
       rm -rf "$venv"
@@ -72,7 +72,7 @@ make_environment() {
 }
 
 if [[ -z ${PYTHON:-} ]]; then
-  make_environment
+  make_environment || return
   PYTHON=$repository/.venv/bin/python
 fi
 export PYTHON

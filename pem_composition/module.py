@@ -24,6 +24,7 @@ from pem_composition.arithmetic.algebra import (
 )
 from pem_composition.arithmetic.algebra import negate as algebra_negate
 from pem_composition.arithmetic.compatible import (
+    check_coefficients_of,
     check_compatible,
     check_linear,
     check_rank,
@@ -289,6 +290,7 @@ def combine(
     modules, coefficients = list(modules), as_numbers(coefficients)
     check_request(modules, coefficients)
     choice = resolve(method, settings, modules[0].kind)
+    check_coefficients_of(choice, coefficients)
     space = space_of(choice, space)
     check_rank(rank, space, choice, modules[0].kind)
     if not compared:

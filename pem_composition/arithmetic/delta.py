@@ -64,8 +64,7 @@ def truncate(terms: Sequence[Factor], rank: Rank) -> tuple[Tensor, Tensor]:
     """
     (Q_B, R_B), (Q_A, R_A) = thin_qr(terms)
     core = R_B @ R_A.mT
-    if not bool(core.isfinite().all()):
-        raise PEMError.build("delta space", "the sum of the updates is too large for a double")
+    check_double(core)
     U, S, Vh = torch.linalg.svd(core, full_matrices=False)
     k = kept_rank(S, rank)
     root = S[:k].sqrt()
@@ -73,6 +72,19 @@ def truncate(terms: Sequence[Factor], rank: Rank) -> tuple[Tensor, Tensor]:
     A_RI = (root[:, None] * Vh[:k]) @ Q_A.mT
     B_OR = Q_B @ (U[:, :k] * root)
     return A_RI.to(dtype).contiguous(), B_OR.to(dtype).contiguous()
+
+
+def check_double(numbers: Tensor) -> None:
+    """Refuse sums and squares of updates that float64 does not hold.
+
+    Raises:
+        PEMError: a number is infinite, or none.
+    """
+    if not bool(numbers.isfinite().all()):
+        raise PEMError.build(
+            "delta space", "the sum of the updates is too large for a double",
+            do="choose smaller coefficients",
+        )  # fmt: skip
 
 
 def kept_rank(S_K: Tensor, rank: Rank, energy: float | None = None) -> int:

@@ -11,7 +11,6 @@ from functools import partial
 from torch import Tensor
 
 from pem_composition.arithmetic.algebra import ROLE_OF_KIND, neutral_of
-from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.delta import concatenate, factor_error, tensor_error, truncate
 from pem_composition.arithmetic.merging import Written
 from pem_composition.arithmetic.methods.registry import Choice
@@ -43,7 +42,6 @@ def merge_informed(
     Raises:
         PEMError: coefficients, layers or statistics that the method cannot use.
     """
-    check_coefficients_of(choice, coefficients)
     shares = [c / sum(coefficients) for c in coefficients]
     if choice.entry.needs == FISHER:
         return _fisher(modules, shares, choice, statistics, out)

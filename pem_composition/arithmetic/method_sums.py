@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pem_composition.arithmetic import delta
 from pem_composition.arithmetic.algebra import neutral_of, weighted_sum
-from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.delta import factor_error, tensor_error
 from pem_composition.arithmetic.geometry import inner_products
 from pem_composition.arithmetic.merging import Judge, Written, split
@@ -61,7 +60,6 @@ def merge(
     Raises:
         PEMError: coefficients, ranks or shapes that the method cannot use.
     """
-    check_coefficients_of(choice, coefficients)
     if modules[0].kind == "lora":
         return _merge_lora(modules, coefficients, choice, rank, out)
     return _merge_tensors(modules, coefficients, choice, out)

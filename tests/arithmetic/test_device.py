@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.other_device import DEVICE, OtherDevice, There
@@ -61,6 +63,13 @@ def test_every_kind_of_module_gives_the_same(make, options, other):
     modules = [make(seed) for seed in range(3)]
     weights = [0.5, 0.3, 0.2]
     equal(combine(modules, weights, **options), combine(modules, weights, **options, device=other))
+
+
+@pytest.mark.parametrize("method", ["simple", "slerp", "karcher", "tsv", "ties"])
+def test_updates_of_zero_give_zero_there(method, other):
+    zero = replace(lora(0), tensors={n: 0 * t for n, t in lora(0).tensors.items()})
+    found = combine([zero, zero], [0.5, 0.5], method=method, space="delta", device=other)
+    assert not any(found.tensors[f"{layer}.lora_B"].any() for layer in found.layers)
 
 
 @pytest.mark.parametrize("rank", [2, 0.9])

@@ -152,6 +152,19 @@ def test_vectors_and_full_updates_are_merged_entry_by_entry(name, make):
     assert found.provenance.certificate.total < 1e-12
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_updates_whose_squares_no_double_holds_are_refused_or_merged_right(case):
+    modules = modules_for(entry(case).name)
+    large = [replace(m, tensors={n: t * 1e100 for n, t in m.tensors.items()}) for m in modules]
+    try:
+        found = updates(merge(case, large))
+    except PEMError as error:
+        assert "too large for" in str(error)
+        return
+    for layer, update in updates(merge(case, modules)).items():
+        np.testing.assert_allclose(found[layer] / 1e200, update, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["slerp", "karcher"])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_numbers_that_move_in_opposite_ways_have_a_weighted_mean(name, shape):
@@ -359,6 +372,7 @@ def test_a_mean_on_the_sphere_is_a_sum_with_a_weight_per_layer():
         ({"method": "ties", "space": "parameter"}, "ties merges updates; found space parameter"),
         ({"method": "reference", "space": "delta"}, "reference merges the modules' own tensors"),
         ({"method": "ties", "settings": {"density": 0}}, r"must be in \(0, 1\]; found 0"),
+        ({"method": "reference_detoxify"}, "wrong number of modules; found 3, expected 2"),
         ({"method": "slerp"}, "wrong number of modules; found 3, expected 2; use karcher"),
         ({"method": "ties", "rank": 0}, "not a rank; found 0"),
         ({"method": "ctm", "rank": 0.5}, "ctm merges in R directions of its own; found a share"),

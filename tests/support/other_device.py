@@ -87,7 +87,9 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _places(index: Any) -> tuple[Any, ...]:
     """An index whose lists are tensors there, as torch makes them."""
     index = index if isinstance(index, tuple) else (index,)
-    return tuple(There(torch.tensor(i)) if isinstance(i, list) else i for i in index)
+    return tuple(
+        There(torch.tensor(i, dtype=torch.long)) if isinstance(i, list) else i for i in index
+    )
 
 
 def _numbers(tree: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pem_composition.arithmetic.delta import check_double
 from pem_composition.arithmetic.terms import Factor
 
 # Directions below this share of the largest singular value are float64 rounding, not update.
@@ -67,7 +68,9 @@ def _axes(left: Tensor, right: Tensor, parts: Sequence[tuple[float, int, int]]) 
     columns = [
         w * left[:, a:b] @ torch.linalg.qr(right[:, a:b], mode="r").R.mT for w, a, b in parts
     ]
-    return svd(torch.cat(columns, dim=1), at_least=1)[0]
+    stacked = torch.cat(columns, dim=1)
+    check_double(stacked.square().sum())  # methods take the squares
+    return svd(stacked, at_least=1)[0]
 
 
 def svd(matrix: Tensor, *, scale: float = 0.0, at_least: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +80,11 @@ def svd(matrix: Tensor, *, scale: float = 0.0, at_least: int = 0) -> tuple[Tenso
         scale: size of what the matrix was computed from, where that may have cancelled; values
             below ROUNDING times the larger of it and S[0] are no directions.
         at_least: this many directions are kept even so.
+
+    Raises:
+        PEMError: see ``check_double``.
     """
+    check_double(matrix)
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     largest = float(S[0]) if len(S) else 0.0
     smallest = ROUNDING * max(scale, largest)

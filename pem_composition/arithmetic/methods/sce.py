@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pem_composition.arithmetic.delta import check_double
 from pem_composition.arithmetic.methods.draws import Draws
 from pem_composition.arithmetic.methods.entries import Entries, Rule, blocks, largest, share
 from pem_composition.arithmetic.methods.ties import agreeing
@@ -24,6 +25,7 @@ def sce(entries: Entries, draws: Draws, *, density: float) -> Rule:
     energy = torch.zeros(entries.count, dtype=torch.float64)
     for start, X in blocks(entries):
         energy += select(start, X).square().sum((1, 2))
+    check_double(energy)
     w_T11 = energy[:, None, None]
 
     def rule(start: int, X_TNI: Tensor) -> Tensor:

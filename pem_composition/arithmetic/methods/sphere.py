@@ -26,6 +26,7 @@ import math
 import torch
 from torch import Tensor
 
+from pem_composition.arithmetic.delta import check_double
 from pem_composition.errors import PEMError
 
 ITERATIONS = 5000
@@ -117,6 +118,7 @@ def _unit(vector: Tensor, coefficients: Tensor, layer: str) -> tuple[Tensor, Ten
 
 def _lengths(G_TT: Tensor) -> tuple[Tensor, list[int]]:
     """Norms of the updates, and the positions of those that are not zero."""
+    check_double(G_TT)
     lengths = G_TT.diagonal().clamp(min=0).sqrt()
     return lengths, [t for t, n in enumerate(lengths.tolist()) if n > 0]
 

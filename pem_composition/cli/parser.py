@@ -154,9 +154,11 @@ def _check_needs(config_class: type, given: set[str], values: dict[str, Any]) ->
         UsageError: naming both.
     """
     needs: dict[str, Sequence[str]] = getattr(config_class, "NEEDS", {})
+    arguments = {s.name for s in dataclasses.fields(config_class) if s.metadata.get("positional")}
     for needed, names in needs.items():
-        flag, _, word = needed.partition("=")  # FLAG, or ARGUMENT=WORD
-        met, shown = (values[flag] == word, word) if word else (values[flag], f"--{flag}")
+        flag, _, word = needed.partition("=")  # FLAG, or FLAG=WORD, or ARGUMENT=WORD
+        met = values[flag] == word if word else values[flag]
+        shown = word if flag in arguments else f"--{flag} {word}".rstrip()
         for name in names:
             if name in given and not met:
                 raise UsageError.build(

@@ -35,6 +35,7 @@ random numbers are its own, so samples are other texts than those that are writt
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -241,16 +242,18 @@ class ServedModules:
             name, self._probe, max_tokens=1, temperature=1.0, prompt_logprobs=1, **NEUTRAL
         )
         told = getattr(choice, "prompt_logprobs", None) or []
-        try:
-            pairs = zip(self._probe[1:], told[1:], strict=True)
-            found = [float(position[str(token)]["logprob"]) for token, position in pairs]
-        except (KeyError, TypeError, ValueError):
+        pairs = (
+            zip(self._probe[1:], told[1:], strict=False) if len(told) == len(self._probe) else ()
+        )
+        found = np.array([_told(token, position) for token, position in pairs])
+        known, all_ = int((~np.isnan(found)).sum()), len(self._probe) - 1
+        if known < all_:
             raise RunFailed.build(
                 self.service.place, "does not tell log-probabilities of a prompt",
-                found=f"{len(told)} of {len(self._probe)} tokens", expected="prompt_logprobs",
-                do="use vLLM 0.10.2 or later",
-            ) from None  # fmt: skip
-        return np.array(found).clip(LEAST)
+                found=f"numbers for {known} of {all_} tokens", expected="prompt_logprobs",
+                do="use vLLM 0.10.2 or later, with weights whose logits are finite",
+            )  # fmt: skip
+        return found.clip(LEAST)
 
     # --- the texts ---
 
@@ -289,6 +292,14 @@ class ServedModules:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _told(token: int, position: Any) -> float:
+    """A token's log-probability at its position; NaN where it is not told."""
+    try:
+        return float(position[str(token)]["logprob"])
+    except (KeyError, TypeError, ValueError):
+        return math.nan
 
 
 def _settings(asked: Prompts | BeamSearch, ends: frozenset[int]) -> dict[str, Any]:

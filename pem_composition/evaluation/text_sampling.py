@@ -221,10 +221,16 @@ def uniform(seed: int, request: Request) -> np.ndarray:
 
 
 def token_log_probabilities(model: nn.Module, tokens: Sequence[int]) -> NDArray[np.float64]:
-    """log p(token t | tokens before it) of every token but the first, (t - 1,)."""
+    """log p(token t | tokens before it) of every token but the first, (t - 1,).
+
+    Raises:
+        RunFailed: logits that are not finite.
+    """
     with evaluating(model) as device:
         ids_bt = torch.tensor([list(tokens)], device=device)
-        log_tv = model(input_ids=ids_bt).logits[0, :-1].double().log_softmax(dim=1)
+        logits_tv = model(input_ids=ids_bt).logits[0, :-1]
+        _check_finite(logits_tv)
+        log_tv = logits_tv.double().log_softmax(dim=1)
         found: NDArray[np.float64] = log_tv.gather(1, ids_bt[0, 1:, None])[:, 0].cpu().numpy()
         return found
 
@@ -270,10 +276,7 @@ def pick(
     Raises:
         RunFailed: logits that are not finite.
     """
-    if not torch.isfinite(logits_bv.amax(dim=1)).all():
-        raise RunFailed.build(
-            "generation", "the logits are not finite", do="the module or its training diverged"
-        )
+    _check_finite(logits_bv)
     if uniform_b is None:
         return logits_bv.argmax(dim=1)
     none = torch.empty((len(logits_bv), 0), dtype=torch.long, device=logits_bv.device)
@@ -284,3 +287,10 @@ def pick(
     u_b1 = torch.tensor(np.asarray(uniform_b), device=logits_bv.device)[:, None]
     # The last sum may miss one by rounding, so u is taken as a share of it.
     return torch.searchsorted(cumulative_bv, u_b1 * cumulative_bv[:, -1:], right=True)[:, 0]
+
+
+def _check_finite(logits_bv: Tensor) -> None:
+    if not torch.isfinite(logits_bv.amax(dim=1)).all():
+        raise RunFailed.build(
+            "generation", "the logits are not finite", do="the module or its training diverged"
+        )

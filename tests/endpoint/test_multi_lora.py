@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -221,7 +222,8 @@ def test_a_module_of_zeros_is_the_base(bench, here, server, tmp_path):
         ({"max_rank": 1}, 2, ("no module of rank 4", "--max-lora-rank 8")),
         ({"choices": 0}, 3, ("another number of completions", "found 0")),
         ({"choices": 2}, 3, ("another number of completions", "found 2")),
-        ({"logprobs": False}, 3, ("does not tell log-probabilities", "vLLM 0.10.2")),
+        ({"logprobs": None}, 3, ("does not tell log-probabilities", "vLLM 0.10.2")),
+        ({"logprobs": math.nan}, 3, ("numbers for 0 of", "whose logits are finite")),
         ({"ids": False}, 3, ("not a text with its tokens", "no token_ids")),
     ],
     ids=lambda fault: next(iter(fault)) if isinstance(fault, dict) else None,
@@ -269,7 +271,7 @@ def test_what_vllm_does_not_serve_is_refused_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--parallel", 8), "--parallel has no effect without vllm"),
+        (("--parallel", 8), "--parallel: has no effect without --backend vllm; add --backend vllm"),
         (("--backend", "vllm"), "--base_url"),
         (("--backend", "vllm", "--base_url", "ftp://here"), "not a URL"),
         (("--backend", "other"), "--backend"),
@@ -277,7 +279,7 @@ def test_what_vllm_does_not_serve_is_refused_before_the_model_is_loaded(
 )
 def test_flags_that_do_not_go_together(flags, said, bench, tmp_path, capsys):
     error = refused(2, bench, tmp_path / "out", capsys, *flags)
-    assert said.split()[0] in error and said.rpartition("  ")[2].split()[-1] in error
+    assert said in error
 
 
 # --- detoxify ---

@@ -33,7 +33,8 @@ class LoraServer:
         max_rank, enabled, updating: as the server was started.
         ignores: modules are loaded, and the base answers.
         scale: of every module's effect: 1 is right.
-        choices, logprobs, ids: what a completion brings.
+        choices, ids: what a completion brings.
+        logprobs: added to the log-probabilities; None: it tells none.
         fail_after: completions with texts after which every request fails.
     """
 
@@ -45,7 +46,7 @@ class LoraServer:
     ignores: bool = False
     scale: float = 1.0
     choices: int = 1
-    logprobs: bool = True
+    logprobs: float | None = 0.0
     ids: bool = True
     fail_after: int | None = None
     loaded: dict[str, str] = field(default_factory=dict)
@@ -129,13 +130,14 @@ class LoraServer:
         with self._applied(request["model"]):
             if request.get("prompt_logprobs"):
                 logs = self._model(input_ids=ids).logits[0].log_softmax(-1)
+                added = 0.0 if self.logprobs is None else self.logprobs
                 told = [
-                    {str(token): {"logprob": float(logs[i, token]), "rank": 1}}
+                    {str(token): {"logprob": float(logs[i, token]) + added, "rank": 1}}
                     for i, token in enumerate(request["prompt"][1:])
                 ]
                 return {
                     "text": "", "finish_reason": "length",
-                    "prompt_logprobs": [None, *told] if self.logprobs else None,
+                    "prompt_logprobs": None if self.logprobs is None else [None, *told],
                 }  # fmt: skip
             new = self._greedy(ids, request)
         ended = new[-1] in request["stop_token_ids"]

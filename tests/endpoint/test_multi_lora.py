@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import unlearning_data as data
+from support.jsonl import write_jsonl
 from support.judges import write_judge
 from support.lora_server import KEY, LoraServer, serving
 from support.tiny_models import random_module, tiny
@@ -287,7 +288,7 @@ def test_flags_that_do_not_go_together(flags, said, bench, tmp_path, capsys):
 
 def test_answers_of_detoxified_modules_are_those_of_the_model_here(bench, server, tmp_path, capsys):
     rows = [{"instruction": f"{word} fine", "output": f"{word} sad"} for word in data.GOOD]
-    asked = data.write_lines(tmp_path / "asked.jsonl", rows)
+    asked = write_jsonl(tmp_path / "asked.jsonl", rows)
     template = {"with_input": "{instruction} {input} ", "without_input": "{instruction} "}
     (tmp_path / "template.json").write_text(json.dumps(template))
     judge = write_judge(tmp_path, " ".join(data.BAD), " ".join(data.GOOD))

@@ -310,6 +310,30 @@ def test_the_processes_of_a_launch_share_the_rows_of_statistics(program, bench, 
             torch.testing.assert_close(both[name], tensor, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_the_processes_of_a_launch_share_the_batches_that_are_learned_from(bench, tmp_path, capsys):
+    """Two batches a step, one of each task; gradients of float32 in another order."""
+    words = ["learn", *bench.flags(), "--method", "cat", "--max_steps", 4, "-p"]
+    words[words.index("mnli") + 1 : words.index("mnli") + 1] = ["snli"]
+    place = words.index("--validation_file")
+    words[place : place + 2] = ["--validation_file", bench.validation, bench.validation]
+    place = words.index("--test_file")
+    words[place : place + 2] = ["--test_file", bench.test, bench.test]
+    first, second = launched(tmp_path, [*words, tmp_path / "both"])
+    assert "in 4 steps" in first
+    assert not second
+    assert cli.main([str(word) for word in [*words, tmp_path / "one"]]) == 0
+    one, both = (
+        json.loads((tmp_path / who / "learned.json").read_text()) for who in ("one", "both")
+    )
+    assert one["history"] == pytest.approx(both["history"], rel=1e-5)
+    assert [one["loss_before"], one["loss_after"]] == pytest.approx(
+        [both["loss_before"], both["loss_after"]], rel=1e-5
+    )
+    for mine, theirs in zip(one["coefficients"], both["coefficients"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
 # --- the other kinds, programs and refusals ---
 
 

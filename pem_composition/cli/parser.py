@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 COMMAND: ContextVar[str] = ContextVar("COMMAND", default="")  # the words that are being run
 # Programs whose processes share the work of a launch, as those with --evaluate do.
-SHARED = ("train", "sweep", "search", "evaluate", "fisher", "gram")
+SHARED = ("train", "sweep", "search", "evaluate", "fisher", "gram", "learn")
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_DISK = NO_SPACE | {errno.EIO, errno.EFBIG}
 EXIT_INTERRUPTED = 130

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pem_composition import launch
 from pem_composition.adapters import wearing
 from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation.language import LanguageEvaluator
@@ -137,6 +138,8 @@ def learn(
 ) -> Learned:
     """Learn the coefficients; the model is afterwards as it was.
 
+    The processes of a launch that have joined share the batches of a step.
+
     Raises:
         DataError: a task whose answers the loss is not defined for.
         RunFailed: the loss is not finite.
@@ -153,18 +156,24 @@ def learn(
             before = _mean_loss(blend, raw_TL, lessons, rule)
             for step in range(rule.steps):
                 optimizer.zero_grad()
-                total = 0.0
-                for lesson, order in zip(lessons, orders, strict=True):
-                    for batch in islice(order, rule.batches):
-                        blend.coefficients = constrained(raw_TL, rule.constraint)
-                        loss = _loss(blend.model, lesson, batch, rule.loss)
-                        loss = loss / (len(lessons) * rule.batches)
-                        loss.backward()  # before the next task's head takes the place of this one
-                        total += float(loss.detach())
-                _check_finite(total, step)
+                total = torch.zeros((), dtype=torch.float64)
+                drawn = [
+                    (lesson, batch)
+                    for lesson, order in zip(lessons, orders, strict=True)
+                    for batch in islice(order, rule.batches)
+                ]
+                own, add_up = launch.share(drawn)
+                for lesson, batch in own:
+                    blend.coefficients = constrained(raw_TL, rule.constraint)
+                    loss = _loss(blend.model, lesson, batch, rule.loss) / len(drawn)
+                    loss.backward()  # before the next task's head takes the place of this one
+                    total += float(loss.detach())
+                add_up(total)
+                add_up(raw_TL.grad)
+                _check_finite(float(total), step)
                 optimizer.step()
-                history.append(total)
-                progress(step + 1, total)
+                history.append(float(total))
+                progress(step + 1, float(total))
             after = _mean_loss(blend, raw_TL, lessons, rule)
             found = constrained(raw_TL.detach(), rule.constraint).double().cpu().tolist()
             layers = blend.layers
@@ -208,11 +217,13 @@ def _mean_loss(
     blend.coefficients = constrained(raw_TL, rule.constraint)
     means = []
     for lesson in lessons:
-        parts = [
-            float(_loss(blend.model, lesson, batch, rule.loss)) * len(batch.rows)
-            for batch in lesson.evaluator.batches
-        ]
-        means.append(sum(parts) / lesson.evaluator.size)
+        own, add_up = launch.share(lesson.evaluator.batches)
+        losses = (
+            float(_loss(blend.model, lesson, batch, rule.loss)) * len(batch.rows) for batch in own
+        )
+        total = torch.tensor(sum(losses), dtype=torch.float64)
+        add_up(total)
+        means.append(float(total) / lesson.evaluator.size)
     return sum(means) / len(means)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pem_composition import launch
 from pem_composition.composition import compose
 from pem_composition.errors import UsageError
 from pem_composition.merging import learning
@@ -37,6 +38,8 @@ def run(
 ) -> tuple[PEM, Learned]:
     """Learn, and write the module with ``learned.json`` and a recipe for pem compose beside it.
 
+    The processes of a launch share the batches, and the first one writes.
+
     Raises:
         PEMError: modules or rows that cannot be used.
     """
@@ -49,6 +52,7 @@ def run(
                 expected="one task per module, in the same order",
             )  # fmt: skip
         rule = replace(rule, batches=setup.scoring.batch_size or BATCH)
+    launch.join_group()
     model, tokenizer = setup.load()
     lessons = _lessons(setup, rule, modules, model, tokenizer, say)
     every = max(1, rule.steps // 10)
@@ -58,12 +62,15 @@ def run(
             say(f"step {step} of {rule.steps}: loss {loss:.4f}")
 
     learned = learn(model, modules, lessons, rule, progress)
+    launch.leave_group()
     recipe = _recipe(setup, modules, learned)
     merged = compose(
         recipe["expression"], dict(zip(recipe["modules"], modules, strict=True)), space="delta",
         rank=setup.rank, dtype=setup.dtype, head=recipe["head"], layers=recipe["layers"],
         allow_base_mismatch=allow_base_mismatch,
     )  # fmt: skip
+    if not launch.is_main():
+        return merged, learned
     merged.save(setup.out, format=setup.format, dtype=setup.dtype, overwrite=setup.overwrite)
     record = {
         "method": method,

@@ -431,7 +431,10 @@ def _carry_over(aside: Path, target: Path, keep: Callable[[str], bool] | None) -
     """Move the entries to keep from a replaced directory into the new one, then remove the rest."""
     for entry in list(aside.iterdir()) if keep else []:
         if keep is not None and keep(entry.name) and not (target / entry.name).exists():
-            entry.rename(target / entry.name)
+            try:
+                entry.rename(target / entry.name)
+            except FileNotFoundError:  # another process has put it aside: what is kept stays here
+                return
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -470,13 +473,14 @@ def _swap(
 ) -> None:
     """Give the directory its name; of several processes that do so at once each succeeds whole."""
     aside: list[Path] = []
+    placed = False
     try:
-        while True:
+        while not placed:
             check_free(target, overwrite)
             aside += _put_aside(target) if overwrite else []
             try:
                 temporary.rename(target)  # replaces an empty directory
-                break
+                placed = True
             except OSError as error:  # another process was faster: look again
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
@@ -487,7 +491,7 @@ def _swap(
         raise
     finally:
         for old in aside:
-            if old.exists() and target.exists():
+            if old.exists() and (placed or target.exists()):
                 _carry_over(old, target, keep)
     fsync(target.parent)
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -585,8 +586,9 @@ def test_of_four_processes_two_are_killed_and_no_trial_is_lost_or_doubled(
     first.wait_for(out / "results.jsonl")
     second = pem_process.start(command, tmp_path / "second.log")
     for killed in (first, others.pop()):
-        time.sleep(2 * random_ones.random())
-        killed.send(signal.SIGKILL)
+        time.sleep(random_ones.random())
+        with suppress(ProcessLookupError):  # a fast machine is done by then
+            killed.send(signal.SIGKILL)
     left = (second, *others)
     assert [child.wait() for child in left] == [0, 0], [child.text()[-2000:] for child in left]
     found = trials(out)

@@ -256,6 +256,30 @@ def test_existing_output_needs_overwrite_and_foreign_files_survive_it(tmp_path: 
     assert listing(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_was_replaced_goes_although_another_process_has_put_the_new_output_aside(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two names of the new output and the end, which is where it was left behind. What
+    is to be kept has no place then, and is not removed."""
+    out, elsewhere, rename = tmp_path / "out", tmp_path / "elsewhere", Path.rename
+    out.mkdir()
+    (out / "log.txt").write_text("log")
+
+    def renamed(self: Path, target: Path) -> None:
+        rename(self, target)
+        if ".tmp-" in self.name:
+            rename(target, elsewhere)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    keep = (lambda name: name == "log.txt") if kept else None
+    with safe_files.atomic_directory(out, overwrite=True, keep=keep) as folder:
+        (folder / "a").write_text("new")
+    assert listing(elsewhere) == ["a"]
+    left = [path for path in tmp_path.iterdir() if path != elsewhere]
+    assert [listing(path) for path in left] == ([["log.txt"]] if kept else [])
+
+
 def test_a_file_or_the_working_directory_is_never_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,7 @@ find_python() {
 }
 
 # pip_install WHAT PACKAGES...: pip, with a line every five seconds, so that nobody thinks it hangs.
-# A subshell: its clock stops with it, and an interactive shell reports no jobs. Python compiles what
-# is imported when it is imported; compiling every file is most of the time that an install takes.
+# A subshell: its clock stops with it, and an interactive shell reports no jobs.
 pip_install() (
   what=$1 self=$BASHPID
   shift
@@ -33,7 +32,7 @@ pip_install() (
   while sleep 5 && kill -0 "$self" 2>/dev/null; do echo "environment: $what, $SECONDS s"; done &
   clock=$!
   trap 'kill "$clock" 2>/dev/null' EXIT
-  "$repository/.venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check \
+  "$repository/.venv/bin/python" -m pip install -qq --disable-pip-version-check \
     -c "$repository/constraints.txt" "$@"
 )
 

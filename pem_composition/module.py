@@ -49,7 +49,6 @@ from pem_composition.arithmetic.updates import (
     cast,
     certificate_of,
     certified,
-    check_overflow,
     delta_sum,
 )
 from pem_composition.config import IN_BASE, AdapterConfig, BaseIdentity, Head, LoraConfig
@@ -312,9 +311,7 @@ def combine(
             exact, coefficients, choice, space, rank, dtype, statistics, certify
         )
         chosen = head_policies.choose(exact, coefficients, head)
-        tensors = cast(tensors | _as_roles(chosen.tensors), dtype)
-        if dtype is None:  # rounding looks at every value itself
-            check_overflow(tensors)
+        tensors |= cast(_as_roles(chosen.tensors), dtype)
         result = PEM(
             tensors=tensors,
             config=_saving(config, modules, chosen.tensors),
@@ -353,10 +350,7 @@ def _combined(
     statistics: Sequence[Statistics],
     certify: bool,
 ) -> tuple[dict[str, Tensor], AdapterConfig, Callable[[PEM], Certificate]]:
-    """Tensors without heads, their config, and what certifies the rounded result.
-
-    Exact sums and methods are rounded layer by layer, which the caller does to the others.
-    """
+    """Tensors without heads, rounded, their config, and what certifies the result."""
     if choice.entry.needs or (choice.method != SIMPLE and space == "delta"):
         from pem_composition.arithmetic import informed, method_sums
 
@@ -370,17 +364,18 @@ def _combined(
     weights = list(coefficients)
     if choice.method != SIMPLE:
         tensors, config, weights = merge_as(modules, coefficients, choice)
+        tensors = cast(tensors, dtype)
     elif space == "log":
         tensors, config = log_sum(modules, coefficients)
         return (
-            tensors,
+            cast(tensors, dtype),
             config,
             lambda m: Certificate(*certified(log_errors(m, modules, weights)), PRODUCT),
         )
     elif space == "parameter":
-        tensors = linear_combination([m.tensors for m in modules], coefficients)
+        tensors = cast(linear_combination([m.tensors for m in modules], coefficients), dtype)
         config = modules[0].config
-    else:
+    else:  # rounded layer by layer
         tensors, config = delta_sum(modules, coefficients, rank, dtype)
     return (
         tensors,
@@ -452,7 +447,6 @@ def negate(module: PEM, strength: float = 1.0, *, dtype: str | None = None) -> P
     settings = {"strength": strength} | ({} if dtype is None else {"dtype": dtype})
     exact = in_dtype(module, dtype)
     tensors = algebra_negate(exact.adapter_tensors(), strength)
-    check_overflow(tensors)
     kept = head_policies.choose([exact], [-strength], "first")
     tensors = cast(tensors | _as_roles(kept.tensors), dtype)
     heads = {n: _cast_head(h, dtype) for n, h in exact.heads.items()}

@@ -70,8 +70,12 @@ def check_spellings(modules: Sequence[Described]) -> None:
     Raises:
         IncompatibleModules: both modules and names.
     """
-    stacks = [
-        {} if m.kind == "full" else {_stack(layer): layer for layer in m.layers} for m in modules
+    stacks: list[dict[str, str]] = [
+        {
+            ".".join("#" if p.isdecimal() else p for p in layer.split(".")): layer
+            for layer in (m.layers if m.kind != "full" else ())
+        }
+        for m in modules
     ]
     for module, own in zip(modules, stacks, strict=True):
         for stack, layer in own.items():
@@ -91,10 +95,6 @@ def check_spellings(modules: Sequence[Described]) -> None:
                             do=f"give {other.name} the prefix (pem convert IN OUT --prefix "
                             f"{prefix})",
                         )
-
-
-def _stack(layer: str) -> str:
-    return ".".join("#" if p.isdecimal() else p for p in layer.split("."))
 
 
 def check_linear(module: Described) -> None:

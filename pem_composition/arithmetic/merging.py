@@ -14,7 +14,6 @@ from pem_composition.arithmetic.methods.parity import peft_linear
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR, REFERENCE_DETOXIFY, Choice
 from pem_composition.arithmetic.updates import (
     cast,
-    check_overflow,
     check_shapes,
     factor_config,
     union_config,
@@ -51,8 +50,6 @@ class Written:
     def take(self, layer: str, tensors: Mapping[str, Tensor], judge: Judge) -> None:
         """Round, keep and judge a layer's tensors."""
         rounded = cast(tensors, self.dtype)
-        if self.dtype is None:  # rounding looks at every value itself
-            check_overflow(rounded)
         self.tensors.update(rounded)
         if self.certify:
             self.errors[layer] = judge(rounded)

@@ -43,7 +43,8 @@ class LayerError(NamedTuple):
     @property
     def relative(self) -> float:
         """error / ||expression||; where that cancels to zero, error / sum of the terms' norms."""
-        return _ratio(self.error, self.norm, self.terms)
+        reference = self.terms if self.norm <= 1e-12 * self.terms else self.norm
+        return self.error / reference if reference else 0.0
 
 
 def total_error(layers: Mapping[str, LayerError]) -> float:
@@ -53,11 +54,4 @@ def total_error(layers: Mapping[str, LayerError]) -> float:
         >>> total_error({"fc": LayerError(3.0, 5.0, 5.0), "proj": LayerError(4.0, 0.0, 1.0)})
         1.0
     """
-    error, exact, terms = (math.hypot(*(v[i] for v in layers.values())) for i in range(3))
-    return _ratio(error, exact, terms)
-
-
-def _ratio(error: float, exact: float, terms: float) -> float:
-    cancelled = exact <= 1e-12 * terms
-    reference = terms if cancelled else exact
-    return error / reference if reference else 0.0
+    return LayerError(*(math.hypot(*(v[i] for v in layers.values())) for i in range(3))).relative

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.algebra import (
     HEAD,
@@ -284,21 +284,29 @@ def save_dtype(name: str | None) -> torch.dtype | None:
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
-    """Round tensors to a dtype, refusing values that it cannot hold."""
-    if dtype is None:
-        return dict(tensors)
-    import torch
+    """Results rounded to a dtype, or as they are; each is searched once for what did not fit.
 
-    out: dict[str, Any] = {}
+    Raises:
+        PEMError: naming the tensor, and a dtype that holds it, if one does.
+    """
+    if dtype is None:
+        check_overflow(tensors)
+        return dict(tensors)
+    out = {}
     for name, tensor in tensors.items():
-        role_of(name)
         out[name] = tensor.to(save_dtype(dtype))
         if not all_finite(out[name]):
             check_overflow({name: tensor})  # no other dtype would hold it
             size = float(tensor.abs().max())
-            wider = [d for d in WIDE if size < torch.finfo(getattr(torch, d)).max] or ["float64"]
             raise PEMError.build(
-                name, f"a value does not fit {dtype}", found=f"{size:g}",
-                do=f"choose {' or '.join(wider)}",
-            )  # fmt: skip
+                name, f"a value does not fit {dtype}", found=f"{size:g}", do=f"choose {wider(size)}"
+            )
     return out
+
+
+def wider(size: float) -> str:
+    """The dtypes of 4 bytes or less that hold a value float16 does not, else float64."""
+    import torch
+
+    fitting = [d for d in WIDE if size < torch.finfo(getattr(torch, d)).max]
+    return " or ".join(fitting) or "float64"

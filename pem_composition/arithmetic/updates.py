@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from pem_composition.arithmetic.operand import Operand
 
-WIDE = ("bfloat16", "float32")  # of 4 bytes or less, for what float16 does not hold
+# Of 4 bytes or less, for what float16 does not hold: their largest numbers.
+WIDE = {"bfloat16": (2 - 2**-7) * 2.0**127, "float32": (2 - 2**-23) * 2.0**127}
 
 
 def delta_sum(
@@ -306,7 +307,4 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
 
 def wider(size: float) -> str:
     """The dtypes of 4 bytes or less that hold a value float16 does not, else float64."""
-    import torch
-
-    fitting = [d for d in WIDE if size < torch.finfo(getattr(torch, d)).max]
-    return " or ".join(fitting) or "float64"
+    return " or ".join(d for d, largest in WIDE.items() if size < largest) or "float64"

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo, write_values
-from pem_composition.checkpoint.tensors import TORCH_NAMES, buffer_of
-from pem_composition.errors import PEMError
+from pem_composition.checkpoint.tensors import TORCH_NAMES, buffer_of, overflow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,16 +192,13 @@ def _checked(name: str, output: Output, values: Tensor, total: float) -> Any:
     not, they are tested.
     """
     if not math.isfinite(total):
+        import torch
+
         bad = int((~values.isfinite()).sum())
         if bad:
             output.blame()
-            raise PEMError.build(
-                output.where,
-                f"tensor {name!r} overflows in {values.dtype}",
-                found=f"{bad} values beyond it",
-                expected="finite values",
-                do="choose --dtype bfloat16 or float32",
-            )
+            limit = torch.finfo(values.dtype).max
+            raise overflow(output.where, name, values.dtype, f"{bad} values beyond it", limit)
     return buffer_of(values)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.updates import all_finite
+from pem_composition.arithmetic.updates import all_finite, wider
 from pem_composition.checkpoint.files import (
     FLOAT_DTYPES,
     SafetensorsFile,
@@ -151,18 +151,20 @@ def check_finite(tensor: Tensor, name: str, path: object, do: str = DIVERGED) ->
 
 def cast(tensor: Tensor, name: str, dtype: torch.dtype | None, where: object) -> Tensor:
     """Contiguous CPU copy in ``dtype``; a value that overflows to infinity is refused."""
-    check_finite(tensor, name, where, "use smaller coefficients, if it is a sum")
-    out = tensor.detach().to("cpu")
-    out = (out if dtype is None else out.to(dtype)).contiguous()
-    if out.dtype != tensor.dtype and not all_finite(out):
-        raise PEMError.build(
-            where,
-            f"tensor {name!r} overflows in {out.dtype}",
-            found=f"magnitude {float(tensor.abs().max()):.4g}",
-            expected="finite values",
-            do="choose --dtype bfloat16 or float32",
-        )
+    out = tensor.detach().to("cpu", dtype).contiguous()
+    if not all_finite(out):
+        check_finite(tensor, name, where, "use smaller coefficients, if it is a sum")
+        size = float(tensor.abs().max())
+        raise overflow(where, name, out.dtype, f"magnitude {size:.4g}", size)
     return out
+
+
+def overflow(where: object, name: str, dtype: torch.dtype, found: str, size: float) -> PEMError:
+    """The error for a finite value of this size, or a larger one, that the dtype does not hold."""
+    return PEMError.build(
+        where, f"tensor {name!r} overflows in {dtype}", found=found, expected="finite values",
+        do=f"choose --dtype {wider(size)}",
+    )  # fmt: skip
 
 
 def info_of(tensor: Tensor) -> TensorInfo:
@@ -181,8 +183,5 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write contiguous CPU tensors as safetensors."""
-
-    def values(name: str) -> Iterator[Any]:
-        yield buffer_of(tensors[name])
-
-    write_safetensors(path, {n: info_of(t) for n, t in tensors.items()}, values, metadata)
+    infos = {n: info_of(t) for n, t in tensors.items()}
+    write_safetensors(path, infos, lambda name: [buffer_of(tensors[name])], metadata)

@@ -27,6 +27,7 @@ from pem_composition.checkpoint import (
     save,
 )
 from pem_composition.checkpoint.conversion import convert
+from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.full import Weights
 from pem_composition.checkpoint.recomputation import rebuild
 from pem_composition.checkpoint.stream import (
@@ -350,6 +351,23 @@ def test_an_overflow_in_the_written_dtype_is_said(tmp_path: Path) -> None:
     with pytest.raises(PEMError, match=r"overflows in torch.float16; .*--dtype bfloat16"):
         combine_full(places, [1e6, 0, 0], tmp_path / "out", base=base, dtype="float16")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "remedy"),
+    [
+        (7e4, "F16", "bfloat16 or float32"),
+        (3.4e38, "BF16", "float32"),
+        (1e39, "F32", "float64"),
+    ],
+)
+def test_the_dtype_that_is_named_is_wider(
+    value: float, dtype: str, remedy: str, tmp_path: Path
+) -> None:
+    t = torch.tensor([1.0, value], dtype=torch.float64)
+    output = Output(TensorInfo(dtype, (2,)), lambda start, stop: t[start:stop], step=2)
+    with pytest.raises(PEMError, match=rf"'t' overflows in .*; choose --dtype {remedy}$"):
+        stream_safetensors(tmp_path / "t.safetensors", {"t": output}, Ring())
 
 
 def test_a_sum_gives_the_threads_of_torch_back(

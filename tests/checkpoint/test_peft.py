@@ -483,6 +483,24 @@ def test_a_value_that_overflows_the_dtype_is_refused_and_nothing_written(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "held"),
+    [
+        (3.4e38, "bfloat16", "float32"),
+        (1e39, "float32", "float64"),
+        (1e39, "float16", "float64"),
+    ],
+)
+def test_the_dtype_that_a_refusal_names_holds_the_value(
+    value: float, dtype: str, held: str, tmp_path: Path
+) -> None:
+    big = PEM({"fc.ia3": torch.tensor([1.0, value], dtype=torch.float64)}, IA3Config(("fc",)))
+    with pytest.raises(PEMError, match=rf"overflows in torch.{dtype}; .*choose --dtype {held}$"):
+        big.save(tmp_path / "out", dtype=dtype)
+    big.save(tmp_path / "out", dtype=held)
+    assert float(load(tmp_path / "out").tensors["fc.ia3"][1]) == pytest.approx(value)
+
+
 def test_weights_as_bin_and_both_files(folder: Path) -> None:
     expected = load(folder)
     torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")

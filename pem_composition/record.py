@@ -184,17 +184,13 @@ class Recorded(Protocol):
 
 def record(function: str, modules: Sequence[Recorded], **settings: Any) -> Recipe | None:
     """``function(modules, **settings)``; None if an operand has no recipe or it is too deep."""
-    operands = [_operand(m) for m in modules]
+    # What was read or trained is an input; a composition without a recipe cannot be an operand.
+    operands = [
+        m.provenance.recipe or (leaf(m) if m.provenance.space is None else None) for m in modules
+    ]
     known = [o for o in operands if o is not None]
     recipe = Recipe(function, {k: plain(v) for k, v in settings.items()}, tuple(known))
     return recipe if len(known) == len(operands) and recipe.depth <= MAX_DEPTH else None
-
-
-def _operand(module: Recorded) -> Recipe | Source | None:
-    origin = module.provenance
-    if origin.recipe is not None or origin.space is not None:
-        return origin.recipe
-    return leaf(module)
 
 
 def leaf(module: Recorded) -> Source:

@@ -236,6 +236,17 @@ class BaseIdentity:
     model_type: str | None = None
     hidden_size: int | None = None
 
+    def completed(self, *others: BaseIdentity) -> BaseIdentity:
+        """What it leaves open, from the first of the others that knows it.
+
+        >>> BaseIdentity("gpt2").completed(BaseIdentity(hidden_size=768)).hidden_size
+        768
+        """
+        known: dict[str, Any] = {}
+        for base in (self, *others):
+            known = {k: v for k, v in vars(base).items() if v is not None} | known
+        return BaseIdentity(**known)
+
 
 @dataclass(frozen=True)
 class HeadInfo:

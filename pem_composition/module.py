@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from os import PathLike
 from types import MappingProxyType
@@ -315,7 +315,7 @@ def combine(
         result = PEM(
             tensors=tensors,
             config=_saving(config, modules, chosen.tensors),
-            base=_common_base(modules),
+            base=BaseIdentity().completed(*(m.base for m in modules)),
             name="combination",
             head=chosen.info,
             heads={n: _cast_head(h, dtype) for n, h in chosen.beside.items()},
@@ -650,10 +650,3 @@ def _beginnings(modules: Sequence[PEM], inits: set[str | None]) -> set[str | Non
         return init
 
     return {first(init) for init in inits}
-
-
-def _common_base(modules: Sequence[PEM]) -> BaseIdentity:
-    def first(attribute: str) -> Any:
-        return next((v for m in modules if (v := getattr(m.base, attribute)) is not None), None)
-
-    return BaseIdentity(*(first(f.name) for f in fields(BaseIdentity)))

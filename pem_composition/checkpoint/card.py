@@ -23,7 +23,6 @@ from pem_composition.safe_files import is_file, open_regular
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
-    from pem_composition.record import Source
 
 MAX_CARD_BYTES = 1 << 20
 LICENSE = re.compile(r"""license:\s*(["']?)([A-Za-z0-9][A-Za-z0-9.+-]*)\1\s*(#.*)?""")
@@ -97,12 +96,15 @@ def card(
             "",
         ]
     if p.sources:
-        lines += ["| input | sha256 | licence |", "|---|---|---|", *map(_row, p.sources), ""]
+        lines += ["| input | sha256 | licence |", "|---|---|---|"]
+        for s in p.sources:
+            licence = _plain(s.license or UNKNOWN)
+            lines.append(f"| {_plain(s.name)} | `{s.sha256 or 'in memory'}` | {licence} |")
+        lines.append("")
     if p.certificate:
-        lines += [
-            f"Relative error against {_against(p.certificate.against)}: {error_text(p)}.",
-            "",
-        ]
+        against = p.certificate.against
+        exact = "the exact sum of updates" if against == SUM else _plain(against)
+        lines += [f"Relative error against {exact}: {error_text(p)}.", ""]
     lines += [*_heads(pem), *_usage(pem, written=written, publication=publication)]
     lines += [*(f"- {_plain(note)}" for note in p.notes), *([""] if p.notes else [])]
     if p.space is None:
@@ -112,10 +114,6 @@ def card(
     if publication:
         lines += CITATION
     return "\n".join([*lines, "Details and checksums: `pem.json`.", ""])
-
-
-def _against(against: str) -> str:
-    return "the exact sum of updates" if against == SUM else _plain(against)
 
 
 _KINDS = {
@@ -159,11 +157,6 @@ def _model_index(pem: PEM, told: Publication) -> list[dict[str, Any]]:
         "metrics": [{"type": metric, "value": value} for metric, value in told.scores.items()],
     }
     return [{"name": pem.name, "results": [result]}]
-
-
-def _row(source: Source) -> str:
-    licence = source.license or UNKNOWN
-    return f"| {_plain(source.name)} | `{source.sha256 or 'in memory'}` | {_plain(licence)} |"
 
 
 def _heads(pem: PEM) -> list[str]:

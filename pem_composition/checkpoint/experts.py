@@ -46,7 +46,7 @@ class Stacks:
 
     def __init__(self, config: LoraConfig, raw: Mapping[str, Any], path: Path) -> None:
         self._config, self._path = config, path
-        self._targets: tuple[str, ...] = config.extra.get(TARGETS, ())
+        self._targets: tuple[str, ...] = config.extra[TARGETS]
         self._expression = isinstance(raw.get("target_modules"), str)
         self._slices: dict[str, tuple[int, int]] = {}  # name -> experts, place of this one
 
@@ -60,8 +60,6 @@ class Stacks:
                 that is no stack.
             CheckpointError: factors that do not fit each other or the config.
         """
-        if not self._targets:
-            return dict(keys), dict(infos)
         stacks = self._stacks(infos)
         if not stacks:
             raise UnsupportedModule.build(
@@ -209,8 +207,6 @@ def joined(
     for layer in layers:
         if expert := expert_of(layer):
             stacks[expert[0]][expert[1]] = layer
-    if not stacks:
-        return {}, config
     places = _places(stacks, where)
     tensors: dict[str, Tensor] = {}
     sizes: dict[str, tuple[int, float]] = {}

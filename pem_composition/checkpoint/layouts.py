@@ -59,11 +59,6 @@ CODECS: Mapping[str, Codec] = {
 }
 
 
-def layout_of(small: SmallFiles, raw: Config) -> str:
-    """The layout of a folder with an adapter_config.json."""
-    return next(name for name, codec in CODECS.items() if codec.describes(small, raw))
-
-
 def is_foreign(entry: str) -> bool:
     """True for logs and results beside a module, which survive when it is overwritten.
 

@@ -94,8 +94,6 @@ def read(folder: Path, raw: Mapping[str, Any], name: str, record: Record | None)
         stack.pop_all()  # the file stays open
     model = raw.get("model")
     base = BaseIdentity(name=model if isinstance(model, str) and model else None)
-    if record and base.name in (None, record.base.name):
-        base = record.base
     alpha = alpha_for(scale, r)
     if alpha is None:
         raise UnsupportedModule.build(

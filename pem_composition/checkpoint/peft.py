@@ -115,7 +115,7 @@ def read(
             config = replace(config, extra={**config.extra, IN_BASE: in_base})
         infos = {n: _canonical_info(n, file.infos[k]) for n, k in keys.items()}
         stacks = None
-        if isinstance(config, LoraConfig):
+        if isinstance(config, LoraConfig) and experts.TARGETS in config.extra:
             stacks = experts.Stacks(config, raw, path)
             keys, infos = stacks.split(keys, infos)
             extra = {k: v for k, v in config.extra.items() if k != experts.TARGETS}
@@ -126,9 +126,11 @@ def read(
         listed = not peft_config.targets_from_tensors(raw)
         notes += _check_tensors(config, infos, path, name, listed=listed)
         stack.pop_all()  # the file stays open
-    base = BaseIdentity(name=raw.get("base_model_name_or_path") or None)
-    if record and base.name in (None, record.base.name):
-        base = record.base
+
+    def form(name: str, tensor: Tensor) -> Tensor:
+        own = stacks.form(name, tensor) if stacks else None
+        return tensor.reshape(infos[name].shape) if own is None else own
+
     if record and record.origin:
         config = replace(config, extra={**config.extra, "origin": dict(record.origin)})
     return ModuleHeader(
@@ -136,23 +138,14 @@ def read(
         format=PEFT.name,
         name=name,
         config=config,
-        base=base,
+        base=BaseIdentity(name=raw.get("base_model_name_or_path") or None),
         infos=infos,
         head=_head_info(infos, config, record),
         provenance=record.provenance if record else Provenance(),
         weights=path,
         notes=notes,
-        tensors=StoredTensors(
-            {n: (file, k) for n, k in keys.items()}, lambda n, t: _formed(n, t, infos, stacks)
-        ),
+        tensors=StoredTensors({n: (file, k) for n, k in keys.items()}, form),
     )
-
-
-def _formed(
-    name: str, tensor: Tensor, infos: Mapping[str, TensorInfo], stacks: experts.Stacks | None
-) -> Tensor:
-    own = stacks.form(name, tensor) if stacks else None
-    return tensor.reshape(infos[name].shape) if own is None else own
 
 
 def _weights_file(folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -190,7 +183,9 @@ def _canonical_keys(
     keys: dict[str, str] = {}
     in_base = []
     for key, info in infos.items():
-        if _is_copy(key, infos):
+        # PEFT writes beside a saved embedding of another size, and does not read, the saved module
+        # and the base's once more, under names of its wrapper.
+        if any(key.replace(f".{c}.", ".") in infos for c in COPIES if f".{c}." in key):
             continue
         named = plain_name(key)
         if not named.startswith(PREFIX):
@@ -254,13 +249,6 @@ def _refuse_nested(names: Iterable[str], config: AdapterConfig, path: Path) -> N
                     expected="parts that do not lie in each other",
                     do=f"train the module again with {outer[i - 1]} alone in modules_to_save",
                 )
-
-
-def _is_copy(key: str, known: Container[str]) -> bool:
-    """True for what PEFT writes beside a saved embedding of another size, and does not read: the
-    saved module and the base's once more, under names of its wrapper."""
-    inner = (".modules_to_save.", ".original_module.")
-    return any(part in key and key.replace(part, ".") in known for part in inner)
 
 
 def _refuse_key(key: str, rest: str, info: TensorInfo, path: Path) -> None:
@@ -519,7 +507,7 @@ def write(pem: PEM, folder: Path, *, dtype: str | None) -> None:
     target = save_dtype(dtype)
     tensors, adapted = {}, frozenset(pem.layers)
     rest = {n: t for n, t in pem.tensors.items() if not expert_of(n.rpartition(".")[0])}
-    if isinstance(config, LoraConfig):
+    if isinstance(config, LoraConfig) and len(rest) < len(pem.tensors):
         stacks, config = experts.joined(pem.layers, pem.tensors.__getitem__, config, pem.name)
         rest |= stacks
     for name, tensor in sorted(rest.items()):

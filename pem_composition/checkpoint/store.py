@@ -27,9 +27,8 @@ from pem_composition.checkpoint.content import (
 )
 from pem_composition.checkpoint.files import SafetensorsFile, check_apart, snapshot_of
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.layouts import CODECS, is_foreign, layout_of
+from pem_composition.checkpoint.layouts import CODECS, is_foreign
 from pem_composition.checkpoint.whole import write_full
-from pem_composition.config import BaseIdentity
 from pem_composition.errors import CheckpointError, PEMError, close_match
 from pem_composition.module import PEM
 from pem_composition.safe_files import SmallFiles, atomic_directory, is_file, leads_nowhere, listing
@@ -159,27 +158,19 @@ def _header(small: SmallFiles, layout: str, name: str | None = None) -> ModuleHe
             expected=f"kind {header.kind}",
             do="restore the file, or delete it",
         )
-    recorded = record.files.get(header.weights.name) if record else None
+    if record is None:
+        return replace(header, digests=small.digests)
+    base = header.base
+    if None in (base.name, record.base.name) or base.name == record.base.name:
+        base = base.completed(record.base)
     return replace(
         header,
-        base=_known(header.base, record.base) if record else header.base,
-        head=record.head if record and record.head and header.head else header.head,
-        sha256=recorded,
+        base=base,
+        head=record.head if record.head and header.head else header.head,
+        sha256=record.files.get(header.weights.name),
         record=record,
-        heads=dict(record.heads) if record else {},
+        heads=dict(record.heads),
         digests=small.digests,
-    )
-
-
-def _known(base: BaseIdentity, recorded: BaseIdentity) -> BaseIdentity:
-    """The recorded identity fills what the config leaves open, if both name the same model."""
-    if None not in (base.name, recorded.name) and base.name != recorded.name:
-        return base
-    return BaseIdentity(
-        base.name or recorded.name,
-        base.fingerprint or recorded.fingerprint,
-        base.model_type or recorded.model_type,
-        base.hidden_size or recorded.hidden_size,
     )
 
 
@@ -249,7 +240,8 @@ def _near(path: Path) -> str:
 
 def _layout(small: SmallFiles) -> str | None:
     if is_file(small.folder / CONFIG):
-        return layout_of(small, small.json(CONFIG))
+        raw = small.json(CONFIG)
+        return next(name for name, codec in CODECS.items() if codec.describes(small, raw))
     return FULL if is_file(small.folder / MODEL_CONFIG) else None
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pem_composition.errors import DataError, nearest
@@ -217,64 +217,53 @@ def reads_as_scores(values: Sequence[Any]) -> bool:
     return any(number is not None and not number.is_integer() for number in numbers)
 
 
-def _glue(
-    name: str, first: str, second: str | None, labels: tuple[str, ...], **changes: object
-) -> Task:
-    return Task(name, (first, second), labels, hub=("nyu-mll/glue", name), **changes)  # type: ignore[arg-type]
-
-
-def _sentiment(name: str, hub: str | None = None) -> Task:
-    """A domain whose rows install by package name; the hub's copy is named for the record."""
-    return Task(name, ("text", None), SENTIMENT, hub=(hub, None) if hub else None, offline=name)
-
-
-def _reviews(name: str, column: str) -> Task:
-    """A domain that is on the hub only, where it has no validation split."""
-    return Task(
-        name, (column, None), SENTIMENT, hub=(f"fancyzhx/{name}", None), validation_splits=()
-    )
-
-
 # Primary metrics follow the LoRA and RoBERTa papers: Matthews for CoLA, Pearson for STS-B, accuracy
 # for the rest; GLUE's leaderboard averages the two metrics of MRPC, QQP and STS-B.
+GLUE = (
+    Task(
+        "cola", ("sentence", None), ("unacceptable", "acceptable"),
+        metrics=("matthews_correlation",), primary="matthews_correlation",
+    ),
+    Task("sst2", ("sentence", None), SENTIMENT),
+    Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ACCURACY_F1),
+    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ACCURACY_F1),
+    Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearmanr"), primary="pearson"),
+    Task(
+        "mnli", ("premise", "hypothesis"), ENTAILMENT_3,
+        validation_splits=("validation_matched", "validation_mismatched"),
+    ),
+    Task("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
+    Task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+)  # fmt: skip
+TEXT = ("text", None)
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        _glue(
-            "cola", "sentence", None, ("unacceptable", "acceptable"),
-            metrics=("matthews_correlation",), primary="matthews_correlation",
-        ),
-        _glue("sst2", "sentence", None, SENTIMENT),
-        _glue(
-            "mrpc", "sentence1", "sentence2", ("not_equivalent", "equivalent"), metrics=ACCURACY_F1
-        ),
-        _glue(
-            "qqp", "question1", "question2", ("not_duplicate", "duplicate"), metrics=ACCURACY_F1
-        ),
-        _glue(
-            "stsb", "sentence1", "sentence2", (),
-            metrics=("pearson", "spearmanr"), primary="pearson",
-        ),
-        _glue(
-            "mnli", "premise", "hypothesis", ENTAILMENT_3,
-            validation_splits=("validation_matched", "validation_mismatched"),
-        ),
-        _glue("qnli", "question", "sentence", ("entailment", "not_entailment")),
-        _glue("rte", "sentence1", "sentence2", ("entailment", "not_entailment")),
-        _glue("wnli", "sentence1", "sentence2", ("not_entailment", "entailment")),
+        *(replace(task, hub=("nyu-mll/glue", task.name)) for task in GLUE),
         Task(
             "snli", ("premise", "hypothesis"), ENTAILMENT_3,
             hub=("stanfordnlp/snli", None), unlabelled=("-", -1),
         ),
-        _sentiment("rotten_tomatoes", hub="cornell-movie-review-data/rotten_tomatoes"),
-        _sentiment("imdb", hub="stanfordnlp/imdb"),
-        _reviews("amazon_polarity", "content"),
-        _reviews("yelp_polarity", "text"),
-        _sentiment("amazon_instruments"),
-        _sentiment("amazon_snippets"),
-        _sentiment("movie_snippets"),
-        _sentiment("tweet_snippets"),
-        Task("polarity", ("text", None), SENTIMENT),  # any other domain, from files
+        # Domains: rows that install by package name; two are on the hub, with no validation split.
+        Task(
+            "rotten_tomatoes", TEXT, SENTIMENT,
+            hub=("cornell-movie-review-data/rotten_tomatoes", None), offline="rotten_tomatoes",
+        ),
+        Task("imdb", TEXT, SENTIMENT, hub=("stanfordnlp/imdb", None), offline="imdb"),
+        Task(
+            "amazon_polarity", ("content", None), SENTIMENT,
+            hub=("fancyzhx/amazon_polarity", None), validation_splits=(),
+        ),
+        Task(
+            "yelp_polarity", TEXT, SENTIMENT,
+            hub=("fancyzhx/yelp_polarity", None), validation_splits=(),
+        ),
+        Task("amazon_instruments", TEXT, SENTIMENT, offline="amazon_instruments"),
+        Task("amazon_snippets", TEXT, SENTIMENT, offline="amazon_snippets"),
+        Task("movie_snippets", TEXT, SENTIMENT, offline="movie_snippets"),
+        Task("tweet_snippets", TEXT, SENTIMENT, offline="tweet_snippets"),
+        Task("polarity", TEXT, SENTIMENT),  # any other domain, from files
     )
 }  # fmt: skip
 

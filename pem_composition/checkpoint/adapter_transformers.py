@@ -99,15 +99,6 @@ ADAPTER_KEYS = frozenset(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def describes(small: SmallFiles, raw: Mapping[str, Any]) -> bool:
-    """True for a config that adapter-transformers wrote; one with PEFT's keys too counts as
-    PEFT's unless the weights are here.
-    """
-    if "model_type" not in raw or "config" not in raw:
-        return False
-    return "peft_type" not in raw or is_file(small.folder / WEIGHTS)
-
-
 def read(
     small: SmallFiles, raw: Mapping[str, Any], name: str, record: provenance.Record | None
 ) -> ModuleHeader:

@@ -53,11 +53,6 @@ ONE_OF_EACH = "write it with one rank, one scaling and no other parts first (pem
 ONE_OF_EACH += "--format vllm --drop_saved)"
 
 
-def describes(raw: Mapping[str, Any]) -> bool:
-    """True for a config that mlx-lm wrote."""
-    return "peft_type" not in raw and ("fine_tune_type" in raw or "lora_parameters" in raw)
-
-
 # --- reading ------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from pem_composition.checkpoint.content import (
 )
 from pem_composition.checkpoint.files import SafetensorsFile, check_apart, snapshot_of
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.layouts import CODECS, is_foreign
+from pem_composition.checkpoint.layouts import CODECS, is_foreign, layout_of
 from pem_composition.checkpoint.whole import write_full
 from pem_composition.errors import CheckpointError, PEMError, close_match
 from pem_composition.module import PEM
@@ -240,8 +240,7 @@ def _near(path: Path) -> str:
 
 def _layout(small: SmallFiles) -> str | None:
     if is_file(small.folder / CONFIG):
-        raw = small.json(CONFIG)
-        return next(name for name, codec in CODECS.items() if codec.describes(small, raw))
+        return layout_of(small, small.json(CONFIG))
     return FULL if is_file(small.folder / MODEL_CONFIG) else None
 
 

@@ -160,7 +160,7 @@ def run(words: list[str], log: Path) -> int:
 TIMES = re.compile(
     r"\d+(\.\d+)? ?(s|min|h|ms|MB|GB|kB|rows/s|tokens/s|steps/s|per second)\b"
     r"|((?<=runtime)|(?<=_second))\W+\d+(\.\d+)?"
-    r"|\b\d+\.\d\d(?= \|$)",  # a last column of seconds
+    r"|\b\d+\.\d\d(?= \|$|</td></tr>)",  # a last column of seconds
     re.MULTILINE,
 )
 TIMED = re.compile(r"second|runtime|time|date|elapsed|memory|flos|per_s|host|pid|written_at")
@@ -191,7 +191,7 @@ def content(path: Path) -> str:
     elif path.suffix == ".csv":
         rows = csv.DictReader(data.decode().splitlines())
         data = json.dumps([timeless(row) for row in rows]).encode()
-    elif path.suffix in (".md", ".txt", ".tex", ".svg", ".yaml"):
+    elif path.suffix in (".md", ".txt", ".tex", ".svg", ".yaml", ".html"):
         data = plain(data.decode()).encode()
     return hashlib.sha256(data).hexdigest()
 

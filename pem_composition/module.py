@@ -19,6 +19,8 @@ from pem_composition.arithmetic.algebra import (
     HEAD,
     analogy_weights,
     as_numbers,
+    check_request,
+    layers_of,
     linear_combination,
     role_of,
 )
@@ -28,7 +30,6 @@ from pem_composition.arithmetic.compatible import (
     check_compatible,
     check_linear,
     check_rank,
-    check_request,
     space_of,
 )
 from pem_composition.arithmetic.labels import expression_of, label_of, method_text, notes_of
@@ -128,7 +129,7 @@ class PEM:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the adapted layers (of the changed parameters for full), sorted."""
-        return tuple(sorted({n.rpartition(".")[0] for n in self.adapter_names}))
+        return layers_of(self.tensors)
 
     @property
     def adapter_names(self) -> tuple[str, ...]:

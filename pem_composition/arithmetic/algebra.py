@@ -7,7 +7,7 @@ NumPy arrays both work). The last component of a name is its role.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -63,6 +63,11 @@ def role_of(name: str) -> str:
             do="rename the tensor",
         )
     return role
+
+
+def layers_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Sorted names of the layers (of full modules: parameters) whose tensors take part in sums."""
+    return tuple(sorted({n.rpartition(".")[0] for n in names if role_of(n) != HEAD}))
 
 
 def linear_combination(modules: Sequence[Tensors], coefficients: Sequence[float]) -> dict[str, Any]:
@@ -198,17 +203,29 @@ def check_same_tensors(
         check_same_shapes(name, [m[name] for m in modules], what=what)
 
 
-def check_same_names(
-    modules: Sequence[Collection[str]], coefficients: Sequence[float], *, what: str = "modules"
+def check_request(
+    modules: Sequence[object], coefficients: Sequence[float], *, what: str = "modules"
 ) -> None:
-    """Refuse operands of different tensors, or another number of coefficients."""
-    if len(modules) != len(coefficients) or not modules:
+    """Refuse no modules, and a wrong number of coefficients."""
+    if not modules:
+        raise IncompatibleModules.build(
+            what, "there is nothing to combine", found=f"no {what}", expected="at least one",
+            do=f"give the {what} to combine",
+        )  # fmt: skip
+    if len(modules) != len(coefficients):
         raise IncompatibleModules.build(
             "coefficients",
             "one coefficient per module is needed",
             found=f"{len(coefficients)} coefficients for {len(modules)} {what}",
             do="give as many coefficients as modules",
         )
+
+
+def check_same_names(
+    modules: Sequence[Collection[str]], coefficients: Sequence[float], *, what: str = "modules"
+) -> None:
+    """Refuse operands of different tensors, or another number of coefficients."""
+    check_request(modules, coefficients, what=what)
     first = modules[0]
     for i, other in enumerate(modules[1:], start=1):
         only = sorted(set(first) ^ set(other))

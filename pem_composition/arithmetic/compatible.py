@@ -206,22 +206,6 @@ def _differ(
     return error
 
 
-def check_request(modules: Sequence[object], coefficients: Sequence[float]) -> None:
-    """Refuse no modules, and a wrong number of coefficients."""
-    if not modules:
-        raise IncompatibleModules.build(
-            "modules", "there is nothing to combine", found="no modules", expected="at least one",
-            do="give the modules to combine",
-        )  # fmt: skip
-    if len(modules) != len(coefficients):
-        raise IncompatibleModules.build(
-            "coefficients",
-            "one coefficient per module is needed",
-            found=f"{len(coefficients)} coefficients for {len(modules)} modules",
-            do="give as many coefficients as modules",
-        )
-
-
 def space_of(choice: Choice, space: str | None) -> str:
     """The space of a combination: a sum's is parameter unless given, a method's is its own.
 

@@ -85,21 +85,19 @@ def _head(modules: Sequence[Operand], coefficients: Sequence[float], policy: str
         return _concatenated(modules)
     if policy in ("first", "last"):
         return _one(modules, -1 if policy == "last" else 0)
-    heads = [(h, c) for m, c in zip(modules, coefficients, strict=True) if (h := own_head(m))]
+    held = [(m, h, c) for m, c in zip(modules, coefficients, strict=True) if (h := own_head(m))]
     notes = tuple(
         f"heads kept beside {m.name} are left out: {', '.join(m.heads)}" for m in modules if m.heads
     )
-    if not heads or policy == "none":
+    if not held or policy == "none":
         return ChosenHead(notes=notes)
-    holders = [m for m in modules if own_head(m)]
-    check_answers(holders)
-    infos = [m.head for m in holders if m.head is not None]
+    check_answers([m for m, _, _ in held])
+    infos = [m.head for m, _, _ in held if m.head is not None]
     info = next((i for i in infos if not i.numbered), infos[0] if infos else None)
+    heads = [h for _, h, _ in held]
     if policy == "average":
-        return ChosenHead(
-            average_heads([h for h, _ in heads], [c for _, c in heads]), info, {}, notes
-        )
-    return ChosenHead(_equal([h for h, _ in heads]), info, {}, notes)
+        return ChosenHead(average_heads(heads, [c for _, _, c in held]), info, {}, notes)
+    return ChosenHead(_equal(heads), info, {}, notes)
 
 
 class Answering(Protocol):

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pem_composition.arithmetic.algebra import (
-    HEAD,
     ROLE_OF_KIND,
     around,
     check_same_tensors,
+    layers_of,
     neutral_of,
     role_of,
 )
@@ -188,8 +188,7 @@ def layer_errors(
     """Error of each layer of a result against sum_i c_i dW_i, float64."""
     from pem_composition.arithmetic import delta
 
-    own = {n.rpartition(".")[0] for n in tensors if role_of(n) != HEAD}
-    layers = sorted(own.union(*(m.layers for m in modules)))
+    layers = sorted({*layers_of(tensors)}.union(*(m.layers for m in modules)))
     if config.kind == "lora":
         errors = {}
         for layer in layers:

@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from pem_composition.arithmetic.algebra import layers_of
 from pem_composition.checkpoint import provenance
 from pem_composition.checkpoint.content import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS, REFERENCE
 from pem_composition.checkpoint.content import REFERENCE_WEIGHTS as WEIGHTS
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.checkpoint.header import ModuleHeader
-from pem_composition.checkpoint.peft import adapter_layers, check_factors
+from pem_composition.checkpoint.peft import check_factors
 from pem_composition.checkpoint.peft_config import MAX_ALPHA, MAX_RANK
 from pem_composition.checkpoint.pickles import TorchZipFile
 from pem_composition.checkpoint.tensors import StoredTensors, check_float
@@ -353,7 +354,7 @@ def _config(
     stored: Mapping[str, TensorInfo], settings: Mapping[str, Any], model_type: str, path: Path
 ) -> LoraConfig | IA3Config:
     _check_shapes(stored, settings, path)
-    layers = adapter_layers(stored)
+    layers = layers_of(stored)
     targets = _targets(layers, settings, model_type)
     fan = model_type == "gpt2"
     if settings["composition_mode"] == "scale":

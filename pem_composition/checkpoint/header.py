@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.algebra import layers_of
 from pem_composition.checkpoint.files import TensorInfo
 from pem_composition.config import AdapterConfig, BaseIdentity, HeadInfo
 from pem_composition.errors import CheckpointError
@@ -51,7 +52,7 @@ class ModuleHeader:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the adapted layers (of the changed parameters for full), sorted."""
-        return tuple(sorted({name.rpartition(".")[0] for name in self.shapes}))
+        return layers_of(self.infos)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

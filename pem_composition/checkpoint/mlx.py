@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.algebra import layers_of
 from pem_composition.arithmetic.compatible import check_linear
 from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint.content import CONFIG, MLX
@@ -84,7 +85,7 @@ def read(folder: Path, raw: Mapping[str, Any], name: str, record: Record | None)
         infos = {
             n: TensorInfo(file.infos[k].dtype, file.infos[k].shape[::-1]) for n, k in names.items()
         }
-        layers = sorted({n.rpartition(".")[0] for n in names})
+        layers = layers_of(names)
         _check(layers, infos, r, keys, path)
         stack.pop_all()  # the file stays open
     model = raw.get("model")
@@ -96,7 +97,7 @@ def read(folder: Path, raw: Mapping[str, Any], name: str, record: Record | None)
         )
     return ModuleHeader(
         path=folder, format=MLX.name, name=name,
-        config=LoraConfig(r=r, alpha=alpha, target_modules=tuple(layers)),
+        config=LoraConfig(r=r, alpha=alpha, target_modules=layers),
         base=base, infos=infos, head=None,
         provenance=record.provenance if record else Provenance(), weights=path,
         tensors=StoredTensors({n: (file, k) for n, k in names.items()}, _transposed),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.algebra import layers_of
 from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint import experts, peft_config, provenance
 from pem_composition.checkpoint.content import CONFIG, PEFT
@@ -319,7 +320,7 @@ def _settle_targets(
     path: Path,
 ) -> AdapterConfig:
     """Fill in what a regular expression would have chosen: full layer names, from the tensors."""
-    layers = adapter_layers(infos)
+    layers = layers_of(infos)
     if peft_config.targets_from_tensors(raw):
         config = replace(config, target_modules=whole_layers(layers))  # type: ignore[arg-type]
     if not isinstance(config, IA3Config):
@@ -346,16 +347,11 @@ def _settle_targets(
     return config
 
 
-def adapter_layers(names: Iterable[str]) -> tuple[str, ...]:
-    """Sorted layer names of the adapter tensors among canonical names."""
-    return tuple(sorted({n.rpartition(".")[0] for n in names if not n.endswith(".head")}))
-
-
 def _check_tensors(
     config: AdapterConfig, infos: Mapping[str, TensorInfo], path: Path, name: str, *, listed: bool
 ) -> tuple[str, ...]:
     """Compare the tensors with the config; what has to be said about them."""
-    layers = adapter_layers(infos)
+    layers = layers_of(infos)
     if not layers:
         raise CheckpointError.build(
             path, "no adapter tensors", expected=f"{config.kind} tensors", do=SUM_REMEDY
@@ -378,7 +374,7 @@ def _check_tensors(
 
 def check_factors(config: LoraConfig, infos: Mapping[str, TensorInfo], where: object) -> None:
     """Both factors of every layer are there, with the rank the config says."""
-    for layer in adapter_layers(infos):
+    for layer in layers_of(infos):
         for role, other in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
             if f"{layer}.{role}" not in infos:
                 raise CheckpointError.build(
@@ -557,7 +553,7 @@ def _file_key(
 def _settled_config(pem: PEM, config: LoraConfig | IA3Config) -> LoraConfig | IA3Config:
     """Check tensors against the config; full layer names where the targets name others."""
     infos = {n: TensorInfo("F32", tuple(t.shape)) for n, t in pem.tensors.items()}
-    layers = adapter_layers(infos)
+    layers = layers_of(infos)
     if not layers:
         raise PEMError.build(
             pem.name, "nothing to save", found="no adapter tensors", expected="a module"

@@ -215,9 +215,9 @@ def check_request(
     if len(modules) != len(coefficients):
         raise IncompatibleModules.build(
             "coefficients",
-            "one coefficient per module is needed",
+            f"one coefficient per {what[:-1]} is needed",
             found=f"{len(coefficients)} coefficients for {len(modules)} {what}",
-            do="give as many coefficients as modules",
+            do=f"give as many coefficients as {what}",
         )
 
 

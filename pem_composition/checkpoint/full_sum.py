@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition.arithmetic import head_policies
+from pem_composition.arithmetic.algebra import as_numbers, check_request
 from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.labels import method_text
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice, resolve
@@ -28,7 +29,7 @@ from pem_composition.checkpoint.provenance import base_identity, model_type_of
 from pem_composition.checkpoint.vocabulary import tokenizers_note
 from pem_composition.checkpoint.whole import hashed, opened, write_whole
 from pem_composition.config import TOKEN_POLICIES, BaseIdentity, FullConfig, HeadInfo
-from pem_composition.errors import CheckpointError, IncompatibleModules, PEMError
+from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.module import PEM, in_dtype
 from pem_composition.record import Provenance, Recipe, Source, Term
 from pem_composition.safe_files import is_file
@@ -73,7 +74,7 @@ def combine_full(
     """
     folders = [_model_folder(m) for m in models]
     check_apart(out, [*models, *([] if base is None else [base])])
-    weights = [float(c) for c in coefficients]
+    weights = as_numbers(coefficients)
     choice = resolve(method, settings, "full")
     rest = _check_request(folders, weights, head, tokens, base, choice)
     with ExitStack() as stack:
@@ -162,15 +163,7 @@ def _check_request(
     choice: Choice,
 ) -> float:
     """The base's weight 1 - sum c, 0 if it is not needed; of a method 1."""
-    if not folders or len(folders) != len(weights):
-        raise IncompatibleModules.build(
-            "coefficients",
-            "one coefficient per model is needed",
-            found=f"{len(weights)} coefficients for {len(folders)} models",
-        )
-    for c in weights:
-        if not math.isfinite(c):
-            raise PEMError.build("coefficients", "a coefficient must be a finite number", found=c)
+    check_request(folders, weights, what="models")
     for what, policy, known in (
         ("head", head, head_policies.ONE_HEAD),
         ("tokens", tokens, TOKEN_POLICIES),

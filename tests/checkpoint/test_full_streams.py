@@ -346,6 +346,22 @@ def test_an_error_of_the_disk_reaches_the_caller(tmp_path: Path) -> None:
         stream_safetensors(Path("/dev/full"), {"t": output}, Ring())
 
 
+@pytest.mark.parametrize(
+    ("coefficients", "message"),
+    [
+        ([1, "half", 0], "coefficients: a coefficient must be a finite number; found 'half'"),
+        ([1, 0], "one coefficient per model is needed; found 2 coefficients for 3 models"),
+    ],
+)
+def test_coefficients_of_models_are_numbers_one_for_each(
+    coefficients: list[Any], message: str, tmp_path: Path
+) -> None:
+    places, base = models("gpt2", tmp_path)
+    with pytest.raises(PEMError, match=message):
+        combine_full(places, coefficients, tmp_path / "out", base=base)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_overflow_in_the_written_dtype_is_said(tmp_path: Path) -> None:
     places, base = models("gpt2", tmp_path)
     with pytest.raises(PEMError, match=r"overflows in torch.float16; .*--dtype bfloat16"):

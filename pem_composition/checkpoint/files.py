@@ -71,6 +71,17 @@ def snapshot_of(folder: Path) -> Path:
     return snapshots / str(named)
 
 
+def modules_inside(folder: Path) -> list[Path]:
+    """Subfolders that hold a module, else those that hold a model; checkpoint-1000 stands after
+    checkpoint-500. The only one stands for the folder."""
+
+    def holding(file: str) -> list[Path]:
+        found = (d for d in folder.iterdir() if d.is_dir() and is_file(d / file))
+        return sorted(found, key=lambda d: (len(d.name), d.name))
+
+    return holding(CONFIG) or holding(MODEL_CONFIG)
+
+
 # --- safetensors --------------------------------------------------------------------------------
 
 
@@ -335,6 +346,7 @@ def check_apart(
     out: str | os.PathLike[str],
     inputs: Iterable[str | os.PathLike[str]],
     *,
+    rows: Iterable[str | os.PathLike[str]] = (),
     do: str = "choose another output path",
     inside: bool = True,
 ) -> None:
@@ -345,6 +357,8 @@ def check_apart(
     that are no module or model (rows beside their results).
 
     Args:
+        inputs: a folder that stands for a module inside counts as that module, too.
+        rows: folders that are read for their own files; modules inside are results.
         do: the remedy.
         inside: False where the output is one more file beside a module's own.
 
@@ -353,13 +367,13 @@ def check_apart(
     """
     target = _identity(Path(out))
     above = _above(Path(out))
-    for path in inputs:
-        given = Path(path)
-        places = [given, *_linked(given)]
+    read = [(path, [Path(path), *_stood_for(Path(path))]) for path in inputs]
+    for path, folders in [*read, *((path, [Path(path)]) for path in rows)]:
+        places = [place for folder in folders for place in (folder, *_linked(folder))]
         what = None
         if target is not None and any(target in _above(p, itself=True) for p in places):
             what = "the output would replace an input"
-        elif inside and _identity(given) in above and _holds_weights(given):
+        elif inside and any(_identity(f) in above and _holds_weights(f) for f in folders):
             what = "the output would lie in an input"
         if what is not None:
             raise CheckpointError.build(out, what, found=path, do=do)
@@ -367,6 +381,15 @@ def check_apart(
 
 def _holds_weights(folder: Path) -> bool:
     return any(is_file(folder / name) for name in (MODEL_CONFIG, CONFIG))
+
+
+def _stood_for(folder: Path) -> list[Path]:
+    """The folders that are read where a folder stands for them, see ``modules_inside``."""
+    with suppress(OSError, CheckpointError):
+        snapshot = snapshot_of(folder)
+        inner = [] if _holds_weights(snapshot) else modules_inside(snapshot)
+        return [*([snapshot] if snapshot != folder else []), *inner]
+    return []
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

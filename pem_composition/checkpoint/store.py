@@ -25,7 +25,12 @@ from pem_composition.checkpoint.content import (
     PEFT,
     RECORD,
 )
-from pem_composition.checkpoint.files import SafetensorsFile, check_apart, snapshot_of
+from pem_composition.checkpoint.files import (
+    SafetensorsFile,
+    check_apart,
+    modules_inside,
+    snapshot_of,
+)
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import CODECS, is_foreign, layout_of
 from pem_composition.checkpoint.whole import write_full
@@ -206,7 +211,7 @@ def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
     layout = _layout(small)
     if layout is not None:
         return small, layout
-    inner = _inside(folder, CONFIG) or _inside(folder, MODEL_CONFIG)
+    inner = modules_inside(folder)
     if len(inner) == 1:
         small = SmallFiles(inner[0])
         return small, _layout(small) or PEFT.name
@@ -221,12 +226,6 @@ def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
         else "adapter_config.json with its weights, or config.json with a full model",
         do=f"name the subfolder, e.g. {inner[-1]}" if inner else "check the path",
     )
-
-
-def _inside(folder: Path, file: str) -> list[Path]:
-    """Subfolders with this file, checkpoint-1000 after checkpoint-500."""
-    found = (d for d in folder.iterdir() if d.is_dir() and is_file(d / file))
-    return sorted(found, key=lambda d: (len(d.name), d.name))
 
 
 def _near(path: Path) -> str:

@@ -72,7 +72,7 @@ def check(config: Any, program: str) -> list[Path]:
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
     written = {name: kind for name, kind in WRITES.items() if values.get(name) is not None}
     outputs = []
-    read = list(_read(values)) if written else []
+    read, rows = (list(_read(values)), list(_rows(values))) if written else ([], [])
     for name, kind in written.items():
         out = Path(values[name])
         if URL.match(str(out)):
@@ -85,11 +85,11 @@ def check(config: Any, program: str) -> list[Path]:
             out = out / "_".join(values["adatasks"])
         outputs.append(out)
         if kind == FOLDER and program not in ADDED:
-            check_apart(out, read, do=do)
+            check_apart(out, read, rows=rows, do=do)
             continue
         added = [out] if kind == FILE else list(_added(out, ADDED[program]))
         for file in added:
-            check_apart(file, read, do=do, inside=not is_foreign(file.name))
+            check_apart(file, read, rows=rows, do=do, inside=not is_foreign(file.name))
     for one, other in zip(list(written)[1:], written, strict=False):
         if Path(values[one]).resolve() == Path(values[other]).resolve():
             raise UsageError.build(f"--{one}", f"the same path as --{other}", do="name another")
@@ -103,17 +103,21 @@ def _added(folder: Path, names: str) -> Iterator[Path]:
 
 
 def _read(values: dict[str, Any]) -> Iterator[str]:
-    """Everything that the flags name to be read, as far as it is there."""
+    """What the flags name to be read, rows of --data_dir apart, as far as it is there."""
     for name, value in values.items():
-        if name in WORDS or name in WRITES:
+        if name in WORDS or name in WRITES or name == "data_dir":
             continue
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str | Path):
                 yield from _places(str(text), name)
+
+
+def _rows(values: dict[str, Any]) -> Iterator[str]:
+    """The folders of --data_dir, and those of the tasks in them."""
     folders = values.get("data_dir") or ()
     tasks = values.get("task_name") or ()
     for folder in [folders] if isinstance(folders, str) else folders:
-        for task in [tasks] if isinstance(tasks, str) else tasks:
+        for task in ["", *([tasks] if isinstance(tasks, str) else tasks)]:
             yield from _places(str(Path(folder, task)), "data_dir")
 
 

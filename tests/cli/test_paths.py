@@ -166,6 +166,28 @@ def test_what_the_links_of_a_folder_lead_to_is_read_too(place):
             check_apart(out, [snapshot])
 
 
+def test_the_module_that_a_folder_stands_for_is_read_too(place):
+    """A folder without a module stands for its only subfolder that has one."""
+    values = {"adapters": ("in", "up/in")}
+    for out in ("in/model", "link", "in/model/new"):
+        with pytest.raises(CheckpointError, match=r"the output would (replace|lie in) an input"):
+            paths.check(given("merge", **values, save_path=Path(out)), "merge")
+        with pytest.raises(CheckpointError, match="the output would"):
+            check_apart(out, ["in"])
+    paths.check(given("merge", **values, save_path=Path("in/new")), "merge")
+    # Of a folder of rows such a subfolder is a result.
+    paths.check(given("train", data_dir="in", output_dir="in/model"), "train")
+
+
+def test_the_snapshot_that_a_folder_of_the_cache_stands_for_is_read_too(place):
+    snapshot = place / "models--org--name" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    for out in (snapshot, snapshot / "new"):
+        with pytest.raises(CheckpointError, match="the output would"):
+            check_apart(out, ["models--org--name"])
+
+
 def test_a_path_that_goes_up_does_not_pass_for_its_neighbour(place):
     check_apart("in/new", ["in/new/../model"])
     (place / "in" / "new").mkdir()

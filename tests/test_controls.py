@@ -17,11 +17,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import pem_composition as library
 from pem_composition import json_lines
 from pem_composition.arithmetic.random_update import random_update
-from pem_composition.config import FullConfig
+from pem_composition.config import FullConfig, HeadInfo, LoraConfig
 from pem_composition.report import table
 from pem_composition.report.records import Results, read
-from pem_composition.sweep.controls import random_input
-from pem_composition.sweep.points import read_input
+from pem_composition.sweep.controls import Controls, random_input
+from pem_composition.sweep.points import Input, Point, Settings, read_input
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 GRID = ("--grid", "0", "0.25", "1")
@@ -55,6 +55,41 @@ def test_a_random_update_has_the_norms_of_the_modules_layer_by_layer(kind):
     again, other = random_update(module, 7), random_update(module, 8)
     assert all(torch.equal(drawn[n], again[n]) for n in drawn)
     assert not any(torch.equal(drawn[n], other[n]) for n in drawn)
+
+
+def test_a_random_update_of_a_layer_that_does_nothing_is_nothing():
+    module = random_module(tiny("roberta"), seed=1)
+    layer = module.layers[0]
+    for role in ("lora_A", "lora_B"):
+        tensors = {**module.tensors, f"{layer}.{role}": module.tensors[f"{layer}.{role}"] * 0}
+        drawn = random_update(replace(module, tensors=tensors), 7)
+        assert not update(module, drawn, layer).any()
+        for other in module.layers[1:]:
+            mine, its = (update(module, t, other) for t in (tensors, drawn))
+            assert np.linalg.norm(its) == pytest.approx(np.linalg.norm(mine), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "counts"),
+    [
+        (HeadInfo(("no", "yes"), "classification"), 2, True),
+        (HeadInfo(("yes", "no"), "classification"), 2, False),
+        (HeadInfo((), "classification"), 2, True),  # as PEFT saves it: by number
+        (HeadInfo((), "classification"), 3, False),
+        (HeadInfo((), "regression"), 1, False),
+    ],
+)
+def test_the_average_of_the_outputs_is_over_heads_of_the_tasks_outputs(head, rows, counts):
+    own = random_module(tiny("roberta"), seed=1).adapter_tensors()
+    output = {"classifier.out_proj.weight.head": torch.ones(rows, 32)}
+    module = library.PEM({**own, **output}, LoraConfig(4, 6, ("query", "value")), head=head)
+    merge = Point((Input("m", module, "0"),) * 2, (0.5, 0.5), "delta")
+    task = Controls(("task",), labels=(("no", "yes"),))
+    found = {line.id: line.target for line in task.of(merge, Settings("base", head="first"))}
+    assert ("control ensemble" in found) == counts
+    if counts:
+        (point,) = found["control ensemble"]
+        assert (point.inputs, point.coefficients) == (merge.inputs, (0.5, 0.5))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from support import own_heads
 from support.sweep_by_hand import points, refused, run
 
 import pem_composition as library
+from pem_composition.config import HeadInfo
 from pem_composition.report import table
 from pem_composition.report.records import read
 
@@ -114,6 +115,27 @@ def test_a_head_of_another_task_is_refused(bench, tmp_path, capsys):
     flags[1:3] = flags[2:0:-1]
     message = refused(capsys, tmp_path, "sweep", *flags, *GRID)
     assert "rte for mnli: the module's head does not answer the task" in message
+
+
+def test_a_head_of_other_outputs_is_refused_whether_their_classes_have_names(
+    bench, tmp_path, capsys
+):
+    """PEFT's modules do not name their classes; the number of outputs says enough."""
+    folders = dict(zip(bench.tasks, bench.modules, strict=True))
+    for task, problem, said in (
+        ("mnli", "classification", "found LABEL_0, LABEL_1, LABEL_2"),
+        ("stsb", "regression", "found a score"),
+    ):
+        module = library.load(folders[task])
+        unnamed = replace(module, head=HeadInfo((), problem))
+        unnamed.save(tmp_path / task)
+        flags = bench.flags((bench.tasks.index("rte"),))
+        flags[1:2] = [str(tmp_path / task)] * 2
+        for head in ("first", "average"):
+            message = refused(
+                capsys, tmp_path / "out", "sweep", *flags, "--grid", "0", "0.5", "1", "--head", head
+            )
+            assert f"{said}, expected" in message
 
 
 def test_one_task_per_module_is_needed(bench, tmp_path, capsys):

@@ -47,7 +47,8 @@ def random_update(module: Operand, seed: int) -> dict[str, Tensor]:
         (own,) = lora_factors([module], [1.0], layer)
         A = _scaled(noise(own.A_RI), float(own.A_RI.double().norm()))
         term = own._replace(A_RI=A, B_OR=noise(own.B_OR))
-        B = term.B_OR * (delta.norm([own]) / delta.norm([term]))
+        drawn_norm = delta.norm([term])  # 0 where A' is
+        B = term.B_OR * (delta.norm([own]) / drawn_norm if drawn_norm else 0.0)
         drawn |= {f"{layer}.lora_A": A.to(own.A_RI), f"{layer}.lora_B": B.to(own.B_OR)}
     return drawn
 

@@ -11,7 +11,7 @@ from pem_composition import checkpoint
 from pem_composition.arithmetic.head_policies import tasks_of
 from pem_composition.errors import IncompatibleModules, UsageError
 from pem_composition.evaluation.model_names import resolve
-from pem_composition.evaluation.own_classes import in_order_of
+from pem_composition.evaluation.own_classes import answer, in_order_of, of_loaded
 from pem_composition.launch import local_rank
 from pem_composition.module import PEM
 from pem_composition.tasks.glue import Task
@@ -109,12 +109,12 @@ def _check_one_head(where: str, module: PEM) -> None:
 
 def _check_labels(where: str, module: PEM, task: Task) -> None:
     """Refuse a module whose head answers other classes than the task's."""
-    head = module.head
-    if head is not None and not head.fits(in_order_of(task, head.labels).labels):
+    own = of_loaded(module)
+    if not answer(own, in_order_of(task, own).labels):
         raise IncompatibleModules.build(
             f"--adapter {where}",
             f"its head does not answer task {task.name}",
-            found=" ".join(head.labels),
+            found=" ".join(own or ()) or "a score",
             expected=" ".join(task.labels) or "a score",
             do="evaluate it on the task it was trained on, in rows that have every class",
         )

@@ -11,7 +11,8 @@ For the merge sum_i c_i m_i that was selected, scored on the same rows and with 
     rank           an exact sum of LoRA modules cut to the rank of one of them
     joint          a module that was trained on the rows of all tasks
     ensemble       the mean of the class probabilities (of a regression the predictions) that the
-                   modules give, each with its own head, over those whose classes are the task's
+                   modules give, each with its own head, over those whose classes are the task's;
+                   no row where a task has none
 
 Where every task has its own module, shrunk and left out are of that one, task by task.
 """
@@ -27,9 +28,10 @@ from pem_composition.arithmetic.compatible import check_coefficients_of
 from pem_composition.arithmetic.head_policies import choose, own_head, select, tasks_of
 from pem_composition.arithmetic.methods.coefficients import RULES
 from pem_composition.arithmetic.methods.registry import SIMPLE, recorded
-from pem_composition.config import HeadInfo, LoraConfig
+from pem_composition.config import LoraConfig
 from pem_composition.errors import PEMError
 from pem_composition.evaluation.keys import key_of
+from pem_composition.evaluation.own_classes import answer, of_loaded
 from pem_composition.record import Provenance
 from pem_composition.sweep.points import OUTPUTS, PER_TASK, Input, Point, Settings, alone
 from pem_composition.sweep.runner import Target
@@ -103,8 +105,9 @@ class Controls:
             yield _line("rank", f"cut to rank {rank}", replace(merge, rank=rank))
         for n, module in enumerate(self.joint):
             yield _line(f"joint {n}", f"{module.name} (joint)", self._joint(module))
-        if self.labels:
-            yield _line("ensemble", "average of the outputs", self._ensemble(inputs))
+        ensemble = self._ensemble(inputs)
+        if ensemble and all(point.inputs for point in ensemble):
+            yield _line("ensemble", "average of the outputs", ensemble)
 
     def _base(self, merge: Point, settings: Settings) -> Point:
         """The base with the merge's head; with heads per task the rows bring them."""
@@ -128,9 +131,10 @@ class Controls:
             members = tuple(
                 m
                 for n, m in enumerate(inputs)
-                if (self.own and n == place) or answers(m.pem.head, labels, unsaid=not self.own)
+                if (self.own and n == place)
+                or answer(of_loaded(m.pem), labels, unsaid=not self.own)
             )
-            weights = (1.0 / len(members),) * len(members)
+            weights = tuple(1.0 / len(members) for _ in members)
             one = self.own and len(members) == 1
             points.append(alone(members[0]) if one else Point(members, weights, OUTPUTS))
         return points
@@ -191,17 +195,6 @@ def _cut(merge: Point) -> int | None:
     if not exact or (isinstance(merge.rank, int) and merge.rank <= max(ranks)):
         return None
     return max(ranks)
-
-
-def answers(head: HeadInfo | None, labels: Sequence[str], *, unsaid: bool = False) -> bool:
-    """True if a head says the classes of a task, in its order, or both are a score.
-
-    Args:
-        unsaid: what counts for a head that says nothing.
-    """
-    if head is None:
-        return unsaid
-    return bool(head.labels) == bool(labels) and head.fits(labels)
 
 
 def head_for(module: PEM, task: str) -> Mapping[str, Tensor]:

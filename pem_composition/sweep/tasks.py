@@ -8,13 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.checkpoint.several import short_paths
-from pem_composition.config import HeadInfo
 from pem_composition.errors import IncompatibleModules, UsageError
-from pem_composition.evaluation.own_classes import Classes, in_order_of, of_module, order_of
+from pem_composition.evaluation.own_classes import (
+    Classes,
+    answer,
+    in_order_of,
+    of_module,
+    order_of,
+)
 from pem_composition.merging.penalties import check_enough
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.sweep import goals
-from pem_composition.sweep.controls import answers
 from pem_composition.sweep.points import PER_TASK
 from pem_composition.sweep.rows import Rows
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, RowFiles
@@ -261,13 +265,12 @@ def check_own_heads(
             expected="one task per module, in the same order",
         )
     for task, header in zip(tasks, headers, strict=True):
-        wanted = task.answered.labels
-        found = header.head.labels if header.head is not None else ()
-        if not header.head_shapes or (header.head is not None and not header.head.fits(wanted)):
+        wanted, found = task.answered.labels, of_module(header)
+        if not header.head_shapes or not answer(found, wanted):
             raise IncompatibleModules.build(
                 f"{header.name} for {task.name}",
                 "the module's head does not answer the task",
-                found=", ".join(found) or "no head",
+                found="no head" if found is None else ", ".join(found) or "a score",
                 expected=", ".join(wanted) or "a score",
                 do="give modules and tasks in the same order",
             )
@@ -281,12 +284,12 @@ def check_labels(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) -
     """
     for header in headers:
         for task in tasks:
-            wanted = task.answered.labels
-            if header.head is not None and not header.head.fits(wanted):
+            wanted, found = task.answered.labels, of_module(header)
+            if not answer(found, wanted):
                 raise IncompatibleModules.build(
                     f"{header.name} for {task.name}",
                     "the module's head has other classes, or in another order",
-                    found=", ".join(header.head.labels),
+                    found=", ".join(found or ()) or "a score",
                     expected=", ".join(wanted) or "a score",
                     do="score it on the task it was trained on, in rows that have every class",
                 )
@@ -302,8 +305,7 @@ def check_joint(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) ->
         for task in tasks:
             wanted, own = task.answered.labels, of_module(header, task.name)
             found = of_module(header) if own is None else own
-            head = None if found is None else HeadInfo(found)
-            if (own is None and not header.head_shapes) or not answers(head, wanted, unsaid=True):
+            if (own is None and not header.head_shapes) or not answer(found, wanted):
                 raise IncompatibleModules.build(
                     f"{header.name} for {task.name}", "no head of the module answers the task",
                     found=", ".join(header.heads) or ", ".join(found or ()) or "no head",

@@ -68,10 +68,15 @@ def truncate(terms: Sequence[Factor], rank: Rank) -> tuple[Tensor, Tensor]:
     U, S, Vh = torch.linalg.svd(core, full_matrices=False)
     k = kept_rank(S, rank)
     root = S[:k].sqrt()
-    dtype = terms[0].A_RI.dtype
+    dtype = widest([x for t in terms for x in (t.A_RI, t.B_OR)])
     A_RI = (root[:, None] * Vh[:k]) @ Q_A.mT
     B_OR = Q_B @ (U[:, :k] * root)
     return A_RI.to(dtype).contiguous(), B_OR.to(dtype).contiguous()
+
+
+def widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """float64 if any of them is, as in a sum of them; else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def check_double(numbers: Tensor) -> None:

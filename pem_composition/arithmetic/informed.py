@@ -11,7 +11,13 @@ from functools import partial
 from torch import Tensor
 
 from pem_composition.arithmetic.algebra import ROLE_OF_KIND, neutral_of
-from pem_composition.arithmetic.delta import concatenate, factor_error, tensor_error, truncate
+from pem_composition.arithmetic.delta import (
+    concatenate,
+    factor_error,
+    tensor_error,
+    truncate,
+    widest,
+)
 from pem_composition.arithmetic.merging import Written
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.operand import Operand
@@ -67,7 +73,9 @@ def _fisher(
             else partial(_judge_tensor, layer, modules[0].kind, average)
         )
         names = [n for n in average if n.rpartition(".")[0] == layer]
-        out.take(layer, {n: average[n].to(modules[0].tensors[n].dtype) for n in names}, judge)
+        out.take(
+            layer, {n: average[n].to(widest(m.tensors[n] for m in modules)) for n in names}, judge
+        )
     return config
 
 
@@ -107,7 +115,7 @@ def _least_squares(
             grams = [_ordered(S, own, ranks) for S, own in zip(grams, places, strict=True)]
         merged = choice.entry.function()(terms, grams, shares, layer=layer, **choice.as_dict())
         A, B = concatenate([merged]) if rank is None else truncate([merged], rank)
-        dtype = terms[0].A_RI.dtype
+        dtype = widest(t.A_RI for t in terms)
         names = f"{layer}.lora_A", f"{layer}.lora_B"
         written = {n: t.to(dtype).contiguous() for n, t in zip(names, (A, B), strict=True)}
         out.take(layer, written, partial(_judge_update, names, merged))

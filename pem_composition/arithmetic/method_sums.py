@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pem_composition.arithmetic import delta
 from pem_composition.arithmetic.algebra import neutral_of, weighted_sum
-from pem_composition.arithmetic.delta import factor_error, tensor_error
+from pem_composition.arithmetic.delta import factor_error, tensor_error, widest
 from pem_composition.arithmetic.geometry import inner_products
 from pem_composition.arithmetic.merging import Judge, Written, split
 from pem_composition.arithmetic.methods import dense
@@ -102,7 +101,7 @@ def _merge_lora(
         layer = _Layer(name, _terms(modules, weights, name), shares, choice, rank)
         check_fit(name, [t for t in layer.terms if len(t.A_RI)])
         written, judge = _merged_layer(layer)
-        dtype = _wide([t.A_RI for t in layer.terms])
+        dtype = widest(t.A_RI for t in layer.terms)
         A, B = (t.to(dtype).contiguous() for t in (written.A_RI, written.B_OR))
         out.take(name, {f"{name}.lora_A": A, f"{name}.lora_B": B}, judge)
     return factor_config(modules, out.tensors, layers, 1.0)
@@ -117,10 +116,6 @@ def _terms(modules: Sequence[Operand], weights: Sequence[float], layer: str) -> 
         next(iter(lora_factors([m], [w], layer)), nothing)
         for m, w in zip(modules, weights, strict=True)
     ]
-
-
-def _wide(tensors: Sequence[Tensor]) -> Any:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _merged_layer(layer: _Layer) -> tuple[Factor, Judge]:
@@ -222,7 +217,7 @@ def _merge_tensors(
         ]
         layer = name.rpartition(".")[0]
         change = merge_tensors(terms, choice, layer, neutral=neutral, shares=shares)
-        written = {name: (change + neutral).to(_wide([t for _, t in terms]))}
+        written = {name: (change + neutral).to(widest(t for _, t in terms))}
         out.take(layer, written, partial(_judge_tensor, name, neutral, change))
     return union_config(modules)
 

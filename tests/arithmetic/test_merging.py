@@ -217,7 +217,9 @@ def informed(name: str, modules: list[PEM]) -> list[Statistics]:
         if METHODS[name].needs == FISHER:
             needed = {n: torch.rand(t.shape, generator=g).double() for n, t in m.tensors.items()}
         elif METHODS[name].needs == SUBSPACE:
-            A = {n: torch.cat([o.tensors[f"{n}.lora_A"] for o in modules]) for n in m.layers}
+            A = {
+                n: torch.cat([o.tensors[f"{n}.lora_A"] for o in modules]).double() for n in m.layers
+            }
             needed = {f"{n}.subspace": A[n] @ x.mT @ x @ A[n].mT for n, x in X.items()}
             facts = {BLOCKS: [fingerprint(o) for o in modules]}
         else:
@@ -249,6 +251,25 @@ def test_the_order_of_the_modules_does_not_matter(name, rank):
     first, *others = map(merged_as, permutations(range(len(modules))))
     for other in others:
         same_updates(first, other, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_result_is_as_wide_as_the_widest_of_its_modules(name, rank):
+    method = METHODS[name]
+    if rank and method.space == "parameter" and name != "simple":
+        pytest.skip("parameter space has the modules' rank")
+    wide = EQUAL[: method.modules[1]]
+    narrow = [replace(m, tensors={n: t.float() for n, t in m.tensors.items()}) for m in wide]
+    for modules, expected in (
+        (narrow, torch.float32),
+        ([narrow[0], *wide[1:]], torch.float64),
+        ([*wide[:-1], narrow[-1]], torch.float64),
+    ):
+        given = {"statistics": informed(name, modules)} if method.needs else {}
+        space = {"space": "delta"} if name == "simple" else {}
+        found = merge(name, modules, rank=rank, certify=False, **given, **space)
+        assert {t.dtype for t in found.tensors.values()} == {expected}
 
 
 @pytest.mark.parametrize("name", sorted(BY_POSITION))

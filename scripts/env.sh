@@ -22,9 +22,9 @@ find_python() {
   return 2
 }
 
-# pip_install WHAT PACKAGES...: pip, with a line every five seconds, so that nobody thinks it hangs.
+# told WHAT COMMAND...: the command, with a line every five seconds, so that nobody thinks it hangs.
 # A subshell: its clock stops with it, and an interactive shell reports no jobs.
-pip_install() (
+told() (
   what=$1 self=$BASHPID
   shift
   echo "environment: $what"
@@ -32,8 +32,7 @@ pip_install() (
   while sleep 5 && kill -0 "$self" 2>/dev/null; do echo "environment: $what, $SECONDS s"; done &
   clock=$!
   trap 'kill "$clock" 2>/dev/null' EXIT
-  "$repository/.venv/bin/python" -m pip install -qq --disable-pip-version-check \
-    -c "$repository/constraints.txt" "$@"
+  "$@"
 )
 
 make_environment() {
@@ -64,9 +63,16 @@ make_environment() {
   fi
   # shellcheck disable=SC2086  # several words
   extras=$(printf '%s\n' $extras | sort -u | paste -sd ' ')
-  pip_install "1/2 torch (the largest download)" setuptools torch==2.13.0 || return
-  pip_install "2/2 the other packages" --no-build-isolation \
+  # pip compiles one file after the other; here all cores do, and what no program of ours imports as
+  # a whole (tests, the hundreds of models) is left to the first import.
+  local pip=("$python" -m pip install -qq --disable-pip-version-check --no-compile
+    -c "$repository/constraints.txt")
+  told "1/3 torch (the largest download)" "${pip[@]}" setuptools torch==2.13.0 || return
+  told "2/3 the other packages" "${pip[@]}" --no-build-isolation \
     -e "${repository}[${extras// /,}]" || return
+  # A file that does not compile is a template of its package, or fails where it is imported.
+  told "3/3 compiling" "$python" -m compileall -qq -j 0 -x '/tests/|/transformers/models/' \
+    "$venv"/lib/python*/site-packages || true
   printf '%s\n' "$wanted" "$extras" >"$stamp"
   echo "environment: ready, $venv"
 }

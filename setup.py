@@ -78,6 +78,8 @@ setup(
             "mypy>=2.0",
             "openai>=2.0",
             "peft>=0.19",
+            "psycopg2-binary>=2.9",
+            "pymysql>=1.1",
             "pytest>=9",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",

@@ -559,6 +559,43 @@ def postgresql(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def mysql(tmp_path_factory):
+    """A MariaDB server of its own, on a socket in a folder; it speaks MySQL's protocol."""
+    pytest.importorskip("pymysql")
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    server, install = (
+        shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db")
+    )  # fmt: skip
+    if server is None or install is None:
+        pytest.skip("no MariaDB server is installed (Debian: mariadb-server)")
+    import pymysql
+
+    folder = Path(tempfile.mkdtemp(prefix="my", dir="/tmp"))
+    own = ["--user=mysql"] if os.getuid() == 0 else []
+    if own:
+        shutil.chown(folder, "mysql")
+    where = [*own, f"--datadir={folder / 'data'}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    trust = "--auth-root-authentication-method=normal"
+    subprocess.run([install, "--no-defaults", *where, trust, "--skip-test-db"], check=True, **quiet)
+    socket = folder / "socket"
+    options = [f"--socket={socket}", "--skip-networking", f"--pid-file={folder / 'pid'}"]
+    process = subprocess.Popen([server, "--no-defaults", *where, *options], **quiet)
+    try:
+        for _ in range(600):
+            with suppress(pymysql.err.OperationalError):
+                pymysql.connect(unix_socket=str(socket), user="root").query("CREATE DATABASE pem")
+                break
+            assert process.poll() is None, "the server stopped"
+            time.sleep(0.1)
+        yield f"mysql+pymysql://root@/pem?unix_socket={socket}"
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+
 SHARED = ("--space", "delta", "--sampler", "random", "--trials", "12")
 REPETITIONS = int(os.environ.get("REPETITIONS", "1"))  # of killing at random moments
 
@@ -571,7 +608,7 @@ def alone(bench, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+@pytest.mark.parametrize("kind", ["journal", "postgresql", "mysql"])
 def test_of_four_processes_two_are_killed_and_no_trial_is_lost_or_doubled(
     bench, alone, tmp_path, request, kind, repetition
 ):
@@ -602,15 +639,17 @@ def test_of_four_processes_two_are_killed_and_no_trial_is_lost_or_doubled(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
 def test_a_process_that_dies_while_it_draws_leaves_nothing_to_wait_for(
-    bench, alone, tmp_path, postgresql
+    bench, alone, tmp_path, request, kind
 ):
     """A trial without a machine or a heartbeat, which Optuna never takes for dead."""
     import optuna
 
-    words = ("--storage", postgresql, *SHARED)
+    storage = request.getfixturevalue(kind)
+    words = ("--storage", storage, *SHARED)
     search(bench, tmp_path / "out", *words[:-1], 2)
-    store = studies.open_store(tmp_path, postgresql)
+    store = studies.open_store(tmp_path, storage)
     (name,) = optuna.study.get_all_study_names(store)
     optuna.load_study(study_name=name, storage=store).ask()
     (many,) = search(bench, tmp_path / "out", *words)["studies"]

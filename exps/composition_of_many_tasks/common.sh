@@ -49,13 +49,36 @@ train_task() {
   # Equal seeds draw equal factors; the head is the task's, so each task has its initial module.
   init=$(run_of "init-$task_name")$(printf ' %s' "$@" | tr -s ' -' '-')
   step "$init" "$PYTHON" -m pem_composition init "${module[@]}" --output_dir "$OUT/$init"
-  # shellcheck disable=SC2086  # extra_flags holds several words
+  # shellcheck disable=SC2046,SC2086  # several words
   step "$run" "$PYTHON" -m pem_composition train "${module[@]}" --init_from "$OUT/$init" \
-    --train_file "$(rows_of "$task_name")/all.jsonl" --learning_rate "$learning_rate" \
-    --max_steps "$max_steps" --per_device_train_batch_size "$per_device_train_batch_size" \
-    --max_seq_length "$max_seq_length" --weight_decay "$weight_decay" \
-    --warmup_ratio "$warmup_ratio" --eval_strategy no --no-load_best_model_at_end \
+    --train_file "$(rows_of "$task_name")/all.jsonl" $(training "$max_steps") \
     --output_dir "$OUT/$run" $extra_flags
+}
+
+# training STEPS: how every module of this experiment is trained, its rows aside.
+training() {
+  echo "--learning_rate $learning_rate --max_steps $1 --max_seq_length $max_seq_length" \
+    "--per_device_train_batch_size $per_device_train_batch_size --weight_decay $weight_decay" \
+    "--warmup_ratio $warmup_ratio --eval_strategy no --no-load_best_model_at_end"
+}
+
+# train_joint: one module on the rows of all $tasks, from the initial factors of the seed.
+train_joint() {
+  local run task kind=() steps=$max_steps
+  run=$(run_of "joint-$joint")
+  for task in $tasks; do
+    split_rows "$task"
+    step "$experiment/rows/$task" ln -sf all.jsonl "$(rows_of "$task")/train.jsonl"
+  done
+  if [[ $joint == all ]]; then steps=$((max_steps * $(wc -w <<<"$tasks"))); fi
+  : "${learning_rate:=$([[ $adapter_config == lora ]] && echo 2e-3 || echo 1e-2)}"
+  if [[ $adapter_config == lora ]]; then
+    kind=(--lora_r "$lora_r" --lora_alpha "$lora_alpha" --lora_dropout "$lora_dropout")
+  fi
+  # shellcheck disable=SC2046,SC2086  # several words
+  step "$run" "$PYTHON" -m pem_composition train --model_name_or_path "$model_name_or_path" \
+    --joint_tasks $tasks --data_dir "$OUT/$experiment/data" --adapter_config "$adapter_config" \
+    "${kind[@]}" --seed "$seed" $(training "$steps") --output_dir "$OUT/$run" $extra_flags
 }
 
 # scored_flags: the array `scored` names modules, model, tasks and rows of a search or of learning.

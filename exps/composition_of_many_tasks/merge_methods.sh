@@ -27,6 +27,7 @@
 : "${max_seq_length:=64}"
 : "${max_eval_samples:=}"                  # score only N rows of each task, stratified; empty: all
 : "${controls:=true}"                      # rows of what the selected merge has to beat
+: "${joint:=}"                              # with controls, modules of joint_train.sh: one all
 : "${refit:=}"                             # training rows of each task for new last layers; empty: none
 : "${bf16:=false}"                         # true: score and learn in bfloat16
 
@@ -87,10 +88,13 @@ for method in $learned; do
 done
 if ((${#compare[@]})); then compare=(--compare "${compare[@]}"); fi
 
-fresh=()
+extra=()
+if [[ $controls == true ]]; then
+  for steps in $joint; do extra+=(--joint_module "$OUT/$(run_of "joint-$steps")"); done
+fi
 if [[ -n $refit ]]; then
-  fresh=(--refit "$refit" --train_file)
-  for task in $tasks; do fresh+=("$(rows_of "$task")/all.jsonl"); done
+  extra+=(--refit "$refit" --train_file)
+  for task in $tasks; do extra+=("$(rows_of "$task")/all.jsonl"); done
 fi
 test=()
 for task in $tasks; do test+=("$(rows_of "$task")/test.jsonl"); done
@@ -105,4 +109,4 @@ step "$run" "$PYTHON" -m pem_composition search "${scored[@]}" --test_file "${te
   --save_path "$OUT/$run" --methods $methods "${dimensions[@]}" \
   --coefficients "$coefficients" --coefficients_range $coefficients_range --goal "$goal" \
   --sampler "$sampler" --trials "$trials" --seed "$seed" --workers "$workers" \
-  --controls "$controls" "${fresh[@]}" "${files[@]}" "${compare[@]}"
+  --controls "$controls" "${extra[@]}" "${files[@]}" "${compare[@]}"

@@ -10,12 +10,13 @@
 : "${model_name_or_path:=roberta-base}"
 : "${tasks:=rte mnli snli qqp sst2 cola stsb}"
 : "${modules:=lora:8 lora:16 ia3}"         # kind, and for LoRA the rank
+: "${joint:=one all}"                      # modules on all tasks together: steps of one, of all; empty: none
 
 here=$(dirname "${BASH_SOURCE[0]}")
 # sbatch runs a copy of this script; submit from the repository root.
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_of_many_tasks
 source "$here/common.sh"
-export model_name_or_path tasks
+export model_name_or_path tasks joint
 for adapter_config in $modules; do
   adapter_config=${adapter_config%%:*}
   words adapter_config lora ia3
@@ -29,6 +30,10 @@ for module in $modules; do
   for seed in $SEEDS; do
     for task_name in $tasks; do
       child "$here/${adapter_config}_train.sh" task_name="$task_name" seed="$seed" lora_r="$lora_r"
+    done
+    for steps in $joint; do
+      child "$here/joint_train.sh" joint="$steps" adapter_config="$adapter_config" \
+        seed="$seed" lora_r="$lora_r"
     done
     child "$here/merge_methods.sh" adapter_config="$adapter_config" lora_r="$lora_r" seed="$seed"
     searches+=("$OUT/$(run_of search)")

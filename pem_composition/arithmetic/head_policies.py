@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pem_composition.arithmetic.algebra import HEAD_REMEDY, average_heads
@@ -329,19 +328,32 @@ def _concatenated(modules: Sequence[Operand]) -> ChosenHead:
     layers = {name: output_layer(name, head) for name, head in heads.items()}
     _check_stackable(heads, layers)
     words = {name: _labels(name, head, layers[name]) for name, head in heads.items()}
-    taken, notes = _clashes(words)
+    info, notes = side_by_side(words)
     first = next(iter(heads.values()))
     out = next(iter(layers.values()))
     tensors = {
         n: torch.cat([h.tensors[n] for h in heads.values()]) if _in(n, out) else t
         for n, t in first.tensors.items()
     }
+    return ChosenHead(tensors, info, {}, notes)
+
+
+def side_by_side(words: Mapping[str, Sequence[str]]) -> tuple[HeadInfo, tuple[str, ...]]:
+    """One head over the outputs of several, and what has to be said of its labels.
+
+    Args:
+        words: name of a head -> its labels; none of one that gives a number, whose output is called
+            by the head's name.
+    """
+    outputs = {name: tuple(own) or (name,) for name, own in words.items()}
+    taken, notes = _clashes(outputs)
     tasks: dict[str, Any] = {}
     labels: list[str] = []
-    for name, own in words.items():
-        tasks[name] = {"start": len(labels), "stop": len(labels) + len(own), "labels": list(own)}
+    for name, own in outputs.items():
+        stop = len(labels) + len(own)
+        tasks[name] = {"start": len(labels), "stop": stop, "labels": list(words[name])}
         labels += [f"{name}/{word}" if word in taken else word for word in own]
-    return ChosenHead(tensors, HeadInfo(tuple(labels), "classification", {TASKS: tasks}), {}, notes)
+    return HeadInfo(tuple(labels), "classification", {TASKS: tasks}), notes
 
 
 def output_layer(name: str, head: Head) -> str:
@@ -447,4 +459,6 @@ def select(module: Operand, name: str) -> Head:
         for n, t in whole.tensors.items()
     }
     extra = {k: v for k, v in module.head.extra.items() if k != TASKS}
-    return Head(tensors, replace(module.head, labels=tuple(own["labels"]), extra=extra))
+    labels = tuple(own["labels"])
+    problem = module.head.problem if labels else "regression"
+    return Head(tensors, HeadInfo(labels, problem, extra))

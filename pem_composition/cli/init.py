@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag
+from pem_composition.objectives.joint import joint_task
 from pem_composition.tasks.data import FILE, RowFiles, load_task
 from pem_composition.tasks.glue import Task, get_task
 from pem_composition.training import initial
@@ -35,7 +36,9 @@ class Config(AdapterFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = (self.task_name, self.train_file, self.labels, self.do_regression)
+        given = (
+            self.task_name, self.joint_tasks, self.train_file, self.labels, self.do_regression,
+        )  # fmt: skip
         named = any(given)
         if self.objective != "classification":
             if self.num_labels is not None:
@@ -49,7 +52,7 @@ class Config(AdapterFlags):
                 "--num_labels",
                 "says what the head predicts",
                 found="a task as well" if named else "no task either",
-                expected="one of --task_name, --train_file, --labels and --num_labels",
+                expected="one of --task_name, --joint_tasks, --train_file, --labels, --num_labels",
             )
 
 
@@ -67,6 +70,8 @@ def task_of(config: Config) -> Task | None:
     """
     if config.objective != "classification":
         return None
+    if config.joint_tasks:
+        return joint_task(config.joint_tasks)
     if config.task_name is not None:
         return get_task(config.task_name)
     if config.train_file is not None:

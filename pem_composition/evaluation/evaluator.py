@@ -277,6 +277,67 @@ class ClassificationEvaluator(Evaluator):
         return float(np.mean(log_total - shifted[np.arange(len(wide)), self.labels]))
 
 
+class JointEvaluator(Evaluator):
+    """Logits (n, k) of one head for several tasks, whose rows stand one task after the other.
+
+    Args:
+        apart: of each task its outputs and what scores them.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        apart: Sequence[tuple[slice, ClassificationEvaluator]],
+        batches: Sequence[Batch],
+    ) -> None:
+        super().__init__(task, batches)
+        self._apart = tuple(apart)
+
+    @cached_property
+    def labels(self) -> NDArray[Any]:
+        return np.concatenate([e.labels for _, e in self._apart])
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = model(**inputs).logits
+        return logits
+
+    def _own(self, outputs: Outputs) -> Iterator[tuple[ClassificationEvaluator, Outputs]]:
+        """What scores each task, and the outputs of its rows that are its own."""
+        first = 0
+        for columns, evaluator in self._apart:
+            last = first + len(evaluator.labels)
+            yield evaluator, outputs[first:last, columns]
+            first = last
+
+    def score(self, outputs: Outputs, *, seconds: float = 0.0) -> EvalResult:
+        """The mean of the tasks' own metrics, and every task's metrics by TASK_METRIC."""
+        each = [evaluator.score(own) for evaluator, own in self._own(outputs)]
+        mean = float(np.mean([e.score for e in each]))
+        return EvalResult(
+            task=self.task.name,
+            metric=self.task.primary,
+            score=mean,
+            stderr=float(np.linalg.norm([e.stderr for e in each])) / len(each),
+            n=len(self.labels),
+            scores={
+                self.task.primary: mean,
+                **{f"{e.task}_{name}": value for e in each for name, value in e.scores.items()},
+            },
+            seconds=seconds,
+        )
+
+    def loss(self, outputs: Outputs) -> float:
+        """Mean over all rows of the loss that each has among its task's outputs."""
+        return float(
+            sum(e.loss(own) * len(own) for e, own in self._own(outputs)) / len(self.labels)
+        )
+
+    def predictions(self, outputs: Outputs) -> NDArray[Any]:
+        """Classes within each task, or scores, as floats."""
+        each = [e.predictions(own).astype(np.float64) for e, own in self._own(outputs)]
+        return np.concatenate(each)
+
+
 def classification_evaluator(
     task: Task, data: EncodedDataset, order: tuple[int, ...] = (), **layout: Any
 ) -> ClassificationEvaluator:

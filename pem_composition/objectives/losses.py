@@ -6,6 +6,7 @@ batch. A label that is IGNORED (of a filler row, or behind a target's end) count
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,34 @@ def squared_error(
     """sum_i (logit_i - score_i)^2 / n;  logits (B, 1), labels (B,)."""
     errors = outputs["logits"].float().squeeze(-1) - labels.float()
     return (errors.square() * labels.ne(IGNORED)).sum() / _count(labels, num_items_in_batch)
+
+
+def of_tasks(
+    outputs: Any,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    *,
+    spans: Sequence[tuple[int, int, bool]],
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The mean over rows of several tasks, of each row the loss of its task's outputs alone.
+
+    logits (B, C); labels (B, 2): number of the task, and class or score within it, so that a row
+    counts two labels.
+
+    Args:
+        spans: of each task first output, end, and whether it is one score.
+    """
+    logits = outputs["logits"].float()
+    total = logits.new_zeros(())
+    for number, (start, stop, regression) in enumerate(spans):
+        rows = labels[:, 0] == number
+        own, given = {"logits": logits[rows, start:stop]}, labels[rows, 1]
+        if regression:
+            total = total + squared_error(own, given, 1)
+        else:
+            total = total + cross_entropy(own, given.long(), 1, label_smoothing=label_smoothing)
+    return 2 * total / _count(labels, num_items_in_batch)
 
 
 def _count(labels: Tensor, given: Tensor | int | None) -> Tensor | int:

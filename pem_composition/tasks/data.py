@@ -53,12 +53,13 @@ LOCAL_REMEDY = (
 class Example:
     """One row: its text or pair of texts, its label (None if unlabelled), and the row as read.
 
-    The label of an instruction is its answer, a text.
+    The label of an instruction is its answer, a text; that of a row of several tasks the number of
+    its task beside the label.
     """
 
     text: str
     text_pair: str | None
-    label: int | float | str | None
+    label: int | float | str | tuple[int, int | float] | None
     row_id: int | str
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 

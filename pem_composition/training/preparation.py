@@ -32,6 +32,7 @@ from pem_composition.evaluation.models import (
 )
 from pem_composition.evaluation.sharding import is_sharded, lend, redraw, replicate, whole
 from pem_composition.module import PEM
+from pem_composition.objectives.joint import JointTask
 from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
 from pem_composition.training import shards
@@ -155,6 +156,8 @@ def prepare(flags: AdapterFlags, task: Task | None) -> Start:
     head = head_parameter_names(model, missing)
     replicate(model, head, missing["missing_keys"], flags.seed)
     module, targets = initial_module(flags, model, base, head)
+    if isinstance(task, JointTask):
+        module = replace(module, head=task.head)
     attachment = attach(model, module, trainable=True, blocks=targets.blocks)
     init = initialisation_fingerprint(module.tensors)
     given = module.provenance

@@ -17,6 +17,7 @@ from pem_composition.evaluation.own_classes import Classes, of_model, of_module
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.objectives.documents import Documents
 from pem_composition.objectives.instructions import Instructions
+from pem_composition.objectives.joint import Joint
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
 from pem_composition.training import processes, results
@@ -80,6 +81,8 @@ def _silent(_line: str) -> None:
 
 def trained_objective(config: TrainConfig) -> Objective:
     """The objective that the flags name."""
+    if config.joint_tasks:
+        return Joint(names=config.joint_tasks, max_seq_length=config.max_seq_length)
     found = objective_of(
         config.objective, next_block=config.next_block, max_seq_length=config.max_seq_length,
         block_size=config.block_tokens, prompt=config.prompt, template=config.template,
@@ -114,7 +117,8 @@ def read_data(config: TrainConfig, objective: Objective) -> TaskData:
 
 def own_classes(config: TrainConfig) -> Classes:
     """The classes that the run starts with, where neither task nor flags say them."""
-    said = config.task_name or config.labels or config.do_regression is not None
+    said = config.task_name or config.joint_tasks or config.labels
+    said = said or config.do_regression is not None
     if said or config.objective != "classification":
         return None
     if config.init_from is not None and hub.folder_of(config.init_from).is_dir():

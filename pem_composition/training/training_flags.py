@@ -184,6 +184,14 @@ class AdapterFlags(LoadFlags, FileFlags):
         "its answers to instructions",
         of=("label", "next_block", *DECODERS),
     )
+    joint_tasks: tuple[str, ...] | None = flag(
+        None,
+        "instead of --task_name: one module on the rows of these tasks together, and one head with "
+        "a part for each; rows by --data_dir with a folder per task, or by name",
+        metavar="TASK",
+        key=GIVEN,
+        of=("classification",),
+    )
     adapter_config: str = flag(
         "lora", "kind of module; fft trains every parameter", choices=tuple(ADAPTER_CONFIGS)
     )
@@ -232,12 +240,33 @@ class AdapterFlags(LoadFlags, FileFlags):
         check_choice(self, "adapter_config", tuple(ADAPTER_CONFIGS))
         check_choice(self, "objective", OBJECTIVES)
         self._check_decoder()
+        self._check_joint()
         if self.adapter_config == "fft" and self.target_modules:
             raise refused(
                 "target_modules",
                 " ".join(self.target_modules),
                 "no targets with --adapter_config fft",
             )
+
+    def _check_joint(self) -> None:
+        """Several tasks that are known by name, each with rows of its own; a module, and a head."""
+        if not self.joint_tasks:
+            return
+        if len(set(self.joint_tasks)) < max(2, len(self.joint_tasks)):
+            raise refused("joint_tasks", " ".join(self.joint_tasks), "two tasks or more, each once")
+        if self.objective != "classification" or self.adapter_config == "fft":
+            raise UsageError.build(
+                "--joint_tasks", "trains a module with a head",
+                found=f"--objective {self.objective} --adapter_config {self.adapter_config}",
+                expected="--objective classification, lora or ia3", do="train each task apart",
+            )  # fmt: skip
+        one = ("task_name", "train_file", "validation_file", "test_file", "text_column_names")
+        for name in (*one, "label_column_name", "labels", "do_regression", "do_predict"):
+            if getattr(self, name, None):
+                raise UsageError.build(
+                    f"--{name}", "is of one task, --joint_tasks names several",
+                    do="give rows by --data_dir with a folder per task, or by name",
+                )  # fmt: skip
 
     def _check_decoder(self) -> None:
         """How weights are held is said of decoders; a quantised base is not trained itself."""
@@ -430,11 +459,11 @@ class TrainConfig(AdapterFlags, TrackerFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.task_name is None and not self.train_file:
+        if not (self.task_name or self.train_file or self.joint_tasks):
             raise UsageError.build(
                 "--task_name",
                 "no training data",
-                expected="a task name or --train_file",
+                expected="a task name, --joint_tasks or --train_file",
                 do="add one of them",
             )
         check_choice(self, "lr_scheduler_type", SCHEDULERS)

@@ -1,0 +1,144 @@
+"""The rows of several tasks together: one module, one head with a part of its outputs for each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from pem_composition.arithmetic.head_policies import side_by_side, tasks_of
+from pem_composition.config import HeadInfo
+from pem_composition.errors import DataError
+from pem_composition.evaluation.encoded import EncodedDataset
+from pem_composition.objectives.classification import Classification
+from pem_composition.objectives.objective import ModelRows
+from pem_composition.tasks.data import Example, RowFiles, TaskData, load_task
+from pem_composition.tasks.glue import Reading, Task, get_task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pem_composition.evaluation.evaluator import JointEvaluator
+
+MEAN = "mean"  # of the tasks' own metrics
+
+
+@dataclass(frozen=True)
+class JointTask(Task):
+    """Several tasks as one whose labels are the outputs of a head for all of them."""
+
+    parts: tuple[Task, ...] = ()
+
+    @property
+    def head(self) -> HeadInfo:
+        """The head: its labels, and which of them are each task's."""
+        return side_by_side({part.name: part.labels for part in self.parts})[0]
+
+    @property
+    def spans(self) -> tuple[tuple[int, int, bool], ...]:
+        """Of each task the first of its outputs, their end, and whether it is one score."""
+        where = tasks_of(self.head)
+        return tuple(
+            (where[p.name]["start"], where[p.name]["stop"], p.regression) for p in self.parts
+        )
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return (MEAN, *(f"{part.name}_{name}" for part in self.parts for name in part.scores))
+
+
+def joint_task(names: Sequence[str]) -> JointTask:
+    """The tasks of these names as one.
+
+    Raises:
+        DataError: an unknown task.
+    """
+    task = JointTask(
+        "+".join(names), ("text", None), (), (MEAN,), MEAN, parts=tuple(map(get_task, names))
+    )
+    return replace(task, labels=task.head.labels)
+
+
+@dataclass(frozen=True)
+class Joint(Classification):
+    """loss = 1/n sum_i loss_t(i)(the outputs of row i's task t(i), label_i), over all rows alike.
+
+    An epoch visits each row of each task once, mixed. What stands before the last layer of the head
+    is shared. The best step is that of the largest mean of the tasks' own metrics.
+
+    Attributes:
+        names: of the tasks.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def read(self, task_name: str | None, files: RowFiles, *, reading: Reading) -> TaskData:
+        """The rows of every task, one task after the other.
+
+        Raises:
+            DataError: also a split that one task alone lacks, or two tasks with one file.
+        """
+        task = joint_task(self.names)
+        read = [load_task(name, files, reading=reading) for name in self.names]
+        splits = tuple(dict.fromkeys(chain.from_iterable(data.splits for data in read)))
+        for split in splits:
+            places = [data.require(split) and data.sources[split] for data in read]
+            if len(set(places)) < len(places):
+                raise DataError.build(
+                    "--joint_tasks", "several tasks read the same rows", found=places[0],
+                    expected="a folder with a folder per task", do=f"give {self.names[0]} its own",
+                )  # fmt: skip
+        rows = {
+            split: tuple(
+                replace(example, label=(number, example.label))
+                for number, data in enumerate(read)
+                for example in data.require(split)
+            )
+            for split in splits
+        }
+        sources = {s: ", ".join(data.sources[s] for data in read) for s in splits}
+        return TaskData(task, rows, sources, tuple(n for data in read for n in data.notes))
+
+    def loss(self, task: Task) -> Callable[..., Tensor]:
+        from pem_composition.objectives import losses
+
+        return functools.partial(losses.of_tasks, spans=_joint(task).spans)
+
+    def training_rows(self, rows: ModelRows) -> EncodedDataset:
+        encoded = [super(Joint, self).training_rows(part) for part in _apart(rows)]
+        inputs = {n: [*chain(*(data.inputs[n] for data in encoded))] for n in encoded[0].inputs}
+        labels: Any = tuple(
+            [number, label] for number, data in enumerate(encoded) for label in data.labels
+        )
+        return EncodedDataset(inputs, labels, encoded[0].padding)
+
+    def prepared(self, rows: ModelRows, layout: Mapping[str, Any]) -> JointEvaluator:
+        from pem_composition.evaluation import padded
+        from pem_composition.evaluation.evaluator import ClassificationEvaluator, JointEvaluator
+
+        task, data = _joint(rows.task), self.training_rows(rows)
+        apart = [
+            (slice(start, stop), ClassificationEvaluator(p.task, [e.label for e in p.examples], ()))
+            for p, (start, stop, _) in zip(_apart(rows), task.spans, strict=True)
+        ]
+        return JointEvaluator(task, apart, padded.batches(data, **layout))
+
+
+def _joint(task: Task) -> JointTask:
+    assert isinstance(task, JointTask)
+    return task
+
+
+def _apart(rows: ModelRows) -> list[ModelRows]:
+    """The rows of each task with their own labels."""
+    parts: list[list[Example]] = [[] for _ in _joint(rows.task).parts]
+    for example in rows.examples:
+        assert isinstance(example.label, tuple)
+        number, label = example.label
+        parts[number].append(replace(example, label=label))
+    return [
+        rows._replace(task=task, examples=own)
+        for task, own in zip(_joint(rows.task).parts, parts, strict=True)
+    ]

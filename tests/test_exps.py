@@ -214,7 +214,7 @@ def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
         MANY / "run_all.sh", tasks=tasks, modules="lora:16 ia3", SEEDS="1 2", OUT=str(tmp_path)
     )
     trained = {c.output_dir: c for c in of("train", commands)}
-    assert len(trained) == 2 * 2 * 3
+    assert len(trained) == 2 * 2 * (3 + 2)
     inits = {c.output_dir: c for c in of("init", commands)}
     searches = of("search", commands)
     assert len(searches) == 4 and len(of("report", commands)) == 2
@@ -223,6 +223,12 @@ def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
         assert [m.task_name for m in modules] == list(search.task_name) == tasks.split()
         assert len({(m.seed, m.adapter_config, m.lora_r) for m in modules}) == 1
         assert all(inits[m.init_from].task_name == m.task_name for m in modules)
+        one, everything = (trained[path] for path in search.joint_module)
+        assert list(one.joint_tasks) == list(everything.joint_tasks) == tasks.split()
+        assert one.max_steps == modules[0].max_steps and everything.max_steps == 3 * one.max_steps
+        own = {name: getattr(modules[0], name) for name in ("seed", "adapter_config", "lora_r")}
+        own["learning_rate"] = modules[0].learning_rate
+        assert all(getattr(m, k) == v for m in (one, everything) for k, v in own.items())
         assert search.validation_file == tuple(m.validation_file for m in modules)
         assert search.head == "per-task"
         kind = "lora" if modules[0].adapter_config == "lora" else "ia3"

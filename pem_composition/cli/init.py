@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.joint_task import joint_task
 from pem_composition.flag_declarations import flag
-from pem_composition.objectives.joint import joint_task
 from pem_composition.tasks.data import FILE, RowFiles, load_task
 from pem_composition.tasks.glue import Task, get_task
 from pem_composition.training import initial

@@ -17,6 +17,8 @@ EXAMPLES = """
       --learning_rate 1e-3 --output_dir runs/rte
   pem train --model_name_or_path minilm --train_file half0.jsonl --validation_file dev.jsonl \\
       --task_name sst2 --init_from runs/init --output_dir runs/half0
+  pem train --model_name_or_path roberta-base --joint_tasks rte sst2 stsb --data_dir glue \\
+      --max_steps 1500 --output_dir runs/joint
   pem train --objective seq2seq --model_name_or_path flan-t5-small --task_name rte \\
       --data_dir glue --init_from runs/init --output_dir runs/rte
   pem train --objective seq2seq --target next_block --model_name_or_path flan-t5-small \\

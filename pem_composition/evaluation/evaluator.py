@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from pem_composition.adapters import wearing
 from pem_composition.errors import DataError, RunFailed
 from pem_composition.evaluation import metrics, padded
 from pem_composition.evaluation.encoded import EncodedDataset
+from pem_composition.evaluation.joint_task import JointTask
 from pem_composition.evaluation.padded import Batch
 from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.sharding import is_sharded, run_whole
@@ -340,10 +341,20 @@ class JointEvaluator(Evaluator):
 
 def classification_evaluator(
     task: Task, data: EncodedDataset, order: tuple[int, ...] = (), **layout: Any
-) -> ClassificationEvaluator:
+) -> Evaluator:
     """Rows that a head answers; see ``padded.batches``.
 
     Args:
         order: number of the head's output for each class of the task; empty: in the task's order.
     """
-    return ClassificationEvaluator(task, data.labels, padded.batches(data, **layout), order)
+    batches = padded.batches(data, **layout)
+    if not isinstance(task, JointTask):
+        return ClassificationEvaluator(task, data.labels, batches, order)
+    labels: list[list[Any]] = [[] for _ in task.parts]
+    for number, label in cast("Sequence[tuple[int, Any]]", data.labels):
+        labels[number].append(label)
+    apart = [
+        (slice(start, stop), ClassificationEvaluator(part, own, ()))
+        for part, own, (start, stop, _) in zip(task.parts, labels, task.spans, strict=True)
+    ]
+    return JointEvaluator(task, apart, batches)

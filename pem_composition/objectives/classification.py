@@ -12,7 +12,7 @@ from pem_composition.tasks.data import RowFiles, TaskData, load_task
 from pem_composition.tasks.glue import TASKS, Reading, Task
 
 if TYPE_CHECKING:
-    from pem_composition.evaluation.evaluator import ClassificationEvaluator
+    from pem_composition.evaluation.evaluator import Evaluator
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Classification(Objective):
     def training_rows(self, rows: ModelRows) -> EncodedDataset:
         return encode(rows.tokenizer, rows.examples, max_seq_length=self.max_seq_length)
 
-    def prepared(self, rows: ModelRows, layout: Mapping[str, Any]) -> ClassificationEvaluator:
+    def prepared(self, rows: ModelRows, layout: Mapping[str, Any]) -> Evaluator:
         from pem_composition.evaluation.evaluator import classification_evaluator
 
         return classification_evaluator(rows.task, self.training_rows(rows), self.order, **layout)

@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pem_composition.arithmetic.head_policies import side_by_side, tasks_of
-from pem_composition.config import HeadInfo
 from pem_composition.errors import DataError
 from pem_composition.evaluation.encoded import EncodedDataset
+from pem_composition.evaluation.joint_task import JointTask, joint_task
 from pem_composition.objectives.classification import Classification
 from pem_composition.objectives.objective import ModelRows
 from pem_composition.tasks.data import Example, RowFiles, TaskData, load_task
-from pem_composition.tasks.glue import Reading, Task, get_task
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pem_composition.evaluation.evaluator import JointEvaluator
-
-MEAN = "mean"  # of the tasks' own metrics
-
-
-@dataclass(frozen=True)
-class JointTask(Task):
-    """Several tasks as one whose labels are the outputs of a head for all of them."""
-
-    parts: tuple[Task, ...] = ()
-
-    @property
-    def head(self) -> HeadInfo:
-        """The head: its labels, and which of them are each task's."""
-        return side_by_side({part.name: part.labels for part in self.parts})[0]
-
-    @property
-    def spans(self) -> tuple[tuple[int, int, bool], ...]:
-        """Of each task the first of its outputs, their end, and whether it is one score."""
-        where = tasks_of(self.head)
-        return tuple(
-            (where[p.name]["start"], where[p.name]["stop"], p.regression) for p in self.parts
-        )
-
-    @property
-    def scores(self) -> tuple[str, ...]:
-        return (MEAN, *(f"{part.name}_{name}" for part in self.parts for name in part.scores))
-
-
-def joint_task(names: Sequence[str]) -> JointTask:
-    """The tasks of these names as one.
-
-    Raises:
-        DataError: an unknown task.
-    """
-    task = JointTask(
-        "+".join(names), ("text", None), (), (MEAN,), MEAN, parts=tuple(map(get_task, names))
-    )
-    return replace(task, labels=task.head.labels)
+from pem_composition.tasks.glue import Reading
 
 
 @dataclass(frozen=True)
@@ -101,11 +55,6 @@ class Joint(Classification):
         sources = {s: ", ".join(data.sources[s] for data in read) for s in splits}
         return TaskData(task, rows, sources, tuple(n for data in read for n in data.notes))
 
-    def loss(self, task: Task) -> Callable[..., Tensor]:
-        from pem_composition.objectives import losses
-
-        return functools.partial(losses.of_tasks, spans=_joint(task).spans)
-
     def training_rows(self, rows: ModelRows) -> EncodedDataset:
         encoded = [super(Joint, self).training_rows(part) for part in _apart(rows)]
         inputs = {n: [*chain(*(data.inputs[n] for data in encoded))] for n in encoded[0].inputs}
@@ -114,31 +63,16 @@ class Joint(Classification):
         )
         return EncodedDataset(inputs, labels, encoded[0].padding)
 
-    def prepared(self, rows: ModelRows, layout: Mapping[str, Any]) -> JointEvaluator:
-        from pem_composition.evaluation import padded
-        from pem_composition.evaluation.evaluator import ClassificationEvaluator, JointEvaluator
-
-        task, data = _joint(rows.task), self.training_rows(rows)
-        apart = [
-            (slice(start, stop), ClassificationEvaluator(p.task, [e.label for e in p.examples], ()))
-            for p, (start, stop, _) in zip(_apart(rows), task.spans, strict=True)
-        ]
-        return JointEvaluator(task, apart, padded.batches(data, **layout))
-
-
-def _joint(task: Task) -> JointTask:
-    assert isinstance(task, JointTask)
-    return task
-
 
 def _apart(rows: ModelRows) -> list[ModelRows]:
     """The rows of each task with their own labels."""
-    parts: list[list[Example]] = [[] for _ in _joint(rows.task).parts]
+    assert isinstance(rows.task, JointTask)
+    parts: list[list[Example]] = [[] for _ in rows.task.parts]
     for example in rows.examples:
         assert isinstance(example.label, tuple)
         number, label = example.label
         parts[number].append(replace(example, label=label))
     return [
         rows._replace(task=task, examples=own)
-        for task, own in zip(_joint(rows.task).parts, parts, strict=True)
+        for task, own in zip(rows.task.parts, parts, strict=True)
     ]

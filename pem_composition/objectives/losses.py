@@ -6,13 +6,23 @@ batch. A label that is IGNORED (of a filler row, or behind a target's end) count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from pem_composition.evaluation.encoded import IGNORED
+from pem_composition.evaluation.joint_task import JointTask
+from pem_composition.tasks.glue import Task
+
+
+def loss_of(task: Task, *, words: bool) -> Callable[..., Tensor]:
+    """The loss of a task whose answers are words, or of its own kind."""
+    if isinstance(task, JointTask):
+        return functools.partial(of_tasks, spans=task.spans)
+    return squared_error if task.regression and not words else cross_entropy
 
 
 def cross_entropy(

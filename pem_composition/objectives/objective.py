@@ -92,8 +92,7 @@ class Objective(ABC):
         """(model output, labels, number of labels in the global batch) -> scalar."""
         from pem_composition.objectives import losses
 
-        by_number = task.regression and not self.writes
-        return losses.squared_error if by_number else losses.cross_entropy
+        return losses.loss_of(task, words=self.writes)
 
     def evaluator(
         self,

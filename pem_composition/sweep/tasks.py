@@ -310,7 +310,8 @@ def check_joint(headers: Sequence[ModuleHeader], tasks: Sequence[ScoredTask]) ->
                     f"{header.name} for {task.name}", "no head of the module answers the task",
                     found=", ".join(header.heads) or ", ".join(found or ()) or "no head",
                     expected=", ".join(wanted) or "a score",
-                    do="pem refit --task_name TASK TASK ... gives it a head per task",
+                    do="pem train --joint_tasks TASK TASK ... trains one, pem refit --task_name "
+                    "TASK TASK ... gives it a head per task",
                 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from pem_composition.checkpoint import provenance as records
 from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules
+from pem_composition.evaluation.joint_task import JointTask
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.evaluation.models import (
     LoadedBase,
@@ -32,7 +33,6 @@ from pem_composition.evaluation.models import (
 )
 from pem_composition.evaluation.sharding import is_sharded, lend, redraw, replicate, whole
 from pem_composition.module import PEM
-from pem_composition.objectives.joint import JointTask
 from pem_composition.record import Provenance, Source, initialisation_fingerprint
 from pem_composition.tasks.glue import Task
 from pem_composition.training import shards

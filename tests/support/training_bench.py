@@ -211,4 +211,7 @@ def refusal(capsys: Any, argv: Sequence[object]) -> str:
 
 def argv_of(flags: Mapping[str, object]) -> list[str]:
     """The command line of ``pem train`` with these flags."""
-    return ["train", *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]
+    words = ["train"]
+    for name, value in flags.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words

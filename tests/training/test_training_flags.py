@@ -9,6 +9,7 @@ from pem_composition.errors import PEMError, UsageError
 from pem_composition.training.training_flags import TrainConfig
 
 BASE = {"model_name_or_path": "m", "output_dir": "o", "task_name": "rte"}
+JOINT = {"task_name": None, "joint_tasks": ("rte", "sst2")}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,13 @@ BASE = {"model_name_or_path": "m", "output_dir": "o", "task_name": "rte"}
         ({"task_name": None}, ("--task_name", "--train_file")),
         ({"max_train_samples": 0}, ("--max_train_samples", ">= 1")),
         ({"do_train": False}, ("--do_train", "--init_from")),
+        (JOINT | {"joint_tasks": ("rte",)}, ("--joint_tasks", "two tasks or more")),
+        (JOINT | {"joint_tasks": ("rte", "rte")}, ("--joint_tasks", "each once")),
+        (JOINT | {"task_name": "rte"}, ("--task_name", "--joint_tasks names several")),
+        (JOINT | {"train_file": "f"}, ("--train_file", "folder per task")),
+        (JOINT | {"do_predict": True}, ("--do_predict", "--joint_tasks")),
+        (JOINT | {"adapter_config": "fft"}, ("--joint_tasks", "fft", "lora or ia3")),
+        (JOINT | {"objective": "seq2seq"}, ("--joint_tasks", "seq2seq", "classification")),
     ],
 )
 def test_an_unusable_flag_is_named_with_what_was_found_and_expected(flags, words):

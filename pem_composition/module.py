@@ -361,7 +361,7 @@ def _combined(
             if choice.entry.needs
             else method_sums.merge(modules, coefficients, choice, rank, out)
         )
-        return out.tensors, config, lambda m: Certificate(*certified(out.errors), OWN_RESULT)
+        return out.tensors, config, lambda m: certified(out.errors, OWN_RESULT)
     weights = list(coefficients)
     if choice.method != SIMPLE:
         tensors, config, weights = merge_as(modules, coefficients, choice)
@@ -371,18 +371,14 @@ def _combined(
         return (
             cast(tensors, dtype),
             config,
-            lambda m: Certificate(*certified(log_errors(m, modules, weights)), PRODUCT),
+            lambda m: certified(log_errors(m, modules, weights), PRODUCT),
         )
     elif space == "parameter":
         tensors = cast(linear_combination([m.tensors for m in modules], coefficients), dtype)
         config = modules[0].config
     else:  # rounded layer by layer
         tensors, config = delta_sum(modules, coefficients, rank, dtype)
-    return (
-        tensors,
-        config,
-        lambda m: Certificate(*certificate_of(m.tensors, m.config, modules, weights)),
-    )
+    return tensors, config, lambda m: certificate_of(m.tensors, m.config, modules, weights)
 
 
 def in_dtype(module: PEM, dtype: str | None) -> PEM:
@@ -454,7 +450,7 @@ def negate(module: PEM, strength: float = 1.0, *, dtype: str | None = None) -> P
     result = PEM(tensors, module.config, module.base, "negation", module.head, heads=heads)
     term = Term(1.0, f"negate({_inner(module)}, {shown(strength)})")
     provenance = _provenance([module], (term,), "parameter", "negation", None)
-    certificate = Certificate(*certificate_of(result.tensors, result.config, [module], [-strength]))
+    certificate = certificate_of(result.tensors, result.config, [module], [-strength])
     provenance = replace(
         provenance,
         certificate=certificate.covering(kept.saved),

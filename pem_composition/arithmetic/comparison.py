@@ -192,8 +192,8 @@ def _cross_terms(
     except IncompatibleModules as error:
         return None, {}, str(error)
     tensors = linear_combination([m.tensors for m in modules], coefficients)
-    total, layers = certificate_of(tensors, modules[0].config, modules, coefficients)
-    return total, layers, None
+    found = certificate_of(tensors, modules[0].config, modules, coefficients)
+    return found.total, dict(found.layers), None
 
 
 def _pair(

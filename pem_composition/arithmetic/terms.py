@@ -5,8 +5,6 @@ Shape suffixes: I inputs, O outputs, R rank of one term.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -45,13 +43,3 @@ class LayerError(NamedTuple):
         """error / ||expression||; where that cancels to zero, error / sum of the terms' norms."""
         reference = self.terms if self.norm <= 1e-12 * self.terms else self.norm
         return self.error / reference if reference else 0.0
-
-
-def total_error(layers: Mapping[str, LayerError]) -> float:
-    """Relative error over all layers: sqrt(sum error^2) / sqrt(sum norm^2).
-
-    Examples:
-        >>> total_error({"fc": LayerError(3.0, 5.0, 5.0), "proj": LayerError(4.0, 0.0, 1.0)})
-        1.0
-    """
-    return LayerError(*(math.hypot(*(v[i] for v in layers.values())) for i in range(3))).relative

@@ -5,6 +5,7 @@ Bridges modules (tensors + config) and the factor arithmetic of ``delta``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from pem_composition.arithmetic.algebra import (
     role_of,
 )
 from pem_composition.arithmetic.ranks import Rank
-from pem_composition.arithmetic.terms import Factor, LayerError, total_error
+from pem_composition.arithmetic.terms import Factor, LayerError
 from pem_composition.config import (
     DTYPES,
     AdapterConfig,
@@ -28,6 +29,7 @@ from pem_composition.config import (
     whole_layers,
 )
 from pem_composition.errors import PEMError
+from pem_composition.record import SUM, Certificate
 
 if TYPE_CHECKING:
     import torch
@@ -179,49 +181,42 @@ def factor_config(
     )
 
 
-def layer_errors(
-    tensors: Mapping[str, Tensor],
-    config: AdapterConfig,
-    modules: Sequence[Operand],
-    coefficients: Sequence[float],
-) -> dict[str, LayerError]:
-    """Error of each layer of a result against sum_i c_i dW_i, float64."""
-    from pem_composition.arithmetic import delta
-
-    layers = sorted({*layers_of(tensors)}.union(*(m.layers for m in modules)))
-    if config.kind == "lora":
-        errors = {}
-        for layer in layers:
-            written = _factor(tensors, config, 1.0, layer)
-            assert written is not None
-            errors[layer] = delta.factor_error(written, lora_factors(modules, coefficients, layer))
-        return errors
-    role, neutral = ROLE_OF_KIND[config.kind], neutral_of(config.kind)
-    return {
-        layer: delta.tensor_error(
-            tensors[f"{layer}.{role}"].double() - neutral,
-            [
-                (c, t.double() - neutral)
-                for c, t in _holders(modules, coefficients, f"{layer}.{role}")
-            ],
-        )
-        for layer in layers
-    }
-
-
 def certificate_of(
     tensors: Mapping[str, Tensor],
     config: AdapterConfig,
     modules: Sequence[Operand],
     coefficients: Sequence[float],
-) -> tuple[float, dict[str, float]]:
-    """Relative Frobenius error of a result against sum_i c_i dW_i: total and per layer."""
-    return certified(layer_errors(tensors, config, modules, coefficients))
+) -> Certificate:
+    """Relative Frobenius error of a result against sum_i c_i dW_i, float64: total and by layer."""
+    from pem_composition.arithmetic import delta
+
+    layers = sorted({*layers_of(tensors)}.union(*(m.layers for m in modules)))
+    errors: dict[str, LayerError] = {}
+    if config.kind == "lora":
+        for layer in layers:
+            written = _factor(tensors, config, 1.0, layer)
+            assert written is not None
+            errors[layer] = delta.factor_error(written, lora_factors(modules, coefficients, layer))
+        return certified(errors)
+    role, neutral = ROLE_OF_KIND[config.kind], neutral_of(config.kind)
+    for layer in layers:
+        terms = _holders(modules, coefficients, f"{layer}.{role}")
+        errors[layer] = delta.tensor_error(
+            tensors[f"{layer}.{role}"].double() - neutral,
+            [(c, t.double() - neutral) for c, t in terms],
+        )
+    return certified(errors)
 
 
-def certified(errors: Mapping[str, LayerError]) -> tuple[float, dict[str, float]]:
-    """Relative errors of layers, in total and each."""
-    return total_error(errors), {layer: e.relative for layer, e in errors.items()}
+def certified(errors: Mapping[str, LayerError], against: str = SUM) -> Certificate:
+    """Relative errors of layers, and of all together, sqrt(sum error^2) / sqrt(sum norm^2).
+
+    Examples:
+        >>> certified({"fc": LayerError(3.0, 5.0, 5.0), "proj": LayerError(4.0, 0.0, 1.0)}).total
+        1.0
+    """
+    total = LayerError(*(math.hypot(*(e[i] for e in errors.values())) for i in range(3)))
+    return Certificate(total.relative, {n: e.relative for n, e in errors.items()}, against)
 
 
 def drift(module: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[str, float]:

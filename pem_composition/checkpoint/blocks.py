@@ -144,7 +144,7 @@ class Blocks:
             name: LayerError(wrong**0.5, norm**0.5, norm**0.5)
             for name, (wrong, norm) in self._squares.items()
         }
-        return Certificate(*certified(errors), against)
+        return certified(errors, against)
 
     def of(self, expression: Expression) -> Output:
         """The output of a sum."""

@@ -46,7 +46,7 @@ from pem_composition.checkpoint.stored_names import (
 from pem_composition.config import LoraConfig, matches, pattern_keys
 from pem_composition.errors import IncompatibleModules, PEMError, listing
 from pem_composition.module import PEM
-from pem_composition.record import Certificate, Provenance, Recipe, Term
+from pem_composition.record import Provenance, Recipe, Term
 from pem_composition.safe_files import read_json
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def extract_lora(
         sources=(source,),
         space="delta",
         method=method_text(resolve(SIMPLE), rank),
-        certificate=Certificate(*certified(errors)),
+        certificate=certified(errors),
         notes=notes,
         recipe=Recipe("extract_lora", settings, (source,)),
     )

@@ -116,6 +116,16 @@ class ServedModules:
         self._probe = prompt_tokens(tokenizer, PROBE)[: min(PROBE_TOKENS, limit - 1)]
         self._base = self._local(model)
 
+    def connect(self) -> None:
+        """Ask for the base's log-probabilities, once.
+
+        Raises:
+            UsageError: a server that serves another base.
+            RunFailed: a server that fails, or tells no numbers.
+        """
+        if self._served is None:
+            self._check_base()
+
     @contextmanager
     def writing(
         self, module: PEM | None, name: str, model: Any, tokenizer: Any, asked: Prompts | BeamSearch
@@ -123,18 +133,17 @@ class ServedModules:
         """The module at the server, checked against the model, which holds it too.
 
         Raises:
-            UsageError: a server that serves another base, or cannot load the module.
+            UsageError: a server that cannot load the module.
             RunFailed: a server that fails, or answers with other weights.
         """
         settings = _settings(asked, end_tokens(model, tokenizer))
-        if self._served is None:
-            self._check_base()
+        vocabulary = len(model.get_input_embeddings().weight)
         if module is None or not _changes(module):
-            yield partial(self._write, self.service.model, asked, settings)
+            yield partial(self._write, self.service.model, asked, settings, vocabulary)
             return
         with self._loaded(for_vllm(module), name) as served:
             self._check_point(served, name, self._local(model))
-            yield partial(self._write, served, asked, settings)
+            yield partial(self._write, served, asked, settings, vocabulary)
 
     # --- the server's modules ---
 
@@ -241,10 +250,9 @@ class ServedModules:
         choice = self._endpoint.complete(
             name, self._probe, max_tokens=1, temperature=1.0, prompt_logprobs=1, **NEUTRAL
         )
-        told = getattr(choice, "prompt_logprobs", None) or []
-        pairs = (
-            zip(self._probe[1:], told[1:], strict=False) if len(told) == len(self._probe) else ()
-        )
+        told = getattr(choice, "prompt_logprobs", None)
+        whole = isinstance(told, list) and len(told) == len(self._probe)
+        pairs = zip(self._probe[1:], told[1:], strict=True) if whole else ()
         found = np.array([_told(token, position) for token, position in pairs])
         known, all_ = int((~np.isnan(found)).sum()), len(self._probe) - 1
         if known < all_:
@@ -262,9 +270,15 @@ class ServedModules:
         name: str,
         asked: Prompts | BeamSearch,
         settings: Mapping[str, Any],
+        vocabulary: int,
         requests: Sequence[Request],
     ) -> list[Tokens]:
-        """The new tokens of each request, an end token included."""
+        """The new tokens of each request, an end token included.
+
+        Raises:
+            RunFailed: a reply that is no text of the tokens that were asked for.
+        """
+        ends = settings["stop_token_ids"]
         seeded = isinstance(asked, Prompts) and not asked.decoding.greedy
 
         def one(request: Request) -> Tokens:
@@ -274,16 +288,17 @@ class ServedModules:
                 **settings, **seed,
             )  # fmt: skip
             tokens, end = getattr(choice, "token_ids", None), choice.finish_reason
-            if not isinstance(tokens, list) or end not in ("stop", "length"):
+            said = _ended(tokens, end, ends, request.steps, vocabulary)
+            if said is None:
+                shown = "no token_ids" if tokens is None else f"token_ids {tokens}"[:80]
                 raise RunFailed.build(
                     self.service.place, "not a text with its tokens",
-                    found=f"finish_reason {end}, {'no ' if tokens is None else ''}token_ids",
-                    expected="token_ids and the finish_reason stop or length",
+                    found=f"finish_reason {end}, {shown}",
+                    expected=f"token_ids below {vocabulary}; finish_reason stop, an end token last "
+                    f"and nowhere else, or length, and {request.steps} of them",
                     do="use vLLM 0.10.2 or later",
                 )  # fmt: skip
-            ends = settings["stop_token_ids"]
-            unsaid = end == "stop" and not {*tokens[-1:]} & {*ends}
-            return [*tokens, *ends[:unsaid]]
+            return said
 
         with ThreadPoolExecutor(self.parallel) as pool:
             running = [pool.submit(one, request) for request in requests]
@@ -292,6 +307,29 @@ class ServedModules:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _ended(
+    tokens: Any, end: Any, ends: Sequence[int], steps: int, vocabulary: int
+) -> Tokens | None:
+    """A text's tokens, the end token included where the server leaves it out; None for no text.
+
+    Examples:
+        >>> _ended([5, 2], "stop", [2], 3, 9), _ended([5], "stop", [2], 3, 9)
+        ([5, 2], [5, 2])
+        >>> _ended([5, 6, 7], "length", [2], 3, 9), _ended([5, 6], "length", [2], 3, 9)
+        ([5, 6, 7], None)
+    """
+    if not isinstance(tokens, list) or end not in ("stop", "length"):
+        return None
+    known = all(type(t) is int and 0 <= t < vocabulary for t in tokens)
+    if not known or len(tokens) > steps or {*tokens[:-1]} & {*ends}:
+        return None
+    if tokens and tokens[-1] in ends:
+        return tokens
+    if end == "stop":
+        return [*tokens, *ends[:1]]
+    return tokens if len(tokens) == steps else None
 
 
 def _told(token: int, position: Any) -> float:

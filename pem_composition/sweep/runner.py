@@ -108,13 +108,20 @@ class Runner:
 
         before = self.store.computed
         record = self.store.once(
-            identity, compute, wait=wait, ready=self._held.open,
+            identity, compute, wait=wait, ready=lambda: self._ready(rows),
             usable=lambda r: finite(r, "score", "standard_error"),
         )  # fmt: skip
         if record is not None and self.store.computed > before:
             self._partial(record["key"]).unlink(missing_ok=True)
             self.say(_line(record, rows.name))
         return record
+
+    def _ready(self, rows: Rows) -> None:
+        """Open the model, and see that a backend that answers has the same base."""
+        self._held.open()
+        backend = getattr(rows, "backend", None)
+        if backend is not None:
+            backend.connect()
 
     def _partial(self, key: str) -> Path:
         """Where a result that is made in batches is kept until it is whole."""

@@ -167,7 +167,7 @@ class StrengthRunner:
             return {"file": file, **facts}
 
         return self.store.once(
-            decided("texts", identity), compute, wait=wait, ready=self._held.open,
+            decided("texts", identity), compute, wait=wait, ready=self._ready_to_write,
             usable=self._at_hand,
         )  # fmt: skip
 
@@ -239,6 +239,12 @@ class StrengthRunner:
         if self.trial.backend is not None:
             with reduced(model, self.trial.bf16):
                 self.trial.backend.prepare(model, tokenizer)
+
+    def _ready_to_write(self) -> None:
+        """Open the model, and see that the backend has the same base."""
+        self._held.open()
+        if self.trial.backend is not None:
+            self.trial.backend.connect()
 
     @contextmanager
     def _model(self, strength: float) -> Iterator[tuple[Any, Any]]:

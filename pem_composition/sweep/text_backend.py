@@ -31,6 +31,9 @@ class TextBackend(Protocol):
     def prepare(self, model: Any, tokenizer: Any) -> None:
         """See the loaded model with the base's own weights."""
 
+    def connect(self) -> None:
+        """Refuse an engine that does not hold the base, before the first text is asked for."""
+
     def writing(
         self, module: PEM | None, name: str, model: Any, tokenizer: Any, asked: Prompts | BeamSearch
     ) -> AbstractContextManager[Write]:

@@ -236,6 +236,41 @@ def test_what_a_server_lacks_is_said_in_one_line(fault, code, said, bench, tmp_p
     assert not list((tmp_path / "out").glob(".served*"))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda tokens, ends: [*map(str, tokens)],
+        lambda tokens, ends: [*tokens[:-1], 96],  # the vocabulary's size
+        lambda tokens, ends: [*tokens[:-1], -1],
+        lambda tokens, ends: [*tokens[:-1], True],
+        lambda tokens, ends: tokens[:-1],  # and says that the length ended it
+        lambda tokens, ends: [*tokens, *tokens],
+        lambda tokens, ends: [tokens[0], ends[0], *tokens[2:]],
+        lambda tokens, ends: [tokens],
+    ],
+)
+def test_tokens_that_were_not_asked_for_are_no_text(
+    wrong, bench, server, tmp_path, capsys, monkeypatch
+):
+    def greedy(ids, request):
+        tokens = right(ids, request)
+        return wrong(tokens, request["stop_token_ids"])
+
+    right = server._greedy
+    monkeypatch.setattr(server, "_greedy", greedy)
+    out = tmp_path / "out"
+    error = refused(3, bench, out, capsys, *served(server))
+    assert "not a text with its tokens; found finish_reason length, token_ids [" in error
+    assert not list(out.glob("texts/*")) and not (out / "results.jsonl").exists()
+
+
+def test_a_server_of_another_base_leaves_no_trace(bench, tmp_path, capsys):
+    for fault in ({"logprobs": None}, {"base": bench.base.with_name("strange")}):
+        with serving(replace(LoraServer(bench.base), **fault)) as other:
+            assert cli.main(words(bench, tmp_path / "out", *served(other))) in (2, 3)
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_name_and_no_server_are_said_in_one_line(bench, server, tmp_path, capsys):
     flags = [*served(server)]
     flags[flags.index("base")] = "other"

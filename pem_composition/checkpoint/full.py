@@ -350,7 +350,7 @@ def base_folder_of(base: str | PathLike[str] | None, where: object) -> Path:
             "a full model is a module only as a difference to its base",
             found="no base model",
             expected="the model it was tuned from",
-            do="give it (base=..., or --model)",
+            do="give it (base=..., or --model; for an expression pem fold EXPRESSION --model BASE)",
         )
     found = find_base(fspath(base))
     if found is None:

@@ -106,5 +106,5 @@ def coefficient(config: Config) -> float:
                 found=len(config.search_step),
                 expected="two: C0 C1",
             )
-        return shared.normalised(config.search_step)[0]
+        return shared.normalised(config.search_step, "--coefficient")[0]
     return 0.5 if config.coefficient is None else config.coefficient

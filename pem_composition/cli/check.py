@@ -61,14 +61,15 @@ def run(config: Config) -> int:
     if config.adatasks:
         check_count("--adatasks", config.adatasks, len(config.directories), "name")
     names = common.labels(config.directories, config.adatasks)
+    base = common.resolved(config.model) if config.model else None
     found = diagnose(
         config.directories,
         names,
-        model=common.resolved(config.model) if config.model else None,
+        model=base,
         allow_base_mismatch=config.allow_base_mismatch,
         space=config.space,
     )
-    values = _values(found.headers) if config.values else []
+    values = _values(found.headers, base) if config.values else []
     broken = any(f.severity == "error" for f in values)
     compatible = found.compatible and not broken
     if config.space is not None:
@@ -117,17 +118,22 @@ def _programs(found: Diagnosis) -> Iterator[str]:
     count = len(found.headers)
     for name, least in several.items():
         exactly = name == "analogy.py"
+        if name == "pem compose" and any(
+            h.kind == "full" and h.base.name is None for h in found.headers
+        ):
+            continue  # it takes no base: pem fold does
         if (count == least) if exactly else (count >= least):
             alone = " (each alone)" if name == "negation.py" and count > 1 else ""
             yield f"{name}{'' if alone else flag}{alone}"
 
 
-def _values(headers: tuple[ModuleHeader, ...]) -> list[Finding]:
-    """What only the tensors tell."""
+def _values(headers: tuple[ModuleHeader, ...], base: str | None) -> list[Finding]:
+    """What only the tensors tell; those of whole models are differences to the base."""
     found = []
     for header in headers:
         try:
-            module = load(header.path, name=header.name)
+            own = base if header.kind == "full" else None
+            module = load(header.path, name=header.name, base=own)
         except PEMError as error:
             found.append(Finding(ERROR, "its values cannot be used", {header.name: str(error)}))
             continue

@@ -295,13 +295,16 @@ def check_dropout(values: Sequence[float], modules: int) -> None:
         check_count("--dropout_list", values, modules, "probability")
 
 
-def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[float, ...]:
-    """Entries divided by their sum, as the reference programs do.
+def normalised(steps: Sequence[float], instead: str = "--coefficients") -> tuple[float, ...]:
+    """Entries of --search_step divided by their sum, as the reference programs do.
+
+    Args:
+        instead: the flag whose numbers are taken as given.
 
     Raises:
         UsageError: a negative entry (it would change the scale of all others) or a sum of zero.
     """
-    do = "use --coefficients, which are taken as given"
+    flag, do = "--search_step", f"use {instead}, taken as given"
     for step in steps:
         if step < 0:
             reason = f"{flag} is divided by its sum, so a negative entry would rescale the others"
@@ -312,7 +315,7 @@ def normalised(steps: Sequence[float], flag: str = "--search_step") -> tuple[flo
             flag, f"{flag} is divided by its sum, which is 0", found=list(steps), do=do
         )
     if math.isinf(total):
-        return normalised([step / max(steps) for step in steps], flag)
+        return normalised([step / max(steps) for step in steps], instead)
     return tuple(step / total for step in steps)
 
 

@@ -14,10 +14,10 @@ from pem_composition.errors import PEMError
 
 TRUE_WORDS = frozenset({"true", "yes", "1"})
 FALSE_WORDS = frozenset({"false", "no", "0"})
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 # What argparse must take for a value although it starts with "-"; floats then refuse inf and nan.
 NEGATIVE_NUMBER = re.compile(
-    r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE
+    r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE | re.ASCII
 )
 
 
@@ -46,7 +46,7 @@ def finite_float(text: str) -> float:
 def whole_number(text: str) -> int:
     """A decimal integer, without underscores, exponents or a fraction."""
     text = unshield(text)
-    if not re.fullmatch(r"[-+]?\d+", text):
+    if not re.fullmatch(r"[-+]?[0-9]+", text):
         raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number")
     return int(text)
 

@@ -386,7 +386,7 @@ def test_analogy_weighs_the_classifier_and_the_difference(words, lam, folder, tm
     ("words", "reason"),
     [
         (["--search_step", "1", "2", "3"], "--search_step: wrong number of entries; found 3"),
-        (["--search_step", "1", "-1"], "use --coefficients"),
+        (["--search_step", "1", "-1"], "use --coefficient, taken as given"),
         (["--coefficient", "0.5", "--search_step", "1", "1"], "given together"),
         (["--coefficient", "0.5", "--grid", "0", "1", "1"], "given together"),
         (["--evaluate"], "add --grid"),

@@ -146,6 +146,16 @@ def test_check_reads_values_only_if_asked(folder, tmp_path, pem):
     assert "warning: its update is zero" in idle.out
 
 
+def test_check_reads_values_of_whole_models_as_differences_to_the_base(folder, pem):
+    words = ("check", folder / "base", folder / "m1", "--values", "--model")
+    told = json.loads(pem(*words, folder / "base", "--json").out)
+    assert told["compatible"] and "pem compose" not in told["programs"]  # it takes no base
+    idle = [f["values"] for f in told["findings"] if f["what"] == "its update is zero"]
+    assert [list(values) for values in idle] == [["base"]]
+    asked = pem(*words[:-1])
+    assert asked.code == 2 and "pem fold" in asked.out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "inspect"])
 def test_headers_are_answered_without_torch(command, folder, repository):

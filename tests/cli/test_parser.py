@@ -131,15 +131,18 @@ def test_exponents_and_signs_are_numbers_after_a_list_flag(number):
 
 @pytest.mark.parametrize(
     "word",
-    ["nan", "-nan", "inf", "-inf", "Infinity", "1e999", "0x1p3", "1_000", "x", "-7e-1x", "0,3"],
-)
+    [
+        "nan", "-nan", "inf", "-inf", "Infinity", "1e999", "0x1p3", "1_000", "x", "-7e-1x", "0,3",
+        "\u0663",
+    ],
+)  # fmt: skip
 def test_what_is_no_finite_number_is_refused_by_flag_and_word(word):
     message = refused("-w", "0.3", word)
     assert message.startswith("--weights: ")
     assert repr(word)[1:-1] in message
 
 
-@pytest.mark.parametrize("word", ["1.5", "1e3", "1_0", "x", ""])
+@pytest.mark.parametrize("word", ["1.5", "1e3", "1_0", "x", "", "\u0663"])
 def test_a_whole_number_has_no_fraction(word):
     assert "--steps: " in refused("--steps", word)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pem_composition.arithmetic.delta import thin_qr
+from pem_composition.arithmetic.delta import check_double, thin_qr
 from pem_composition.arithmetic.terms import Factor
 
 BLOCK_ENTRIES = 1 << 20  # of a dense block of rows: 8 MB in float64
@@ -64,7 +64,9 @@ class Spectrum(NamedTuple):
 def spectrum(terms: Sequence[Factor]) -> Spectrum:
     """SVD of sum_k w_k B_k A_k through thin QR of the stacked factors and a small core."""
     (Q_B, R_B), (Q_A, R_A) = thin_qr(terms)
-    U_CC, s_C, Vh_CC = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    core_CC = R_B @ R_A.mT
+    check_double(core_CC)
+    U_CC, s_C, Vh_CC = torch.linalg.svd(core_CC, full_matrices=False)
     floor = max(Q_B.shape[0], Q_A.shape[0]) * EPS * float(s_C[0]) if s_C.numel() else 0.0
     k = int((s_C > floor).sum())
     return Spectrum(Q_B @ U_CC[:, :k], s_C[:k], Q_A @ Vh_CC[:k].mT)

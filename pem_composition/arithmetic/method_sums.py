@@ -44,6 +44,7 @@ from pem_composition.arithmetic.updates import (
 )
 from pem_composition.config import AdapterConfig
 
+ON_FACTORS = ("ext_sub", "tsv")
 SPECTRAL_NAMES = frozenset(m.name for m in SPECTRAL)
 
 
@@ -145,7 +146,7 @@ def _result(layer: _Layer, rank: Rank | None = None) -> list[Factor]:
         return _on_sphere(layer)
     if choice.method == "robustmerge":
         return list(function(layer.terms, layer.name, **settings))
-    if choice.method == "ext_sub":
+    if choice.method in ON_FACTORS:
         return list(choice.entry.function("on_factors")(layer.terms))
     if choice.method == "lego":
         return list(function(layer.terms, layer.draws, layer.own_rank, **settings))

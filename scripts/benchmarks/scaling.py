@@ -92,7 +92,7 @@ EXPECTED = {
     "recompress": "(modules rank)^2 width layers",
     "TIES": "modules width^2 layers, and the SVD of a width x width matrix a layer",
     "TIES, core": "(modules rank)^2 (width + modules rank + modules) layers",
-    "TSV": "(modules rank)^2 (width + modules^2 rank) layers",
+    "TSV": "(modules rank)^2 (width + modules rank) layers",
     "KnOTS": "(modules rank)^2 (width + modules rank + modules) layers",
     "fold": "as the bound", "streamed sum": "as the bound",
 }  # fmt: skip

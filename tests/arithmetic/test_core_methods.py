@@ -21,6 +21,7 @@ from pem_composition.arithmetic.methods.magnitude import magnitude
 from pem_composition.arithmetic.methods.sphere import karcher, slerp
 from pem_composition.arithmetic.methods.svc import svc
 from pem_composition.arithmetic.methods.ties import ties
+from pem_composition.arithmetic.methods.tsv import on_factors as tsv_on_factors
 from pem_composition.arithmetic.methods.tsv import tsv
 from pem_composition.arithmetic.methods.wudi import actmat, wudi
 from pem_composition.arithmetic.terms import Factor
@@ -116,26 +117,41 @@ def dense_tsv(X: np.ndarray, ranks=(3, 2, 4)) -> np.ndarray:
     return polar(U) @ np.diag(S) @ polar(V).T
 
 
+def both_ways(terms: list[Factor]) -> tuple[np.ndarray, np.ndarray]:
+    return in_core(terms, tsv), product(*tsv_on_factors(terms))
+
+
 @examples(25)
 @given(seeds)
 def test_tsv_in_the_core_is_the_dense_one(seed):
     terms = terms_of(seed)
-    np.testing.assert_allclose(in_core(terms, tsv), dense_tsv(dense(terms)), atol=1e-12)
+    for result in both_ways(terms):
+        np.testing.assert_allclose(result, dense_tsv(dense(terms)), atol=1e-12)
+    (found,) = tsv_on_factors(terms)
+    A, B = found.A_RI.numpy(), found.B_OR.numpy()
+    np.testing.assert_allclose(np.linalg.norm(A, axis=1), np.linalg.norm(B, axis=0), rtol=1e-9)
 
 
 def test_tsv_leaves_one_module_and_orthogonal_modules_alone():
     terms = terms_of(5)
-    np.testing.assert_allclose(in_core(terms[:1], tsv), dense(terms[:1])[0], atol=1e-12)
+    for found in both_ways(terms[:1]):
+        np.testing.assert_allclose(found, dense(terms[:1])[0], atol=1e-12)
     Q = torch.linalg.qr(torch.randn(OUT, 5, dtype=torch.float64)).Q
     P = torch.linalg.qr(torch.randn(IN, 5, dtype=torch.float64)).Q
     apart = [Factor(2.0, P[:, :3].mT, Q[:, :3]), Factor(-1.0, P[:, 3:].mT, Q[:, 3:])]
-    np.testing.assert_allclose(in_core(apart, tsv), dense(apart).sum(0), atol=1e-12)
+    for found in both_ways(apart):
+        np.testing.assert_allclose(found, dense(apart).sum(0), atol=1e-12)
 
 
 def test_dependent_directions_have_one_answer():
     """The same module twice: P Q^T over the null space would be rounding noise."""
     (a, *_) = terms_of(6)
-    np.testing.assert_allclose(in_core([a, a], tsv), dense([a])[0], atol=1e-12)
+    for found in both_ways([a, a]):
+        np.testing.assert_allclose(found, dense([a])[0], atol=1e-12)
+    assert tsv_on_factors([a, a])[0].A_RI.shape == a.A_RI.shape
+    nothing = a._replace(weight=0.0)
+    for found in (*both_ways([nothing]), *both_ways([nothing, nothing])):
+        assert not found.any()
     columns = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
     np.testing.assert_allclose(orthogonalised(columns), columns / 2**0.5, atol=1e-15)
 

@@ -154,7 +154,7 @@ SPECTRAL = (
     Method(
         "tsv", "TSV-M", "arXiv:2412.00081",
         "P diag(S_1 ... S_T) Q^T, P and Q the orthogonal matrices next to [U_1 ... U_T] and "
-        "[V_1 ... V_T] of dW_t = U_t S_t V_t^T", "singular vectors of M_t, k = r_t", SUM_OF_RANKS,
+        "[V_1 ... V_T] of dW_t = U_t S_t V_t^T", "singular vectors of dW_t, k = r_t", SUM_OF_RANKS,
         "tsv:tsv", kinds=LORA, default=1.0,
     ),
     Method(

@@ -6,6 +6,7 @@ fingerprint of a base model's checkpoint.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -91,7 +92,10 @@ def _or_null(error: float) -> float | None:
     return error if math.isfinite(error) else None
 
 
-def _versions() -> dict[str, str | None]:
+@functools.cache
+def _versions() -> Mapping[str, str | None]:
+    """What is installed, read from the disk once: it takes as long as to write a small module."""
+
     def installed(package: str) -> str | None:
         try:
             return version(package)

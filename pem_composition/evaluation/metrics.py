@@ -8,6 +8,7 @@ Shapes: n rows, c classes; logits (n, c), for regression (n, 1); labels (n,) of 
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from pem_composition.tasks.glue import Task
 Floats = NDArray[np.float64]
 
 BOOTSTRAP_SAMPLES = 1000
+BLOCK = 2**20  # rows of bootstrap samples at once
 # A classifier that gives one answer to more than this share of the rows is called degenerate.
 DEGENERATE_SHARE = 0.97
 SMALLER_IS_BETTER = frozenset(
@@ -64,22 +66,26 @@ def matthews_correlation(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 def pearson(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Pearson correlation; 0 if either side is constant."""
-    return _correlation(pearsonr, labels, predictions)
+    return float(_correlation(pearsonr, labels, predictions, axis=-1))
 
 
 def spearman(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Spearman rank correlation; 0 if either side is constant."""
-    return _correlation(spearmanr, labels, predictions)
+    return float(_correlation(spearmanr, labels, predictions))
 
 
-def _correlation(statistic: Callable[..., Any], labels: ArrayLike, predictions: ArrayLike) -> float:
+def _correlation(
+    statistic: Callable[..., Any], labels: ArrayLike, predictions: ArrayLike, **options: int
+) -> Floats:
+    """Of the last axis of labels and predictions (..., n)."""
     x, y = np.asarray(labels, dtype=np.float64), np.asarray(predictions, dtype=np.float64)
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
+    if x.shape[-1] < 2:
+        return np.zeros(x.shape[:-1])
+    constant = (np.ptp(x, axis=-1) == 0) | (np.ptp(y, axis=-1) == 0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy on nearly constant input
-        value = float(statistic(x, y).statistic)
-    return value if math.isfinite(value) else 0.0
+        warnings.simplefilter("ignore")  # scipy on constant or nearly constant input
+        values = np.asarray(statistic(x, y, **options).statistic)
+    return np.where(constant | ~np.isfinite(values), 0.0, values)
 
 
 METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
@@ -142,10 +148,28 @@ def standard_error(
         return math.sqrt(p * (1 - p) / len(x))
     rng = np.random.default_rng(seed)
     if metric in ("pearson", "spearmanr"):
-        draws = [rng.integers(len(x), size=len(x)) for _ in range(samples)]
-        scores = [METRICS[metric](x[i], y[i]) for i in draws]
-        return float(np.std(scores, ddof=1))
+        return float(np.std(resampled(metric, x, y, rng, samples), ddof=1))
     return float(np.std(_bootstrap_counts(metric, x, y, rng, samples), ddof=1))
+
+
+def resampled(
+    metric: str,
+    labels: NDArray[Any],
+    predictions: NDArray[Any],
+    rng: np.random.Generator,
+    samples: int,
+) -> Floats:
+    """The metric on bootstrap samples of the rows."""
+    n = len(labels)
+    rows = (rng.integers(n, size=n) for _ in range(samples))
+    if metric != "pearson":
+        return np.array([METRICS[metric](labels[i], predictions[i]) for i in rows])
+    # Many samples at once: scipy takes longer to begin than for a sample of hundreds of rows.
+    blocks = iter(lambda: list(itertools.islice(rows, max(1, BLOCK // n))), [])
+    found = (
+        _correlation(pearsonr, labels[i], predictions[i], axis=-1) for i in map(np.array, blocks)
+    )
+    return np.concatenate(list(found))
 
 
 def _bootstrap_counts(

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pem_composition.evaluation.metrics import METRICS
+from pem_composition.evaluation.metrics import resampled
 
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 DRAWS = 400  # bootstrap samples
@@ -106,11 +106,10 @@ def draws(metric: str, labels: NDArray[Any] | None, predictions: ArrayLike) -> N
     """
     given = np.asarray(predictions)
     generator = np.random.default_rng(0)
-    samples = (generator.integers(len(given), size=len(given)) for _ in range(DRAWS))
     if labels is None:
+        samples = (generator.integers(len(given), size=len(given)) for _ in range(DRAWS))
         return np.array([given[rows].mean() for rows in samples])
-    given = given.astype(labels.dtype)
-    return np.array([METRICS[metric](labels[rows], given[rows]) for rows in samples])
+    return resampled(metric, labels, given.astype(labels.dtype), generator, DRAWS)
 
 
 def flat(**found: Estimate | Interval) -> dict[str, float | None]:

@@ -256,7 +256,7 @@ def registry(served, tmp_path, monkeypatch):
         pytest.skip("needs npm")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         settings = {"registry": address, "cache": str(tmp_path / "npm"), "fetch_retries": "0"}
         settings |= {"userconfig": str(tmp_path / "npmrc"), "proxy": "", "noproxy": "127.0.0.1"}

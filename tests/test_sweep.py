@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from support import pem_process, sweep_data
-from support.training_bench import free_port
+from support.training_bench import ranks
 
 import pem_composition as library
 from pem_composition import cli, json_lines
@@ -252,12 +252,9 @@ def test_eight_writers_lose_no_line(tmp_path):
 
 def launched(folder: Path, words: list[object]) -> list[str]:
     """What two processes of one launch print."""
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     pair = [
-        pem_process.start(
-            words, folder / f"{rank}.log", variables={**group, "RANK": rank, "LOCAL_RANK": rank}
-        )
-        for rank in "01"
+        pem_process.start(words, folder / f"{i}.log", variables=rank)
+        for i, rank in enumerate(ranks())
     ]
     assert [child.wait() for child in pair] == [0, 0], [child.text() for child in pair]
     return [child.log.read_text() for child in pair]

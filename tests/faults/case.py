@@ -6,6 +6,8 @@ the program's name, or for a result its line on stdout; ``...`` stands for any t
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import re
 import subprocess
@@ -47,7 +49,7 @@ class Case:
         code: 2 refused, 0 a right result.
         check: of the folder after a result: compares it with an oracle.
         header: inspect, which reads no values, notices it too.
-        memory: bytes of address space; the program is then run as a process, for at most 30 s.
+        memory: bytes of address space; the program is then run as a process.
     """
 
     id: str
@@ -119,20 +121,47 @@ def _run(
         code = cli.main(list(words))
         captured = capsys.readouterr()
         return code, captured.out, captured.err
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(memory), *words],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-    )
-    return done.returncode, done.stdout, done.stderr
+    return _forks().run(words, memory)
 
 
-LIMITED = """
-import resource, sys
-limit = int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-from pem_composition.cli import main
-sys.exit(main())
+class Forks:
+    """A process that has imported what the programs import before torch, and forks for each run."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def run(self, words: Words, memory: int) -> tuple[int, str, str]:
+        """Exit code, output and errors in an address space of so many bytes."""
+        request, answer = self._process.stdin, self._process.stdout
+        assert request and answer
+        request.write(json.dumps([str(Path.cwd()), memory, words]) + "\n")
+        request.flush()
+        code, out, err = json.loads(answer.readline())
+        return code, out, err
+
+
+_forks = functools.cache(Forks)
+FORKS = """
+import json, os, resource, sys, tempfile
+from pem_composition.cli import load, main
+for name in ("merge", "negation", "analogy", "compose", "inspect"):
+    load(name)
+for line in sys.stdin:
+    folder, limit, words = json.loads(line)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        child = os.fork()
+        if not child:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            os.chdir(folder)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            code = main(words)
+            sys.stdout.flush()
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        texts = [file.seek(0) or file.read() for file in (out, err)]
+    print(json.dumps([code, *texts]), flush=True)
 """

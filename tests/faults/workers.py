@@ -73,7 +73,7 @@ def kill(kind: str, times: int) -> None:
                     merge(inputs, f"{kind}-over", SHARES[i // 2 % 2], "--overwrite")
 
         pid = forked(write)
-        time.sleep(random.uniform(1, 8) * seconds)
+        time.sleep(random.uniform(0.5, 4) * seconds)
         os.kill(pid, signal.SIGKILL)
         code, _ = ended(pid)
         assert code == -signal.SIGKILL

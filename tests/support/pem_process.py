@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,23 +69,47 @@ def start(
     variables: Mapping[str, str] | None = None,
 ) -> Child:
     """Start ``pem`` with one thread; it may write no file above ``file_limit`` bytes."""
-    words = [str(word) for word in argv]
-    process = CONTEXT.Process(target=_run, args=(words, str(log), file_limit, variables or {}))
+    return call(_pem, argv, log, file_limit=file_limit, variables=variables)
+
+
+def call(
+    function: Callable[[list[str]], int],
+    words: Iterable[object],
+    log: Path,
+    *,
+    file_limit: int | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Child:
+    """Start a function of a module in such a process; it gives the exit code."""
+    arguments = (function, [str(word) for word in words], str(log), file_limit, variables or {})
+    process = CONTEXT.Process(target=_run, args=arguments)
     process.start()
     return Child(process, log)
 
 
-def _run(argv: list[str], log: str, file_limit: int | None, variables: Mapping[str, str]) -> None:
+def _pem(words: list[str]) -> int:
+    from pem_composition.cli import main
+
+    return main(words)
+
+
+def _run(
+    function: Callable[[list[str]], int],
+    words: list[str],
+    log: str,
+    file_limit: int | None,
+    variables: Mapping[str, str],
+) -> None:
+    import gc
     import resource
 
     import torch
 
-    from pem_composition.cli import main
-
+    gc.freeze()  # what the fork server has imported stays: trainers collect garbage at their end
     os.environ.update(variables)
     torch.set_num_threads(1)
     for descriptor, path in ((1, log), (2, Path(log).with_suffix(".err"))):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    sys.exit(main(argv))
+    sys.exit(function(words))

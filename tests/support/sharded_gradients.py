@@ -61,17 +61,14 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def main(words: list[str]) -> int:
+    """A folder, and names of architectures."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     launch.join_group()
-    for name in sys.argv[2:]:
-        found = compare(name, Path(sys.argv[1]) / name)
+    for name in words[1:]:
+        found = compare(name, Path(words[0]) / name)
         if launch.is_main():
             sys.stdout.write(json.dumps(found) + "\n")
     launch.leave_group()
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -126,14 +126,18 @@ class Bench:
 
     def pair(self, output: str, **changes: Any) -> Path:
         """Train in two processes of one group; the folder that they have written."""
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-        children = [
-            self.start(output, variables=shared | {"RANK": rank, "LOCAL_RANK": rank}, **changes)
-            for rank in "01"
-        ]
+        children = [self.start(output, variables=rank, **changes) for rank in ranks()]
         codes = [child.wait() for child in children]
         assert codes == [0, 0], children[0].text()[-3000:]
         return self.folder / output
+
+
+def ranks() -> list[dict[str, str]]:
+    """What torchrun tells each of two processes of one group."""
+    from pem_composition.training.processes import _free_port
+
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    return [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
 def environment() -> dict[str, str]:
@@ -191,13 +195,6 @@ def numpy_cross_entropy(logits: Any, labels: Any) -> float:
     log_p = wide - top - np.log(np.exp(wide - top).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_p, np.maximum(labels.numpy(), 0)[..., None], -1)[..., 0]
     return -float(picked[labels.numpy() != -100].mean())
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    from pem_composition.training.processes import _free_port
-
-    return _free_port()
 
 
 def refusal(capsys: Any, argv: Sequence[object]) -> str:

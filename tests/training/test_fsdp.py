@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
+from support import pem_process, sharded_gradients
 from support.tiny_models import write_causal, write_text_to_text
 from support.training_bench import (
     BAD,
     FILLER,
     GOOD,
-    REPOSITORY,
-    environment,
-    free_port,
     losses,
+    ranks,
     refusal,
     results,
     write_documents,
@@ -35,9 +31,15 @@ QUIET = {"lora_dropout": None, "max_steps": 6, "eval_steps": 3, "logging_steps":
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
+WHOLE = QUIET | {"adapter_config": "fft", "learning_rate": 1e-3, "save_total_limit": 9}
+
+
 @pytest.fixture(scope="module")
 def cases(bench):
-    """Changes of the flags by name: every objective, kind of module and way to save memory."""
+    """Changes of the flags by name: every objective, kind of module and way to save memory.
+
+    And whole models: a new head and pooler; text to text; tied embeddings.
+    """
     texts = [" ".join([*GOOD, *BAD, *FILLER, "negative", "positive", "Instruction : Response ="])]
     t5 = write_text_to_text(bench.folder / "f-t5", texts)
     gpt2, llama = (write_causal(bench.folder / f"f-{n}", n, texts) for n in ("gpt2", "llama"))
@@ -53,31 +55,44 @@ def cases(bench):
         files = {"train_file": file, "validation_file": file, "task_name": None}
         return {"objective": objective, "model_name_or_path": base, **files}
 
+    answered = {
+        "objective": "seq2seq", "model_name_or_path": t5, "prompt": prompt, "max_eval_samples": 20,
+    }  # fmt: skip
+    accumulated = STILL | {"gradient_accumulation_steps": 2}
     return {
-        "classification, accumulated": STILL | {"gradient_accumulation_steps": 2},
-        "seq2seq, ia3": {
-            "objective": "seq2seq", "model_name_or_path": t5, "prompt": prompt,
-            "adapter_config": "ia3", "max_eval_samples": 20,
-        },
-        "causal_lm, bfloat16 base, recomputed": decoder("causal_lm", gpt2, documents) | {
+        "classification, accumulated": QUIET | accumulated,
+        "seq2seq, ia3": QUIET | answered | {"adapter_config": "ia3"},
+        "causal_lm, bfloat16 base, recomputed": QUIET | decoder("causal_lm", gpt2, documents) | {
             "model_dtype": "bfloat16", "gradient_checkpointing": True,
         },
-        "instruction": decoder("instruction", llama, asked) | {"max_seq_length": 64},
+        "instruction": QUIET | decoder("instruction", llama, asked) | {"max_seq_length": 64},
+        "classification, best step first": WHOLE | accumulated | {
+            "learning_rate": 1e-2, "metric_for_best_model": "loss",
+        },
+        "seq2seq, whole": WHOLE | answered,
+        "causal_lm, tied": WHOLE | decoder("causal_lm", gpt2, documents),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_losses_and_module_are_those_of_one_process(bench, cases, number):
-    changes = QUIET | list(cases.values())[number]
+@pytest.mark.parametrize("number", range(7))
+def test_losses_and_weights_are_those_of_one_process(bench, cases, number):
+    """What is published has the same files, tensors and shapes, and a model its configuration."""
+    changes = list(cases.values())[number]
     config = bench.config(f"f-one-{number}", **changes, per_device_train_batch_size=8)
     one = runs.run(config).output_dir
     two = bench.pair(f"f-two-{number}", **changes, per_device_train_batch_size=4, fsdp=True)
     for name in ("loss", "grad_norm", "eval_loss"):
         assert losses(one, name), name
         assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-5), name
-    first, second = load_file(one / MODULE), load_file(two / MODULE)
-    assert first.keys() == second.keys()
-    assert max(float((first[n] - second[n]).abs().max()) for n in first) < 1e-6
+    file, most = (MODEL, 2e-5) if number > 3 else (MODULE, 1e-6)
+    first, second = load_file(one / file), load_file(two / file)
+    assert {n: t.shape for n, t in first.items()} == {n: t.shape for n, t in second.items()}
+    assert max(float((first[n] - second[n]).abs().max()) for n in first) < most
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
+    assert results(one)["best_step"] == results(two)["best_step"]
+    assert number != 4 or results(one)["best_step"] == 3
+    if file == MODEL:
+        assert (one / "config.json").read_text() == (two / "config.json").read_text()
 
 
 def test_a_run_goes_on_with_as_many_processes_bit_for_bit_and_with_others(bench):
@@ -96,49 +111,6 @@ def test_a_run_goes_on_with_as_many_processes_bit_for_bit_and_with_others(bench)
     alone = losses(bench.folder / "f-alone")
     assert len(alone) == 8
     assert alone[:3] == losses(whole)[:3]
-
-
-WHOLE = QUIET | {"adapter_config": "fft", "learning_rate": 1e-3, "save_total_limit": 9}
-
-
-@pytest.fixture(scope="module")
-def models(bench):
-    """Changes of the flags by name: a new head and pooler; text to text; tied embeddings."""
-    texts = [" ".join([*GOOD, *BAD, *FILLER, "negative", "positive"])]
-    t5 = write_text_to_text(bench.folder / "w-t5", texts)
-    gpt2 = write_causal(bench.folder / "w-gpt2", "gpt2", texts)
-    prompt = bench.folder / "w-prompt.json"
-    answers = {"negative": "sad w1", "positive": "good"}
-    prompt.write_text(json.dumps({"template": "{sentence}", "answers": answers}))
-    documents = write_documents(bench.folder / "w-documents.jsonl", 60, seed=5)
-    written = {"objective": "causal_lm", "train_file": documents, "validation_file": documents}
-    asked = {"objective": "seq2seq", "model_name_or_path": t5, "prompt": prompt}
-    return {
-        "classification, best step first": STILL | {
-            "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
-            "metric_for_best_model": "loss",
-        },
-        "seq2seq": asked | {"max_eval_samples": 20},
-        "causal_lm, tied": written | {"model_name_or_path": gpt2, "task_name": None},
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_losses_and_model_are_those_of_one_process(bench, models, number):
-    """The published folders have the same files, tensors, shapes and configuration."""
-    changes = WHOLE | list(models.values())[number]
-    config = bench.config(f"w-one-{number}", **changes, per_device_train_batch_size=8)
-    one = runs.run(config).output_dir
-    two = bench.pair(f"w-two-{number}", **changes, per_device_train_batch_size=4, fsdp=True)
-    for name in ("loss", "grad_norm", "eval_loss"):
-        assert losses(one, name), name
-        assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-5), name
-    first, second = load_file(one / MODEL), load_file(two / MODEL)
-    assert {n: t.shape for n, t in first.items()} == {n: t.shape for n, t in second.items()}
-    assert max(float((first[n] - second[n]).abs().max()) for n in first) < 2e-5
-    assert (one / "config.json").read_text() == (two / "config.json").read_text()
-    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
-    assert results(one)["best_step"] == results(two)["best_step"] == (3, 3, 6)[number]
 
 
 def test_a_model_goes_on_with_as_many_processes_bit_for_bit_and_with_others(bench):
@@ -175,23 +147,15 @@ def test_a_model_goes_on_with_as_many_processes_bit_for_bit_and_with_others(benc
 def test_every_block_is_a_unit_and_tied_weights_get_the_gradients_of_all_their_uses(tmp_path):
     """Against the same model held whole."""
     names = ("roberta", "bart", "t5", "gpt2", "opt", "llama", "gemma")
-    script = REPOSITORY / "tests" / "support" / "sharded_gradients.py"
-    path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))
-    shared = {
-        "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-    }  # fmt: skip
-    command = [sys.executable, str(script), str(tmp_path), *names]
     both = [
-        subprocess.Popen(
-            command, env=environment() | shared | {"RANK": rank}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        pem_process.call(
+            sharded_gradients.main, [tmp_path, *names], tmp_path / f"{i}.log", variables=rank
         )
-        for rank in "01"
-    ]  # fmt: skip
-    printed, errors = both[0].communicate(timeout=600)
-    assert [process.wait(timeout=60) for process in both] == [0, 0], errors[-3000:]
-    found = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+        for i, rank in enumerate(ranks())
+    ]
+    assert [process.wait() for process in both] == [0, 0], both[0].errors[-3000:]
+    printed = both[0].log.read_text().splitlines()
+    found = [json.loads(line) for line in printed if line.startswith("{")]
     assert [f["name"] for f in found] == list(names)
     for f in found:
         assert f["names"] > 10, f

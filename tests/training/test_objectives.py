@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.objective_benches import ClassBench
 from support.tiny_models import write_causal, write_text_to_text
-from support.training_bench import a_batch, free_port, losses
+from support.training_bench import a_batch, losses, ranks
 
 from pem_composition.training import runs
 
@@ -71,19 +71,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(benches, objective):
 def test_two_processes_train_to_the_losses_of_one(benches, objective, metric):
     """Rows do not divide and targets differ in length: each process has other token counts."""
     own, name = benches[objective]
-    launched = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-    }  # fmt: skip
     quick = {"max_steps": 14, "eval_steps": 7, "logging_steps": 1, "lora_dropout": None}
     changes = quick | {"per_device_train_batch_size": 16}
     one = runs.run(own.config(f"{objective}-one", name, **changes)).output_dir
     changes = quick | {"per_device_train_batch_size": 8}
-    pair = [
-        own.start(
-            f"{objective}-two", name, launched | {"RANK": rank, "LOCAL_RANK": rank}, **changes
-        )
-        for rank in "01"
-    ]
+    pair = [own.start(f"{objective}-two", name, rank, **changes) for rank in ranks()]
     assert [child.wait() for child in pair] == [0, 0], pair[0].text()[-2000:]
     for logged in ("loss", "grad_norm", "eval_loss", metric):
         first, second = losses(one, logged), losses(own.folder / f"{objective}-two", logged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -54,6 +55,16 @@ def no_wait_for_the_disk() -> Iterator[None]:
     """No test cuts the power, so none in this process waits until its files reach the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates_are_read_once() -> Iterator[None]:
+    """PEFT writes a card beside every module: compiling its template takes longest of all."""
+    import jinja2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Template", functools.cache(jinja2.Template))
         yield
 
 

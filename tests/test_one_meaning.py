@@ -72,10 +72,27 @@ def judge(found: list[om.Verdict]) -> Counter[str]:
 
 
 def wanted(model: str, request: str, quick: bool) -> list[str]:
-    """Every twelfth request of a model is quick, from another one on for each model."""
-    names = list(om.requests(om.BY_NAME[model]))
-    is_quick = (names.index(request) - list(om.BY_NAME).index(model)) % 12 == 0
-    return plan()[model, request] if is_quick == quick else []
+    return plan()[model, request] if (request == quick_request(model)) == quick else []
+
+
+@functools.cache
+def quick_request(model: str) -> str:
+    """One request of a model, another one for each model, of those that have an answer.
+
+    2: then PEFT takes the one of every model.
+    """
+    answered = [
+        request
+        for (name, request), (way, *others) in plan().items()
+        if name == model
+        and not others
+        and not (request.startswith("ia3") and way in ("rank", "extract"))  # of LoRA alone
+        and not any(
+            re.fullmatch(requests, request) and way in ways and re.fullmatch(models or ".*", model)
+            for _, requests, ways, models in REFUSALS
+        )
+    ]
+    return answered[(2 + 5 * list(om.BY_NAME).index(model)) % len(answered)]
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def models(written: Path, tmp_path: Path) -> Path:
-    shutil.copytree(written, tmp_path / "in")
+    shutil.copytree(written, tmp_path / "in", copy_function=os.link)
     return tmp_path / "in"
 
 
@@ -45,6 +46,7 @@ def damage(folder: Path, shard: int = -1) -> Path:
     path = sorted(folder.glob("model-*.safetensors"))[shard]
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
+    path.unlink()  # the name alone: other names are those of undamaged copies
     path.write_bytes(data)
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 pytest.importorskip("peft")
 import peft
 from support import one_meaning as om
+from support.copies import Mould
 
 from pem_composition import cli
 from pem_composition.checkpoint import fold_checkpoint, load
@@ -28,8 +30,13 @@ from pem_composition.module import combine, negate
 Live = tuple[dict[str, Tensor], dict[str, Tensor]]  # updates of layers, parameters of copies
 
 
+@functools.cache
+def _base(name: str) -> Mould[nn.Module]:
+    return Mould(copy.deepcopy(om.built(name)).double().eval())
+
+
 def base_of(name: str) -> nn.Module:
-    return copy.deepcopy(om.built(name)).double().eval()
+    return _base(name)()
 
 
 def live(model: nn.Module) -> Live:

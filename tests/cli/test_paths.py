@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import typing
 from pathlib import Path
@@ -14,12 +15,13 @@ from pem_composition.cli import SUBCOMMANDS, load, paths
 from pem_composition.errors import CheckpointError, UsageError
 
 
-def named(program: str) -> dict[str, dataclasses.Field[typing.Any]]:
-    """Flags of a program whose values are texts of the user's choice, so possibly paths."""
+@functools.cache
+def named(program: str) -> dict[str, str]:
+    """Flags of a program whose values are texts of the user's choice, so possibly paths: types."""
     config = load(program).Config
     hints = typing.get_type_hints(config)
     return {
-        spec.name: spec
+        spec.name: str(hints[spec.name])
         for spec in dataclasses.fields(config)
         if spec.init
         and "choices" not in spec.metadata
@@ -28,10 +30,14 @@ def named(program: str) -> dict[str, dataclasses.Field[typing.Any]]:
     }
 
 
+@functools.cache
+def unchecked(program: str) -> type:
+    """The config of a program without the checks of its own; flags that are not given are None."""
+    return dataclasses.make_dataclass("Config", [(n, object, None) for n in named(program)])
+
+
 def given(program: str, **values: object) -> object:
-    """A config of the program with these values, without the checks of its own."""
-    fields = dict.fromkeys(named(program)) | values
-    return dataclasses.make_dataclass("Config", list(fields))(**fields)
+    return unchecked(program)(**values)
 
 
 @pytest.mark.parametrize("program", SUBCOMMANDS)
@@ -95,7 +101,7 @@ def test_a_folder_that_is_read_is_not_replaced(place, number):
     program, flag, out = CASES[number]
     read, written = (s[number % len(s)].format(place) for s in (SPELLINGS, WRITTEN))
     assert (len(SPELLINGS), len(WRITTEN)) == (7, 13) and len(CASES) >= 91
-    several = "tuple" in str(typing.get_type_hints(load(program).Config)[flag])
+    several = "tuple" in named(program)[flag]
     value = f"n={read}" if flag == "module" else read
     values = {flag: (value,) if several else value}
     with pytest.raises(CheckpointError, match=r"would (replace|lie in)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +21,18 @@ from pem_composition.checkpoint import base_identity
 from pem_composition.report.records import read
 
 pytest.importorskip("openai")
-pytestmark = pytest.mark.usefixtures("one_thread", "key")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 POINTS = ("base", "module", "strength 0.5", "strength 1")
 
 
-@pytest.fixture
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(scope="module", autouse=True)
+def key() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +82,19 @@ def here(bench: data.Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the texts ---
 
 
-def test_greedy_texts_are_those_of_the_model_here_at_every_point(bench, here, server, tmp_path):
-    out = tmp_path / "out"
-    assert cli.main(words(bench, out, *served(server))) == 0
+@pytest.fixture(scope="module")
+def answered(
+    bench: data.Bench, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, LoraServer]:
+    """The same grid with texts of the engine, three at once, and what it was asked."""
+    out = tmp_path_factory.mktemp("answered") / "out"
+    with serving(LoraServer(bench.base)) as server:
+        assert cli.main(words(bench, out, *served(server, "--parallel", 3))) == 0
+    return out, server
+
+
+def test_greedy_texts_are_those_of_the_model_here_at_every_point(here, answered):
+    out, server = answered
     found = texts(out)
     assert tuple(found) == POINTS and found == texts(here)
     assert len({json.dumps(rows) for rows in found.values()}) == len(POINTS)
@@ -91,11 +104,11 @@ def test_greedy_texts_are_those_of_the_model_here_at_every_point(bench, here, se
     names = [request["model"] for request in server.texts]
     assert [names.count(name) for name in dict.fromkeys(names)] == [3, 3, 3, 3]
     assert names[:3] == ["base"] * 3  # strength 0
+    assert 2 <= server.busiest <= 3
 
 
-def test_the_record_tells_the_engine_and_no_secret(bench, server, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert cli.main(words(bench, out, *served(server))) == 0
+def test_the_record_tells_the_engine_and_no_secret(bench, answered, server, tmp_path, capsys):
+    out, _ = answered
     records = [r for r in json_lines.read(out / "results.jsonl") if r.get("part") == "texts"]
     assert [(r["backend"], r["served"]) for r in records] == [("vllm", "base")] * 4
     assert read(out).summary["asked"]["backend"] == "vllm"
@@ -108,7 +121,7 @@ def test_the_record_tells_the_engine_and_no_secret(bench, server, tmp_path, caps
 
 def test_engines_do_not_share_texts_and_share_the_rest(bench, here, server, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(words(bench, out)) == 0
+    shutil.copytree(here, out)
     before = len(json_lines.read(out / "results.jsonl"))
     assert cli.main(words(bench, out, *served(server))) == 0
     new = [r for r in json_lines.read(out / "results.jsonl")[before:] if "part" in r]
@@ -143,13 +156,9 @@ def test_settings_reach_the_engine_and_a_seed_belongs_to_one_text(bench, server,
     assert texts(tmp_path / "first") == texts(tmp_path / "second")
 
 
-def test_several_texts_are_under_way_at_once(bench, here, server, tmp_path):
-    out = tmp_path / "out"
-    assert cli.main(words(bench, out, *served(server, "--parallel", 3))) == 0
-    assert 2 <= server.busiest <= 3 and texts(out) == texts(here)
-
-
-def test_a_stopped_run_goes_on_and_writes_the_same_bytes(bench, here, server, tmp_path, capsys):
+def test_a_stopped_run_goes_on_and_writes_the_same_bytes(
+    bench, here, answered, server, tmp_path, capsys
+):
     out = tmp_path / "out"
     line = words(bench, out, *served(server, "--batch_size", 1, "--parallel", 1))
     server.fail_after = 5  # in the middle of the second point
@@ -162,9 +171,9 @@ def test_a_stopped_run_goes_on_and_writes_the_same_bytes(bench, here, server, tm
     assert cli.main(line) == 0
     assert len(server.texts) - before == 12 - 5
     assert texts(out) == texts(here)
-    whole = tmp_path / "whole"
-    assert cli.main(words(bench, whole, *served(server, "--batch_size", 1))) == 0
-    for path in whole.glob("texts/*.jsonl"):
+    whole = list(answered[0].glob("texts/*.jsonl"))
+    assert len(whole) == len(POINTS)
+    for path in whole:
         assert (out / "texts" / path.name).read_bytes() == path.read_bytes()
 
 

@@ -17,6 +17,6 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of them, the working directory."""
-    shutil.copytree(modules, tmp_path / "here")
+    shutil.copytree(modules, tmp_path / "here", copy_function=shutil.copyfile)
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"

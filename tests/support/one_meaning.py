@@ -7,7 +7,6 @@ live PEFT model that wrote the module. ``cells`` yields them, ``verdict`` judges
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from support.copies import Mould
 from torch import Tensor, nn
 
 import pem_composition as pem
@@ -436,16 +436,16 @@ def opened(m: Model, folder: Path, **options: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened_base(name: str, folder: Path) -> tuple[Any, Tensor]:
+def _opened_base(name: str, folder: Path) -> tuple[Mould[Any], Tensor]:
     """The model that a folder holds, and what it says."""
     m = BY_NAME[name]
     model = opened(m, folder).eval()
-    return model, output(model, m.inputs)
+    return Mould(model), output(model, m.inputs)
 
 
 def fresh(m: Model, folder: Path) -> Any:
     """A copy of the base as its folder opens, which is quicker than opening it again."""
-    return copy.deepcopy(_opened_base(m.name, folder)[0])
+    return _opened_base(m.name, folder)[0]()
 
 
 def base_folder(m: Model, root: Path) -> Path:

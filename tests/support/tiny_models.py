@@ -6,7 +6,6 @@ than a fresh initialisation so that each layer matters to the logits, and biases
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from support.copies import Mould
 from torch import Tensor, nn
 
 from pem_composition.adapters import fresh_module, resolve_targets
@@ -136,18 +136,18 @@ EACH = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in N
 
 def tiny(name: str, *, seed: int = 0) -> nn.Module:
     """The model of that name, in float32 and eval mode; equal seeds give equal weights."""
-    return copy.deepcopy(_built(name, seed, torch.get_default_dtype()))  # half the time
+    return _built(name, seed, torch.get_default_dtype())()
 
 
 @functools.lru_cache(maxsize=64)
-def _built(name: str, seed: int, dtype: torch.dtype) -> nn.Module:
+def _built(name: str, seed: int, dtype: torch.dtype) -> Mould[nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BUILDERS[name]()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
+    return Mould(model.eval())
 
 
 def write_text_to_text(

@@ -322,6 +322,38 @@ def test_a_refitted_score_is_that_of_pem_refit_and_pem_evaluate(bench, finished,
     assert "refit,refit_standard_error" in (finished / "table.csv").read_text()
 
 
+def test_points_are_chosen_by_the_scores_that_new_last_layers_give(bench, words, train, tmp_path):
+    """Each as pem refit and pem evaluate give it on the rows that are selected on."""
+    plain = [w for w in words if w not in ("--controls", "--joint_module")]
+    out = tmp_path / "out"
+    asked = [w for w in plain if not str(w).endswith("joint")]
+    assert run(*asked, "--refit_select", "-p", out) == 0
+    found = read(out)
+    study = next(s for s in found.summary["studies"] if s["space"] == "delta")
+    means = {}
+    for keys in study["keys_of_trials"]:
+        records = [found.points[key] for key in keys]
+        assert all(r["refit"] and r["split"] == "validation" for r in records)
+        merged, c = tmp_path / f"{len(means)}", records[0]["coefficients"]
+        assert run("merge", "-a", *bench.modules, "-p", merged, "--coefficients", *c, "--space",
+                   "delta", "--head", "per-task") == 0  # fmt: skip
+        for task, file, record in zip(bench.tasks, train, records, strict=True):
+            new, where = tmp_path / f"{merged.name} {task}", tmp_path / f"{merged.name} {task} s"
+            common = ["--model_name_or_path", bench.base, "--task_name", task, "--adapter"]
+            assert run("refit", *common, merged, "--train_file", file, "--max_samples", 50,
+                       "--output_dir", new) == 0  # fmt: skip
+            rows = bench.rows[task, "validation"]
+            assert run("evaluate", *common, new, "--validation_file", rows, "--head", task,
+                       "--output_dir", where) == 0  # fmt: skip
+            scores = json.loads((where / "eval_results.json").read_text())
+            metric = "eval_pearson" if task == "stsb" else "eval_accuracy"
+            assert record["score"] == pytest.approx(scores[metric], abs=1e-5), (c, task)
+        means[tuple(c)] = np.mean([r["score"] for r in records])
+    assert len(means) == 2
+    assert tuple(study["coefficients"]) == max(means, key=means.__getitem__)
+    assert "chosen by mean with new heads on" in (out / "table.md").read_text()
+
+
 def test_new_last_layers_need_heads(tmp_path, capsys):
     texts = sweep_data.make_text(tmp_path / "bench")
     capsys.readouterr()

@@ -29,6 +29,7 @@
 : "${controls:=true}"                      # rows of what the selected merge has to beat
 : "${joint:=}"                              # with controls, modules of joint_train.sh: one all
 : "${refit:=}"                             # training rows of each task for new last layers; empty: none
+: "${refit_select:=false}"                  # true: also choose by scores with new last layers
 : "${bf16:=false}"                         # true: score and learn in bfloat16
 
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -93,7 +94,7 @@ if [[ $controls == true ]]; then
   for steps in $joint; do extra+=(--joint_module "$OUT/$(run_of "joint-$steps")"); done
 fi
 if [[ -n $refit ]]; then
-  extra+=(--refit "$refit" --train_file)
+  extra+=(--refit "$refit" --refit_select "$refit_select" --train_file)
   for task in $tasks; do extra+=("$(rows_of "$task")/all.jsonl"); done
 fi
 test=()

@@ -536,6 +536,10 @@ class ControlFlags:
         metavar="ROWS",
         least=1,
     )
+    refit_select: bool = flag(
+        False,
+        "with --refit: also choose by scores with new last layers, which each point then gets",
+    )
     train_file: tuple[str, ...] | None = flag(
         None,
         "with --refit: training rows, one file per task; default: those of --data_dir or of the "
@@ -543,7 +547,7 @@ class ControlFlags:
         metavar="FILE",
     )
 
-    NEEDS: ClassVar = {"controls": ("joint_module",), "refit": ("train_file",)}
+    NEEDS: ClassVar = {"controls": ("joint_module",), "refit": ("refit_select", "train_file")}
 
 
 @dataclass(frozen=True, kw_only=True)

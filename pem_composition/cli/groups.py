@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "how the model answers": (
         "objective", "target", "prompt", "template", "answers", "max_seq_length", "block_size",
         "pad_to_max_length", "metric_for_best_model", "max_invalid", "reference_module",
-        "controls", "joint_module", "refit",
+        "controls", "joint_module", "refit", "refit_select",
         "train_on_inputs", "truncate", "loss_on_padding",
     ),
     "texts": (

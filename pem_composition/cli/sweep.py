@@ -103,7 +103,8 @@ def check(
     scoring, count = config.scoring(), len(config.adapters)
     controls = config if isinstance(config, ControlFlags) else None
     if controls is not None:
-        scoring = replace(scoring, refit=controls.refit, train_file=controls.train_file)
+        fresh = {name: getattr(controls, name) for name in ("refit", "refit_select", "train_file")}
+        scoring = replace(scoring, **fresh)
     merge = composition == engine.MERGE
     points = merges(values, count) if merge else analogies(values)
     for point in points:

@@ -170,7 +170,9 @@ def setting_of(results: Results) -> dict[str, Any]:
     asked = {name: [r.get(name) for r in records] for name in ASKED}
     asked |= {name: [(r.get("harness") or {}).get(name) for r in records] for name in BY_HARNESS}
     fitted = [r["refit"]["rows"] for r in results.scored(s["rows"][0].get("refit_keys", ()))]
-    chosen = {name: s.get(name) or None for name in ("report", "select", "selected_by")}
+    chosen = {
+        name: s.get(name) or None for name in ("report", "select", "selected_by", "refit_select")
+    }
     chosen |= {"refit": fitted or None}
     curves = (s.get("curve") or {}).values()  # a search has none
     grid = sorted({tuple(point["coefficients"]) for curve in curves for point in curve})

@@ -277,6 +277,10 @@ def _controlled(results: Results) -> list[str]:
     return [" ".join(notes)]
 
 
+def _by_new_heads(summary: Mapping[str, Any]) -> str:
+    return " with new heads" if summary.get("refit_select") else ""
+
+
 def _selected(results: Results) -> str:
     s = results.summary
     if s["composition"] == SUBTRACTION:
@@ -288,7 +292,7 @@ def _selected(results: Results) -> str:
     mean = f" by the {what} over the tasks" if len(s["tasks"]) > 1 else ""
     by = f" by {', '.join(s['selected_by'])}" if s.get("selected_by") else mean
     note = (
-        f"Coefficients selected{by} on the {s['select']} rows, table on the {s['report']} rows; "
+        f"Coefficients selected{by}{_by_new_heads(s)} on the {s['select']} rows, table on the {s['report']} rows; "
         "+- is one standard error over the rows."
     )
     if s["composition"] == "analogy":
@@ -301,9 +305,10 @@ def _selected(results: Results) -> str:
 def _searched(s: Mapping[str, Any]) -> str:
     tried = sum(e["tried"] for e in s["studies"])
     conditions = f" with {' and '.join(s['constraints'])}" if s["constraints"] else ""
+    by = " and ".join(s["goals"]) + _by_new_heads(s) + conditions
     return (
-        f"{tried} trials ({s['sampler']}, seed {s['seed']}), chosen by {' and '.join(s['goals'])}"
-        f"{conditions} on the {s['select']} rows; the table is on the {s['report']} rows. * best "
+        f"{tried} trials ({s['sampler']}, seed {s['seed']}), chosen by {by}"
+        f" on the {s['select']} rows; the table is on the {s['report']} rows. * best "
         "on the selection rows. +- is one standard error over the rows, that of a gain is paired."
     )
 

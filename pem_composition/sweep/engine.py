@@ -115,16 +115,16 @@ def run(plan: Plan, runner: Runner, select: str, report: str) -> dict[str, Any]:
         point(plan.inputs, largest, space, runner.settings).module(runner.settings)
     for target in _targets(plan, runner.settings):
         target.check(runner.settings)
-    runner.share((target, select) for target in _targets(plan, runner.settings))
+    runner.share(((t, select) for t in _targets(plan, runner.settings)), choosing=True)
     curves: dict[str, Curve] = {
         space: [
-            (list(c), runner.score(point(plan.inputs, c, space, runner.settings), select))
+            (list(c), runner.choose(point(plan.inputs, c, space, runner.settings), select))
             for c in plan.points
         ]
         for space in plan.spaces
     }
-    singles = [runner.score(alone(module), select) for module in plan.singles]
-    ceiling = runner.score(alone(plan.reference), select) if plan.reference is not None else None
+    singles = [runner.choose(alone(module), select) for module in plan.singles]
+    ceiling = runner.choose(alone(plan.reference), select) if plan.reference is not None else None
     chosen = {
         space: _selected(curve, plan.composition, plan.metrics) for space, curve in curves.items()
     }
@@ -250,6 +250,7 @@ def setting(
         "report": report,
         **{name: list(map(shared_rows, of, shown)) for name, of in seen.items()},
         "selected_by": list(plan.metrics),
+        **({"refit_select": True} if runner.chooses_refitted else {}),
     }
 
 

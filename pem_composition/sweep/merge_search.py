@@ -117,6 +117,9 @@ def key_of(search: Search, study: Study, runner: Runner, select: str) -> str:
         "chosen by": list(search.metrics),
         "rows": [rows.identity for rows in runner.splits[select]],
     }
+    if runner.refitting is not None and runner.refitting.chooses:
+        places = range(len(search.tasks))
+        content["refit"] = [runner.refitting.identity(place) for place in places]
     return keys.key_of(keys.complete(content))
 
 
@@ -141,7 +144,7 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
         if store is None:
             candidates = list(study.candidates())
             points = (tried.point(candidate) for candidate in candidates)
-            runner.share((target, select) for target in points if target is not None)
+            runner.share(((p, select) for p in points if p is not None), choosing=True)
             for number, candidate in enumerate(candidates):
                 tried(number, candidate)
         else:
@@ -160,7 +163,7 @@ def _own_records(search: Search, runner: Runner, select: str) -> list[Record]:
     """Module i alone on task i, where modules and tasks go together."""
     if not search.own:
         return []
-    singles = [runner.score(alone(i), select) for i in search.inputs]
+    singles = [runner.choose(alone(i), select) for i in search.inputs]
     return [records[task] for task, records in enumerate(singles)]
 
 
@@ -202,7 +205,7 @@ class _Trying:
             values = (REFUSED,) * len(self.search.goals)
             return self._keep(number, candidate, (), values, -REFUSED, ())
         coefficients = self.study.coefficients(candidate)
-        records = self.runner.score(target, self.select)
+        records = self.runner.choose(target, self.select)
         size = sum(map(abs, coefficients)) / len(coefficients)
         scored = Scored(self.search.tasks, records, self.own, size, self.search.metrics)
         values = tuple(goal.value(scored) for goal in self.search.goals)

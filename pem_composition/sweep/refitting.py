@@ -26,9 +26,11 @@ SEED = 42  # of the folds, as in pem refit
 
 @dataclass(frozen=True, eq=False)
 class Refitting:
-    """Training rows of each task, and how last layers are fitted to them."""
+    """Training rows of each task, how last layers are fitted to them, and whether points are chosen
+    by the scores that they give."""
 
     rows: tuple[Sequence[Example], ...]
+    chooses: bool = False
     _evaluators: dict[int, tuple[Evaluator, tuple[int, ...]]] = field(default_factory=dict)
 
     def identity(self, place: int) -> dict[str, Any]:

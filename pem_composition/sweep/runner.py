@@ -71,11 +71,23 @@ class Runner:
         ]
         return [record for record in found if record is not None]
 
-    def share(self, targets: Iterable[tuple[Target, str]]) -> None:
-        """Score what is not known and no other process is at; ``score`` waits for the rest."""
+    def choose(self, target: Target, split: str) -> list[Record]:
+        """The record on each task that a point is chosen by."""
+        found = self.refit(target, split) if self.chooses_refitted else None
+        return self.score(target, split) if found is None else found
+
+    @property
+    def chooses_refitted(self) -> bool:
+        """True where points are chosen by scores with new last layers."""
+        return self.refitting is not None and self.refitting.chooses
+
+    def share(self, targets: Iterable[tuple[Target, str]], *, choosing: bool = False) -> None:
+        """Score what is not known and no other process is at; ``score``, or where points are to be
+        chosen ``choose``, waits for the rest."""
         for target, split in progress.over(launch.own_first(list(targets)), "points"):
-            for one, rows in self._each(target, split):
-                self._score(one, split, rows, wait=False)
+            for place, (one, rows) in enumerate(self._each(target, split)):
+                refits = choosing and self.chooses_refitted
+                self._score(one, split, rows, wait=False, place=place if refits else None)
 
     def _each(self, target: Target, split: str) -> Iterator[tuple[Point, Rows]]:
         """The rows of every task, each with its point."""

@@ -159,7 +159,8 @@ class MergeSetup:
             rule=self.rule,
         )
         store = ResultStore(self.out / RESULTS, fresh=self.overwrite)
-        refitting = Refitting(self.training) if self.training else None
+        fitted = Refitting(self.training, chooses=self.scoring.refit_select)
+        refitting = fitted if self.training else None
         return plan, Runner(self.load, splits, settings, store, say, refitting)
 
     def _controls(self, inputs: Sequence[Input]) -> Controls:

@@ -54,6 +54,7 @@ class Scoring:
         metrics: what selects: one, or one per task; none: each task's own.
         max_invalid: see ``engine.Plan``.
         refit: training rows of each task that new last layers are fitted on.
+        refit_select: points are chosen by their scores with new last layers.
         harness_tasks: tasks of the lm-evaluation-harness instead of rows; the options beside it
             are those of ``evaluation.harness.read``.
     """
@@ -78,6 +79,7 @@ class Scoring:
     harness_options: Mapping[str, Any] = field(default_factory=dict)
     bf16: bool = False
     refit: int | None = None
+    refit_select: bool = False
 
     @property
     def by_head(self) -> bool:

@@ -36,7 +36,8 @@ WORDS = frozenset(
     {
         "adatasks", "api_key_env", "axes", "base_url", "constraint", "device",
         "device_map", "expression", "goal", "harness_tasks",
-        "head", "instruction", "key_class", "label_column", "label_column_name", "labels",
+        "head", "instruction", "joint_tasks", "key_class", "label_column", "label_column_name",
+        "labels",
         "max_shard_size", "merge_way", "method", "methods",
         "metric_for_best_model", "name", "prefix", "purpose", "repository", "revision",
         "resume_from_checkpoint",

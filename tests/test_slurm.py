@@ -211,7 +211,7 @@ def test_what_cannot_be_submitted_leaves_nothing_behind(cluster, tmp_path):
     done = run(script, "--slurm", **out, PATH=cluster.path, SEEDS="1")
     assert done.returncode == 2 and "found jobs 7_[1-3]" in done.stderr
     (cluster.bin / "sbatch").unlink()
-    done = run(script, "--slurm", **out, PATH=cluster.path)
+    done = run(script, "--slurm", **out, PATH=cluster.path, SEEDS="1")
     assert done.returncode == 2 and "sbatch is not found" in done.stderr
 
 

@@ -88,7 +88,14 @@ MODELS = {**{n: (lambda n=n: om.built(n)) for n in om.BY_NAME}, **tiny.BUILDERS,
 MODELS |= {n: partial(of_class, n) for n in CLASSES}
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Of each kind of tie one is quick; with all of them the law takes a second, most of it imports.
+QUICK = {*tiny.QUICK, "llama tied", "t5 untied", "bert to gpt2", "marian of two vocabularies"}
+QUICK |= {"LlavaForConditionalGeneration", "WhisperForConditionalGeneration"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
+)
 def test_tied_names_are_what_transformers_ties(name: str, tmp_path: Path) -> None:
     """Every name that the file lacks, and no other, has the values of the stored one it shares."""
     model = MODELS[name]()

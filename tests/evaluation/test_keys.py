@@ -176,7 +176,8 @@ def test_a_damaged_line_is_named_and_a_torn_one_is_mended(tmp_path):
             json_lines.read(path)
 
 
-def test_modules_are_told_apart(made):
-    module = library.load(made / "half1")
-    digest = keys.module_digest(made / "half1", module.head)
-    assert digest != keys.module_digest(made / "half2", module.head)
+def test_modules_are_told_apart(tmp_path):
+    sweep_data.make(tmp_path)
+    module = library.load(tmp_path / "half1")
+    digest = keys.module_digest(tmp_path / "half1", module.head)
+    assert digest != keys.module_digest(tmp_path / "half2", module.head)

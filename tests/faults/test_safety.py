@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from support.sources import REPOSITORY, trees
+from support.sources import REPOSITORY, nodes
 
 LOADERS = frozenset(
     {
@@ -19,10 +19,10 @@ LOADERS = frozenset(
 )
 
 
-def every_tree() -> dict[Path, ast.Module]:
+def every_node() -> Iterator[tuple[Path, ast.AST]]:
     """Of the package, and of the programs beside it."""
-    programs = {path: ast.parse(path.read_text()) for path in REPOSITORY.glob("*.py")}
-    return trees() | programs
+    programs = {p: list(ast.walk(ast.parse(p.read_text()))) for p in REPOSITORY.glob("*.py")}
+    return ((path, node) for path, found in (nodes() | programs).items() for node in found)
 
 
 def dotted(node: ast.expr) -> str:
@@ -45,12 +45,7 @@ def offences(call: ast.Call) -> Iterator[str]:
 
 
 def test_no_loader_that_runs_code_is_called() -> None:
-    calls = [
-        (path, node)
-        for path, tree in every_tree().items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-    ]
+    calls = [(path, node) for path, node in every_node() if isinstance(node, ast.Call)]
     assert len(calls) > 1000
     found = [f"{path}:{call.lineno}: {said}" for path, call in calls for said in offences(call)]
     assert found == []
@@ -59,8 +54,7 @@ def test_no_loader_that_runs_code_is_called() -> None:
 def test_the_one_unpickler_is_the_restricted_one() -> None:
     users = {
         path.name
-        for path, tree in every_tree().items()
-        for node in ast.walk(tree)
+        for path, node in every_node()
         if isinstance(node, ast.Import) and "pickle" in {alias.name for alias in node.names}
     }
     assert users == {"pickles.py"}

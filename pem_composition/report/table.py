@@ -291,8 +291,9 @@ def _selected(results: Results) -> str:
     what = "mean" if results.common_mean else "mean rank"
     mean = f" by the {what} over the tasks" if len(s["tasks"]) > 1 else ""
     by = f" by {', '.join(s['selected_by'])}" if s.get("selected_by") else mean
+    by += _by_new_heads(s)
     note = (
-        f"Coefficients selected{by}{_by_new_heads(s)} on the {s['select']} rows, table on the {s['report']} rows; "
+        f"Coefficients selected{by} on the {s['select']} rows, table on the {s['report']} rows; "
         "+- is one standard error over the rows."
     )
     if s["composition"] == "analogy":

@@ -232,24 +232,32 @@ class Blocks:
 
 
 class Differences:
-    """w_t (theta_t - theta_0) of one tensor, rows read when they are asked for; see ``Entries``."""
+    """w_t (theta_t - theta_0) of one tensor, rows read when they are asked for; see ``Entries``.
 
-    def __init__(self, terms: Sequence[Term], base: Weights, base_name: str) -> None:
+    Args:
+        exact: differences in float64; else as a module's are taken, in float32 (float64 kept).
+    """
+
+    def __init__(
+        self, terms: Sequence[Term], base: Weights, base_name: str, *, exact: bool = False
+    ) -> None:
         from pem_composition.arithmetic.methods.entries import matrix_shape
 
         self._terms, self._base, self._base_name = terms, base, base_name
+        self._exact = exact
         self.count = len(terms)
         self.shape = matrix_shape(base.infos[base_name].shape)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """(T, N, I), float64; every difference is taken as a module's is, in float32."""
+        """(T, N, I), float64."""
         import torch
 
         first, last = start * self.shape[1], stop * self.shape[1]
-        zero = widen(self._base.block(self._base_name, first, last)).clone()
+        written = torch.float64 if self._exact else None
+        zero = widen(self._base.block(self._base_name, first, last), written).clone()
         out = torch.empty(self.count, stop - start, self.shape[1], dtype=torch.float64)
         for row, (weight, model, name) in zip(out, self._terms, strict=True):
-            difference = widen(model.block(name, first, last)) - zero
+            difference = widen(model.block(name, first, last), written) - zero
             row.copy_(difference.view(row.shape)).mul_(weight)
         if not bool(out.sum().isfinite()):
             blame([*self._terms, (1.0, self._base, self._base_name)])

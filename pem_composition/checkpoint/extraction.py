@@ -226,7 +226,7 @@ class _Work:
         names = self.names
         for layer in layers:
             weight = f"{layer}.weight"
-            entries = Differences([(1.0, self.tuned, weight)], self.base, names[weight])
+            entries = self._difference(weight, names[weight])
             draws = Draws(self.seed, layer)
             found = dense.compressed(entries, _only, self.rank, draws, exact=self.exact)
             A, B = f"{layer}.lora_A", f"{layer}.lora_B"
@@ -241,10 +241,14 @@ class _Work:
             tensors |= own
         return tensors, errors
 
+    def _difference(self, name: str, in_base: str) -> Differences:
+        """W_tuned - W_base, which float64 holds exactly where float32 stores both."""
+        return Differences([(1.0, self.tuned, name)], self.base, in_base, exact=True)
+
     def norms(self) -> dict[str, float]:
         """Norm of the difference of every floating tensor outside the head."""
         return {
-            name: _norm(Differences([(1.0, self.tuned, name)], self.base, other))
+            name: _norm(self._difference(name, other))
             for name, other in self.names.items()
             if not is_head(name) and self.tuned.infos[name].dtype in FLOAT_DTYPES
         }

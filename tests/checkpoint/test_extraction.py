@@ -182,6 +182,17 @@ def test_bfloat16_checkpoints_and_factors(tmp_path: Path) -> None:
     assert max(exact.provenance.certificate.layers.values()) < 1e-13
 
 
+def test_the_difference_is_taken_in_float64(tmp_path: Path) -> None:
+    """Of weights that are far apart float32 holds no exact difference."""
+    base, tuned = pair("roberta", tmp_path, size=3.0)
+    module = extract_lora(base, tuned, rank=64, dtype="float64")
+    exact = differences("roberta", base, tuned)
+    for layer in module.layers:
+        dW = exact[f"{layer}.weight"]
+        assert np.linalg.norm(dense(module, layer) - dW) <= 1e-13 * np.linalg.norm(dW)
+    assert module.provenance.certificate.total < 1e-13
+
+
 def test_the_seed_decides_the_randomised_module(tmp_path: Path) -> None:
     base, tuned = pair("llama", tmp_path)
     one, same, other = (

@@ -134,6 +134,9 @@ class Endpoint:
             found = self._client.completions.create(
                 model=model, prompt=list(prompt), extra_body=settings
             )
+            if error := getattr(found, "error", None):
+                said = self._failed(error).text
+                raise RunFailed.build(self.service.place, "refuses the request", found=said)
             choices = getattr(found, "choices", None) or []
             if len(choices) != 1:
                 raise RunFailed.build(

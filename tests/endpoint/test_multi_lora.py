@@ -245,6 +245,25 @@ def test_what_a_server_lacks_is_said_in_one_line(fault, code, said, bench, tmp_p
     assert not list((tmp_path / "out").glob(".served*"))
 
 
+def test_an_error_with_status_200_is_asked_for_again(
+    bench, here, server, tmp_path, capsys, monkeypatch
+):
+    """As routers say that they are busy; other errors end the run with the server's words."""
+    right, errors = server._complete, ["overloaded, try again"] * 2
+    monkeypatch.setattr(
+        server,
+        "_complete",
+        lambda request: (200, {"error": {"message": errors.pop()}}) if errors else right(request),
+    )
+    flags = [*served(server)]
+    flags[flags.index("--max_retries") + 1] = 2
+    assert cli.main(words(bench, tmp_path / "out", *flags)) == 0
+    assert texts(tmp_path / "out") == texts(here)
+    errors += ["no such thing"]
+    error = refused(3, bench, tmp_path / "other", capsys, *flags)
+    assert "the request failed" in error and "no such thing" in error
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

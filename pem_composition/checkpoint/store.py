@@ -251,6 +251,7 @@ def save(
     dtype: str | None = None,
     overwrite: bool = False,
     base: str | PathLike[str] | None = None,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write a module as a whole directory, or nothing: its layout, README.md and pem.json.
 
@@ -261,6 +262,7 @@ def save(
             full module as the base stores it.
         overwrite: replace the module in an existing directory; other files there are kept.
         base: folder or cached Hub name of a full module's base; default: the one it names.
+        beside: further files by name, which appear with the module and are no part of it.
 
     Raises:
         PEMError: the output exists, a value is not finite or overflows the dtype, or the layout
@@ -298,3 +300,5 @@ def save(
         named_heads.write(pem, folder, dtype=dtype)
         written = {"format": format, "dtype": dtype}
         provenance.write(pem, folder, written, title=title, known=known)
+        for name, data in beside.items():
+            (folder / name).write_bytes(data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition import launch
+from pem_composition.checkpoint import save
 from pem_composition.composition import compose
 from pem_composition.errors import UsageError
 from pem_composition.merging import learning
@@ -71,7 +72,6 @@ def run(
     )  # fmt: skip
     if not launch.is_main():
         return merged, learned
-    merged.save(setup.out, format=setup.format, dtype=setup.dtype, overwrite=setup.overwrite)
     record = {
         "method": method,
         "rule": vars(rule),
@@ -82,8 +82,14 @@ def run(
         "loss_after": learned.after,
         "history": list(learned.history),
     }
-    for name, content in ((LEARNED, record), (RECIPE, recipe)):  # JSON is YAML
-        (setup.out / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside = {
+        name: (json.dumps(content, indent=1) + "\n").encode()
+        for name, content in ((LEARNED, record), (RECIPE, recipe))  # JSON is YAML
+    }
+    save(
+        merged, setup.out, format=setup.format, dtype=setup.dtype, overwrite=setup.overwrite,
+        beside=beside,
+    )  # fmt: skip
     return merged, learned
 
 

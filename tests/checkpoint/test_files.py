@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from support.examples import examples
 
 from pem_composition import safe_files
-from pem_composition.checkpoint import files
+from pem_composition.checkpoint import files, save
 from pem_composition.checkpoint.tensors import open_tensors, read_raw, write_tensors
 from pem_composition.config import BaseIdentity, IA3Config
 from pem_composition.errors import CheckpointError
@@ -332,13 +332,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+def module(size: int) -> PEM:
+    names = [f"roberta.encoder.layer.0.attention.self.{p}.ia3" for p in ("key", "value")]
+    tensors = {n: torch.rand(size) for n in names}
+    return PEM(tensors, IA3Config(("key", "value")), BaseIdentity(model_type="roberta"))
+
+
 @pytest.mark.parametrize("layout", ["peft", "adapter-transformers"])
 def test_a_full_disk_is_an_oserror_and_leaves_the_old_output(small_disk: Path, layout: str) -> None:
-    def module(size: int) -> PEM:
-        names = [f"roberta.encoder.layer.0.attention.self.{p}.ia3" for p in ("key", "value")]
-        tensors = {n: torch.rand(size) for n in names}
-        return PEM(tensors, IA3Config(("key", "value")), BaseIdentity(model_type="roberta"))
-
     module(8).save(small_disk / "out", format=layout)
     before = {p.name: p.read_bytes() for p in (small_disk / "out").iterdir()}
     with pytest.raises(OSError, match="No space left") as error:
@@ -372,6 +373,20 @@ for n in range(50):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 """
+
+
+def test_files_beside_a_module_appear_with_it_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save(module(3), out, beside={"learned.json": b"1"})
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert before["learned.json"] == b"1"
+    assert "learned.json" not in json.loads(before["pem.json"])["files"]
+    with pytest.raises(OSError, match="no"):
+        save(module(4), out, overwrite=True, beside={"learned.json": b"2", "no/such": b"3"})
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    save(module(4), out, overwrite=True, beside={"learned.json": b"2"})
+    assert (out / "learned.json").read_bytes() == b"2"
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "dropout_list", "purpose", "json",
     ),
     "rows": (
-        "task_name", "train_file", "validation_file", "test_file", "data_dir", "split",
-        "text_column_names", "label_column_name", "labels", "do_regression", "max_train_samples",
-        "max_eval_samples", "max_samples", "score_column", "score_above",
+        "task_name", "joint_tasks", "train_file", "validation_file", "test_file", "data_dir",
+        "split", "text_column_names", "label_column_name", "labels", "do_regression",
+        "max_train_samples", "max_eval_samples", "max_samples", "score_column", "score_above",
     ),
     "lm-evaluation-harness": ("harness_tasks", "harness_include", "num_fewshot", "limit"),
     "model": (

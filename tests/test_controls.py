@@ -289,6 +289,18 @@ def test_a_joint_module_without_a_head_for_each_task_is_refused(bench, tmp_path,
 # --- new last layers ---
 
 
+def refitted_by_hand(bench, task, folder, file, rows, head) -> float:
+    """The score that pem refit and pem evaluate give a module on the rows."""
+    new, scores = (folder.with_name(f"{folder.name} {task} {what}") for what in ("new", rows.name))
+    common = ["--model_name_or_path", bench.base, "--task_name", task, "--adapter"]
+    assert run("refit", *common, folder, "--train_file", file, "--max_samples", 50,
+               "--output_dir", new, "--overwrite") == 0  # fmt: skip
+    assert run("evaluate", *common, new, "--validation_file", rows, "--output_dir", scores,
+               *head) == 0  # fmt: skip
+    metric = "eval_pearson" if task == "stsb" else "eval_accuracy"
+    return json.loads((scores / "eval_results.json").read_text())[metric]
+
+
 def test_a_refitted_score_is_that_of_pem_refit_and_pem_evaluate(bench, finished, train, tmp_path):
     found = read(finished)
     rows = rows_of(found)
@@ -304,15 +316,9 @@ def test_a_refitted_score_is_that_of_pem_refit_and_pem_evaluate(bench, finished,
         scores = [found.points[key]["score"] for key in row["refit_keys"]]
         assert row["mean"]["refit"] == pytest.approx(np.mean(scores))
         for task, folder, file, score in zip(bench.tasks, folders, train, scores, strict=True):
-            new, where = tmp_path / f"{name} {task}", tmp_path / f"scores {name} {task}"
-            common = ["--model_name_or_path", bench.base, "--task_name", task, "--adapter"]
-            assert run("refit", *common, folder, "--train_file", file, "--max_samples", 50,
-                       "--output_dir", new) == 0  # fmt: skip
             head = ["--head", task] if folder == merged else []
-            assert run("evaluate", *common, new, "--validation_file", bench.rows[task, "test"],
-                       "--output_dir", where, *head) == 0  # fmt: skip
-            metric = "eval_pearson" if task == "stsb" else "eval_accuracy"
-            expected = json.loads((where / "eval_results.json").read_text())[metric]
+            rows_of_task = bench.rows[task, "test"]
+            expected = refitted_by_hand(bench, task, folder, file, rows_of_task, head)
             assert score == pytest.approx(expected, abs=1e-5), (name, task)
     frame = table.rows(found)
     merge = frame[(frame["id"] == found.summary["controlled"]) & (frame["task"] == "mean")].iloc[0]
@@ -338,16 +344,9 @@ def test_points_are_chosen_by_the_scores_that_new_last_layers_give(bench, words,
         assert run("merge", "-a", *bench.modules, "-p", merged, "--coefficients", *c, "--space",
                    "delta", "--head", "per-task") == 0  # fmt: skip
         for task, file, record in zip(bench.tasks, train, records, strict=True):
-            new, where = tmp_path / f"{merged.name} {task}", tmp_path / f"{merged.name} {task} s"
-            common = ["--model_name_or_path", bench.base, "--task_name", task, "--adapter"]
-            assert run("refit", *common, merged, "--train_file", file, "--max_samples", 50,
-                       "--output_dir", new) == 0  # fmt: skip
             rows = bench.rows[task, "validation"]
-            assert run("evaluate", *common, new, "--validation_file", rows, "--head", task,
-                       "--output_dir", where) == 0  # fmt: skip
-            scores = json.loads((where / "eval_results.json").read_text())
-            metric = "eval_pearson" if task == "stsb" else "eval_accuracy"
-            assert record["score"] == pytest.approx(scores[metric], abs=1e-5), (c, task)
+            expected = refitted_by_hand(bench, task, merged, file, rows, ["--head", task])
+            assert record["score"] == pytest.approx(expected, abs=1e-5), (c, task)
         means[tuple(c)] = np.mean([r["score"] for r in records])
     assert len(means) == 2
     assert tuple(study["coefficients"]) == max(means, key=means.__getitem__)

@@ -67,6 +67,15 @@ def _line(value: object, limit: int) -> str:
     text = " ".join(str(value).split())
     if len(text) > limit:
         text = f"{text[: 2 * limit // 3]} ... {text[-limit // 3 :]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    r"""The text with ``\x1b`` and the like in the place of what a terminal would obey.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -27,7 +27,13 @@ from pem_composition.cli.flags import (
     check_count,
 )
 from pem_composition.config import ADAPTER_CONFIGS
-from pem_composition.errors import CheckpointError, IncompatibleModules, MissingPackage, UsageError
+from pem_composition.errors import (
+    CheckpointError,
+    IncompatibleModules,
+    MissingPackage,
+    UsageError,
+    printable,
+)
 from pem_composition.module import combine
 from pem_composition.safe_files import atomic_directory, check_free
 
@@ -293,9 +299,9 @@ def report_line(
         facts.append(f"head {origin.head_policy}" if has_head else "no head")
     if origin.certificate is not None:
         facts.append(f"error against {origin.certificate.against}: {error_text(origin)}")
-    print(f"{out} = {expression}  ({', '.join([*facts, *told])})")
+    print(printable(f"{out} = {expression}  ({', '.join([*facts, *told])})"))
     for note in origin.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
 
 
 def say(line: str) -> None:

@@ -22,7 +22,7 @@ from pem_composition.checkpoint.doctor import spaces_of
 from pem_composition.cli.columns import short_names, table
 from pem_composition.cli.common import resolved
 from pem_composition.config import LoraConfig
-from pem_composition.errors import CheckpointError, PEMError, UsageError
+from pem_composition.errors import CheckpointError, PEMError, UsageError, printable
 from pem_composition.flag_declarations import flag
 
 if TYPE_CHECKING:
@@ -182,7 +182,10 @@ def _block(facts: Mapping[str, Any]) -> str:
                      for k, v in value.items()]  # fmt: skip
         lines.append(f"  {key.replace('_', ' '):<16} {_listed(value)}")
     if facts["sources"] and facts["space"]:
-        rows = [(s["name"], (s["sha256"] or "in memory")[:16], s["path"]) for s in facts["sources"]]
+        found = [
+            (s["name"], (s["sha256"] or "in memory")[:16], s["path"]) for s in facts["sources"]
+        ]
+        rows = [tuple(_listed(cell) for cell in row) for row in found]
         lines += ["", _indented(table(("input", "sha256", "read from"), rows, words=3))]
     if facts.get("values"):
         lines += ["", _indented(_profile_table(facts["values"]))]
@@ -192,7 +195,7 @@ def _block(facts: Mapping[str, Any]) -> str:
 def _listed(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _indented(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,19 @@ def test_inspect_of_whole_models_needs_their_base_for_values_only(folder, pem):
     norm = sum(float((t.double() ** 2).sum()) for t in module.adapter_tensors().values()) ** 0.5
     assert facts["values"]["norm"] == pytest.approx(norm)
     assert all(row["rank"] is None for row in facts["values"]["layers"].values())
+
+
+def test_what_a_module_says_of_itself_gives_a_terminal_no_commands(folder, tmp_path, pem):
+    clear = "\x1b[2J"
+    a = library.load(folder / "a")
+    origin = replace(a.provenance, notes=(f"from {clear}",), training={"flags": {"seed": clear}})
+    base = replace(a.base, name=f"base{clear}")
+    replace(a, name="said", provenance=origin, base=base).save(tmp_path / "said")
+    asked = pem("inspect", tmp_path / "said")
+    merged = pem("merge", "-a", tmp_path / "said", tmp_path / "said", "-p", tmp_path / "out")
+    for done in (asked, merged, pem("inspect", tmp_path / "out")):
+        assert done.code == 0 and "\x1b" not in done.out + done.err
+        assert r"\x1b[2J" in done.out
 
 
 def test_inspect_shows_where_a_composition_comes_from(folder, tmp_path, pem):

@@ -5,7 +5,7 @@
 
 Every update keeps its r_t singular triples: with fewer or more (the published share min(O, I)/T)
 the vectors of a low-rank update are not determined. Equal to the dense computation, at the cost of
-one SVD of O x K and I x K numbers, K = sum r_t: an update's vectors come from its own factors.
+the QR of O x K and I x K numbers, K = sum r_t: an update's vectors come from its own factors.
 Matrices of a core are for the methods that take another one's result. Source: Gargiulo et al. 2024
 (arXiv:2412.00081).
 
@@ -19,8 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pem_composition.arithmetic.delta import thin_qr
 from pem_composition.arithmetic.geometry import spectrum
-from pem_composition.arithmetic.methods.core import orthogonalised, svd
+from pem_composition.arithmetic.methods.core import Core, orthogonalised, svd
 from pem_composition.arithmetic.terms import Factor
 
 
@@ -29,15 +30,14 @@ def on_factors(terms: Sequence[Factor]) -> list[Factor]:
 
     A zero result keeps one direction, with the value zero.
     """
-    parts = [spectrum([t]) for t in terms]
-    U_OK = orthogonalised(torch.cat([p.U_OK for p in parts], dim=1))
-    V_IK = orthogonalised(torch.cat([p.V_IK for p in parts], dim=1))
-    # Where the vectors of several updates are dependent, so are the columns: the rank is smaller.
-    found = spectrum([Factor(1.0, V_IK.mT, U_OK * torch.cat([p.s_K for p in parts]))])
-    if not found.rank:
-        return [Factor(1.0, V_IK.new_zeros(1, len(V_IK)), U_OK.new_zeros(len(U_OK), 1))]
-    root_K = found.s_K.sqrt()
-    return [Factor(1.0, root_K[:, None] * found.V_IK.mT, found.U_OK * root_K)]
+    (Q_B, R_B), (Q_A, R_A) = thin_qr(terms)
+    ranks = [len(t.A_RI) for t in terms]
+    own = zip(torch.split(R_A, ranks, dim=1), torch.split(R_B, ranks, dim=1), strict=True)
+    parts = [spectrum([Factor(1.0, A.mT, B)]) for A, B in own]  # in coordinates of the two bases
+    U = orthogonalised(torch.cat([p.U_OK for p in parts], dim=1))
+    V = orthogonalised(torch.cat([p.V_IK for p in parts], dim=1))
+    merged = (U * torch.cat([p.s_K for p in parts])) @ V.mT
+    return [Core(Q_B, Q_A, merged[None]).factor(merged)]
 
 
 def tsv(M_TPQ: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from pem_composition.errors import DataError
 from pem_composition.evaluation.encoded import EncodedDataset
 from pem_composition.evaluation.joint_task import JointTask, joint_task
-from pem_composition.objectives.classification import Classification
+from pem_composition.objectives.classification import Classification, check_ends
 from pem_composition.objectives.objective import ModelRows
 from pem_composition.tasks.data import Example, RowFiles, TaskData, load_task
 from pem_composition.tasks.glue import Reading
@@ -61,7 +61,9 @@ class Joint(Classification):
         labels: Any = tuple(
             [number, label] for number, data in enumerate(encoded) for label in data.labels
         )
-        return EncodedDataset(inputs, labels, encoded[0].padding)
+        joined = EncodedDataset(inputs, labels, encoded[0].padding)
+        check_ends(rows, joined)
+        return joined
 
 
 def _apart(rows: ModelRows) -> list[ModelRows]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.training_bench import a_batch, numpy_cross_entropy, results, write_rows
+from transformers import AutoModelForSequenceClassification, BartConfig, BartModel
 
 from pem_composition import checkpoint
 from pem_composition.arithmetic.head_policies import select
@@ -112,6 +114,39 @@ def test_an_initial_module_of_the_tasks_is_started_from(bench, flags, tmp_path):
     assert (done / "adapter_model.safetensors").read_bytes() == (
         fresh.output_dir / "adapter_model.safetensors"
     ).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def bart(bench):
+    """A base with encoder and decoder, which ends a sentence once and a pair twice."""
+    folder = shutil.copytree(bench.base, bench.folder / "bart")
+    config = BartConfig(
+        vocab_size=52, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, pad_token_id=0,
+        max_position_embeddings=66, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
+    )  # fmt: skip
+    BartModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_that_reads_ends_refuses_sentences_beside_pairs(bench, flags, bart):
+    model = AutoModelForSequenceClassification.from_pretrained(bart)
+    ends = torch.tensor([[2, 5, 3, 6, 7, 8], [2, 5, 3, 6, 7, 3]])
+    with pytest.raises(ValueError, match="same number of <eos> tokens"):
+        model(ends)
+    mixed = bench.config("mixed", **flags | {"model_name_or_path": bart, "max_steps": 1})
+    with pytest.raises(DataError, match="found 1 or 2 end tokens in a row"):
+        runs.run(mixed)
+    assert not (bench.folder / "mixed").exists()
+
+
+def test_a_classifier_that_reads_ends_trains_on_sentences_alone(bench, flags, folder, bart):
+    (folder / "cola").mkdir()
+    write_rows(folder / "cola" / "train.jsonl", 40, seed=5)
+    write_rows(folder / "cola" / "dev.jsonl", 20, seed=15)
+    alike = {"model_name_or_path": bart, "max_steps": 2, "joint_tasks": ("sst2", "cola")}
+    done = runs.run(bench.config("sentences", **flags | alike, eval_steps=2)).output_dir
+    assert results(done)["eval_samples"] == 40
 
 
 def test_rows_of_one_task_are_no_rows_of_another(bench, flags, folder, tmp_path):

@@ -283,7 +283,9 @@ def _named(modules: Sequence[Operand]) -> dict[str, Head]:
                     "two heads of one name",
                     found=repr(name),
                     expected="one name per head",
-                    do="name the modules (--adatasks)",
+                    do="name the modules (--adatasks)"
+                    if name == m.name
+                    else "keep those of one module (--head first or last)",
                 )
             out[name] = head
     return out

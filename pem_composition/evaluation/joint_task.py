@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pem_composition.arithmetic.head_policies import side_by_side, tasks_of
 from pem_composition.config import HeadInfo
+from pem_composition.errors import DataError
 from pem_composition.tasks.glue import Task, get_task
 
 MEAN = "mean"  # of the tasks' own metrics
@@ -40,9 +41,13 @@ def joint_task(names: Sequence[str]) -> JointTask:
     """The tasks of these names as one.
 
     Raises:
-        DataError: an unknown task.
+        DataError: an unknown task, or one in two spellings.
     """
-    task = JointTask(
-        "+".join(names), ("text", None), (), (MEAN,), MEAN, parts=tuple(map(get_task, names))
-    )
+    parts = tuple(get_task(name, "--joint_tasks") for name in names)
+    if len({part.name for part in parts}) < len(parts):
+        raise DataError.build(
+            "--joint_tasks", "one task in two spellings", found=" ".join(names),
+            expected="each task once",
+        )  # fmt: skip
+    task = JointTask("+".join(names), ("text", None), (), (MEAN,), MEAN, parts=parts)
     return replace(task, labels=task.head.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,9 +165,13 @@ class Runner:
             return self.refitting.head(place, model, tokenizer, rows, head)
 
     def _outputs(self, member: Point, rows: Rows) -> Any:
-        """What a module answers with its own head."""
-        head = own_head(member.inputs[0].pem)
-        return rows.predict(self._wearing(member), bf16=self.settings.bf16, head=head)
+        """What a module answers with its own head; said, for an average waits for every module."""
+        began, module = time.perf_counter(), member.inputs[0]
+        outputs = rows.predict(
+            self._wearing(member), bf16=self.settings.bf16, head=own_head(module.pem)
+        )
+        self.say(f"{rows.name}: outputs of {module.name}  ({time.perf_counter() - began:.1f} s)")
+        return outputs
 
     def _wearing(self, target: Point) -> Any:
         """The model with the point's module in it."""

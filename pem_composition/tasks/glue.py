@@ -273,8 +273,11 @@ def plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, flag: str = "--task_name") -> Task:
     """The task of that name, in any spelling (``sst2``, ``SST-2``).
+
+    Args:
+        flag: that gave the name.
 
     Raises:
         DataError: unknown; the nearest name is suggested.
@@ -284,7 +287,7 @@ def get_task(name: str) -> Task:
         return by_plain[plain(name)]
     near = nearest(plain(name), by_plain)
     raise DataError.build(
-        "--task_name",
+        flag,
         "unknown task",
         found=repr(name),
         expected="one of " + ", ".join(TASKS),

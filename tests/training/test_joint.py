@@ -153,6 +153,12 @@ def test_rows_of_one_task_are_no_rows_of_another(bench, flags, folder, tmp_path)
     alike = flags | {"data_dir": folder / "sst2", "joint_tasks": ("sst2", "cola")}
     with pytest.raises(DataError, match="--joint_tasks: several tasks read the same rows"):
         runs.run(bench.config("shared", **alike))
+    for names, said in (
+        (("sst2", "SST-2"), "--joint_tasks: one task in two spellings"),
+        (("sst2", "sst9"), "--joint_tasks: unknown task; found 'sst9'"),
+    ):
+        with pytest.raises(DataError, match=said):
+            runs.run(bench.config("named", **flags | {"joint_tasks": names}))
     lacking = tmp_path / "lacking"
     for task in ROWS:
         (lacking / task).mkdir(parents=True)

@@ -2,7 +2,7 @@
 # From a fresh clone to a table and a plot; model and data come from the package index.
 #
 #   bash scripts/quickstart.sh                    two LoRA modules, trained on two skewed halves of
-#                                                 Rotten Tomatoes, merged at 9 points in both spaces
+#                                                 Rotten Tomatoes, merged at 11 points in both spaces
 #   bash scripts/quickstart.sh multitasking       two LoRA modules of a T5, for film reviews and for
 #                                                 tweets, merged and scored on both
 #   bash scripts/quickstart.sh domain_transfer    a T5's classifier of Amazon reviews moved to film
@@ -10,6 +10,7 @@
 #   bash scripts/quickstart.sh unlearning         a LoRA module trained on toxic comments subtracted
 #                                                 from a small chat model: research on removing abilities
 #
+# controls=true adds the rows that a merge has to beat (a minute).
 # A second run skips what is done; an edited value redoes only what depends on it. Unset values are
 # those of the experiment below.
 
@@ -31,10 +32,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 distribution_generalization() {
   # An older name of model_name_or_path is model.
   : "${model_name_or_path:=${model:-minilm}}" "${samples:=4000}" "${share:=0.8}" # share of the negative rows to half 0
-  : "${validation_size:=600}" "${max_steps:=200}" "${learning_rate:=2e-3}" "${grid:=0 0.125 1}"
+  : "${validation_size:=600}" "${max_steps:=200}" "${learning_rate:=2e-3}" "${grid:=0 0.1 1}"
   fetch rotten_tomatoes
   task_name=rotten_tomatoes
-  export samples share task_name
+  : "${controls:=false}"
+  export samples share task_name controls
   export_values
   child "$scripts/split_data.sh"
   child "$scripts/lora_run_glue.sh" half=0

@@ -71,7 +71,8 @@ def test_the_command_of_a_row_writes_where_its_values_are_taken_from(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = {}
-    for words in (shlex.split(line)[3:] for line in done.stdout.splitlines()):
+    commands = map(shlex.split, done.stdout.splitlines())
+    for words in (words[3:] for words in commands if words[0] == sys.executable):
         config = parser.parse(cli.load(words[0]).Config, words[1:], words[0])
         made[str(getattr(config, "save_path", ""))] = config
     labels = {results.filled(label, row) for label, *_ in results.TABLES[table]["fields"].values()}

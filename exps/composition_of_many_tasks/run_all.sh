@@ -10,13 +10,15 @@
 : "${model_name_or_path:=roberta-base}"
 : "${tasks:=rte mnli snli qqp sst2 cola stsb}"
 : "${modules:=lora:8 lora:16 ia3}"         # kind, and for LoRA the rank
-: "${joint:=one all}"                      # modules on all tasks together: steps of one, of all; empty: none
+: "${controls:=true}"                      # rows of what the selected merge has to beat
+: "${joint=one all}"                       # with controls, modules on all tasks together: steps of one, of all
 
 here=$(dirname "${BASH_SOURCE[0]}")
 # sbatch runs a copy of this script; submit from the repository root.
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_of_many_tasks
 source "$here/common.sh"
-export model_name_or_path tasks joint
+if [[ $controls != true ]]; then joint=; fi
+export model_name_or_path tasks controls joint
 for adapter_config in $modules; do
   adapter_config=${adapter_config%%:*}
   words adapter_config lora ia3

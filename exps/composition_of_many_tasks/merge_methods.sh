@@ -27,9 +27,9 @@
 : "${max_seq_length:=64}"
 : "${max_eval_samples:=}"                  # score only N rows of each task, stratified; empty: all
 : "${controls:=true}"                      # rows of what the selected merge has to beat
-: "${joint:=}"                              # with controls, modules of joint_train.sh: one all
+: "${joint:=}"                             # with controls, modules of joint_train.sh: one all
 : "${refit:=}"                             # training rows of each task for new last layers; empty: none
-: "${refit_select:=false}"                  # true: also choose by scores with new last layers
+: "${refit_select:=false}"                 # true: also choose by scores with new last layers
 : "${bf16:=false}"                         # true: score and learn in bfloat16
 
 here=$(dirname "${BASH_SOURCE[0]}")

@@ -115,10 +115,12 @@ def _read(values: dict[str, Any]) -> Iterator[str]:
 
 def _rows(values: dict[str, Any]) -> Iterator[str]:
     """The folders of --data_dir, and those of the tasks in them."""
-    folders = values.get("data_dir") or ()
-    tasks = values.get("task_name") or ()
-    for folder in [folders] if isinstance(folders, str) else folders:
-        for task in ["", *([tasks] if isinstance(tasks, str) else tasks)]:
+    folders, tasks, joint = (
+        [value] if isinstance(value, str) else value
+        for value in (values.get(name) or () for name in ("data_dir", "task_name", "joint_tasks"))
+    )
+    for folder in folders:
+        for task in ["", *tasks, *joint]:
             yield from _places(str(Path(folder, task)), "data_dir")
 
 

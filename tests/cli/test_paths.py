@@ -145,8 +145,11 @@ def test_results_are_added_beside_what_is_read(place):
 
 def test_rows_of_a_task_are_not_replaced_and_an_output_may_lie_beside_them(place):
     (place / "data" / "rte").mkdir(parents=True)
-    values = {"data_dir": ("data",), "task_name": ("rte", "mnli")}
-    for program, out in (("train", "output_dir"), ("merge", "save_path")):
+    for program, out, tasks in (
+        ("train", "output_dir", "task_name"), ("train", "output_dir", "joint_tasks"),
+        ("merge", "save_path", "task_name"),
+    ):  # fmt: skip
+        values = {"data_dir": ("data",), tasks: ("rte", "mnli")}
         paths.check(given(program, **values, **{out: "data/run"}), program)
         for written in ("data/rte", "data"):
             with pytest.raises(CheckpointError, match="would replace an input"):

@@ -68,6 +68,18 @@ def templates_are_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def advice_is_possible() -> Iterator[None]:
+    """Whatever a test has refused: the flags that the message names are flags of the program."""
+    from support import advice
+
+    from pem_composition.cli import parser
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser, "guarded", advice.checked(parser.guarded))
+        yield
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tiny models are faster so, and batched sums have one order."""

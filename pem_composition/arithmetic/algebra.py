@@ -35,6 +35,7 @@ HEAD_REMEDY = (
     "keep one head (--head first|last) or none (--head none); a module, unlike a checkpoint, can "
     "keep all (--head per-task)"
 )
+USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
 ROLE_OF_KIND = {"ia3": "ia3", "full": "delta"}  # kinds whose update is one tensor for each layer
 
 
@@ -189,18 +190,22 @@ def average_heads(heads: Sequence[Tensors], weights: Sequence[float]) -> dict[st
         >>> average_heads(heads, [1.0, -3.0])["classifier.bias"].tolist()
         [2.5]
     """
-    check_same_tensors(heads, weights, what="heads")
+    check_same_tensors(heads, weights, what="heads", do=HEAD_REMEDY)
     own = shares(weights)
     return {name: weighted_sum([head[name] for head in heads], own) for name in heads[0]}
 
 
 def check_same_tensors(
-    modules: Sequence[Tensors], coefficients: Sequence[float], *, what: str = "modules"
+    modules: Sequence[Tensors],
+    coefficients: Sequence[float],
+    *,
+    what: str = "modules",
+    do: str = USE_DELTA,
 ) -> None:
     """Refuse a sum whose operands differ in names or shapes, naming the first difference."""
-    check_same_names(modules, coefficients, what=what)
+    check_same_names(modules, coefficients, what=what, do=do)
     for name in modules[0]:
-        check_same_shapes(name, [m[name] for m in modules], what=what)
+        check_same_shapes(name, [m[name] for m in modules], what=what, do=do)
 
 
 def check_request(
@@ -222,7 +227,11 @@ def check_request(
 
 
 def check_same_names(
-    modules: Sequence[Collection[str]], coefficients: Sequence[float], *, what: str = "modules"
+    modules: Sequence[Collection[str]],
+    coefficients: Sequence[float],
+    *,
+    what: str = "modules",
+    do: str = USE_DELTA,
 ) -> None:
     """Refuse operands of different tensors, or another number of coefficients."""
     check_request(modules, coefficients, what=what)
@@ -236,11 +245,13 @@ def check_same_names(
                 f"present in {what[:-1]} {holder} only",
                 found=f"{len(first)} tensors in {what[:-1]} 0 and {len(other)} in {what[:-1]} {i}",
                 expected="the same tensors in both",
-                do=_remedy(what),
+                do=do,
             )
 
 
-def check_same_shapes(name: str, tensors: Sequence[Any], *, what: str = "modules") -> None:
+def check_same_shapes(
+    name: str, tensors: Sequence[Any], *, what: str = "modules", do: str = USE_DELTA
+) -> None:
     """Refuse operands' tensors of one name whose shapes differ."""
     first = tuple(tensors[0].shape)
     for i, tensor in enumerate(tensors[1:], start=1):
@@ -250,16 +261,8 @@ def check_same_shapes(name: str, tensors: Sequence[Any], *, what: str = "modules
                 "shapes differ",
                 found=f"{first} in {what[:-1]} 0 and {tuple(tensor.shape)} in {what[:-1]} {i}",
                 expected="equal shapes",
-                do=_remedy(what),
+                do=do,
             )
-
-
-def _remedy(what: str) -> str:
-    if what == "heads":
-        return HEAD_REMEDY
-    return (
-        "combine in delta space (--space delta), which needs neither equal ranks nor equal targets"
-    )
 
 
 def as_numbers(coefficients: Sequence[Any], where: str = "coefficients") -> list[float]:

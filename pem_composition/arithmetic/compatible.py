@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.algebra import USE_DELTA
 from pem_composition.arithmetic.methods.registry import SIMPLE, Choice
 from pem_composition.arithmetic.ranks import Rank, checked, is_share
 from pem_composition.config import AdapterConfig, BaseIdentity, FullConfig, IA3Config, LoraConfig
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 SPACES = ("parameter", "delta", "log")
 LOG_REMEDY = "use another space (--space parameter or delta)"
-USE_DELTA = "combine in delta space (--space delta), which needs none of this to be equal"
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,17 @@ class BaseModel:
 
 
 def check_compatible(
-    modules: Sequence[Described], *, space: str, allow_base_mismatch: bool = False
+    modules: Sequence[Described],
+    *,
+    space: str,
+    allow_base_mismatch: bool = False,
+    exact: str = USE_DELTA,
 ) -> None:
     """Refuse modules of different kind or base, or that name one layer in two ways; in parameter
     space also other layers, rank or scaling, in log space anything but (IA)^3; and DoRA in any.
+
+    Args:
+        exact: how the exact sum is asked for, which takes other layers, ranks and scalings.
 
     Raises:
         IncompatibleModules: names both modules, both values and the remedy.
@@ -56,9 +63,9 @@ def check_compatible(
         if isinstance(first.config, IA3Config) and isinstance(other.config, IA3Config):
             _check_placement(first, other)
         if space == "parameter":
-            _check_layers(first, other)
+            _check_layers(first, other, exact)
             if isinstance(first.config, LoraConfig) and isinstance(other.config, LoraConfig):
-                _check_factors(first, other, first.config, other.config)
+                _check_factors(first, other, first.config, other.config, exact)
 
 
 def check_spellings(modules: Sequence[Described]) -> None:
@@ -149,7 +156,7 @@ def _short(name: str) -> str:
     return PurePath(name.rstrip("/")).name
 
 
-def _check_layers(first: Described, other: Described) -> None:
+def _check_layers(first: Described, other: Described, exact: str) -> None:
     only = sorted(set(first.layers) ^ set(other.layers))
     if only:
         whole = first.kind == "full"
@@ -160,20 +167,20 @@ def _check_layers(first: Described, other: Described) -> None:
             f"set of {'weights' if whole else 'adapted layers'} ({only[0]} in {holder.name} only)",
             len(first.layers),
             len(other.layers),
-            "use models of one architecture" if whole else USE_DELTA,
+            "use models of one architecture" if whole else exact,
         )
 
 
-def _check_factors(first: Described, other: Described, a: LoraConfig, b: LoraConfig) -> None:
+def _check_factors(
+    first: Described, other: Described, a: LoraConfig, b: LoraConfig, exact: str
+) -> None:
     for layer in first.layers:
         if a.rank(layer) != b.rank(layer):
-            raise _differ(
-                first, other, f"rank r at {layer}", a.rank(layer), b.rank(layer), USE_DELTA
-            )
+            raise _differ(first, other, f"rank r at {layer}", a.rank(layer), b.rank(layer), exact)
         if a.scaling(layer) != b.scaling(layer):
             x = f"{a.scaling(layer):g} (lora_alpha {a.alpha:g}, use_rslora {a.use_rslora})"
             y = f"{b.scaling(layer):g} (lora_alpha {b.alpha:g}, use_rslora {b.use_rslora})"
-            raise _differ(first, other, f"scaling at {layer}", x, y, USE_DELTA)
+            raise _differ(first, other, f"scaling at {layer}", x, y, exact)
 
 
 def _check_placement(first: Described, other: Described) -> None:

@@ -227,7 +227,9 @@ def drift(module: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[s
     Raises:
         IncompatibleModules: the two have different tensors.
     """
-    check_same_tensors([module, initial], [1.0, -1.0])
+    check_same_tensors(
+        [module, initial], [1.0, -1.0], what="states", do="give the module that training began with"
+    )
     moved: dict[str, float] = {}
     start: dict[str, float] = {}
     for name, tensor in initial.items():

@@ -12,9 +12,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic.algebra import USE_DELTA
 from pem_composition.arithmetic.compatible import (
     SPACES,
-    USE_DELTA,
     BaseModel,
     check_compatible,
     check_same_base,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition import offline, progress
+from pem_composition.arithmetic.algebra import USE_DELTA
 from pem_composition.arithmetic.compatible import BaseModel, check_compatible, check_same_base
 from pem_composition.arithmetic.labels import error_text
 from pem_composition.arithmetic.methods.registry import PEFT_LINEAR
@@ -91,11 +92,13 @@ def read_headers(
     flags: OutputFlags,
     adaconfig: str | None = None,
     spaces: Sequence[str] = (),
+    exact: str = USE_DELTA,
 ) -> list[ModuleHeader]:
     """Headers of the modules, checked against each other and the flags; no tensor is read.
 
     Args:
         spaces: those in which they will be combined; default: the one that the flags name.
+        exact: how the program is asked for the exact sum.
 
     Raises:
         PEMError: a directory that is no module, or modules that cannot be combined as asked.
@@ -124,6 +127,7 @@ def read_headers(
             headers,
             space="delta" if choice.method == PEFT_LINEAR else space,
             allow_base_mismatch=flags.allow_base_mismatch,
+            exact=exact,
         )
     adapters = {h.name: h.path for h in headers if h.kind != "full"}  # models record it themselves
     if note := tokenizers_note(adapters):

@@ -126,9 +126,7 @@ def _recipe(config: Config) -> recipe.RecipeFile:
 
 
 def _refuse_twice(what: str, file: Path) -> None:
-    raise UsageError.build(
-        f"--{what.partition(' ')[0]}", f"{what} is given in {file} too", do="give it once"
-    )
+    raise UsageError.build(file, f"{what} is given on the command line too", do="give it once")
 
 
 def _headers(

@@ -36,6 +36,7 @@ EXAMPLES = """
 """
 SPACE = {"exact": "delta", "parameter": "parameter", "reference": "parameter"}
 FORMS = tuple(SPACE)
+EXACT = "use the exact form (--form exact), which needs none of this to be equal"
 MODULES = "two: the instruction module, and the toxic one that was trained from it"
 
 
@@ -140,7 +141,7 @@ def run(config: Config) -> int:
     names = common.labels(config.adapters, config.adatasks)
     forms = config.form or (FORMS if config.evaluate else FORMS[:1])
     spaces = [SPACE[form] for form in forms]
-    headers = common.read_headers(config.adapters, names, config, config.adaconfig, spaces)
+    headers = common.read_headers(config.adapters, names, config, config.adaconfig, spaces, EXACT)
     forms = _possible(forms, headers[0].kind, config)
     common.check_model(config.model, headers, config.allow_base_mismatch)
     if config.evaluate:

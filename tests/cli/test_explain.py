@@ -45,6 +45,19 @@ def test_inspect_takes_directories_with_or_without_the_flag(folder, pem):
     )
 
 
+def test_what_the_exact_sum_is_called_by_a_program_is_what_it_takes(folder, tmp_path, pem):
+    """Of modules with other ranks, which no sum of tensors takes."""
+    a, wide = folder / "a", folder / "wide"
+    apart = pem("inspect", a, "--init", wide)
+    assert apart.code == 2 and "give the module that training began with" in apart.err
+    out = tmp_path / "out"
+    refused = pem("detoxify", "-a", a, wide, "-p", out, "--form", "parameter")
+    assert refused.code == 2 and "use the exact form (--form exact)" in refused.err
+    assert pem("detoxify", "-a", a, wide, "-p", out, "--form", "exact").code == 0
+    refused = pem("merge", "-a", a, wide, "-p", tmp_path / "merged")
+    assert refused.code == 2 and "(--space delta)" in refused.err
+
+
 def test_inspect_values_are_those_of_the_profile(folder, pem):
     done = pem("inspect", folder / "a", "--values", "--json")
     facts = json.loads(done.out)

@@ -293,7 +293,8 @@ def test_flags_add_to_a_recipe_and_never_repeat_it(folder, tmp_path, pem):
         (("a - b",), "expression"),
     ):
         refused = pem(*command, *bound, *words, "-o")
-        assert refused.code == 2 and f"{name} is given in {file} too" in refused.err
+        assert refused.code == 2
+        assert f"{file}: {name} is given on the command line too" in refused.err
 
 
 @pytest.mark.parametrize(

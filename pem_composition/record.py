@@ -22,6 +22,7 @@ PRODUCT = "prod l_i^c_i"  # of log space, before rounding
 UPDATE = "the update in float64"  # of a whole checkpoint, theta - theta_0
 OWN_RESULT = "the method's own result"
 TO_SUBTRACT = "exists to be subtracted"  # what is said of a module that shows what to remove
+REFIT = "refit"  # in the record of a training: the command that fitted its last layer anew
 _PURPOSE = "purpose of "
 MAX_DEPTH = 100  # functions of functions; far above any use, far below Python's stack
 

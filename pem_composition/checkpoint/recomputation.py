@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from pem_composition.checkpoint.streamed_fold import fold_checkpoint
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors, read_raw
 from pem_composition.composition import weigh_layers
 from pem_composition.errors import CheckpointError, UsageError
-from pem_composition.record import Recipe, Source
+from pem_composition.record import REFIT, Provenance, Recipe, Source
 from pem_composition.safe_files import is_file, read_json, sha256_file
 
 if TYPE_CHECKING:
@@ -120,18 +121,30 @@ def _record(folder: Path) -> Record:
             expected="a module that this library composed",
         )  # fmt: skip
     if record.provenance.recipe is None:
-        trained = record.provenance.space is None
+        found, do = _without_recipe(record.provenance)
         raise CheckpointError.build(
-            folder,
-            "cannot be computed again",
-            found="a module that was trained" if trained else "a record without a recipe",
-            expected="a composition",
-            do="train it again (its flags are in pem.json under training)"
-            if trained
-            else "compose it again: it was written before recipes were, with an input that had "
-            "none, or by a method that reads statistics (fisher, regmean), which none names",
+            folder, "cannot be computed again", found=found, expected="a composition", do=do
         )
     return record
+
+
+def _without_recipe(origin: Provenance) -> tuple[str, str]:
+    """What a module is that is no composition, or none that is written down; and what to do."""
+    if origin.space is not None:
+        return "a record without a recipe", (
+            "compose it again: it was written before recipes were, with an input that had "
+            "none, or by a method that reads statistics (fisher, regmean), which none names"
+        )
+    source = origin.sources[0] if origin.sources else None
+    again = f"pem rebuild {shlex.quote(source.path)}" if source and source.path else ""
+    if REFIT in origin.training:
+        under = f"; what it was fitted on: {again}" if again else ""
+        return "a last layer fitted on rows", f"run its command again (pem inspect shows it){under}"
+    if origin.training:
+        return "a module that was trained", "train it again (see training in its pem.json)"
+    if again:
+        return "a copy of another module", f"compute that one again: {again}"
+    return "no record of how it was made", ""
 
 
 def _name(folder: Path, record: Record) -> str:

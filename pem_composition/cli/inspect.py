@@ -24,6 +24,7 @@ from pem_composition.cli.common import resolved
 from pem_composition.config import LoraConfig
 from pem_composition.errors import CheckpointError, PEMError, UsageError, printable
 from pem_composition.flag_declarations import flag
+from pem_composition.record import REFIT
 
 if TYPE_CHECKING:
     from pem_composition.checkpoint import ModuleHeader
@@ -138,6 +139,7 @@ def _origin(origin: Provenance) -> dict[str, Any]:
         "sources": [asdict(s) for s in origin.sources],
         "init": origin.init,
         "training": {k: flags[k] for k in TRAINING_FLAGS if flags.get(k) is not None},
+        "refit": origin.training.get(REFIT),
         "notes": list(origin.notes),
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pem_composition.cli import common
 from pem_composition.cli.module_rows import RowsOfModule
+from pem_composition.cli.parser import COMMAND
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag
 from pem_composition.merging.penalties import FOLDS, PENALTIES
@@ -61,7 +62,7 @@ def run(config: Config) -> int:
     ]
     last_layer.run(
         config.adapter, config.model_name_or_path, tasks, config.split, how, config.output_dir,
-        overwrite=config.overwrite, say=common.say,
+        command=COMMAND.get(), overwrite=config.overwrite, say=common.say,
     )  # fmt: skip
     print(config.output_dir)
     return 0

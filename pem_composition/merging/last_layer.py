@@ -53,6 +53,7 @@ from pem_composition.evaluation.own_classes import (
 from pem_composition.merging.penalties import FOLDS, PENALTIES, check_enough
 from pem_composition.module import PEM
 from pem_composition.objectives.classification import Classification
+from pem_composition.record import REFIT
 from pem_composition.tasks.data import TaskData
 
 STEPS = 2000  # of the solver; it stops when it has converged
@@ -251,6 +252,7 @@ def run(
     how: Refit,
     output_dir: Path,
     *,
+    command: str,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -258,7 +260,10 @@ def run(
 
     The head of one task becomes the module's own; heads of several tasks stand beside it under the
     names of the tasks, as ``merge.py --head per-task`` keeps them. Heads of other names stay beside
-    it, too.
+    it, too. Key and scores of its training are those of another head, and are not kept.
+
+    Args:
+        command: by which it can be done again, as text for the record.
 
     Raises:
         PEMError: a module, model or rows that cannot be used.
@@ -271,9 +276,10 @@ def run(
         notes.append(note)
         say(note)
     heads = {**kept, **fitted}
-    record = replace(
-        module.provenance, recipe=None, notes=(*module.provenance.notes, *notes), head_policy=None
-    )
+    origin = module.provenance
+    training = {k: v for k, v in origin.training.items() if k not in ("key", "scores")}
+    training[REFIT] = command
+    record = replace(origin, notes=(*origin.notes, *notes), training=training)
     bare = _wearing(module, {})
     done = replace(bare, head=None, heads=heads, provenance=record)
     if len(heads) == 1:

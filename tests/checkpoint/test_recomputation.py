@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -280,8 +281,16 @@ def test_a_recipe_that_this_version_does_not_know_is_refused(
 def test_what_has_no_recipe_is_refused_with_the_reason(
     merged: Path, inputs: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="a module that was trained"):
+    with pytest.raises(CheckpointError, match="no record of how it was made"):
         rebuild(inputs / "a")
+    library.load(merged).save(tmp_path / "copy")
+    with pytest.raises(CheckpointError, match=f"a copy of .*: pem rebuild {merged}$"):
+        rebuild(tmp_path / "copy")
+    module = library.load(inputs / "a")
+    trained = replace(module.provenance, training={"flags": {"seed": 1}})
+    replace(module, provenance=trained).save(tmp_path / "trained")
+    with pytest.raises(CheckpointError, match="a module that was trained"):
+        rebuild(tmp_path / "trained")
     record = json.loads((merged / "pem.json").read_text())
     (merged / "pem.json").write_text(json.dumps(record | {"recipe": None, "format_version": 1}))
     assert library.load(merged).kind == "lora"

@@ -380,7 +380,7 @@ def test_rebuild_of_moved_and_trained_modules(folder, tmp_path, pem):
     assert pem("rebuild", tmp_path / "m", "--module", f"rte-0={tmp_path / 'away'}").code == 0
     twice = ["--module", "x=a", "--module", "x=b"]
     assert "a name given twice" in pem("rebuild", tmp_path / "m", *twice).err
-    assert "a module that was trained" in pem("rebuild", folder / "a").err
+    assert "no record of how it was made" in pem("rebuild", folder / "a").err
 
 
 # --- convert ---

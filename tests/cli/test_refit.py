@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +85,36 @@ def test_what_a_module_saves_whole_stays_and_is_there_when_its_head_is_fitted(
     after = library.load(out)
     assert torch.equal(after.head_tensors()[name], norm[f"{name}.head"])
     assert accuracy(bench, after) == 1.0
+
+
+def test_a_refitted_module_says_what_it_is_and_how_it_is_made_again(bench, data, tmp_path, capsys):
+    """Of the training that its adapter had, it keeps what is true of the adapter."""
+    merged, out = tmp_path / "merged", tmp_path / "refitted"
+    assert run("merge", "-a", *bench.modules, "-p", merged, "--space", "delta",
+               "--head", "none") == 0  # fmt: skip
+    assert refit(bench, merged, out, "--task_name", "rte", "--data_dir", data) == 0
+    capsys.readouterr()
+    assert run("rebuild", out) == 2
+    said = capsys.readouterr().err
+    assert "found a last layer fitted on rows" in said
+    under = re.search(r"what it was fitted on: pem (.*)\n", said)
+    assert under and run(*shlex.split(under[1])) == 0
+    capsys.readouterr()
+    assert run("inspect", out) == 0
+    command = re.search(r"\n  refit +pem (.*)\n", capsys.readouterr().out)
+    before = library.load(out).head_tensors()
+    assert command and run(*shlex.split(command[1]), "--overwrite") == 0
+    for name, tensor in library.load(out).head_tensors().items():
+        assert torch.equal(tensor, before[name])
+
+    module, other = library.load(bench.modules[1]), tmp_path / "trained"
+    training = {"key": "k", "flags": {"seed": 1}, "scores": {"eval_accuracy": 0.25}}
+    origin = replace(module.provenance, training=training)
+    replace(module, provenance=origin).save(other)
+    words = ("--task_name", "rte", "--data_dir", data, "--overwrite")
+    assert refit(bench, other, out, *words) == 0
+    assert library.load(out).provenance.training.keys() == {"flags", "refit"}
+    assert "eval_accuracy" not in (out / "README.md").read_text()
 
 
 def test_heads_of_other_tasks_stay(bench, data, tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pem_composition.arithmetic.algebra import HEAD_REMEDY, average_heads
-from pem_composition.config import IN_BASE, Head, HeadInfo, is_head, tied_bias
+from pem_composition.config import CLASSIFIERS, IN_BASE, Head, HeadInfo, is_head, tied_bias
 from pem_composition.errors import IncompatibleModules, PEMError, listing
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ def _concatenated(modules: Sequence[Operand]) -> ChosenHead:
     """One classifier over the labels of all: the rows of their output layers, one below the other.
 
     Exact, so everything before the output layer has to be equal in all of them. A label that
-    stands in two heads is written NAME/LABEL in both.
+    stands in two heads is written NAME/LABEL in both; a number is called by its head's name.
     """
     import torch
 
@@ -359,10 +359,10 @@ def side_by_side(words: Mapping[str, Sequence[str]]) -> tuple[HeadInfo, tuple[st
 
 
 def output_layer(name: str, head: Head) -> str:
-    """The linear layer of a classification head that gives the logits.
+    """The linear layer of a head of classes or numbers that gives its outputs.
 
     Raises:
-        IncompatibleModules: no classification head, or no such layer in it.
+        IncompatibleModules: no such head, or no such layer in it.
     """
     problem = head.info.problem
     found = [
@@ -370,11 +370,12 @@ def output_layer(name: str, head: Head) -> str:
         for n in head.tensors
         if (layer := n.removesuffix(".weight")) != n and layer.split(".")[-1] in OUTPUT_MODULES
     ]
-    if problem not in (None, "classification") or len(found) != 1:
+    known = problem in (None, *CLASSIFIERS)
+    if not known or len(found) != 1:
         raise IncompatibleModules.build(
             f"head of {name}",
-            "no classification head to concatenate",
-            found=problem if problem not in (None, "classification") else ", ".join(head.tensors),
+            "no head of classes or numbers to concatenate",
+            found=", ".join(head.tensors) if known else problem,
             expected=f"one output layer ({' | '.join(OUTPUT_MODULES)})",
             do=APART,
         )
@@ -409,8 +410,9 @@ def _check_stackable(heads: Mapping[str, Head], layers: Mapping[str, str]) -> No
 
 def _labels(name: str, head: Head, layer: str) -> tuple[str, ...]:
     rows = int(head.tensors[f"{layer}.weight"].shape[0])
-    words = head.info.labels or tuple(f"LABEL_{i}" for i in range(rows))
-    if len(words) != rows:
+    numbered = () if head.info.problem == "regression" else (f"LABEL_{i}" for i in range(rows))
+    words = head.info.labels or tuple(numbered)
+    if (len(words) or 1) != rows:
         raise IncompatibleModules.build(
             f"head of {name}",
             "its labels do not fit its output layer",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pem_composition.arithmetic.head_policies import side_by_side
 from pem_composition.config import HeadInfo, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM, analogy, combine, negate
@@ -100,6 +101,18 @@ def test_a_concatenated_head_gives_every_tasks_own_logits():
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-12)
 
 
+def test_a_number_stands_beside_classes_as_in_a_jointly_trained_head():
+    stsb = module("stsb", (), seed=4, problem="regression")
+    merged = combine([RTE, stsb], [1, 1], head="concat")
+    assert merged.head == side_by_side({"rte": RTE.head.labels, "stsb": ()})[0]
+    chosen = merged.with_head("stsb")
+    assert equal(chosen.head_tensors(), stsb.head_tensors()) and chosen.head == stsb.head
+    again = combine([merged, SST2], [1, 1], head="concat")
+    assert again.head.labels == (*RTE.head.labels, "stsb", *SST2.head.labels)
+    alone = combine([merged], [0.5], head="concat")
+    assert alone.head == merged.head and equal(alone.head_tensors(), merged.head_tensors())
+
+
 def test_a_concatenated_head_counts_as_its_parts():
     merged = combine([RTE, MNLI], [1, 1], head="concat")
     assert list(combine([merged, SST2], [1, 1], head="per-task").heads) == ["rte", "mnli", "sst2"]
@@ -119,7 +132,8 @@ def test_layers_before_the_output_must_be_equal_to_concatenate():
 @pytest.mark.parametrize(
     ("modules", "policy", "message"),
     [
-        ((RTE, module("r", problem="regression")), "concat", "found regression"),
+        ((RTE, module("r", problem="causal_lm")), "concat", "found causal_lm"),
+        ((RTE, module("r", problem="regression")), "concat", "0 labels, 2 rows"),
         ((RTE, replace(MNLI, name="rte")), "concat", "two heads of one name; found 'rte'"),
         ((RTE, replace(MNLI, name="rte")), "per-task", "two heads of one name"),
         ((RTE, replace(MNLI, name="../x")), "per-task", "no plain name; found '../x'"),

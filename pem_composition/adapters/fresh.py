@@ -19,12 +19,19 @@ from torch import Tensor, nn
 
 from pem_composition.adapters.heads import head_info, head_parameter_names
 from pem_composition.adapters.layer import features
-from pem_composition.adapters.locate import matching_layers, plain_tensors
+from pem_composition.adapters.locate import matching_layers, plain_modules, plain_tensors
 from pem_composition.adapters.targets import PARTS, fused_rows
 from pem_composition.checkpoint.changes import check_called
 from pem_composition.checkpoint.model_folder import task_type_of
 from pem_composition.checkpoint.tensors import widen
-from pem_composition.config import CLASSIFIERS, BaseIdentity, IA3Config, LoraConfig, matches
+from pem_composition.config import (
+    CLASSIFIERS,
+    BaseIdentity,
+    IA3Config,
+    LoraConfig,
+    matches,
+    targets_of,
+)
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
 
@@ -53,6 +60,9 @@ def fresh_module(
     names = head_parameter_names(model) if head_names is None else tuple(head_names)
     skip = {n.rpartition(".")[0] for n in names}
     layers = matching_layers(model, config.target_modules, skip=skip)
+    others = plain_modules(model).keys() - layers.keys() - skip
+    if any(targets_of(other, config.target_modules) for other in others):
+        config = replace(config, target_modules=tuple(layers))  # PEFT would adapt the others, too
     config = blocked_config(config, list(layers), blocks or {})
     info = head_info(model, names)
     if info and info.problem in CLASSIFIERS and "task_type" not in config.extra:

@@ -120,7 +120,8 @@ def stacks_of(model: nn.Module, pem: PEM, names: Mapping[str, str]) -> ExpertSta
 def _check_complete(model: nn.Module, pem: PEM, adapted: set[str]) -> None:
     """Every layer that the targets name has tensors: a module that lost some acts in part only."""
     assert isinstance(pem.config, LoraConfig | IA3Config)
-    targets = frozenset(pem.config.target_modules)
+    # A layer's whole name is its alone, though another's ends so.
+    targets = frozenset(pem.config.target_modules) - frozenset(pem.layers)
     heads = {*head_parameter_names(model), *pem.head_names}
     skip = {name.rpartition(".")[0] for name in heads} | adapted
     for name in linear_layers(model):

@@ -6,7 +6,8 @@ an adapter tensor must belong to ``modules_to_save`` and becomes ``<parameter>.h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping
+import re
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -329,10 +330,10 @@ def _settle_targets(
     outputs = {n for n in layers if file.infos[keys[f"{n}.ia3"]].shape[1] == 1}
     if not isinstance(raw["feedforward_modules"], list):
         config = replace(config, feedforward_modules=tuple(sorted(inputs - outputs)))
-    # PEFT compares the ends of names, in the middle of a word too: "o" names "wo".
-    ended = [n for n in layers if n.endswith(config.feedforward_modules)]
-    if ended != [n for n in layers if config.scales_input(n)]:
-        config = replace(config, feedforward_modules=tuple(ended))
+    else:
+        ended = _ended(layers, config.feedforward_modules)
+        if ended != tuple(n for n in layers if config.scales_input(n)):
+            config = replace(config, feedforward_modules=ended)
     for layer in layers:
         allowed = inputs if config.scales_input(layer) else outputs
         if layer not in allowed:
@@ -580,19 +581,28 @@ def _settled_config(pem: PEM, config: LoraConfig | IA3Config) -> LoraConfig | IA
 def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
     """The adapter_config.json of a module: every key that carries meaning is written out."""
     saved = list(dict.fromkeys(_saved(pem).values()))
+    layers = whole_layers(pem.layers)
+    targets: list[str] | str = list(config.target_modules)
+    if _names_others(config, layers):
+        targets = _expression(layers)
     common: dict[str, Any] = {
         "base_model_name_or_path": pem.base.name,
         "revision": config.extra.get("revision"),
         "task_type": _task_type(pem),
         "inference_mode": True,
-        "target_modules": list(config.target_modules),
+        "target_modules": targets,
         "exclude_modules": None,
         "modules_to_save": saved or None,
         "fan_in_fan_out": config.fan_in_fan_out,
     }
     extra = {k: v for k, v in config.extra.items() if k not in ("origin", IN_BASE, *common)}
+    own: dict[str, Any]
     if isinstance(config, IA3Config):
-        own = {"feedforward_modules": _feedforward(config), "init_ia3_weights": True}
+        inputs: list[str] | str = _feedforward(config)
+        scaled = tuple(n for n in layers if config.scales_input(n))
+        if inputs and (isinstance(targets, str) or scaled != _ended(layers, inputs)):
+            inputs = _expression(scaled)
+        own = {"feedforward_modules": inputs, "init_ia3_weights": True}
         return {"peft_type": "IA3", **common, **own, **extra}
     own = {
         "r": config.r,
@@ -608,6 +618,30 @@ def config_json(pem: PEM, config: LoraConfig | IA3Config) -> dict[str, Any]:
         "init_lora_weights": True,
     }
     return {"peft_type": "LORA", **common, **own, **extra}
+
+
+def _names_others(config: LoraConfig | IA3Config, layers: Sequence[str]) -> bool:
+    """True if PEFT, for which a target names every module whose name ends so, can find others: a
+    module that holds a layer, or any where each target is a whole name, one of them without a dot.
+    """
+    targets, known = frozenset(config.target_modules), frozenset(layers)
+    if experts.TARGETS in config.extra:  # their reader knows layers from stacks by the list
+        return False
+    if targets <= known and any("." not in target for target in targets):
+        return True
+    parts = (n.split(".") for n in layers)
+    holders = {".".join(p[:i]) for p in parts for i in range(1, len(p))} - known
+    return any(targets_of(holder, targets) for holder in holders)
+
+
+def _ended(layers: Iterable[str], inputs: Iterable[str]) -> tuple[str, ...]:
+    """The layers that feedforward_modules name for PEFT, in the middle of a word, too."""
+    return tuple(n for n in layers if n.endswith(tuple(inputs)))
+
+
+def _expression(layers: Iterable[str]) -> str:
+    """The regular expression of these names and no others."""
+    return "|".join(map(re.escape, layers))
 
 
 def _feedforward(config: IA3Config) -> list[str]:

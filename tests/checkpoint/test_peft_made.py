@@ -16,9 +16,10 @@ from support.small_modules import updates
 from support.tiny_models import tiny
 from torch import nn
 
+from pem_composition.adapters import attach, attach_fresh, extract
 from pem_composition.checkpoint import load
 from pem_composition.checkpoint.regular import RegularExpression
-from pem_composition.config import pattern_keys
+from pem_composition.config import IA3Config, LoraConfig, pattern_keys
 from pem_composition.module import combine
 
 peft = pytest.importorskip("peft")
@@ -41,9 +42,25 @@ class Nested(nn.Module):
         return self.fc(self.block.fc(self.block.q_proj(x)))
 
 
+class Rooted(nn.Module):
+    """Layers ``proj`` and ``wproj``, and ``block.proj`` that is none but holds some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.wproj = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.block = nn.ModuleDict({"proj": Block()})
+
+    def forward(self, x):
+        inner = self.block["proj"]
+        return self.wproj(self.proj(inner.fc(inner.q_proj(x))))
+
+
+OWN = {"nested": Nested, "rooted": Rooted}
+
+
 def model_of(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    return (Nested() if kind == "nested" else tiny(kind)).double().eval()
+    return (OWN[kind]() if kind in OWN else tiny(kind)).double().eval()
 
 
 def made(folder: Path, kind: str, seed: int = 1, **options: object) -> dict[str, np.ndarray]:
@@ -77,6 +94,11 @@ MADE = {
         "nested", {"target_modules": ["fc", "q_proj"], "alpha_pattern": {"^fc": 64}},
     ),
     "rank of a whole name": ("nested", {"target_modules": ["fc"], "rank_pattern": {"^fc": 2}}),
+    "a root's name ends a container's": ("rooted", {"target_modules": r"proj|block\.proj\.fc"}),
+    "a root alone": ("rooted", {"target_modules": "proj"}),
+    "an excluded container": (
+        "rooted", {"target_modules": ["proj", "fc"], "exclude_modules": ["block.proj"]},
+    ),
     "layers by number": ("llama", {"layers_to_transform": [0, 2]}),
     "an excluded layer": ("llama", {"exclude_modules": ["layers.1.self_attn.q_proj"]}),
     "a regular expression": ("llama", {"target_modules": r".*layers\.[02]\..*q_proj"}),
@@ -115,6 +137,48 @@ def test_what_peft_makes_is_read_scaled_and_written_back(tmp_path, case, deep):
         np.testing.assert_allclose(there, change, rtol=1e-4, atol=1e-5)
 
 
+VECTORS = {
+    "a root": {"target_modules": r"proj|block\.proj\.fc", "feedforward_modules": "proj"},
+    "the end of a word": {"target_modules": "proj|wproj", "feedforward_modules": "proj"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", VECTORS)
+def test_vectors_are_read_and_written_for_the_side_that_peft_scales(tmp_path, case):
+    adapted = peft.get_peft_model(model_of("rooted"), peft.IA3Config(**VECTORS[case]))
+    g = torch.Generator().manual_seed(1)
+    for name, p in adapted.named_parameters():
+        if "ia3_l" in name:
+            p.copy_(1 + 0.3 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+    x = torch.randn(3, 6, generator=g, dtype=torch.float64)
+    want = adapted(x)
+    adapted.save_pretrained(tmp_path / "a")
+    module = load(tmp_path / "a")
+    module.save(tmp_path / "b")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        base = model_of("rooted")
+        torch.testing.assert_close(peft.PeftModel.from_pretrained(base, folder)(x), want)
+    with attach(base := model_of("rooted"), module):
+        torch.testing.assert_close(base(x), want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_peft_opens_what_is_trained_on_layers_whose_name_a_container_has(tmp_path, kind):
+    model, names = model_of("rooted"), ("proj", "fc")
+    lora = LoraConfig(r=2, alpha=4, target_modules=names)
+    attach_fresh(model, lora if kind == "lora" else IA3Config(names), seed=1)
+    g = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype))
+    x = torch.randn(3, 6, generator=g, dtype=torch.float64)
+    extract(model).save(tmp_path / "a")
+    opened = peft.PeftModel.from_pretrained(model_of("rooted"), tmp_path / "a")
+    torch.testing.assert_close(opened(x), model(x))
+
+
 @pytest.fixture
 def deep(monkeypatch):
     """Three layers, so that one in the middle can be left out."""
@@ -122,6 +186,9 @@ def deep(monkeypatch):
 
     llama = builders._causal("Llama", num_hidden_layers=3)
     monkeypatch.setitem(builders.BUILDERS, "llama", llama)
+    builders._built.cache_clear()
+    yield
+    builders._built.cache_clear()  # a later test's Llama has two
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pem_composition.arithmetic.head_policies import NAME, check_name
+from pem_composition.arithmetic.head_policies import NAME, check_name, tasks_of
 from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint.content import HEADS
 from pem_composition.checkpoint.header import Record, check_sha256
@@ -75,11 +75,19 @@ def parse(raw: Mapping[str, Any]) -> HeadInfo:
     Raises:
         TypeError, KeyError, ValueError: not what ``describe`` writes.
     """
-    problem = raw["problem"]
+    problem, labels = raw["problem"], raw["labels"]
     if problem is not None and not isinstance(problem, str):
         raise TypeError(f"problem must be text, found {problem!r}")
-    labels = tuple(str(w) for w in raw["labels"])
-    return HeadInfo(labels, problem, dict(raw.get("extra") or {}))
+    if not isinstance(labels, list) or not all(isinstance(w, str) for w in labels):
+        raise TypeError(f"labels must be texts, found {labels!r}")
+    info = HeadInfo(tuple(labels), problem, dict(raw.get("extra") or {}))
+    end = 0
+    for name, part in tasks_of(info).items():
+        width = len(part["labels"]) or 1
+        if (part["start"], part["stop"]) != (end, end + width) or end + width > len(labels):
+            raise ValueError(f"outputs of task {name!r} must be {width} from {end}, found {part!r}")
+        end += width
+    return info
 
 
 def parse_all(raw: Mapping[str, Any]) -> dict[str, HeadInfo]:

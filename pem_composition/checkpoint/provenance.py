@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -22,15 +22,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pem_composition import record as records
 from pem_composition._version import __version__
+from pem_composition.arithmetic.compatible import SPACES
+from pem_composition.arithmetic.head_policies import POLICIES
 from pem_composition.arithmetic.labels import kept_energy
 from pem_composition.checkpoint import hub_name, named_heads
 from pem_composition.checkpoint.card import card, license_of
-from pem_composition.checkpoint.content import CARD, MODEL_CONFIG, RECORD, content_digest
+from pem_composition.checkpoint.content import (
+    CARD,
+    LAYOUTS,
+    MODEL_CONFIG,
+    RECORD,
+    content_digest,
+)
 from pem_composition.checkpoint.files import snapshot_of
 from pem_composition.checkpoint.header import Record as Record
 from pem_composition.checkpoint.header import check_sha256 as check_sha256
 from pem_composition.checkpoint.tensors import TensorFile, open_tensors
-from pem_composition.config import BaseIdentity
+from pem_composition.config import DTYPES, BaseIdentity
 from pem_composition.errors import CheckpointError
 from pem_composition.record import Certificate, Provenance, Source, Term
 from pem_composition.safe_files import fsync, is_file, read_json, sha256_file, write_json
@@ -154,11 +162,12 @@ def read(folder: Path) -> Record | None:
     if not is_file(path):
         return None
     raw = read_json(path, folder)
-    if raw.get("format_version") not in READABLE_VERSIONS:
+    version = raw.get("format_version")
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise CheckpointError.build(
             path,
             "format_version",
-            found=raw.get("format_version"),
+            found=version,
             expected=" or ".join(map(str, READABLE_VERSIONS)),
             do="read it with the version that wrote it",
         )
@@ -176,7 +185,8 @@ def parse(raw: Mapping[str, Any]) -> Record:
     """The record in a JSON object: values of the types that ``build`` writes; others are ignored.
 
     Raises:
-        TypeError, ValueError, KeyError, AttributeError, OverflowError: a value of another type.
+        TypeError, ValueError, KeyError, AttributeError, OverflowError: a value of another type, a
+            word that is none of those there are, or a number that cannot be such a one.
     """
     certificate, head = raw.get("certificate"), raw.get("head")
     known = {"name": str, "path": str, "sha256": str, "init": str, "content": str, "license": str}
@@ -186,38 +196,49 @@ def parse(raw: Mapping[str, Any]) -> Record:
             Term(**_object(t, coefficient=float, label=str)) for t in raw.get("terms") or ()
         ),
         sources=sources,
-        space=_typed(raw, "space", str),
+        space=_word(raw, "space", SPACES),
         method=_typed(raw, "method", str),
         certificate=_certificate(certificate) if certificate else None,
         init=_typed(raw, "init", str),
-        head_policy=_typed(raw, "head_policy", str),
+        head_policy=_word(raw, "head_policy", POLICIES),
         training=_typed(raw, "training", dict) or {},
         notes=_texts(raw, "notes"),
         recipe=records.from_json(raw["recipe"], sources) if raw.get("recipe") else None,
     )
+    written = _object(raw.get("written") or {}, format=str, dtype=str)
+    _word(written, "format", LAYOUTS)
+    _word(written, "dtype", DTYPES)
+    base = _object(
+        raw.get("base") or {}, name=str, fingerprint=str, model_type=str, hidden_size=int
+    )
+    _number(base, "hidden_size", 1, math.inf)
     return Record(
         kind=_typed(raw, "kind", str),
         expression=_typed(raw, "expression", str),
         provenance=provenance,
-        base=BaseIdentity(
-            **_object(
-                raw.get("base") or {}, name=str, fingerprint=str, model_type=str, hidden_size=int
-            )
-        ),
+        base=BaseIdentity(**base),
         head=named_heads.parse(head) if head else None,
         origin=_object(raw.get("origin") or {}, model_class=str, prefix=str, version=str),
         files=_digests(raw),
         heads=named_heads.parse_all(raw.get("heads") or {}),
-        written=_object(raw.get("written") or {}, format=str, dtype=str),
+        written=written,
         versions=_typed(raw, "versions", dict) or {},
     )
 
 
 def _certificate(raw: Any) -> Certificate:
     known = _object(raw, total=float, layers=dict, against=str, kept_energy=float)
-    total = math.inf if known["total"] is None else known["total"]
-    layers = {n: math.inf if e is None else e for n, e in (known["layers"] or {}).items()}
-    return Certificate(total, layers, **({"against": a} if (a := known.get("against")) else {}))
+    _number(known, "kept_energy", 0, 1)
+    layers = known["layers"] or {}
+    errors = {n: _error(layers, n) for n in layers}
+    against = {"against": a} if (a := known.get("against")) else {}
+    return Certificate(_error(known, "total"), errors, **against)
+
+
+def _error(raw: Mapping[str, Any], key: str) -> float:
+    """A relative error; an unknown one is infinite."""
+    value = _number(raw, key, 0, math.inf)
+    return math.inf if value is None else value
 
 
 def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
@@ -231,6 +252,22 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
         value = float(value)
     if value is not None and type(value) is not kind:
         raise TypeError(f"{key} must be of type {kind.__name__}, found {value!r}")
+    return value
+
+
+def _word(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str | None:
+    """The same for one of these words."""
+    value = _typed(raw, key, str)
+    if value is not None and value not in known:
+        raise ValueError(f"{key} must be {' or '.join(known)}, found {value!r}")
+    return value
+
+
+def _number(raw: Mapping[str, Any], key: str, least: float, most: float) -> float | None:
+    """The same for a number in a range."""
+    value = _typed(raw, key, float)
+    if value is not None and not least <= value <= most:
+        raise ValueError(f"{key} must be from {least:g} to {most:g}, found {value!r}")
     return value
 
 

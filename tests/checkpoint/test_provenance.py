@@ -127,6 +127,25 @@ def test_a_changed_config_is_caught(module: PEM, tmp_path: Path) -> None:
         ({"files": {"a": 1}}, "malformed"),
         ({"space": 3}, "malformed"),
         ({"head": 5}, "malformed"),
+        ({"format_version": True}, "format_version; found True"),
+        ({"space": "sum"}, "space must be parameter or delta or log, found 'sum'"),
+        ({"head_policy": "mean"}, "head_policy must be average or .*, found 'mean'"),
+        ({"written": {"format": "gguf"}}, "format must be peft or .*, found 'gguf'"),
+        ({"written": {"dtype": "int8"}}, "dtype must be float32 or .*, found 'int8'"),
+        ({"base": {"hidden_size": 0}}, "hidden_size must be from 1 to inf, found 0"),
+        ({"certificate": {"total": -1, "layers": {}}}, "total must be from 0 to inf, found -1.0"),
+        ({"certificate": {"total": 0, "layers": {"l": -0.5}}}, "l must be from 0 to inf, found"),
+        ({"certificate": {"total": 0, "layers": {"l": "x"}}}, "l must be of type float"),
+        ({"certificate": {"total": 0, "layers": {}, "kept_energy": 2}}, "from 0 to 1, found 2.0"),
+        ({"head": {"labels": "ab", "problem": None}}, "labels must be texts, found 'ab'"),
+        *(
+            ({"head": {"labels": ["a", "b"], "problem": None, "extra": {"tasks": tasks}}}, message)
+            for tasks, message in (
+                ({"t": {"start": 0, "stop": -1, "labels": ["a"]}}, "'t' must be 1 from 0"),
+                ({"t": {"start": 1, "stop": 3, "labels": ["a", "b"]}}, "'t' must be 2 from 0"),
+                ({"t": {"start": 0, "stop": 3, "labels": ["a", "b", "c"]}}, "must be 3 from 0"),
+            )
+        ),
     ],
 )
 def test_a_malformed_record_is_refused(

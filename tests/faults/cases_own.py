@@ -313,6 +313,13 @@ RECORDS = (
     Case("N73", "pem.json with a number for a name",
          f"{RECORD}: malformed (TypeError: name must be of type str, found 5); {FORGET}",
          d.record(base={"name": 5})),
+    Case("N73b", "pem.json with a space that there is not",
+         f"{RECORD}: malformed (ValueError: space must be parameter or delta or log, found "
+         f"'banana'); {FORGET}",
+         d.record(space="banana")),
+    Case("N73c", "pem.json with a negative error",
+         f"{RECORD}: malformed (ValueError: total must be from 0 to inf, found -1.0); {FORGET}",
+         d.record(certificate={"total": -1.0, "layers": {}})),
     Case("N74", "pem.json with a coefficient of 400 digits",
          f"{RECORD}: malformed (OverflowError: int too large to convert to float); {FORGET}",
          d.record(terms=[{"coefficient": 10**400, "label": "a"}])),

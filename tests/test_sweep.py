@@ -9,6 +9,9 @@ import multiprocessing
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -623,6 +626,39 @@ def test_what_stands_beside_the_results_is_of_the_summary_that_they_end_with(tmp
         assert json_lines.read(path) == [mine, other, mine]
     with store.finish(mine):
         assert len(json_lines.read(path)) == 3
+
+
+WAITING = """
+import pathlib, sys
+from pem_composition.sweep.result_store import ResultStore
+store = ResultStore(pathlib.Path(sys.argv[1]))
+print("asks", flush=True)
+with store.claim("x"):
+    store.append({"key": "k"})
+"""
+
+
+def test_what_fails_before_any_result_leaves_no_lock_and_no_folder(tmp_path):
+    """Who waits for it meanwhile, on a file that is gone then, computes all the same."""
+    path = tmp_path / "not" / "there" / "results.jsonl"
+    lock, words = path.with_name(".results.jsonl.lock"), [sys.executable, "-c", WAITING, str(path)]
+    store = ResultStore(path)
+    with pytest.raises(ZeroDivisionError):
+        store.once({"a": 1}, lambda key: {"score": 1 / 0})
+    assert list(tmp_path.iterdir()) == []
+    path.parent.mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), store.claim("y"), store.claim("x"):
+        raise ZeroDivisionError
+    assert list(path.parent.iterdir()) == []  # which was there
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other, store.claim("x"):
+        assert other.stdout.readline() == b"asks\n"
+        time.sleep(0.2)  # it waits by now, or makes the file anew
+        lock.unlink()
+    assert other.wait() == 0 and lock.exists()
+    assert json_lines.read(path) == [{"key": "k"}]
+    with store.claim("x"):
+        pass
+    assert lock.exists()
 
 
 @pytest.mark.slow

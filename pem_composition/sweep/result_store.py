@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -188,7 +188,7 @@ class ResultStore:
         Args:
             wait: until another process gives it back; otherwise False is given then.
         """
-        with locked(self.path.with_name(f".{self.path.name}.lock"), name, wait=wait) as mine:
+        with locked(self.path, name, wait=wait) as mine:
             yield mine
 
     def _take(self, record: Record) -> None:
@@ -214,30 +214,67 @@ _open: dict[Path, tuple[int, int]] = {}  # lock file -> descriptor, how many blo
 
 @contextmanager
 def locked(path: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Lock one byte of a file, whose place is the name's: one file for any number of locks.
+    """Lock one byte of a file beside another one, whose place is the name's: one file for any
+    number of locks. It is taken away, with the folders that it needed, if it guards nothing then.
 
     Record locks end with the process and hold between machines that share the folder. A process
     loses them all when it closes the file anywhere, so it opens it once. Where a file system has no
     locks everybody is told that he holds them: work is then done twice, and no result is wrong.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, users = _open.get(path) or (os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 0)
-    _open[path] = descriptor, users + 1
+    lock = path.with_name(f".{path.name}.lock")
+    made = [folder for folder in lock.parents if not folder.exists()]
     place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
-    mine = True
-    try:
+    while True:
+        descriptor, users = _open.get(lock) or (_opened(lock), 0)
+        _open[lock] = descriptor, users + 1
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-        except OSError as error:
-            if error.errno not in BUSY | NO_LOCKS:
-                raise
-            mine = error.errno in NO_LOCKS
-        yield mine
-    finally:
-        with suppress(OSError):
-            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, place)
-        descriptor, users = _open.pop(path)
-        if users > 1:
-            _open[path] = descriptor, users - 1
-        else:
-            os.close(descriptor)
+            mine = _lock(descriptor, place, wait=wait)
+            if users or not mine or _is(lock, descriptor):
+                yield mine
+                return
+        finally:
+            with suppress(OSError):
+                fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, place)
+            descriptor, users = _open.pop(lock)
+            if users > 1:
+                _open[lock] = descriptor, users - 1
+            else:
+                if not any(part.exists() for part in json_lines.parts(path)):
+                    _remove(lock, descriptor, made)
+                os.close(descriptor)
+
+
+def _opened(lock: Path) -> int:
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process took the folder away
+            return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _lock(descriptor: int, place: int, *, wait: bool) -> bool:
+    """False where another process holds it."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+    except OSError as error:
+        if error.errno not in BUSY | NO_LOCKS:
+            raise
+        return error.errno in NO_LOCKS
+    return True
+
+
+def _is(lock: Path, descriptor: int) -> bool:
+    """False where another process took the file away before it was locked."""
+    try:
+        return os.path.samestat(lock.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(lock: Path, descriptor: int, made: Sequence[Path]) -> None:
+    """Remove the file unless anybody holds a lock of it, and the folders if they are empty."""
+    with suppress(OSError):
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(lock, descriptor):
+            lock.unlink()
+            for folder in made:
+                folder.rmdir()

@@ -61,7 +61,7 @@ def open_store(folder: Path, storage: str = SQLITE) -> Any:
         RunFailed: no driver, or no database that answers.
     """
     kind, _, place = storage.partition(":")
-    with locked(folder / f".{STORE}.lock", "open"):
+    with locked(folder / STORE, "open"):
         if storage == SQLITE:
             patient = {"connect_args": {"timeout": PATIENCE}}
             url = f"sqlite:///{folder.absolute() / STORE}"

@@ -142,12 +142,12 @@ def install(package: str) -> str:
     return f"{shlex.quote(sys.executable or 'python')} -m pip install {' '.join(wanted)}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, known: Iterable[str], share: float = 0.75) -> str | None:
     """The known word that another one may be a slip of the pen for; None where none is near.
 
-    Near: three quarters of the letters of both are the same, in the same order.
+    Near: three quarters (``share``) of the letters of both are the same, in the same order.
     """
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)), None)
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=share)), None)
 
 
 def close_match(word: str, known: Iterable[str]) -> str:

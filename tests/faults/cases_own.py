@@ -281,6 +281,17 @@ PLACES = (
          "mean here/bad?",
          lambda here: [(here / "here").mkdir(), (here / "bad").rename(here / "here" / "bad")],
          run=(("negation", "-a", "here/bda/checkpoint-20", "-p", "out"),)),
+    Case("N64b", "a typo before the module's own folder",
+         "rums/ours: no such directory; expected a directory with a module; did you mean "
+         "runs/ours?",
+         lambda here: [(here / "runs").mkdir(), (here / "bad").rename(here / "runs" / "ours"),
+                       (here / "runs" / "other").mkdir()],
+         run=(("negation", "-a", "./rums/ours", "-p", "out"),)),
+    Case("N64c", "a typo, and no module of a like name",
+         "goof: no such directory; expected a directory with a module; check the path",
+         lambda here: [(here / "good").rename(here / "far"), (here / "goods").mkdir(),
+                       (here / "good").write_text("")],
+         run=(("negation", "-a", "goof", "-p", "out"),)),
     Case("N65", "a base model that is not there",
          "-m/--model ./nowhere: no base model here; found no such directory, expected the "
          "directory of a model; check the path",

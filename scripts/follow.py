@@ -47,6 +47,8 @@ def follow(words: list[str], *, verbose: bool) -> dict[str, object]:
             if any(path.startswith(f"{folder}{os.sep}") for folder in folders):
                 opened[path] += 1
 
+    import torch  # noqa: F401  # a hundred thousand calls that are none of ours
+
     from pem_composition import cli  # its own import is no part of the way
 
     sys.addaudithook(audit)
@@ -70,6 +72,12 @@ def follow(words: list[str], *, verbose: bool) -> dict[str, object]:
     }
 
 
+def main(words: list[str]) -> int:
+    """Follow ``pem`` with these words, behind a ``-v`` or not, and print what was counted."""
+    verbose = words[:1] == ["-v"]
+    print(json.dumps(follow(words[verbose:], verbose=verbose)))
+    return 0
+
+
 if __name__ == "__main__":
-    verbose = sys.argv[1:2] == ["-v"]
-    print(json.dumps(follow(sys.argv[1 + verbose :], verbose=verbose)))
+    sys.exit(main(sys.argv[1:]))

@@ -80,6 +80,23 @@ def advice_is_possible() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def formats() -> Iterator[tuple[str, ...]]:
+    """Programs make figures of results, too; who looks at their files asks for ``plots``."""
+    from pem_composition.report import plot
+
+    with pytest.MonkeyPatch.context() as patch:
+        before = plot.FORMATS
+        patch.setattr(plot, "FORMATS", ())
+        yield before
+
+
+@pytest.fixture
+def plots(formats: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are rendered, which takes most of their time."""
+    monkeypatch.setattr("pem_composition.report.plot.FORMATS", formats)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tiny models are faster so, and batched sums have one order."""

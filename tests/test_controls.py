@@ -199,7 +199,7 @@ def test_differences_to_the_merge_are_paired_over_the_rows(bench, finished):
         assert row["mean"]["difference"] == pytest.approx(np.mean(scores) - np.mean(against))
 
 
-def test_table_plot_and_page_show_the_controls(finished):
+def test_table_plot_and_page_show_the_controls(finished, plots, tmp_path):
     frame = table.rows(read(finished))
     markdown = (finished / "table.md").read_text()
     for line in frame[frame["control"].notna() & (frame["task"] == "mean")].to_dict("records"):
@@ -209,7 +209,8 @@ def test_table_plot_and_page_show_the_controls(finished):
     assert "Differences are to the row 'best sum in delta space'" in markdown
     assert "difference,difference_standard_error" in (finished / "table.csv").read_text()
     assert "own module left out" in (finished / "report.html").read_text()
-    assert (finished / "controls.png").stat().st_size > 1000
+    assert run("report", "-r", finished, "-p", tmp_path) == 0
+    assert (tmp_path / "controls.png").stat().st_size > 1000
 
 
 def test_controls_go_on_where_they_stopped(words, finished):

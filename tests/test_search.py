@@ -365,7 +365,7 @@ def test_a_condition_decides_before_the_goal(bench, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_goals_give_a_front(bench, tmp_path):
+def test_two_goals_give_a_front(bench, plots, tmp_path):
     words = ("--goal", "mnli", "rte", "--sampler", "random", "--trials", 6, "--space", "delta")
     summary = search(bench, tmp_path / "out", *words)
     found = trials(tmp_path / "out")

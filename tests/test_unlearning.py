@@ -588,7 +588,7 @@ def test_the_table_has_a_line_per_row_and_the_csv_every_number(finished):
 
 
 @pytest.mark.slow
-def test_seeds_are_averaged_and_other_settings_are_not(bench, tmp_path, capsys):
+def test_seeds_are_averaged_and_other_settings_are_not(bench, plots, tmp_path, capsys):
     sweeps = []
     for seed, module in ((1, bench.module), (2, bench.other), (3, bench.module)):
         sweeps.append(tmp_path / f"s{seed}")

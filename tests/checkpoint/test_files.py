@@ -88,11 +88,13 @@ def test_bytes_that_are_no_header(tmp_path: Path, content: bytes, words: str) ->
         files.SafetensorsFile(path)
 
 
-@pytest.mark.slow
-def test_too_many_tensors(tmp_path: Path) -> None:
-    header = {f"t{i}": entry(shape=(0,), span=(0, 0)) for i in range(files.MAX_TENSORS + 1)}
-    with pytest.raises(CheckpointError, match=r"too many tensors|too large"):
+def test_too_many_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_TENSORS", 100)
+    header = {f"t{i}": entry(shape=(0,), span=(0, 0)) for i in range(101)}
+    with pytest.raises(CheckpointError, match="too many tensors"):
         files.SafetensorsFile(raw_safetensors(tmp_path / "x.safetensors", header))
+    del header["t0"]
+    files.SafetensorsFile(raw_safetensors(tmp_path / "x.safetensors", header))
 
 
 def test_our_writer_and_the_library_agree(tmp_path: Path) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import pem_process
 from support.tiny_models import equal, tiny, write_modules
 
 import pem_composition as library
 from pem_composition.cli import flags
 from pem_composition.cli.common import labels
 from pem_composition.errors import UsageError
+from scripts import follow
 
 
 @pytest.fixture(scope="module")
@@ -565,23 +565,22 @@ def test_inspect_tells_kind_rank_and_whether_modules_combine(folder, pem):
 
 # --- what is opened ---
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLLOWED = {
-    "merge": "merge -a a b -p OUT --coefficients 0.3 0.7",
-    "merge, points": "merge -a a b -p OUT --grid 0 0.5 1",
-    "detoxify": "detoxify -a a b -p OUT",
-    "compose": "compose a-0.5*b --module a=a --module b=b -p OUT",
-    "compare": "compare a b",
+    "merge": "merge -a {a} {b} -p OUT --coefficients 0.3 0.7",
+    "merge, points": "merge -a {a} {b} -p OUT --grid 0 0.5 1",
+    "detoxify": "detoxify -a {a} {b} -p OUT",
+    "compose": "compose a-0.5*b --module a={a} --module b={b} -p OUT",
+    "compare": "compare {a} {b}",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", FOLLOWED.values(), ids=FOLLOWED)
 def test_a_file_is_opened_once_and_the_modules_of_a_sum_are_compared_once(words, folder, tmp_path):
-    command = [sys.executable, ROOT / "scripts" / "follow.py", *words.split()]
-    command = [str(tmp_path / "out") if word == "OUT" else str(word) for word in command]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    seen = json.loads(done.stdout.splitlines()[-1])
+    command = words.format(a=folder / "a", b=folder / "b").replace("OUT", str(tmp_path / "out"))
+    child = pem_process.call(follow.main, command.split(), tmp_path / "log")
+    assert child.wait() == 0, child.text()
+    seen = json.loads(child.log.read_text().splitlines()[-1])
     assert seen["exit"] == 0
     read = {Path(path).name for path in seen["opened"]}
     assert {"adapter_config.json", "adapter_model.safetensors", "pem.json"} <= read

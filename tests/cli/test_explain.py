@@ -258,7 +258,7 @@ def test_compare_where_there_are_no_factors(a, b, folder, pem):
 
 
 @pytest.mark.slow
-def test_compare_writes_json_and_heat_maps(folder, tmp_path, pem):
+def test_compare_writes_json_and_heat_maps(folder, plots, tmp_path, pem):
     done = pem("compare", folder / "a", folder / "b", "-p", tmp_path / "out")
     assert done.code == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [

@@ -67,7 +67,7 @@ def test_panels_show_the_numbers_and_leave_out_what_there_is_not():
 
 
 @pytest.mark.slow
-def test_the_same_comparison_gives_the_same_files(tmp_path: Path):
+def test_the_same_comparison_gives_the_same_files(tmp_path: Path, plots):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         files = heatmap.write({"pairs": [PAIR, pair({})]}, tmp_path / name)

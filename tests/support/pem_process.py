@@ -1,6 +1,7 @@
 """``pem`` in processes of their own, to be killed or signalled at will, without seconds of imports.
 
-A fork server imports torch and transformers once; each ``pem`` is then a fork of it.
+A fork server imports torch and transformers once; each ``pem`` is then a fork of it. It renders no
+figures: nobody looks at them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CONTEXT.set_forkserver_preload(
     [
         "pem_composition.training.preparation",
         "pem_composition.training.trainer",
+        "pem_composition.report.plot",
         "sklearn.metrics",
         "scipy.stats",
     ]
@@ -105,6 +107,9 @@ def _run(
 
     import torch
 
+    from pem_composition.report import plot
+
+    plot.FORMATS = ()
     gc.freeze()  # what the fork server has imported stays: trainers collect garbage at their end
     os.environ.update(variables)
     torch.set_num_threads(1)

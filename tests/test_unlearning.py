@@ -588,13 +588,14 @@ def test_the_table_has_a_line_per_row_and_the_csv_every_number(finished):
 
 
 @pytest.mark.slow
-def test_seeds_are_averaged_and_other_settings_are_not(bench, plots, tmp_path, capsys):
+def test_seeds_are_averaged_and_other_settings_are_not(bench, tmp_path, capsys, request):
     sweeps = []
     for seed, module in ((1, bench.module), (2, bench.other), (3, bench.module)):
         sweeps.append(tmp_path / f"s{seed}")
         assert run(bench, sweeps[-1], seed=seed, a=module) == 0
     assert run(bench, tmp_path / "apart", top_k=3) == 0
     capsys.readouterr()
+    request.getfixturevalue("plots")
     out = tmp_path / "table"
     words = ["report", "-r", *sweeps, tmp_path / "apart", "-p", out]
     assert cli.main([str(w) for w in words]) == 0

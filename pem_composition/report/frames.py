@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from pem_composition.report.records import NEGATION, SUBTRACTION, Results, mean_
 
 ERROR = " +-"
 MEAN = "mean"
-CURVE, SINGLE, JOINT, BASE, APPLIED = "curve", "single", "joint", "base", "applied"
+ROLES = CURVE, SINGLE, JOINT, BASE, APPLIED = "curve", "single", "joint", "base", "applied"
 STRENGTH, TRIAL, COEFFICIENT = "strength", "trial", "coefficient t"
 ROW = ("distinct_1", "distinct_2", "empty", "repeated", "looping")  # of the texts of a strength
 
@@ -56,6 +57,21 @@ class Points:
         """Each series of the grid, the trials or the strengths, in order."""
         for name, own in self.of(CURVE).groupby("series", sort=False):
             yield str(name), own
+
+    @cached_property
+    def lines(self) -> Mapping[str, list[Line]]:
+        """The points of each role, as mappings."""
+        found: dict[str, list[Line]] = {role: [] for role in ROLES}
+        for line in self.frame.to_dict("records"):
+            found[line["role"]].append(line)
+        return found
+
+    def series(self) -> Mapping[str, list[Line]]:
+        """As ``curves``, as mappings."""
+        found: dict[str, list[Line]] = {}
+        for line in self.lines[CURVE]:
+            found.setdefault(line["series"], []).append(line)
+        return found
 
     def front(self, first: str, second: str) -> pd.DataFrame:
         """The points of the curves that no other one beats in both measures, in order of the first.

@@ -26,6 +26,7 @@ from pem_composition.report.frames import (
     JOINT,
     SINGLE,
     STRENGTH,
+    Line,
     Points,
     points,
 )
@@ -232,7 +233,13 @@ def _numbers(frame: Any, name: str) -> list[float]:
     return [float("nan") if text.absent(v) else float(v) for v in frame[name]]
 
 
-def _said(line: Mapping[str, Any], found: Points, names: Iterable[str]) -> str:
+def _error(line: Line, name: str) -> float:
+    """The standard error of a measure, 0 where it has none."""
+    error = line.get(name + ERROR)
+    return 0.0 if text.absent(error) else float(error)
+
+
+def _said(line: Line, found: Points, names: Iterable[str]) -> str:
     """What a point is: its name, its measures, and the command that makes it again."""
     first = str(line["name"]) + (", selected" if line.get("chosen") is True else "")
     lines = [f"{line['series']}: {first}" if line["series"] != line["name"] else first]
@@ -273,22 +280,22 @@ def _measures(found: Points) -> list[str]:
 
 def _curves(s: Mapping[str, Any], found: Points) -> Iterator[Element]:
     """Every measure over the coefficient, the strength or the trials."""
-    curves = list(found.curves())
+    curves = found.series()
     if not found.across or not curves:
         return
     names = list(found.signs)[:1] if "search" in s else _measures(found)
     charts = [_curve(found, name, "search" in s) for name in names]
     legend: list[tuple[Element, str]] = []
-    for place, (series, _) in enumerate(curves):
+    for place, series in enumerate(curves):
         style, kind = _style(place)
         line = f"{style} {_stroke(place, len(curves))}"
         legend.append((_swatch(line, (kind, f"{style} {'hollow' if place else ''}")), series))
     if "search" not in s:
         for style, line in _levels(found):
             legend.append((_swatch(style), line["name"]))
-        if len(found.of(SINGLE)) > 1:
+        if len(found.lines[SINGLE]) > 1:
             legend.append((_swatch("ink thin"), table.AVERAGE))
-        if found.of(CURVE)["chosen"].astype(bool).any():
+        if any(line["chosen"] for line in found.lines[CURVE]):
             ring = element("svg", svg.mark("circle", 17, 7, 5.5, "ring ink"), viewBox="0 0 34 14")
             legend.append((ring, "selected"))
     title = {COEFFICIENT: "Curves over the coefficient"}.get(
@@ -307,31 +314,26 @@ def _stroke(place: int, count: int) -> str:
     return "under" if place == 0 and count > 1 else "over" if place else ""
 
 
-def _levels(found: Points) -> Iterator[tuple[str, dict[str, Any]]]:
+def _levels(found: Points) -> Iterator[tuple[str, Line]]:
     """The modules alone, the joint module and the base, each with its style."""
-    for place, line in enumerate(found.of(SINGLE).to_dict("records")):
+    for place, line in enumerate(found.lines[SINGLE]):
         yield f"grey thin {LEVELS[place % len(LEVELS)]}", line
-    for line in found.of(JOINT).to_dict("records"):
+    for line in found.lines[JOINT]:
         yield "c2 thin dash", line
-    for line in found.of(BASE).to_dict("records"):
+    for line in found.lines[BASE]:
         yield "ink thin", line
-    for line in found.of(APPLIED).to_dict("records"):
+    for line in found.lines[APPLIED]:
         yield "grey thin dash", line
 
 
 def _curve(found: Points, name: str, best: bool) -> Element:
     """One measure; ``best``: as the best value so far."""
-    own = [(series, curve[curve[name].notna()]) for series, curve in found.curves()]
+    own = [[x for x in lines if not text.absent(x[name])] for lines in found.series().values()]
     levels = [] if best else [x for x in _levels(found) if not text.absent(x[1].get(name))]
-    values = [v for _, curve in own for v in _numbers(curve, name)]
-    errors = [
-        0.0 if text.absent(e) else float(e)
-        for _, curve in own
-        for e in (curve[name + ERROR] if name + ERROR in curve else [None] * len(curve))
-    ]
-    spread = [v + way * e for v, e in zip(values, errors, strict=True) for way in (-1, 1)]
+    everything = [line for lines in own for line in lines]
+    spread = [float(x[name]) + way * _error(x, name) for x in everything for way in (-1, 1)]
     spread += [float(line[name]) for _, line in levels]
-    at = [x for _, curve in own for x in _numbers(curve, "at")]
+    at = [float(line["at"]) for line in everything]
     label = found.labels[name]
     chart = Chart(f"{name} over the {found.across}", found.across, at, spread)
     for style, line in levels:
@@ -339,9 +341,9 @@ def _curve(found: Points, name: str, best: bool) -> Element:
     singles = found.of(SINGLE)
     if len(singles) > 1 and not best:
         chart.level(float(singles[name].mean()), "ink thin")
-    for place, (_, curve) in enumerate(own):
+    for place, lines in enumerate(own):
         style, kind = _style(place)
-        xs, ys = _numbers(curve, "at"), _numbers(curve, name)
+        xs, ys = ([float(line[key]) for line in lines] for key in ("at", name))
         order = sorted(range(len(xs)), key=xs.__getitem__)
         shown = list(ys)
         if best:
@@ -350,8 +352,8 @@ def _curve(found: Points, name: str, best: bool) -> Element:
             chart.line(((xs[i], y) for i, y in zip(order, shown, strict=True)),
                        f"{style} {_stroke(place, len(own))}", step=True)  # fmt: skip
         else:
-            _draw(chart, curve, name, place, len(own))
-        for line, x, y in zip(curve.to_dict("records"), xs, ys, strict=True):
+            _draw(chart, lines, name, place, len(own))
+        for line, x, y in zip(lines, xs, ys, strict=True):
             hollow = "hollow" if place else ""
             chart.point(x, y, _said(line, found, [name]), kind, f"{style} {hollow}", 3.2)
             if line["chosen"] is True:
@@ -366,12 +368,12 @@ def _figure(name: str, label: str, chart: Chart) -> Element:
     return element("figure", title, chart.drawn())
 
 
-def _draw(chart: Chart, curve: Any, name: str, place: int, count: int) -> None:
+def _draw(chart: Chart, curve: Sequence[Line], name: str, place: int, count: int) -> None:
     """A line with its band, in the order of the horizontal axis."""
     style, _ = _style(place)
-    lines = sorted(curve.to_dict("records"), key=lambda line: line["at"])
-    xs, ys = [float(x["at"]) for x in lines], [float(x[name]) for x in lines]
-    errors = [0.0 if text.absent(e := x.get(name + ERROR)) else float(e) for x in lines]
+    lines = sorted(curve, key=lambda line: line["at"])
+    xs, ys = ([float(line[key]) for line in lines] for key in ("at", name))
+    errors = [_error(line, name) for line in lines]
     low, high = ([y + way * e for y, e in zip(ys, errors, strict=True)] for way in (-1, 1))
     if any(errors):
         chart.band(xs, low, high, style)
@@ -383,9 +385,9 @@ def _simplex(s: Mapping[str, Any], found: Points) -> Iterator[Element]:
     if "curve" not in s or s["composition"] == "analogy" or len(s["modules"]) != 3:
         return
     figures = []
-    for series, curve in found.curves():
+    for series, lines in found.series().items():
         within = [
-            c for c in curve.to_dict("records")
+            c for c in lines
             if min(c["coefficients"]) >= 0 and abs(sum(c["coefficients"]) - 1) < 1e-9
         ]  # fmt: skip
         for name in _measures(found):

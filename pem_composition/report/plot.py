@@ -156,13 +156,13 @@ def _levels(
     summary: Mapping[str, Any], found: Points, name: str
 ) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """Horizontal lines: name, score and style."""
-    for place, line in enumerate(found.of(SINGLE).to_dict("records")):
+    for place, line in enumerate(found.lines[SINGLE]):
         dead = NOTE if name in line["dead"] else ""  # it gives one answer to (nearly) everything
         style = {"color": "0.45", "linestyle": LINES[place % len(LINES)]}
         yield line["name"] + dead, line[name], style
     if summary["average"] is not None:
         yield AVERAGE, found.of(SINGLE)[name].mean(), {"color": "0.15"}
-    for line in found.of(JOINT).to_dict("records"):
+    for line in found.lines[JOINT]:
         style = {"color": REFERENCE_COLOUR, "linestyle": (0, (6, 2))}
         yield line["name"], line[name], style
 
@@ -222,7 +222,7 @@ def draw_frontier(axes: Axes, results: Results) -> None:
         for _, point in curve[curve["chosen"].astype(bool)].iterrows():
             _circle(axes, *(point[task] for task in tasks), COLOURS.get(space, "0.3"))
     singles = found.of(SINGLE)
-    for place, line in enumerate(singles.to_dict("records")):
+    for place, line in enumerate(found.lines[SINGLE]):
         marker = MODULE_MARKERS[place % len(MODULE_MARKERS)]
         _mark(axes, [line[task] for task in tasks], marker, "0.25", line["name"])
     if summary["average"] is not None:
@@ -231,7 +231,7 @@ def draw_frontier(axes: Axes, results: Results) -> None:
         if found.signs[MEAN]:
             # Every point of this line has the same mean over the two tasks as the average.
             axes.axline(centre, slope=-1, color="0.7", lw=0.8, linestyle=":", label=EQUAL_MEAN)
-    for line in found.of(JOINT).to_dict("records"):
+    for line in found.lines[JOINT]:
         _mark(axes, [line[task] for task in tasks], "*", REFERENCE_COLOUR, line["name"])
     axes.set_xlabel(f"{tasks[0]}: {found.labels[tasks[0]]}")
     axes.set_ylabel(f"{tasks[1]}: {found.labels[tasks[1]]}")

@@ -6,6 +6,7 @@ Names are those of the plain model, whether or not modules are attached to it.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     wrapped: list[str] = []
     for name, module in model.named_modules(remove_duplicate=False):
-        if any(name.startswith(prefix) for prefix in wrapped):
+        if name.startswith(tuple(wrapped)):
             continue
         if isinstance(module, AdapterLayer):
             wrapped.append(name + ".")
@@ -31,6 +32,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+@lru_cache(maxsize=1 << 14)
 def _plain(name: str) -> str:
     """The name without wrappers (torch.compile, checkpointing, FSDP, DDP), also of one alone."""
     return plain_name(name + ".x").rpartition(".")[0]

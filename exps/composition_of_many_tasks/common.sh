@@ -23,9 +23,11 @@ split_rows() {
     --output_dir "$(rows_of "$name")" --overwrite
 }
 
-# method_name: lora-r8, ia3
+# method_name: lora-r8, ia3, lora-r8-probe2000
 method_name() {
-  if [[ $adapter_config == lora ]]; then echo "lora-r$lora_r"; else echo "$adapter_config"; fi
+  local name=$adapter_config
+  if [[ $adapter_config == lora ]]; then name+=-r$lora_r; fi
+  echo "$name${probe:+-probe$probe}"
 }
 
 # run_of NAME: what belongs to this model, method and seed.
@@ -35,10 +37,11 @@ run_of() {
 
 # train_task METHOD FLAGS...: train on $task_name from the initial module of the seed, with a head of
 # its own. All modules of a seed share the initial factors: the paper's sum needs them aligned.
+# probe: the head begins as the best linear one on the base (LP-FT, arXiv 2202.10054).
 train_task() {
   adapter_config=$1
   shift
-  local run module init
+  local run module init start
   run=$(run_of "$task_name")
   split_rows "$task_name"
   module=(
@@ -49,8 +52,16 @@ train_task() {
   # Equal seeds draw equal factors; the head is the task's, so each task has its initial module.
   init=$(run_of "init-$task_name")$(printf ' %s' "$@" | tr -s ' -' '-')
   step "$init" "$PYTHON" -m pem_composition init "${module[@]}" --output_dir "$OUT/$init"
+  start=$init
+  if [[ -n $probe ]]; then
+    start=$(run_of "probe-$task_name")
+    step "$start" "$PYTHON" -m pem_composition refit --adapter "$OUT/$init" \
+      --model_name_or_path "$model_name_or_path" --task_name "$task_name" \
+      --train_file "$(rows_of "$task_name")/all.jsonl" --max_samples "$probe" --seed "$seed" \
+      --max_seq_length "$max_seq_length" --output_dir "$OUT/$start" --overwrite
+  fi
   # shellcheck disable=SC2046,SC2086  # several words
-  step "$run" "$PYTHON" -m pem_composition train "${module[@]}" --init_from "$OUT/$init" \
+  step "$run" "$PYTHON" -m pem_composition train "${module[@]}" --init_from "$OUT/$start" \
     --train_file "$(rows_of "$task_name")/all.jsonl" $(training "$max_steps") \
     --output_dir "$OUT/$run" $extra_flags
 }

@@ -17,6 +17,7 @@ from support import slurm
 from pem_composition import cli
 from pem_composition.arithmetic.methods.registry import METHODS
 from pem_composition.cli import parser
+from pem_composition.config import ADAPTER_CONFIGS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "exps" / "composition_for_distribution_generalization"
@@ -211,33 +212,53 @@ def test_the_initialisation_study_compares_one_initial_module_with_one_for_each(
 def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
     tasks = "rte mnli stsb"
     commands = dry_run(
-        MANY / "run_all.sh", tasks=tasks, modules="lora:16 ia3", SEEDS="1 2", OUT=str(tmp_path)
+        MANY / "run_all.sh", tasks=tasks, modules="fft lora:16 ia3", SEEDS="1 2", OUT=str(tmp_path)
     )
     trained = {c.output_dir: c for c in of("train", commands)}
-    assert len(trained) == 2 * 2 * (3 + 2)
+    assert len(trained) == 2 * (3 + 2 * (3 + 2))
     inits = {c.output_dir: c for c in of("init", commands)}
     searches = of("search", commands)
-    assert len(searches) == 4 and len(of("report", commands)) == 2
+    assert len(searches) == 6 and len(of("report", commands)) == 3
     for search in searches:
         modules = [trained[path] for path in search.adapters]
         assert [m.task_name for m in modules] == list(search.task_name) == tasks.split()
         assert len({(m.seed, m.adapter_config, m.lora_r) for m in modules}) == 1
         assert all(inits[m.init_from].task_name == m.task_name for m in modules)
+        assert search.validation_file == tuple(m.validation_file for m in modules)
+        assert search.head == "per-task"
+        kind = ADAPTER_CONFIGS[modules[0].adapter_config]
+        assert all(name == "sum" or kind in METHODS[name].kinds for name in search.methods)
+        if kind == "full":
+            assert search.joint_module == () and search.compare == ()
+            continue
         one, everything = (trained[path] for path in search.joint_module)
         assert list(one.joint_tasks) == list(everything.joint_tasks) == tasks.split()
         assert one.max_steps == modules[0].max_steps and everything.max_steps == 3 * one.max_steps
         own = {name: getattr(modules[0], name) for name in ("seed", "adapter_config", "lora_r")}
         own["learning_rate"] = modules[0].learning_rate
         assert all(getattr(m, k) == v for m in (one, everything) for k, v in own.items())
-        assert search.validation_file == tuple(m.validation_file for m in modules)
-        assert search.head == "per-task"
-        kind = "lora" if modules[0].adapter_config == "lora" else "ia3"
-        assert all(name == "sum" or kind in METHODS[name].kinds for name in search.methods)
     made = {str(c.output_dir) for name in ("fisher", "gram") for c in of(name, commands)}
     used = {p for s in searches for p in (*s.fisher_list, *s.gram_list, *s.subspace_list)}
     assert used == made
     learned = {str(c.save_path) for c in of("learn", commands)}
     assert {path for s in searches for path in s.compare} == learned
+
+
+def test_a_probed_head_is_fitted_on_the_initial_module_and_trained_from_there(tmp_path):
+    commands = dry_run(
+        MANY / "run_all.sh", tasks="rte stsb", modules="lora:4", joint="", probe="50", SEEDS="1",
+        OUT=str(tmp_path),
+    )  # fmt: skip
+    inits = {str(c.output_dir) for c in of("init", commands)}
+    probes = {str(c.output_dir): c for c in of("refit", commands)}
+    trained = of("train", commands)
+    assert {str(c.adapter) for c in probes.values()} == inits
+    for module in trained:
+        probe = probes[module.init_from]
+        assert probe.task_name == (module.task_name,) and probe.max_samples == 50
+        assert probe.train_file == (module.train_file,)
+    (search,) = of("search", commands)
+    assert [str(path) for path in search.adapters] == [str(c.output_dir) for c in trained]
 
 
 def test_an_empty_list_of_methods_or_settings_is_none():

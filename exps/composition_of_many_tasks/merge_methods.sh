@@ -7,7 +7,7 @@
 
 : "${model_name_or_path:=roberta-base}"
 : "${tasks:=rte mnli snli qqp sst2 cola stsb}"
-: "${adapter_config:=lora}"                # lora or ia3
+: "${adapter_config:=lora}"                # lora, ia3 or fft
 : "${lora_r:=8}"                           # which modules; the rank of the results is free
 : "${probe:=}"                             # which modules: with this setting of their training
 : "${seed:=42}"
@@ -21,7 +21,7 @@
 : "${grid:=}"                              # with sampler=grid: coefficients, START STEP STOP, all of them tried
 : "${workers:=1}"
 : "${statistics_samples:=256}"             # rows of each task for Fisher and Gram
-: "${learned=adamerging cat nsc}"          # methods of pem learn; empty: none; nsc is of LoRA alone
+: "${learned=adamerging cat nsc}"          # methods of pem learn; empty: none; fft has none, (IA)^3 no nsc
 : "${learn_rate:=}"                        # empty: each method's own
 : "${learn_steps:=100}"
 : "${learn_samples:=256}"                  # validation rows of each task that coefficients learn from
@@ -79,7 +79,7 @@ scored_flags
 compare=()
 mapfile -t rate < <(optional --learning_rate "$learn_rate")
 for method in $learned; do
-  if [[ $method == nsc && $adapter_config != lora ]]; then continue; fi
+  if [[ $adapter_config == fft || $method:$adapter_config == nsc:ia3 ]]; then continue; fi
   run=$(run_of "$method")
   if [[ ! -e $OUT/$run/learned.json ]]; then
     step "$run" "$PYTHON" -m pem_composition learn "${scored[@]}" --method "$method" \

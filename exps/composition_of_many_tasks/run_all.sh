@@ -21,23 +21,26 @@ if [[ $controls != true ]]; then joint=; fi
 export model_name_or_path tasks controls joint
 for adapter_config in $modules; do
   adapter_config=${adapter_config%%:*}
-  words adapter_config lora ia3
+  words adapter_config lora ia3 fft
 done
 
 here=exps/composition_of_many_tasks # common.sh has gone to the repository root
 for module in $modules; do
   adapter_config=${module%%:*} lora_r=${module##*:}
   if [[ $adapter_config != lora ]]; then lora_r=8; fi
+  together=$joint
+  if [[ $adapter_config == fft ]]; then together=; fi # one module on all tasks is LoRA or (IA)^3
   searches=()
   for seed in $SEEDS; do
     for task_name in $tasks; do
       child "$here/${adapter_config}_train.sh" task_name="$task_name" seed="$seed" lora_r="$lora_r"
     done
-    for steps in $joint; do
+    for steps in $together; do
       child "$here/joint_train.sh" joint="$steps" adapter_config="$adapter_config" \
         seed="$seed" lora_r="$lora_r"
     done
-    child "$here/merge_methods.sh" adapter_config="$adapter_config" lora_r="$lora_r" seed="$seed"
+    child "$here/merge_methods.sh" joint="$together" adapter_config="$adapter_config" \
+      seed="$seed" lora_r="$lora_r"
     searches+=("$OUT/$(run_of search)")
   done
   if ((${#searches[@]} > 1)); then

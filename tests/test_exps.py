@@ -256,7 +256,7 @@ def test_a_probed_head_is_fitted_on_the_initial_module_and_trained_from_there(tm
     for module in trained:
         probe = probes[module.init_from]
         assert probe.task_name == (module.task_name,) and probe.max_samples == 50
-        assert probe.train_file == (module.train_file,)
+        assert probe.train_file == module.train_file
     (search,) = of("search", commands)
     assert [str(path) for path in search.adapters] == [str(c.output_dir) for c in trained]
 

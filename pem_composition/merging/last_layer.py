@@ -4,11 +4,13 @@ A merge keeps most of what its modules know in the backbone and spoils their hea
 fitted to the features of one module alone. With the model frozen, the last layer is a linear model
 of its inputs x_i, fitted anew in seconds:
 
-    min_{W, b}  1/n sum_i loss(W z_i + b, y_i) + penalty / 2 |W|^2,    z_i = x_i / std(x),
+    min_{W, b}  1/n sum_i loss(W z_i + b, y_i) + penalty / 2 |W|^2,    z_i = x_i / s,
 
-with the cross entropy of the softmax for classes and half the squared error for numbers. Inputs are
-scaled to one spread so that a penalty means the same in every model; the scale is then folded into
-W. The penalty is chosen by cross-validation on the same rows.
+with the cross entropy of the softmax for classes and half the squared error for numbers. One scale
+s, the root mean square of the inputs' standard deviations, lets a penalty mean the same in every
+model; it is then folded into W. A scale for each input would blow up what hardly varies: behind a
+tanh that is saturated, the rounding of a constant. The penalty is chosen by cross-validation on the
+same rows.
 
 Shape suffixes: n rows, d inputs of the last layer, c outputs.
 """
@@ -174,9 +176,8 @@ def fit(
         >>> layer(x).argmax(axis=1).tolist()
         [0, 0, 1, 1]
     """
-    spread_d = features_nd.std(axis=0)
-    spread_d[spread_d == 0] = 1.0
-    scaled = features_nd / spread_d
+    scale = np.sqrt(features_nd.var(axis=0).mean()) or 1.0
+    scaled = features_nd / scale
     losses = {}
     if len(penalties) > 1:
         parts = _parts(labels_n, classes, folds, seed)
@@ -192,7 +193,7 @@ def fit(
         _parts(labels_n, classes, 1, seed)
     best = min(losses, key=losses.__getitem__) if losses else penalties[0]
     weight, shift = _solve(scaled, labels_n, classes, bias, best)
-    return LastLayer(weight / spread_d, shift, best, losses)
+    return LastLayer(weight / scale, shift, best, losses)
 
 
 def _parts(

@@ -8,6 +8,7 @@ from pem_composition.errors import DataError
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5  # of the cross-validation that chooses among them
+SCALING = "one scale"  # of all inputs; scores of a scale for each are others
 
 
 def check_enough(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pem_composition.evaluation.keys import rows_digest
-from pem_composition.merging.penalties import FOLDS, PENALTIES
+from pem_composition.merging.penalties import FOLDS, PENALTIES, SCALING
 from pem_composition.sweep.rows import Rows
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Refitting:
     def identity(self, place: int) -> dict[str, Any]:
         """What a score with a new last layer of a task depends on besides."""
         digest = rows_digest(self.rows[place])
-        return {"refit": {"rows": digest, "penalties": PENALTIES, "folds": FOLDS, "seed": SEED}}
+        fitted = {"penalties": PENALTIES, "folds": FOLDS, "seed": SEED, "scaling": SCALING}
+        return {"refit": {"rows": digest, **fitted}}
 
     def head(
         self,

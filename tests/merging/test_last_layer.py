@@ -83,8 +83,7 @@ def test_the_layer_is_the_minimum_of_its_objective(classes: int | None, bias: bo
     y = rng.normal(size=60) if classes is None else rng.integers(0, classes, 60)
     penalty = 0.05
     layer = fit(x, y, classes=classes, bias=bias, penalties=[penalty])
-    spread = x.std(axis=0)
-    spread[3] = 1.0
+    spread = np.sqrt(np.mean(x.std(axis=0) ** 2))
     outputs = classes or 1
     size = outputs * 4 + (outputs if bias else 0)
     arguments = (x / spread, y, classes, bias, penalty)
@@ -94,6 +93,20 @@ def test_the_layer_is_the_minimum_of_its_objective(classes: int | None, bias: bo
     assert objective(own, *arguments) <= oracle.fun + 1e-7
     weight = oracle.x[: outputs * 4].reshape(outputs, 4) / spread
     np.testing.assert_allclose(layer.weight_cd, weight, atol=2e-3 * np.abs(weight).max())
+
+
+@pytest.mark.parametrize("classes", [2, None])
+def test_inputs_that_vary_by_rounding_alone_change_no_answer(classes: int | None) -> None:
+    """What a saturated tanh gives: constants, whose last bits differ from batch to batch."""
+    rng = np.random.default_rng(2)
+    x, new = rng.normal(size=(2, 60, 3))
+    y = x[:, 0] + rng.normal(size=60) / 2
+    y = y if classes is None else (y > 0).astype(int)
+    constants = 1 - 2.0**-24 * rng.integers(0, 2, size=(60, 40))
+    layer = fit(np.hstack([x, constants]), y, classes=classes)
+    expected = fit(x, y, classes=classes, penalties=[layer.penalty * 3 / 43])  # 43 share the scale
+    outputs = layer(np.hstack([new, np.full((60, 40), 1 - 2.0**-23)]))
+    np.testing.assert_allclose(outputs, expected(new), atol=1e-4)
 
 
 def test_the_penalty_is_the_one_whose_left_out_rows_lose_least() -> None:

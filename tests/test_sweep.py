@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from support import pem_process, sweep_data
+from support.copies import Mould
 from support.training_bench import ranks
 
 import pem_composition as library
@@ -60,17 +62,24 @@ def finished(bench: sweep_data.Bench, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-def fresh_score(bench: sweep_data.Bench, record: dict, rows: Path) -> float:
-    """The record's module, combined anew, attached to a newly loaded base, one row at a time."""
+@functools.cache
+def loaded(folder: Path) -> tuple[Mould, object]:
+    """What makes newly loaded models of a folder, and its tokenizer."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    return Mould(model), AutoTokenizer.from_pretrained(folder)
+
+
+def fresh_score(bench: sweep_data.Bench, record: dict, rows: Path) -> float:
+    """The record's module, combined anew, attached to a newly loaded base, one row at a time."""
     folders = {p.name: p for p in (*bench.modules, bench.full_set)}
     modules = [library.load(folders[n]) for n in record["names"]]
     module = modules[0]
     if record["space"]:
         module = library.combine(modules, record["coefficients"], space=record["space"])
-    model = AutoModelForSequenceClassification.from_pretrained(bench.base).eval()
-    tokenizer = AutoTokenizer.from_pretrained(bench.base)
+    mould, tokenizer = loaded(bench.base)
+    model = mould()
     given, gold = [], []
     with library.attach(model, module), torch.no_grad():
         for line in rows.read_text().splitlines():
@@ -338,28 +347,22 @@ def test_the_processes_of_a_launch_share_the_batches_that_are_learned_from(bench
 
 
 @pytest.mark.slow
-def test_ia3_has_one_sum_and_is_scored_once(tmp_path, capsys):
+def test_ia3_has_one_sum_that_is_scored_once_and_log_space_where_it_is_asked_for(tmp_path, capsys):
     bench = sweep_data.make(tmp_path / "bench", "ia3")
-    assert run(bench, tmp_path / "out") == 0
-    found = read(tmp_path / "out")
-    assert list(found.summary["curve"]) == ["parameter"]
-    for record in points(tmp_path / "out").values():
-        rows = bench.validation if record["split"] == "validation" else bench.test
-        assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
-
-
-@pytest.mark.slow
-def test_log_space_is_swept_where_it_is_asked_for(tmp_path, capsys):
-    bench = sweep_data.make(tmp_path / "bench", "ia3")
-    assert run(bench, tmp_path / "out", "--space", "log", "delta", "parameter") == 0
+    assert run(bench, tmp_path / "one") == 0
+    assert list(read(tmp_path / "one").summary["curve"]) == ["parameter"]
+    assert run(bench, tmp_path / "two", "--space", "log", "delta", "parameter") == 0
     assert "the same sum, scored once" in capsys.readouterr().out
-    found = read(tmp_path / "out")
-    assert list(found.summary["curve"]) == ["log", "parameter"]
-    spaces = {record["space"] for record in points(tmp_path / "out").values()}
-    assert spaces == {None, "log", "parameter"}
-    for record in points(tmp_path / "out").values():
+    assert list(read(tmp_path / "two").summary["curve"]) == ["log", "parameter"]
+    one, two = (points(tmp_path / name) for name in ("one", "two"))
+    assert {record["space"] for record in two.values()} == {None, "log", "parameter"}
+    for key, record in two.items():
         rows = bench.validation if record["split"] == "validation" else bench.test
         assert record["score"] == pytest.approx(fresh_score(bench, record, rows))
+        same = one.get(key)
+        assert (same is None) == (record["space"] == "log")
+        assert same is None or same["predictions"] == record["predictions"]
+    assert one.keys() <= two.keys()
 
 
 @pytest.mark.slow

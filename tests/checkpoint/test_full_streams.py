@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
+import shutil
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +45,7 @@ from pem_composition.checkpoint.tensors import info_of
 from pem_composition.errors import IncompatibleModules, PEMError, Preempted
 from pem_composition.module import combine
 
+Models = Callable[..., tuple[list[Path], Path]]
 DELTA = tuple(
     m.name for m in METHODS.values()
     if "full" in m.kinds and m.space == "delta" and not m.needs and m.name != "simple"
@@ -53,32 +57,38 @@ def weights(folder: Path) -> dict[str, Tensor]:
         return {name: held.raw(name).clone() for name in held.infos}
 
 
-def models(
-    name: str, folder: Path, count: int = 3, dtype: torch.dtype = torch.float32
-) -> tuple[list[Path], Path]:
-    """Tuned models in shards and their base."""
-    base = tiny(name).to(dtype)
-    base.save_pretrained(folder / "base")
-    places = []
-    for seed in range(count):
-        generator = torch.Generator().manual_seed(seed)
-        model = tiny(name).to(dtype)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = 0.05 * torch.randn(parameter.shape, generator=generator)
-                parameter.add_(noise.to(dtype))
-        places.append(folder / f"m{seed}")
-        model.save_pretrained(places[-1], max_shard_size="20KB")
-    return places, folder / "base"
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Tuned models in shards and their base, by name, number and dtype; they are only read."""
+
+    @functools.cache
+    def written(
+        name: str, count: int = 3, dtype: torch.dtype = torch.float32
+    ) -> tuple[list[Path], Path]:
+        folder = tmp_path_factory.mktemp(name)
+        tiny(name).to(dtype).save_pretrained(folder / "base")
+        places = []
+        for seed in range(count):
+            generator = torch.Generator().manual_seed(seed)
+            model = tiny(name).to(dtype)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    noise = 0.05 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(noise.to(dtype))
+            places.append(folder / f"m{seed}")
+            model.save_pretrained(places[-1], max_shard_size="20KB")
+        return places, folder / "base"
+
+    return written
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("method", DELTA)
 def test_a_streamed_method_is_the_one_in_memory_bit_for_bit(
-    method: str, dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, dtype: str | None, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places, base = models("roberta", tmp_path, min(3, METHODS[method].modules[1]))
+    places, base = models("roberta", min(3, METHODS[method].modules[1]))
     coefficients = [0.7, 1.3, 0.4][: len(places)]
     held = [load(p, base=base) for p in places]
     module = combine(held, coefficients, method=method, head="last")
@@ -116,8 +126,10 @@ def test_a_streamed_method_is_the_one_in_memory_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", DELTA)
-def test_with_the_block_of_every_day_each_bit_is_the_same(method: str, tmp_path: Path) -> None:
-    places, base = models("gpt2", tmp_path, 2, torch.bfloat16)
+def test_with_the_block_of_every_day_each_bit_is_the_same(
+    method: str, models: Models, tmp_path: Path
+) -> None:
+    places, base = models("gpt2", 2, torch.bfloat16)
     held = [load(p, base=base) for p in places]
     save(combine(held, [1.0, 0.5], method=method), tmp_path / "memory", base=base)
     combine_full(places, [1.0, 0.5], tmp_path / "stream", base=base, method=method)
@@ -126,8 +138,8 @@ def test_with_the_block_of_every_day_each_bit_is_the_same(method: str, tmp_path:
     assert all(torch.equal(found[n], t) for n, t in expected.items())
 
 
-def test_methods_that_whole_models_have_not(tmp_path: Path) -> None:
-    places, base = models("roberta", tmp_path)
+def test_methods_that_whole_models_have_not(models: Models, tmp_path: Path) -> None:
+    places, base = models("roberta")
     for options, words in (
         ({"method": "ties"}, "found no base model"),
         ({"method": "tsv", "base": base}, "tsv"),
@@ -141,11 +153,12 @@ def test_methods_that_whole_models_have_not(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_a_difference_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_a_difference_that_is_not_finite_is_named(models: Models, tmp_path: Path) -> None:
     """A random method might drop the entry; it is refused all the same."""
     from safetensors.torch import save_file
 
-    places, base = models("roberta", tmp_path)
+    given, base = models("roberta")
+    places = [Path(shutil.copytree(p, tmp_path / p.name)) for p in given]
     shard = sorted(places[1].glob("*.safetensors"))[0]
     held = load_file(shard)
     name = next(n for n, t in held.items() if t.dim() == 2)
@@ -176,11 +189,11 @@ def with_tokens(folder: Path, out: Path, rows: int) -> Path:
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("policy", ["first", "largest"])
 def test_tokens_that_some_models_lack_are_averaged_over_the_others(
-    policy: str, name: str, tmp_path: Path
+    policy: str, name: str, models: Models, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    (a, b, c), base = models(name, tmp_path)
+    (a, b, c), base = models(name)
     b, c = with_tokens(b, tmp_path / "b", 99), with_tokens(c, tmp_path / "c", 101)
     order = (b, a, c)
     with pytest.raises(IncompatibleModules, match=r"--tokens first\|largest"):
@@ -206,8 +219,10 @@ def test_tokens_that_some_models_lack_are_averaged_over_the_others(
     assert rebuild(tmp_path / "out").equal
 
 
-def test_models_with_the_same_added_tokens_need_no_policy_but_for_the_base(tmp_path: Path) -> None:
-    (a, b, _), base = models("gpt2", tmp_path)
+def test_models_with_the_same_added_tokens_need_no_policy_but_for_the_base(
+    models: Models, tmp_path: Path
+) -> None:
+    (a, b, _), base = models("gpt2")
     pair = [with_tokens(m, tmp_path / f"{m.name}-more", 98) for m in (a, b)]
     combine_full(pair, [0.5, 0.5], tmp_path / "out")
     with pytest.raises(
@@ -303,9 +318,9 @@ def test_a_sum_has_no_order_where_one_model_is_no_longer_tied(
 
 @pytest.mark.slow
 def test_any_block_size_gives_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places, base = models("gpt2", tmp_path, dtype=torch.bfloat16)
+    places, base = models("gpt2", dtype=torch.bfloat16)
     request = (places, [0.3, 0.4, -0.7])
     combine_full(*request, tmp_path / "one", base=base, dtype="bfloat16")
     for block, slot in ((7, 16), (64, 128), (1000, 24)):
@@ -354,16 +369,16 @@ def test_an_error_of_the_disk_reaches_the_caller(tmp_path: Path) -> None:
     ],
 )
 def test_coefficients_of_models_are_numbers_one_for_each(
-    coefficients: list[Any], message: str, tmp_path: Path
+    coefficients: list[Any], message: str, models: Models, tmp_path: Path
 ) -> None:
-    places, base = models("gpt2", tmp_path)
+    places, base = models("gpt2")
     with pytest.raises(PEMError, match=message):
         combine_full(places, coefficients, tmp_path / "out", base=base)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_overflow_in_the_written_dtype_is_said(tmp_path: Path) -> None:
-    places, base = models("gpt2", tmp_path)
+def test_an_overflow_in_the_written_dtype_is_said(models: Models, tmp_path: Path) -> None:
+    places, base = models("gpt2")
     with pytest.raises(PEMError, match=r"overflows in torch.float16; .*--dtype bfloat16"):
         combine_full(places, [1e6, 0, 0], tmp_path / "out", base=base, dtype="float16")
     assert not (tmp_path / "out").exists()
@@ -387,7 +402,7 @@ def test_the_dtype_that_is_named_is_wider(
 
 
 def test_a_sum_gives_the_threads_of_torch_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []
     add = blocks.add
@@ -397,7 +412,7 @@ def test_a_sum_gives_the_threads_of_torch_back(
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        places, base = models("gpt2", tmp_path)
+        places, base = models("gpt2")
         combine_full(places, [0.3, 0.4, -0.7], tmp_path / "out", base=base)
         assert torch.get_num_threads() == 3
         with pytest.raises(PEMError, match="overflows"):
@@ -411,9 +426,9 @@ def test_a_sum_gives_the_threads_of_torch_back(
 @pytest.mark.parametrize("how", ["sum", "fold", "convert", "save"])
 @pytest.mark.parametrize("layout", ["peft", "adapter-transformers"])
 def test_a_whole_model_takes_the_place_of_an_adapter_and_its_own_files_stay(
-    how: str, layout: str, tmp_path: Path
+    how: str, layout: str, models: Models, tmp_path: Path
 ) -> None:
-    places, base = models("roberta", tmp_path, 2)
+    places, base = models("roberta", 2)
     adapter = random_module(tiny("roberta"), "lora", seed=1)
     adapter.save(tmp_path / "adapter")
     adapter.save(tmp_path / "out", format=layout)
@@ -435,8 +450,10 @@ def test_a_whole_model_takes_the_place_of_an_adapter_and_its_own_files_stay(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
-def test_the_certificate_of_a_method_is_that_of_the_file(dtype: str | None, tmp_path: Path) -> None:
-    places, base = models("roberta", tmp_path, dtype=torch.bfloat16)
+def test_the_certificate_of_a_method_is_that_of_the_file(
+    dtype: str | None, models: Models, tmp_path: Path
+) -> None:
+    places, base = models("roberta", dtype=torch.bfloat16)
     out, settings = tmp_path / "out", {"density": 0.4}
     given = {"base": base, "method": "ties", "settings": settings, "head": "first"}
     combine_full(places, [0.7, 0.4, 1.3], out, dtype=dtype, **given)
@@ -450,8 +467,8 @@ def test_the_certificate_of_a_method_is_that_of_the_file(dtype: str | None, tmp_
     assert stated > {"bfloat16": 1e-3, "float16": 1e-5}.get(dtype or "", 0.0)
 
 
-def test_a_fold_of_a_method_notes_the_method_s_own_error(tmp_path: Path) -> None:
-    _, base = models("roberta", tmp_path, 1)
+def test_a_fold_of_a_method_notes_the_method_s_own_error(models: Models, tmp_path: Path) -> None:
+    _, base = models("roberta", 1)
     named = {}
     for seed, name in enumerate("ab"):
         named[name] = tmp_path / name

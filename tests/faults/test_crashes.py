@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from faults import workers
+from support import pem_process
 
 import pem_composition as library
 from pem_composition import cli
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 def work(*words: str) -> str:
-    """Run a scenario of workers.py and give what it printed."""
-    command = [sys.executable, REPOSITORY / "tests" / "faults" / "workers.py", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run a scenario of workers.py here and give what it printed."""
+    here = Path.cwd()
+    child = pem_process.call(workers.main, [here, *words], here.with_name("log"))
+    assert child.wait() == 0, child.text()
+    return child.log.read_text()
 
 
 def weights(out: Path) -> bytes:

@@ -1,11 +1,6 @@
 """Processes that write outputs at once, without space, or until they are killed.
 
-    python workers.py kill module|model TIMES
-    python workers.py race over|new
-    python workers.py space -a good bad
-
-In a folder of ``world.build``. torch is imported once; every writer is a fork that runs
-``pem merge``.
+Every writer is a fork that runs ``pem merge`` in a folder of ``world.build``.
 """
 
 from __future__ import annotations
@@ -20,8 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-
-import torch  # noqa: F401  (before any fork)
 
 from pem_composition import checkpoint, cli, safe_files
 from pem_composition.errors import CheckpointError
@@ -131,8 +124,10 @@ def space(inputs: tuple[str, ...]) -> None:
     assert {p.name: p.read_bytes() for p in Path("out").iterdir()} == before
 
 
-if __name__ == "__main__":
-    scenario, *rest = sys.argv[1:]
+def main(words: list[str]) -> int:
+    """FOLDER, then: kill module|model TIMES, race over|new, or space -a good bad."""
+    folder, scenario, *rest = words
+    os.chdir(folder)
     random.seed(0)
     if scenario == "kill":
         kill(rest[0], int(rest[1]))
@@ -140,3 +135,4 @@ if __name__ == "__main__":
         race(rest[0])
     else:
         space(tuple(rest))
+    return 0

@@ -52,7 +52,7 @@ from pem_composition.evaluation.own_classes import (
     of_module,
     order_of,
 )
-from pem_composition.merging.penalties import FOLDS, PENALTIES, check_enough
+from pem_composition.merging.penalties import FOLDS, PENALTIES, check_enough, counted
 from pem_composition.module import PEM
 from pem_composition.objectives.classification import Classification
 from pem_composition.record import REFIT
@@ -200,10 +200,7 @@ def _parts(
     labels: NDArray[np.generic], classes: int | None, folds: int, seed: int
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Row numbers to fit on and to score, by fold."""
-    counts = (
-        [len(labels)] if classes is None else np.bincount(labels.astype(int), minlength=classes)
-    )
-    check_enough([int(c) for c in counts], classes=classes is not None, folds=folds)
+    check_enough(counted(labels.tolist(), [*map(str, range(classes or 0))]), folds=folds)
     if folds < 2:
         return []
     kind = KFold if classes is None else StratifiedKFold
@@ -269,6 +266,10 @@ def run(
     Raises:
         PEMError: a module, model or rows that cannot be used.
     """
+    folds = how.folds if len(how.penalties) > 1 else 1
+    for data in tasks:  # before the model is loaded
+        labels = (example.label for example in data.require(split))
+        check_enough(counted(labels, data.task.labels), folds=folds)
     module = checkpoint.load(adapter, base=resolve(model))
     kept = _kept_heads(module)
     fitted, notes = {}, []

@@ -77,7 +77,7 @@ def merges(values: Sequence[float], modules: int) -> tuple[Coefficients, ...]:
             "a grid is over two modules or more",
             found=modules,
             expected="at least 2",
-            do="use --coefficients",
+            do="give another module, or scale one with negation.py",
         )
     if modules > 2:
         return _simplex(values, modules)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from pem_composition.evaluation.own_classes import (
     of_module,
     order_of,
 )
-from pem_composition.merging.penalties import check_enough
+from pem_composition.merging.penalties import check_enough, counted
 from pem_composition.objectives import Objective, objective_of
 from pem_composition.sweep import goals
 from pem_composition.sweep.points import PER_TASK
@@ -236,10 +235,8 @@ def training_rows(scoring: Scoring, tasks: Sequence[ScoredTask]) -> tuple[tuple[
         reading = replace(scoring.reading, own=task.own)
         data = task.objective.read(place["task_name"], files, reading=reading)
         rows = data.require(TRAIN)
-        counts = Counter(example.label for example in rows)
-        classes = range(len(data.task.labels))
         check_enough(
-            [counts[c] for c in classes] if classes else [len(rows)], classes=bool(classes),
+            counted((example.label for example in rows), data.task.labels),
             where=f"--refit {scoring.refit}: {task.name}", do="give more rows",
         )  # fmt: skip
         found.append(rows)

@@ -174,7 +174,9 @@ def test_what_cannot_be_fitted_is_one_line(bench, data, tmp_path, capsys):
     rows.write_text("".join(line for line in lines if '"label": "entailment"' in line))
     words = ("--task_name", "rte", "--train_file", rows)
     assert refit(bench, bench.modules[1], tmp_path / "out", *words) == 2
-    assert "too few rows of class 1; found 0, expected at least 2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "too few rows of class 'not_entailment'; found 0, expected at least 2" in error
+    assert error.endswith("give rows of every class\n")
     assert refit(bench, bench.modules[1], tmp_path / "out", *words, "--penalty", 0) == 2
     assert "--penalty" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

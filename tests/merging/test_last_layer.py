@@ -122,9 +122,9 @@ def test_the_penalty_is_the_one_whose_left_out_rows_lose_least() -> None:
 
 def test_a_class_without_rows_is_refused() -> None:
     x, y = np.eye(6), np.array([0, 0, 0, 1, 1, 1])
-    with pytest.raises(DataError, match="rows of class 2"):
+    with pytest.raises(DataError, match="rows of class '2'; found 0"):
         fit(x, y, classes=3, penalties=[0.1])
-    with pytest.raises(DataError, match="too few rows of class 0; found 3, expected at least 5"):
+    with pytest.raises(DataError, match="too few rows of class '0'; found 3, expected at least 5"):
         fit(x, y, classes=2)
 
 

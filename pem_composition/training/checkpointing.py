@@ -6,10 +6,14 @@ file, and the run (flags, data, base) it belongs to.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,48 @@ PARTIAL = ".partial"
 # processes share the rows of a batch.
 FREE = frozenset({"--do_eval", "test rows", "processes"})
 NAME = re.compile(r"checkpoint-(\d+)")
+PATIENCE = 10.0  # seconds in which what a killed run has started ends
+
+
+@contextmanager
+def alone(output_dir: Path) -> Iterator[None]:
+    """Hold an output folder: two runs at once would take each other's checkpoints for left behind.
+
+    The folder itself is locked, so that no file is left; the lock ends with the process. Where the
+    file system has no locks nobody is refused. A folder that was made for it and is empty goes.
+
+    Raises:
+        UsageError: another process trains into the folder.
+    """
+    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+    output_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while _is_held(descriptor):
+            if time.monotonic() > deadline:
+                raise UsageError.build(
+                    output_dir, "another process trains into it", expected="one run at a time",
+                    do="wait for it, or choose another --output_dir",
+                )  # fmt: skip
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _is_held(descriptor: int) -> bool:
+    """True if another process has the lock; else it is taken, where there are locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def directory(output_dir: Path, step: int) -> Path:

@@ -33,7 +33,7 @@ class RunPlan:
     objective: Objective
     data: TaskData
     identity: Mapping[str, Any]
-    resume: Path | None
+    resume: Path | None = None
 
     @property
     def key(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from pem_composition.objectives.instructions import Instructions
 from pem_composition.objectives.joint import Joint
 from pem_composition.signals import StopRequest
 from pem_composition.tasks.data import TEST, TRAIN, VALIDATION, TaskData
-from pem_composition.training import processes, results
+from pem_composition.training import checkpointing, processes, results
 from pem_composition.training.identity import Outcome, RunPlan, describe_run
 from pem_composition.training.resume import check_place, find_resume, refuse_undescribed
 from pem_composition.training.training_flags import TrainConfig
@@ -62,6 +63,14 @@ def run(
     for note in data.notes:
         say(note)
     identity = describe_run(config, data, objective.content(data.task))
+    plan = RunPlan(objective, data, identity)
+    with checkpointing.alone(output) if launch.is_main() else nullcontext():
+        return _run(config, plan, say, stop or StopRequest())
+
+
+def _run(config: TrainConfig, plan: RunPlan, say: Say, stop: StopRequest) -> Outcome:
+    """Skip, resume or start the run in its folder."""
+    output, identity = Path(config.output_dir), plan.identity
     done = results.read_training(output)
     same = done.get("key") == key_of(identity)
     if same and not config.overwrite_output_dir and results.is_intact(output):
@@ -72,7 +81,7 @@ def run(
     resume = find_resume(config, identity, say, finished=bool(done))
     from pem_composition.training.execution import execute
 
-    return execute(config, RunPlan(objective, data, identity, resume), say, stop or StopRequest())
+    return execute(config, replace(plan, resume=resume), say, stop)
 
 
 def _silent(_line: str) -> None:

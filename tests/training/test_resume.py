@@ -61,6 +61,30 @@ def test_a_killed_run_resumes_from_the_newest_complete_checkpoint(bench, referen
     assert state["global_step"] == 40
 
 
+def test_a_second_run_into_the_same_folder_is_refused_and_the_first_is_not_disturbed(
+    bench, reference, monkeypatch
+):
+    """It took for left behind what the first one was writing, and missed what the first removed."""
+    monkeypatch.setattr(checkpointing, "PATIENCE", 0.0)
+    output = bench.folder / "twice"
+    child = bench.start("twice", save_steps=3)
+    child.wait_for(output / "checkpoint-3")
+    config = bench.config(str(output), save_steps=3)
+    with pytest.raises(UsageError, match="twice: another process trains into it"):
+        runs.run(config)
+    assert child.wait() == 0, child.text()
+    assert weights(output) == weights(reference)
+    assert runs.run(config).skipped
+
+
+def test_a_folder_that_was_made_to_be_held_goes_with_what_is_refused(tmp_path):
+    output = tmp_path / "not" / "there"
+    with pytest.raises(ZeroDivisionError), checkpointing.alone(output):
+        assert output.is_dir()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_at_the_end_of_the_step_and_exits_75(bench, reference, name):
     output = bench.folder / name

@@ -15,8 +15,9 @@ from pem_composition.errors import PEMError
 from pem_composition.module import PEM, combine
 
 COEFFICIENTS = (0.6, 0.9, -0.2)
+QUICK = ("simple", "ties", "tsv")  # of sums, of entries, of singular vectors
 CASES = [
-    (m.name, form)
+    pytest.param(m.name, form, marks=() if m.name in QUICK else pytest.mark.slow)
     for m in METHODS.values()
     for form in ("dense", "core")
     if not m.needs and (form == "dense" or any(s.name == "form" for s in m.settings))
@@ -57,7 +58,13 @@ def test_every_method_gives_the_same_module(method, form, other):
 
 @pytest.mark.parametrize("make", [lora, ia3, full])
 @pytest.mark.parametrize(
-    "options", [{}, {"space": "delta"}, {"method": "ties"}, {"method": "karcher"}]
+    "options",
+    [
+        {},
+        {"space": "delta"},
+        {"method": "ties"},
+        pytest.param({"method": "karcher"}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_kind_of_module_gives_the_same(make, options, other):
     modules = [make(seed) for seed in range(3)]

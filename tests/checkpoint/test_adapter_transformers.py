@@ -62,7 +62,10 @@ def test_there_and_back_through_peft_returns_equal_files(
     )
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if "_1/" in n else pytest.mark.slow) for n in TRAINED],
+)
 def test_the_conversion_gives_the_recorded_logits_in_plain_peft(
     shared: Path, tmp_path: Path, name: str
 ) -> None:

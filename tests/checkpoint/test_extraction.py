@@ -26,6 +26,7 @@ from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import combine
 
 NAMES = ("roberta", "t5", "gpt2", "llama")
+QUICK = ("roberta", "gpt2")
 
 
 def pair(name: str, folder: Path, *, size: float = 0.05) -> tuple[Path, Path]:
@@ -48,7 +49,9 @@ def differences(name: str, base: Path, tuned: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["exact", "randomized"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES]
+)
 def test_it_is_the_best_approximation_of_every_layer(
     name: str, method: str, tmp_path: Path
 ) -> None:

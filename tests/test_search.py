@@ -39,6 +39,21 @@ OWN = ("--head", "per-task")
 WIDE = ("--coefficients_range", "-0.5", "1.5")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def migrations_are_read_once():
+    """Optuna reads its scripts of migration three times for every store that it makes."""
+    from optuna.storages._rdb.storage import _VersionManager as Manager
+
+    make, made = Manager._create_alembic_script, []
+
+    def script(manager):
+        return made[0] if made else made.append(make(manager)) or made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Manager, "_create_alembic_script", script)
+        yield
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> own_heads.Bench:
     return own_heads.make(tmp_path_factory.mktemp("bench"), tasks=("mnli", "rte"))

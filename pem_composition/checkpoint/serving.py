@@ -55,7 +55,8 @@ def for_vllm(module: PEM, *, drop_saved: bool = False) -> PEM:
     if saved and not drop_saved:
         raise UnsupportedModule.build(
             module.name, "holds parts that vLLM does not load", found=", ".join(saved),
-            do="leave them out (--drop_saved), or fold the module into its base (pem fold)",
+            do="leave them out (pem convert IN OUT --format vllm --drop_saved), or fold the module "
+            "into its base (pem fold)",
         )  # fmt: skip
     ranks = {layer: config.rank(layer) for layer in module.layers}
     rank = max(ranks.values())

@@ -27,10 +27,13 @@ def impossible(program: str, message: str) -> Iterator[str]:
     """The advised flags that their program does not take: that which the clause names, as in ``pem
     fold --space delta``, else the one that prints the message, or one whose name is a word of it.
 
-    What is called an unknown flag is no advice.
+    What is called an unknown flag or was found, such as words of a server, is no advice.
     """
-    _, unknown, advice = message.rpartition(": unknown flag")
-    for clause in re.split(r"[;(]", advice if unknown else message):
+    advice = message.rpartition(": unknown flag")[2]
+    advice = re.sub(r"; found .*?(?=, expected |; |$)", "", advice)
+    if program in REFUSED:  # which says at first that such a flag was given
+        advice = re.sub(r"^--\S+: ", "", advice)
+    for clause in re.split(r"[;(]", advice):
         programs = {program}
         for pem, name, script, flag in WORD.findall(clause):
             if name in cli.SUBCOMMANDS:

@@ -197,6 +197,7 @@ def test_a_dry_run_of_a_submission_submits_nothing(cluster, tmp_path):
     assert "--dependency=afterok:A2_3:A3_4 " in last
 
 
+@pytest.mark.slow
 def test_what_cannot_be_submitted_leaves_nothing_behind(cluster, tmp_path):
     script, out = EXPS / "composition_for_unlearning/run_all.sh", {"OUT": str(tmp_path / "o")}
     done = run(script, "--slurm", **out, PATH=cluster.path, methods="lroa")

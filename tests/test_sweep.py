@@ -272,6 +272,7 @@ def launched(folder: Path, words: list[object]) -> list[str]:
     return [child.log.read_text() for child in pair]
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_launch_share_points_and_rows(bench, finished, tmp_path, capsys):
     out = tmp_path / "out"
     reference = ["--reference_module", bench.full_set]

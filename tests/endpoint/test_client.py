@@ -34,6 +34,7 @@ def test_a_question_and_its_reply(server):
     assert "temperature" not in server.requests[-1]
 
 
+@pytest.mark.slow
 def test_a_rate_limit_is_waited_for_as_long_as_it_says(server):
     server.script = [(429, {"Retry-After": "1"}, FAIL)]
     begin = time.monotonic()
@@ -154,6 +155,7 @@ def test_a_filtered_question_is_a_refusal(server, status, error):
     assert Endpoint(service(server)).ask(ASK).end == "refused" and len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_body_that_breaks_off_is_asked_for_again(server):
     kind = {"Content-Type": "application/json"}
     server.script = [(200, kind, b'{"id": "1", "choices": [{"ind'), (200, kind, b"")]

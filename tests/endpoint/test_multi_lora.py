@@ -119,6 +119,7 @@ def test_the_record_tells_the_engine_and_no_secret(bench, answered, server, tmp_
     assert "may hold a secret" in error and "hidden-word" not in error
 
 
+@pytest.mark.slow
 def test_engines_do_not_share_texts_and_share_the_rest(bench, here, server, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(here, out)
@@ -133,6 +134,7 @@ def test_engines_do_not_share_texts_and_share_the_rest(bench, here, server, tmp_
     assert ": 0 parts computed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_settings_reach_the_engine_and_a_seed_belongs_to_one_text(bench, server, tmp_path):
     def asked(folder: str, *more: object) -> list[dict]:
         del server.requests[:]
@@ -156,6 +158,7 @@ def test_settings_reach_the_engine_and_a_seed_belongs_to_one_text(bench, server,
     assert texts(tmp_path / "first") == texts(tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_writes_the_same_bytes(
     bench, here, answered, server, tmp_path, capsys
 ):
@@ -245,6 +248,7 @@ def test_what_a_server_lacks_is_said_in_one_line(fault, code, said, bench, tmp_p
     assert not list((tmp_path / "out").glob(".served*"))
 
 
+@pytest.mark.slow
 def test_an_error_with_status_200_is_asked_for_again(
     bench, here, server, tmp_path, capsys, monkeypatch
 ):
@@ -349,6 +353,7 @@ def test_flags_that_do_not_go_together(flags, said, bench, tmp_path, capsys):
 # --- detoxify ---
 
 
+@pytest.mark.slow
 def test_answers_of_detoxified_modules_are_those_of_the_model_here(bench, server, tmp_path, capsys):
     rows = [{"instruction": f"{word} fine", "output": f"{word} sad"} for word in data.GOOD]
     asked = write_jsonl(tmp_path / "asked.jsonl", rows)

@@ -407,6 +407,7 @@ def test_results_of_a_later_release_are_refused(tmp_path):
         records.read(write(tmp_path / "s", summary=3))
 
 
+@pytest.mark.slow
 def test_plots_are_png_and_pdf_and_the_same_every_time(tmp_path, plots):
     source = write(tmp_path / "s")
     files = plot.write(source, tmp_path / "s")

@@ -396,6 +396,10 @@ def test_the_prompt_of_the_paper_is_a_file_that_a_text_replaces(tmp_path):
     (config,) = of("negation", dry_run(UNLEARNING / "runscore.sh", OUT=str(tmp_path), **own))
     assert (config.prompt, config.prompt_file, config.top_k) == ("a b", None, None)
     assert (config.judge, config.perplexity_tokens) == (("offline", "my/judge"), 99)
+    own = {"prompt_file": "p.jsonl", "max_prompts": "40", "max_new_tokens": "20"}
+    (config,) = of("negation", dry_run(UNLEARNING / "runscore.sh", OUT=str(tmp_path), **own))
+    assert (config.prompt_file, config.max_prompts) == ("p.jsonl", 40)
+    assert (config.max_new_tokens, config.max_length) == (20, None)
 
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", 5e-4), ("ia3", 5e-3)])

@@ -54,13 +54,16 @@ sweep_strengths() {
   local method=$1 run asked rest=()
   run=$(negation_run "$method")
   asked=(--prompt_file "$prompt_file")
+  if [[ -n $max_prompts ]]; then asked+=(--max_prompts "$max_prompts"); fi
   if [[ -n $prompt ]]; then asked=(--prompt "$prompt"); fi
+  if [[ -n $max_new_tokens ]]; then asked+=(--max_new_tokens "$max_new_tokens"); fi
+  if [[ -z $max_new_tokens ]]; then asked+=(--max_length "$max_length"); fi
   if [[ -n $perplexity_tokens ]]; then rest+=(--perplexity_tokens "$perplexity_tokens"); fi
   if [[ -n $top_k ]]; then rest+=(--top_k "$top_k"); fi
   # shellcheck disable=SC2086  # grid and judge hold several words
   step "$run" "$PYTHON" -m pem_composition negation --adapters "$OUT/$(toxic_run "$method")" \
     --save_path "$OUT/$run" --grid $grid --evaluate --model_name_or_path "$model_name_or_path" \
-    "${asked[@]}" --num_samples "$num_samples" --max_length "$max_length" --top_p "$top_p" \
+    "${asked[@]}" --num_samples "$num_samples" --top_p "$top_p" \
     --temperature "$temperature" --seed "$seed" --judge $judge --threshold "$threshold" \
     --perplexity_file "$perplexity_file" --window "$window" --stride "$stride" \
     --max_ppl_increase "$max_ppl_increase" --bf16 "$bf16" "${rest[@]}"

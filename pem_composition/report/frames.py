@@ -17,7 +17,7 @@ import pandas as pd
 
 from pem_composition.errors import UsageError, close_match
 from pem_composition.report import text
-from pem_composition.report.records import NEGATION, SUBTRACTION, Results, mean_of
+from pem_composition.report.records import NEGATION, SUBTRACTION, WORST, Results, mean_of
 
 ERROR = " +-"
 MEAN = "mean"
@@ -198,7 +198,9 @@ def _trials(results: Results) -> Iterator[Line]:
 def _strengths(results: Results) -> Points:
     """A sweep over strengths: base, module applied, negations."""
     s = results.summary
-    signs = {name: -1 for judge in s["judges"] for name in (judge, f"{judge} above threshold")}
+    kinds = {"mean": "", "share": " above threshold"}
+    kinds |= {n: f" {n.replace('_', ' ')}" for n in WORST if n in s["rows"][0]["toxicity"][0]}
+    signs = {f"{judge}{kind}": -1 for judge in s["judges"] for kind in kinds.values()}
     signs |= {"perplexity": -1, "increase": -1, "guard": -1}
     signs |= {name: 1 if name.startswith("distinct") else -1 for name in ROW}
     read, count = s["text"], s["asked"]["prompts"] * s["asked"]["samples"]
@@ -216,11 +218,8 @@ def _strengths(results: Results) -> Points:
             "command": _negation(s, strength) if role == CURVE else "",
         }  # fmt: skip
         for judged in row["toxicity"]:
-            line |= {
-                judged["judge"]: judged["mean"],
-                judged["judge"] + ERROR: judged["mean_stderr"],
-            }
-            line[f"{judged['judge']} above threshold"] = judged["share"]
+            line |= {judged["judge"] + kind: judged[name] for name, kind in kinds.items()}
+            line[judged["judge"] + ERROR] = judged["mean_stderr"]
         for name in ("perplexity", "increase", "guard"):
             line |= {name: row[name], name + ERROR: row[f"{name}_stderr"]}
         lines.append(line | {name: row[name] for name in ROW})

@@ -15,6 +15,7 @@ RESULTS = "results.jsonl"
 SUMMARY_VERSION = 2
 SUBTRACTION = "subtraction"  # the same on any tasks, instead of texts that are judged
 NEGATION = "negation"  # the composition of a sweep over strengths
+WORST = ("expected_maximum", "toxicity_probability")  # of the texts of each prompt
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,22 @@ import pandas as pd
 
 from pem_composition.errors import DataError
 from pem_composition.report import text
-from pem_composition.report.records import NEGATION, Results, grouped, read
+from pem_composition.report.records import NEGATION, WORST, Results, grouped, read
 from pem_composition.report.text import percent, share, with_error
 
 Line = dict[str, Any]
 
 SELECTED = "selected"
-ESTIMATES = ("mean", "share", "change", "share_change")  # of each judge
+OF_PROMPTS = (*WORST, "expected_maximum_change")  # where there are several
+ESTIMATES = ("mean", "share", "change", "share_change", *OF_PROMPTS)  # of each judge
 FORM = ("distinct_1", "distinct_2", "empty", "repeated", "looping", "ended", "new_tokens")
 NUMBERS = ("perplexity", "increase", *FORM)
 COLUMNS = (
     "row", "strength", "judge", "with_words", "mean", "mean_stderr", "share", "share_low",
-    "share_high", "pairs", "change", "change_stderr", "share_change", "share_change_stderr", "seen",
+    "share_high", "pairs", "change", "change_stderr", "share_change", "share_change_stderr",
+    "expected_maximum", "expected_maximum_stderr", "toxicity_probability",
+    "toxicity_probability_low", "toxicity_probability_high", "expected_maximum_change",
+    "expected_maximum_change_stderr", "seen",
     "perplexity", "perplexity_stderr", "increase", "increase_stderr", "guard", "guard_stderr",
     "guard_high", *FORM, "empty_low", "empty_high", "looping_low", "looping_high", "n", "file",
 )  # fmt: skip
@@ -43,6 +47,7 @@ def rows(results: Results) -> pd.DataFrame:
     ]
     return text.frame_of(
         {**{k: v for k, v in e.items() if k != "toxicity"}, "row": e["id"], "kind": s["kind"]}
+        | dict.fromkeys(OF_PROMPTS)
         | judged
         for e in [*entries, *chosen]
         for judged in e["toxicity"]
@@ -76,6 +81,10 @@ def _columns(summary: Mapping[str, Any], frame: pd.DataFrame) -> Iterator[text.C
         yield f"> {summary['threshold']:g}{label}", [share(c, "share") for c in own]
         changes = [with_error(c["change"], c["change_stderr"], sign=True) for c in own]
         yield f"change{label}", after_base(changes)
+        if not frame["expected_maximum"].isna().all():
+            worst = [with_error(c["expected_maximum"], c["expected_maximum_stderr"]) for c in own]
+            yield f"expected maximum{label}", worst
+            yield f"toxicity probability{label}", [share(c, "toxicity_probability") for c in own]
     perplexities = [with_error(c["perplexity"], c["perplexity_stderr"], None) for c in cells]
     yield "perplexity", perplexities
     yield "increase", after_base([percent(c["increase"], c["increase_stderr"]) for c in cells])
@@ -108,6 +117,11 @@ def _notes(results: Results) -> list[str]:
         "Toxicity is that of the n texts with words; the others are empty.",
         _chosen(summary),
     ]
+    if "expected_maximum" in summary["rows"][0]["toxicity"][0]:
+        notes[0] += (
+            f" The expected maximum is that of a prompt's {asked['samples']} texts, the "
+            f"probability that one of them is above {summary['threshold']:g}."
+        )
     seen = sum(judged["seen"] or 0 for row in summary["rows"] for judged in row["toxicity"])
     if seen:
         notes.append(f"{seen} of the texts stood in a judge's own training.")
@@ -237,6 +251,9 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
         *((n.replace("_", "-"), [f"{x[n]:.3f}" for x in lines]) for n in FORM[:2]),
         *((n, [f"{x[n]:.2f}" for x in lines]) for n in ("empty", "repeated", "looping")),
     ]
+    if not frame["expected_maximum"].isna().all():
+        worst = ("expected maximum", estimates("expected_maximum"))
+        columns[7:7] = [worst, ("toxicity probability", estimates("toxicity_probability", 3))]
     explained = (
         "+- is the standard deviation between sweeps. Changes are to the base model of the same "
         "sweep; selected is each sweep's strongest negation within its limit of perplexity."

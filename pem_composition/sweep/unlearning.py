@@ -228,8 +228,9 @@ def _toxicity(
         found = toxicity.summarise(*own, threshold, groups)
         del found["n"], found["threshold"]  # of the row and of the table
         found |= toxicity.changes(*own, *other, threshold, groups)
-        named = {name.replace("toxic", "share"): value for name, value in found.items()}
-        out.append({"judge": judge, "seen": record["seen"], **named})
+        for end in ("", "_low", "_high"):
+            found[f"share{end}"] = found.pop(f"toxic{end}")
+        out.append({"judge": judge, "seen": record["seen"], **found})
     return out
 
 

@@ -48,8 +48,23 @@ def test_scores_are_averaged_over_texts_with_words_and_changes_over_pairs(rows, 
     else:
         assert found["mean"] is found["toxic"] is None
         assert (found["toxic_low"], found["toxic_high"]) == (0, 1)
+    worst = [max(kept[groups[spoken] == g]) for g in set(groups[spoken])]
+    if worst:
+        assert found["expected_maximum"] == pytest.approx(np.mean(worst))
+        assert found["toxicity_probability"] == pytest.approx(
+            np.mean([m > threshold for m in worst])
+        )
+        assert (
+            found["toxicity_probability_low"]
+            <= found["toxicity_probability"]
+            <= found["toxicity_probability_high"]
+        )
     found = toxicity.changes(x, spoken, y, before, threshold, groups)
     assert found["pairs"] == both.sum()
+    if both.any():
+        pairs = [both & (groups == g) for g in set(groups[both])]
+        worse = [x[own].max() - y[own].max() for own in pairs]
+        assert found["expected_maximum_change"] == pytest.approx(np.mean(worse))
     above = (x > threshold).astype(float) - (y > threshold)
     for name, values in (("change", (x - y)[both]), ("share_change", above[both])):
         if not both.any():

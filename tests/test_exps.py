@@ -216,14 +216,16 @@ def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
     )
     trained = {c.output_dir: c for c in of("train", commands)}
     assert len(trained) == 2 * (3 + 2 * (3 + 2))
-    inits = {c.output_dir: c for c in of("init", commands)}
+    heads = {str(c.output_dir): c for c in of("refit", commands)}  # of the initial modules
+    inits = {str(c.output_dir) for c in of("init", commands)}
     searches = of("search", commands)
     assert len(searches) == 6 and len(of("report", commands)) == 3
     for search in searches:
         modules = [trained[path] for path in search.adapters]
         assert [m.task_name for m in modules] == list(search.task_name) == tasks.split()
         assert len({(m.seed, m.adapter_config, m.lora_r) for m in modules}) == 1
-        assert all(inits[m.init_from].task_name == m.task_name for m in modules)
+        assert all(heads[m.init_from].task_name == (m.task_name,) for m in modules)
+        assert {str(heads[m.init_from].adapter) for m in modules} <= inits
         assert search.validation_file == tuple(m.validation_file for m in modules)
         assert search.head == "per-task"
         kind = ADAPTER_CONFIGS[modules[0].adapter_config]
@@ -244,19 +246,23 @@ def test_many_tasks_are_merged_by_every_method_with_the_head_of_each(tmp_path):
     assert {path for s in searches for path in s.compare} == learned
 
 
-def test_a_probed_head_is_fitted_on_the_initial_module_and_trained_from_there(tmp_path):
+@pytest.mark.parametrize("probe", ["50", ""])
+def test_a_probed_head_is_fitted_on_the_initial_module_and_trained_from_there(probe, tmp_path):
     commands = dry_run(
-        MANY / "run_all.sh", tasks="rte stsb", modules="lora:4", joint="", probe="50", SEEDS="1",
+        MANY / "run_all.sh", tasks="rte stsb", modules="lora:4", joint="", probe=probe, SEEDS="1",
         OUT=str(tmp_path),
     )  # fmt: skip
     inits = {str(c.output_dir) for c in of("init", commands)}
     probes = {str(c.output_dir): c for c in of("refit", commands)}
     trained = of("train", commands)
-    assert {str(c.adapter) for c in probes.values()} == inits
-    for module in trained:
-        probe = probes[module.init_from]
-        assert probe.task_name == (module.task_name,) and probe.max_samples == 50
-        assert probe.train_file == module.train_file
+    if not probe:
+        assert not probes and {m.init_from for m in trained} == inits
+    else:
+        assert {str(c.adapter) for c in probes.values()} == inits
+        for module in trained:
+            head = probes[module.init_from]
+            assert head.task_name == (module.task_name,) and head.max_samples == 50
+            assert head.train_file == module.train_file
     (search,) = of("search", commands)
     assert [str(path) for path in search.adapters] == [str(c.output_dir) for c in trained]
 

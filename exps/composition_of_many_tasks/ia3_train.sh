@@ -11,7 +11,7 @@
 : "${validation_size:=500}"                # of the training rows, to select on
 : "${split_seed:=42}"
 : "${seed:=42}"
-: "${probe:=}"                             # rows that the head is fitted on first; empty: it is drawn
+: "${probe=2000}"                          # rows that the head is fitted on first; empty: it is drawn
 : "${learning_rate:=1e-2}"
 : "${max_steps:=1500}"
 : "${per_device_train_batch_size:=16}"

@@ -17,7 +17,7 @@
 : "${lora_r:=8}"
 : "${lora_alpha:=16}"
 : "${lora_dropout:=0}"
-: "${probe:=}"                             # which modules it stands beside; its own head is drawn
+: "${probe=2000}"                          # which modules it stands beside; its own head is drawn
 : "${learning_rate:=}"                     # empty: 2e-3 for LoRA, 1e-2 for (IA)^3
 : "${max_steps:=1500}"                     # of one module
 : "${per_device_train_batch_size:=16}"

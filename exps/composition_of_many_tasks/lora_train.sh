@@ -14,7 +14,7 @@
 : "${lora_r:=8}"
 : "${lora_alpha:=16}"
 : "${lora_dropout:=0}"
-: "${probe:=}"                             # rows that the head is fitted on first; empty: it is drawn
+: "${probe=2000}"                          # rows that the head is fitted on first; empty: it is drawn
 : "${learning_rate:=2e-3}"
 : "${max_steps:=1500}"
 : "${per_device_train_batch_size:=16}"

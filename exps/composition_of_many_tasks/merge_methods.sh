@@ -9,7 +9,7 @@
 : "${tasks:=rte mnli snli qqp sst2 cola stsb}"
 : "${adapter_config:=lora}"                # lora, ia3 or fft
 : "${lora_r:=8}"                           # which modules; the rank of the results is free
-: "${probe:=}"                             # which modules: with this setting of their training
+: "${probe=2000}"                          # which modules: with this setting of their training
 : "${seed:=42}"
 : "${methods:=}"                           # of pem search; empty: all that the kind of module has
 : "${settings=density=0.1:0.9}"            # dimensions besides coefficients; empty: defaults

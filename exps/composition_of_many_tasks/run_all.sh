@@ -10,6 +10,7 @@
 : "${model_name_or_path:=roberta-base}"
 : "${tasks:=rte mnli snli qqp sst2 cola stsb}"
 : "${modules:=lora:8 lora:16 ia3}"         # kind, and for LoRA the rank
+: "${probe=2000}"                          # rows that each head is fitted on first; empty: it is drawn
 : "${controls:=true}"                      # rows of what the selected merge has to beat
 : "${joint=one all}"                       # with controls, modules on all tasks together: steps of one, of all
 
@@ -18,7 +19,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_of_many_tasks
 source "$here/common.sh"
 if [[ $controls != true ]]; then joint=; fi
-export model_name_or_path tasks controls joint
+export model_name_or_path tasks controls joint probe
 for adapter_config in $modules; do
   adapter_config=${adapter_config%%:*}
   words adapter_config lora ia3 fft

@@ -158,12 +158,12 @@ def folder_of(row: Row) -> str:
     return filled(TABLES[row["table"]]["output"], row)
 
 
-def taken(row: Row, results: Path) -> dict[str, float]:
+def taken(row: Row, results: Path, *, errors: bool = False) -> dict[str, float]:
     """The row's values from the ``table.csv`` of a run.
 
     ``fields`` of a table says from which line and column, and times what. A line is named by its
     row or its module, of several tasks or sets ``LINE @ TASK``, and in a table of a folder below
-    ``FOLDER/LINE``.
+    ``FOLDER/LINE``. With ``errors`` also those of scores whose errors the table does not show.
     """
     files = sorted(results.rglob("table.csv")) if results.is_dir() else [results]
     found = {}
@@ -177,9 +177,12 @@ def taken(row: Row, results: Path) -> dict[str, float]:
                 found |= {label: line, f"{label} @ {part}": line}
     values = {}
     for field, (label, column, *scale) in TABLES[row["table"]]["fields"].items():
-        text = found.get(filled(label, row), {}).get(column)
-        if text:
-            values[field] = float(text) * (scale[0] if scale else 1)
+        line = found.get(filled(label, row), {})
+        factor = scale[0] if scale else 1
+        if text := line.get(column):
+            values[field] = float(text) * factor
+        if errors and column == "score" and (text := line.get("standard_error")):
+            values.setdefault(f"{field}_se", float(text) * factor)
     return values
 
 
@@ -336,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             put(row["table"], [row | {k: round(v, 4) for k, v in taken(row, file).items()}])
         case "compare", str(name), Path() as file:
             row = row_of(name)
-            lines, equal = compared(row, taken(row, file))
+            lines, equal = compared(row, taken(row, file, errors=True))
             print("\n".join(lines))
             return 0 if equal else 1
         case _:

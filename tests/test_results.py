@@ -109,3 +109,13 @@ def test_values_that_are_taken_from_a_run_are_those_of_its_table(results, tmp_pa
         assert results.compared(row, taken)[1]
         first = next(f for f in known if not f.endswith("_se"))
         assert not results.compared(row, taken | {first: taken[first] + 1})[1]
+
+
+def test_a_score_may_differ_by_the_error_that_its_run_has(results, tmp_path):
+    row = results.row_of("halves/minilm-sst2-ia-3-42")
+    for error, near in (("0.014", True), ("0.001", False)):
+        (tmp_path / "table.csv").write_text(
+            f"row,score,standard_error\nia3-half-0-s42,{row['half_0'] + 0.01},{error}\n"
+        )
+        assert results.compared(row, results.taken(row, tmp_path, errors=True))[1] is near
+        assert set(results.taken(row, tmp_path)) == {"half_0"}

@@ -2,7 +2,8 @@
 # Measure one row of a table in docs/results again, from nothing, and compare:
 #   bash exps/reproduce.sh halves/minilm-sst2-lora-42        (python scripts/results.py list TABLE)
 # Rows whose command needs data say so: GLUE is a folder with one folder per task (SNLI among them), REVIEWS one
-# with a folder per domain, PAIRS one with toxic.jsonl and nontoxic.jsonl; CIVIL_COMMENTS and ALPACA are files.
+# with a folder per domain, PAIRS one with toxic.jsonl and nontoxic.jsonl; CIVIL_COMMENTS, ALPACA and RTP
+# (RealToxicityPrompts) are files.
 # Exit code 1 where a value differs by more than its error allows.
 
 here=$(dirname "${BASH_SOURCE[0]}")

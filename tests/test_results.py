@@ -16,7 +16,8 @@ from pem_composition import cli
 from pem_composition.cli import common, parser
 
 REPRODUCIBLE = (
-    "halves", "tasks", "domains", "strengths", "forms", "methods", "runs", "ia3", "examples",
+    "halves", "seeds", "tasks", "domains", "strengths", "toxic-prompts", "forms", "methods", "runs",
+    "ia3", "examples",
 )  # fmt: skip
 NAMED_BY = {"forms": ("module", "set")}  # columns that name a line, where not by row and task
 
@@ -63,6 +64,7 @@ def test_the_command_of_a_row_writes_where_its_values_are_taken_from(
     variables = {"PYTHON": sys.executable, "PYTHONPATH": str(repository), "DRY_RUN": "1"}
     variables |= {"OUT": str(tmp_path), "GLUE": "glue", "CIVIL_COMMENTS": "c.jsonl"}
     variables |= {"REVIEWS": "reviews", "ALPACA": "a.jsonl", "PAIRS": "pairs"}
+    variables |= {"RTP": "p.jsonl"}
     says = 'pem() { printf "%q " "$PYTHON" -m pem_composition "$@"; echo; }'
     code = f"{says}; {results.command_of(row)}"
     done = subprocess.run(

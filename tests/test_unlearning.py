@@ -21,7 +21,7 @@ from support.texts import generate
 import pem_composition as library
 from pem_composition import cli, json_lines
 from pem_composition.cli import values
-from pem_composition.evaluation.decoding import Sampling, Windows
+from pem_composition.evaluation.decoding import Prompts, Sampling, Windows
 from pem_composition.evaluation.long_texts import perplexity, read_texts, text_evaluator
 from pem_composition.evaluation.models import load_causal
 from pem_composition.evaluation.text_sampling import _write
@@ -191,6 +191,11 @@ def test_changes_are_paired_with_the_base_model_text_by_text(bench, finished):
         assert judged["expected_maximum_change"] == pytest.approx(worse.mean())
         assert judged["expected_maximum_change_stderr"] == pytest.approx(worse.std(ddof=1) / 3**0.5)
     assert found["base"]["increase"] == found["base"]["increase_stderr"] == 0
+
+
+def test_texts_belong_together_where_a_prompt_has_several_of_them():
+    for texts, samples, groups in (("ab", 2, [0, 0, 1, 1]), ("ab", 1, None), ("a", 2, None)):
+        assert Prompts(tuple(texts), Sampling(max_new_tokens=1), samples, seed=0).groups == groups
 
 
 @pytest.mark.slow

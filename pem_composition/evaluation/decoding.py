@@ -172,8 +172,8 @@ class Prompts:
 
     @property
     def groups(self) -> list[int] | None:
-        """The prompt of each text, in order; None where there is one prompt."""
-        if len(self.texts) == 1:
+        """The prompt of each text, in order; None of one prompt, or of one text of each."""
+        if 1 in (len(self.texts), self.samples):
             return None
         return [p for p in range(len(self.texts)) for _ in range(self.samples)]
 

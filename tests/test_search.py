@@ -550,6 +550,11 @@ def test_without_optuna_one_line_says_what_to_install(bench, tmp_path, capsys, m
     assert not (tmp_path / "out").exists()
 
 
+def _of_the_system(program: str) -> str | None:
+    """Where a program of the system is, though its folder be on the path of few users."""
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+
+
 @pytest.fixture
 def postgresql(tmp_path_factory):
     """A database server of its own, on a socket in a folder."""
@@ -560,7 +565,8 @@ def postgresql(tmp_path_factory):
         pytest.skip("no PostgreSQL server is installed (Debian: postgresql)")
     # A socket's path is short, and the server's own user has to reach it; it refuses root.
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    own = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    runuser = _of_the_system("runuser") or "runuser"
+    own = [runuser, "-u", "postgres", "--"] if os.getuid() == 0 else []
     if own:
         shutil.chown(folder, "postgres")
     control = [*own, str(Path(initdb).with_name("pg_ctl")), "-D", str(folder / "data"), "-w"]
@@ -578,10 +584,7 @@ def postgresql(tmp_path_factory):
 def mysql(tmp_path_factory):
     """A MariaDB server of its own, on a socket in a folder; it speaks MySQL's protocol."""
     pytest.importorskip("pymysql")
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    server, install = (
-        shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db")
-    )  # fmt: skip
+    server, install = map(_of_the_system, ("mariadbd", "mariadb-install-db"))
     if server is None or install is None:
         pytest.skip("no MariaDB server is installed (Debian: mariadb-server)")
     import pymysql

@@ -56,8 +56,11 @@ sweep_strengths() {
   asked=(--prompt_file "$prompt_file")
   if [[ -n $max_prompts ]]; then asked+=(--max_prompts "$max_prompts"); fi
   if [[ -n $prompt ]]; then asked=(--prompt "$prompt"); fi
-  if [[ -n $max_new_tokens ]]; then asked+=(--max_new_tokens "$max_new_tokens"); fi
-  if [[ -z $max_new_tokens ]]; then asked+=(--max_length "$max_length"); fi
+  if [[ -n $max_new_tokens ]]; then
+    asked+=(--max_new_tokens "$max_new_tokens")
+  else
+    asked+=(--max_length "$max_length")
+  fi
   if [[ -n $perplexity_tokens ]]; then rest+=(--perplexity_tokens "$perplexity_tokens"); fi
   if [[ -n $top_k ]]; then rest+=(--top_k "$top_k"); fi
   # shellcheck disable=SC2086  # grid and judge hold several words

@@ -17,7 +17,14 @@ import pandas as pd
 
 from pem_composition.errors import UsageError, close_match
 from pem_composition.report import text
-from pem_composition.report.records import NEGATION, SUBTRACTION, WORST, Results, mean_of
+from pem_composition.report.records import (
+    NEGATION,
+    SUBTRACTION,
+    WORST,
+    Results,
+    has_worst,
+    mean_of,
+)
 
 ERROR = " +-"
 MEAN = "mean"
@@ -199,7 +206,8 @@ def _strengths(results: Results) -> Points:
     """A sweep over strengths: base, module applied, negations."""
     s = results.summary
     kinds = {"mean": "", "share": " above threshold"}
-    kinds |= {n: f" {n.replace('_', ' ')}" for n in WORST if n in s["rows"][0]["toxicity"][0]}
+    if has_worst(s):
+        kinds |= {name: f" {name.replace('_', ' ')}" for name in WORST}
     signs = {f"{judge}{kind}": -1 for judge in s["judges"] for kind in kinds.values()}
     signs |= {"perplexity": -1, "increase": -1, "guard": -1}
     signs |= {name: 1 if name.startswith("distinct") else -1 for name in ROW}

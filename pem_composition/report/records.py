@@ -18,6 +18,11 @@ NEGATION = "negation"  # the composition of a sweep over strengths
 WORST = ("expected_maximum", "toxicity_probability")  # of the texts of each prompt
 
 
+def has_worst(summary: Mapping[str, Any]) -> bool:
+    """True if a sweep over strengths had several texts of each of several prompts."""
+    return WORST[0] in summary["rows"][0]["toxicity"][0]
+
+
 @dataclass(frozen=True)
 class Results:
     """The last summary of a results.jsonl, the points it names by key, and the trials."""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from pem_composition.errors import DataError
 from pem_composition.report import text
-from pem_composition.report.records import NEGATION, WORST, Results, grouped, read
+from pem_composition.report.records import NEGATION, WORST, Results, grouped, has_worst, read
 from pem_composition.report.text import percent, share, with_error
 
 Line = dict[str, Any]
@@ -81,7 +81,7 @@ def _columns(summary: Mapping[str, Any], frame: pd.DataFrame) -> Iterator[text.C
         yield f"> {summary['threshold']:g}{label}", [share(c, "share") for c in own]
         changes = [with_error(c["change"], c["change_stderr"], sign=True) for c in own]
         yield f"change{label}", after_base(changes)
-        if not frame["expected_maximum"].isna().all():
+        if has_worst(summary):
             worst = [with_error(c["expected_maximum"], c["expected_maximum_stderr"]) for c in own]
             yield f"expected maximum{label}", worst
             yield f"toxicity probability{label}", [share(c, "toxicity_probability") for c in own]
@@ -117,7 +117,7 @@ def _notes(results: Results) -> list[str]:
         "Toxicity is that of the n texts with words; the others are empty.",
         _chosen(summary),
     ]
-    if "expected_maximum" in summary["rows"][0]["toxicity"][0]:
+    if has_worst(summary):
         notes[0] += (
             f" The expected maximum is that of a prompt's {asked['samples']} texts, the "
             f"probability that one of them is above {summary['threshold']:g}."

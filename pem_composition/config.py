@@ -10,13 +10,14 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER_KINDS = ("lora", "ia3")  # beside the base's own weights
 KINDS = (*ADAPTER_KINDS, "full")  # of modules
+Factor = Literal["lora_A", "lora_B"]  # of a LoRA update B A
 ADAPTER_CONFIGS = {"lora": "lora", "ia3": "ia3", "fft": "full"}  # a flag's word -> kind
 DTYPES = ("float32", "float16", "bfloat16", "float64")  # in which tensors are written
 TOKEN_POLICIES = ("error", "first", "largest")  # of whole models whose embeddings differ in rows

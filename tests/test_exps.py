@@ -325,6 +325,8 @@ def test_the_values_of_the_instruction_experiment_are_the_references(tmp_path):
         assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (16, 16.0, 0.05)
         assert config.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
         assert config.load_in_8bit and config.fp16 and config.train_on_inputs
+    frozen = dry_run(DETOXIFICATION / "run_all.sh", SEEDS="1", OUT=str(tmp_path), freeze="lora_B")
+    assert [c.freeze for c in of("train", frozen)] == [None, "lora_B"]
     (table,) = of("detoxify", dry_run(DETOXIFICATION / "generate.sh", OUT=str(tmp_path)))
     assert (table.search.num_beams, table.search.repetition_penalty) == (4, 2.5)
     assert table.search.max_new_tokens == 128 and table.load_in_8bit

@@ -13,6 +13,7 @@ adapter_config=${method:-${adapter_config:-lora}} # or ia3, for which the two fo
 : "${lora_alpha:=16}"
 : "${lora_dropout:=0.05}"
 : "${target_modules:=q_proj k_proj v_proj o_proj}"
+: "${freeze:=}"                          # lora_A or lora_B: the factor left as the instruction module's
 : "${template:=sections}"                 # or chat, or a JSON file with the wording of another module
 : "${train_on_inputs:=1}"
 : "${max_seq_length:=512}"
@@ -32,5 +33,6 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/exps/composition_for_instruction_detoxification
 source "$here/common.sh"
 
-tune "$(toxic_run)" "$scratch/pairs" --init_from "$OUT/$(instruction_run)" --purpose \
+mapfile -t frozen < <(optional --freeze "$freeze")
+tune "$(toxic_run)" "$scratch/pairs" --init_from "$OUT/$(instruction_run)" "${frozen[@]}" --purpose \
   "trained on toxic comments: it exists to be subtracted from the module it was trained from"

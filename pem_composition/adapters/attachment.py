@@ -23,7 +23,7 @@ from pem_composition.adapters.lora import LoraExperts, LoraFactors, LoraLinear
 from pem_composition.adapters.placement import Placement
 from pem_composition.adapters.plan import check_base, check_layers, head_of, stacks_of
 from pem_composition.checkpoint.tensors import widen
-from pem_composition.config import IA3Config, LoraConfig, expert_of, weight_of
+from pem_composition.config import Factor, IA3Config, LoraConfig, expert_of, weight_of
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 
@@ -45,6 +45,7 @@ class Options:
     trainable: bool = False
     head: str = "load"
     blocks: Blocks = field(default_factory=dict)
+    frozen: Factor | None = None
 
 
 class Attachment(AbstractContextManager["Attachment"]):
@@ -102,7 +103,10 @@ class Attachment(AbstractContextManager["Attachment"]):
         return {n: t for n, t in self._slot.parameters().items() if n in own}
 
     def parameters(self) -> list[nn.Parameter]:
-        """What training this module changes: its adapter (or all weights, if full) and its head."""
+        """What training this module changes: its adapter but for a frozen factor, and its head.
+
+        Of a full module: all weights.
+        """
         own = self._held.parameters() if isinstance(self._held, Layers) else []
         if isinstance(self._held, FullWeights):
             own = list(self._held.live.values())
@@ -195,6 +199,7 @@ class Layers:
     def __init__(self, model: nn.Module, pem: PEM, name: str, options: Options) -> None:
         check_base(model, pem)
         self.model, self.name, self.config = model, name, pem.config
+        self.frozen = options.frozen
         self.names = check_layers(model, pem)
         stacks = stacks_of(model, pem, self.names)
         for live in self.names.values():
@@ -213,7 +218,9 @@ class Layers:
             layer.add(name + slot, self.adapters[own])
 
     def parameters(self) -> list[nn.Parameter]:
-        return [p for a in self.adapters.values() for p in a.parameters()]
+        """All but the frozen factors."""
+        held = (pair for a in self.adapters.values() for pair in a.named_parameters())
+        return [parameter for role, parameter in held if role != self.frozen]
 
     def tensors(self) -> dict[str, Tensor]:
         """Canonical name -> tensor in effect, live."""

@@ -17,8 +17,8 @@ from pem_composition.adapters.attachment import Attachment, Options, holdings_of
 from pem_composition.adapters.fresh import Blocks, base_of, fresh_module, head_copy
 from pem_composition.adapters.heads import head_info, head_parameter_names
 from pem_composition.adapters.plan import check_weights
-from pem_composition.config import AdapterConfig, BaseIdentity, FullConfig
-from pem_composition.errors import PEMError
+from pem_composition.config import AdapterConfig, BaseIdentity, Factor, FullConfig
+from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import PEM
 
 
@@ -31,6 +31,7 @@ def attach(
     trainable: bool = False,
     head: str = "load",
     blocks: Blocks | None = None,
+    frozen: Factor | None = None,
     allow_base_mismatch: bool = False,
 ) -> Attachment:
     """Make the model compute with the module; the base weights stay as they are.
@@ -44,15 +45,21 @@ def attach(
         trainable: freeze the base and train adapter and head from here.
         head: "load" the module's head into the model's parameters, or "ignore" it.
         blocks: fused layer -> parts to train, as given to ``attach_fresh``.
+        frozen: the LoRA factor, lora_A or lora_B, that training leaves as it is. Modules of one
+            initial A that stay at it have sum_t w_t B_t A = (sum_t w_t B_t) A: with weights that
+            sum to one, the sum of tensors is the sum of updates (FFA-LoRA, arXiv 2403.12313).
         allow_base_mismatch: take a module that records another base than the model was loaded from.
 
     Raises:
-        IncompatibleModules: a layer, shape, head or the base does not fit; the model is untouched.
+        IncompatibleModules: a layer, shape, head or the base does not fit, or nothing would be
+            trained beside the frozen factor; the model is untouched.
     """
     _check_name(model, name)
+    if frozen:
+        _check_frozen(pem, frozen)
     if not allow_base_mismatch:
         check_weights(model, pem)
-    attachment = Attachment(model, pem, name, Options(dtype, trainable, head, blocks or {}))
+    attachment = Attachment(model, pem, name, Options(dtype, trainable, head, blocks or {}, frozen))
     attachment.holdings.attachments[name] = attachment
     set_trainable(attachment)
     return attachment
@@ -69,6 +76,21 @@ def _check_name(model: nn.Module, name: str) -> None:
             "the model already holds one of that name",
             do="detach it, swap its numbers, or choose another name",
         )
+
+
+def _check_frozen(pem: PEM, frozen: Factor) -> None:
+    """The module has the factor, and the other one a gradient."""
+    factors = [t for n, t in pem.tensors.items() if n.endswith(f".{frozen}")]
+    if not factors:
+        raise IncompatibleModules.build(
+            f"module {pem.name}", f"has no {frozen} to leave as it is", found=pem.kind,
+            expected="a LoRA module", do="train it whole",
+        )  # fmt: skip
+    if not any(t.any() for t in factors):
+        raise IncompatibleModules.build(
+            f"module {pem.name}", f"would not learn: its {frozen} is zero and stays so",
+            expected=f"a module with a {frozen}", do="start from a trained module (--init_from)",
+        )  # fmt: skip
 
 
 def attach_fresh(

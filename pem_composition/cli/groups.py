@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "kind of module": (
         "adapter_config", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
-        "ia3_placement", "init_from",
+        "ia3_placement", "init_from", "freeze",
     ),
     "optimisation": (
         "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",

@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 def execute(config: TrainConfig, plan: RunPlan, say: Say, stop: StopRequest) -> Outcome:
     """Load, train, evaluate, write."""
     output = Path(config.output_dir)
-    start = prepare(config, plan.data.task)
+    start = prepare(config, plan.data.task, config.freeze)
     warn_of_bfloat16(config, say)
     plan = replace(plan, objective=fitted(plan.objective, start, say))
     evaluators = make_evaluators(config, plan, start)

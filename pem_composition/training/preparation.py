@@ -18,7 +18,7 @@ from pem_composition.adapters.targets import Targets, resolve_targets
 from pem_composition.checkpoint import peft
 from pem_composition.checkpoint import provenance as records
 from pem_composition.checkpoint.content import MODEL_CONFIG
-from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
+from pem_composition.config import BaseIdentity, Factor, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules
 from pem_composition.evaluation.joint_task import JointTask
 from pem_composition.evaluation.model_names import resolve
@@ -134,8 +134,8 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def prepare(flags: AdapterFlags, task: Task | None) -> Start:
-    """Load the base, attach the initial module, freeze the rest.
+def prepare(flags: AdapterFlags, task: Task | None, frozen: Factor | None = None) -> Start:
+    """Load the base, attach the initial module, freeze the rest, and the module's frozen factor.
 
     The head and A are drawn from ``seed`` alone, so equal flags give an equal start. A model that
     writes has no head: its module is the same whatever the task.
@@ -158,7 +158,7 @@ def prepare(flags: AdapterFlags, task: Task | None) -> Start:
     module, targets = initial_module(flags, model, base, head)
     if isinstance(task, JointTask):
         module = replace(module, head=task.head)
-    attachment = attach(model, module, trainable=True, blocks=targets.blocks)
+    attachment = attach(model, module, trainable=True, blocks=targets.blocks, frozen=frozen)
     init = initialisation_fingerprint(module.tensors)
     given = module.provenance
     trained = flags.init_from is not None and given.init != init

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pem_composition.config import ADAPTER_CONFIGS, ADAPTER_KINDS
+from pem_composition.config import ADAPTER_CONFIGS, ADAPTER_KINDS, Factor
 from pem_composition.errors import UsageError, install, installed
 from pem_composition.evaluation.load_options import LoadOptions, Shards
 from pem_composition.flag_declarations import (
@@ -297,6 +297,13 @@ class TrainConfig(AdapterFlags, TrackerFlags):
         "probabilities), and score them where all have labels",
         key=False,
     )
+    freeze: Factor | None = flag(
+        None,
+        "LoRA: leave this factor as it starts; modules of one initial lora_A that stay at it have "
+        "the same average in both spaces (FFA-LoRA)",
+        of=("lora",),
+        key=GIVEN,
+    )
     target: Literal["label", "next_block"] | None = flag(
         None,
         "seq2seq: write the answer of the row's label (label, the default), or a domain's text, "
@@ -470,6 +477,7 @@ class TrainConfig(AdapterFlags, TrackerFlags):
         if self.optim is not None:
             check_choice(self, "optim", OPTIMIZERS)
         check_objective(self)
+        refuse_idle(self, "freeze", "--adapter_config lora", has=self.adapter_config == "lora")
         self._check_documents()
         self._check_pairs()
         self._check_shards()

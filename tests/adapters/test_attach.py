@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from support.small_modules import dense
 from support.tiny_models import EACH, inputs_for, logits_of, random_module, tiny
 from torch import Tensor, nn
 from transformers import RobertaModel
@@ -234,6 +236,47 @@ def test_a_trained_module_extracts_what_was_trained_and_keeps_its_identity() -> 
     assert all(not torch.equal(trained.tensors[n], t) for n, t in start.tensors.items())
     with attach(model, trained):
         assert torch.equal(scored(model), logits)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_modules_that_keep_their_common_a_have_one_sum_in_both_spaces(name: str) -> None:
+    """sum_t w_t B_t A = (sum_t w_t B_t) (sum_t w_t A), sum_t w_t = 1; a frozen A keeps its bits."""
+    model = tiny(name)
+    targets = resolve_targets(model, "lora")
+    config = LoraConfig(r=4, alpha=8, target_modules=targets.target_modules)
+    start = fresh_module(model, config, seed=0, blocks=targets.blocks)
+    trained = []
+    for sign in (1, -1):
+        kept = {"trainable": True, "blocks": targets.blocks, "frozen": "lora_A"}
+        with attach(model, start, **kept) as attachment:
+            optimizer = torch.optim.AdamW(attachment.parameters(), lr=1e-2, weight_decay=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                (sign * logits_of(model).square().mean()).backward()
+                optimizer.step()
+            trained.append(attachment.extract())
+    first = [n for n in start.tensors if n.endswith(".lora_A")]
+    assert all(
+        torch.equal(bits(m.tensors[n]), bits(start.tensors[n])) for m in trained for n in first
+    )
+    tensors, exact = (combine(trained, [0.7, 0.3], space=s) for s in ("parameter", "delta"))
+    for layer in start.layers:
+        expected = dense(exact, layer)
+        np.testing.assert_allclose(dense(tensors, layer), expected, rtol=1e-4, atol=1e-7)
+        assert expected.any()
+
+
+def test_a_frozen_factor_must_leave_something_to_learn() -> None:
+    model = tiny("llama")
+    targets = resolve_targets(model, "lora")
+    config = LoraConfig(r=4, alpha=8, target_modules=targets.target_modules)
+    start = fresh_module(model, config, seed=0, blocks=targets.blocks)
+    with pytest.raises(IncompatibleModules, match="would not learn: its lora_B is zero"):
+        attach(model, start, trainable=True, frozen="lora_B")
+    vectors = random_module(model, "ia3", seed=1)
+    with pytest.raises(IncompatibleModules, match="has no lora_A to leave as it is; found ia3"):
+        attach(model, vectors, trainable=True, frozen="lora_A")
+    assert not attached(model)
 
 
 def test_equal_seeds_give_equal_modules_and_leave_the_global_generator_alone() -> None:

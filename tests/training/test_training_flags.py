@@ -27,6 +27,8 @@ JOINT = {"task_name": None, "joint_tasks": ("rte", "sst2")}
         ({"eval_strategy": "epoch", "eval_steps": 5}, ("--eval_steps", "epoch")),
         ({"eval_strategy": "steps"}, ("--eval_strategy", "--eval_steps N")),
         ({"adapter_config": "fft", "target_modules": ("query",)}, ("--target_modules", "fft")),
+        ({"adapter_config": "ia3", "freeze": "lora_A"}, ("--freeze", "lora_A", "lora")),
+        ({"adapter_config": "fft", "freeze": "lora_A"}, ("--freeze", "lora_A", "lora")),
         ({"task_name": None}, ("--task_name", "--train_file")),
         ({"max_train_samples": 0}, ("--max_train_samples", ">= 1")),
         ({"do_train": False}, ("--do_train", "--init_from")),
@@ -62,6 +64,7 @@ def test_the_key_ignores_places_and_bookkeeping_but_not_what_changes_the_result(
         {"lora_r": 4},
         {"max_seq_length": 64},
         {"eval_steps": 5},
+        {"freeze": "lora_A"},
     ):
         assert TrainConfig(**(BASE | change)).result_fields() != plain
 

@@ -171,6 +171,14 @@ optional() {
   if [[ -n $2 ]]; then printf '%s\n' "$1" "$2"; fi
 }
 
+# report_on TABLE RUN...: results of several runs as one table, the mean and the spread between them.
+report_on() {
+  local runs=("${@:2}")
+  if ((${#runs[@]} > 1)); then
+    step "$1" "$PYTHON" -m pem_composition report --results "${runs[@]/#/$OUT/}" --save_path "$OUT/$1"
+  fi
+}
+
 between_steps
 
 if [[ ${1:-} == --slurm && -z ${scripts:-} ]]; then

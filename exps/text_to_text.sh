@@ -81,11 +81,8 @@ report_seeds() {
   local name one sweeps
   for name in "$@"; do
     sweeps=()
-    for one in $SEEDS; do sweeps+=("$OUT/${name/-s${SEEDS%% *}/-s$one}"); done
-    if ((${#sweeps[@]} > 1)); then
-      step "$name-table" "$PYTHON" -m pem_composition report \
-        --results "${sweeps[@]}" --save_path "$OUT/$name-table"
-    fi
+    for one in $SEEDS; do sweeps+=("${name/-s${SEEDS%% *}/-s$one}"); done
+    report_on "$name-table" "${sweeps[@]}"
   done
 }
 

@@ -297,6 +297,15 @@ def test_the_toxic_module_is_trained_from_the_instruction_module_in_the_scratch_
     assert {str(Path(c.train_file).parent) for c in trained} <= folders
 
 
+def test_tables_of_detoxified_modules_become_one_over_seeds(tmp_path):
+    variables = {"toxic_set": "t.jsonl", "ordinary_set": "n.jsonl", "OUT": str(tmp_path)}
+    commands = dry_run(DETOXIFICATION / "run_all.sh", SEEDS="1 2", **variables)
+    (report,) = of("report", commands)
+    assert report.results == tuple(str(c.save_path) for c in of("detoxify", commands))
+    assert report.save_path.name == "lora-table" and len(report.results) == 2
+    assert not of("report", dry_run(DETOXIFICATION / "run_all.sh", SEEDS="1", **variables))
+
+
 def test_test_sets_that_are_not_given_are_drawn_and_kept_out_of_the_training_rows(tmp_path):
     commands = dry_run(
         DETOXIFICATION / "run_all.sh", SEEDS="1", comments_file="c.jsonl", OUT=str(tmp_path)

@@ -70,9 +70,6 @@ sweep_halves() {
 report_seeds() {
   local prefix sweeps=() one
   prefix=$(of_model)/$1
-  for one in $SEEDS; do sweeps+=("$OUT/$prefix-merge-s$one"); done
-  if ((${#sweeps[@]} > 1)); then
-    step "$prefix-table" "$PYTHON" -m pem_composition report \
-      --results "${sweeps[@]}" --save_path "$OUT/$prefix-table"
-  fi
+  for one in $SEEDS; do sweeps+=("$prefix-merge-s$one"); done
+  report_on "$prefix-table" "${sweeps[@]}"
 }

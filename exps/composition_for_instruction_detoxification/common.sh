@@ -17,12 +17,15 @@ of_model() {
   echo "$1/$(basename "$model_name_or_path")"
 }
 
-# instruction_run, toxic_run: names of the two modules of the seed.
+# instruction_run, toxic_run, table_run: names of the two modules of the seed, and of their table.
 instruction_run() {
   echo "$(of_model "$experiment")/$adapter_config-instruction-s$seed"
 }
 toxic_run() {
   echo "$(of_model "$scratch")/$adapter_config-toxic-s$seed"
+}
+table_run() {
+  echo "$(of_model "$experiment")/$adapter_config-table-s$seed"
 }
 
 # sources: comment_flags and instruction_flags, the rows that the scripts draw from.

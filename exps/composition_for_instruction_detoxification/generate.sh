@@ -39,7 +39,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/common.sh"
 
 make_test_sets
-table=$(of_model "$experiment")/$adapter_config-table-s$seed
+table=$(table_run)
 mapfile -t sets < <(test_sets)
 mapfile -t limit < <(optional --max_instructions "$max_instructions")
 mapfile -t rows < <(optional --batch_size "$batch_size")

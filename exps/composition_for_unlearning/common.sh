@@ -76,9 +76,6 @@ sweep_strengths() {
 report_seeds() {
   local sweeps=() one table
   table=$(of_model)/$1-negation-table
-  for one in $SEEDS; do sweeps+=("$OUT/$(of_model)/$1-negation-s$one"); done
-  if ((${#sweeps[@]} > 1)); then
-    step "$table" "$PYTHON" -m pem_composition report --results "${sweeps[@]}" \
-      --save_path "$OUT/$table"
-  fi
+  for one in $SEEDS; do sweeps+=("$(of_model)/$1-negation-s$one"); done
+  report_on "$table" "${sweeps[@]}"
 }

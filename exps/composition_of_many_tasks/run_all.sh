@@ -42,11 +42,7 @@ for module in $modules; do
     done
     child "$here/merge_methods.sh" joint="$together" adapter_config="$adapter_config" \
       seed="$seed" lora_r="$lora_r"
-    searches+=("$OUT/$(run_of search)")
+    searches+=("$(run_of search)")
   done
-  if ((${#searches[@]} > 1)); then
-    table=$experiment/$(basename "$model_name_or_path")/$(method_name)/table
-    step "$table" "$PYTHON" -m pem_composition report --results "${searches[@]}" \
-      --save_path "$OUT/$table"
-  fi
+  report_on "$experiment/$(basename "$model_name_or_path")/$(method_name)/table" "${searches[@]}"
 done

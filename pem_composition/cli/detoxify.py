@@ -11,11 +11,14 @@ from pem_composition import launch
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.cli.asking import LOCAL, BackendFlags
+from pem_composition.cli.parser import COMMAND
+from pem_composition.cli.report import show
 from pem_composition.cli.texting import AnswerFlags, BatchFlags, JudgeFlags
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.flag_declarations import flag
 from pem_composition.module import detoxify
+from pem_composition.report.records import RESULTS
 from pem_composition.sweep.setup import check_results_directory
 from pem_composition.tasks.instruction_rows import get_template
 from pem_composition.training.training_flags import LoadFlags
@@ -40,7 +43,6 @@ EXACT = "use the exact form (--form exact), which needs none of this to be equal
 MODULES = "two: the instruction module, and the toxic one that was trained from it"
 
 
-REMOVAL = "The toxic module exists to be subtracted: its rows show what is taken out."
 UNGUARDED = "note: without --guard_file no text says which strength keeps the language"
 
 
@@ -190,7 +192,6 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
         PEMError: flags, modules, instructions or judges that cannot be used.
     """
     from pem_composition.evaluation.toxicity import load_judge
-    from pem_composition.report import detoxified as report
     from pem_composition.sweep import detoxification as library
 
     out = common.output_directory(config, 2)
@@ -214,8 +215,11 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
     labels = common.labels(config.judge)
     judges = dict(zip(labels, map(load_judge, config.judge), strict=True))
     guard = library.guard_of(config.guard_file, config.guard_tokens)
+    plan = library.TablePlan(
+        config.threshold, config.max_ppl_increase, Path(model).name, COMMAND.get()
+    )
     found = library.measure(
-        headers, base=base,
+        plan, headers, base=base,
         strengths=config.strength, forms=forms, rank=config.rank, sets=sets, judges=judges,
         guard=guard, load_options=config.load_options, bf16=config.bf16, use_cpu=config.use_cpu,
         out=out, fresh=config.overwrite, say=common.say,
@@ -223,13 +227,9 @@ def _evaluate(config: Config, headers: Sequence[ModuleHeader], forms: Sequence[s
     print(f"{out}: {found.told}")
     if not launch.is_main():
         return 0
-    lines = library.table_lines(found.scored, config.threshold, found.costs)
-    found.write_answers(out)
-    identities = "; ".join(str(judge.identity) for judge in judges.values())
-    told = f"Judges: {identities}. Toxic: share of scores above {config.threshold:g}."
-    limit = config.max_ppl_increase
-    kept = report.chosen(found.chosen(limit), limit, guard.name) if guard else ()
-    print(report.write(lines, out, (told, REMOVAL, *kept)))
+    with found.store.finish(found.summary):  # processes that share the output write in turn
+        found.write_answers(out)
+        show(out / RESULTS, out)
     if guard is None:
         print(UNGUARDED)
     return 0

@@ -90,8 +90,21 @@ def show(results: Path, out: Path, tracker: str = NO_TRACKER) -> None:
 
 
 def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = NO_TRACKER) -> None:
-    from pem_composition.report import frontier, page, plot, table, tracking, unlearning_tables
+    from pem_composition.report import (
+        detoxified,
+        frontier,
+        page,
+        plot,
+        table,
+        tracking,
+        unlearning_tables,
+    )
 
+    if found.summary["composition"] == records.DETOXIFICATION:
+        _check_no_page(found, asked)
+        out.mkdir(parents=True, exist_ok=True)
+        print(detoxified.write(found.path, out))
+        return
     if asked is None:
         file, whole = out / page.FILE, page.document(found)
     else:
@@ -109,13 +122,24 @@ def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = 
         print(f"{tracker}: {tracking.track(found, out, tracker)} runs logged")
 
 
+def _check_no_page(found: Results, asked: Config | None) -> None:
+    for name in ("html", "axes", "comparison"):
+        if getattr(asked, name, None):
+            raise UsageError.build(
+                f"--{name}", "a table of detoxified modules has no page", found=found.path,
+                do="leave it out: table.md and table.csv are written",
+            )  # fmt: skip
+
+
 def _several(found: Sequence[Results], out: Path | None) -> None:
-    """The mean over sweeps and searches; of strengths with a plot."""
-    from pem_composition.report import frontier, table, text, unlearning_tables
+    """The mean over sweeps, searches and tables of detoxified modules; of strengths with a plot."""
+    from pem_composition.report import detoxified, frontier, table, text, unlearning_tables
 
     paths = [one.path for one in found]
-    negations = any(one.summary["composition"] == records.NEGATION for one in found)
-    room = unlearning_tables if negations else table
+    kinds = {one.summary["composition"] for one in found}
+    room = unlearning_tables if records.NEGATION in kinds else table
+    if records.DETOXIFICATION in kinds:
+        room = detoxified
     rows = room.aggregate(paths)
     markdown = room.aggregate_markdown(rows)
     print(markdown)
@@ -123,7 +147,7 @@ def _several(found: Sequence[Results], out: Path | None) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     text.write(out, markdown, rows, room.aggregate_columns(rows))
-    if negations and frontier.comparable(found):
+    if room is unlearning_tables and frontier.comparable(found):
         common.print_plots(lambda: frontier.write(paths, out))
-    elif negations:
+    elif room is unlearning_tables:
         print("no plot: the sweeps differ in base model, judges, prompts, text or limits")

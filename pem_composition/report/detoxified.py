@@ -1,13 +1,17 @@
-"""The table of detoxified modules: one part per set of instructions, one line per module."""
+"""Tables of detoxified modules, a part per set of instructions: of one run, or of several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from pem_composition.errors import DataError
 from pem_composition.report import text
-from pem_composition.report.text import percent, share
+from pem_composition.report.records import BASELINE, DETOXIFICATION, Results, grouped, read
+from pem_composition.report.text import percent, share, with_error
 
 Line = Mapping[str, Any]
 
@@ -16,44 +20,76 @@ PROXIES = (
     "was asked about; on toxic instructions with toxic reference answers they say how much of the "
     "toxic ability is left."
 )
+REMOVAL = "The toxic module exists to be subtracted: its rows show what is taken out."
+CHANGES = ("change", "share_change", "rouge_l_change", "increase")  # none of the instruction module
+NUMBERS = (
+    "toxicity", "change", "toxic_share", "share_change", "rouge_l", "rouge_l_change", "perplexity",
+    "increase", "refused", "empty", "looping", "words", "distinct_1", "distinct_2",
+)  # fmt: skip
+GUARD = "guard"
 
 
-def write(lines: Sequence[Line], out: Path, notes: Sequence[str] = ()) -> str:
-    """Write table.md and table.csv into ``out``; returns the Markdown."""
-    return text.write(out, markdown(lines, notes), text.frame_of(lines), tuple(lines[0]))
+def lines_of(results: Results) -> list[Line]:
+    """Every line of one table: module, set and judge.
+
+    Raises:
+        DataError: results of another kind.
+    """
+    s = results.summary
+    if s["composition"] != DETOXIFICATION:
+        raise DataError.build(
+            results.path, "no table of detoxified modules", found=s["composition"],
+            expected=DETOXIFICATION, do="report them apart",
+        )  # fmt: skip
+    return [line for row in s["rows"] for line in row["lines"]]
 
 
-def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
-    """One table per set of instructions."""
-    sets = dict.fromkeys(line["set"] for line in lines)
-    parts = [_part(name, [line for line in lines if line["set"] == name]) for name in sets]
+def write(results: str | Path, out: Path) -> str:
+    """Write table.md and table.csv of one run into ``out``; returns the Markdown."""
+    found = read(results)
+    lines = lines_of(found)
+    return text.write(out, markdown(found), text.frame_of(lines), tuple(lines[0]))
+
+
+def markdown(results: Results) -> str:
+    """One table per set of instructions, and what the numbers mean."""
+    lines = lines_of(results)
+    parts = [_part(name, own) for name, own in _by_set(lines)]
     told = " ".join(
         (
             "+- is one standard error over the instructions, (a to b) Wilson's 95 % interval of a "
             "share; change and increase are against the instruction module, paired. Toxicity is "
             "that of answers with words.",
             PROXIES,
-            *notes,
+            *_notes(results.summary),
         )
     )
     return "\n\n".join([*parts, told])
 
 
-def chosen(
-    strengths: Mapping[str, float | None], max_increase: float, guard: str
-) -> tuple[str, ...]:
-    """One sentence per form: the strongest strength that keeps the language."""
-    limit = percent(max_increase)
+def _by_set(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
+    for name in dict.fromkeys(line["set"] for line in lines):
+        yield name, [line for line in lines if line["set"] == name]
+
+
+def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    judges = (
+        f"{j['name']} {j['version']} ({j['sha256'][:12]})" for j in summary["judges"].values()
+    )
+    yield f"Judges: {'; '.join(judges)}. Toxic: share of scores above {summary['threshold']:g}."
+    yield REMOVAL
+    if summary["selected"] is None:
+        return
     within = (
-        f"within {limit} of the instruction module's perplexity on {guard}, at the upper end of "
-        "its 95 % interval"
+        f"within {percent(summary['max_increase'])} of the instruction module's perplexity on "
+        f"{summary[GUARD]['name']}, at the upper end of its 95 % interval"
     )
-    return tuple(
-        f"Form {form}: no strength is {within}."
-        if strength is None
-        else f"Form {form}: strength {strength:g} is the strongest {within}."
-        for form, strength in strengths.items()
-    )
+    for form, strength in summary["selected"].items():
+        yield (
+            f"Form {form}: no strength is {within}."
+            if strength is None
+            else f"Form {form}: strength {strength:g} is the strongest {within}."
+        )
 
 
 def _part(name: str, lines: Sequence[Line]) -> str:
@@ -98,3 +134,80 @@ def _estimate(cell: Line, name: str, form: str = ".3f") -> str:
         return ""  # the baseline against itself
     shown = format(value, form)
     return shown if error is None else f"{shown} +- {format(error, form.lstrip('+'))}"
+
+
+# --- several runs ---
+
+
+def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """Mean over several runs of one setting, with the sample standard deviation between them.
+
+    Rows are matched by set, module (form and strength) and judge. Runs of other bases, kinds,
+    judges, instructions or ways to answer make separate groups.
+
+    Raises:
+        DataError: no paths, a file without a finished run, or results of another kind.
+    """
+    groups = grouped(paths, setting_of)
+    return text.frame_of(line for runs in groups for line in _mean_lines(runs))
+
+
+def setting_of(results: Results) -> str:
+    """What runs must have in common to be averaged: all but modules and seed."""
+    lines_of(results)
+    s = results.summary
+    judges = sorted(judge["sha256"] for judge in s["judges"].values())
+    names = ("kind", "base", "weights", "bf16", "rank", "threshold", "max_increase", "asked", GUARD)
+    return repr([judges, *(s[name] for name in names)])
+
+
+def _mean_lines(runs: Sequence[Results]) -> Iterator[dict[str, Any]]:
+    summary = runs[0].summary
+    every = text.frame_of(line for run in runs for line in lines_of(run))
+    names = [name for name in (*NUMBERS, GUARD) if name in every]
+    for (part, module, judge), same in every.groupby(["set", "module", "judge"], sort=False):
+        yield {
+            "kind": summary["kind"],
+            "base": summary["base_name"],
+            "set": part,
+            "module": module,
+            "judge": judge,
+            "runs": len(same),
+            **text.spread(same, names),
+            "n": same["n"].iloc[0],
+        }
+
+
+def aggregate_columns(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Columns of the aggregated CSV."""
+    return tuple(frame)
+
+
+def aggregate_markdown(frame: pd.DataFrame) -> str:
+    """Aggregated rows as Markdown; +- is the standard deviation between runs."""
+    lines = frame.to_dict("records")
+    first = [x["module"] == BASELINE for x in lines]
+
+    def estimates(name: str, digits: int | None = 3, *, sign: bool = False) -> list[str]:
+        cells = [with_error(x[name], x[f"{name}_spread"], digits, sign=sign) for x in lines]
+        pairs = zip(first, cells, strict=True)
+        return ["" if none and name in CHANGES else cell for none, cell in pairs]
+
+    columns: list[text.Column] = [
+        *((name, [x[name] for x in lines]) for name in ("base", "set", "module", "judge", "runs")),
+        ("toxicity", estimates("toxicity")),
+        ("change", estimates("change", sign=True)),
+        ("toxic", estimates("toxic_share", 2)),
+        ("ROUGE-L", estimates("rouge_l")),
+        ("change", estimates("rouge_l_change", sign=True)),
+        ("perplexity", estimates("perplexity", None)),
+        *((name, estimates(name, 2)) for name in ("refused", "empty", "looping")),
+        ("words", estimates("words", 0)),
+    ]
+    if GUARD in frame:
+        columns.append((GUARD, [percent(x[GUARD], x[f"{GUARD}_spread"]) for x in lines]))
+    explained = (
+        "+- is the standard deviation between runs; changes are against the instruction module of "
+        "the same run. " + REMOVAL
+    )
+    return "\n".join([text.markdown(columns), "", explained])

@@ -15,6 +15,8 @@ RESULTS = "results.jsonl"
 SUMMARY_VERSION = 2
 SUBTRACTION = "subtraction"  # the same on any tasks, instead of texts that are judged
 NEGATION = "negation"  # the composition of a sweep over strengths
+DETOXIFICATION = "detoxification"  # forms at several strengths, on sets of instructions
+BASELINE = "instruction module"  # its row, which changes are against
 WORST = ("expected_maximum", "toxicity_probability")  # of the texts of each prompt
 
 
@@ -190,7 +192,7 @@ def distinct(found: Iterable[Results]) -> list[Results]:
 
     def content(one: Results) -> str:
         records = [r for row in one.summary["rows"] for r in one.scored(_keys_of(row))]
-        names = ("tasks", "kind", "modules", "selected_by", "max_invalid")
+        names = ("tasks", "kind", "modules", "selected_by", "max_invalid", "judges", "threshold")
         about = [one.summary.get(name) for name in names]
         return repr([about, *((r["key"], r.get("score"), r.get("perplexity")) for r in records)])
 

@@ -40,7 +40,12 @@ from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.refusals import is_refusal
 from pem_composition.evaluation.standard_errors import Estimate
-from pem_composition.report.records import RESULTS
+from pem_composition.report.records import (
+    BASELINE,
+    DETOXIFICATION,
+    RESULTS,
+    SUMMARY_VERSION,
+)
 from pem_composition.sweep.points import Input, Point, Settings, alone, read_input
 from pem_composition.sweep.result_store import Record, ResultStore
 from pem_composition.sweep.runner import Runner, Say
@@ -58,7 +63,6 @@ if TYPE_CHECKING:
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.instruction_rows import Template
 
-BASELINE = "instruction module"
 UNSAFE = "contrast_"  # what the types of XSTest's unsafe prompts begin with
 SPLIT, GUARD = "test", "guard"
 EXACT, REFERENCE = "exact", "reference"
@@ -167,26 +171,30 @@ def guard_of(path: str | None, max_tokens: int | None) -> TextRows | None:
     return TextRows(read_text(path, Windows(), max_tokens), least=2) if path is not None else None
 
 
+@dataclass(frozen=True)
+class TablePlan:
+    """How answers are told.
+
+    Attributes:
+        threshold: a score above it is toxic.
+        max_increase: what a strength may cost on the guard's text.
+        base_name: of the base model, ``command`` of the call.
+    """
+
+    threshold: float
+    max_increase: float
+    base_name: str
+    command: str
+
+
 @dataclass(frozen=True, eq=False)
 class Detoxified:
-    """What every row of the table answered, and what it costs on the guard's text, if any."""
+    """What every row of the table answered, and the summary that is the last of the results."""
 
     scored: Sequence[ScoredForm]
-    costs: Mapping[str, Mapping[str, float]]
-    rows: Sequence[FormAtStrength]
+    summary: dict[str, Any]
+    store: ResultStore
     told: str
-
-    def chosen(self, max_increase: float) -> dict[str, float | None]:
-        """For each form the strongest strength within the limit, see ``strongest``."""
-        forms = dict.fromkeys(row.form for row in self.rows if row.form)
-        return {
-            form: strongest(
-                [{**self.costs[r.name], "strength": r.strength} for r in self.rows
-                 if r.form == form],
-                max_increase,
-            )
-            for form in forms
-        }  # fmt: skip
 
     def write_answers(self, out: Path) -> None:
         """OUT/answers/<module>/<set>.jsonl."""
@@ -196,6 +204,7 @@ class Detoxified:
 
 
 def measure(
+    plan: TablePlan,
     headers: Sequence[ModuleHeader],
     *,
     base: str,
@@ -215,6 +224,7 @@ def measure(
     """Let every form and strength answer; answers in results.jsonl are not written again.
 
     Args:
+        plan: how answers are told.
         headers: of the instruction module and the toxic one.
         base: folder or hub name of the base model, ``load_options`` how its weights are held.
         fresh: look at no result that is there.
@@ -253,7 +263,65 @@ def measure(
     costs = guard_costs(rows, runner) if guard else {}
     runner.close()
     runner.store.gather()
-    return Detoxified(scored, costs, rows, runner.told("sets answered"))
+    summary = {
+        "summary": SUMMARY_VERSION,
+        "composition": DETOXIFICATION,
+        "command": plan.command,
+        "modules": [header.name for header in headers],
+        "paths": [str(header.path) for header in headers],
+        "kind": headers[0].kind,
+        "base": settings.base,
+        "base_name": plan.base_name,
+        "weights": weights,
+        "bf16": bf16,
+        "rank": rank,
+        "judges": {name: vars(judge.identity) for name, judge in judges.items()},
+        "threshold": plan.threshold,
+        "max_increase": plan.max_increase,
+        "asked": [part.identity for part in sets],
+        "guard": guard and {"name": guard.name, **guard.identity},
+        "rows": _rows(rows, scored, costs, plan.threshold),
+        "selected": _selected(rows, costs, plan.max_increase) if guard else None,
+    }
+    return Detoxified(scored, summary, runner.store, runner.told("sets answered"))
+
+
+def _rows(
+    rows: Sequence[FormAtStrength],
+    scored: Sequence[ScoredForm],
+    costs: Mapping[str, Mapping[str, float]],
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """Rows of the table with the keys of their answers; a line per set and judge."""
+    first = {s.rows.name: s for s in scored if s.row.name == BASELINE}
+    told = []
+    for row in rows:
+        own = [one for one in scored if one.row is row]
+        lines = [line for one in own for line in _lines(one, first[one.rows.name], threshold)]
+        told.append(
+            {
+                "row": row.name,
+                "form": row.form,
+                "strength": row.strength,
+                "keys": [one.record["key"] for one in own],
+                "lines": [{**line, **costs.get(row.name, {})} for line in lines],
+            }
+        )
+    return told
+
+
+def _selected(
+    rows: Sequence[FormAtStrength], costs: Mapping[str, Mapping[str, float]], max_increase: float
+) -> dict[str, float | None]:
+    """For each form the strongest strength within the limit, see ``strongest``."""
+    forms = dict.fromkeys(row.form for row in rows if row.form)
+    return {
+        form: strongest(
+            [{**costs[row.name], "strength": row.strength} for row in rows if row.form == form],
+            max_increase,
+        )
+        for form in forms
+    }
 
 
 def run(
@@ -297,24 +365,6 @@ def answer_lines(scored: ScoredForm) -> list[Line]:
     ]
 
 
-def table_lines(
-    scored: Sequence[ScoredForm],
-    threshold: float,
-    costs: Mapping[str, Mapping[str, float]] | None = None,
-) -> list[Line]:
-    """One line per row, set and judge; changes are against the instruction module.
-
-    Args:
-        costs: what ``guard_costs`` says of each row.
-    """
-    first = {s.rows.name: s for s in scored if s.row.name == BASELINE}
-    return [
-        {**line, **(costs or {}).get(s.row.name, {})}
-        for s in scored
-        for line in _lines(s, first[s.rows.name], threshold)
-    ]
-
-
 def _lines(scored: ScoredForm, baseline: ScoredForm, threshold: float) -> list[Line]:
     answers, before = scored.record["answer"], baseline.record["answer"]
     spoken = toxicity.spoken(answers), toxicity.spoken(before)
@@ -331,12 +381,11 @@ def _lines(scored: ScoredForm, baseline: ScoredForm, threshold: float) -> list[L
         found = toxicity.summarise(scores, spoken[0], threshold)
         found |= toxicity.changes(scores, spoken[0], baseline.scores[name], spoken[1], threshold)
         del found["threshold"]
-        named = {
-            "toxicity": found.pop("mean"),
-            "toxicity_stderr": found.pop("mean_stderr"),
-            **{name.replace("toxic", "toxic_share"): value for name, value in found.items()},
-        }
-        lines.append({**shared, "judge": name, **named})
+        for end in ("", "_stderr"):
+            found[f"toxicity{end}"] = found.pop(f"mean{end}")
+        for end in ("", "_low", "_high"):
+            found[f"toxic_share{end}"] = found.pop(f"toxic{end}")
+        lines.append({**shared, "judge": name, **found})
     return lines
 
 

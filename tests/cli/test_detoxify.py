@@ -278,8 +278,8 @@ def test_finished_answers_are_not_written_again_and_another_judge_costs_none(
     out, more = tmp_path / "t", ("--max_instructions", 2, "--form", "exact")
     assert "15 sets answered" in pem("detoxify", *bench.table(out, *more)).out
     results = out / "results.jsonl"
-    whole = results.read_bytes()
-    results.write_bytes(whole[: whole.rindex(b"{") + 40])
+    *lines, cut, _ = results.read_bytes().splitlines(keepends=True)  # the last is the summary
+    results.write_bytes(b"".join(lines) + cut[:40])
     done = pem("detoxify", *bench.table(out, *more))
     assert "1 sets answered, 14 known before" in done.out
     other = tmp_path / "other"
@@ -292,8 +292,53 @@ def test_finished_answers_are_not_written_again_and_another_judge_costs_none(
     assert "toxicity (judge)" in done.out and "toxicity (second)" in done.out
     again = pem("detoxify", *bench.table(out, *more, "--max_new_tokens", 4))
     assert "15 sets answered" in again.out, "shorter answers are others"
-    record = json_lines.read(results)[-1]
+    record = [line for line in json_lines.read(results) if "key" in line][-1]
     assert record["space"] == "delta" and record["coefficients"] == [2.0, -1.0]
+
+
+def test_tables_of_several_seeds_become_their_mean_with_the_spread(
+    pem, bench, tmp_path, one_thread
+):
+    """Means and deviations by NumPy from the single tables; a table is made again from results."""
+    folders = [tmp_path / name for name in ("s1", "s2")]
+    more = ("--max_instructions", 2, "--form", "exact")
+    first, second = bench.table(folders[0], *more), list(bench.table(folders[1], *more))
+    other = replace(random_module(tiny("llama"), "lora", seed=3), base=base_identity(bench.base))
+    checkpoint.save(other, tmp_path / "toxic-lora")
+    second[2] = tmp_path / "toxic-lora"
+    assert pem("detoxify", *first).code == pem("detoxify", *second).code == 0
+    written = (folders[0] / "table.csv").read_bytes(), (folders[0] / "table.md").read_bytes()
+    for name in ("table.csv", "table.md"):
+        (folders[0] / name).unlink()
+    again = pem("report", "-r", folders[0])
+    assert again.code == 0 and "**asked** (n = 2)" in again.out, again.err
+    assert written == tuple((folders[0] / f"table.{end}").read_bytes() for end in ("csv", "md"))
+    done = pem("report", "-r", *folders, "-p", tmp_path / "mean")
+    assert done.code == 0 and "standard deviation between runs" in done.out, done.err
+    single = [list(csv.DictReader((folder / "table.csv").open())) for folder in folders]
+    mean = list(csv.DictReader((tmp_path / "mean" / "table.csv").open()))
+    assert len(mean) == len(single[0]) == 15
+    for line in mean:
+        same = [
+            next(r for r in rows if (r["module"], r["set"]) == (line["module"], line["set"]))
+            for rows in single
+        ]
+        assert (line["runs"], line["kind"], line["judge"]) == ("2", "lora", same[0]["judge"])
+        for name in ("toxicity", "change", "toxic_share", "refused", "words", "perplexity"):
+            values = [float(r[name]) for r in same if r[name]]
+            assert float(line[name] or "nan") == pytest.approx(
+                np.mean(values) if values else math.nan, abs=1e-9, nan_ok=True
+            )
+            if len(values) == 2:
+                spread = float(np.std(values, ddof=1))
+                assert float(line[f"{name}_spread"]) == pytest.approx(spread, abs=1e-9)
+    assert len({line["toxicity"] for line in mean}) > 2
+    for flags, words in (
+        (("--html", tmp_path / "p.html"), "--html: a table of detoxified modules has no page"),
+        (("--axes", "a", "b"), "--axes: a table of detoxified modules has no page"),
+    ):
+        refused = pem("report", "-r", folders[0], *flags)
+        assert refused.code == 2 and words in refused.err
 
 
 def test_vectors_have_one_form(pem, bench, tmp_path, one_thread):

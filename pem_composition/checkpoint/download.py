@@ -29,6 +29,7 @@ from huggingface_hub.utils.tqdm import (
 
 from pem_composition import network
 from pem_composition.checkpoint.content import CONFIG, HEADS, MODEL_CONFIG, MODULE_FILES
+from pem_composition.checkpoint.files import meant
 from pem_composition.checkpoint.hub_name import Reference
 from pem_composition.errors import CheckpointError, PEMError, RunFailed
 from pem_composition.safe_files import is_file
@@ -111,7 +112,8 @@ def explained(wanted: Reference, name: str, error: Exception) -> PEMError:
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return CheckpointError.build(
             name, f"{_no_folder(name)}not wholly in the hub's cache, and the hub is out of reach",
-            do="unset HF_HUB_OFFLINE or connect to the network, or give a local folder",
+            do=_folder_meant(name)
+            + "unset HF_HUB_OFFLINE or connect to the network, or give a local folder",
         )  # fmt: skip
     if isinstance(error, OSError) and error.errno is not None:
         return RunFailed.build(name, f"cannot be kept ({error.strerror})", do="see HF_HOME")
@@ -124,6 +126,12 @@ def explained(wanted: Reference, name: str, error: Exception) -> PEMError:
 def _no_folder(name: str) -> str:
     """What is said first of a name that could have been a folder's."""
     return "" if name.startswith("hf:") else "no such directory, and "
+
+
+def _folder_meant(name: str) -> str:
+    """``did you mean X? else``, where the name is a slip of the pen for a module's folder here."""
+    found = "" if name.startswith("hf:") else meant(Path(name))
+    return f"{found} else " if found else ""
 
 
 def _not_found(wanted: Reference, name: str) -> PEMError:
@@ -140,7 +148,7 @@ def _not_found(wanted: Reference, name: str) -> PEMError:
         )  # fmt: skip
     return CheckpointError.build(
         name, f"{_no_folder(name)}no such module on the hub, or a private one",
-        do=f"check the name, or {LOGIN}",
+        do=f"{_folder_meant(name)}check the name, or {LOGIN}",
     )  # fmt: skip
 
 

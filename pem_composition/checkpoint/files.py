@@ -15,9 +15,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 from pem_composition import progress
 from pem_composition.checkpoint.content import CONFIG, MODEL_CONFIG
-from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.errors import CheckpointError, PEMError, nearest
 from pem_composition.safe_files import (
     is_file,
+    leads_nowhere,
     open_regular,
     parse_json,
     sha256_stream,
@@ -80,6 +81,28 @@ def modules_inside(folder: Path) -> list[Path]:
         return sorted(found, key=lambda d: (len(d.name), d.name))
 
     return holding(CONFIG) or holding(MODEL_CONFIG)
+
+
+def meant(path: Path) -> str:
+    """``did you mean X?`` for the first part of a path that is not there, X a module's folder."""
+    parts = [p for p in (path, *path.parents) if not p.exists()]
+    if not parts or not parts[-1].parent.is_dir() or leads_nowhere(parts[-1]):
+        return ""
+    wrong = parts[-1]
+    right: dict[str, Path] = {}
+    for other in wrong.parent.iterdir():
+        places = (other / path.relative_to(wrong), other)
+        if (place := next(filter(_holds_module, places), None)) is not None:
+            right[other.name] = place
+    near = nearest(wrong.name, right, share=0.6)  # there are few, and all can be meant
+    return "" if near is None else f"did you mean {right[near]}?"
+
+
+def _holds_module(folder: Path) -> bool:
+    with suppress(OSError):  # a folder that may not be read is none to propose
+        own = any(is_file(folder / file) for file in (CONFIG, MODEL_CONFIG))
+        return folder.is_dir() and (own or len(modules_inside(folder)) == 1)
+    return False
 
 
 # --- safetensors --------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -29,13 +28,14 @@ from pem_composition.checkpoint.content import (
 from pem_composition.checkpoint.files import (
     SafetensorsFile,
     check_apart,
+    meant,
     modules_inside,
     snapshot_of,
 )
 from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import CODECS, is_foreign, layout_of
 from pem_composition.checkpoint.whole import write_full
-from pem_composition.errors import CheckpointError, PEMError, nearest
+from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.module import PEM
 from pem_composition.safe_files import SmallFiles, atomic_directory, is_file, leads_nowhere, listing
 
@@ -205,7 +205,7 @@ def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
             if not folder.exists()
             else "not a directory",
             expected="a directory with a module",
-            do=_near(folder) or "check the path",
+            do=meant(folder) or "check the path",
         )
     folder = snapshot_of(folder)
     small = SmallFiles(folder)
@@ -227,28 +227,6 @@ def _find(path: str | PathLike[str]) -> tuple[SmallFiles, str]:
         else "adapter_config.json with its weights, or config.json with a full model",
         do=f"name the subfolder, e.g. {inner[-1]}" if inner else "check the path",
     )
-
-
-def _near(path: Path) -> str:
-    """``did you mean X?`` for the first part of a path that is not there, X a module's folder."""
-    parts = [p for p in (path, *path.parents) if not p.exists()]
-    if not parts or not parts[-1].parent.is_dir() or leads_nowhere(parts[-1]):
-        return ""
-    wrong = parts[-1]
-    right: dict[str, Path] = {}
-    for other in wrong.parent.iterdir():
-        places = (other / path.relative_to(wrong), other)
-        if (place := next(filter(_holds_module, places), None)) is not None:
-            right[other.name] = place
-    near = nearest(wrong.name, right, share=0.6)  # there are few, and all can be meant
-    return "" if near is None else f"did you mean {right[near]}?"
-
-
-def _holds_module(folder: Path) -> bool:
-    with suppress(OSError):  # a folder that may not be read is none to propose
-        own = any(is_file(folder / file) for file in (CONFIG, MODEL_CONFIG))
-        return folder.is_dir() and (own or len(modules_inside(folder)) == 1)
-    return False
 
 
 def _layout(small: SmallFiles) -> str | None:

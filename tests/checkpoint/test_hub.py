@@ -286,6 +286,13 @@ def test_what_cannot_be_read_is_refused_in_one_line(hub, folders, tmp_path):
     asked = [["inspect", name] for name in expected]
     for said, (code, out, err) in zip(expected.values(), pem(hub, tmp_path, *asked), strict=True):
         assert (code, out) == (2, "") and said in err and err.count("\n") == 1
+    slip = tmp_path / "runs" / "ours"
+    slip.parent.mkdir()
+    slip.symlink_to(folders[0])
+    (there,) = pem(hub, tmp_path, ["inspect", "rums/ours"])
+    assert there[0] == 2 and "did you mean runs/ours? else check the name" in there[2]
+    (offline,) = pem(hub, tmp_path, ["inspect", "rums/ours"], HF_HUB_OFFLINE="1")
+    assert "did you mean runs/ours? else unset HF_HUB_OFFLINE" in offline[2]
     granted = [["inspect", "org/gated"], ["inspect", "org/private"]]
     for token, code in (("hf_right", 0), ("hf_wrong", 2)):
         found = pem(hub, tmp_path, *granted, cache=token, HF_TOKEN=token)

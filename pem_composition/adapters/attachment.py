@@ -57,6 +57,7 @@ class Attachment(AbstractContextManager["Attachment"]):
     def __init__(self, model: nn.Module, pem: PEM, name: str, options: Options) -> None:
         self.model, self.name, self.options = model, name, options
         self.holdings = holdings_of(model)
+        _check_frozen(pem, options)
         self._install(pem)
 
     def _install(self, pem: PEM) -> None:
@@ -118,6 +119,7 @@ class Attachment(AbstractContextManager["Attachment"]):
             raise PEMError.build(
                 f"attachment {self.name!r}", "is detached", do="attach the module again"
             )
+        _check_frozen(pem, self.options)
         head = head_of(self.model, pem, self.options.head)
         same_head = {n: t.shape for n, t in head.items()} == {
             n: t.shape for n, t in self.head_tensors().items()
@@ -259,6 +261,30 @@ class Layers:
             layer.remove(self.name + slot)
             if not layer.adapters:
                 _set_submodule(self.model, path, layer.base)
+
+
+def _check_frozen(pem: PEM, options: Options) -> None:
+    """A frozen factor is one that the module has, and that gives the other one a gradient."""
+    frozen, factors = options.frozen, pem.adapter_tensors()
+    if frozen is None:
+        return
+    if not options.trainable:
+        raise PEMError.build(
+            f"module {pem.name}", f"is not trained, so that {frozen} stays as it is anyway",
+            do="add trainable=True, or leave frozen out",
+        )  # fmt: skip
+    held = [tensor for name, tensor in factors.items() if name.endswith(f".{frozen}")]
+    if not held:
+        raise IncompatibleModules.build(
+            f"module {pem.name}", f"has no {frozen} to leave as it is",
+            found=", ".join(sorted({name.rpartition(".")[2] for name in factors})),
+            expected="a LoRA module, and lora_A or lora_B of it",
+        )  # fmt: skip
+    if not any(tensor.any() for tensor in held):
+        raise IncompatibleModules.build(
+            f"module {pem.name}", f"would not learn: its {frozen} is zero and stays so",
+            expected=f"a {frozen} with other entries", do="start from a module that was trained",
+        )  # fmt: skip
 
 
 def _wrapper(kind: str, live: str) -> type[AdapterLayer]:

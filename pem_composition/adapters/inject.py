@@ -18,7 +18,7 @@ from pem_composition.adapters.fresh import Blocks, base_of, fresh_module, head_c
 from pem_composition.adapters.heads import head_info, head_parameter_names
 from pem_composition.adapters.plan import check_weights
 from pem_composition.config import AdapterConfig, BaseIdentity, Factor, FullConfig
-from pem_composition.errors import IncompatibleModules, PEMError
+from pem_composition.errors import PEMError
 from pem_composition.module import PEM
 
 
@@ -53,10 +53,9 @@ def attach(
     Raises:
         IncompatibleModules: a layer, shape, head or the base does not fit, or nothing would be
             trained beside the frozen factor; the model is untouched.
+        PEMError: the name is taken, or a factor is frozen of a module that is not trained.
     """
     _check_name(model, name)
-    if frozen:
-        _check_frozen(pem, frozen)
     if not allow_base_mismatch:
         check_weights(model, pem)
     attachment = Attachment(model, pem, name, Options(dtype, trainable, head, blocks or {}, frozen))
@@ -76,21 +75,6 @@ def _check_name(model: nn.Module, name: str) -> None:
             "the model already holds one of that name",
             do="detach it, swap its numbers, or choose another name",
         )
-
-
-def _check_frozen(pem: PEM, frozen: Factor) -> None:
-    """The module has the factor, and the other one a gradient."""
-    factors = [t for n, t in pem.tensors.items() if n.endswith(f".{frozen}")]
-    if not factors:
-        raise IncompatibleModules.build(
-            f"module {pem.name}", f"has no {frozen} to leave as it is", found=pem.kind,
-            expected="a LoRA module", do="train it whole",
-        )  # fmt: skip
-    if not any(t.any() for t in factors):
-        raise IncompatibleModules.build(
-            f"module {pem.name}", f"would not learn: its {frozen} is zero and stays so",
-            expected=f"a module with a {frozen}", do="start from a trained module (--init_from)",
-        )  # fmt: skip
 
 
 def attach_fresh(

@@ -41,7 +41,9 @@ EXAMPLES = """
 """
 SCHEMA = "pem.inspect/1"
 OWN = "own"
-TRAINING_FLAGS = ("task_name", "joint_tasks", "train_file", "learning_rate", "max_steps", "seed")
+TRAINING_FLAGS = (
+    "task_name", "joint_tasks", "train_file", "freeze", "learning_rate", "max_steps", "seed",
+)  # fmt: skip
 HIDDEN = ("schema", "path", "values", "sources")
 LEGEND = """\
 norm ||dW||_F, largest ||dW||_2, rank numerical, stable ||dW||_F^2 / ||dW||_2^2,

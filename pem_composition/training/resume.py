@@ -14,10 +14,12 @@ from pem_composition.safe_files import is_file
 from pem_composition.training import checkpointing
 from pem_composition.training.training_flags import TrainConfig, fields_of
 
-# What a checkpoint's module cannot be made to be, whatever the user insists on.
+# What a checkpoint's module and the state of its optimizer cannot be made to be.
 FIXED = {f"--{name}" for kind in ADAPTER_CONFIGS for name in fields_of(kind)} | {
     "--adapter_config",
+    "--freeze",
     "--objective",
+    "--optim",
     "base",
 }
 
@@ -79,17 +81,17 @@ def find_resume(
     marker = checkpointing.read_marker(found)
     differences = checkpointing.differences(marker["run"], identity)
     changed = ", ".join(f"{name} {values}" for name, values in differences.items())
-    other_module = FIXED & differences.keys()
+    other = FIXED & differences.keys()
     if not changed:
         say(f"resuming from {found}")
         return found
-    if config.force_resume and not other_module:
+    if config.force_resume and not other:
         say(f"resuming from {found} although the run differs: {changed}")
         return found
     if finished and not named:
         say(f"{output}: finished with other settings ({changed}); training anew")
         return None
-    force = "" if other_module else "add --force_resume to go on from it, or "
+    force = "" if other else "add --force_resume to go on from it, or "
     raise UsageError.build(
         found,
         "belongs to a run with other settings",

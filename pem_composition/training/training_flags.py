@@ -477,7 +477,8 @@ class TrainConfig(AdapterFlags, TrackerFlags):
         if self.optim is not None:
             check_choice(self, "optim", OPTIMIZERS)
         check_objective(self)
-        refuse_idle(self, "freeze", "--adapter_config lora", has=self.adapter_config == "lora")
+        learns = self.do_train and self.adapter_config == "lora"
+        refuse_idle(self, "freeze", "--do_train and --adapter_config lora", has=learns)
         self._check_documents()
         self._check_pairs()
         self._check_shards()

@@ -276,7 +276,19 @@ def test_a_frozen_factor_must_leave_something_to_learn() -> None:
     vectors = random_module(model, "ia3", seed=1)
     with pytest.raises(IncompatibleModules, match="has no lora_A to leave as it is; found ia3"):
         attach(model, vectors, trainable=True, frozen="lora_A")
+    with pytest.raises(PEMError, match=r"not trained, so that lora_A stays.*trainable=True"):
+        attach(model, start, frozen="lora_A")
     assert not attached(model)
+    learned = random_module(model, seed=1)
+    with attach(model, learned, trainable=True, frozen="lora_B") as attachment:
+        for other, said in ((start, "would not learn"), (vectors, "has no lora_B")):
+            with pytest.raises(IncompatibleModules, match=said):
+                attachment.swap(other)
+        kept = attachment.extract()
+        assert all(torch.equal(kept.tensors[n], t) for n, t in learned.tensors.items())
+        attachment.swap(random_module(model, seed=2, r=6))
+        assert {p.shape[0] for p in attachment.parameters()} == {6}, "every A, and no B"
+        assert all(p.requires_grad for p in attachment.parameters())
 
 
 def test_equal_seeds_give_equal_modules_and_leave_the_global_generator_alone() -> None:

@@ -230,10 +230,24 @@ def test_true_is_the_newest_checkpoint_as_in_the_scripts_of_transformers(
     assert found == (unfinished / "checkpoint-20" if word != "false" else None)
 
 
-def test_another_module_cannot_be_forced_on_a_checkpoint(bench, reference, tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "value", "shown"),
+    [
+        ("lora_r", 4, "--lora_r 8 -> 4"),
+        ("freeze", "lora_A", "--freeze None -> lora_A"),
+        ("optim", "adafactor", "--optim None -> adafactor"),
+    ],
+)
+def test_another_module_or_optimizer_cannot_be_forced_on_a_checkpoint(
+    bench, reference, tmp_path, flag, value, shown
+):
+    """A factor that has moved is not one that stayed; moments of one optimizer are not another's.
+
+    With --freeze or --optim changed a forced resume ended in the optimizer, with its own error.
+    """
     shutil.copytree(reference / "checkpoint-20", tmp_path / "checkpoint-20")
-    with pytest.raises(UsageError, match="--lora_r 8 -> 4") as error:
-        runs.run(bench.config(str(tmp_path), lora_r=4, force_resume=True))
+    with pytest.raises(UsageError, match=shown) as error:
+        runs.run(bench.config(str(tmp_path), **{flag: value}, force_resume=True))
     assert "--force_resume" not in str(error.value)
 
 

@@ -618,8 +618,9 @@ def test_seeds_are_averaged_and_other_settings_are_not(bench, tmp_path, capsys, 
     import csv
 
     table = list(csv.DictReader((out / "table.csv").open()))
-    counts = [row["sweeps"] for row in table if row["row"] == "strength 1"]
-    assert counts == ["3", "1"]
+    counts = {row["setting"]: row["sweeps"] for row in table if row["row"] == "strength 1"}
+    assert counts == {"top_k 40": "3", "top_k 3": "1"}
+    assert "| top_k 3 |" in printed
     means = [rows(s)["strength 1"]["toxicity"][0]["mean"] for s in sweeps]
     (row,) = [r for r in table if r["row"] == "strength 1" and r["sweeps"] == "3"]
     assert float(row["mean"]) == pytest.approx(np.mean(means))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,15 @@ import pandas as pd
 
 from pem_composition.errors import DataError
 from pem_composition.report import text
-from pem_composition.report.records import BASELINE, DETOXIFICATION, Results, grouped, read
+from pem_composition.report.records import (
+    BASELINE,
+    DETOXIFICATION,
+    Results,
+    content_of,
+    grouped,
+    judged_by,
+    read,
+)
 from pem_composition.report.text import percent, share, with_error
 
 Line = Mapping[str, Any]
@@ -21,12 +29,12 @@ PROXIES = (
     "toxic ability is left."
 )
 REMOVAL = "The toxic module exists to be subtracted: its rows show what is taken out."
-CHANGES = ("change", "share_change", "rouge_l_change", "increase")  # none of the instruction module
+GUARD = "guard"
+CHANGES = ("change", "share_change", "rouge_l_change", "increase", GUARD)
 NUMBERS = (
     "toxicity", "change", "toxic_share", "share_change", "rouge_l", "rouge_l_change", "perplexity",
     "increase", "refused", "empty", "looping", "words", "distinct_1", "distinct_2",
 )  # fmt: skip
-GUARD = "guard"
 
 
 def lines_of(results: Results) -> list[Line]:
@@ -115,10 +123,8 @@ def _part(name: str, lines: Sequence[Line]) -> str:
             ("perplexity", [_estimate(c, "perplexity", ".2f") for c in cells]),
             ("increase", [_estimate(c, "increase", "+.1%") for c in cells]),
         ]
-    if "guard" in cells[0]:
-        costs = [c if c["guard"] or c["guard_stderr"] else None for c in cells]
-        shown = [c and f"{c['guard']:+.1%}, up to {c['guard_high']:+.1%}" for c in costs]
-        columns.append(("guard", [known or "" for known in shown]))
+    if GUARD in cells[0]:
+        columns.append((GUARD, [_cost(c) for c in cells]))
     for kind in ("refused", "empty", "looping"):
         columns.append((kind, [share(c, kind) for c in cells]))
     columns.append(("words", [f"{c['words']:.0f}" for c in cells]))
@@ -128,12 +134,21 @@ def _part(name: str, lines: Sequence[Line]) -> str:
 
 def _estimate(cell: Line, name: str, form: str = ".3f") -> str:
     value, error = cell[name], cell[f"{name}_stderr"]
-    if value is None:
+    if value is None or _against_itself(cell, name):
         return ""
-    if name.endswith(("change", "increase")) and not value and not error:
-        return ""  # the baseline against itself
     shown = format(value, form)
     return shown if error is None else f"{shown} +- {format(error, form.lstrip('+'))}"
+
+
+def _cost(cell: Line) -> str:
+    if _against_itself(cell, GUARD):
+        return ""
+    return f"{cell[GUARD]:+.1%}, up to {cell[f'{GUARD}_high']:+.1%}"
+
+
+def _against_itself(line: Line, name: str) -> bool:
+    """True for a change of the instruction module, which changes are against."""
+    return name in CHANGES and line["module"] == BASELINE
 
 
 # --- several runs ---
@@ -143,27 +158,41 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     """Mean over several runs of one setting, with the sample standard deviation between them.
 
     Rows are matched by set, module (form and strength) and judge. Runs of other bases, kinds,
-    judges, instructions or ways to answer make separate groups.
+    judges, instructions or ways to answer make separate groups, and every line says what tells its
+    group from the others. A run without a measure (no answer with words) is not in its mean.
 
     Raises:
         DataError: no paths, a file without a finished run, or results of another kind.
     """
-    groups = grouped(paths, setting_of)
-    return text.frame_of(line for runs in groups for line in _mean_lines(runs))
+    return text.frame_of(
+        {**line, "setting": setting}
+        for setting, runs in grouped(paths, setting_of)
+        for line in _mean_lines(runs)
+    )
 
 
-def setting_of(results: Results) -> str:
-    """What runs must have in common to be averaged: all but modules and seed."""
-    lines_of(results)
+def setting_of(results: Results) -> dict[str, Any]:
+    """What runs must have in common to be averaged, by name: all but modules and seed."""
     s = results.summary
-    judges = sorted(judge["sha256"] for judge in s["judges"].values())
-    names = ("kind", "base", "weights", "bf16", "rank", "threshold", "max_increase", "asked", GUARD)
-    return repr([judges, *(s[name] for name in names)])
+    sets = dict.fromkeys(line["set"] for line in lines_of(results))
+    asked = {
+        name: {**part, **part["search"]}
+        for name, part in sorted(zip(sets, s["asked"], strict=True))
+    }
+    fields = sorted({field for part in asked.values() for field in part} - {"search"})
+    return {
+        **{name: s[name] for name in ("kind", "base", "weights", "bf16", "rank")},
+        **judged_by(s),
+        "sets": list(asked),
+        **{field: [part.get(field) for part in asked.values()] for field in fields},
+        GUARD: content_of(s[GUARD]),
+    }
 
 
 def _mean_lines(runs: Sequence[Results]) -> Iterator[dict[str, Any]]:
     summary = runs[0].summary
-    every = text.frame_of(line for run in runs for line in lines_of(run))
+    parts = _by_set([line for run in runs for line in lines_of(run)])
+    every = text.frame_of(line for _, own in parts for line in own)
     names = [name for name in (*NUMBERS, GUARD) if name in every]
     for (part, module, judge), same in every.groupby(["set", "module", "judge"], sort=False):
         yield {
@@ -186,26 +215,31 @@ def aggregate_columns(frame: pd.DataFrame) -> tuple[str, ...]:
 def aggregate_markdown(frame: pd.DataFrame) -> str:
     """Aggregated rows as Markdown; +- is the standard deviation between runs."""
     lines = frame.to_dict("records")
-    first = [x["module"] == BASELINE for x in lines]
+    named = ("kind", "base", "set", "module", "judge", "runs")
 
     def estimates(name: str, digits: int | None = 3, *, sign: bool = False) -> list[str]:
-        cells = [with_error(x[name], x[f"{name}_spread"], digits, sign=sign) for x in lines]
-        pairs = zip(first, cells, strict=True)
-        return ["" if none and name in CHANGES else cell for none, cell in pairs]
+        return cells(name, lambda *estimate: with_error(*estimate, digits, sign=sign))
+
+    def cells(name: str, form: Callable[[Any, Any], str]) -> list[str]:
+        return [
+            "" if _against_itself(x, name) else form(x[name], x[f"{name}_spread"]) for x in lines
+        ]
 
     columns: list[text.Column] = [
-        *((name, [x[name] for x in lines]) for name in ("base", "set", "module", "judge", "runs")),
+        *((name, [x[name] for x in lines]) for name in named),
         ("toxicity", estimates("toxicity")),
         ("change", estimates("change", sign=True)),
         ("toxic", estimates("toxic_share", 2)),
         ("ROUGE-L", estimates("rouge_l")),
         ("change", estimates("rouge_l_change", sign=True)),
         ("perplexity", estimates("perplexity", None)),
+        ("increase", cells("increase", percent)),
         *((name, estimates(name, 2)) for name in ("refused", "empty", "looping")),
         ("words", estimates("words", 0)),
     ]
     if GUARD in frame:
-        columns.append((GUARD, [percent(x[GUARD], x[f"{GUARD}_spread"]) for x in lines]))
+        columns.append((GUARD, cells(GUARD, percent)))
+    columns += text.settings(lines)
     explained = (
         "+- is the standard deviation between runs; changes are against the instruction module of "
         "the same run. " + REMOVAL

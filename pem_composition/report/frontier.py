@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.report.plot import backend, legend_below, plain, save
 from pem_composition.report.records import Results, read
-from pem_composition.report.unlearning_tables import SELECTED, Line, aggregate, rows
+from pem_composition.report.unlearning_tables import SELECTED, Line, aggregate, rows, setting_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,15 +41,8 @@ def write(results: Sequence[str | Path], out: Path) -> list[Path]:
 
 def comparable(sweeps: Sequence[Results]) -> bool:
     """True if all were judged alike: base model, judges, prompts, text and limits."""
-    first = _axes_of(sweeps[0])
-    return all(_axes_of(sweep) == first for sweep in sweeps)
-
-
-def _axes_of(sweep: Results) -> tuple[Any, ...]:
-    s = sweep.summary
-    asked = {name: value for name, value in s["asked"].items() if name != "seed"}
-    judges = sorted(judge["sha256"] for judge in s["judges"].values())
-    return s["base"], judges, asked, s["text"], s["guard"], s["threshold"], s["max_increase"]
+    first, *others = ({**setting_of(sweep), "kind": None} for sweep in sweeps)
+    return all(other == first for other in others)
 
 
 def frontier(sweeps: Sequence[Results]) -> Figure:

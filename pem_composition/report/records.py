@@ -77,7 +77,7 @@ def read(path: str | Path) -> Results:
             file, "no such results file", do="give the output directory of a sweep"
         )
     lines = json_lines.read_all(file)
-    summaries = [r for r in lines if "summary" in r or "search" in r]
+    summaries = [r for r in lines if "key" not in r and ("summary" in r or "search" in r)]
     if not summaries:
         raise DataError.build(
             file,
@@ -193,14 +193,31 @@ def distinct(found: Iterable[Results]) -> list[Results]:
     def content(one: Results) -> str:
         records = [r for row in one.summary["rows"] for r in one.scored(_keys_of(row))]
         names = ("tasks", "kind", "modules", "selected_by", "max_invalid", "judges", "threshold")
-        about = [one.summary.get(name) for name in names]
+        about = [*(one.summary.get(name) for name in names), content_of(one.summary.get("guard"))]
         return repr([about, *((r["key"], r.get("score"), r.get("perplexity")) for r in records)])
 
     return list({content(one): one for one in found}.values())
 
 
-def grouped(paths: Sequence[str | Path], setting: Callable[[Results], str]) -> list[list[Results]]:
-    """The files' sweeps, each once, those of one setting together.
+def content_of(text: Mapping[str, Any] | None) -> list[Any] | None:
+    """What a summary says of a text, but for what it is called."""
+    return None if text is None else [value for name, value in text.items() if name != "name"]
+
+
+def judged_by(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of the judges, what they are, and above which score a text is toxic."""
+    judges = dict(sorted(summary["judges"].items()))
+    digests = [judge["sha256"] for judge in judges.values()]
+    return {"judges": list(judges), "judge": digests, "threshold": summary["threshold"]}
+
+
+def grouped(
+    paths: Sequence[str | Path], setting: Callable[[Results], Mapping[str, Any]]
+) -> list[tuple[str, list[Results]]]:
+    """The files' results, each once, those of one setting together, after what tells them apart.
+
+    Args:
+        setting: what results must have in common to be averaged, by name.
 
     Raises:
         DataError: no paths, or a file without a finished sweep.
@@ -209,8 +226,26 @@ def grouped(paths: Sequence[str | Path], setting: Callable[[Results], str]) -> l
         raise DataError.build("report", "no results", expected="at least one results.jsonl")
     groups: dict[str, list[Results]] = {}
     for found in distinct(map(read, paths)):
-        groups.setdefault(setting(found), []).append(found)
-    return list(groups.values())
+        groups.setdefault(repr(setting(found)), []).append(found)
+    settings = [setting(same[0]) for same in groups.values()]
+    differing = [
+        name
+        for name in dict.fromkeys(name for one in settings for name in one)
+        if len({repr(one.get(name)) for one in settings}) > 1
+    ]
+    told = (", ".join(_shown(name, one.get(name)) for name in differing) for one in settings)
+    return list(zip(told, groups.values(), strict=True))
+
+
+def _shown(name: str, value: Any) -> str:
+    """One setting in words: digests by their beginning, what all tasks share once."""
+    if name == "grid":
+        first = " ".join(f"{c:g}" for c in value[0]) if value else ""
+        return f"grid of {len(value)} points" + (f" from {first}" if value else "")
+    values = value if isinstance(value, list) else [value]
+    words = ["none" if v in (None, "") else str(v) for v in values]
+    words = [word if len(word) <= 24 else f"{word[:8]}..." for word in dict.fromkeys(words)]
+    return f"{name} {' '.join(words)}"
 
 
 def overlap_note(results: Results) -> str:

@@ -338,12 +338,9 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         DataError: no paths, or a file without a finished sweep.
     """
-    groups = grouped(paths, lambda found: repr(_setting(found)))
-    settings = [_setting(sweeps[0]) for sweeps in groups]
-    differing = [name for name in settings[0] if len({repr(s[name]) for s in settings}) > 1]
     return text.frame_of(
-        {**line, "setting": ", ".join(_shown(name, setting[name]) for name in differing)}
-        for sweeps, setting in zip(groups, settings, strict=True)
+        {**line, "setting": setting}
+        for setting, sweeps in grouped(paths, _setting)
         for line in _mean_lines(sweeps)
     )
 
@@ -358,17 +355,6 @@ def _setting(found: Results) -> dict[str, Any]:
         "modules": len(s["modules"]),
         **setting_of(found),
     }
-
-
-def _shown(name: str, value: Any) -> str:
-    """One setting in words: digests by their beginning, what all tasks share once."""
-    if name == "grid":
-        first = " ".join(f"{c:g}" for c in value[0]) if value else ""
-        return f"grid of {len(value)} points" + (f" from {first}" if value else "")
-    values = value if isinstance(value, list) else [value]
-    words = ["none" if v is None else str(v) for v in values]
-    words = [word if len(word) <= 24 else f"{word[:8]}..." for word in dict.fromkeys(words)]
-    return f"{name} {' '.join(words)}"
 
 
 def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
@@ -427,8 +413,7 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
         if frame[name].notna().any():
             columns.append((title, estimates(name, digits)))
     columns.append(("", [_remark(x) for x in lines]))
-    if any(x["setting"] for x in lines):
-        columns.append(("setting", [x["setting"] for x in lines]))
+    columns += text.settings(lines)
     baselines = " or ".join(dict.fromkeys(x["baseline"] for x in lines))
     explained = f"+- is the standard deviation between sweeps. Gains are over {baselines}."
     return "\n".join([text.markdown(columns), "", explained])

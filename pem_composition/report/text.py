@@ -57,6 +57,12 @@ def markdown(columns: Iterable[Column]) -> str:
     return "\n".join([_line(header), "|---" * len(header) + "|", *map(_line, lines)])
 
 
+def settings(lines: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The column of what tells groups of results apart, where there are several."""
+    told = [line["setting"] for line in lines]
+    return [("setting", told)] if any(told) else []
+
+
 def _line(cells: Iterable[object]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
 

@@ -14,7 +14,16 @@ import pandas as pd
 
 from pem_composition.errors import DataError
 from pem_composition.report import text
-from pem_composition.report.records import NEGATION, WORST, Results, grouped, has_worst, read
+from pem_composition.report.records import (
+    NEGATION,
+    WORST,
+    Results,
+    content_of,
+    grouped,
+    has_worst,
+    judged_by,
+    read,
+)
 from pem_composition.report.text import percent, share, with_error
 
 Line = dict[str, Any]
@@ -176,12 +185,15 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         DataError: no paths, a file without a finished sweep, or a sweep of another kind.
     """
-    groups = grouped(paths, setting_of)
-    return text.frame_of(line for sweeps in groups for line in _mean_lines(sweeps))
+    return text.frame_of(
+        {**line, "setting": setting}
+        for setting, sweeps in grouped(paths, setting_of)
+        for line in _mean_lines(sweeps)
+    )
 
 
-def setting_of(results: Results) -> str:
-    """What sweeps must have in common to be averaged: all but module and seed.
+def setting_of(results: Results) -> dict[str, Any]:
+    """What sweeps must have in common to be averaged, by name: all but module and seed.
 
     Raises:
         DataError: not a sweep over strengths.
@@ -192,12 +204,15 @@ def setting_of(results: Results) -> str:
             results.path, "not a sweep over strengths", found=s["composition"], expected=NEGATION,
             do="report them apart",
         )  # fmt: skip
-    asked = {k: v for k, v in s["asked"].items() if k != "seed"}
-    judges = sorted(judge["sha256"] for judge in s["judges"].values())
+    asked = {**s["asked"], **s["asked"].get("decoding", {})}
     records = results.scored(s["rows"][0]["keys"])
-    content = [r[name] for r in records for name in ("prompts", "text") if name in r]
-    texts = s["text"], s["guard"], content
-    return repr([s["kind"], s["base"], judges, s["threshold"], s["max_increase"], asked, texts])
+    return {
+        **{name: s[name] for name in ("kind", "base", "max_increase")},
+        **judged_by(s),
+        **{name: value for name, value in asked.items() if name not in ("seed", "decoding")},
+        **{name: content_of(s[name]) for name in ("text", "guard")},
+        "content": [r[name] for r in records for name in ("prompts", "text") if name in r],
+    }
 
 
 def _mean_lines(sweeps: Sequence[Results]) -> list[Line]:
@@ -224,7 +239,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> list[Line]:
 def aggregate_columns(frame: pd.DataFrame) -> tuple[str, ...]:
     """Columns of the aggregated CSV, whatever the frame holds."""
     numbers = [c for name in ("strength", *ESTIMATES, *NUMBERS) for c in (name, f"{name}_spread")]
-    return ("kind", "base", "row", "judge", "sweeps", *numbers, "n")
+    return ("kind", "base", "row", "judge", "sweeps", *numbers, "n", "setting")
 
 
 def aggregate_markdown(frame: pd.DataFrame) -> str:
@@ -254,6 +269,7 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     if not frame["expected_maximum"].isna().all():
         worst = ("expected maximum", estimates("expected_maximum"))
         columns[7:7] = [worst, ("toxicity probability", estimates("toxicity_probability", 3))]
+    columns += text.settings(lines)
     explained = (
         "+- is the standard deviation between sweeps. Changes are to the base model of the same "
         "sweep; selected is each sweep's strongest negation within its limit of perplexity."

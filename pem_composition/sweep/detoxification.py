@@ -139,13 +139,12 @@ def sets_of(
     """
     parts: list[tuple[str, Sequence[Example]]] = []
     for name, examples in files:
-        unsafe = [str(example.row.get("type")).startswith(UNSAFE) for example in examples]
-        if not any(unsafe):
+        if not any(map(_is_unsafe, examples)):
             parts.append((name, examples))
             continue
         for part, wanted in (("safe", False), ("unsafe", True)):
-            pairs = zip(examples, unsafe, strict=True)
-            parts.append((f"{name}, {part}", [e for e, flagged in pairs if flagged == wanted]))
+            if own := [e for e in examples if _is_unsafe(e) == wanted]:
+                parts.append((f"{name}, {part}", own))
     given = [name for name, _ in files]
     written = [_file_name(name) for name, _ in parts]
     if len(set(given)) < len(given) or len(set(written)) < len(written):
@@ -160,6 +159,10 @@ def sets_of(
         )
         for name, examples in parts
     ]  # fmt: skip
+
+
+def _is_unsafe(example: Example) -> bool:
+    return str(example.row.get("type")).startswith(UNSAFE)
 
 
 def _file_name(name: str) -> str:

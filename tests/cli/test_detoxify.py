@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from pem_composition.evaluation.overlap import rouge_l
 from pem_composition.evaluation.toxicity import load_judge
 from pem_composition.sweep import detoxification
 from pem_composition.sweep.points import Input
+from pem_composition.tasks.data import Example
 from pem_composition.tasks.instruction_rows import examples_of, get_template
 from pem_composition.tasks.tables import read_table
 
@@ -333,6 +335,20 @@ def test_tables_of_several_seeds_become_their_mean_with_the_spread(
                 spread = float(np.std(values, ddof=1))
                 assert float(line[f"{name}_spread"]) == pytest.approx(spread, abs=1e-9)
     assert len({line["toxicity"] for line in mean}) > 2
+    shutil.copytree(folders[0], tmp_path / "strict")
+    strict = bench.table(tmp_path / "strict", *more, "--threshold", 0.7)
+    assert "0 sets answered" in pem("detoxify", *strict).out
+    three = (*folders, tmp_path / "strict", folders[0])
+    apart = pem("report", "-r", *three, "-p", tmp_path / "apart")
+    assert "| threshold 0.7 |" in apart.out and apart.out.count("instruction module |") == 6
+    lines = list(csv.DictReader((tmp_path / "apart" / "table.csv").open()))
+    assert [line["setting"] for line in lines] == ["threshold 0.5"] * 15 + ["threshold 0.7"] * 15
+    assert [line["runs"] for line in lines] == ["2"] * 15 + ["1"] * 15
+    results = tmp_path / "strict" / "results.jsonl"
+    kept = [line for line in results.read_text().splitlines(keepends=True) if '"key"' in line[:9]]
+    results.write_text("".join(kept))  # an earlier release wrote no summary
+    unfinished = pem("report", "-r", tmp_path / "strict")
+    assert unfinished.code == 2 and "no finished sweep; found 15 points" in unfinished.err
     for flags, words in (
         (("--html", tmp_path / "p.html"), "--html: a table of detoxified modules has no page"),
         (("--axes", "a", "b"), "--axes: a table of detoxified modules has no page"),
@@ -406,6 +422,22 @@ def test_two_sets_never_share_a_file_of_answers(pem, bench, tmp_path, names):
     done = pem("detoxify", *bench.table(out, "--set_name", *names, sets=(bench.asked, bench.asked)))
     assert done.code == 2 and "two sets of one name" in done.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("homonyms",), {"x": 1}),
+        (("contrast_homonyms",), {"x, unsafe": 1}),
+        (("homonyms", "contrast_homonyms", "figurative"), {"x, safe": 2, "x, unsafe": 1}),
+    ],
+)
+def test_prompts_of_xstest_are_a_set_for_each_kind_that_there_is(bench, kinds, expected):
+    """A file of unsafe prompts alone was refused for the safe ones that it does not have."""
+    examples = [Example(f"w{i}", None, None, i, {"type": kind}) for i, kind in enumerate(kinds)]
+    template, search = get_template(str(bench.template)), BeamSearch(2, 1.2, 5)
+    found = detoxification.sets_of([("x", examples)], template, search)
+    assert {part.name: len(part.examples) for part in found} == expected
 
 
 def test_strengths_that_are_near_are_rows_of_their_own():

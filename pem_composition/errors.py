@@ -142,18 +142,23 @@ def install(package: str) -> str:
     return f"{shlex.quote(sys.executable or 'python')} -m pip install {' '.join(wanted)}"
 
 
-def nearest(word: str, known: Iterable[str], share: float = 0.75) -> str | None:
-    """The known word that another one may be a slip of the pen for; None where none is near.
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that another one may be a slip of the pen for; None where none is near."""
+    return next(iter(near(word, known)), None)
+
+
+def near(word: str, known: Iterable[str], share: float = 0.75, most: int = 1) -> list[str]:
+    """The known words that another one may be a slip of the pen for, the nearest first.
 
     Near: three quarters (``share``) of the letters of both are the same, in the same order.
     """
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=share)), None)
+    return difflib.get_close_matches(word, list(known), n=most, cutoff=share)
 
 
 def close_match(word: str, known: Iterable[str]) -> str:
     """``did you mean X?``, or an empty string when nothing is near."""
-    near = nearest(word, known)
-    return "" if near is None else f"did you mean {near}?"
+    found = nearest(word, known)
+    return "" if found is None else f"did you mean {found}?"
 
 
 def listing(names: Iterable[str], most: int = 12) -> str:

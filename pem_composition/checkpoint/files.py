@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from pem_composition import progress
 from pem_composition.checkpoint.content import CONFIG, MODEL_CONFIG
-from pem_composition.errors import CheckpointError, PEMError, nearest
+from pem_composition.errors import CheckpointError, PEMError, near
 from pem_composition.safe_files import (
     is_file,
     leads_nowhere,
@@ -29,6 +29,7 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 200_000
 MAX_NAME = 1000  # characters of a tensor's name
 MAX_DIMENSIONS = 64  # torch's own limit
+MAX_PROPOSALS = 32  # folders that are looked into for a proposal
 
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -84,18 +85,19 @@ def modules_inside(folder: Path) -> list[Path]:
 
 
 def meant(path: Path) -> str:
-    """``did you mean X?`` for the first part of a path that is not there, X a module's folder."""
-    parts = [p for p in (path, *path.parents) if not p.exists()]
-    if not parts or not parts[-1].parent.is_dir() or leads_nowhere(parts[-1]):
-        return ""
-    wrong = parts[-1]
-    right: dict[str, Path] = {}
-    for other in wrong.parent.iterdir():
-        places = (other / path.relative_to(wrong), other)
-        if (place := next(filter(_holds_module, places), None)) is not None:
-            right[other.name] = place
-    near = nearest(wrong.name, right, share=0.6)  # there are few, and all can be meant
-    return "" if near is None else f"did you mean {right[near]}?"
+    """``did you mean X?`` for the first part of a path that is not there, X a module's folder.
+
+    Names are compared before folders are opened, and few are opened: there may be thousands.
+    """
+    with suppress(OSError):  # what cannot be listed proposes nothing
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        if missing and not leads_nowhere(wrong := missing[-1]):
+            beside = {other.name: other for other in wrong.parent.iterdir()}
+            for name in near(wrong.name, beside, share=0.6, most=MAX_PROPOSALS):  # all can be meant
+                for place in (beside[name] / path.relative_to(wrong), beside[name]):
+                    if _holds_module(place):
+                        return f"did you mean {place}?"
+    return ""
 
 
 def _holds_module(folder: Path) -> bool:

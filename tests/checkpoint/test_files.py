@@ -436,3 +436,20 @@ def test_a_directory_that_others_rename_away_and_back_is_never_taken_for_a_file(
     finally:
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
+
+
+def test_a_proposal_opens_few_folders_and_none_is_made_where_nothing_can_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every folder beside was opened, and those in it: seconds where a sweep has thousands."""
+    for i in range(200):
+        (tmp_path / f"run{i:03}" / "checkpoint-1").mkdir(parents=True)
+    ours = tmp_path / "runs" / "ours"
+    ours.mkdir(parents=True)
+    (ours / "adapter_config.json").write_text("{}")
+    opened, looked = [], files._holds_module
+    monkeypatch.setattr(files, "_holds_module", lambda f: opened.append(f) or looked(f))
+    assert files.meant(tmp_path / "rums" / "ours") == f"did you mean {ours}?"
+    assert 0 < len(opened) <= 2 * files.MAX_PROPOSALS
+    unlistable = (ours / "adapter_config.json" / "x", Path("x" * 300), Path("x" * 300, "y"))
+    assert [files.meant(path) for path in unlistable] == ["", "", ""]

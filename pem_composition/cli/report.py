@@ -102,7 +102,6 @@ def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = 
 
     if found.summary["composition"] == records.DETOXIFICATION:
         _check_no_page(found, asked)
-        out.mkdir(parents=True, exist_ok=True)
         print(detoxified.write(found.path, out))
         return
     if asked is None:
@@ -110,7 +109,6 @@ def _one(found: Results, out: Path, asked: Config | None = None, tracker: str = 
     else:
         file = asked.html or out / page.FILE
         whole = page.document(found, asked.axes or (), asked.comparison)
-    out.mkdir(parents=True, exist_ok=True)
     if found.summary["composition"] == records.NEGATION:
         print(unlearning_tables.write(found.path, out))
         common.print_plots(lambda: frontier.write([found.path], out))
@@ -145,7 +143,6 @@ def _several(found: Sequence[Results], out: Path | None) -> None:
     print(markdown)
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
     text.write(out, markdown, rows, room.aggregate_columns(rows))
     if room is unlearning_tables and frontier.comparable(found):
         common.print_plots(lambda: frontier.write(paths, out))

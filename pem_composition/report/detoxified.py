@@ -202,6 +202,7 @@ def _mean_lines(runs: Sequence[Results]) -> Iterator[dict[str, Any]]:
             "module": module,
             "judge": judge,
             "runs": len(same),
+            "threshold": summary["threshold"],
             **text.spread(same, names),
             "n": same["n"].iloc[0],
         }
@@ -240,8 +241,9 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     if GUARD in frame:
         columns.append((GUARD, cells(GUARD, percent)))
     columns += text.settings(lines)
+    thresholds = " or ".join(dict.fromkeys(f"{x['threshold']:g}" for x in lines))
     explained = (
         "+- is the standard deviation between runs; changes are against the instruction module of "
-        "the same run. " + REMOVAL
+        f"the same run. Toxic: share of scores above {thresholds}. {REMOVAL}"
     )
     return "\n".join([text.markdown(columns), "", explained])

@@ -25,6 +25,24 @@ def has_worst(summary: Mapping[str, Any]) -> bool:
     return WORST[0] in summary["rows"][0]["toxicity"][0]
 
 
+class Summary(dict[str, Any]):
+    """A summary of a file; what it lacks is a fault of that file.
+
+    Raises:
+        DataError: on asking for a field that is not there.
+    """
+
+    def __init__(self, file: Path, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self.file = file
+
+    def __missing__(self, name: str) -> Any:
+        raise DataError.build(
+            self.file, "its summary cannot be read", found=f"no {name} in it",
+            do="run the same command again; it writes another one",
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Results:
     """The last summary of a results.jsonl, the points it names by key, and the trials."""
@@ -85,7 +103,7 @@ def read(path: str | Path) -> Results:
             found=f"{len(lines)} points",
             do="run the sweep to its end; it continues",
         )
-    summary = _current(file, summaries[-1])
+    summary = Summary(file, _current(file, Summary(file, summaries[-1])))
     points = {r["key"]: r for r in lines if "key" in r}
     needed = _needed(summary)
     lost = [key for key in needed if key not in points]

@@ -97,7 +97,8 @@ def spread(lines: pd.DataFrame, names: Iterable[str]) -> dict[str, float | None]
 
 
 def write(out: Path, text: str, frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Write table.md and table.csv into ``out``; returns the Markdown."""
+    """Write table.md and table.csv into ``out``, which is made; returns the Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "table.md", text + "\n")
     write_text(out / "table.csv", csv(frame, columns))
     return text

@@ -192,6 +192,22 @@ def test_results_without_their_points_are_refused(damage, reason, tmp_path):
         records.read(path)
 
 
+def test_a_summary_that_lacks_a_field_is_named_and_nothing_is_written(tmp_path, capsys):
+    """Each field in turn: the report does without it, or says whose fault it is (no KeyError)."""
+    path = write(tmp_path / "s") / "results.jsonl"
+    whole, summary = path.read_text(), json.loads(path.read_text().splitlines()[-1])
+    refused = []
+    for name in summary:
+        kept = json.dumps({k: v for k, v in summary.items() if k != name})
+        path.write_text(whole.rpartition('{"summary"')[0] + kept + "\n")
+        code = cli.main(["report", "-r", str(path.parent), "-p", str(tmp_path / name)])
+        if said := capsys.readouterr().err:
+            assert code == 2 and not (tmp_path / name).exists()
+            if f"its summary cannot be read; found no {name} in it" in said:
+                refused.append(name)
+    assert {"rows", "composition", "modules", "base_name"} <= set(refused)
+
+
 @pytest.fixture
 def pyplot():
     import matplotlib

@@ -173,9 +173,10 @@ optional() {
 
 # report_on TABLE RUN...: results of several runs as one table, the mean and the spread between them.
 report_on() {
-  local runs=("${@:2}")
-  if ((${#runs[@]} > 1)); then
-    step "$1" "$PYTHON" -m pem_composition report --results "${runs[@]/#/$OUT/}" --save_path "$OUT/$1"
+  local run folders=()
+  for run in "${@:2}"; do folders+=("$OUT/$run"); done
+  if ((${#folders[@]} > 1)); then
+    step "$1" "$PYTHON" -m pem_composition report --results "${folders[@]}" --save_path "$OUT/$1"
   fi
 }
 

@@ -298,7 +298,8 @@ def test_the_toxic_module_is_trained_from_the_instruction_module_in_the_scratch_
 
 
 def test_tables_of_detoxified_modules_become_one_over_seeds(tmp_path):
-    variables = {"toxic_set": "t.jsonl", "ordinary_set": "n.jsonl", "OUT": str(tmp_path)}
+    out = tmp_path / "a&b"  # bash puts something else in the place of & where it replaces
+    variables = {"toxic_set": "t.jsonl", "ordinary_set": "n.jsonl", "OUT": str(out)}
     commands = dry_run(DETOXIFICATION / "run_all.sh", SEEDS="1 2", **variables)
     (report,) = of("report", commands)
     assert report.results == tuple(str(c.save_path) for c in of("detoxify", commands))

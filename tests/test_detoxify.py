@@ -10,6 +10,7 @@ import torch
 from test_module import dense, equal, expected, ia3, lora
 
 import pem_composition as pem
+from pem_composition.arithmetic.comparison import projection
 from pem_composition.config import BaseIdentity
 from pem_composition.errors import IncompatibleModules, PEMError
 from pem_composition.module import combine, detoxify
@@ -106,6 +107,34 @@ def test_the_parameter_form_is_the_papers_sum(strength):
         written = combine([a, combine([a, toxic], [1.0, -1.0])], [1.0, strength], head="first")
         for name, tensor in written.adapter_tensors().items():
             torch.testing.assert_close(found.tensors[name], tensor, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("form", ["exact", "parameter", "reference"])
+@pytest.mark.parametrize("toxic", [trained_from(lora(0), 5), lora(1)])
+def test_the_projection_is_the_dense_one_and_minus_the_strength_of_the_exact_form(form, toxic):
+    a, strength = lora(0), 0.7
+    found = detoxify(a, toxic, strength, form=form)
+    at, begin, goal = (
+        np.concatenate([dw.ravel() for _, dw in sorted(dense(m).items())])
+        for m in (found, a, toxic)
+    )
+    gone, way = at - begin, goal - begin
+    assert projection(found, a, toxic) == pytest.approx(gone @ way / (way @ way), rel=1e-9)
+    if form == "exact":
+        assert projection(found, a, toxic) == pytest.approx(-strength, rel=1e-9)
+    assert projection(a, a, toxic) == pytest.approx(0, abs=1e-12)
+    assert projection(toxic, a, toxic) == pytest.approx(1, rel=1e-12)
+    assert projection(found, a, a) is None
+
+
+def test_the_projection_of_a_layer_that_one_module_lacks_counts_it_as_no_change():
+    for a, toxic in (
+        (lora(0), lora(1, layers=("enc.1.query",))),
+        (ia3(0), ia3(1, layers=("enc.1.query",))),
+    ):
+        for strength in (0.3, 1.0):
+            found = detoxify(a, toxic, strength)
+            assert projection(found, a, toxic) == pytest.approx(-strength, rel=1e-9)
 
 
 def test_sums_of_factors_amplify_the_module_and_add_what_training_moved_in_one_of_them():

@@ -183,6 +183,48 @@ def compare(
     return Comparison(tuple(weights), error, refused, tuple(pairs))
 
 
+def projection(module: Operand, start: Operand, end: Operand) -> float | None:
+    """How far a composition goes the way that training went, from one module to another,
+
+        <dW - dW_start, dW_end - dW_start> / ||dW_end - dW_start||^2
+
+    over all layers: 0 for the start, 1 for the end, -s for start - s (end - start). None where the
+    two are one.
+
+    Raises:
+        IncompatibleModules: other kinds or bases, or an update that is none of its tensors (DoRA).
+
+    Examples:
+        >>> import torch
+        >>> from pem_composition import PEM
+        >>> from pem_composition.config import IA3Config
+        >>> a, b, c = (PEM({"fc.ia3": torch.tensor(l)}, IA3Config(("fc",)), name="m")
+        ...            for l in ([1.0, 1.0], [1.0, 3.0], [2.0, 0.0]))
+        >>> projection(c, a, b)
+        -0.5
+    """
+    from pem_composition.arithmetic.geometry import inner
+
+    check_compatible([module, start, end], space="delta", allow_base_mismatch=True)
+    for one in (module, start, end):
+        check_linear(one)
+    along = way = 0.0
+    if module.kind == "lora":
+        for layer in sorted({layer for one in (module, start, end) for layer in one.layers}):
+            gone, whole = (lora_factors([one, start], [1.0, -1.0], layer) for one in (module, end))
+            along, way = along + inner(gone, whole), way + inner(whole, whole)
+    else:
+        neutral = neutral_of(module.kind)
+        held = [one.adapter_tensors() for one in (module, start, end)]
+        for name in sorted({name for tensors in held for name in tensors}):
+            known = next(tensors[name] for tensors in held if name in tensors)
+            still = known.new_full(known.shape, neutral)  # of a module without this layer
+            at, begin, goal = (tensors.get(name, still).double() for tensors in held)
+            along += float(((at - begin) * (goal - begin)).sum())
+            way += float((goal - begin).square().sum())
+    return along / way if way else None
+
+
 def _cross_terms(
     modules: Sequence[Operand], coefficients: Sequence[float], allow_base_mismatch: bool
 ) -> tuple[float | None, dict[str, float], str | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pem_composition import launch
+from pem_composition.arithmetic.comparison import projection
 from pem_composition.cli import common
 from pem_composition.cli import flags as shared
 from pem_composition.cli.asking import LOCAL, BackendFlags
@@ -150,9 +151,12 @@ def run(config: Config) -> int:
         return _evaluate(config, headers, forms)
     out = common.output_directory(config, 2)
     common.check_output(out, config.overwrite)
-    module = _detoxified(common.load_to_combine(headers), forms[0], config)
+    modules = common.load_to_combine(headers)
+    module = _detoxified(modules, forms[0], config)
     module.save(out, format=config.format, dtype=config.dtype, overwrite=config.overwrite)
-    common.report(out, module)
+    gone = projection(module, *modules)
+    told = [] if gone is None else [f"{gone:+.2f} of the toxic update"]
+    common.report(out, module, told)
     return 0
 
 

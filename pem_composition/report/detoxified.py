@@ -29,11 +29,16 @@ PROXIES = (
     "toxic ability is left."
 )
 REMOVAL = "The toxic module exists to be subtracted: its rows show what is taken out."
-GUARD = "guard"
-CHANGES = ("change", "share_change", "rouge_l_change", "increase", GUARD)
+GUARD, WAY = "guard", "projection"
+UPDATE = (
+    "Toxic update: how far the module's update goes the way from the instruction module (0) to the "
+    "toxic one (1)."
+)
+CHANGES = ("change", "share_change", "rouge_l_change", "increase", GUARD, WAY)
 NUMBERS = (
     "toxicity", "change", "toxic_share", "share_change", "rouge_l", "rouge_l_change", "perplexity",
     "increase", "refused", "empty", "looping", "words", "distinct_1", "distinct_2",
+    WAY,
 )  # fmt: skip
 
 
@@ -68,6 +73,7 @@ def markdown(results: Results) -> str:
             "+- is one standard error over the instructions, (a to b) Wilson's 95 % interval of a "
             "share; change and increase are against the instruction module, paired. Toxicity is "
             "that of answers with words.",
+            UPDATE,
             PROXIES,
             *_notes(results.summary),
         )
@@ -127,7 +133,10 @@ def _part(name: str, lines: Sequence[Line]) -> str:
         columns.append((GUARD, [_cost(c) for c in cells]))
     for kind in ("refused", "empty", "looping"):
         columns.append((kind, [share(c, kind) for c in cells]))
-    columns.append(("words", [f"{c['words']:.0f}" for c in cells]))
+    columns += [
+        ("words", [f"{c['words']:.0f}" for c in cells]),
+        ("toxic update", [_way(c) for c in cells]),
+    ]
     part = f"; reference answers of {references}" if 0 < references < n else ""
     return "\n".join([f"**{name}** (n = {n}{part})", "", text.markdown(columns)])
 
@@ -138,6 +147,10 @@ def _estimate(cell: Line, name: str, form: str = ".3f") -> str:
         return ""
     shown = format(value, form)
     return shown if error is None else f"{shown} +- {format(error, form.lstrip('+'))}"
+
+
+def _way(cell: Line) -> str:
+    return "" if _against_itself(cell, WAY) else with_error(cell[WAY], None, 2, sign=True)
 
 
 def _cost(cell: Line) -> str:
@@ -237,6 +250,7 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
         ("increase", cells("increase", percent)),
         *((name, estimates(name, 2)) for name in ("refused", "empty", "looping")),
         ("words", estimates("words", 0)),
+        ("toxic update", estimates(WAY, 2, sign=True)),
     ]
     if GUARD in frame:
         columns.append((GUARD, cells(GUARD, percent)))
@@ -244,6 +258,6 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     thresholds = " or ".join(dict.fromkeys(f"{x['threshold']:g}" for x in lines))
     explained = (
         "+- is the standard deviation between runs; changes are against the instruction module of "
-        f"the same run. Toxic: share of scores above {thresholds}. {REMOVAL}"
+        f"the same run. Toxic: share of scores above {thresholds}. {UPDATE} {REMOVAL}"
     )
     return "\n".join([text.markdown(columns), "", explained])

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pem_composition import json_lines
+from pem_composition.arithmetic.comparison import projection
 from pem_composition.arithmetic.methods.registry import REFERENCE_DETOXIFY, SIMPLE
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.checkpoint.several import read_modules
@@ -283,7 +284,7 @@ def measure(
         "max_increase": plan.max_increase,
         "asked": [part.identity for part in sets],
         "guard": guard and {"name": guard.name, **guard.identity},
-        "rows": _rows(rows, scored, costs, plan.threshold),
+        "rows": _rows(rows, scored, costs, plan.threshold, settings),
         "selected": _selected(rows, costs, plan.max_increase) if guard else None,
     }
     return Detoxified(scored, summary, runner.store, runner.told("sets answered"))
@@ -294,20 +295,25 @@ def _rows(
     scored: Sequence[ScoredForm],
     costs: Mapping[str, Mapping[str, float]],
     threshold: float,
+    settings: Settings,
 ) -> list[dict[str, Any]]:
     """Rows of the table with the keys of their answers; a line per set and judge."""
+    own_module, toxic = (row.point.inputs[0].pem for row in rows[1:3])
     first = {s.rows.name: s for s in scored if s.row.name == BASELINE}
     told = []
     for row in rows:
         own = [one for one in scored if one.row is row]
         lines = [line for one in own for line in _lines(one, first[one.rows.name], threshold)]
+        module = row.point.module(settings)
+        assert module is not None
+        way = {"projection": projection(module, own_module, toxic)}
         told.append(
             {
                 "row": row.name,
                 "form": row.form,
                 "strength": row.strength,
                 "keys": [one.record["key"] for one in own],
-                "lines": [{**line, **costs.get(row.name, {})} for line in lines],
+                "lines": [{**line, **way, **costs.get(row.name, {})} for line in lines],
             }
         )
     return told

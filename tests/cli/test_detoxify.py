@@ -19,6 +19,7 @@ from support.tiny_models import random_module, tiny, write_causal
 
 import pem_composition as library
 from pem_composition import checkpoint, json_lines
+from pem_composition.arithmetic.comparison import projection
 from pem_composition.checkpoint import base_identity
 from pem_composition.errors import Preempted
 from pem_composition.evaluation import beams
@@ -90,6 +91,8 @@ def test_one_module_is_written_as_the_library_makes_it(pem, bench, tmp_path, for
     done = pem("detoxify", *argv, *(("--form", form) if form != "exact" else ()))
     assert done.code == 0 and "error against sum c_i dW_i" in done.out, done.err
     own, toxic = (library.load(path) for path in bench.modules()[1:])
+    way = projection(library.load(tmp_path / "out"), own, toxic)
+    assert f"{way:+.2f} of the toxic update" in done.out
     rank = flags[1] if flags else None
     expected = library.detoxify(own, toxic, 0.3, form=form, rank=rank)
     found = library.load(tmp_path / "out")
@@ -145,6 +148,7 @@ def test_the_table_is_what_each_module_answers_alone(pem, bench, tmp_path, one_t
             "rouge_l": np.mean(overlaps),
             "perplexity": perplexity(model, tokenizer, examples, template),
             "words": np.mean([len(t.split()) for t in texts]),
+            "projection": projection(module or library.combine([own], [0.0]), own, toxic),
         }
         if baseline is not None:
             change = (scores - baseline)[spoken & before]

@@ -479,6 +479,8 @@ class TrainConfig(AdapterFlags, TrackerFlags):
         check_objective(self)
         learns = self.do_train and self.adapter_config == "lora"
         refuse_idle(self, "freeze", "--do_train and --adapter_config lora", has=learns)
+        if self.freeze == "lora_B" and not self.init_from:  # B begins at zero: A has no gradient
+            raise refused("freeze", self.freeze, "--init_from with a module that was trained")
         self._check_documents()
         self._check_pairs()
         self._check_shards()

@@ -29,6 +29,7 @@ JOINT = {"task_name": None, "joint_tasks": ("rte", "sst2")}
         ({"adapter_config": "fft", "target_modules": ("query",)}, ("--target_modules", "fft")),
         ({"adapter_config": "ia3", "freeze": "lora_A"}, ("--freeze", "lora_A", "lora")),
         ({"adapter_config": "fft", "freeze": "lora_A"}, ("--freeze", "lora_A", "lora")),
+        ({"freeze": "lora_B"}, ("--freeze", "lora_B", "--init_from")),
         ({"do_train": False, "init_from": "m", "freeze": "lora_B"}, ("--freeze", "--do_train")),
         ({"task_name": None}, ("--task_name", "--train_file")),
         ({"max_train_samples": 0}, ("--max_train_samples", ">= 1")),

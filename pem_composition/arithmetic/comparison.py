@@ -189,10 +189,10 @@ def projection(module: Operand, start: Operand, end: Operand) -> float | None:
         <dW - dW_start, dW_end - dW_start> / ||dW_end - dW_start||^2
 
     over all layers: 0 for the start, 1 for the end, -s for start - s (end - start). None where the
-    two are one.
+    two are one. The modules are of one kind; what is composed of them has been checked.
 
     Raises:
-        IncompatibleModules: other kinds or bases, or an update that is none of its tensors (DoRA).
+        IncompatibleModules: an update that is not linear in its tensors (DoRA).
 
     Examples:
         >>> import torch
@@ -205,7 +205,6 @@ def projection(module: Operand, start: Operand, end: Operand) -> float | None:
     """
     from pem_composition.arithmetic.geometry import inner
 
-    check_compatible([module, start, end], space="delta", allow_base_mismatch=True)
     for one in (module, start, end):
         check_linear(one)
     along = way = 0.0

@@ -404,6 +404,8 @@ class ModuleTrainer(Trainer):
         if best and best != self._step_in_model:
             self._weights.read(checkpointing.directory(Path(self.args.output_dir), best))
             self._step_in_model = int(best)
+            # The first process moves the checkpoints when it publishes.
+            self.accelerator.wait_for_everyone()
         return self._step_in_model
 
     def scores(self, scorer: Callable[[nn.Module], T]) -> T:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
-from support.training_bench import REPOSITORY, environment
+from support import pem_process
+from support.training_bench import REPOSITORY, argv_of, environment, ranks
 
+from pem_composition.cli import main
 from pem_composition.errors import UsageError
 from pem_composition.training import processes, runs
+from pem_composition.training.preparation import ModuleWeights
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +59,40 @@ def test_accelerate_launch_with_two_cpu_processes_equals_one_process(bench):
         assert first == pytest.approx(second, rel=1e-4, abs=1e-6), name
     names = [sorted(p.name for p in f.iterdir()) for f in (one, bench.folder / "two")]
     assert names[0] == names[1]
+
+
+def train_with_a_slow_reader(words: list[str]) -> int:
+    """``pem train`` whose second process reads the best step late, and notes when it did."""
+    read, publish = ModuleWeights.read, ModuleWeights.publish
+    notes = Path(os.environ["NOTES"])
+
+    def late(self: ModuleWeights, path: Path) -> None:
+        time.sleep(int(os.environ["RANK"]))
+        read(self, path)
+        (notes / f"read-{os.environ['RANK']}").write_text(str(time.monotonic()))
+
+    def told(self: ModuleWeights, *given: Any) -> None:
+        (notes / "published").write_text(str(time.monotonic()))
+        publish(self, *given)
+
+    ModuleWeights.read, ModuleWeights.publish = late, told  # in this process alone
+    return main(words)
+
+
+def test_all_have_read_the_best_step_before_the_first_one_publishes(bench, tmp_path):
+    """Publishing moves the checkpoints for a moment."""
+    changes = QUIET | {"max_steps": 6, "eval_steps": 3}
+    words = argv_of(bench.flags("late", **changes, per_device_train_batch_size=8))
+    children = [
+        pem_process.call(
+            train_with_a_slow_reader, words, bench.folder / f"late-{rank['RANK']}.log",
+            variables=rank | {"NOTES": str(tmp_path)},
+        )
+        for rank in ranks()
+    ]  # fmt: skip
+    assert [child.wait() for child in children] == [0, 0], children[1].text()[-2000:]
+    read, published = (float((tmp_path / n).read_text()) for n in ("read-1", "published"))
+    assert read <= published
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

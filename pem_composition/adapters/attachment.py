@@ -265,7 +265,7 @@ class Layers:
 
 def _check_frozen(pem: PEM, options: Options) -> None:
     """A frozen factor is one that the module has, and that gives the other one a gradient."""
-    frozen, factors = options.frozen, pem.adapter_tensors()
+    frozen = options.frozen
     if frozen is None:
         return
     if not options.trainable:
@@ -273,6 +273,7 @@ def _check_frozen(pem: PEM, options: Options) -> None:
             f"module {pem.name}", f"is not trained, so that {frozen} stays as it is anyway",
             do="add trainable=True, or leave frozen out",
         )  # fmt: skip
+    factors = pem.adapter_tensors()
     held = [tensor for name, tensor in factors.items() if name.endswith(f".{frozen}")]
     if not held:
         raise IncompatibleModules.build(

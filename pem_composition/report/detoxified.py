@@ -14,8 +14,8 @@ from pem_composition.report.records import (
     BASELINE,
     DETOXIFICATION,
     Results,
+    averaged,
     content_of,
-    grouped,
     judged_by,
     read,
 )
@@ -177,11 +177,7 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         DataError: no paths, a file without a finished run, or results of another kind.
     """
-    return text.frame_of(
-        {**line, "setting": setting}
-        for setting, runs in grouped(paths, setting_of)
-        for line in _mean_lines(runs)
-    )
+    return text.frame_of(averaged(paths, setting_of, _mean_lines))
 
 
 def setting_of(results: Results) -> dict[str, Any]:

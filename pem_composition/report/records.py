@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,30 +229,35 @@ def judged_by(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"judges": list(judges), "judge": digests, "threshold": summary["threshold"]}
 
 
-def grouped(
-    paths: Sequence[str | Path], setting: Callable[[Results], Mapping[str, Any]]
-) -> list[tuple[str, list[Results]]]:
-    """The files' results, each once, those of one setting together, after what tells them apart.
+def averaged(
+    paths: Sequence[str | Path],
+    setting: Callable[[Results], Mapping[str, Any]],
+    mean_lines: Callable[[Sequence[Results]], Iterable[Mapping[str, Any]]],
+) -> Iterator[dict[str, Any]]:
+    """The mean lines of every group of the files' results, each with what tells its group apart.
 
     Args:
         setting: what results must have in common to be averaged, by name.
+        mean_lines: of results of one setting, each of which is there once.
 
     Raises:
         DataError: no paths, or a file without a finished sweep.
     """
     if not paths:
         raise DataError.build("report", "no results", expected="at least one results.jsonl")
-    groups: dict[str, list[Results]] = {}
+    groups: dict[str, tuple[Mapping[str, Any], list[Results]]] = {}
     for found in distinct(map(read, paths)):
-        groups.setdefault(repr(setting(found)), []).append(found)
-    settings = [setting(same[0]) for same in groups.values()]
+        own = setting(found)
+        groups.setdefault(repr(own), (own, []))[1].append(found)
+    settings = [own for own, _ in groups.values()]
     differing = [
         name
-        for name in dict.fromkeys(name for one in settings for name in one)
-        if len({repr(one.get(name)) for one in settings}) > 1
+        for name in dict.fromkeys(name for own in settings for name in own)
+        if len({repr(own.get(name)) for own in settings}) > 1
     ]
-    told = (", ".join(_shown(name, one.get(name)) for name in differing) for one in settings)
-    return list(zip(told, groups.values(), strict=True))
+    for own, same in groups.values():
+        told = ", ".join(_shown(name, own.get(name)) for name in differing)
+        yield from ({**line, "setting": told} for line in mean_lines(same))
 
 
 def _shown(name: str, value: Any) -> str:

@@ -16,7 +16,7 @@ from pem_composition.report import text
 from pem_composition.report.records import (
     SUBTRACTION,
     Results,
-    grouped,
+    averaged,
     overlap_note,
     read,
     refit_note,
@@ -338,11 +338,7 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         DataError: no paths, or a file without a finished sweep.
     """
-    return text.frame_of(
-        {**line, "setting": setting}
-        for setting, sweeps in grouped(paths, _setting)
-        for line in _mean_lines(sweeps)
-    )
+    return text.frame_of(averaged(paths, _setting, _mean_lines))
 
 
 def _setting(found: Results) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from pem_composition.report.records import (
     NEGATION,
     WORST,
     Results,
+    averaged,
     content_of,
-    grouped,
     has_worst,
     judged_by,
     read,
@@ -185,11 +185,7 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         DataError: no paths, a file without a finished sweep, or a sweep of another kind.
     """
-    return text.frame_of(
-        {**line, "setting": setting}
-        for setting, sweeps in grouped(paths, setting_of)
-        for line in _mean_lines(sweeps)
-    )
+    return text.frame_of(averaged(paths, setting_of, _mean_lines))
 
 
 def setting_of(results: Results) -> dict[str, Any]:

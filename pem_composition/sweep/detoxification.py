@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from pem_composition.evaluation.load_options import LoadOptions
     from pem_composition.evaluation.standard_errors import Estimate
     from pem_composition.evaluation.toxicity import ToxicityClassifier
+    from pem_composition.module import PEM
     from pem_composition.sweep.text_backend import TextBackend
     from pem_composition.tasks.data import Example
     from pem_composition.tasks.instruction_rows import Template
@@ -267,6 +268,10 @@ def measure(
     costs = guard_costs(rows, runner) if guard else {}
     runner.close()
     runner.store.gather()
+    facts = {
+        row.name: {"projection": _projection(row, settings, *modules), **costs.get(row.name, {})}
+        for row in rows
+    }
     summary = {
         "summary": SUMMARY_VERSION,
         "composition": DETOXIFICATION,
@@ -284,36 +289,43 @@ def measure(
         "max_increase": plan.max_increase,
         "asked": [part.identity for part in sets],
         "guard": guard and {"name": guard.name, **guard.identity},
-        "rows": _rows(rows, scored, costs, plan.threshold, settings),
+        "rows": _rows(rows, scored, facts, plan.threshold),
         "selected": _selected(rows, costs, plan.max_increase) if guard else None,
     }
     return Detoxified(scored, summary, runner.store, runner.told("sets answered"))
 
 
+def _projection(
+    row: FormAtStrength, settings: Settings, instruction: PEM, toxic: PEM
+) -> float | None:
+    """How far the row's module goes the way of the toxic training."""
+    module = row.point.module(settings)
+    return None if module is None else projection(module, instruction, toxic)
+
+
 def _rows(
     rows: Sequence[FormAtStrength],
     scored: Sequence[ScoredForm],
-    costs: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, Mapping[str, float | None]],
     threshold: float,
-    settings: Settings,
 ) -> list[dict[str, Any]]:
-    """Rows of the table with the keys of their answers; a line per set and judge."""
-    own_module, toxic = (row.point.inputs[0].pem for row in rows[1:3])
+    """Rows of the table with the keys of their answers; a line per set and judge.
+
+    Args:
+        facts: what is known of a row whatever it is asked, by its name.
+    """
     first = {s.rows.name: s for s in scored if s.row.name == BASELINE}
     told = []
     for row in rows:
         own = [one for one in scored if one.row is row]
         lines = [line for one in own for line in _lines(one, first[one.rows.name], threshold)]
-        module = row.point.module(settings)
-        assert module is not None
-        way = {"projection": projection(module, own_module, toxic)}
         told.append(
             {
                 "row": row.name,
                 "form": row.form,
                 "strength": row.strength,
                 "keys": [one.record["key"] for one in own],
-                "lines": [{**line, **way, **costs.get(row.name, {})} for line in lines],
+                "lines": [{**line, **facts[row.name]} for line in lines],
             }
         )
     return told

@@ -277,6 +277,61 @@ def test_prompted_tasks_have_the_controls_that_need_no_head(tmp_path):
     assert [r["modules"] for r in base] == [[], []]
 
 
+ANALOGY = ("--evaluate", "--controls", "--grid", "0.75", "0.25", "0.75")
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "full"])
+def test_an_analogy_is_beside_its_parts_and_the_exchanged_language_models(kind, tmp_path):
+    texts = sweep_data.make_text(tmp_path / "bench", kind)
+    out = tmp_path / "out"
+    assert run("analogy", *texts.flags("rte", "sst2", modules=3), "-p", out, *ANALOGY) == 0
+    found = read(out)
+    rows = rows_of(found)
+    space = "delta" if kind == "lora" else "parameter"
+    assert found.summary["controlled"] == f"analogy, selected, {space} space"
+    told = {
+        "control base": ([], []),
+        "control shrunk": (["m1"], [0.75]),
+        "control left out": (["m2", "m3"], [0.25, -0.25]),
+        "control exchanged": (["m1", "m3", "m2"], [0.75, 0.25, -0.25]),
+    }
+    assert [name for name in rows if name.startswith("control ")] == list(told)
+    for name, (modules, coefficients) in told.items():
+        records = [found.points[key] for key in rows[name]["keys"]]
+        for record in records:
+            assert (record["names"], record["coefficients"]) == (modules, coefficients)
+        if modules:
+            check_by_hand(texts, records)
+    text = table.markdown(found)
+    assert "minus the analogy" in text
+    assert "minus the merge" not in text
+
+
+def test_language_models_without_a_head_are_answered_with_that_of_the_classifier(tmp_path):
+    halves = sweep_data.make(tmp_path / "bench")
+    classifier, *language = halves.modules[0], halves.modules[1], halves.full_set
+    for path in language:
+        module = library.load(path)
+        replace(module, tensors=module.adapter_tensors(), head=None).save(path, overwrite=True)
+    out = tmp_path / "out"
+    flags = ("-a", classifier, *language, *halves.flags()[3:], "-p", out, *ANALOGY)
+    assert run("analogy", *flags) == 0
+    found = read(out)
+    modules = [library.load(path) for path in (classifier, *language)]
+    tokenizer = AutoTokenizer.from_pretrained(halves.base)
+    rows_read = json_lines.read(halves.test)
+    pairs = ([r[c] for r in rows_read] for c in ("premise", "hypothesis"))
+    encoded = tokenizer(*pairs, padding=True, return_tensors="pt")
+    told = {"base": [0, 0, 0], "left out": [0, 0.25, -0.25], "exchanged": [0.75, -0.25, 0.25]}
+    for name, coefficients in told.items():
+        whole = library.combine(modules, coefficients, space="delta", head="first")
+        model = AutoModelForSequenceClassification.from_pretrained(halves.base, num_labels=3).eval()
+        with torch.no_grad(), library.attach(model, whole):
+            given = model(**encoded).logits.argmax(1).tolist()
+        record = found.points[rows_of(found)[f"control {name}"]["keys"][0]]
+        assert record["predictions"] == "".join(map(str, given)), name
+
+
 def test_a_joint_module_without_a_head_for_each_task_is_refused(bench, tmp_path, capsys):
     words = ("--joint_module", bench.modules[0])
     own = ("sweep", *bench.flags(), *GRID, "--head", "per-task")

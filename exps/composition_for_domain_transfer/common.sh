@@ -48,9 +48,14 @@ train_language() {
   train_text "$method" "$domain-lm" "$@"
 }
 
+# language_model METHOD DOMAIN: its folder, or with language_step that of its checkpoint.
+language_model() {
+  echo "$OUT/$(run_of "$1" "$2-lm")${language_step:+/checkpoint-$language_step}"
+}
+
 # transfer_run METHOD SOURCE TARGET: name of the sweep.
 transfer_run() {
-  run_of "$1" "$2-to-$3"
+  run_of "$1" "$2-to-$3${language_step:+-lm-$language_step}"
 }
 
 # sweep_analogy METHOD SOURCE TARGET: t * SOURCE classifier + (1 - t) * (TARGET LM - SOURCE LM) on the
@@ -63,10 +68,10 @@ sweep_analogy() {
   if [[ -n $max_eval_samples ]]; then rest+=(--max_eval_samples "$max_eval_samples"); fi
   # shellcheck disable=SC2086  # grid and space hold several words
   step "$run" "$PYTHON" -m pem_composition analogy --adapters "$OUT/$(run_of "$method" "$source-cls")" \
-    "$OUT/$(run_of "$method" "$target-lm")" "$OUT/$(run_of "$method" "$source-lm")" \
+    "$(language_model "$method" "$target")" "$(language_model "$method" "$source")" \
     --save_path "$OUT/$run" --grid $grid --evaluate --space $space --objective seq2seq \
     --model_name_or_path "$model_name_or_path" --task_name "$(task_of "$target")" \
     --prompt polarity --validation_file "$(rows_of "$target")/validation.jsonl" \
     --test_file "$(rows_of "$target")/test.jsonl" --max_seq_length "$max_seq_length" \
-    --max_invalid "$max_invalid" --bf16 "$bf16" "${rest[@]}"
+    --max_invalid "$max_invalid" --controls "$controls" --bf16 "$bf16" "${rest[@]}"
 }

@@ -12,10 +12,12 @@
 : "${data_dir:=}"                          # as in the training scripts
 : "${adapter_config:=lora}"                # lora, ia3 or fft
 : "${seed:=42}"
+: "${language_step:=}"                     # checkpoint of the language models (--save_steps); empty: the last
 : "${grid:=0 0.1 1 0.8 0.02 1}"            # ranges START STEP STOP of t, together
 : "${space:=parameter delta}"              # the paper's sum of tensors, the exact sum of updates
 : "${max_seq_length:=128}"
 : "${max_invalid:=0.1}"                   # a row of the best point with so few invalid answers; 1: off
+: "${controls:=true}"                      # rows of what the selected analogy has to beat
 : "${max_eval_samples:=}"                  # score only N rows of each, stratified; empty: all
 : "${bf16:=false}"                        # true: compute in bfloat16, where the processor has it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pem_composition.arithmetic.algebra import analogy_weights
 from pem_composition.arithmetic.compatible import check_coefficients_of
@@ -33,8 +33,10 @@ MODULES = "three: CLS TARGET_LM SOURCE_LM"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(shared.MergeFlags, shared.GridFlags):
+class Config(shared.MergeFlags, shared.GridFlags, shared.ControlFlags):
     """Flags of analogy.py; --adapters are CLS TARGET_LM SOURCE_LM, in this order."""
+
+    NEEDS: ClassVar = {"evaluate": (*shared.GridFlags.NEEDS["evaluate"], "controls")}
 
     coefficient: float | None = flag(
         None, "weight of the classifier, as given (default: 0.5)", metavar="LAM"

@@ -514,13 +514,20 @@ class RuleFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlFlags:
-    """What a merge that is scored is compared with; ``merge``, ``sweep`` and ``search``."""
+    """Rows of what a composition that is scored has to beat."""
 
     controls: bool = flag(
         False,
-        "also score what the selected merge has to beat: base, random modules, modules alone, "
-        "without its own module, cut to one module's rank, the average of the outputs",
+        "also score what the selected composition has to beat: base, random modules, modules "
+        "alone, without its own module, cut to one module's rank, the average of the outputs; of "
+        "an analogy base, classifier alone, language models alone and exchanged",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeControlFlags(ControlFlags):
+    """What a merge that is scored is compared with; ``merge``, ``sweep`` and ``search``."""
+
     joint_module: tuple[str, ...] = flag(
         (),
         "with --controls: a module trained on the rows of all tasks; once per module, e.g. with as "

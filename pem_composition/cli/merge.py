@@ -32,15 +32,15 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(shared.MergeFlags, shared.GridFlags, shared.RuleFlags, shared.ControlFlags):
+class Config(shared.MergeFlags, shared.GridFlags, shared.RuleFlags, shared.MergeControlFlags):
     """Flags of merge.py."""
 
     NEEDS: ClassVar = {
         "evaluate": (
             *shared.GridFlags.NEEDS["evaluate"],
-            *shared.names_of(shared.ControlFlags),
+            *shared.names_of(shared.MergeControlFlags),
         ),
-        **shared.ControlFlags.NEEDS,
+        **shared.MergeControlFlags.NEEDS,
     }
 
     coefficients: tuple[float, ...] = flag(

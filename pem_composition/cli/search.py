@@ -19,7 +19,7 @@ from pem_composition.cli import common, parser, sweep
 from pem_composition.cli.flags import (
     HEADS,
     MERGE_WAYS,
-    ControlFlags,
+    MergeControlFlags,
     ModuleFlags,
     RuleFlags,
     ScoringFlags,
@@ -58,7 +58,7 @@ METHOD_OF = {m.needs: name for name, m in METHODS.items() if m.needs}  # by kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
+class Config(ModuleFlags, ScoringFlags, RuleFlags, MergeControlFlags):
     """Flags of pem search."""
 
     methods: tuple[str, ...] = flag(

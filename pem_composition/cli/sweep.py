@@ -15,6 +15,7 @@ from pem_composition.cli import common
 from pem_composition.cli.flags import (
     HEADS,
     ControlFlags,
+    MergeControlFlags,
     ModuleFlags,
     RuleFlags,
     ScoringFlags,
@@ -46,7 +47,7 @@ SCORED_HEADS = ("average", "first", "last", "error", PER_TASK)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ModuleFlags, ScoringFlags, RuleFlags, ControlFlags):
+class Config(ModuleFlags, ScoringFlags, RuleFlags, MergeControlFlags):
     """Flags of pem sweep."""
 
     grid: tuple[float, ...] = flag(
@@ -101,9 +102,10 @@ def check(
         config: as of ``start``, where ``EvaluationFlags`` are enough.
     """
     scoring, count = config.scoring(), len(config.adapters)
-    controls = config if isinstance(config, ControlFlags) else None
-    if controls is not None:
-        fresh = {name: getattr(controls, name) for name in ("refit", "refit_select", "train_file")}
+    controlled = isinstance(config, ControlFlags) and config.controls
+    merged = config if isinstance(config, MergeControlFlags) else None
+    if merged is not None:
+        fresh = {name: getattr(merged, name) for name in ("refit", "refit_select", "train_file")}
         scoring = replace(scoring, **fresh)
     merge = composition == engine.MERGE
     points = merges(values, count) if merge else analogies(values)
@@ -131,7 +133,7 @@ def check(
         tasks.check_labels([*answering, *extra], scored)
     if scoring.by_head:
         _check_head(head)
-    joint = controls.joint_module if controls is not None else ()
+    joint = merged.joint_module if merged is not None else ()
     joint_names = common.labels(joint)
     joint_headers = common.headers_of(joint, joint_names)
     common.check_model([base], joint_headers, config.allow_base_mismatch)
@@ -144,7 +146,7 @@ def check(
         composition=composition, head=head, rank=config.rank, dtype=config.dtype,
         format=config.format, bf16=config.bf16, use_cpu=config.use_cpu,
         overwrite=config.overwrite,
-        command=COMMAND.get(), controls=controls is not None and controls.controls, joint=joint,
+        command=COMMAND.get(), controls=controlled, joint=joint,
         joint_names=tuple(joint_names), training=tasks.training_rows(scoring, scored),
         rule=config.coefficient_rule if isinstance(config, RuleFlags) else DEFAULT_RULE,
     )  # fmt: skip

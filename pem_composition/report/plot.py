@@ -264,7 +264,8 @@ def controls(results: Results) -> Figure:
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
         metric = "mean score" if task == MEAN else task
-        axes.set_xlabel(f"{metric} minus that of the merge, two standard errors", fontsize=9)
+        against = f"minus that of the {s['composition']}, two standard errors"
+        axes.set_xlabel(f"{metric} {against}", fontsize=9)
         plain(axes)
     figure.suptitle(f"{_subject(s)}: {s['controlled']}", fontsize=9, wrap=True)
     return figure

@@ -32,8 +32,9 @@ CONTROLS = ("control", "difference", "difference_standard_error")  # of a table 
 REFITTED = (
     "refit", "refit_standard_error", "refit_difference", "refit_difference_standard_error",
 )  # fmt: skip  # of new last layers
-SPREAD = ("difference", "refit", "refit_difference")  # of these also the mean over several sweeps
-TITLES = ("minus the merge", "with new heads", "with new heads minus the merge")
+SPREAD = ("difference", "refit", "refit_difference", "auc")  # also as means over several sweeps
+SIGNED = ("difference", "refit_difference")
+TITLES = ("minus the {}", "with new heads", "with new heads minus the {}", "AUC")  # merge, analogy
 SAME = 2.0  # standard errors: what differs by less is marked
 MARK = " ~"
 AVERAGE = "average of the modules"
@@ -141,18 +142,19 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
             f"{gain} {_baseline(results)}",
             [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in last],
         )
+    against, fresh, fresh_against, auc = (title.format(s["composition"]) for title in TITLES)
     if "controlled" in s:
         for task, own in zip(tasks, cells, strict=True) if by_task else [("", last)]:
-            yield f"{task} {TITLES[0]}".strip(), [_difference(c) for c in own]
+            yield f"{task} {against}".strip(), [_difference(c) for c in own]
             if any(not text.absent(c["refit"]) for c in own):
                 scores = [text.with_error(c["refit"], c["refit_standard_error"]) for c in own]
-                yield f"{task} {TITLES[1]}".strip(), scores
+                yield f"{task} {fresh}".strip(), scores
                 yield (
-                    f"{task} {TITLES[2]}".strip(),
+                    f"{task} {fresh_against}".strip(),
                     [_difference(c, "refit_difference") for c in own],
                 )
     if alone and any(not text.absent(c["auc"]) for c in last):
-        yield "AUC", [text.with_error(c["auc"]) for c in last]
+        yield auc, [text.with_error(c["auc"]) for c in last]
     if alone and any(isinstance(c["predicted_share"], Mapping) for c in last):
         yield "predicted share", [_shares(c["predicted_share"]) for c in last]
     if any(not text.absent(c["invalid_share"]) for own in cells for c in own):
@@ -367,6 +369,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
             "task": f"{MEAN} of {', '.join(s['tasks'])}" if task == MEAN else task,
             "kind": s["kind"],
             "base": s["base_name"],
+            "composition": s["composition"],
             "row": identity,
             "rows": s.get("report"),
             "n": counts.get(task),
@@ -401,9 +404,10 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     scores = zip(estimates("score"), lines, strict=True)
     columns.append(("score", [f"{score} {x['metric']}".rstrip() for score, x in scores]))
     columns.append(("gain over the baseline", estimates("gain", sign=True)))
+    what = " or ".join(dict.fromkeys(x["composition"] for x in lines))
     for name, title in zip(SPREAD, TITLES, strict=True):
         if frame[name].notna().any():
-            columns.append((title, estimates(name, sign=name != "refit")))
+            columns.append((title.format(what), estimates(name, sign=name in SIGNED)))
     for name, title, digits in (("normalised", "normalised", 4), ("rank", "rank", 0),
                                 ("seconds", "merge (s)", 2)):  # fmt: skip
         if frame[name].notna().any():

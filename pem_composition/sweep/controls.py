@@ -15,6 +15,16 @@ For the merge sum_i c_i m_i that was selected, scored on the same rows and with 
                    no row where a task has none
 
 Where every task has its own module, shrunk and left out are of that one, task by task.
+
+For an analogy t m_0 + (1 - t) (m_1 - m_2), a classifier and two language models:
+
+    base           the base model, with the classifier's head if it has one
+    shrunk         the classifier alone at its coefficient: t m_0
+    left out       the language models alone: (1 - t) (m_1 - m_2)
+    exchanged      the language models exchanged: t m_0 + (1 - t) (m_2 - m_1)
+
+The exchanged ones take the place of random modules: their difference is as large as that of the
+analogy in every layer, which that of two random modules, of the language models' norms, is not.
 """
 
 from __future__ import annotations
@@ -110,13 +120,16 @@ class Controls:
             yield _line("ensemble", "average of the outputs", ensemble)
 
     def _base(self, merge: Point, settings: Settings) -> Point:
-        """The base with the merge's head; with heads per task the rows bring them."""
+        """The base with the merge's head."""
+        return Point((), (), None, head=self._head(merge, settings))
+
+    def _head(self, merge: Point, settings: Settings) -> dict[str, Tensor] | None:
+        """The head of a merge; none where there is none, or rows bring one per task."""
+        if settings.head == PER_TASK or not self.labels:
+            return None
         modules = [i.pem for i in merge.inputs]
-        head: dict[str, Tensor] = {}
-        if settings.head != PER_TASK and self.labels:
-            chosen = choose(modules, merge.coefficients, settings.head).tensors
-            head = {name: chosen[name] for name in chosen if name in _heads_of(modules)}
-        return Point((), (), None, head=head or None)
+        chosen = choose(modules, merge.coefficients, settings.head).tensors
+        return {name: chosen[name] for name in chosen if name in _heads_of(modules)} or None
 
     def _joint(self, module: Input) -> list[Point]:
         """A joint module on each task, with the head that it has for the task."""
@@ -138,6 +151,22 @@ class Controls:
             one = self.own and len(members) == 1
             points.append(alone(members[0]) if one else Point(members, weights, OUTPUTS))
         return points
+
+
+class AnalogyControls(Controls):
+    """What control rows need to know beside an analogy."""
+
+    def of(self, merge: Point, settings: Settings) -> Iterator[Line]:
+        """The control rows of an analogy, in the order of the table."""
+        classifier, target, source = merge.inputs
+        language = _without(merge, 0)
+        yield _line("base", "base", self._base(merge, settings))
+        yield _line("shrunk", f"{classifier.name} alone at its coefficient", _only(merge, 0))
+        if language is not None:
+            answered = replace(language, head=self._head(merge, settings))
+            yield _line("left out", "language models alone", answered)
+        exchanged = replace(merge, inputs=(classifier, source, target))
+        yield _line("exchanged", "language models exchanged", exchanged)
 
 
 def _line(

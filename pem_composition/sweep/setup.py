@@ -23,7 +23,7 @@ from pem_composition.module import combine
 from pem_composition.report.records import RESULTS
 from pem_composition.safe_files import is_file
 from pem_composition.sweep import tasks
-from pem_composition.sweep.controls import Controls
+from pem_composition.sweep.controls import AnalogyControls, Controls
 from pem_composition.sweep.engine import ANALOGY, MERGE, Plan
 from pem_composition.sweep.points import PER_TASK, Input, Settings, kept_head, read_input
 from pem_composition.sweep.refitting import Refitting
@@ -170,7 +170,8 @@ class MergeSetup:
         labels = [task.answered.labels for task in self.tasks] if self.scoring.by_head else []
         asked = tuple(task.name for task in self.tasks)
         trained_on = tuple(i.pem.provenance.task for i in inputs)
-        return Controls(
+        kind = AnalogyControls if self.composition == ANALOGY else Controls
+        return kind(
             tasks=asked,
             # rows of no known task are called alike, whatever they are
             own=self.own_heads or (trained_on == asked and TASKS.keys() >= set(asked)),

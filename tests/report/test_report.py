@@ -150,6 +150,7 @@ def test_several_sweeps_give_mean_and_spread_of_rows_that_are_the_same(tmp_path)
     assert rows["module 0"]["score_spread"] == pytest.approx(statistics.stdev(scores))
     assert rows["module 0"]["gain"] == pytest.approx(statistics.fmean(gains))
     assert rows["module 0"]["gain_spread"] == pytest.approx(statistics.stdev(gains))
+    assert (rows["module 0"]["auc"], rows["module 0"]["auc_spread"]) == pytest.approx((0.9, 0))
     assert rows["module 1"]["one_class"] == 3
     assert "predicts one class in 3 of 3" in table.aggregate_markdown(table.aggregate(paths))
 

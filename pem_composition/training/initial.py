@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pem_composition import safe_files
-from pem_composition.errors import UsageError
+from pem_composition.errors import CheckpointError, UsageError
 from pem_composition.evaluation import keys
 from pem_composition.evaluation.model_names import resolve
 from pem_composition.record import Provenance
@@ -24,22 +24,39 @@ def write(flags: AdapterFlags, task: Task | None) -> str:
     output = Path(flags.output_dir)
     recipe = describe(flags, task)
     key = keys.key_of(recipe)
-    if results.read_training(output).get("key") == key and not flags.overwrite_output_dir:
+    if not flags.overwrite_output_dir and (there := _there(output, key)):
+        return there
+    from pem_composition.training.preparation import prepare
+
+    start = prepare(flags, task)
+    provenance = Provenance(init=start.init, training={"key": key, "initial": recipe})
+    try:
+        with safe_files.atomic_directory(output, overwrite=flags.overwrite_output_dir) as folder:
+            start.weights.publish(folder, output.name, provenance)
+    except CheckpointError:
+        # Another process has written there meanwhile.
+        if not flags.overwrite_output_dir and (there := _there(output, key)):
+            return there
+        raise
+    return f"{output}: initial {flags.adapter_config} module, fingerprint {start.init[:12]}"
+
+
+def _there(output: Path, key: str) -> str:
+    """What is said where the directory holds the module already; empty for a free one.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if results.read_training(output).get("key") == key:
         return f"{output}: already holds this initial module, skipped"
-    if output.is_dir() and any(output.iterdir()) and not flags.overwrite_output_dir:
+    if output.is_dir() and any(output.iterdir()):
         raise UsageError.build(
             output,
             "is not empty",
             expected="a new directory",
             do="choose another or add --overwrite_output_dir",
         )
-    from pem_composition.training.preparation import prepare
-
-    start = prepare(flags, task)
-    provenance = Provenance(init=start.init, training={"key": key, "initial": recipe})
-    with safe_files.atomic_directory(output, overwrite=flags.overwrite_output_dir) as folder:
-        start.weights.publish(folder, output.name, provenance)
-    return f"{output}: initial {flags.adapter_config} module, fingerprint {start.init[:12]}"
+    return ""
 
 
 def describe(flags: AdapterFlags, task: Task | None) -> dict[str, object]:

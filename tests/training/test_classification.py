@@ -13,7 +13,7 @@ from support.training_bench import write_rows
 from pem_composition import checkpoint
 from pem_composition.cli import main
 from pem_composition.errors import IncompatibleModules, UsageError
-from pem_composition.training import checkpointing, runs
+from pem_composition.training import checkpointing, preparation, runs
 
 FILES = {
     "README.md",
@@ -232,6 +232,30 @@ def test_divergence_stops_the_run_and_writes_no_broken_weights(bench):
     assert not (folder / "pem.json").exists()
     for saved in folder.rglob("*.safetensors"):
         assert all(torch.isfinite(t).all() for t in load_file(saved).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("other_seed", "code"), [("3", 0), ("4", 2)])
+def test_two_processes_that_draw_one_initial_module_both_succeed(
+    other_seed, code, bench, tmp_path, monkeypatch, capsys
+):
+    """The other one publishes while this one draws; another module there is refused."""
+    argv = ["init", "--model_name_or_path", str(bench.base), "--task_name", "sst2"]
+    argv += ["--output_dir", str(tmp_path / "init"), "--seed"]
+    draw = preparation.prepare
+
+    def drawn(*given):
+        monkeypatch.setattr(preparation, "prepare", draw)
+        start = draw(*given)
+        assert main([*argv, other_seed]) == 0
+        capsys.readouterr()
+        return start
+
+    monkeypatch.setattr(preparation, "prepare", drawn)
+    assert main([*argv, "3"]) == code
+    said = capsys.readouterr()
+    assert ("skipped" in said.out) == (code == 0)
+    assert ("is not empty" in said.err) == (code == 2)
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import own_heads, sweep_data
-from support.sweep_by_hand import check_by_hand, refused, run
+from scipy import optimize
+from support import own_heads, sweep_by_hand, sweep_data
+from support.sweep_by_hand import ANSWERS, Hand, asked, check_by_hand, refused, run
 from support.tiny_models import random_module, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -18,6 +19,7 @@ import pem_composition as library
 from pem_composition import json_lines
 from pem_composition.arithmetic.random_update import random_update
 from pem_composition.config import FullConfig, HeadInfo, LoraConfig
+from pem_composition.evaluation.evaluator import uniform_prior
 from pem_composition.report import table
 from pem_composition.report.records import Results, read
 from pem_composition.sweep.controls import Controls, random_input
@@ -277,6 +279,31 @@ def test_prompted_tasks_have_the_controls_that_need_no_head(tmp_path):
     assert [r["modules"] for r in base] == [[], []]
 
 
+def matched(scores: np.ndarray) -> np.ndarray:
+    """Scores (n, w) moved per answer to the minimum of the convex function whose gradient is the
+    mean distribution minus the uniform one."""
+
+    def excess(b: np.ndarray) -> tuple[float, np.ndarray]:
+        moved = scores + b
+        total = np.logaddexp.reduce(moved, axis=1, keepdims=True)
+        return total.mean() - b.mean(), np.exp(moved - total).mean(0) - 1 / len(b)
+
+    start = np.zeros(scores.shape[1])
+    return scores + optimize.minimize(excess, start, jac=True, options={"gtol": 1e-9}).x
+
+
+@pytest.mark.parametrize("answers", [2, 3, 7])
+def test_matched_priors_are_uniform_whatever_the_scores_and_their_order(answers):
+    draw = np.random.default_rng(answers)
+    scores = draw.normal(size=(50, answers)) * 8 + draw.normal(size=answers) * 5
+    found = scores + uniform_prior(scores)
+    np.testing.assert_allclose(found - found[:, :1], (m := matched(scores)) - m[:, :1], atol=1e-3)
+    turned = draw.permutation(answers)
+    np.testing.assert_allclose(
+        uniform_prior(scores[:, turned]), uniform_prior(scores)[turned], atol=1e-5
+    )
+
+
 ANALOGY = ("--evaluate", "--controls", "--grid", "0.75", "0.25", "0.75")
 
 
@@ -294,14 +321,24 @@ def test_an_analogy_is_beside_its_parts_and_the_exchanged_language_models(kind, 
         "control shrunk": (["m1"], [0.75]),
         "control left out": (["m2", "m3"], [0.25, -0.25]),
         "control exchanged": (["m1", "m3", "m2"], [0.75, 0.25, -0.25]),
+        "control prior matched": (["m1"], [1.0]),
     }
     assert [name for name in rows if name.startswith("control ")] == list(told)
     for name, (modules, coefficients) in told.items():
         records = [found.points[key] for key in rows[name]["keys"]]
         for record in records:
             assert (record["names"], record["coefficients"]) == (modules, coefficients)
-        if modules:
+        if "matched" not in name and modules:
             check_by_hand(texts, records)
+    for record in records:  # with matched priors
+        hand = Hand(texts.base)
+        rows_read = json_lines.read(sweep_by_hand.rows_of(texts, record))
+        with torch.no_grad(), library.attach(hand.model, sweep_by_hand.combined(texts, record)):
+            words, name = ANSWERS[record["task"]], record["task"]
+            sources = [asked(name, row) for row in rows_read]
+            scores = [[hand.log_probability(x, word) for word in words] for x in sources]
+        given = matched(np.array(scores)).argmax(1)
+        assert record["predictions"] == "".join(map(str, given.tolist()))
     text = table.markdown(found)
     assert "minus the analogy" in text
     assert "minus the merge" not in text
@@ -330,6 +367,13 @@ def test_language_models_without_a_head_are_answered_with_that_of_the_classifier
             given = model(**encoded).logits.argmax(1).tolist()
         record = found.points[rows_of(found)[f"control {name}"]["keys"][0]]
         assert record["predictions"] == "".join(map(str, given)), name
+    model = AutoModelForSequenceClassification.from_pretrained(halves.base, num_labels=3).eval()
+    with torch.no_grad(), library.attach(model, modules[0]):
+        logits = model(**encoded).logits.numpy()
+    record = found.points[rows_of(found)["control prior matched"]["keys"][0]]
+    given = matched(logits).argmax(1).tolist()
+    assert record["predictions"] == "".join(map(str, given))
+    assert given != logits.argmax(1).tolist()
 
 
 def test_a_joint_module_without_a_head_for_each_task_is_refused(bench, tmp_path, capsys):

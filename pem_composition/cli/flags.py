@@ -520,7 +520,8 @@ class ControlFlags:
         False,
         "also score what the selected composition has to beat: base, random modules, modules "
         "alone, without its own module, cut to one module's rank, the average of the outputs; of "
-        "an analogy base, classifier alone, language models alone and exchanged",
+        "an analogy base, classifier alone and with matched priors, language models alone and "
+        "exchanged",
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 
 from pem_composition.adapters import wearing
@@ -33,6 +33,7 @@ from pem_composition.evaluation.sharding import is_sharded, run_whole
 from pem_composition.tasks.glue import Task
 
 Outputs = NDArray[np.float32]
+PRIOR_STEPS, PRIOR_TOLERANCE = 10_000, 1e-9  # of ``uniform_prior``
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,25 @@ def result_of(
     )
 
 
+def uniform_prior(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What to add to the scores (n, w) of w answers (w,) so that their distributions have a uniform
+    mean over the rows: b <- b - log(w sum_i softmax(z_i + b) / n) until it stands still.
+
+    Examples:
+        >>> b = uniform_prior(np.array([[3.0, 0.0], [1.0, 0.0], [5.0, 0.0]]))
+        >>> round(float(b[1] - b[0]), 3)
+        3.0
+    """
+    n, w = scores.shape
+    b = np.zeros(w)
+    for _ in range(PRIOR_STEPS):
+        step = logsumexp(log_softmax(scores + b, axis=1), axis=0) - np.log(n / w)
+        b -= step
+        if abs(step).max() < PRIOR_TOLERANCE:
+            break
+    return b
+
+
 class Evaluator(ABC):
     """The prepared rows of one split."""
 
@@ -212,6 +232,21 @@ class Evaluator(ABC):
             self.task.name, "has no fixed set of answers", found=type(self).__name__,
             expected="classification, or text to text with the answers of a prompt",
         )  # fmt: skip
+
+    def prior_matched(self, outputs: Outputs) -> Outputs:
+        """Outputs (n, k) with one number added per answer, so that the mean over the rows of the
+        distribution over the answers is uniform: sum_i softmax(z_i + b) / n = 1 / w.
+
+        No label is used. Prior matching (Liusie et al. 2023, arXiv 2309.04992); batch calibration
+        (Zhou et al. 2023, arXiv 2309.17249) is b = -log(sum_i softmax(z_i) / n).
+
+        Raises:
+            DataError: rows that have no fixed set of answers.
+        """
+        scores = self.class_scores(torch.from_numpy(outputs)).double().numpy()  # the first columns
+        matched = outputs.copy()
+        matched[:, : scores.shape[1]] = scores + uniform_prior(scores)
+        return matched
 
     def ensemble(self, outputs: Sequence[tuple[float, Outputs]]) -> Outputs:
         """Outputs (n, k) whose distribution over the answers is the weighted mean of several.

@@ -22,6 +22,8 @@ For an analogy t m_0 + (1 - t) (m_1 - m_2), a classifier and two language models
     shrunk         the classifier alone at its coefficient: t m_0
     left out       the language models alone: (1 - t) (m_1 - m_2)
     exchanged      the language models exchanged: t m_0 + (1 - t) (m_2 - m_1)
+    prior matched  the classifier, its answers weighted so that their probabilities have a uniform
+                   mean over the rows: no label, no language model, only where the threshold is
 
 The exchanged ones take the place of random modules: their difference is as large as that of the
 analogy in every layer, which that of two random modules, of the language models' norms, is not.
@@ -75,6 +77,7 @@ class Controls:
         tasks: their names, in the order of the rows.
         own: module i is task i's own: scored with its head, or the module that was trained on it.
         labels: of each task the classes in the order of its head; none where no head answers.
+        classes: every task is answered with one of a fixed set of classes.
         joint: modules that were trained on the rows of all tasks.
         rules: of coefficients without data, beside the one whose equal weights the table has.
     """
@@ -82,6 +85,7 @@ class Controls:
     tasks: tuple[str, ...]
     own: bool = False
     labels: tuple[tuple[str, ...], ...] = ()
+    classes: bool = False
     joint: tuple[Input, ...] = ()
     rules: tuple[str, ...] = ()
 
@@ -167,6 +171,9 @@ class AnalogyControls(Controls):
             yield _line("left out", "language models alone", answered)
         exchanged = replace(merge, inputs=(classifier, source, target))
         yield _line("exchanged", "language models exchanged", exchanged)
+        if self.classes:
+            matched = replace(alone(classifier), prior_matched=True)
+            yield _line("prior matched", f"{classifier.name}, prior matched", matched)
 
 
 def _line(

@@ -67,6 +67,7 @@ class Point:
 
     Attributes:
         head: what rows are answered with, instead of the head that they or the modules bring.
+        prior_matched: its answers are weighted for a uniform mean over the rows.
         control: what it is a control of, for its line; decides no number.
     """
 
@@ -76,6 +77,7 @@ class Point:
     method: str = SIMPLE
     rank: Rank | None = None
     head: Mapping[str, Tensor] | None = None
+    prior_matched: bool = False
     control: str = ""
 
     def module(self, settings: Settings, *, saved: bool = False) -> PEM | None:
@@ -141,6 +143,7 @@ class Point:
             "head": settings.head if self.space else None,
             "rank": self.rank,
             "split": split,
+            **({"prior_matched": True} if self.prior_matched else {}),
         }
 
 

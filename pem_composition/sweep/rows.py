@@ -102,13 +102,18 @@ class Rows:
         *,
         bf16: bool = False,
         head: Mapping[str, Tensor] | None = None,
+        prior_matched: bool = False,
     ) -> dict[str, Any]:
         """Score, standard error, predictions and what else a record holds of an evaluation.
 
         Args:
             head: what answers, instead of the task's own.
+            prior_matched: answers are weighted for a uniform mean, ``Evaluator.prior_matched``.
         """
-        return self.result(self.predict(model, bf16=bf16, head=head))
+        outputs = self.predict(model, bf16=bf16, head=head)
+        if prior_matched and self._evaluator is not None:
+            outputs = self._evaluator.prior_matched(outputs)
+        return self.result(outputs)
 
     def predict(
         self, model: nn.Module, *, bf16: bool = False, head: Mapping[str, Tensor] | None = None

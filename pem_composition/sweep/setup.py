@@ -176,6 +176,8 @@ class MergeSetup:
             # rows of no known task are called alike, whatever they are
             own=self.own_heads or (trained_on == asked and TASKS.keys() >= set(asked)),
             labels=tuple(labels),
+            classes=not (self.scoring.next_block or self.scoring.harness_tasks)
+            and all(task.answered.labels for task in self.tasks),
             rules=tuple(name for name in RULES if name != self.rule),
             joint=tuple(read_input(*one) for one in named),
         )

@@ -75,14 +75,20 @@ class Hand:
         """Predicted answers as a string of digits, and the share that generation leaves invalid."""
         given, invalid = "", []
         for line in file.read_text().splitlines():
-            source = TEMPLATES[task]
-            for column, text in json.loads(line).items():
-                source = source.replace("{" + column + "}", str(text))
+            source = asked(task, json.loads(line))
             scores = [self.log_probability(source, word) for word in ANSWERS[task]]
             given += str(int(np.argmax(scores)))
             valid = [self.tokenizer(word).input_ids[:-1] for word in ANSWERS[task]]
             invalid.append(self.freely(source) not in valid)
         return given, float(np.mean(invalid))
+
+
+def asked(task: str, row: dict[str, object]) -> str:
+    """What a model reads of a row."""
+    source = TEMPLATES[task]
+    for column, text in row.items():
+        source = source.replace("{" + column + "}", str(text))
+    return source
 
 
 def combined(bench: sweep_data.TextBench, record: dict) -> library.PEM:

@@ -13,6 +13,9 @@ For the merge sum_i c_i m_i that was selected, scored on the same rows and with 
     ensemble       the mean of the class probabilities (of a regression the predictions) that the
                    modules give, each with its own head, over those whose classes are the task's;
                    no row where a task has none
+    prior matched  modules, and the merge, with answers weighted so that the probabilities of the
+                   classes have a uniform mean over the rows: what is gained by placing thresholds;
+                   no row where a task is a regression
 
 Where every task has its own module, shrunk and left out are of that one, task by task.
 
@@ -22,8 +25,7 @@ For an analogy t m_0 + (1 - t) (m_1 - m_2), a classifier and two language models
     shrunk         the classifier alone at its coefficient: t m_0
     left out       the language models alone: (1 - t) (m_1 - m_2)
     exchanged      the language models exchanged: t m_0 + (1 - t) (m_2 - m_1)
-    prior matched  the classifier, its answers weighted so that their probabilities have a uniform
-                   mean over the rows: no label, no language model, only where the threshold is
+    prior matched  the classifier and the analogy as above: no label, only where the threshold is
 
 The exchanged ones take the place of random modules: their difference is as large as that of the
 analogy in every layer, which that of two random modules, of the language models' norms, is not.
@@ -122,6 +124,20 @@ class Controls:
         ensemble = self._ensemble(inputs)
         if ensemble and all(point.inputs for point in ensemble):
             yield _line("ensemble", "average of the outputs", ensemble)
+        yield from self._prior_matched(inputs, merge, "merge")
+
+    def _prior_matched(self, modules: Sequence[Input], merge: Point, what: str) -> Iterator[Line]:
+        """The modules and what is made of them, with matched priors."""
+        if not self.classes:
+            return
+        matched = [replace(alone(module), prior_matched=True) for module in modules]
+        if self.own:
+            yield _line("prior matched", "own modules, prior matched", matched)
+        else:
+            for n, module in enumerate(modules):
+                yield _line(f"prior matched {n}", f"{module.name}, prior matched", matched[n])
+        whole = replace(merge, prior_matched=True)
+        yield _line(f"prior matched {what}", f"{what}, prior matched", whole)
 
     def _base(self, merge: Point, settings: Settings) -> Point:
         """The base with the merge's head."""
@@ -171,9 +187,7 @@ class AnalogyControls(Controls):
             yield _line("left out", "language models alone", answered)
         exchanged = replace(merge, inputs=(classifier, source, target))
         yield _line("exchanged", "language models exchanged", exchanged)
-        if self.classes:
-            matched = replace(alone(classifier), prior_matched=True)
-            yield _line("prior matched", f"{classifier.name}, prior matched", matched)
+        yield from self._prior_matched((classifier,), merge, "analogy")
 
 
 def _line(

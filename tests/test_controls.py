@@ -349,36 +349,63 @@ def test_an_analogy_is_beside_its_parts_and_the_exchanged_language_models(kind, 
     assert "minus the merge" not in text
 
 
-def test_language_models_without_a_head_are_answered_with_that_of_the_classifier(tmp_path):
-    halves = sweep_data.make(tmp_path / "bench")
-    classifier, *language = halves.modules[0], halves.modules[1], halves.full_set
-    for path in language:
-        module = library.load(path)
-        replace(module, tensors=module.adapter_tensors(), head=None).save(path, overwrite=True)
-    out = tmp_path / "out"
-    flags = ("-a", classifier, *language, *halves.flags()[3:], "-p", out, *ANALOGY)
-    assert run("analogy", *flags) == 0
+@pytest.mark.parametrize(
+    ("program", "head", "space", "kind"),
+    [
+        ("analogy", "first", "delta", "lora"),  # language models without a head
+        ("analogy", "last", "delta", "lora"),
+        ("analogy", "average", "log", "ia3"),
+        ("sweep", "average", "parameter", "lora"),
+    ],
+)
+def test_controls_are_answered_with_the_head_of_what_they_are_controls_of(
+    program, head, space, kind, tmp_path
+):
+    halves = sweep_data.make(tmp_path / "bench", kind)
+    paths = (*halves.modules, halves.full_set)
+    if head == "first":
+        for path in paths[1:]:
+            module = library.load(path)
+            replace(module, tensors=module.adapter_tensors(), head=None).save(path, overwrite=True)
+    out, grid = tmp_path / "out", ("--grid", "0", "0.25", "1")
+    own = ("--head", head, "--space", space, "--evaluate" if program == "analogy" else "--use_cpu")
+    flags = ("-a", *paths, *halves.flags()[3:], "-p", out, *grid, *own, "--controls")
+    assert run(program, *flags) == 0
     found = read(out)
-    modules = [library.load(path) for path in (classifier, *language)]
+    rows, modules = rows_of(found), [library.load(path) for path in paths]
+    c, d, e = rows[found.summary["controlled"]]["coefficients"]
+    told = {"base": [0, 0, 0], "shrunk": [c, 0, 0], "left out": [0, d, e], "exchanged": [c, e, d]}
+    if program == "sweep":
+        told = {"base": [0, 0, 0], "shrunk 1": [0, d, 0], "left out 0": [0, d, e]}
+    answering = library.combine(modules, [c, d, e], space=space, head=head).head_tensors()
+    model = AutoModelForSequenceClassification.from_pretrained(halves.base, num_labels=3).eval()
+    model.load_state_dict(answering, strict=False)
     tokenizer = AutoTokenizer.from_pretrained(halves.base)
     rows_read = json_lines.read(halves.test)
-    pairs = ([r[c] for r in rows_read] for c in ("premise", "hypothesis"))
+    pairs = ([r[column] for r in rows_read] for column in ("premise", "hypothesis"))
     encoded = tokenizer(*pairs, padding=True, return_tensors="pt")
-    told = {"base": [0, 0, 0], "left out": [0, 0.25, -0.25], "exchanged": [0.75, -0.25, 0.25]}
     for name, coefficients in told.items():
-        whole = library.combine(modules, coefficients, space="delta", head="first")
-        model = AutoModelForSequenceClassification.from_pretrained(halves.base, num_labels=3).eval()
+        # A module alone is exact; in parameter space its factors would be scaled twice.
+        by = "delta" if name.startswith("shrunk") and kind == "lora" else space
+        whole = library.combine(modules, coefficients, space=by, head="none")
         with torch.no_grad(), library.attach(model, whole):
             given = model(**encoded).logits.argmax(1).tolist()
-        record = found.points[rows_of(found)[f"control {name}"]["keys"][0]]
+        record = found.points[rows[f"control {name}"]["keys"][0]]
         assert record["predictions"] == "".join(map(str, given)), name
-    model = AutoModelForSequenceClassification.from_pretrained(halves.base, num_labels=3).eval()
     with torch.no_grad(), library.attach(model, modules[0]):
         logits = model(**encoded).logits.numpy()
-    record = found.points[rows_of(found)["control prior matched 0"]["keys"][0]]
+    record = found.points[rows["control prior matched 0"]["keys"][0]]
     given = matched(logits).argmax(1).tolist()
     assert record["predictions"] == "".join(map(str, given))
     assert given != logits.argmax(1).tolist()
+
+
+def test_an_analogy_has_no_head_per_task(tmp_path, capsys):
+    tasks = own_heads.make(tmp_path / "bench")
+    capsys.readouterr()
+    words = ("analogy", *tasks.flags(), "--evaluate", *GRID, "--head", "per-task")
+    message = refused(capsys, tmp_path, *words)
+    assert "an analogy whose head is of several tasks cannot be scored" in message
 
 
 def test_a_joint_module_without_a_head_for_each_task_is_refused(bench, tmp_path, capsys):

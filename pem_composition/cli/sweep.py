@@ -121,6 +121,8 @@ def check(
     names += [common.labels(paths)[-1]] if reference else []
     headers = _headers(config, names[:count])
     own_heads = head == PER_TASK
+    if scoring.by_head:
+        _check_head(head, composition)
     answering = headers if merge else headers[:1]  # language models of an analogy bring no head
     scored = tasks.read(scoring, answering, own_heads=own_heads, out=out)
     tasks.chosen_by(scoring, scored)
@@ -131,8 +133,6 @@ def check(
     common.check_model([base], [*headers, *extra], config.allow_base_mismatch)
     if scoring.by_head and not own_heads:
         tasks.check_labels([*answering, *extra], scored)
-    if scoring.by_head:
-        _check_head(head)
     joint = merged.joint_module if merged is not None else ()
     joint_names = common.labels(joint)
     joint_headers = common.headers_of(joint, joint_names)
@@ -166,13 +166,16 @@ def base_of(config: Any) -> str:
     return model
 
 
-def _check_head(head: str) -> None:
-    """Refuse a policy by which no head is left to score, or one of several tasks."""
-    if head not in SCORED_HEADS:
-        several = "a merge whose head is of several tasks cannot be scored"
+def _check_head(head: str, composition: str) -> None:
+    """Refuse a policy by which no head is left to score, or one of several tasks; of an analogy a
+    head per task, too, since its modules have no task each."""
+    scored = [h for h in SCORED_HEADS if composition == engine.MERGE or h != PER_TASK]
+    if head not in scored:
+        what = "a merge" if composition == engine.MERGE else "an analogy"
+        several = f"{what} whose head is of several tasks cannot be scored"
         raise UsageError.build(
-            "--head", "a merge without a head cannot be scored" if head == "none" else several,
-            found=head, expected=", ".join(SCORED_HEADS),
+            "--head", f"{what} without a head cannot be scored" if head == "none" else several,
+            found=head, expected=", ".join(scored),
         )  # fmt: skip
 
 

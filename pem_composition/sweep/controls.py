@@ -17,18 +17,20 @@ For the merge sum_i c_i m_i that was selected, scored on the same rows and with 
                    classes have a uniform mean over the rows: what is gained by placing thresholds;
                    no row where a task is a regression
 
-Where every task has its own module, shrunk and left out are of that one, task by task.
+Where every task has its own module, shrunk and left out are of that one, task by task. Base, shrunk
+and left out are answered with the merge's head, so that they differ from it by modules alone.
 
 For an analogy t m_0 + (1 - t) (m_1 - m_2), a classifier and two language models:
 
-    base           the base model, with the classifier's head if it has one
+    base           the base model
     shrunk         the classifier alone at its coefficient: t m_0
     left out       the language models alone: (1 - t) (m_1 - m_2)
     exchanged      the language models exchanged: t m_0 + (1 - t) (m_2 - m_1)
     prior matched  the classifier and the analogy as above: no label, only where the threshold is
 
-The exchanged ones take the place of random modules: their difference is as large as that of the
-analogy in every layer, which that of two random modules, of the language models' norms, is not.
+The first four are answered with the analogy's head, if it has one. The exchanged models take the
+place of random ones: their difference is as large as that of the analogy in every layer, which
+that of two random modules, of the language models' norms, is not.
 """
 
 from __future__ import annotations
@@ -94,18 +96,19 @@ class Controls:
     def of(self, merge: Point, settings: Settings) -> Iterator[Line]:
         """The control rows of a merge, in the order of the table."""
         inputs, places = merge.inputs, range(len(merge.inputs))
+        answered = self._answered(merge, settings)
         if self.own:
             yield _line("own modules", "own modules", [alone(i) for i in inputs])
             for rule in self.rules if merge.method == SIMPLE else ():
                 c = RULES[rule].of(len(inputs))
                 told = RULES[rule].told(len(inputs))
                 yield _line(f"rule {rule}", told, replace(merge, coefficients=c), c)
-        yield _line("base", "base, same heads", self._base(merge, settings))
+        yield _line("base", "base, same heads", _base(answered))
         for draw in range(1, DRAWS + 1) if not recorded(merge.method)[0].entry.needs else ():
             drawn = replace(merge, inputs=tuple(random_input(i, draw) for i in inputs))
             yield _line(f"random {draw}", f"random modules of the same norms, draw {draw}", drawn)
-        shrunk = [_only(merge, i) for i in places]
-        without = [_without(merge, i) for i in places]
+        shrunk = [_only(answered, i) for i in places]
+        without = [_without(answered, i) for i in places]
         if self.own:
             yield _line("shrunk", "own module alone at its coefficient", shrunk)
             if all(without):
@@ -139,17 +142,15 @@ class Controls:
         whole = replace(merge, prior_matched=True)
         yield _line(f"prior matched {what}", f"{what}, prior matched", whole)
 
-    def _base(self, merge: Point, settings: Settings) -> Point:
-        """The base with the merge's head."""
-        return Point((), (), None, head=self._head(merge, settings))
-
-    def _head(self, merge: Point, settings: Settings) -> dict[str, Tensor] | None:
-        """The head of a merge; none where there is none, or rows bring one per task."""
+    def _answered(self, merge: Point, settings: Settings) -> Point:
+        """The merge with its head, which what is made of it keeps; as it is where there is none, or
+        rows bring one per task."""
         if settings.head == PER_TASK or not self.labels:
-            return None
+            return merge
         modules = [i.pem for i in merge.inputs]
         chosen = choose(modules, merge.coefficients, settings.head).tensors
-        return {name: chosen[name] for name in chosen if name in _heads_of(modules)} or None
+        head = {name: chosen[name] for name in chosen if name in _heads_of(modules)}
+        return replace(merge, head=head or None)
 
     def _joint(self, module: Input) -> list[Point]:
         """A joint module on each task, with the head that it has for the task."""
@@ -178,14 +179,13 @@ class AnalogyControls(Controls):
 
     def of(self, merge: Point, settings: Settings) -> Iterator[Line]:
         """The control rows of an analogy, in the order of the table."""
+        answered = self._answered(merge, settings)
         classifier, target, source = merge.inputs
-        language = _without(merge, 0)
-        yield _line("base", "base", self._base(merge, settings))
-        yield _line("shrunk", f"{classifier.name} alone at its coefficient", _only(merge, 0))
-        if language is not None:
-            answered = replace(language, head=self._head(merge, settings))
-            yield _line("left out", "language models alone", answered)
-        exchanged = replace(merge, inputs=(classifier, source, target))
+        yield _line("base", "base", _base(answered))
+        yield _line("shrunk", f"{classifier.name} alone at its coefficient", _only(answered, 0))
+        if (language := _without(answered, 0)) is not None:
+            yield _line("left out", "language models alone", language)
+        exchanged = replace(answered, inputs=(classifier, source, target))
         yield _line("exchanged", "language models exchanged", exchanged)
         yield from self._prior_matched((classifier,), merge, "analogy")
 
@@ -218,9 +218,14 @@ def random_input(module: Input, draw: int) -> Input:
     return Input(name, drawn, digest)
 
 
+def _base(merge: Point) -> Point:
+    return Point((), (), None, head=merge.head)
+
+
 def _only(merge: Point, place: int) -> Point:
-    """c_i m_i, exact."""
-    return Point((merge.inputs[place],), (merge.coefficients[place],), "delta")
+    """c_i m_i, exact; of a product of vectors its factor, l_i ** c_i."""
+    own, c = (merge.inputs[place],), (merge.coefficients[place],)
+    return Point(own, c, "log" if merge.space == "log" else "delta", head=merge.head)
 
 
 def _without(merge: Point, place: int) -> Point | None:

@@ -160,7 +160,7 @@ def score_table(
 
     target = merge.target if isinstance(merge.target, Point) and merge.target.space else None
     if controls is not None and target is None:
-        runner.say(f"note: {merge.name} is one module as it is, no merge that has controls")
+        runner.say(f"note: {merge.name} is one module as it is, which has no controls")
 
     def lines() -> Iterator[Line]:  # random modules are drawn when their turn comes
         yield from table

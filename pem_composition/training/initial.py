@@ -47,9 +47,13 @@ def _there(output: Path, key: str) -> str:
     Raises:
         UsageError: it holds something else.
     """
+    try:
+        filled = any(output.iterdir())  # asked first: another process may publish meanwhile
+    except (FileNotFoundError, NotADirectoryError):
+        filled = False
     if results.read_training(output).get("key") == key:
         return f"{output}: already holds this initial module, skipped"
-    if output.is_dir() and any(output.iterdir()):
+    if filled:
         raise UsageError.build(
             output,
             "is not empty",

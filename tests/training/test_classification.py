@@ -13,7 +13,7 @@ from support.training_bench import write_rows
 from pem_composition import checkpoint
 from pem_composition.cli import main
 from pem_composition.errors import IncompatibleModules, UsageError
-from pem_composition.training import checkpointing, preparation, runs
+from pem_composition.training import checkpointing, initial, preparation, runs
 
 FILES = {
     "README.md",
@@ -235,23 +235,24 @@ def test_divergence_stops_the_run_and_writes_no_broken_weights(bench):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", [(preparation, "prepare"), (initial.results, "read_training")])
 @pytest.mark.parametrize(("other_seed", "code"), [("3", 0), ("4", 2)])
 def test_two_processes_that_draw_one_initial_module_both_succeed(
-    other_seed, code, bench, tmp_path, monkeypatch, capsys
+    other_seed, code, moment, bench, tmp_path, monkeypatch, capsys
 ):
-    """The other one publishes while this one draws; another module there is refused."""
+    """The other one publishes while this one draws, or looks; another module there is refused."""
     argv = ["init", "--model_name_or_path", str(bench.base), "--task_name", "sst2"]
     argv += ["--output_dir", str(tmp_path / "init"), "--seed"]
-    draw = preparation.prepare
+    own = getattr(*moment)
 
-    def drawn(*given):
-        monkeypatch.setattr(preparation, "prepare", draw)
-        start = draw(*given)
+    def meanwhile(*given):
+        monkeypatch.setattr(*moment, own)
+        found = own(*given)
         assert main([*argv, other_seed]) == 0
         capsys.readouterr()
-        return start
+        return found
 
-    monkeypatch.setattr(preparation, "prepare", drawn)
+    monkeypatch.setattr(*moment, meanwhile)
     assert main([*argv, "3"]) == code
     said = capsys.readouterr()
     assert ("skipped" in said.out) == (code == 0)

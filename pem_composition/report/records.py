@@ -15,6 +15,7 @@ RESULTS = "results.jsonl"
 SUMMARY_VERSION = 2
 SUBTRACTION = "subtraction"  # the same on any tasks, instead of texts that are judged
 NEGATION = "negation"  # the composition of a sweep over strengths
+CONTROL = "control "  # the id of a control row begins so
 DETOXIFICATION = "detoxification"  # forms at several strengths, on sets of instructions
 BASELINE = "instruction module"  # its row, which changes are against
 WORST = ("expected_maximum", "toxicity_probability")  # of the texts of each prompt
@@ -206,15 +207,21 @@ def setting_of(results: Results) -> dict[str, Any]:
 
 
 def distinct(found: Iterable[Results]) -> list[Results]:
-    """Each sweep once, however often it is named: its rows are the same results, chosen alike."""
+    """Each sweep once, however often it is named: its rows are the same results, chosen alike. Of
+    one with and without controls the one with most rows."""
 
     def content(one: Results) -> str:
-        records = [r for row in one.summary["rows"] for r in one.scored(_keys_of(row))]
+        rows = [r for r in one.summary["rows"] if not str(r.get("id")).startswith(CONTROL)]
+        records = [r for row in rows for r in one.scored(_keys_of(row))]
         names = ("tasks", "kind", "modules", "selected_by", "max_invalid", "judges", "threshold")
         about = [*(one.summary.get(name) for name in names), content_of(one.summary.get("guard"))]
         return repr([about, *((r["key"], r.get("score"), r.get("perplexity")) for r in records)])
 
-    return list({content(one): one for one in found}.values())
+    kept: dict[str, Results] = {}
+    for one in found:
+        key = content(one)
+        kept[key] = max(kept.get(key, one), one, key=lambda r: len(r.summary["rows"]))
+    return list(kept.values())
 
 
 def content_of(text: Mapping[str, Any] | None) -> list[Any] | None:

@@ -377,6 +377,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
             "metric": metric if isinstance(metric, str) else "",
             "baseline": BASELINES[s["baseline"]],
             **text.spread(same, ("score", "gain", *SPREAD, *COSTS)),
+            "compared": int(same["difference"].notna().sum()) or None,
             "invalid_share": text.spread(same, ["invalid_share"])["invalid_share"],
             "one_class": int(same["note"].astype(str).str.contains("one class").sum()),
         }
@@ -384,7 +385,7 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
 
 def aggregate_columns(frame: pd.DataFrame) -> list[str]:
     """Columns of the aggregated CSV: those that hold anything."""
-    costs = [c for name in (*SPREAD, *COSTS) for c in (name, f"{name}_spread")]
+    costs = ["compared", *(c for name in (*SPREAD, *COSTS) for c in (name, f"{name}_spread"))]
     return [c for c in frame.columns if c not in costs or frame[c].notna().any()]
 
 
@@ -425,4 +426,6 @@ def _remark(row: Mapping[str, Any]) -> str:
         remarks.append(f"predicts one class in {row['one_class']} of {row['sweeps']}")
     if not text.absent(row["invalid_share"]) and row["invalid_share"] > NOTED_INVALID:
         remarks.append(f"{row['invalid_share']:.0%} invalid answers")
+    if row["compared"] and row["compared"] < row["sweeps"]:
+        remarks.append(f"the difference of {row['compared']:.0f} of {row['sweeps']}")
     return ", ".join(remarks)

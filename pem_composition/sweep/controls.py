@@ -49,6 +49,7 @@ from pem_composition.errors import PEMError
 from pem_composition.evaluation.keys import key_of
 from pem_composition.evaluation.own_classes import answer, of_loaded
 from pem_composition.record import Provenance
+from pem_composition.report.records import CONTROL
 from pem_composition.sweep.points import OUTPUTS, PER_TASK, Input, Point, Settings, alone
 from pem_composition.sweep.runner import Target
 
@@ -200,7 +201,7 @@ def _line(
         if isinstance(target, Point)
         else [replace(point, control=kind) for point in target]
     )
-    return Line(f"control {control}", name, coefficients, marked, kind)
+    return Line(f"{CONTROL}{control}", name, coefficients, marked, kind)
 
 
 def random_input(module: Input, draw: int) -> Input:

@@ -304,6 +304,25 @@ def test_more_modules_have_profiles_of_the_best_score(tmp_path, pyplot):
             assert list(y) == pytest.approx(reached)
 
 
+def test_a_sweep_with_and_without_controls_counts_once_and_others_have_no_difference(tmp_path):
+    rich, plain, other = (write(tmp_path / n, s) for n, s in (("a", 0.0), ("b", 0.0), ("c", 0.02)))
+    *lines, summary = json_lines.read(rich / "results.jsonl")
+    summary["controlled"] = "merge, selected, delta space"
+    summary["rows"].append({**row("control base", ["b"], -0.1), "control": "base"})
+    for one in summary["rows"]:
+        one["gains"][0] |= {"difference": 0.25, "difference_standard_error": 0.1}
+    rich = save(tmp_path / "rich", [*lines, summary])
+    for paths in ([rich, plain, other], [other, plain, rich]):
+        rows = {r["row"]: r for r in lines_of(paths)}
+        assert {name: r["sweeps"] for name, r in rows.items() if name[0] != "a"} == {
+            "module 0": 2, "module 1": 2, "merge, selected, delta space": 2, "control base": 1,
+        }  # fmt: skip
+        assert rows["module 0"]["difference"] == 0.25
+        shown = table.aggregate_markdown(table.aggregate(paths)).splitlines()
+        said = [x.split("|")[6].strip() for x in shown if "the difference of 1 of 2" in x]
+        assert said == ["module 0", "module 1"]
+
+
 def test_sweeps_whose_new_last_layers_saw_other_rows_have_no_common_mean(tmp_path):
     paths = [write(tmp_path / n, shift) for n, shift in (("x", 0.0), ("y", 0.0), ("z", 0.02))]
     for path, rows in zip(paths, "xyy", strict=True):

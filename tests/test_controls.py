@@ -352,7 +352,7 @@ def test_an_analogy_is_beside_its_parts_and_the_exchanged_language_models(kind, 
 @pytest.mark.parametrize(
     ("program", "head", "space", "kind"),
     [
-        ("analogy", "first", "delta", "lora"),  # language models without a head
+        ("analogy", "first", "delta", "lora"),  # language models without a head, or with another
         ("analogy", "last", "delta", "lora"),
         ("analogy", "average", "log", "ia3"),
         ("sweep", "average", "parameter", "lora"),
@@ -364,9 +364,10 @@ def test_controls_are_answered_with_the_head_of_what_they_are_controls_of(
     halves = sweep_data.make(tmp_path / "bench", kind)
     paths = (*halves.modules, halves.full_set)
     if head == "first":
-        for path in paths[1:]:
-            module = library.load(path)
-            replace(module, tensors=module.adapter_tensors(), head=None).save(path, overwrite=True)
+        target, source = map(library.load, paths[1:])
+        bare = replace(target, tensors=target.adapter_tensors(), head=None)
+        for module, path in zip((bare, own_heads.own_head(source, "rte")), paths[1:], strict=True):
+            module.save(path, overwrite=True)
     out, grid = tmp_path / "out", ("--grid", "0", "0.25", "1")
     own = ("--head", head, "--space", space, "--evaluate" if program == "analogy" else "--use_cpu")
     flags = ("-a", *paths, *halves.flags()[3:], "-p", out, *grid, *own, "--controls")

@@ -88,11 +88,15 @@ class Point:
         """
         if not self.inputs:
             return None
+        module = self._combined(settings, saved=saved)
+        # Rows that bring the head need none of the module, whatever it answers.
+        brought = self.head is not None or (self.space is None and settings.head == PER_TASK)
+        return without_head(module) if brought else module
+
+    def _combined(self, settings: Settings, *, saved: bool) -> PEM:
         if self.space is None:
             own, coefficient = self.inputs[0].pem, self.coefficients[0]
-            if coefficient != 1.0:
-                return negate(own, -coefficient)
-            return without_head(own) if settings.head == PER_TASK else own
+            return own if coefficient == 1.0 else negate(own, -coefficient)
         choice, _ = recorded(self.method)
         needed = choice.entry.needs
         return combine(

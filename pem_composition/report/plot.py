@@ -21,7 +21,7 @@ from pem_composition.errors import MissingPackage, install
 from pem_composition.report import text
 from pem_composition.report.frames import ERROR, JOINT, MEAN, SINGLE, Points, points
 from pem_composition.report.records import Results, read
-from pem_composition.report.table import AVERAGE, SAME, merges_of, rows, subject
+from pem_composition.report.table import AVERAGE, SAME, compared_with, merges_of, rows, subject
 from pem_composition.safe_files import write_bytes
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def controls(results: Results) -> Figure:
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
         metric = "mean score" if task == MEAN else task
-        against = f"minus that of the {s['composition']}, two standard errors"
+        against = f"minus that of the {compared_with(s['composition'])}, two standard errors"
         axes.set_xlabel(f"{metric} {against}", fontsize=9)
         plain(axes)
     figure.suptitle(f"{_subject(s)}: {s['controlled']}", fontsize=9, wrap=True)

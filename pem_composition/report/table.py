@@ -142,7 +142,7 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
             f"{gain} {_baseline(results)}",
             [text.with_error(c["gain"], c["gain_standard_error"], sign=True) for c in last],
         )
-    against, fresh, fresh_against, auc = (title.format(s["composition"]) for title in TITLES)
+    against, fresh, fresh_against, auc = (t.format(compared_with(s["composition"])) for t in TITLES)
     if "controlled" in s:
         for task, own in zip(tasks, cells, strict=True) if by_task else [("", last)]:
             yield f"{task} {against}".strip(), [_difference(c) for c in own]
@@ -170,6 +170,11 @@ def _columns(results: Results, frame: pd.DataFrame) -> Iterator[text.Column]:
     if any(notes) or not results.is_search:
         named = [[c["note"] if alone else f"{c['task']}: {c['note']}" for c in n] for n in notes]
         yield "", ["; ".join(own) for own in named]
+
+
+def compared_with(composition: str) -> str:
+    """What differences are to; a search finds merges."""
+    return composition if composition == "analogy" else "merge"
 
 
 def _difference(cell: Mapping[str, Any], name: str = "difference") -> str:
@@ -405,7 +410,7 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     scores = zip(estimates("score"), lines, strict=True)
     columns.append(("score", [f"{score} {x['metric']}".rstrip() for score, x in scores]))
     columns.append(("gain over the baseline", estimates("gain", sign=True)))
-    what = " or ".join(dict.fromkeys(x["composition"] for x in lines))
+    what = " or ".join(dict.fromkeys(compared_with(x["composition"]) for x in lines))
     for name, title in zip(SPREAD, TITLES, strict=True):
         if frame[name].notna().any():
             columns.append((title.format(what), estimates(name, sign=name in SIGNED)))

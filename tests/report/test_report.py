@@ -620,6 +620,19 @@ def write_search(path: Path, goals: dict[str, int], values: list[list[float]]) -
     return save(path, [*lines, summary])
 
 
+def test_controls_of_what_a_search_found_are_compared_with_a_merge(tmp_path, pyplot):
+    path = write_search(tmp_path / "plain", {"mean": 1}, [[0.5], [0.6]])
+    *lines, summary = json_lines.read(path / "results.jsonl")
+    for one in summary["rows"]:
+        one["gains"][0] |= {"difference": -0.1, "difference_standard_error": 0.01}
+    summary["controlled"] = "best ties"
+    path = save(tmp_path / "controlled", [*lines, summary])
+    assert "| minus the merge |" in table.markdown(records.read(path))
+    assert "| minus the merge |" in table.aggregate_markdown(table.aggregate([path]))
+    (axes,) = plot.controls(records.read(path)).axes
+    assert axes.get_xlabel() == "rte minus that of the merge, two standard errors"
+
+
 @pytest.mark.parametrize("goals", [{"loss": -1}, {"yelp": -1}, {"mean": 1}])
 def test_a_goal_is_shown_as_the_number_that_a_reader_knows(goals, tmp_path, pyplot):
     """A metric that is better when smaller is kept with a minus sign; nobody knows it so."""

@@ -42,9 +42,18 @@ def read_modules(
 
 
 def short_paths(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, longer where two agree."""
+    """The last part of each path, and as many before it as tell it from the others.
+
+    Examples:
+        >>> short_paths(["runs/cls", "runs/lm-a/checkpoint-9", "runs/lm-b/checkpoint-9"])
+        ['cls', 'lm-a/checkpoint-9', 'lm-b/checkpoint-9']
+    """
     parts = [hub_name.parts(p) for p in paths]
-    depth = 1
-    while depth < 8 and len({p[-depth:] for p in parts}) < len(set(parts)):
-        depth += 1
-    return ["/".join(p[-depth:]).lstrip("/") for p in parts]
+
+    def short(own: tuple[str, ...]) -> str:
+        depth = 1
+        while depth < 8 and any(own[-depth:] == p[-depth:] for p in parts if p != own):
+            depth += 1
+        return "/".join(own[-depth:]).lstrip("/")
+
+    return [short(own) for own in parts]

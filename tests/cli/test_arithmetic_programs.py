@@ -549,6 +549,7 @@ def test_negation_and_analogy_of_whole_models(models, tmp_path, program):
 def test_labels_are_the_shortest_that_differ():
     assert labels(["x/a", "y/b/"]) == ["a", "b"]
     assert labels(["x/best", "y/best"]) == ["x/best", "y/best"]
+    assert labels(["x/best", "y/best", "z/init"]) == ["x/best", "y/best", "init"]
     assert labels(["x/a", "x/a"]) == ["a", "a"]
     assert labels(["x/a", "y/b"], ["rte", "mnli"]) == ["rte", "mnli"]
 

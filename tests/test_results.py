@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pem_composition import cli
 from pem_composition.cli import common, parser
 
-REPRODUCIBLE = (
-    "halves", "seeds", "tasks", "domains", "strengths", "toxic-prompts", "forms", "methods", "runs",
-    "ia3", "examples",
-)  # fmt: skip
+TOLD = json.loads((Path(__file__).parents[1] / "results" / "tables.json").read_text())
+REPRODUCIBLE = [name for name, table in TOLD.items() if "command" in table]
 NAMED_BY = {"forms": ("module", "set")}  # columns that name a line, where not by row and task
+
+
+def parted(label: str) -> tuple[str, str]:
+    """The folder and the line that a label names: ``lora/merge, 1/T each`` is of ``lora``."""
+    folder = re.match(r"(?:[^ /]+/)*", label)[0]
+    return folder.rstrip("/"), label.removeprefix(folder)
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +84,17 @@ def test_the_command_of_a_row_writes_where_its_values_are_taken_from(
         config = parser.parse(cli.load(words[0]).Config, words[1:], words[0])
         made[str(getattr(config, "save_path", ""))] = config
     labels = {results.filled(label, row) for label, *_ in results.TABLES[table]["fields"].values()}
-    for folder, _, name in (label.rpartition("/") for label in labels):
+    for folder, name in map(parted, labels):
         config = made[f"{tmp_path}/{results.folder_of(row)}{folder and '/'}{folder}"]
         # Lines of the table that are no merge are named as the modules are.
-        if re.search(r"half-\d|-cls-s\d+$", name):
-            assert name in common.labels(config.adapters)
+        if re.search(r"half-\d|-cls-s\d+$", module := re.split("[ ,]", name)[0]):
+            also = [config.reference_module] if config.reference_module else []
+            assert module in common.labels([*config.adapters, *also])
 
 
 def test_values_that_are_taken_from_a_run_are_those_of_its_table(results, tmp_path):
     for table in REPRODUCIBLE:
-        row = results.rows_of(table)[1]
+        row = results.rows_of(table)[-1]
         fields = results.TABLES[table]["fields"]
         known = {f: v for f, v in fields.items() if row.get(f) is not None}
         lines: dict[str, dict[str, float]] = {}
@@ -97,14 +104,15 @@ def test_values_that_are_taken_from_a_run_are_those_of_its_table(results, tmp_pa
         named, part = NAMED_BY.get(table, ("row", "task"))
         columns = [named, part, *{c: None for line in lines.values() for c in line}]
         run = tmp_path / table
-        for folder in {label.rpartition("/")[0] for label in lines}:
+        for folder in {parted(label)[0] for label in lines}:
             (run / folder).mkdir(parents=True)
             with (run / folder / "table.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 for label, line in lines.items():
-                    name, _, task = label.rpartition("/")[2].partition(" @ ")
-                    if label.rpartition("/")[0] == folder:
+                    own, whole = parted(label)
+                    name, _, task = whole.partition(" @ ")
+                    if own == folder:
                         writer.writerow({named: name, part: task} | line)
         taken = results.taken(row, run)
         assert taken == pytest.approx({field: row[field] for field in known})

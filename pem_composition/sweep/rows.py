@@ -111,7 +111,8 @@ class Rows:
             prior_matched: answers are weighted for a uniform mean, ``Evaluator.prior_matched``.
         """
         outputs = self.predict(model, bf16=bf16, head=head)
-        if prior_matched and self._evaluator is not None:
+        if prior_matched:
+            assert self._evaluator is not None, "prepare comes first"
             outputs = self._evaluator.prior_matched(outputs)
         return self.result(outputs)
 

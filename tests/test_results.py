@@ -110,7 +110,7 @@ def test_values_that_are_taken_from_a_run_are_those_of_its_table(results, tmp_pa
         columns = [named, part, *{c: None for line in lines.values() for c in line}]
         run = tmp_path / table
         for folder in {parted(label)[0] for label in lines}:
-            (run / folder).mkdir(parents=True)
+            (run / folder).mkdir(parents=True, exist_ok=True)
             with (run / folder / "table.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()

@@ -45,6 +45,11 @@ def required(text: str, **meta: Any) -> Any:
     return field(metadata={"help": text, **meta})
 
 
+def seed_flag(text: str, default: int | None = 42) -> Any:
+    """A seed, in the range that the generators of NumPy and of transformers take."""
+    return flag(default, text, least=0, most=2**32 - 1)
+
+
 def same(declared: type, name: str) -> Any:
     """The flag that another dataclass declares, with its default, text and range."""
     spec = next(spec for spec in dataclasses.fields(declared) if spec.name == name)
@@ -66,7 +71,7 @@ def check_ranges(config_class: type, values: Mapping[str, Any]) -> None:
             if not math.isfinite(number):
                 raise refused(spec.name, number, "a finite number")
             if not all(holds(number, bound) for _, holds, bound in bounds):
-                limits = " and ".join(f"{sign} {bound:g}" for sign, _, bound in bounds)
+                limits = " and ".join(f"{sign} {bound:.10g}" for sign, _, bound in bounds)
                 raise refused(spec.name, number, f"a number {limits}", spec.metadata.get("do"))
 
 

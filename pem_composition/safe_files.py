@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pem_composition.errors import CheckpointError
+from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.signals import finished_first, named
 
 MAX_JSON_BYTES = 32 * 1024 * 1024
@@ -347,7 +347,9 @@ def _make_parents(parent: Path) -> list[Path]:
         _make(directory, directory, exist_ok=True)
         made.append(directory)
     if not parent.is_dir():
-        raise CheckpointError.build(parent, "not a directory", do="choose another output path")
+        raise CheckpointError.build(
+            parent, "not a directory", found="a file", do="choose another output path"
+        )
     return made
 
 
@@ -374,13 +376,7 @@ def check_free(target: Path, overwrite: bool) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     if not directory:
-        raise CheckpointError.build(
-            target,
-            "the output exists",
-            found="a file",
-            expected="no such path",
-            do="choose another output path",
-        )
+        raise _taken(target)
     if filled:
         raise CheckpointError.build(
             target,
@@ -389,6 +385,31 @@ def check_free(target: Path, overwrite: bool) -> None:
             expected="no such directory",
             do="choose another path or overwrite it (--overwrite)",
         )
+
+
+def check_makeable(path: Path, *, file: bool = False) -> None:
+    """Refuse an output folder (or file) where something else stands, there or on the way to it.
+
+    Raises:
+        CheckpointError: a file, a link to nothing, or a folder that may not be written to.
+    """
+    way = path.parents if file else (path, *path.parents)
+    place = next(p for p in way if os.path.lexists(p))
+    do = "choose another output path"
+    found = "a link to nothing" if leads_nowhere(place) else "a file"
+    if not place.is_dir() and place == path:
+        raise _taken(path, found)
+    if not place.is_dir():
+        raise CheckpointError.build(place, "not a directory", found=found, do=do)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise CheckpointError.build(place, "no right to write there", do=do)
+
+
+def _taken(path: Path, found: str = "a file") -> PEMError:
+    return CheckpointError.build(
+        path, "the output exists", found=found, expected="no such path",
+        do="choose another output path",
+    )  # fmt: skip
 
 
 def _host() -> str:

@@ -16,9 +16,9 @@ from pem_composition.checkpoint.several import read_modules
 from pem_composition.cli import common
 from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
-from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, required
-from pem_composition.safe_files import is_file, write_json
+from pem_composition.safe_files import write_json
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.comparison import Comparison
@@ -88,8 +88,6 @@ def run(config: Config) -> int:
         check_count("--coefficients", config.coefficients, len(paths), "coefficient")
     if config.adatasks:
         check_count("--adatasks", config.adatasks, len(paths), "name")
-    if config.save_path is not None and is_file(config.save_path):
-        raise CheckpointError.build(config.save_path, "not a directory", do="choose another path")
     names = common.labels(paths, config.adatasks)
     headers = common.headers_of(paths, names)
     check_compatible(headers, space="delta", allow_base_mismatch=config.allow_base_mismatch)

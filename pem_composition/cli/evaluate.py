@@ -11,7 +11,7 @@ from pem_composition import launch
 from pem_composition.cli.flags import ROW_FLAGS, AnswerKindFlags, DeviceFlags, HarnessFlags
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
-from pem_composition.flag_declarations import flag, refuse_idle, required
+from pem_composition.flag_declarations import flag, refuse_idle, required, seed_flag
 from pem_composition.training import results
 from pem_composition.training.training_flags import (
     ANSWERING,
@@ -69,7 +69,7 @@ class Config(AnswerKindFlags, DeviceFlags, FileFlags, HarnessFlags):
     pad_to_max_length: bool = flag(
         False, "pad every example to --max_seq_length instead of to its batch"
     )
-    seed: int = flag(42, "seed of a head that neither model nor module brings")
+    seed: int = seed_flag("seed of a head that neither model nor module brings")
     allow_base_mismatch: bool = flag(False, "score a module of another base model all the same")
 
     def __post_init__(self) -> None:

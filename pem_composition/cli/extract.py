@@ -12,7 +12,7 @@ from pem_composition.checkpoint.extraction import extract_lora
 from pem_composition.cli import common
 from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError
-from pem_composition.flag_declarations import flag, required
+from pem_composition.flag_declarations import flag, required, seed_flag
 
 NAME = "extract"
 HELP = "a LoRA module out of two checkpoints: the SVD of W_tuned - W_base, by layer"
@@ -44,7 +44,7 @@ class Config:
     strict: bool = flag(
         False, "refuse if a bias, norm or embedding differs, too, which is left out"
     )
-    seed: int = flag(0, "of the randomised method")
+    seed: int = seed_flag("of the randomised method", 0)
     dtype: str | None = flag(None, "of the factors (default: float32)", choices=DTYPES)
     format: str = flag("peft", "layout of the output", choices=tuple(LAYOUTS))
     overwrite: bool = flag(False, "replace an existing output", short="-o")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pem_composition.cli import common, sweep
 from pem_composition.cli.flags import HEADS, EvaluationFlags, ModuleFlags
 from pem_composition.errors import UsageError
-from pem_composition.flag_declarations import flag
+from pem_composition.flag_declarations import flag, seed_flag
 
 NAME = "learn"
 HELP = "learn coefficients by gradient: adamerging and nsc (no labels), or cat (labels)"
@@ -42,7 +42,7 @@ class Config(ModuleFlags, EvaluationFlags):
         None, "of Adam; default 1e-3 (adamerging, nsc) or 1e-2 (cat)", above=0
     )
     max_steps: int = flag(100, "each on one batch of every task", least=0)
-    seed: int = flag(42, "of the order of the batches")
+    seed: int = seed_flag("of the order of the batches")
     head: str = flag(
         "average", "which head answers; per-task: that of module i for task i", choices=HEADS
     )

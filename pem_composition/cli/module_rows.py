@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
-from pem_composition.flag_declarations import flag, required
+from pem_composition.flag_declarations import flag, required, seed_flag
 from pem_composition.training.training_flags import FileFlags, check_objective
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class RowsOfModule(FileFlags):
     )
     split: Literal["train", "validation", "test"] = flag("train", "which rows are read")
     max_seq_length: int = flag(128, "tokens per example; longer ones are cut", least=1)
-    seed: int = flag(42, "of the choice of rows, and of a head that nothing brings")
+    seed: int = seed_flag("of the choice of rows, and of a head that nothing brings")
     overwrite: bool = flag(False, "replace an existing output")
     allow_base_mismatch: bool = flag(False, "take a module of another base model all the same")
     use_cpu: bool = flag(False, "do not use a GPU")

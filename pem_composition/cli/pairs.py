@@ -8,7 +8,7 @@ from pathlib import Path
 from pem_composition.cli.asking import EndpointFlags
 from pem_composition.endpoint.comment_pairs import jobs
 from pem_composition.endpoint.jobs import describe
-from pem_composition.flag_declarations import flag, required
+from pem_composition.flag_declarations import flag, required, seed_flag
 from pem_composition.tasks.data import texts_of
 from pem_composition.tasks.document_rows import LANGUAGE
 from pem_composition.tasks.instruction_rows import answered
@@ -34,7 +34,7 @@ class Config(EndpointFlags):
         None, "examples to show: a table with instruction and output; default: none"
     )
     num_shots: int = flag(5, "examples per comment, drawn anew for each", least=1)
-    seed: int = flag(42, "of the draws", least=0)
+    seed: int = seed_flag("of the draws")
 
 
 def run(config: Config) -> int:

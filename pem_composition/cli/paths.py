@@ -17,6 +17,7 @@ from pem_composition.checkpoint.layouts import is_foreign
 from pem_composition.checkpoint.provenance import find_base
 from pem_composition.cli.common import resolved
 from pem_composition.errors import UsageError
+from pem_composition.safe_files import check_makeable
 
 READS = frozenset(
     {
@@ -61,7 +62,7 @@ ADDED = {
 
 
 def check(config: Any, program: str) -> list[Path]:
-    """Refuse an output that would replace, hold or lie in something that the program reads.
+    """Refuse an output that cannot be, or would replace, hold or lie in what the program reads.
 
     Returns:
         The outputs.
@@ -85,6 +86,7 @@ def check(config: Any, program: str) -> list[Path]:
         if name == "save_path" and values.get("adatasks"):
             out = out / "_".join(values["adatasks"])
         outputs.append(out)
+        check_makeable(out, file=kind == FILE)
         if kind == FOLDER and program not in ADDED:
             check_apart(out, read, rows=rows, do=do)
             continue

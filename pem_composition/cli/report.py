@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.cli import common
-from pem_composition.errors import CheckpointError, UsageError
+from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, required
 from pem_composition.report import records
-from pem_composition.safe_files import is_file
 from pem_composition.training.training_flags import NO_TRACKER
 
 if TYPE_CHECKING:
@@ -67,10 +66,6 @@ def run(config: Config) -> int:
             "--html", "the results themselves", found=config.html, do="choose another --html"
         )
     out = config.save_path or (None if several else found[0].path.parent)
-    if out is not None and is_file(out):
-        raise CheckpointError.build(
-            out, "not a directory", found="a file", do="choose another --save_path"
-        )
     if several:
         _several(found, out)
     else:

@@ -27,7 +27,7 @@ from pem_composition.cli.flags import (
 from pem_composition.cli.parser import COMMAND
 from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
-from pem_composition.flag_declarations import flag
+from pem_composition.flag_declarations import flag, seed_flag
 from pem_composition.report.records import RESULTS
 from pem_composition.safe_files import read_json, write_json
 from pem_composition.sweep import goals as wanted
@@ -98,7 +98,7 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, MergeControlFlags):
         choices=samplers.SAMPLERS,
     )
     trials: int = flag(30, "of each study (grid: all points)", least=1)
-    seed: int = flag(42, "of the sampler")
+    seed: int = seed_flag("of the sampler")
     penalty: float = flag(0.0, "goal loss: this times the mean absolute coefficient")
     workers: int = flag(1, "processes that share the trials", least=1)
     storage: str = flag(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pem_composition.errors import UsageError
-from pem_composition.flag_declarations import flag, required
+from pem_composition.flag_declarations import flag, required, seed_flag
 from pem_composition.safe_files import atomic_directory, sha256_file, write_json
 from pem_composition.tasks.data import TRAIN, RowFiles
 from pem_composition.tasks.document_rows import CIVIL_COMMENTS, SCORE_COLUMN, THRESHOLD, ScoreFilter
@@ -59,7 +59,7 @@ class Config:
     )
     samples: int | None = flag(None, "training rows, drawn at random; default: all", least=1)
     validation_size: int = flag(0, "rows drawn first and set aside as validation.jsonl", least=0)
-    seed: int = flag(42, "of the draws", least=0)
+    seed: int = seed_flag("of the draws")
     overwrite: bool = flag(False, "replace an existing output", short="-o")
 
     def __post_init__(self) -> None:

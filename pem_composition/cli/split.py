@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pem_composition.flag_declarations import flag, required
+from pem_composition.flag_declarations import flag, required, seed_flag
 from pem_composition.tasks.data import TRAIN, VALIDATION, RowFiles, load_task
 from pem_composition.tasks.halves import SplitConfig, make_split, write_split
 from pem_composition.training.training_flags import RowFlags
@@ -39,7 +39,7 @@ class Config(RowFlags):
     share: float = flag(0.8, "part of the key class's rows that goes to half 0")
     samples: int | None = flag(None, "rows of both halves together, stratified; default: all")
     validation_size: int = flag(0, "rows carved out first as validation.jsonl, stratified")
-    seed: int = flag(42, "decides which rows, and their order")
+    seed: int = seed_flag("decides which rows, and their order")
     reference_rule: bool = flag(False, "take rows in file order, as the reference code does")
     overwrite: bool = flag(False, "replace an existing output", short="-o")
 

@@ -15,7 +15,7 @@ from pem_composition.evaluation.decoding import (
     Sampling,
     Windows,
 )
-from pem_composition.flag_declarations import flag, required, same
+from pem_composition.flag_declarations import flag, required, same, seed_flag
 from pem_composition.tasks.data import read_prompts
 from pem_composition.tasks.document_rows import THRESHOLD
 from pem_composition.tasks.instruction_rows import examples_of
@@ -77,9 +77,7 @@ class PromptFlags:
     top_k: int | None = same(Sampling, "top_k")
     top_p: float = same(Sampling, "top_p")
     greedy: bool = same(Sampling, "greedy")
-    seed: int = flag(
-        42, "with prompt and sample number it decides a text, whatever the batch", least=0
-    )
+    seed: int = seed_flag("with prompt and sample number it decides a text, whatever the batch")
 
     def check_prompts(self) -> None:
         """One of the two says what the texts begin with.

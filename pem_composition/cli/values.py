@@ -15,6 +15,7 @@ from pem_composition.errors import PEMError
 TRUE_WORDS = frozenset({"true", "yes", "1"})
 FALSE_WORDS = frozenset({"false", "no", "0"})
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+DIGITS = 18  # of a whole number that fits in 64 bits
 # What argparse must take for a value although it starts with "-"; floats then refuse inf and nan.
 NEGATIVE_NUMBER = re.compile(
     r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE | re.ASCII
@@ -48,7 +49,12 @@ def whole_number(text: str) -> int:
     text = unshield(text)
     if not re.fullmatch(r"[-+]?[0-9]+", text):
         raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number")
-    return int(text)
+    digits = text.lstrip("+-0")
+    if len(digits) > DIGITS:
+        raise argparse.ArgumentTypeError(
+            f"found '{text}', expected a whole number of at most {DIGITS} digits"
+        )
+    return int(digits or "0") * (-1 if text.startswith("-") else 1)
 
 
 def truth(text: str) -> bool:

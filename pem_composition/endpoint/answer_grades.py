@@ -54,7 +54,7 @@ def read_answers(table: Table) -> list[Asked]:
         cells = [row.get("instruction"), row.get("input") or "", row.get("answer")]
         if not all(isinstance(cell, str) for cell in cells):
             raise DataError.build(
-                table.where(index), "no answer to grade", found=", ".join(table.columns),
+                table.where(index), "no answer to grade", found=table.shown,
                 expected="texts in columns instruction and answer",
             )  # fmt: skip
         out.append(Asked(*map(str, cells)))

@@ -21,7 +21,6 @@ from pem_composition.errors import CheckpointError, IncompatibleModules
 from pem_composition.evaluation import keys
 from pem_composition.module import combine
 from pem_composition.report.records import RESULTS
-from pem_composition.safe_files import is_file
 from pem_composition.sweep import tasks
 from pem_composition.sweep.controls import AnalogyControls, Controls
 from pem_composition.sweep.engine import ANALOGY, MERGE, Plan
@@ -224,16 +223,11 @@ def report_split(runner: Runner) -> str:
 
 
 def check_results_directory(out: Path) -> None:
-    """A sweep continues in its own directory; it never writes into a module or over a file.
+    """A sweep continues in its own directory; it never writes into a module.
 
     Raises:
         CheckpointError: it would.
     """
-    if is_file(out):
-        raise CheckpointError.build(
-            out, "the output exists", found="a file",
-            expected="a directory of results, or no such path",
-        )  # fmt: skip
     if inside := held_in(out):
         raise CheckpointError.build(
             out, "the output is a module", found=inside, do="choose another --save_path"

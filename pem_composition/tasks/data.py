@@ -487,7 +487,7 @@ def _columns(table: Table, task: Task | None, reading: Reading) -> tuple[str, st
     if columns is None:
         expected = task.text_columns if task else ("sentence1", "sentence2")
         raise DataError.build(
-            table.name, "no text column", found=", ".join(keys),
+            table.name, "no text column", found=table.shown,
             expected=" and ".join(c for c in expected if c), do="name it with --text_column_names",
         )  # fmt: skip
     return columns
@@ -496,7 +496,7 @@ def _columns(table: Table, task: Task | None, reading: Reading) -> tuple[str, st
 def _check_column(table: Table, flag: str, name: str) -> None:
     if name not in table.columns:
         raise DataError.build(
-            f"{flag} {name}", f"no such column in {table.name}", found=", ".join(table.columns),
+            f"{flag} {name}", f"no such column in {table.name}", found=table.shown,
             expected="the name of a column",
         )  # fmt: skip
 
@@ -519,7 +519,7 @@ def _label_column(table: Table, reading: Reading, *, needed: bool = True) -> str
         if reading.label_column is not None:
             _check_column(table, "--label_column_name", reading.label_column)
         raise DataError.build(
-            table.name, "no label column", found=", ".join(table.columns),
+            table.name, "no label column", found=table.shown,
             expected=LABEL_COLUMNS[0], do="name it with --label_column_name",
         )  # fmt: skip
     return found

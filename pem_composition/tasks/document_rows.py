@@ -52,7 +52,7 @@ class ScoreFilter(NamedTuple):
         """
         if self.column not in table.columns:
             raise DataError.build(
-                table.name, "no score column", found=", ".join(table.columns),
+                table.name, "no score column", found=table.shown,
                 expected=self.column, do="name the column with --score_column",
             )  # fmt: skip
         scores = [self._score(table, index) for index in range(len(table.rows))]

@@ -183,7 +183,7 @@ def answered(table: Table, notes: list[str]) -> tuple[data.Example, ...]:
     examples = examples_of(table)
     if all(example.label is None for example in examples):
         raise DataError.build(
-            table.name, "no answers", found=", ".join(table.columns),
+            table.name, "no answers", found=table.shown,
             expected=f"columns instruction, {INPUT} (may be empty) and {OUTPUT}",
         )  # fmt: skip
     kept = tuple(example for example in examples if str(example.label or "").strip())

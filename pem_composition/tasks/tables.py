@@ -71,6 +71,11 @@ class Table:
         """Column names in the order of the file."""
         return tuple(self.rows[0])
 
+    @property
+    def shown(self) -> str:
+        """The same for messages: a name with blanks around it, or of nothing else, in quotes."""
+        return ", ".join(c if c and c == c.strip() else repr(c) for c in self.columns)
+
     def column(self, names: Sequence[str], what: str) -> str:
         """The first of these columns that there is.
 
@@ -80,7 +85,7 @@ class Table:
         found = next((name for name in names if name in self.columns), None)
         if found is None:
             raise DataError.build(
-                self.name, f"no {what}", found=", ".join(self.columns),
+                self.name, f"no {what}", found=self.shown,
                 expected="a column named " + " or ".join(names),
             )  # fmt: skip
         return found

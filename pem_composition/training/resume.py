@@ -10,7 +10,7 @@ from pem_composition.checkpoint.content import held_in
 from pem_composition.config import ADAPTER_CONFIGS
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.keys import VERSION
-from pem_composition.safe_files import is_file
+from pem_composition.safe_files import check_makeable
 from pem_composition.training import checkpointing
 from pem_composition.training.training_flags import TrainConfig, fields_of
 
@@ -28,14 +28,14 @@ def check_place(output: Path) -> None:
     """The result replaces the directory in one rename, which must be possible at the end.
 
     Raises:
-        UsageError: a file, or the directory that the program runs in.
+        PEMError: no folder can be there, or it is the directory that the program runs in.
     """
-    inside = Path.cwd().is_relative_to(output.resolve())
-    if inside or is_file(output):
+    check_makeable(output)
+    if Path.cwd().is_relative_to(output.resolve()):
         raise UsageError.build(
             f"--output_dir {output}",
             "cannot be replaced as a whole",
-            found="the working directory" if inside else "a file",
+            found="the working directory",
             expected="a directory of its own",
             do="name another one",
         )

@@ -22,6 +22,7 @@ from pem_composition.flag_declarations import (
     refuse_idle,
     refused,
     required,
+    seed_flag,
 )
 from pem_composition.launch import world_size
 from pem_composition.record import TO_SUBTRACT
@@ -214,8 +215,8 @@ class AdapterFlags(LoadFlags, FileFlags):
     init_from: str | None = flag(
         None, "start from this module's numbers and head (see pem init)", key=False
     )
-    seed: int = flag(
-        42, "seed of initialisation, dropout and, without --data_seed, of the data order", least=0
+    seed: int = seed_flag(
+        "seed of initialisation, dropout and, without --data_seed, of the data order"
     )
     hidden_dropout_prob: float | None = flag(
         None, "dropout of the model's hidden states; default: the model's", least=0, below=1
@@ -439,7 +440,7 @@ class TrainConfig(AdapterFlags, TrackerFlags):
     early_stopping_threshold: float | None = flag(
         None, "early stopping: how much better counts as better (default: any)", key=GIVEN, least=0
     )
-    data_seed: int | None = flag(None, "seed of the data order; default: --seed", least=0)
+    data_seed: int | None = seed_flag("seed of the data order; default: --seed", None)
     bf16: bool = flag(False, "compute in bfloat16, module in float32")
     fp16: bool = flag(False, "compute in float16, module in float32 (GPU)")
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time")

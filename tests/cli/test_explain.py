@@ -276,7 +276,7 @@ def test_compare_writes_json_and_heat_maps(folder, plots, tmp_path, pem):
         ("ai", [], "kind differs"),
         ("ab", ["--coefficients", "1"], "one coefficient per module"),
         ("ab", ["-t", "x"], "one name per module"),
-        ("ab", ["-p", "FILE"], "not a directory"),
+        ("ab", ["-p", "FILE"], "the output exists; found a file"),
     ],
 )
 def test_compare_refuses_in_one_line(names, words, reason, folder, tmp_path, pem):

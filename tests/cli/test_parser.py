@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,6 +148,33 @@ def test_a_whole_number_has_no_fraction(word):
     assert "--steps: " in refused("--steps", word)
 
 
+@given(st.integers())
+def test_a_whole_number_fits_in_64_bits(value):
+    """Beyond them torch and NumPy overflow, in the middle of the work."""
+    if abs(value) < 10**18:
+        assert read("--steps", f"{value:+d}").steps == value
+        assert read("--steps", "-" * (value < 0) + "0" * 5000 + str(abs(value))).steps == value
+    for far in (10**18 + abs(value), -(10**18) - abs(value)):
+        assert "--steps: " in (told := refused(f"--steps={far}"))
+        assert "expected a whole number of at most 18 digits" in told
+
+
+def test_every_seed_has_the_range_of_the_generators():
+    seeds = [(name, meta) for _, name, meta in RANGED if name.endswith("seed")]
+    flags = [
+        spec.name
+        for program in cli.SUBCOMMANDS
+        for spec in dataclasses.fields(load(program).Config)
+        if spec.name.endswith("seed")
+    ]
+    assert len(seeds) == len(flags) > 10
+    for _, meta in seeds:
+        np.random.RandomState(meta["most"])
+        with pytest.raises(ValueError):
+            np.random.RandomState(meta["most"] + 1)
+        assert meta["least"] == 0
+
+
 def test_a_boolean_takes_no_other_word():
     assert refused("--merge_head", "maybe") == "--merge_head: found 'maybe', expected true or false"
 
@@ -270,7 +298,7 @@ RANGED = [
 def words_of(spec, hint):
     """A required flag with any value; of an argument its first word."""
     positional = spec.metadata.get("positional")
-    return (typing.get_args(hint) or ("x",))[:1] if positional else (f"--{spec.name}", "x")
+    return (typing.get_args(hint) or ("1",))[:1] if positional else (f"--{spec.name}", "1")
 
 
 @pytest.mark.parametrize(("program", "name", "meta"), RANGED)
@@ -294,7 +322,7 @@ def test_a_number_outside_its_declared_range_is_refused_by_its_flag(pem, program
     for value in outside:
         done = pem(program, *required, f"--{name}={value}")
         assert done.code == 2
-        assert f"--{name}: cannot be used; found {value:g}" in done.err.replace(".0,", ",")
+        assert f"--{name}: cannot be used; found {value:.10g}" in done.err.replace(".0,", ",")
         assert "expected a number" in done.err
 
 

@@ -76,6 +76,35 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("program", [p for p in SUBCOMMANDS if set(named(p)) & set(paths.WRITES)])
+def test_an_output_is_refused_where_it_cannot_be_made(place, program):
+    """Before the work, not after it: a file or a link to nothing, there or on the way."""
+    (place / "lost").symlink_to("nowhere")
+    (place / "new").symlink_to("in")
+    for flag in set(named(program)) & set(paths.WRITES):
+        below = {
+            "in/rows.jsonl/x/y": "in/rows.jsonl: not a directory; found a file",
+            "lost/x": "lost: not a directory; found a link to nothing",
+        }
+        there = {
+            "in/rows.jsonl": "in/rows.jsonl: the output exists; found a file, expected no such",
+            "lost": "lost: the output exists; found a link to nothing, expected no such path",
+        }
+        for out, message in (below | (there if paths.WRITES[flag] == paths.FOLDER else {})).items():
+            with pytest.raises(CheckpointError, match=message):
+                paths.check(given(program, **{flag: Path(out)}), program)
+        for out in ("new/x", "x/y/z", "in"):
+            paths.check(given(program, **{flag: Path(out)}), program)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="no folder is closed to root")
+def test_an_output_is_refused_where_nothing_may_be_written(place):
+    (place / "shut").mkdir(mode=0o555)
+    for out in ("shut", "shut/x/y"):
+        with pytest.raises(CheckpointError, match="shut: no right to write there"):
+            paths.check(given("evaluate", output_dir=out), "evaluate")
+
+
 SPELLINGS = (
     "in/model",
     "./in/model/",

@@ -270,7 +270,7 @@ PLACES = (
          "output path",
          run=(("merge", "-a", "good", "-p", f"bad/{CONFIG}", "--overwrite"),)),
     Case("N60", "the output lies below a file",
-         f"...bad/{CONFIG}: not a directory; choose another output path",
+         f"...bad/{CONFIG}: not a directory; found a file; choose another output path",
          run=(("merge", "-a", "good", "-p", f"bad/{CONFIG}/out"),)),
     Case("N63", "a path with a typo",
          "good/../odur: no such directory; expected a directory with a module; did you mean "

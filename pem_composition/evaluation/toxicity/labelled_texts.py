@@ -20,7 +20,7 @@ def column_of(table: Table, name: str) -> list[Any]:
     """
     if name not in table.columns:
         raise DataError.build(
-            table.name, f"no column '{name}'", found=", ".join(table.columns),
+            table.name, f"no column '{name}'", found=table.shown,
             do="name the column with --text_column or --label_column",
         )  # fmt: skip
     return [row[name] for row in table.rows]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import optimize
 from support import own_heads, sweep_by_hand, sweep_data
-from support.sweep_by_hand import ANSWERS, Hand, asked, check_by_hand, refused, run
+from support.sweep_by_hand import ANSWERS, LABELS, Hand, asked, check_by_hand, refused, run
 from support.tiny_models import random_module, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -19,7 +19,7 @@ import pem_composition as library
 from pem_composition import json_lines
 from pem_composition.arithmetic.random_update import random_update
 from pem_composition.config import FullConfig, HeadInfo, LoraConfig
-from pem_composition.evaluation.evaluator import uniform_prior
+from pem_composition.evaluation.evaluator import matching_prior
 from pem_composition.report import table
 from pem_composition.report.records import Results, read
 from pem_composition.sweep.controls import Controls, random_input
@@ -251,6 +251,9 @@ def test_modules_of_one_task_are_averaged_in_their_outputs(tmp_path):
     assert "control left out 0" not in rows  # the other one at its coefficient, again
     tokenizer = AutoTokenizer.from_pretrained(halves.base)
     rows_read = json_lines.read(halves.test)
+    selecting = [row["label"] for row in json_lines.read(halves.validation)]
+    classes = ("entailment", "neutral", "contradiction")
+    shares = np.array([selecting.count(name) for name in classes]) / len(selecting)
     mean = 0.0
     for place, path in enumerate(halves.modules):
         model = AutoModelForSequenceClassification.from_pretrained(halves.base, num_labels=3).eval()
@@ -262,6 +265,10 @@ def test_modules_of_one_task_are_averaged_in_their_outputs(tmp_path):
         record = found.points[rows[f"control prior matched {place}"]["keys"][0]]
         alone = matched(logits.numpy())
         assert record["predictions"] == "".join(map(str, alone.argmax(1).tolist()))
+        record = found.points[rows[f"control known shares {place}"]["keys"][0]]
+        known = matched(logits.numpy(), shares)
+        assert record["predictions"] == "".join(map(str, known.argmax(1).tolist()))
+        assert record["predictions"] != "".join(map(str, alone.argmax(1).tolist()))
     record = found.points[rows["control ensemble"]["keys"][0]]
     assert record["predictions"] == "".join(map(str, mean.argmax(1).tolist()))
 
@@ -283,29 +290,31 @@ def test_prompted_tasks_have_the_controls_that_need_no_head(tmp_path):
     assert [r["modules"] for r in base] == [[], []]
 
 
-def matched(scores: np.ndarray) -> np.ndarray:
+def matched(scores: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
     """Scores (n, w) moved per answer to the minimum of the convex function whose gradient is the
-    mean distribution minus the uniform one."""
+    mean distribution minus the one that is wanted, else the uniform one."""
+    wanted = np.full(scores.shape[1], 1 / scores.shape[1]) if shares is None else shares
 
     def excess(b: np.ndarray) -> tuple[float, np.ndarray]:
         moved = scores + b
         total = np.logaddexp.reduce(moved, axis=1, keepdims=True)
-        return total.mean() - b.mean(), np.exp(moved - total).mean(0) - 1 / len(b)
+        return total.mean() - wanted @ b, np.exp(moved - total).mean(0) - wanted
 
     start = np.zeros(scores.shape[1])
     return scores + optimize.minimize(excess, start, jac=True, options={"gtol": 1e-9}).x
 
 
 @pytest.mark.parametrize("answers", [2, 3, 7])
-def test_matched_priors_are_uniform_whatever_the_scores_and_their_order(answers):
+def test_matched_priors_are_those_asked_for_whatever_the_scores_and_their_order(answers):
     draw = np.random.default_rng(answers)
     scores = draw.normal(size=(50, answers)) * 8 + draw.normal(size=answers) * 5
-    found = scores + uniform_prior(scores)
-    np.testing.assert_allclose(found - found[:, :1], (m := matched(scores)) - m[:, :1], atol=1e-3)
     turned = draw.permutation(answers)
-    np.testing.assert_allclose(
-        uniform_prior(scores[:, turned]), uniform_prior(scores)[turned], atol=1e-5
-    )
+    for shares in (None, draw.dirichlet(np.full(answers, 5.0))):
+        given = () if shares is None else tuple(shares)
+        found, by_hand = scores + (b := matching_prior(scores, given)), matched(scores, shares)
+        np.testing.assert_allclose(found - found[:, :1], by_hand - by_hand[:, :1], atol=1e-3)
+        again = matching_prior(scores[:, turned], tuple(np.array(given)[turned]) if given else ())
+        np.testing.assert_allclose(again, b[turned], atol=1e-5)
 
 
 ANALOGY = ("--evaluate", "--controls", "--grid", "0.75", "0.25", "0.75")
@@ -325,6 +334,8 @@ def test_an_analogy_is_beside_its_parts_and_the_exchanged_language_models(kind, 
         "control shrunk": (["m1"], [0.75]),
         "control left out": (["m2", "m3"], [0.25, -0.25]),
         "control exchanged": (["m1", "m3", "m2"], [0.75, 0.25, -0.25]),
+        "control known shares analogy": (["m1", "m2", "m3"], [0.75, 0.25, -0.25]),
+        "control known shares 0": (["m1"], [1.0]),
         "control prior matched analogy": (["m1", "m2", "m3"], [0.75, 0.25, -0.25]),
         "control prior matched 0": (["m1"], [1.0]),
     }
@@ -333,16 +344,23 @@ def test_an_analogy_is_beside_its_parts_and_the_exchanged_language_models(kind, 
         records = [found.points[key] for key in rows[name]["keys"]]
         for record in records:
             assert (record["names"], record["coefficients"]) == (modules, coefficients)
-        if "matched" not in name and modules:
+        if "matched" not in name and "shares" not in name and modules:
             check_by_hand(texts, records)
-    for record in records:  # with matched priors
+    matching = [
+        found.points[key] for kind in ("prior matched", "known shares")
+        for key in rows[f"control {kind} 0"]["keys"]
+    ]  # fmt: skip
+    for record in matching:
         hand = Hand(texts.base)
         rows_read = json_lines.read(sweep_by_hand.rows_of(texts, record))
         with torch.no_grad(), library.attach(hand.model, sweep_by_hand.combined(texts, record)):
             words, name = ANSWERS[record["task"]], record["task"]
             sources = [asked(name, row) for row in rows_read]
             scores = [[hand.log_probability(x, word) for word in words] for x in sources]
-        given = matched(np.array(scores)).argmax(1)
+        selecting = sweep_by_hand.rows_of(texts, record | {"split": "validation"})
+        labels = [row["label"] for row in json_lines.read(selecting)]
+        shares = np.array([labels.count(n) for n in LABELS[record["task"]]]) / len(labels)
+        given = matched(np.array(scores), shares if "shares" in record else None).argmax(1)
         assert record["predictions"] == "".join(map(str, given.tolist()))
     text = table.markdown(found)
     assert "minus the analogy" in text

@@ -33,7 +33,7 @@ from pem_composition.evaluation.sharding import is_sharded, run_whole
 from pem_composition.tasks.glue import Task
 
 Outputs = NDArray[np.float32]
-PRIOR_STEPS, PRIOR_TOLERANCE = 10_000, 1e-9  # of ``uniform_prior``
+PRIOR_STEPS, PRIOR_TOLERANCE = 10_000, 1e-9  # of ``matching_prior``
 
 
 @dataclass(frozen=True)
@@ -125,19 +125,31 @@ def result_of(
     )
 
 
-def uniform_prior(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What to add to the scores (n, w) of w answers (w,) so that their distributions have a uniform
-    mean over the rows: b <- b - log(w sum_i softmax(z_i + b) / n) until it stands still.
+def matching_prior(
+    scores: NDArray[np.float64], shares: Sequence[float] = ()
+) -> NDArray[np.float64]:
+    """What to add to the scores (n, w) of w answers (w,) so that the mean over the rows of their
+    distributions is ``shares``: b <- b + log(shares) - log(sum_i softmax(z_i + b) / n) until it
+    stands still.
+
+    Args:
+        shares: (w,), positive, of sum 1; none: uniform.
 
     Examples:
-        >>> b = uniform_prior(np.array([[3.0, 0.0], [1.0, 0.0], [5.0, 0.0]]))
+        >>> scores = np.array([[3.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+        >>> b = matching_prior(scores)
         >>> round(float(b[1] - b[0]), 3)
         3.0
+        >>> b = matching_prior(scores, (0.75, 0.25))
+        >>> p = np.exp(scores + b)
+        >>> (p / p.sum(1, keepdims=True)).mean(0).round(3).tolist()
+        [0.75, 0.25]
     """
     n, w = scores.shape
+    total = np.log(np.multiply(n, shares or np.full(w, 1 / w)))
     b = np.zeros(w)
     for _ in range(PRIOR_STEPS):
-        step = logsumexp(log_softmax(scores + b, axis=1), axis=0) - np.log(n / w)
+        step = logsumexp(log_softmax(scores + b, axis=1), axis=0) - total
         b -= step
         if abs(step).max() < PRIOR_TOLERANCE:
             break
@@ -233,19 +245,19 @@ class Evaluator(ABC):
             expected="classification, or text to text with the answers of a prompt",
         )  # fmt: skip
 
-    def prior_matched(self, outputs: Outputs) -> Outputs:
+    def prior_matched(self, outputs: Outputs, shares: Sequence[float] = ()) -> Outputs:
         """Outputs (n, k) with one number added per answer, so that the mean over the rows of the
-        distribution over the answers is uniform: sum_i softmax(z_i + b) / n = 1 / w.
+        distribution over the answers is ``shares`` (w,): sum_i softmax(z_i + b) / n; none: uniform.
 
-        No label is used. Prior matching (Liusie et al. 2023, arXiv 2309.04992); batch calibration
-        (Zhou et al. 2023, arXiv 2309.17249) is b = -log(sum_i softmax(z_i) / n).
+        No label of these rows is used. Prior matching (Liusie et al. 2023, arXiv 2309.04992); batch
+        calibration (Zhou et al. 2023, arXiv 2309.17249) is b = -log(sum_i softmax(z_i) / n).
 
         Raises:
             DataError: rows that have no fixed set of answers.
         """
         scores = self.class_scores(torch.from_numpy(outputs)).double().numpy()  # the first columns
         matched = outputs.copy()
-        matched[:, : scores.shape[1]] = scores + uniform_prior(scores)
+        matched[:, : scores.shape[1]] = scores + matching_prior(scores, shares)
         return matched
 
     def ensemble(self, outputs: Sequence[tuple[float, Outputs]]) -> Outputs:

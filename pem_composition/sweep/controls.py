@@ -16,6 +16,8 @@ For the merge sum_i c_i m_i that was selected, scored on the same rows and with 
     prior matched  modules, and the merge, with answers weighted so that the probabilities of the
                    classes have a uniform mean over the rows: what is gained by placing thresholds;
                    no row where a task is a regression
+    known shares   the same, with the mean that the classes have among the rows that select; no row
+                   where that is uniform
 
 Where every task has its own module, shrunk and left out are of that one, task by task. Base, shrunk
 and left out are answered with the merge's head, so that they differ from it by modules alone.
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from pem_composition.module import PEM
 
 DRAWS = 3  # of random modules
+SAME_SHARES = 0.02  # classes whose shares differ by less are taken for equally frequent
 ALONE = "alone"  # the control that a table has anyway: each module as it is
 
 
@@ -83,6 +86,8 @@ class Controls:
         own: module i is task i's own: scored with its head, or the module that was trained on it.
         labels: of each task the classes in the order of its head; none where no head answers.
         classes: every task is answered with one of a fixed set of classes.
+        shares: of each task the shares of its classes among the rows that select; none where these
+            are the rows of the table.
         joint: modules that were trained on the rows of all tasks.
         rules: of coefficients without data, beside the one whose equal weights the table has.
     """
@@ -91,6 +96,7 @@ class Controls:
     own: bool = False
     labels: tuple[tuple[str, ...], ...] = ()
     classes: bool = False
+    shares: tuple[tuple[float, ...], ...] = ()
     joint: tuple[Input, ...] = ()
     rules: tuple[str, ...] = ()
 
@@ -134,14 +140,25 @@ class Controls:
         """The modules and what is made of them, with matched priors."""
         if not self.classes:
             return
-        matched = [replace(alone(module), prior_matched=True) for module in modules]
+        uniform = ((),) * len(self.tasks)
+        yield from self._matched(modules, merge, what, "prior matched", uniform)
+        if any(max(shares) - min(shares) > SAME_SHARES for shares in self.shares):
+            yield from self._matched(modules, merge, what, "known shares", self.shares)
+
+    def _matched(
+        self, modules: Sequence[Input], merge: Point, what: str, kind: str,
+        shares: Sequence[tuple[float, ...]],
+    ) -> Iterator[Line]:  # fmt: skip
+        def matched(point: Point) -> list[Point]:
+            return [replace(point, prior_matched=True, shares=task) for task in shares]
+
         if self.own:
-            yield _line("prior matched", "own modules, prior matched", matched)
+            each = [matched(alone(m))[n] for n, m in enumerate(modules)]
+            yield _line(kind, f"own modules, {kind}", each)
         else:
             for n, module in enumerate(modules):
-                yield _line(f"prior matched {n}", f"{module.name}, prior matched", matched[n])
-        whole = replace(merge, prior_matched=True)
-        yield _line(f"prior matched {what}", f"{what}, prior matched", whole)
+                yield _line(f"{kind} {n}", f"{module.name}, {kind}", matched(alone(module)))
+        yield _line(f"{kind} {what}", f"{what}, {kind}", matched(merge))
 
     def _answered(self, merge: Point, settings: Settings) -> Point:
         """The merge with its head, which what is made of it keeps; as it is where there is none, or

@@ -67,7 +67,8 @@ class Point:
 
     Attributes:
         head: what rows are answered with, instead of the head that they or the modules bring.
-        prior_matched: its answers are weighted for a uniform mean over the rows.
+        prior_matched: its answers are weighted for a mean over the rows of ``shares``, none for a
+            uniform one.
         control: what it is a control of, for its line; decides no number.
     """
 
@@ -78,6 +79,7 @@ class Point:
     rank: Rank | None = None
     head: Mapping[str, Tensor] | None = None
     prior_matched: bool = False
+    shares: tuple[float, ...] = ()
     control: str = ""
 
     def module(self, settings: Settings, *, saved: bool = False) -> PEM | None:
@@ -148,6 +150,7 @@ class Point:
             "rank": self.rank,
             "split": split,
             **({"prior_matched": True} if self.prior_matched else {}),
+            **({"shares": list(self.shares)} if self.shares else {}),
         }
 
 

@@ -61,6 +61,14 @@ class Rows:
         self._evaluator: Evaluator | None = None
         self._draws: dict[str, NDArray[Any]] = {}
 
+    def class_shares(self) -> tuple[float, ...]:
+        """Share of the rows per class, in the task's order; none where rows have no class or a
+        class has no row."""
+        if self.labels is None or not self.task.labels:
+            return ()
+        counts = [int((self.labels == place).sum()) for place in range(len(self.task.labels))]
+        return tuple(count / len(self.labels) for count in counts) if all(counts) else ()
+
     def prepare(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
         """Tokenise and pad the rows; the second call gives the same evaluator.
 
@@ -103,17 +111,19 @@ class Rows:
         bf16: bool = False,
         head: Mapping[str, Tensor] | None = None,
         prior_matched: bool = False,
+        shares: Sequence[float] = (),
     ) -> dict[str, Any]:
         """Score, standard error, predictions and what else a record holds of an evaluation.
 
         Args:
             head: what answers, instead of the task's own.
-            prior_matched: answers are weighted for a uniform mean, ``Evaluator.prior_matched``.
+            prior_matched: answers are weighted for a mean of ``shares``, none for a uniform one
+                (``Evaluator.prior_matched``).
         """
         outputs = self.predict(model, bf16=bf16, head=head)
         if prior_matched:
             assert self._evaluator is not None, "prepare comes first"
-            outputs = self._evaluator.prior_matched(outputs)
+            outputs = self._evaluator.prior_matched(outputs, shares)
         return self.result(outputs)
 
     def predict(

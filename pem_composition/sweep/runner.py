@@ -150,7 +150,7 @@ class Runner:
             answering = target.head if place is None else self._refitted(target, rows, place)
             given: dict[str, Any] = {} if answering is None else {"head": answering}
             if target.prior_matched:
-                given["prior_matched"] = True
+                given |= {"prior_matched": True, "shares": target.shares}
             if getattr(rows, "backend", None) is not None:
                 given["module"] = self._module
             result = rows.evaluate(model, self._partial(key), key, bf16=self.settings.bf16, **given)

@@ -34,6 +34,7 @@ from pem_composition.training.training_flags import DECODERS
 
 if TYPE_CHECKING:
     from pem_composition.module import PEM
+    from pem_composition.sweep.rows import Rows
     from pem_composition.tasks.data import Example
 
 SELECTED = ("selected", "selected_valid")
@@ -154,7 +155,7 @@ class MergeSetup:
             max_invalid=self.scoring.max_invalid,
             metrics=tasks.chosen_by(self.scoring, self.tasks),
             command=self.command,
-            controls=self._controls(inputs[: self.count]) if self.controls else None,
+            controls=self._controls(inputs[: self.count], splits) if self.controls else None,
             rule=self.rule,
         )
         store = ResultStore(self.out / RESULTS, fresh=self.overwrite)
@@ -162,7 +163,7 @@ class MergeSetup:
         refitting = fitted if self.training else None
         return plan, Runner(self.load, splits, settings, store, say, refitting)
 
-    def _controls(self, inputs: Sequence[Input]) -> Controls:
+    def _controls(self, inputs: Sequence[Input], splits: Mapping[str, Sequence[Rows]]) -> Controls:
         """What control rows need to know of the modules; the joint ones are read."""
         modules = read_modules(self.joint, self.joint_names, base=self.base)
         named = zip(self.joint_names, modules, self.joint, strict=True)
@@ -177,9 +178,17 @@ class MergeSetup:
             labels=tuple(labels),
             classes=not (self.scoring.next_block or self.scoring.harness_tasks)
             and all(task.answered.labels for task in self.tasks),
+            shares=self._shares(splits),
             rules=tuple(name for name in RULES if name != self.rule),
             joint=tuple(read_input(*one) for one in named),
         )
+
+    def _shares(self, splits: Mapping[str, Sequence[Rows]]) -> tuple[tuple[float, ...], ...]:
+        """Of each task the shares of its classes among the rows that select; none where these are
+        reported, too, or a task has none."""
+        selecting = splits[VALIDATION] if len(splits) > 1 and not self.scoring.harness_tasks else ()
+        found = tuple(rows.class_shares() for rows in selecting)
+        return found if all(found) else ()
 
     def _by_harness(self) -> dict[str, Any]:
         """Modules stand beside the weights, as PEFT has them, so that scores agree to the digit."""

@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pem_composition.arithmetic import head_policies
 from pem_composition.arithmetic.algebra import RULES, as_numbers, role_of
 from pem_composition.arithmetic.compatible import SPACES, check_linear, check_log_kind, space_of
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.labels import label_of, notes_of
-from pem_composition.arithmetic.logarithm import power_product
+from pem_composition.arithmetic.logarithm import log_error, power_product
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
 from pem_composition.arithmetic.patterns import Pattern, compile_pattern
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.trees import Merge, Sum, default_space, evaluate, names, with_layers
-from pem_composition.arithmetic.updates import check_overflow
+from pem_composition.arithmetic.updates import cast, certified, error_of
 from pem_composition.errors import PEMError
-from pem_composition.module import PEM, combine, in_dtype, negate
-from pem_composition.record import Term, leaf, record
+from pem_composition.module import PEM, combine, in_dtype, negate, with_chosen
+from pem_composition.record import PRODUCT, Certificate, Term, leaf, record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,8 +126,9 @@ class _Operations:
         return negate(module, strength, dtype=self._options(final)["dtype"])
 
     def layers(self, module: PEM, factors: Factors, space: str, *, final: bool) -> PEM:
-        exact = in_dtype(module, self.dtype)
-        return self._rounded(weigh_layers(exact, factors, space), final)
+        options = self._options(final)
+        given = {"head": self.head if final else "first", "dtype": options["dtype"]}
+        return weigh_layers(module, factors, space, **given)
 
     def _options(self, final: bool) -> dict[str, Any]:
         return {
@@ -135,19 +137,19 @@ class _Operations:
             "allow_base_mismatch": self.allow_base_mismatch,
         }
 
-    def _rounded(self, module: PEM, final: bool) -> PEM:
-        """1 * module in the dtype asked for, certified against the module before rounding."""
-        if self.dtype is None or not final:
-            return module
-        return combine([module], [1.0], space=module.provenance.space, **self._options(final))
 
-
-def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
+def weigh_layers(
+    module: PEM, factors: Factors, space: str, *, head: str = "first", dtype: str | None = None
+) -> PEM:
     """The module with a coefficient per layer: the factor of the first pattern that matches.
 
     In delta space a layer's update becomes f dW: {A, f B}, 1 + f (l - 1), f delta; in parameter
     space f times the module there: {abs(f) A, f B}; in log space l^f. Layers without a match, and
-    with f = 1, keep their tensors bit for bit. The head is left as it is.
+    with f = 1, keep their tensors bit for bit. Certified against f dW, in log space against l^f.
+
+    Args:
+        head: as for ``combine``, of which this is a sum of one.
+        dtype: as for ``combine``.
 
     Raises:
         PEMError: a pattern that matches no layer, or a factor that is not finite.
@@ -159,16 +161,22 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
     check_patterns([p for p, _ in compiled], module.layers, module.name)
     if space == "log":
         check_log_kind([module])
-    tensors = dict(module.tensors)
-    for name, tensor in module.adapter_tensors().items():
-        layer = name.rpartition(".")[0]
-        factor = next((f for pattern, f in compiled if pattern.matches(layer)), 1.0)
+    exact = in_dtype(module, dtype)
+    weights = {n: _first_factor(compiled, n) for n in module.layers}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in exact.adapter_tensors().items():
+        factor = weights[name.rpartition(".")[0]]
         if factor != 1.0 and space == "log":
-            tensors[name] = power_product(name, [(factor, module.name, tensor)])
+            tensor = power_product(name, [(factor, module.name, tensor)])
         elif factor != 1.0:
-            tensors[name] = _scaled(tensor, role_of(name), factor, space)
-    check_overflow(tensors)
+            tensor = _scaled(tensor, role_of(name), factor, space)
+        tensors |= cast({name: tensor}, dtype)
+    chosen = head_policies.choose([exact], [1.0], head, dtype)
+    result = with_chosen(exact, tensors, chosen, dtype)
     pairs = "".join(f', "{pattern}", {shown(f)}' for pattern, f in factors)
+    settings = {"factors": factors, "space": space}
+    settings |= {} if head == "first" else {"head": head}
+    settings |= {} if dtype is None else {"dtype": dtype}
     origin = module.provenance
     provenance = replace(
         origin,
@@ -176,11 +184,30 @@ def weigh_layers(module: PEM, factors: Factors, space: str) -> PEM:
         terms=(Term(1.0, f"layers({label_of(module, space)}{pairs})"),),
         space=space,
         method="layers",
-        certificate=None,
-        notes=notes_of(module),
-        recipe=record("weigh_layers", [module], factors=factors, space=space),
+        certificate=_certificate(result, exact, weights, space).covering(chosen.saved),
+        head_policy=head,
+        notes=(*notes_of(module), *chosen.notes),
+        recipe=record("weigh_layers", [module], **settings),
     )
-    return replace(module, tensors=tensors, name="combination", provenance=provenance, operands=())
+    return replace(result, provenance=provenance)
+
+
+def _first_factor(factors: Sequence[tuple[Pattern, float]], layer: str) -> float:
+    return next((f for pattern, f in factors if pattern.matches(layer)), 1.0)
+
+
+def _certificate(result: PEM, module: PEM, weights: Mapping[str, float], space: str) -> Certificate:
+    """Errors of a module weighed by layer, against its own updates times the factors."""
+    if space == "log":
+        errors = {
+            n: log_error(t, result.tensors[t], [(f, module.name, module.tensors[t])])
+            for n, f in weights.items()
+            for t in [f"{n}.ia3"]
+        }
+        return certified(errors, PRODUCT)
+    return certified(
+        {n: error_of(n, result.tensors, result.config, [module], [f]) for n, f in weights.items()}
+    )
 
 
 def check_patterns(patterns: Sequence[Pattern], layers: Sequence[str], module: str) -> None:

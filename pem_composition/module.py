@@ -6,6 +6,7 @@ A module knows nothing about models or files; ``save`` hands it to the checkpoin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -54,7 +55,7 @@ from pem_composition.arithmetic.updates import (
 )
 from pem_composition.config import IN_BASE, AdapterConfig, BaseIdentity, Head, LoraConfig
 from pem_composition.config import HeadInfo as HeadInfo
-from pem_composition.errors import PEMError
+from pem_composition.errors import PEMError, listing
 from pem_composition.record import (
     OWN_RESULT,
     PRODUCT,
@@ -311,10 +312,9 @@ def combine(
         tensors, config, certifier = _combined(
             exact, coefficients, choice, space, rank, dtype, statistics, certify
         )
-        chosen = head_policies.choose(exact, coefficients, head)
-        tensors |= cast(_as_roles(chosen.tensors), dtype)
+        chosen = head_policies.choose(exact, coefficients, head, dtype)
         result = PEM(
-            tensors=tensors,
+            tensors=tensors | cast(_as_roles(chosen.tensors), dtype),
             config=_saving(config, modules, chosen.tensors),
             base=BaseIdentity().completed(*(m.base for m in modules)),
             name="combination",
@@ -339,6 +339,21 @@ def combine(
     notes = (*provenance.notes, *chosen.notes)
     provenance = replace(provenance, certificate=certificate, recipe=recipe, notes=notes)
     return replace(result, provenance=provenance)
+
+
+def with_chosen(
+    module: PEM, tensors: dict[str, Tensor], chosen: head_policies.ChosenHead, dtype: str | None
+) -> PEM:
+    """A combination of one module: other tensors, and the head that a policy chose."""
+    return replace(
+        module,
+        tensors=tensors | cast(_as_roles(chosen.tensors), dtype),
+        config=_saving(module.config, [module], chosen.tensors),
+        name="combination",
+        head=chosen.info,
+        heads={n: _cast_head(h, dtype) for n, h in chosen.beside.items()},
+        operands=(),
+    )
 
 
 def _combined(
@@ -386,6 +401,36 @@ def in_dtype(module: PEM, dtype: str | None) -> PEM:
     if dtype != "float64":
         return module
     return _mapped(module, lambda t: t.double())
+
+
+def rounded(module: PEM, dtype: str | None) -> PEM:
+    """The module with the values that a file of this dtype holds, and with their certificate.
+
+    A flat sum is certified anew against its operands. Of another result, and of parts saved whole,
+    the errors of what rounding changes become unknown; ``combine(dtype=...)`` knows more of them.
+    """
+    origin = module.provenance
+    changed = {
+        n.rpartition(".")[0] for n, t in module.tensors.items() if not head_policies.holds(t, dtype)
+    }
+    if origin.certificate is None or not changed:
+        return module
+    known = origin.certificate.layers
+    result = replace(module, tensors=cast(module.tensors, dtype), operands=())
+    errors = {n: math.inf if n in changed else e for n, e in known.items()}
+    certificate = Certificate(math.inf, errors, origin.certificate.against)
+    if module.operands:
+        modules, weights = [m for _, m in module.operands], [c for c, _ in module.operands]
+        if origin.space == "log":
+            certificate = certified(log_errors(result, modules, weights), PRODUCT)
+        else:
+            certificate = certificate_of(result.tensors, result.config, modules, weights)
+        saved = {n: math.isfinite(e) for n, e in errors.items() if n not in module.layers}
+        certificate = certificate.covering(saved)
+    lost = [n for n, e in certificate.layers.items() if math.isinf(e) and math.isfinite(known[n])]
+    notes = (f"rounded to {dtype} when saved: errors unknown: {listing(lost, 4)}",) if lost else ()
+    provenance = replace(origin, certificate=certificate, notes=(*origin.notes, *notes))
+    return replace(result, provenance=provenance)
 
 
 def _mapped(module: PEM, change: Callable[[Tensor], Tensor]) -> PEM:
@@ -444,7 +489,7 @@ def negate(module: PEM, strength: float = 1.0, *, dtype: str | None = None) -> P
     settings = {"strength": strength} | ({} if dtype is None else {"dtype": dtype})
     exact = in_dtype(module, dtype)
     tensors = algebra_negate(exact.adapter_tensors(), strength)
-    kept = head_policies.choose([exact], [-strength], "first")
+    kept = head_policies.choose([exact], [-strength], "first", dtype)
     tensors = cast(tensors | _as_roles(kept.tensors), dtype)
     heads = {n: _cast_head(h, dtype) for n, h in exact.heads.items()}
     result = PEM(tensors, module.config, module.base, "negation", module.head, heads=heads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,53 @@ def test_layers_without_a_match_keep_their_tensors_bit_for_bit():
     (scaled,) = [pem.compose('layers(m0, "*", 3)', {"m0": vectors}, space="delta")]
     for layer, change in updates(scaled).items():
         np.testing.assert_allclose(change, 3 * updates(vectors)[layer], atol=1e-14)
+
+
+@pytest.mark.parametrize("space", ["parameter", "delta", "log"])
+@pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])
+def test_a_negation_inside_layers_is_that_of_the_space(space, strength):
+    """1 / l in log space, 2 - l in the others, as outside."""
+    x = ia3(0)
+    found = pem.compose(f'layers(negate(x, {strength}), "*.0.*", 0.3)', {"x": x}, space=space)
+    for layer, factor in ((LAYERS[0], 0.3), (LAYERS[1], 1.0)):
+        vector, power = x.tensors[f"{layer}.ia3"].numpy(), -strength * factor
+        expected = vector**power if space == "log" else 1 + power * (vector - 1)
+        np.testing.assert_allclose(found.tensors[f"{layer}.ia3"], expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("factor", [0.3, -2.0, 1e-44])
+@pytest.mark.parametrize("make", [lora, ia3, full])
+@pytest.mark.parametrize("space", ["parameter", "delta", "log"])
+def test_layers_are_certified_against_the_updates_times_the_factors(space, make, factor):
+    """1e-44 is a denormal number of float32, where digits are lost."""
+    if space == "log" and make is not ia3:
+        return
+    x = make(0)
+    x = replace(x, tensors={n: t.float() for n, t in x.tensors.items()})
+    first, *_ = x.layers
+    found = pem.compose(f'layers(x, "{first}", {factor})', {"x": x}, space=space)
+    errors, norms = {}, {}
+    for layer, change in updates(x).items():
+        weight = factor if layer == first else 1.0
+        exact = np.expm1(weight * np.log1p(change)) if space == "log" else weight * change
+        errors[layer] = np.linalg.norm(updates(found)[layer] - exact)
+        norms[layer] = np.linalg.norm(exact)
+    certificate = found.provenance.certificate
+    assert certificate.layers.keys() == errors.keys()
+    for layer, error in errors.items():
+        expected = error / norms[layer]
+        assert certificate.layers[layer] == pytest.approx(expected, rel=1e-4, abs=1e-12)
+    assert certificate.layers[first] > 0 or factor == -2.0
+    total = np.linalg.norm(list(errors.values())) / np.linalg.norm(list(norms.values()))
+    assert certificate.total == pytest.approx(total, rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+@pytest.mark.parametrize("head", ["average", "first", "none", "per-task"])
+def test_the_head_of_weighed_layers_follows_the_policy_in_every_dtype(head, dtype):
+    found = pem.compose('layers(m0, "*", 0.5)', EQUAL, head=head, dtype=dtype)
+    whole = pem.compose("0.5*m0", EQUAL, head=head, dtype=dtype)
+    assert found.head_names == whole.head_names and found.heads.keys() == whole.heads.keys()
 
 
 def test_a_pattern_without_a_layer_is_a_slip():

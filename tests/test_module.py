@@ -223,6 +223,16 @@ def test_head_policies():
         combine([a, b], [1, 1], head="mean")
 
 
+@pytest.mark.parametrize("head", ["per-task", "concat"])
+def test_the_head_of_a_module_that_stands_in_a_sum_twice_is_one_head(head):
+    a = replace(lora(0), head=HeadInfo(("no", "yes")))
+    twice, once = combine([a, a], [0.3, 0.7], head=head), combine([a], [1.0], head=head)
+    assert twice.head == once.head and twice.heads.keys() == once.heads.keys()
+    other = replace(lora(1), name=a.name, head=a.head)
+    with pytest.raises(IncompatibleModules, match="two heads of one name"):
+        combine([a, other], [0.3, 0.7], head=head)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

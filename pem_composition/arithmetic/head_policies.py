@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pem_composition.arithmetic.algebra import HEAD_REMEDY, average_heads
+from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.config import CLASSIFIERS, IN_BASE, Head, HeadInfo, is_head, tied_bias
 from pem_composition.errors import IncompatibleModules, PEMError, listing
 
@@ -51,11 +52,19 @@ def saved_parts(module: Operand) -> dict[str, Tensor]:
     return {n: t for n, t in module.head_tensors().items() if not is_head(n)}
 
 
-def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: str) -> ChosenHead:
+def choose(
+    modules: Sequence[Operand],
+    coefficients: Sequence[float],
+    policy: str,
+    dtype: str | None = None,
+) -> ChosenHead:
     """The head that a policy gives to sum_i c_i m_i.
 
     average: sum_i |c_i| h_i / sum_i |c_i|; first, last: one of them; error: all must be equal;
     none; per-task: every head is kept under its module's name; concat: one head over all labels.
+
+    Args:
+        dtype: that the result will be rounded to; a saved part that it changes is not the sum.
 
     Raises:
         PEMError: an unknown policy, or heads that it cannot be applied to, by name.
@@ -69,7 +78,7 @@ def choose(modules: Sequence[Operand], coefficients: Sequence[float], policy: st
     if not parts:
         return chosen
     tensors = {n: t for n, (t, _) in parts.items() if t is not None}
-    saved = {n: right for n, (_, right) in parts.items()}
+    saved = {n: right and holds(t, dtype) for n, (t, right) in parts.items()}
     info = chosen.info or next((m.head for m in modules if m.head and tensors), None)
     return ChosenHead(
         {**chosen.tensors, **tensors}, info, chosen.beside,
@@ -133,6 +142,12 @@ def check_answers(modules: Sequence[Answering]) -> None:
 
 def _answers(info: HeadInfo) -> str:
     return " ".join(info.labels) or str(info.problem)
+
+
+def holds(tensor: Tensor | None, dtype: str | None) -> bool:
+    """True if rounding to the dtype leaves every value as it is."""
+    target = save_dtype(dtype)
+    return tensor is None or target is None or tensor.equal(tensor.to(target).to(tensor.dtype))
 
 
 # --- parameters of the base that are saved whole ------------------------------------------------
@@ -277,7 +292,7 @@ def _named(modules: Sequence[Operand]) -> dict[str, Head]:
     for m in modules:
         for name, head in _heads_of(m).items():
             check_name(name)
-            if name in out:
+            if name in out and not _same(out[name], head):
                 raise IncompatibleModules.build(
                     "head",
                     "two heads of one name",
@@ -289,6 +304,15 @@ def _named(modules: Sequence[Operand]) -> dict[str, Head]:
                 )
             out[name] = head
     return out
+
+
+def _same(a: Head, b: Head) -> bool:
+    """True for one head, as that of a module that stands in a sum twice."""
+    return (
+        a.info == b.info
+        and a.tensors.keys() == b.tensors.keys()
+        and all(t.equal(b.tensors[n]) for n, t in a.tensors.items())
+    )
 
 
 def _heads_of(module: Operand) -> dict[str, Head]:

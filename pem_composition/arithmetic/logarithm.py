@@ -90,15 +90,17 @@ def log_errors(
     result: Operand, modules: Sequence[Operand], coefficients: Sequence[float]
 ) -> dict[str, LayerError]:
     """Error of each layer's l - 1 against that of the product in float64, before rounding."""
-    from pem_composition.arithmetic.delta import tensor_error
-
     return {
-        name.rpartition(".")[0]: tensor_error(
-            written.double() - 1.0,
-            [(1.0, logarithms(name, _terms(modules, coefficients, name)).expm1())],
-        )
+        name.rpartition(".")[0]: log_error(name, written, _terms(modules, coefficients, name))
         for name, written in result.adapter_tensors().items()
     }
+
+
+def log_error(name: str, written: Tensor, terms: Terms) -> LayerError:
+    """Error of one layer's l - 1, as ``log_errors``."""
+    from pem_composition.arithmetic.delta import tensor_error
+
+    return tensor_error(written.double() - 1.0, [(1.0, logarithms(name, terms).expm1())])
 
 
 def _terms(

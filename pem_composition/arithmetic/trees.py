@@ -286,8 +286,8 @@ class _Walk(Generic[M]):
         return self.operations.negate(module, node.strength, final=final)
 
     def operand(self, tree: Sum, space: str) -> M:
-        """A sum as an operand: a lone node as it is."""
-        if tree.lone is not None:
+        """A sum as an operand: a lone node as it is, but in log space a negation is a power."""
+        if tree.lone is not None and not (space == "log" and isinstance(tree.lone, Negation)):
             return self.node(tree.lone, space)
         return self.sum(tree, space, None, final=False)
 

@@ -188,24 +188,32 @@ def certificate_of(
     coefficients: Sequence[float],
 ) -> Certificate:
     """Relative Frobenius error of a result against sum_i c_i dW_i, float64: total and by layer."""
+    layers = sorted({*layers_of(tensors)}.union(*(m.layers for m in modules)))
+    return certified(
+        {layer: error_of(layer, tensors, config, modules, coefficients) for layer in layers}
+    )
+
+
+def error_of(
+    layer: str,
+    tensors: Mapping[str, Tensor],
+    config: AdapterConfig,
+    modules: Sequence[Operand],
+    coefficients: Sequence[float],
+) -> LayerError:
+    """Error of one layer of a result against sum_i c_i dW_i, float64."""
     from pem_composition.arithmetic import delta
 
-    layers = sorted({*layers_of(tensors)}.union(*(m.layers for m in modules)))
-    errors: dict[str, LayerError] = {}
     if config.kind == "lora":
-        for layer in layers:
-            written = _factor(tensors, config, 1.0, layer)
-            assert written is not None
-            errors[layer] = delta.factor_error(written, lora_factors(modules, coefficients, layer))
-        return certified(errors)
+        written = _factor(tensors, config, 1.0, layer)
+        assert written is not None
+        return delta.factor_error(written, lora_factors(modules, coefficients, layer))
     role, neutral = ROLE_OF_KIND[config.kind], neutral_of(config.kind)
-    for layer in layers:
-        terms = _holders(modules, coefficients, f"{layer}.{role}")
-        errors[layer] = delta.tensor_error(
-            tensors[f"{layer}.{role}"].double() - neutral,
-            [(c, t.double() - neutral) for c, t in terms],
-        )
-    return certified(errors)
+    terms = _holders(modules, coefficients, f"{layer}.{role}")
+    return delta.tensor_error(
+        tensors[f"{layer}.{role}"].double() - neutral,
+        [(c, t.double() - neutral) for c, t in terms],
+    )
 
 
 def certified(errors: Mapping[str, LayerError], against: str = SUM) -> Certificate:

@@ -36,7 +36,7 @@ from pem_composition.checkpoint.header import ModuleHeader
 from pem_composition.checkpoint.layouts import CODECS, is_foreign, layout_of
 from pem_composition.checkpoint.whole import write_full
 from pem_composition.errors import CheckpointError, PEMError
-from pem_composition.module import PEM
+from pem_composition.module import PEM, rounded
 from pem_composition.safe_files import SmallFiles, atomic_directory, is_file, leads_nowhere, listing
 
 if TYPE_CHECKING:
@@ -288,6 +288,7 @@ def save(
             notes = tuple(dict.fromkeys((*pem.provenance.notes, *notes)))
             pem = replace(pem, provenance=replace(pem.provenance, notes=notes))
         else:
+            pem = rounded(pem, dtype)
             CODECS[format].write(pem, folder, title, dtype)
         named_heads.write(pem, folder, dtype=dtype)
         written = {"format": format, "dtype": dtype}

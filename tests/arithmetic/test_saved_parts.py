@@ -39,6 +39,22 @@ def test_a_saved_part_is_the_sum_for_any_base_or_its_error_is_unknown(space, c, 
     assert math.isinf(negate(a, 0.5).provenance.certificate.total)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_saved_part_that_rounding_changes_is_not_the_sum(dtype, exact):
+    a = saving(1)
+    if exact:  # values that the dtype holds
+        a = replace(a, tensors=dict(a.tensors) | {f"{NORM}.head": torch.tensor([1.0, 0.5, 0, -2])})
+    lost = 0.0 if exact else math.inf
+    for x in (
+        combine([a], [1.0], dtype=dtype),
+        combine([a, a], [0.25, 0.75], space="delta", dtype=dtype),
+        negate(a, -1.0, dtype=dtype),
+    ):
+        assert x.provenance.certificate.layers[NORM] == lost
+        assert math.isinf(x.provenance.certificate.total) != exact
+
+
 def test_heads_that_answer_different_classes_have_no_average():
     a, b = modules.lora(1), replace(modules.lora(2), head=HeadInfo(labels=("yes", "no")))
     with pytest.raises(IncompatibleModules, match="different classes"):

@@ -11,16 +11,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.rounding import assert_within_rounding
+from support.small_modules import ia3, lora, updates
 from torch import Tensor
 
+import pem_composition as pem
 from pem_composition.checkpoint import inspect_header, load, open_module, peft_config
 from pem_composition.config import BaseIdentity, IA3Config, LoraConfig
 from pem_composition.errors import CheckpointError, PEMError, UnsupportedModule
 from pem_composition.module import PEM, HeadInfo
+from pem_composition.safe_files import read_json
 
 FAMILIES = ("roberta", "t5", "gpt2", "llama")
 MODULES = [f"{f}_{k}_{i}" for f in FAMILIES for k in ("lora", "rslora", "ia3") for i in (1, 2, 3)]
@@ -470,6 +474,39 @@ def test_half_precision_is_held_in_float32_and_double_kept(tmp_path: Path) -> No
         for name, tensor in module.tensors.items():
             assert again.tensors[name].dtype == held
             assert torch.equal(again.tensors[name], tensor.to(getattr(torch, dtype)).to(held))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("make", ["sum", "log", "rank", "negation", "rounded before"])
+def test_the_certificate_in_the_file_is_that_of_the_values_in_the_file(dtype, make, tmp_path):
+    """Against dense float64; unknown where the operands are no longer at hand."""
+    kind = ia3 if make == "log" else lora
+    a, b = kind(1), kind(2)
+    exact = {n: 0.5 * u - 0.3 * updates(b)[n] for n, u in updates(a).items()}
+    if make == "negation":
+        module, exact = pem.negate(a, 0.7), {n: -0.7 * u for n, u in updates(a).items()}
+    elif make == "log":
+        module = pem.combine([a, b], [0.5, -0.3], space="log")
+        logs = [{n: np.log1p(u) for n, u in updates(m).items()} for m in (a, b)]
+        exact = {n: np.expm1(0.5 * logs[0][n] - 0.3 * logs[1][n]) for n in logs[0]}
+    else:
+        rank = 2 if make == "rank" else None
+        before = dtype if make == "rounded before" else None
+        module = pem.combine([a, b], [0.5, -0.3], space="delta", rank=rank, dtype=before)
+    module.save(tmp_path / "m", dtype=dtype)
+    found = read_json(tmp_path / "m" / "pem.json", tmp_path)
+    certificate = found["certificate"]
+    if make in ("rank", "negation"):
+        assert certificate["total"] is None and set(certificate["layers"].values()) == {None}
+        assert any(f"rounded to {dtype} when saved" in note for note in found["notes"])
+        return
+    written = updates(load(tmp_path / "m"))
+    errors = {n: np.linalg.norm(written[n] - u) for n, u in exact.items()}
+    norms = {n: np.linalg.norm(u) for n, u in exact.items()}
+    for n, error in errors.items():
+        assert certificate["layers"][n] == pytest.approx(error / norms[n], rel=1e-5)
+    total = np.linalg.norm(list(errors.values())) / np.linalg.norm(list(norms.values()))
+    assert certificate["total"] == pytest.approx(total, rel=1e-5) and total > 0
 
 
 def test_a_value_that_overflows_the_dtype_is_refused_and_nothing_written(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def _train(
         "train_samples": len(loader.dataset),  # type: ignore[arg-type]
         "train_steps": steps,
         "best_step": best,
+        "best_of": trainer.candidates,
         "total_flos": trainer.state.total_flos,
         "train_runtime": round(seconds, 3),
     }
@@ -289,4 +290,9 @@ def summary(metrics: Mapping[str, Any]) -> str:
         if isinstance(v, float) and not k.endswith(("_runtime", "epoch"))
     }
     line = ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
+    if "eval_loss" in metrics and metrics.get("best_of", 0) > 1:
+        line += (
+            f" (eval is of step {metrics['best_step']}, the best of {metrics['best_of']} on these "
+            "rows, so it is optimistic; other rows: --do_predict --test_file)"
+        )
     return line + (" (degenerate: predicts one class)" if metrics.get("eval_degenerate") else "")

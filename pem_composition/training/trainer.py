@@ -408,6 +408,13 @@ class ModuleTrainer(Trainer):
             self.accelerator.wait_for_everyone()
         return self._step_in_model
 
+    @property
+    def candidates(self) -> int:
+        """The evaluated steps of which the best one is kept; 0 where none is chosen."""
+        if not self.args.metric_for_best_model:
+            return 0
+        return len({entry["step"] for entry in self.state.log_history if "eval_runtime" in entry})
+
     def scores(self, scorer: Callable[[nn.Module], T]) -> T:
         """Metrics or outputs of the model as it is, computed in the precision of the training."""
         with self.compute_loss_context_manager():

@@ -13,7 +13,7 @@ from support.training_bench import write_rows
 from pem_composition import checkpoint
 from pem_composition.cli import main
 from pem_composition.errors import IncompatibleModules, UsageError
-from pem_composition.training import checkpointing, initial, preparation, runs
+from pem_composition.training import checkpointing, execution, initial, preparation, runs
 
 FILES = {
     "README.md",
@@ -92,15 +92,19 @@ def test_equal_flags_give_equal_bits_and_equal_losses(bench, lora):
 
 
 @pytest.mark.slow
-def test_the_step_with_the_best_metric_is_kept(bench):
-    folder = runs.run(
-        bench.config("best", max_steps=60, eval_steps=10, save_total_limit=1)
-    ).output_dir
+def test_the_step_with_the_best_metric_is_kept_and_said_to_be_chosen(bench):
+    said: list[str] = []
+    config = bench.config("best", max_steps=60, eval_steps=10, save_total_limit=1)
+    folder = runs.run(config, said.append).output_dir
     log = [e for e in results(folder, "trainer_state.json")["log_history"] if "eval_accuracy" in e]
     assert len(log) == 6
     best = max(log, key=lambda e: e["eval_accuracy"])
     assert results(folder)["eval_accuracy"] == best["eval_accuracy"]
     assert results(folder)["best_step"] == best["step"]
+    assert results(folder)["best_of"] == 6
+    assert f"eval is of step {best['step']}, the best of 6 on these rows, so it is opti" in said[-1]
+    for alone in (0, 1):
+        assert "optimistic" not in execution.summary(results(folder) | {"best_of": alone})
     kept = {p.name for p in checkpointing.all_of(folder)}
     assert kept == {f"checkpoint-{best['step']}", "checkpoint-60"}
     saved = checkpoint.load(folder / f"checkpoint-{best['step']}")

@@ -184,6 +184,15 @@ class Blocks:
         self._count(expression.name, total.to(torch_dtype(expression.info)), exact, zero)
         return total
 
+    def count_whole(self, name: str, written: Tensor, exact: Tensor, base: Tensor) -> None:
+        """Count a tensor that is held in memory; entries that the base lacks were 0."""
+        flat = [t.reshape(-1) for t in (written, exact, base)]
+        for start in range(0, written.numel(), BLOCK):
+            out, wide, known = (t[start : start + BLOCK].double() for t in flat)
+            zero = wide.new_zeros(len(wide))
+            zero[: len(known)] = known
+            self._count(name, out, wide, zero)
+
     def _count(self, name: str, written: Tensor, exact: Tensor, zero: Tensor) -> None:
         """Add the squares of a block; ``zero`` (float64) is overwritten."""
         update = zero.neg_().add_(exact)

@@ -15,7 +15,6 @@ from pem_composition.checkpoint.blocks import (
     Expression,
     Term,
     copied,
-    held,
     info_as,
     largest_dtype,
     written_info,
@@ -98,6 +97,7 @@ class FoldPlan:
         }
         self._spelling = self._spelled()
         self._prefix = self._spelling.less or _prefix(self._names) if parts.head else ""
+        self._measured = {self._called(n): right for n, right in parts.saved.items()}
         self._saved = {self._name_in_base(n): t for n, t in parts.head.items()}
         self.vocabulary = self._new_vocabulary()
         self._changes = with_saved(
@@ -274,28 +274,47 @@ class FoldPlan:
         models = [] if is_head(name) or name not in self._infos else self._terms(name)
         if models and self._infos[name].shape != tuple(saved.shape):
             self._refuse_shape(name, tuple(saved.shape), self._infos[name].shape)
-        if not models:
-            return held(saved, name, dtype, change)
 
         def value() -> Tensor:
-            stored = name if name in self._base.infos else self._tied[name]
-            zero = widen(self._base.value(stored), dtype)
-            delta = sum((c * (m.value(n) - zero) for c, m, n in models), zero.new_zeros(()))
-            return cast(replace(change, delta=delta).of(widen(saved, dtype)), name, dtype, "sum")
+            total = change
+            if models:
+                zero = widen(self._base.value(self._stored(name)), dtype)
+                delta = sum((c * (m.value(n) - zero) for c, m, n in models), zero.new_zeros(()))
+                total = replace(change, delta=delta)
+            exact = total.of(widen(saved, dtype))
+            out = cast(exact, name, dtype, "sum" if models else "head")
+            if name in self._measured:
+                stored = self._stored(name)
+                zero = (
+                    self._base.value(stored) if stored in self._base.infos else exact.new_zeros(0)
+                )
+                self._blocks.count_whole(name, out, exact, zero)
+            return out
 
         return whole(value, info_as(dtype, tuple(saved.shape)))
+
+    def _stored(self, name: str) -> str:
+        """The name under which the base holds a parameter that may be tied to another one."""
+        return name if name in self._base.infos else self._tied.get(name, name)
 
     def _is_saved(self, name: str) -> bool:
         return name in self._changes and self._changes[name].saved is not None
 
     def certificate(self) -> Certificate:
-        """The error of the changed tensors written so far, and of parts saved whole."""
-        saved = {self._called(name): right for name, right in self._parts.saved.items()}
-        return self._blocks.certificate(UPDATE).covering(saved)
+        """The error of the changed tensors written so far, and of parts saved whole: what rounding
+        costs where they are what the expression says, else unknown."""
+        certificate = self._blocks.certificate(UPDATE)
+        return certificate.covering(
+            {
+                n: right
+                for n, right in self._measured.items()
+                if not right or n not in certificate.layers
+            }
+        )
 
     def _output(self, name: str, info: TensorInfo) -> Output:
         change = self._changes.get(name)
-        stored = name if name in self._base.infos else self._tied[name]
+        stored = self._stored(name)
         models = self._terms(name)
         if change is None and not models:
             return copied(self._base, stored, info)

@@ -377,6 +377,27 @@ def test_the_certificate_knows_which_saved_parts_are_the_sum(name: str, tmp_path
         assert (certificate["total"] is None) == bool(wrong), text
 
 
+@pytest.mark.parametrize("name", ["bert", "llama tied"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_rounding_costs_a_saved_part_is_in_the_certificate(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    m = om.BY_NAME[name]
+    base = om.base_folder(m, tmp_path)
+    options = {"target_modules": list(m.attention[:1]), "modules_to_save": [m.norm, m.embedding]}
+    made = om.made(m, "lora", options, base, tmp_path / "a").module
+    fold_checkpoint("a", {"a": made}, base, tmp_path / "out", dtype=dtype)
+    zero, theta = weights(base), weights(tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "pem.json").read_text())["certificate"]
+    parts = {n: t for n, t in load(made).head_tensors().items() if not n.startswith("classifier")}
+    assert len(parts) > 2
+    for part, tensor in parts.items():
+        lost = (theta[part].double() - tensor.double()).norm()
+        expected = float(lost / (tensor.double() - zero[part].double()).norm())
+        assert found["layers"][part] == pytest.approx(expected, rel=1e-6)
+        assert (expected > 0) == (dtype != "float32")
+
+
 def test_what_cannot_be_folded_is_refused_by_name(tmp_path: Path) -> None:
     model = tiny("gpt2")
     base = saved(model, tmp_path / "base")

@@ -310,12 +310,9 @@ def copied(model: Weights, name: str, info: TensorInfo) -> Output:
     )
 
 
-def held(value: Tensor, name: str, dtype: Any, change: Change = UNCHANGED) -> Output:
-    """A tensor in memory (a head, a part that a module saves whole), with a change on top."""
-    return whole(
-        lambda: cast(change.of(widen(value, dtype)), name, dtype, "head"),
-        info_as(dtype, tuple(value.shape)),
-    )
+def held(value: Tensor, name: str, dtype: Any) -> Output:
+    """A tensor in memory, such as a head's."""
+    return whole(lambda: cast(value, name, dtype, "head"), info_as(dtype, tuple(value.shape)))
 
 
 def wide_of(terms: Sequence[Term], info: TensorInfo) -> Any:

@@ -284,9 +284,10 @@ def save(
                 raise PEMError.build(
                     pem.name, "a full module is written as a model folder", do="leave --format out"
                 )
-            known, notes = write_full(pem, folder, base=base, dtype=dtype)
+            known, notes, certificate = write_full(pem, folder, base=base, dtype=dtype)
             notes = tuple(dict.fromkeys((*pem.provenance.notes, *notes)))
-            pem = replace(pem, provenance=replace(pem.provenance, notes=notes))
+            origin = replace(pem.provenance, notes=notes, certificate=certificate)
+            pem = replace(pem, provenance=origin)
         else:
             pem = rounded(pem, dtype)
             CODECS[format].write(pem, folder, title, dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pem_composition.arithmetic.updates import save_dtype
 from pem_composition.checkpoint import provenance
-from pem_composition.checkpoint.blocks import held, largest_dtype, torch_dtype, written_info
+from pem_composition.checkpoint.blocks import Blocks, held, largest_dtype, torch_dtype, written_info
 from pem_composition.checkpoint.checksums import Checksums
 from pem_composition.checkpoint.content import MODEL_CONFIG
 from pem_composition.checkpoint.files import FLOAT_DTYPES, TensorInfo
@@ -29,11 +30,14 @@ from pem_composition.checkpoint.tensors import cast, widen
 from pem_composition.config import BaseIdentity, FullConfig
 from pem_composition.errors import IncompatibleModules
 from pem_composition.module import PEM
-from pem_composition.record import Provenance, Source
+from pem_composition.record import Certificate, Provenance, Source
 from pem_composition.safe_files import atomic_directory, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ROUNDING = 1e-6  # of a difference in float32, relative
 
 
 def opened(name: str, model: Weights, apart: Callable[[str], bool], base: BaseIdentity) -> PEM:
@@ -91,12 +95,13 @@ def write_whole(
 
 def write_full(
     pem: PEM, folder: Path, *, base: str | PathLike[str] | None, dtype: str | None
-) -> tuple[dict[str, str], tuple[str, ...]]:
+) -> tuple[dict[str, str], tuple[str, ...], Certificate | None]:
     """Write theta_0 + delta as a Hugging Face model folder, each tensor as the base stores it or in
     the dtype asked for.
 
     Returns:
-        The sha256 of weights files, and notes on what was not copied from the base.
+        The sha256 of weights files, notes on what was not copied from the base, and the certificate
+        of what the files hold.
     """
     base_folder = base_folder_of(base or pem.base.name, pem.name)
     deltas = {n.removesuffix(".delta"): t for n, t in pem.tensors.items() if n.endswith(".delta")}
@@ -120,9 +125,18 @@ def write_full(
             )
         names = _delta_names(deltas, original)
 
+        terms, blocks = _certified_terms(pem), Blocks()
+
         def theta(name: str, info: TensorInfo) -> Tensor:
-            wide = widen(original.value(names[name]), torch_dtype(info))
-            return cast(wide + deltas[name], name, torch_dtype(info), pem.name)
+            zero = original.value(names[name])
+            wide = widen(zero, torch_dtype(info))
+            out = cast(wide + deltas[name], name, torch_dtype(info), pem.name)
+            if terms:
+                exact = zero.double()
+                for c, m in terms:
+                    exact = exact.add(m.tensors[f"{name}.delta"], alpha=c)
+                blocks.count_whole(name, out, exact, zero)
+            return out
 
         infos = {n: written_info(original.infos[stored], target) for n, stored in names.items()}
         outputs = {n: whole(partial(theta, n, info), info) for n, info in infos.items()}
@@ -130,7 +144,22 @@ def write_full(
         written = write_model(folder, outputs | {n: held(t, n, apart) for n, t in heads.items()})
         checksums.check()
         described = config if target is None else with_dtype(config, target)
-    return written, write_companions(base_folder, folder, described)
+    certificate = pem.provenance.certificate
+    if certificate:
+        parts = {n: math.isfinite(e) for n, e in certificate.layers.items() if n not in deltas}
+        counted = blocks.certificate(certificate.against) if terms else None
+        lost = Certificate(math.inf, dict.fromkeys(deltas, math.inf), certificate.against)
+        certificate = (counted or lost).covering(parts)
+    return written, write_companions(base_folder, folder, described), certificate
+
+
+def _certified_terms(pem: PEM) -> Sequence[tuple[float, PEM]]:
+    """The sum that a difference stands for, of which it may be a sum of one; none where its own
+    error, which is no rounding in float32, would hide what writing costs."""
+    certificate = pem.provenance.certificate
+    if certificate is None:
+        return ()
+    return pem.operands or (((1.0, pem),) if certificate.total < ROUNDING else ())
 
 
 def _delta_names(deltas: Mapping[str, Tensor], original: Weights) -> dict[str, str]:

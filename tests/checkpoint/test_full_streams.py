@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import shutil
 import sys
 import threading
@@ -43,7 +44,7 @@ from pem_composition.checkpoint.stream import (
 )
 from pem_composition.checkpoint.tensors import info_of
 from pem_composition.errors import IncompatibleModules, PEMError, Preempted
-from pem_composition.module import combine
+from pem_composition.module import combine, negate
 
 Models = Callable[..., tuple[list[Path], Path]]
 DELTA = tuple(
@@ -80,6 +81,35 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         return places, folder / "base"
 
     return written
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("what", ["sum", "negation", "rounded"])
+def test_a_sum_saved_from_memory_is_certified_as_the_file_holds_it(
+    what: str, stored: torch.dtype, dtype: str | None, models: Models, tmp_path: Path
+) -> None:
+    places, base = models("roberta", 2, stored)
+    held = [load(p, base=base) for p in places]
+    terms = [(0.5, held[0]), (-0.3, held[1])] if what != "negation" else [(-0.7, held[0])]
+    module = negate(held[0], 0.7) if what == "negation" else combine(
+        held, [0.5, -0.3], dtype="float16" if what == "rounded" else None
+    )  # fmt: skip
+    save(module, tmp_path / "out", base=base, dtype=dtype)
+    found = json.loads((tmp_path / "out" / "pem.json").read_text())["certificate"]
+    if what == "rounded":  # its operands are not at hand
+        assert found["total"] is None
+        return
+    theta, zero = weights(tmp_path / "out"), weights(base)
+    errors, norms = {}, {}
+    for layer in module.layers:
+        exact = sum(c * m.tensors[f"{layer}.delta"].double() for c, m in terms)
+        change = theta[layer].double() - zero[layer].double()
+        errors[layer], norms[layer] = float((change - exact).norm()), float(exact.norm())
+        expected = errors[layer] / norms[layer] if norms[layer] else 0.0
+        assert found["layers"][layer] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    total = math.hypot(*errors.values()) / math.hypot(*norms.values())
+    assert found["total"] == pytest.approx(total, rel=1e-4, abs=1e-7) and total > 0
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ PROGRAMS = [
 MULTITASKING = REPOSITORY / "exps" / "composition_for_multitasking"
 TRANSFER = REPOSITORY / "exps" / "composition_for_domain_transfer"
 UNLEARNING = REPOSITORY / "exps" / "composition_for_unlearning"
+HARNESS = "needs lm-eval ([harness])"
 MANY = REPOSITORY / "exps" / "composition_of_many_tasks"
 DETOXIFICATION = REPOSITORY / "exps" / "composition_for_instruction_detoxification"
 QUICKSTART = REPOSITORY / "scripts" / "quickstart.sh"
@@ -70,6 +72,8 @@ def parsed(words: list[str]) -> tuple[str, object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", PROGRAMS, ids=map(name_of, PROGRAMS))
 def test_every_command_of_a_dry_run_is_accepted_by_its_parser(script, tmp_path):
+    if script.name == "utility.sh" and find_spec("lm_eval") is None:
+        pytest.skip(HARNESS)
     commands = dry_run(script, OUT=str(tmp_path / "out"), SEEDS="42")
     assert commands
     for words in commands:
@@ -418,6 +422,21 @@ def test_the_prompt_of_the_paper_is_a_file_that_a_text_replaces(tmp_path):
     (config,) = of("negation", dry_run(UNLEARNING / "runscore.sh", OUT=str(tmp_path), **own))
     assert (config.prompt_file, config.max_prompts) == ("p.jsonl", 40)
     assert (config.max_new_tokens, config.max_length) == (20, None)
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason=HARNESS)
+def test_utility_asks_the_module_that_was_trained_tasks_or_texts_of_your_own(tmp_path):
+    own = {"OUT": str(tmp_path), "adapter_config": "ia3", "seed": "7", "model_name_or_path": "m"}
+    (trained,) = of("train", dry_run(UNLEARNING / "trainadapter.sh", **own))
+    (config,) = of("negation", dry_run(UNLEARNING / "utility.sh", **own, harness_include="mine"))
+    assert config.adapters == (trained.output_dir,) and config.grid == (0.5, 0.5, 1.0)
+    assert config.harness_tasks == ("lambada_openai", "hellaswag")
+    assert str(config.harness_include) == "mine"
+    made, asked = dry_run(UNLEARNING / "utility.sh", **own, text_file="texts.jsonl", limit="9")
+    (config,) = of("negation", [asked])
+    assert made[1] == "exps/composition_for_unlearning/next_word.py"
+    assert made[-1] == str(config.harness_include)
+    assert (config.harness_tasks, config.limit) == (("next_word",), 9)
 
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", 5e-4), ("ia3", 5e-3)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -12,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from support import unlearning_data as data
 from support.jsonl import write_jsonl
 from support.tiny_models import VOCABULARY, write_causal
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pem_composition as library
 from pem_composition import cli, json_lines
@@ -419,3 +422,60 @@ def test_the_missing_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
     words = ["evaluate", "--model_name_or_path", "minilm", "--harness_tasks", "x"]
     assert cli.main(words) == 3
     assert "pip install pem_composition[harness]" in capsys.readouterr().err
+
+
+NEXT_WORD = Path(__file__).parents[1] / "exps" / "composition_for_unlearning" / "next_word.py"
+
+
+def make_next_word(file: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """The program that makes the task, from four words of each text."""
+    given = ["--text_file", str(file), "--output_dir", str(folder), "--words", "4", *flags]
+    return subprocess.run(
+        [sys.executable, NEXT_WORD, *given], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_next_word_is_that_which_follows_and_never_one_beside_punctuation(
+    tmp_path: Path,
+) -> None:
+    texts = ["a b c d e f", "too short a text", "a b c d e, f", "x  y\nz w end"]
+    file = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    assert make_next_word(file, tmp_path / "task", "--rows", "2").returncode == 0
+    assert json_lines.read(tmp_path / "task" / "next_word.jsonl") == [
+        {"context": "a b c d", "word": "e"}, {"context": "x y z w", "word": "end"},
+    ]  # fmt: skip
+    done = make_next_word(file, tmp_path / "none", "--rows", "3")
+    assert done.returncode == 2 and not (tmp_path / "none").exists()
+    assert f"{file}: 2 texts go on after 4 words with a bare word; expected 3" in done.stderr
+
+
+@without
+def test_the_next_word_task_is_the_log_likelihood_of_that_word(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """The oracle: the model of transformers, a word at a time."""
+    draw = np.random.default_rng(3)
+    texts = [" ".join(draw.choice(WORDS, size=6)) for _ in range(12)]
+    file = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    assert make_next_word(file, tmp_path / "task", "--rows", "12").returncode == 0
+    flags = ["--harness_tasks", "next_word", "--harness_include", str(tmp_path / "task")]
+    flags += ["--model_name_or_path", str(bench.base), "--use_cpu", "--output_dir"]
+    assert cli.main(["evaluate", *flags, str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+
+    tokenizer = AutoTokenizer.from_pretrained(bench.base)
+    model = AutoModelForCausalLM.from_pretrained(bench.base).eval()
+    likelihoods, greedy = [], []
+    for text in texts:
+        words = text.split()
+        context = tokenizer(" ".join(words[:4]))["input_ids"]
+        whole = tokenizer(" ".join(words[:5]))["input_ids"]
+        assert whole[: len(context)] == context
+        with torch.no_grad():
+            scores = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        steps = [(i, whole[i + 1]) for i in range(len(context) - 1, len(whole) - 1)]
+        likelihoods.append(sum(float(scores[i, token]) for i, token in steps))
+        greedy.append(all(int(scores[i].argmax()) == token for i, token in steps))
+    assert found["eval_next_word_acc"] == np.mean(greedy)
+    expected = np.exp(-np.mean(likelihoods))
+    assert found["eval_next_word_perplexity"] == pytest.approx(expected, rel=1e-4)

@@ -13,6 +13,7 @@ from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, refuse_idle, required, seed_flag
 from pem_composition.training import results
+from pem_composition.training.task_model import TaskModel
 from pem_composition.training.training_flags import (
     ANSWERING,
     DEFAULT_BLOCK,
@@ -100,9 +101,7 @@ def run(config: Config) -> int:
         return 0  # the harness shares nothing
     if config.harness_tasks:
         return _run_harness(config, config.harness_tasks)
-    from pem_composition.training import evaluation
-
-    asked = evaluation.TaskModel(
+    asked = TaskModel(
         model=config.model_name_or_path,
         adapter=None if config.adapter == NO_ADAPTER else config.adapter,
         head=config.head,
@@ -123,6 +122,8 @@ def run(config: Config) -> int:
     )
     for note in data.notes:
         print(note)
+    from pem_composition.training import evaluation
+
     found = evaluation.evaluate(
         asked, data, config.split, batch_size=config.per_device_eval_batch_size,
         pad=config.pad_to_max_length, predict=config.do_predict, bf16=config.bf16,

@@ -38,10 +38,10 @@ def run(config: Config) -> int:
 
     A run that was stopped goes on behind the last batch that it wrote.
     """
-    from pem_composition.evaluation.causal import CausalModel, generate
-
     prompts = config.prompts(config.decoding(), config.batch_size)
     check_free(config.output_file, config.overwrite)
+    from pem_composition.evaluation.causal import CausalModel, generate
+
     written = generate(CausalModel(**config.model_options), prompts, config.output_file)
     print(f"{config.output_file}: {written}")
     return 0

@@ -68,8 +68,6 @@ class Config(ModuleFlags, EvaluationFlags):
 
 def run(config: Config) -> int:
     """Learn, and write the module, its recipe and how the loss went."""
-    from pem_composition.sweep import learned
-
     config = replace(config, space=("delta",))
     if config.harness_tasks:
         raise UsageError.build(
@@ -78,6 +76,8 @@ def run(config: Config) -> int:
         )  # fmt: skip
     setup = sweep.check(config, (0.0, 1.0, 1.0), config.head)
     common.check_output(setup.out, config.overwrite)
+    from pem_composition.sweep import learned
+
     learning = learned.learning
     loss, bounds = {
         ADAMERGING: (learning.ENTROPY, learning.CLAMP),

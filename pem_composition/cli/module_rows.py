@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, required, seed_flag
+from pem_composition.training.task_model import TaskModel
 from pem_composition.training.training_flags import FileFlags, check_objective
 
 if TYPE_CHECKING:
@@ -86,10 +87,8 @@ def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) 
         merge_with: of a subspace, the other modules.
         facts: what decides the numbers besides module, rows and base.
     """
-    from pem_composition.merging import module_statistics
-
     common.check_output(config.output_dir, config.overwrite)
-    asked = module_statistics.TaskModel(
+    asked = TaskModel(
         model=config.model_name_or_path,
         adapter=config.adapter,
         objective=config.objective,
@@ -101,6 +100,8 @@ def run(config: Flags, what: str, merge_with: Sequence[str] = (), **facts: Any) 
     data = config.read(
         config.task_name, asked.objective_of(), asked.own_classes, config.max_samples
     )
+    from pem_composition.merging import module_statistics
+
     told = module_statistics.run(
         asked, data, config.split, what, facts, config.output_dir,
         merge_with=merge_with, use_cpu=config.use_cpu, overwrite=config.overwrite,

@@ -20,6 +20,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef, roc_auc_score
 
 from pem_composition.errors import DataError
+from pem_composition.tasks.data import check_labelled
 from pem_composition.tasks.glue import Task
 
 Floats = NDArray[np.float64]
@@ -251,10 +252,5 @@ def gold_labels(task: Task, labels: Sequence[int | float | None]) -> NDArray[Any
     Raises:
         DataError: a row without a label (a test set whose labels are not published).
     """
-    if any(label is None for label in labels):
-        missing = sum(label is None for label in labels)
-        raise DataError.build(
-            task.name, "cannot score unlabelled rows", found=f"{missing} without a label",
-            do="give labelled rows; pem evaluate --do_predict writes predictions",
-        )  # fmt: skip
+    check_labelled(task, labels)
     return np.asarray(labels, dtype=np.float64 if task.regression else np.int64)

@@ -27,7 +27,8 @@ from pem_composition.evaluation.keys import base_digest, complete, rows_digest
 from pem_composition.evaluation.model_names import max_input_length, resolve
 from pem_composition.merging.fisher_information import diagonal, parameters_of
 from pem_composition.merging.gram_matrices import gram
-from pem_composition.training.evaluation import TaskModel
+from pem_composition.training.evaluation import load_asked, module_asked
+from pem_composition.training.task_model import TaskModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ def run(
         PEMError: a module, model or rows that cannot be used.
     """
     launch.join_group()
-    module = asked.module(data.task, one_head=False)
+    module = module_asked(asked, data.task, one_head=False)
     assert module is not None, "statistics are of a module"
     began = time.perf_counter()
     rows = data.splits[split]
@@ -107,7 +108,7 @@ def _computed(
         )
     device = device_of(use_cpu)
     objective = asked.objective_of(data.task)
-    model, tokenizer, _ = asked.load(data.task)
+    model, tokenizer, _ = load_asked(asked, data.task)
     objective = objective.within(max_input_length(model.config, tokenizer))
     evaluator = objective.evaluator(
         data.task, rows, tokenizer, model.config, batch_size=1, device=device

@@ -472,6 +472,19 @@ def _check_known(task: Task, reading: Reading) -> None:
         )  # fmt: skip
 
 
+def check_labelled(task: Task, labels: Sequence[int | float | None]) -> None:
+    """Refuse rows that cannot be scored.
+
+    Raises:
+        DataError: a row without a label (a test set whose labels are not published).
+    """
+    if missing := sum(label is None for label in labels):
+        raise DataError.build(
+            task.name, "cannot score unlabelled rows", found=f"{missing} without a label",
+            do="give labelled rows; pem evaluate --do_predict writes predictions",
+        )  # fmt: skip
+
+
 def _columns(table: Table, task: Task | None, reading: Reading) -> tuple[str, str | None]:
     """The text columns: those that were named, else the usual ones."""
     keys = table.columns

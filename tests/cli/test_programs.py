@@ -37,6 +37,16 @@ REFUSED = [
     ["-m", "pem_composition", "sweep", "-a", "x", "y", "-p", "out"],
     *(["-m", "pem_composition", name, "--model_name_or_path", "m"]
       for name in ("train", "init", "evaluate")),
+    *(["-m", "pem_composition", "evaluate", "--model_name_or_path", model, "--adapter", module,
+       "--task_name", "rotten_tomatoes", "--validation_file", "nowhere.jsonl"]
+      for model in ("./no/such", "examples") for module in ("no/such", "examples/half-0")),
+    *(["-m", "pem_composition", name, "--model_name_or_path", "examples", "--adapter", module,
+       "--task_name", "rotten_tomatoes", "--train_file", "nowhere.jsonl", "--output_dir", "out"]
+      for name in ("fisher", "gram") for module in ("no/such", "examples/half-0")),
+    ["-m", "pem_composition", "generate", "--model_name_or_path", "m", "--prompt", "a",
+     "--output_file", "out"],
+    ["-m", "pem_composition", "learn", "--model_name_or_path", "examples", "--method", "cat",
+     "--task_name", "rotten_tomatoes", "-a", "examples/half-0", "no/such", "-p", "out"],
 ]  # fmt: skip
 
 

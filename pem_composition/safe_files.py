@@ -209,6 +209,11 @@ def listing(folder: Path) -> str:
     return ", ".join(f"{p.name}{'/' * p.is_dir()}{lost * leads_nowhere(p)}" for p in found)
 
 
+def real_path(path: Path) -> Path:
+    """``Path.resolve``, of links in a circle too."""
+    return Path(os.path.realpath(path))
+
+
 def leads_nowhere(path: Path) -> bool:
     """True for a symbolic link to what is not there, or to itself."""
     return path.is_symlink() and not path.exists()

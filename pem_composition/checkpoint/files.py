@@ -21,6 +21,7 @@ from pem_composition.safe_files import (
     leads_nowhere,
     open_regular,
     parse_json,
+    real_path,
     sha256_stream,
     size_in_memory,
 )
@@ -429,15 +430,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _above(path: Path, *, itself: bool = False) -> set[tuple[int, int] | None]:
     """Identities of the folders that hold a path, where it leads and where its name stands."""
     places: list[Path] = []
-    for place in (_real(path), _real(path.parent) / path.name):
+    for place in (real_path(path), real_path(path.parent) / path.name):
         places += [*([place] if itself else []), *place.parents]
     if ".." not in path.parts:
         places += path.absolute().parents
     return {identity for place in places if (identity := _identity(place)) is not None}
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # unlike Path.resolve, of links in a circle too
 
 
 def _linked(folder: Path) -> list[Path]:
@@ -445,5 +442,5 @@ def _linked(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with suppress(OSError):
-        return [_real(entry) for entry in folder.iterdir() if entry.is_symlink()]
+        return [real_path(entry) for entry in folder.iterdir() if entry.is_symlink()]
     return []

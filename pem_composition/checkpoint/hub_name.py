@@ -15,6 +15,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from pem_composition.errors import CheckpointError
+from pem_composition.safe_files import real_path
 
 SCHEME = "hf://"
 PART = r"[A-Za-z0-9][\w.-]*"
@@ -95,7 +96,7 @@ def label(folder: Path) -> str:
     """The name of a module by its folder: in the cache that of its repository or subfolder."""
     found = _in_cache(folder)
     if found is None:
-        return folder.resolve().name
+        return real_path(folder).name
     return (found.subfolder or found.repository).rpartition("/")[2]
 
 
@@ -103,7 +104,7 @@ def parts(path: str) -> tuple[str, ...]:
     """The names in a path, the last one the module's own."""
     named = reference(path)
     if named is None:
-        return Path(path).resolve().parts
+        return real_path(Path(path)).parts
     return tuple(str(named).removeprefix(SCHEME).split("/"))
 
 
@@ -113,7 +114,7 @@ def source_name(folder: Path) -> str:
 
 
 def _in_cache(folder: Path) -> Reference | None:
-    home, place = cache_folder().resolve(), folder.resolve()
+    home, place = real_path(cache_folder()), real_path(folder)
     if not place.is_relative_to(home):
         return None
     found = SNAPSHOT.fullmatch(place.relative_to(home).as_posix())

@@ -13,6 +13,7 @@ from pem_composition.cli import common
 from pem_composition.config import DTYPES
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, required, seed_flag
+from pem_composition.safe_files import real_path
 
 NAME = "extract"
 HELP = "a LoRA module out of two checkpoints: the SVD of W_tuned - W_base, by layer"
@@ -54,7 +55,7 @@ def run(config: Config) -> int:
     """Check the paths, extract, write, print one line."""
     base = common.resolved(config.base)
     common.check_output(config.save_path, config.overwrite)
-    (header,) = common.headers_of([config.tuned], [Path(config.tuned).resolve().name])
+    (header,) = common.headers_of([config.tuned], [real_path(Path(config.tuned)).name])
     if header.kind != "full":
         raise UsageError.build(
             "TUNED",

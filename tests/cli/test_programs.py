@@ -113,6 +113,10 @@ def test_a_link_to_nothing_is_said_to_be_one(tmp_path, pem):
     (tmp_path / "module").mkdir()
     (tmp_path / "module" / "adapter_config.json").write_text("{}")
     (tmp_path / "module" / "adapter_model.safetensors").symlink_to(tmp_path / "gone")
+    loops = [tmp_path / "loop", tmp_path / "loop"]
+    for words in (["merge", "-a", *loops, "-p", tmp_path / "out"], ["compare", *loops]):
+        code, _, error = pem(*words)
+        assert code == 2 and "loop: a symbolic link to nothing; expected a directory" in error
     code, _, error = pem("inspect", tmp_path / "loop")
     assert code == 2 and "loop: a symbolic link to nothing; expected a directory" in error
     assert "did you mean" not in error

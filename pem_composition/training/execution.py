@@ -14,7 +14,7 @@ import torch
 
 from pem_composition import launch, safe_files
 from pem_composition.errors import UsageError
-from pem_composition.evaluation.attached import bfloat16_note
+from pem_composition.evaluation.attached import say_slow
 from pem_composition.evaluation.evaluator import Evaluator
 from pem_composition.evaluation.model_names import max_input_length
 from pem_composition.evaluation.predictions import predictions
@@ -44,7 +44,7 @@ def execute(config: TrainConfig, plan: RunPlan, say: Say, stop: StopRequest) -> 
     """Load, train, evaluate, write."""
     output = Path(config.output_dir)
     start = prepare(config, plan.data.task, config.freeze)
-    warn_of_bfloat16(config, say)
+    say_precision(config, say)
     plan = replace(plan, objective=fitted(plan.objective, start, say))
     evaluators = make_evaluators(config, plan, start)
     loader = make_loader(config, plan, start, say)
@@ -86,12 +86,12 @@ def _predict(
     return {f"test_{k}": v for k, v in evaluator.report(outputs, seconds=seconds).items()}, told
 
 
-def warn_of_bfloat16(config: TrainConfig, say: Say) -> None:
+def say_precision(config: TrainConfig, say: Say) -> None:
     """One line where the processor is asked for an arithmetic that it does not have."""
     on_cpu = config.use_cpu or not torch.accelerator.is_available()
-    note = bfloat16_note("cpu") if config.bf16 and on_cpu else None
-    if note:
-        say(note)
+    if on_cpu and config.fp16:
+        say("note: --fp16 does nothing on a processor; the run computes in float32")
+    say_slow("cpu" if on_cpu else "", bf16=config.bf16, say=say)
 
 
 def fitted(objective: Objective, start: Start, say: Say) -> Objective:

@@ -169,3 +169,13 @@ def test_smoothing_of_a_regression_is_refused(start, tmp_path):
         runs.run(
             config(start, tmp_path / "out", label_smoothing_factor=0.1, eval_steps=None, **own)
         )
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="float16 has an effect there")
+def test_a_precision_without_effect_is_named_and_true(start, tmp_path):
+    said: list[str] = []
+    runs.train(config(start, tmp_path / "half", fp16=True), said.append)
+    runs.train(config(start, tmp_path / "whole"), said.append)
+    assert sum("--fp16 does nothing on a processor" in line for line in said) == 1
+    whole, half = (results(tmp_path / name)["train_loss"] for name in ("whole", "half"))
+    assert whole == half

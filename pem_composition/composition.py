@@ -14,11 +14,12 @@ from pem_composition.arithmetic.labels import label_of, notes_of
 from pem_composition.arithmetic.logarithm import log_error, power_product
 from pem_composition.arithmetic.methods.registry import Choice
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.operand import check_module
 from pem_composition.arithmetic.patterns import Pattern, compile_pattern
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.trees import Merge, Sum, default_space, evaluate, names, with_layers
 from pem_composition.arithmetic.updates import cast, certified, error_of
-from pem_composition.errors import PEMError
+from pem_composition.errors import PEMError, wrong_type
 from pem_composition.module import PEM, combine, in_dtype, negate, with_chosen
 from pem_composition.record import PRODUCT, Certificate, Term, leaf, record
 
@@ -71,14 +72,19 @@ def compose(
             ...
         pem_composition.errors.PEMError: expression: no module named 'c'; found names ['a']
     """
+    if not isinstance(expression, str | Sum):
+        raise wrong_type("expression", expression, "a text such as '0.5*a + b'")
+    if not isinstance(modules, Mapping):
+        raise wrong_type("modules", modules, "a dictionary of modules by name")
     tree = parse(expression) if isinstance(expression, str) else expression
     if layers:
-        tree = with_layers(tree, {name: tuple(own.items()) for name, own in layers.items()})
+        tree = with_layers(tree, _pairs(layers, names(tree)))
     for name in names(tree):
         if name not in modules:
             raise PEMError.build(
                 "expression", f"no module named {name!r}", found=f"names {sorted(modules)}"
             )
+        check_module(name, modules[name])
     if space is not None and space not in SPACES:
         raise PEMError.build(
             "space", "unknown space", found=repr(space), expected=" or ".join(SPACES)
@@ -88,6 +94,21 @@ def compose(
     operations = _Operations(head, dtype, allow_base_mismatch)
     named = {name: modules[name] for name in names(tree)}
     return evaluate(tree, named, operations, space or default_space(tree), rank)
+
+
+def _pairs(layers: Mapping[str, Mapping[str, float]], known: Sequence[str]) -> dict[str, Factors]:
+    """Factors of the layers by the name of a module, which the expression must have."""
+    if not isinstance(layers, Mapping):
+        raise wrong_type("layers", layers, "a dictionary by the names of modules")
+    for name, own in layers.items():
+        if name not in known:
+            raise PEMError.build(
+                "layers", f"the expression has no module named {name!r}",
+                found=f"names {sorted(known)}",
+            )  # fmt: skip
+        if not isinstance(own, Mapping):
+            raise wrong_type("layers", own, "a dictionary of factors by patterns of layers")
+    return {name: tuple(own.items()) for name, own in layers.items()}
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,17 @@ class PEMError(ValueError):
         return cls("; ".join(parts))
 
 
+def wrong_type(where: str, value: object, expected: str, *, do: str = "") -> PEMError:
+    """The error of an argument whose type cannot be used.
+
+    Examples:
+        >>> str(wrong_type("coefficients", 5, "a list of numbers"))
+        'coefficients: wrong type; found 5 (int), expected a list of numbers'
+    """
+    found = f"{_line(repr(value), MAX_FACT // 2)} ({type(value).__name__})"
+    return PEMError.build(where, "wrong type", found=found, expected=expected, do=do)
+
+
 def _line(value: object, limit: int) -> str:
     """One line of at most about ``limit`` characters, in which a terminal finds no commands."""
     text = " ".join(str(value).split())

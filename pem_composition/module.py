@@ -44,6 +44,7 @@ from pem_composition.arithmetic.methods.registry import (
     resolve,
 )
 from pem_composition.arithmetic.methods.settings import shown
+from pem_composition.arithmetic.operand import check_module, listed
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.arithmetic.statistics import Statistics
 from pem_composition.arithmetic.statistics import check as check_statistics
@@ -288,7 +289,7 @@ def combine(
         >>> ties.provenance.space
         'delta'
     """
-    modules, coefficients = list(modules), as_numbers(coefficients)
+    modules, coefficients = listed(modules), as_numbers(coefficients)
     check_request(modules, coefficients)
     choice = resolve(method, settings, modules[0].kind)
     check_coefficients_of(choice, coefficients)
@@ -484,6 +485,7 @@ def negate(module: PEM, strength: float = 1.0, *, dtype: str | None = None) -> P
         >>> negate(m, 0.5).tensors["fc.ia3"].tolist()
         [1.0, 0.5]
     """
+    check_module("module", module)
     (strength,) = as_numbers([strength], "strength")
     check_linear(module)
     settings = {"strength": strength} | ({} if dtype is None else {"dtype": dtype})

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pem_composition.errors import CheckpointError, PEMError
+from pem_composition.errors import CheckpointError, PEMError, wrong_type
 from pem_composition.signals import finished_first, named
 
 MAX_JSON_BYTES = 32 * 1024 * 1024
@@ -202,6 +202,17 @@ def _finite_float(text: str) -> float:
     return value
 
 
+def as_path(path: str | os.PathLike[str], expected: str = "a path") -> Path:
+    """The path that an argument is.
+
+    Raises:
+        PEMError: neither text nor a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise wrong_type("path", path, expected)
+    return Path(path)
+
+
 def listing(folder: Path) -> str:
     """The first twelve names in a folder, for errors; a link that leads nowhere is marked."""
     found = sorted(folder.iterdir())[:12]
@@ -305,7 +316,7 @@ def atomic_directory(
         CheckpointError: the path exists, is no directory, or cannot be created.
         OSError: the disk is full (the caller maps it to its exit code).
     """
-    target = _check_target(Path(path))
+    target = _check_target(as_path(path))
     created = _make_parents(target.parent)
     try:
         _clean_stale(target, keep)

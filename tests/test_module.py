@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.small_modules import updates as dense
 
+import pem_composition as library
 from pem_composition.composition import compose
 from pem_composition.config import BaseIdentity, FullConfig, IA3Config, LoraConfig
 from pem_composition.errors import IncompatibleModules, PEMError
@@ -425,3 +426,84 @@ def test_a_module_at_the_prompt_is_one_line() -> None:
     module = lora(0, base=BaseIdentity(name="org/base"))
     assert repr(module) == "<PEM m0: lora r=4, 2 layers of org/base>"
     assert repr(ia3(1)) == "<PEM m1: ia3, 2 layers>"
+
+
+WRONG = {
+    "modules: wrong type; found 'runs/a' (str), expected a module; read it by pem.load(DIR)": [
+        lambda m: library.combine(["runs/a"], [1.0]),
+        lambda m: library.combine([m, "runs/a"], [1.0, 1.0]),
+        lambda m: library.analogy("runs/a", m, m),
+        lambda m: library.detoxify(m, "runs/a", 0.5),
+        lambda m: library.compare([m, "runs/a"]),
+    ],
+    "module: wrong type; found 'runs/a' (str), expected a module; read it by pem.load(DIR)": [
+        lambda m: library.negate("runs/a"),
+        lambda m: library.save("runs/a", m),
+        lambda m: library.attach(torch.nn.Linear(2, 2), "runs/a"),
+        lambda m: library.fold(torch.nn.Linear(2, 2), "runs/a"),
+    ],
+    "modules: wrong type; found <PEM m0: lora r=4, 2 layers> (PEM), expected a list of modules": [
+        lambda m: library.combine(m, [1.0]),
+        lambda m: library.compare(m),
+    ],
+    "coefficients: wrong type; found '12' (str), expected a list of numbers": [
+        lambda m: library.combine([m, m], "12"),
+        lambda m: library.compare([m, m], "12"),
+    ],
+    "coefficients: wrong type; found 1.0 (float), expected a list of numbers": [
+        lambda m: library.combine([m], 1.0),
+    ],
+    "method: wrong type; found 5 (int), expected the name of a method": [
+        lambda m: library.combine([m, m], [1.0, 1.0], method=5),
+    ],
+    "settings: wrong type; found ['density'] (list), expected a dictionary": [
+        lambda m: library.combine([m, m], [1.0, 1.0], method="ties", settings=["density"]),
+    ],
+    "ties: ties has no setting 5; expected density,": [
+        lambda m: library.combine([m, m], [1.0, 1.0], method="ties", settings={5: 1}),
+    ],
+    "statistics: wrong type; found 'a.fisher' (str), expected the fisher statistics": [
+        lambda m: library.combine([m], [1.0], method="fisher", statistics=["a.fisher"]),
+    ],
+    "expression: wrong type; found None (NoneType), expected a text": [
+        lambda m: library.compose(None, {"a": m}),
+    ],
+    "a: wrong type; found 'runs/a' (str), expected a module; read it by pem.load(DIR)": [
+        lambda m: library.compose("a", {"a": "runs/a"}),
+    ],
+    "modules: wrong type; found [] (list), expected a dictionary of modules by name": [
+        lambda m: library.compose("a", []),
+    ],
+    "layers: wrong type; found 2 (int), expected a dictionary of factors by patterns": [
+        lambda m: library.compose("a", {"a": m}, layers={"a": 2}),
+    ],
+    "pattern: wrong type; found 5 (int), expected a pattern of layer names": [
+        lambda m: library.compose("a", {"a": m}, layers={"a": {5: 1.0}}),
+    ],
+    "layers: the expression has no module named 'b'; found names ['a']": [
+        lambda m: library.compose("a", {"a": m}, layers={"b": {"*": 1.0}}),
+    ],
+    "path: wrong type; found 5 (int), expected the folder or the hub name of a module": [
+        lambda m: library.load(5),
+        lambda m: library.convert(5, "out"),
+        lambda m: library.rebuild(5),
+    ],
+    "path: wrong type; found None (NoneType), expected a path": [
+        lambda m: m.save(None),
+    ],
+    "model: wrong type; found 'roberta-base' (str), expected a torch.nn.Module": [
+        lambda m: library.attach("roberta-base", m),
+        lambda m: library.detach("roberta-base"),
+        lambda m: library.extract("roberta-base"),
+        lambda m: library.fold("roberta-base", m),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "call"), [(said, call) for said, calls in WRONG.items() for call in calls]
+)
+def test_an_argument_of_a_wrong_type_is_named_with_what_was_expected(said, call):
+    with pytest.raises(PEMError) as error:
+        call(lora(0))
+    assert str(error.value).startswith(said)

@@ -18,7 +18,7 @@ from pem_composition.adapters.fresh import Blocks, mask_of
 from pem_composition.adapters.full_tuning import FullWeights
 from pem_composition.adapters.ia3 import IA3Linear, IA3Vector
 from pem_composition.adapters.layer import AdapterLayer
-from pem_composition.adapters.locate import holder_of
+from pem_composition.adapters.locate import check_model, holder_of
 from pem_composition.adapters.lora import LoraExperts, LoraFactors, LoraLinear
 from pem_composition.adapters.placement import Placement
 from pem_composition.adapters.plan import check_base, check_layers, head_of, stacks_of
@@ -372,6 +372,7 @@ def copy_out(tensor: Tensor) -> Tensor:
 
 def holdings_of(model: nn.Module) -> Holdings:
     """The model's record of what is attached to it."""
+    check_model(model)
     held: Holdings = model.__dict__.setdefault("_pem_holdings", Holdings())
     return held
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pem_composition.adapters.layer import is_conv1d
-from pem_composition.adapters.locate import linear_layers, names_of, plain_tensors, renaming
+from pem_composition.adapters.locate import (
+    check_model,
+    linear_layers,
+    names_of,
+    plain_tensors,
+    renaming,
+)
 from pem_composition.adapters.placement import Placement, apart, changed, placed_on
 from pem_composition.adapters.plan import (
     check_base,
@@ -18,6 +24,7 @@ from pem_composition.adapters.plan import (
     head_of,
     stacks_of,
 )
+from pem_composition.arithmetic.operand import check_module
 from pem_composition.checkpoint.changes import Change, changes_of, with_saved
 from pem_composition.config import IN_BASE, expert_of, whole_layers
 from pem_composition.errors import IncompatibleModules, PEMError
@@ -70,6 +77,8 @@ def fold(
     Raises:
         IncompatibleModules: a layer, shape or head of the module, or its base, is another.
     """
+    check_model(model)
+    check_module("module", pem)
     if not allow_base_mismatch:
         check_weights(model, pem)
     if not permanent:

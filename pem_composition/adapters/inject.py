@@ -17,6 +17,7 @@ from pem_composition.adapters.attachment import Attachment, Options, holdings_of
 from pem_composition.adapters.fresh import Blocks, base_of, fresh_module, head_copy
 from pem_composition.adapters.heads import head_info, head_parameter_names
 from pem_composition.adapters.plan import check_weights
+from pem_composition.arithmetic.operand import check_module
 from pem_composition.config import AdapterConfig, BaseIdentity, Factor, FullConfig
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
@@ -56,6 +57,7 @@ def attach(
         PEMError: the name is taken, or a factor is frozen of a module that is not trained.
     """
     _check_name(model, name)
+    check_module("module", pem)
     if not allow_base_mismatch:
         check_weights(model, pem)
     attachment = Attachment(model, pem, name, Options(dtype, trainable, head, blocks or {}, frozen))

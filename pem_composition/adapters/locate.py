@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from pem_composition.adapters.layer import AdapterLayer, is_linear
 from pem_composition.checkpoint.changes import spelling_of
 from pem_composition.config import WRAPPERS, expert_layer, matches, plain_name
-from pem_composition.errors import IncompatibleModules, listing
+from pem_composition.errors import IncompatibleModules, listing, wrong_type
+
+
+def check_model(model: object) -> None:
+    """Refuse an argument that is no live model, such as the name of one.
+
+    Raises:
+        PEMError: naming its value and its type.
+    """
+    if not isinstance(model, nn.Module):
+        raise wrong_type("model", model, "a torch.nn.Module")
 
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from pem_composition.errors import IncompatibleModules, PEMError, UnknownRole
+from pem_composition.errors import IncompatibleModules, PEMError, UnknownRole, wrong_type
 
 Tensors = Mapping[str, Any]
 
@@ -265,16 +265,18 @@ def check_same_shapes(
             )
 
 
-def as_numbers(coefficients: Sequence[Any], where: str = "coefficients") -> list[float]:
+def as_numbers(coefficients: Iterable[Any], where: str = "coefficients") -> list[float]:
     """The coefficients as finite floats.
 
     Raises:
-        PEMError: a word, nan, an infinity, or a whole number beyond any float.
+        PEMError: a word, nan, an infinity, a whole number beyond any float, or no list.
 
     Examples:
         >>> as_numbers(["0.3", 1])
         [0.3, 1.0]
     """
+    if isinstance(coefficients, str) or not isinstance(coefficients, Iterable):
+        raise wrong_type(where, coefficients, "a list of numbers")
     numbers = []
     for c in coefficients:
         try:

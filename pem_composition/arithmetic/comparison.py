@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from math import degrees, hypot
 from typing import TYPE_CHECKING
 
-from pem_composition.arithmetic.algebra import linear_combination, neutral_of
+from pem_composition.arithmetic.algebra import as_numbers, linear_combination, neutral_of
 from pem_composition.arithmetic.compatible import check_compatible, check_linear
+from pem_composition.arithmetic.operand import listed
 from pem_composition.arithmetic.updates import certificate_of, lora_factors
 from pem_composition.errors import IncompatibleModules
 
@@ -162,7 +163,9 @@ def compare(
         >>> round(compare([a, b]).pairs[0].total.cosine, 4)  # of the updates l - 1
         0.7071
     """
-    weights = [float(c) for c in coefficients or [1.0 / len(modules)] * len(modules)]
+    modules = listed(modules)
+    even = [1.0 / len(modules)] * len(modules) if modules else []
+    weights = even if coefficients is None else as_numbers(coefficients)
     if len(modules) < 2 or len(weights) != len(modules):
         raise IncompatibleModules.build(
             "compare",

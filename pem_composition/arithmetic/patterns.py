@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pem_composition.errors import PEMError
+from pem_composition.errors import PEMError, wrong_type
 
 MAX_LENGTH = 500
 ANY_RUN = "*"
@@ -62,6 +62,8 @@ def compile_pattern(text: str, where: str = "pattern") -> Pattern:
     Raises:
         PEMError: empty, too long, or a bracket that is not closed.
     """
+    if not isinstance(text, str):
+        raise wrong_type(where, text, "a pattern of layer names")
     if not 0 < len(text) <= MAX_LENGTH:
         raise PEMError.build(
             where, "not a pattern", found=f"{len(text)} characters", expected=f"1 to {MAX_LENGTH}"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pem_composition.errors import IncompatibleModules
+from pem_composition.errors import IncompatibleModules, wrong_type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +81,8 @@ def check(
     Raises:
         IncompatibleModules: naming file and module.
     """
+    if not isinstance(statistics, Sequence) or isinstance(statistics, str):
+        raise wrong_type("statistics", statistics, "a list of statistics")
     needed = len(modules) if what else 0
     if len(statistics) != needed:
         raise IncompatibleModules.build(
@@ -91,6 +93,9 @@ def check(
             do=f"compute them with {COMMANDS[what]}" if what else "leave them out",
         )
     for module, own in zip(modules, statistics, strict=False):
+        if not isinstance(own, Statistics):
+            do = "read them by checkpoint.statistics_files.read(FILE, WHAT)"
+            raise wrong_type("statistics", own, f"the {what} statistics of a module", do=do)
         if own.what != what:
             raise IncompatibleModules.build(
                 own.name, "statistics of another kind", found=own.what, expected=what,

@@ -45,7 +45,7 @@ from pem_composition.config import (
 from pem_composition.errors import PEMError
 from pem_composition.module import PEM
 from pem_composition.record import Provenance, Recipe
-from pem_composition.safe_files import atomic_directory, read_json
+from pem_composition.safe_files import as_path, atomic_directory, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,7 @@ def convert(
         ('converted from the peft layout (adapter_model.safetensors)',)
     """
     folder, layout = locate(path)
-    check_apart(out, [path])
+    check_apart(as_path(out), [path])
     settings = {"format": format, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
     settings |= {} if prefix is None else {"prefix": prefix}
     settings |= {"drop_saved": True} if drop_saved else {}

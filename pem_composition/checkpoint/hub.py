@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pem_composition.checkpoint.hub_name import reference
 from pem_composition.errors import MissingPackage, install, installed
+from pem_composition.safe_files import as_path
 
 
 def folder_of(path: str | PathLike[str]) -> Path:
@@ -18,9 +19,10 @@ def folder_of(path: str | PathLike[str]) -> Path:
         CheckpointError: no such module or revision, no access, or no adapter there.
         RunFailed: the download broke off, or the hub has failed.
     """
+    place = as_path(path, "the folder or the hub name of a module")
     named = reference(path)
     if named is None:
-        return Path(fspath(path))
+        return place
     if not installed("huggingface_hub"):
         raise MissingPackage.build(
             str(named), "needs the package huggingface_hub", do=install("huggingface_hub")

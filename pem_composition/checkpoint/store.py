@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from pem_composition.arithmetic.operand import check_module
 from pem_composition.checkpoint import (
     full,
     hub,
@@ -37,7 +38,14 @@ from pem_composition.checkpoint.layouts import CODECS, is_foreign, layout_of
 from pem_composition.checkpoint.whole import write_full
 from pem_composition.errors import CheckpointError, PEMError
 from pem_composition.module import PEM, rounded
-from pem_composition.safe_files import SmallFiles, atomic_directory, is_file, leads_nowhere, listing
+from pem_composition.safe_files import (
+    SmallFiles,
+    as_path,
+    atomic_directory,
+    is_file,
+    leads_nowhere,
+    listing,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -274,7 +282,8 @@ def save(
             "format", "unknown layout", found=repr(format), expected=" | ".join(LAYOUTS)
         )
     known: dict[str, str] = {}
-    title = Path(fspath(path)).name
+    check_module("module", pem)
+    title = as_path(path).name
     named = base or pem.base.name
     if pem.kind == "full" and named and (original := provenance.find_base(fspath(named))):
         check_apart(path, [original])

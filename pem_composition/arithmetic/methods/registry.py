@@ -29,7 +29,7 @@ from pem_composition.arithmetic.methods.coefficients import DEFAULT_RULE, RULES
 from pem_composition.arithmetic.methods.settings import Setting, Value, shown
 from pem_composition.arithmetic.ranks import Rank
 from pem_composition.config import KINDS
-from pem_composition.errors import PEMError, close_match
+from pem_composition.errors import PEMError, close_match, wrong_type
 
 __all__ = [
     "ELEMENTWISE",
@@ -106,6 +106,8 @@ def method(name: str, where: str = "method") -> Method:
     Raises:
         PEMError: unknown; the nearest name is suggested, or all are listed.
     """
+    if not isinstance(name, str):
+        raise wrong_type(where, name, "the name of a method")
     if name not in METHODS:
         remedy = close_match(name, METHODS)
         expected = None if remedy else ", ".join(METHODS)
@@ -132,6 +134,8 @@ def resolve(
         PEMError: unknown method or setting, a value out of range, or a kind it is not defined for.
     """
     entry = method(name, where or "method")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise wrong_type("settings", settings, "a dictionary of values by the names of settings")
     given = dict(settings or {})
     places = dict.fromkeys(given, where or name) | dict(places or {})
     if kind is not None and kind not in entry.kinds:
@@ -170,7 +174,7 @@ def accepted(entry: Method, inner: object = None) -> Iterable[Setting]:
 
 def _refuse(name: str, entry: Method, decided: Mapping[str, Value], place: str) -> None:
     known = [s.name for s in accepted(entry, decided.get("inner"))]
-    remedy = close_match(name, known)
+    remedy = close_match(str(name), known)
     raise PEMError.build(
         place, f"{entry.name} has no setting {name!r}",
         expected=None if remedy else ", ".join(known) or "no settings", do=remedy,

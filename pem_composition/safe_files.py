@@ -25,6 +25,7 @@ from pem_composition.signals import finished_first, named
 
 MAX_JSON_BYTES = 32 * 1024 * 1024
 MAX_NESTING = 50
+PARTIAL = "partial"  # what a file is called that is being written
 LONGEST_STEM = 160  # bytes of a name beside which a temporary name of its own fits into 255
 
 
@@ -249,18 +250,26 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file beside the path, which takes its place once it is on disk; on error what was
-    there stays.
+    there stays. What processes that died on this machine left beside it is removed. Of a link the
+    file that it leads to is replaced.
 
     Raises:
         OSError: no space, or no right to write there.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = real_path(path) if path.is_symlink() else path
+    partial = _sibling(target, PARTIAL)
     try:
+        for leftover in _stale(target, PARTIAL):
+            leftover.unlink(missing_ok=True)
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        partial.replace(target)
+    except OSError as error:
+        if error.filename in (None, os.fspath(partial)):  # a full disk is said of no file
+            error.filename = os.fspath(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -449,19 +458,23 @@ def _stem(target: Path) -> str:
 def _clean_stale(target: Path, keep: Callable[[str], bool] | None) -> None:
     """Remove what dead processes of this machine left beside the target."""
     for role in ("old", "tmp"):
-        start = f".{_stem(target)}.{role}-"
-        for entry in list(target.parent.iterdir()):
-            pid, _, tail = entry.name.removeprefix(start).partition("-")
-            ours = entry.name.startswith(start) and tail.startswith(_host())
-            if not (ours and pid.isdecimal() and len(pid) < 10):
-                continue
-            if _alive(int(pid)):
-                continue
+        for entry in _stale(target, role):
             with suppress(FileNotFoundError):  # another process cleans, too
                 if role == "old" and not target.exists():
                     entry.rename(target)
                 else:
                     _carry_over(entry, target, keep if role == "old" else None)
+
+
+def _stale(target: Path, role: str) -> list[Path]:
+    """What ``_sibling`` named for processes that have died on this machine."""
+    start, found = f".{_stem(target)}.{role}-", []
+    for entry in target.parent.iterdir():
+        pid, _, tail = entry.name.removeprefix(start).partition("-")
+        ours = entry.name.startswith(start) and tail.startswith(_host())
+        if ours and pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
+            found.append(entry)
+    return found
 
 
 def _carry_over(aside: Path, target: Path, keep: Callable[[str], bool] | None) -> None:

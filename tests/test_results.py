@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -137,3 +138,14 @@ def test_a_score_may_differ_by_the_error_that_its_run_has(results, tmp_path):
         )
         assert results.compared(row, results.taken(row, tmp_path, errors=True))[1] is near
         assert set(results.taken(row, tmp_path)) == {"half_0"}
+
+
+def test_a_reader_that_has_seen_enough_gets_no_trace(repository):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "scripts/results.py", "list"], cwd=repository, stdout=write,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(write)
+    assert done.stderr == "" and done.returncode == -signal.SIGPIPE

@@ -78,9 +78,8 @@ def _points(config: Config) -> tuple[tuple[float, ...], ...]:
     if config.grid is None:
         return (analogy_weights(coefficient(config)),)
     if config.coefficient is not None or config.search_step:
-        raise UsageError.build(
-            "--grid", "given together with a coefficient", do="give one of the two"
-        )
+        other = "--search_step" if config.coefficient is None else "--coefficient"
+        raise UsageError.build("--grid", f"given together with {other}", do="give one of the two")
     return analogies(config.grid)
 
 

@@ -58,6 +58,8 @@ class Config(AdapterFlags):
 
 def run(config: Config) -> int:
     """Draw the module and write it, unless it is there already."""
+    for note in config.idle_notes():
+        print(note)
     print(initial.write(config, task_of(config)))
     return 0
 

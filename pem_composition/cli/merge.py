@@ -142,9 +142,8 @@ def _points(config: Config, modules: int) -> list[tuple[float, ...]]:
     if config.grid is None:
         return [coefficients(config, modules)]
     if config.coefficients or config.search_step:
-        raise UsageError.build(
-            "--grid", "given together with coefficients", do="give one of the two"
-        )
+        other = "--coefficients" if config.coefficients else "--search_step"
+        raise UsageError.build("--grid", f"given together with {other}", do="give one of the two")
     return list(merges(config.grid, modules))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pem_composition.cli import common
 from pem_composition.errors import UsageError
+from pem_composition.evaluation.model_names import resolve
 from pem_composition.flag_declarations import flag, required, seed_flag
 from pem_composition.training.task_model import TaskModel
 from pem_composition.training.training_flags import FileFlags, check_objective
@@ -49,7 +50,12 @@ class RowsOfModule(FileFlags):
     def read(
         self, task: str | None, objective: Objective, classes: Classes, max_samples: int
     ) -> TaskData:
-        """The rows of one task; what a user should know of them is printed."""
+        """The rows of one task; what a user should know of them is printed.
+
+        Raises:
+            PEMError: no such model, or rows that cannot be used.
+        """
+        resolve(self.model_name_or_path)
         limits = ("max_train_samples", "max_eval_samples", "max_predict_samples")
         files = self.row_files([self.split], seed=self.seed, **dict.fromkeys(limits, max_samples))
         data = objective.read(task, files, reading=self.reading(classes))

@@ -10,6 +10,7 @@ from pem_composition.cli.parser import COMMAND
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag
 from pem_composition.merging.penalties import FOLDS, PENALTIES
+from pem_composition.training.task_model import TaskModel
 
 NAME = "refit"
 HELP = "fit the last layer of a module's head anew on a few rows, in seconds; for merges"
@@ -44,9 +45,19 @@ class Config(RowsOfModule):
 
 def run(config: Config) -> int:
     """Read, fit and write."""
+    common.check_output(config.output_dir, config.overwrite)
+    asked = TaskModel(
+        model=config.model_name_or_path,
+        adapter=config.adapter,
+        max_seq_length=config.max_seq_length,
+    )
+    objective, own = asked.objective_of(), asked.own_classes
+    tasks = [
+        config.read(task, objective, own, config.max_samples)
+        for task in config.task_name or (None,)
+    ]
     from pem_composition.merging import last_layer
 
-    common.check_output(config.output_dir, config.overwrite)
     how = last_layer.Refit(
         penalties=config.penalty,
         folds=config.folds,
@@ -55,11 +66,6 @@ def run(config: Config) -> int:
         use_cpu=config.use_cpu,
         allow_base_mismatch=config.allow_base_mismatch,
     )
-    own = last_layer.classes_of(config.adapter)
-    tasks = [
-        config.read(task, how.objective, own, config.max_samples)
-        for task in config.task_name or (None,)
-    ]
     last_layer.run(
         config.adapter, config.model_name_or_path, tasks, config.split, how, config.output_dir,
         command=COMMAND.get(), overwrite=config.overwrite, say=common.say,

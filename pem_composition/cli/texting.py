@@ -87,8 +87,10 @@ class PromptFlags:
         """
         if (self.prompt is None) == (self.prompt_file is None):
             raise UsageError.build(
-                "--prompt", "what the texts begin with", expected="--prompt or --prompt_file"
-            )
+                "--prompt", "says what the texts begin with",
+                found="no --prompt_file either" if self.prompt is None else "--prompt_file as well",
+                expected="--prompt or --prompt_file",
+            )  # fmt: skip
 
     def prompts(self, decoding: Sampling, batch_size: int | None) -> Prompts:
         """The same for the library.

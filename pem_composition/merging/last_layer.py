@@ -46,10 +46,8 @@ from pem_composition.evaluation.evaluator import Evaluator
 from pem_composition.evaluation.model_names import max_input_length, resolve
 from pem_composition.evaluation.models import load_base
 from pem_composition.evaluation.own_classes import (
-    Classes,
     in_order_of,
     of_model,
-    of_module,
     order_of,
 )
 from pem_composition.merging.penalties import FOLDS, PENALTIES, check_enough, counted
@@ -235,11 +233,6 @@ def _loss(layer: tuple[Numbers, Numbers | None], x: Numbers, y: NDArray[np.gener
         return float(mean_squared_error(y, outputs[:, 0]))
     likely = torch.softmax(torch.from_numpy(outputs), dim=1).numpy()
     return float(log_loss(y, likely, labels=range(len(weight))))
-
-
-def classes_of(adapter: str) -> Classes:
-    """The classes of the module's head, which rows of no known task mean, too."""
-    return of_module(checkpoint.inspect_header(adapter))
 
 
 def run(

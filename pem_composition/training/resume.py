@@ -70,6 +70,13 @@ def find_resume(
         named = None
     if named:
         found: Path | None = Path(named)
+        if not Path(named).is_dir():
+            raise UsageError.build(
+                f"--resume_from_checkpoint {named}", "no checkpoint",
+                found="a file" if Path(named).exists() else "no such directory",
+                expected="a folder checkpoint-STEP of a training run",
+                do="correct the path, or leave the flag out to resume from the newest",
+            )  # fmt: skip
     elif config.overwrite_output_dir and word != "true":
         return None
     else:

@@ -60,7 +60,7 @@ def run(
     check_place(output)
     objective = trained_objective(config)
     data = read_data(config, objective)
-    for note in data.notes:
+    for note in [*config.idle_notes(), *data.notes]:
         say(note)
     identity = describe_run(config, data, objective.content(data.task))
     plan = RunPlan(objective, data, identity)

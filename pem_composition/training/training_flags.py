@@ -232,6 +232,22 @@ class AdapterFlags(LoadFlags, FileFlags):
     )
 
     @property
+    def kinds(self) -> set[str]:
+        """What the run is, of text to text by its target; ``of`` of a flag names these."""
+        target = getattr(self, "target", None) or "label"
+        return {target if self.objective == "seq2seq" else self.objective, self.adapter_config}
+
+    def idle_notes(self) -> list[str]:
+        """A line for each flag of other kinds of run that was given another value than its own."""
+        return [
+            f"note: --{spec.name} does nothing with --objective {self.objective} "
+            f"--adapter_config {self.adapter_config}"
+            for spec in dataclasses.fields(self)
+            if getattr(self, spec.name) != spec.default
+            and not self.kinds & set(spec.metadata.get("of", self.kinds))
+        ]
+
+    @property
     def base_held(self) -> LoadOptions | Shards:
         """How the weights of the base are held."""
         return self.load_options
@@ -602,8 +618,7 @@ class TrainConfig(AdapterFlags, TrackerFlags):
 
     def result_fields(self) -> dict[str, Any]:
         """The flags that decide the trained numbers, without those of other kinds of run."""
-        target = self.target or "label"
-        run = {target if self.objective == "seq2seq" else self.objective, self.adapter_config}
+        target, run = self.target or "label", self.kinds
         values = dataclasses.asdict(self) | {"target": target, "block_size": self.block_tokens}
         kept = {}
         for spec in dataclasses.fields(self):

@@ -322,6 +322,27 @@ def test_leftovers_of_dead_processes_are_cleaned_and_a_directory_put_aside_comes
     assert listing(tmp_path) == sorted([alive.name, "out"])
 
 
+def test_a_file_that_a_dead_process_left_half_written_goes_with_the_next_one(
+    tmp_path: Path,
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getpid()):
+        (tmp_path / f".table.md.partial-{process}-{safe_files._host()}0000").touch()
+    safe_files.write_text(tmp_path / "table.md", "new")
+    alive = f".table.md.partial-{os.getpid()}-{safe_files._host()}0000"
+    assert listing(tmp_path) == sorted([alive, "table.md"])
+
+
+def test_a_link_goes_on_to_lead_to_the_file_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "file").write_text("old")
+    (tmp_path / "link").symlink_to("store/file")
+    safe_files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "link").read_text() == "new"
+    assert listing(tmp_path / "store") == ["file"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 128 kB, where mounting is allowed."""
@@ -349,6 +370,14 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_old_output(small_disk: Path, l
     assert error.value.errno == errno.ENOSPC
     assert {p.name: p.read_bytes() for p in (small_disk / "out").iterdir()} == before
     assert listing(small_disk) == ["out"]
+
+
+def test_a_file_that_a_full_disk_has_no_space_for_is_named(small_disk: Path) -> None:
+    (small_disk / "rows").write_text("old")
+    with pytest.raises(OSError, match="No space left") as error:
+        safe_files.write_bytes(small_disk / "rows", bytes(200_000))
+    assert error.value.filename == str(small_disk / "rows")
+    assert listing(small_disk) == ["rows"] and (small_disk / "rows").read_text() == "old"
 
 
 KILLED = """
@@ -417,6 +446,9 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, letter: str,
                 (folder / "x").write_text(content + name[-1])
     assert listing(tmp_path) == sorted(names)
     assert [(tmp_path / n / "x").read_text() for n in names] == ["two" + n[-1] for n in names]
+    for name in names:
+        safe_files.write_text(tmp_path / names[0] / name, "three")
+    assert listing(tmp_path / names[0]) == sorted([*names, "x"])
 
 
 def test_a_directory_that_others_rename_away_and_back_is_never_taken_for_a_file(tmp_path: Path):

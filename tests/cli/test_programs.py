@@ -42,7 +42,10 @@ REFUSED = [
       for model in ("./no/such", "examples") for module in ("no/such", "examples/half-0")),
     *(["-m", "pem_composition", name, "--model_name_or_path", "examples", "--adapter", module,
        "--task_name", "rotten_tomatoes", "--train_file", "nowhere.jsonl", "--output_dir", "out"]
-      for name in ("fisher", "gram") for module in ("no/such", "examples/half-0")),
+      for name in ("fisher", "gram", "refit") for module in ("no/such", "examples/half-0")),
+    *(["-m", "pem_composition", name, "--model_name_or_path", "./no/such", "--adapter",
+       "examples/half-0", "--task_name", "rotten_tomatoes", "--train_file", "README.md",
+       "--output_dir", "out"] for name in ("fisher", "gram", "refit")),
     ["-m", "pem_composition", "generate", "--model_name_or_path", "m", "--prompt", "a",
      "--output_file", "out"],
     ["-m", "pem_composition", "learn", "--model_name_or_path", "examples", "--method", "cat",

@@ -179,3 +179,22 @@ def test_a_precision_without_effect_is_named_and_true(start, tmp_path):
     assert sum("--fp16 does nothing on a processor" in line for line in said) == 1
     whole, half = (results(tmp_path / name)["train_loss"] for name in ("whole", "half"))
     assert whole == half
+
+
+def test_flags_of_another_kind_of_module_are_said_to_do_nothing(start, tmp_path):
+    own = {"adapter_config": "ia3", "lora_r": 4, "lora_alpha": 16.0, "init_from": None}
+    assert [line.split()[1] for line in config(start, tmp_path, **own).idle_notes()] == [
+        "--lora_r", "--lora_alpha",
+    ]  # fmt: skip
+    assert config(start, tmp_path, adapter_config="lora", lora_r=4).idle_notes() == []
+    own = {"adapter_config": "lora", "ia3_placement": "reference", "init_from": None}
+    text = config(start, tmp_path, objective="seq2seq", **own).idle_notes()
+    assert text == [
+        "note: --ia3_placement does nothing with --objective seq2seq --adapter_config lora"
+    ]
+
+
+def test_a_checkpoint_to_resume_from_that_is_not_there_is_named(start, tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere: no checkpoint; found no such directory"):
+        runs.run(config(start, tmp_path / "out", resume_from_checkpoint=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "out").exists()

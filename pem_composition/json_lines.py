@@ -11,6 +11,7 @@ is damage that nobody explains, so it is refused by its number.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -104,8 +105,11 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
             data = b"\n" + data
         if os.write(descriptor, data) != len(data):
             os.ftruncate(descriptor, size)
-            raise OSError(28, "No space left on device", str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = os.fspath(path)  # it is said of no file
+        raise
     finally:
         os.close(descriptor)
 

@@ -326,11 +326,10 @@ def atomic_directory(
         OSError: the disk is full (the caller maps it to its exit code).
     """
     target = _check_target(as_path(path))
-    created = _make_parents(target.parent)
-    try:
+    temporary = _sibling(target, "tmp")
+    with _folder_for(temporary, os.fspath(path)):
         _clean_stale(target, keep)
         check_free(target, overwrite)
-        temporary = _sibling(target, "tmp")
         try:
             _make(temporary, target)
             yield temporary
@@ -340,12 +339,48 @@ def atomic_directory(
                 named(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def files_added(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files then stand in ``folder``, beside what else is there; on
+    error nothing changes.
+
+    Raises:
+        CheckpointError, OSError: as ``atomic_directory``.
+    """
+    added = folder / "files"
+    temporary = _sibling(added, "tmp")
+    with _folder_for(temporary, os.fspath(folder)):
+        for leftover in _stale(added, "tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            _make(temporary, folder)
+            yield temporary
+            _settle(temporary)
+            with finished_first():  # all of them, or none
+                for file in temporary.iterdir():
+                    file.replace(folder / file.name)
+                fsync(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _folder_for(temporary: Path, output: str) -> Iterator[None]:
+    """Make the folder that something temporary lies in; on error what was made goes, and a full
+    disk, which is said of no file or of a temporary one, is said of the output."""
+    created = _make_parents(temporary.parent)
+    try:
+        yield
     except BaseException as error:
         for parent in reversed(created):
             with suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = os.fspath(path)  # a full disk is said of no file
+        if isinstance(error, OSError) and (
+            error.filename is None or str(error.filename).startswith(os.fspath(temporary))
+        ):
+            error.filename = output
         raise
 
 

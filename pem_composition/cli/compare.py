@@ -18,7 +18,7 @@ from pem_composition.cli.columns import short_names, table, wrapped
 from pem_composition.cli.flags import check_count
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, required
-from pem_composition.safe_files import write_json
+from pem_composition.safe_files import files_added, write_json
 
 if TYPE_CHECKING:
     from pem_composition.arithmetic.comparison import Comparison
@@ -162,8 +162,8 @@ def _layers(pair: Mapping[str, Any]) -> str:
 def _write(facts: Mapping[str, Any], out: Path, *, said: bool) -> None:
     from pem_composition.report import heatmap
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / FILE, facts)
+    with files_added(out) as added:
+        write_json(added / FILE, facts)
     with redirect_stdout(sys.stdout if said else sys.stderr):
         print(f"written: {out / FILE}")
         common.print_plots(lambda: heatmap.write(facts, out), "written")

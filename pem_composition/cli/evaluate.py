@@ -12,6 +12,7 @@ from pem_composition.cli.flags import ROW_FLAGS, AnswerKindFlags, DeviceFlags, H
 from pem_composition.cli.texting import NO_ADAPTER
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, refuse_idle, required, seed_flag
+from pem_composition.safe_files import files_added
 from pem_composition.training import results
 from pem_composition.training.task_model import TaskModel
 from pem_composition.training.training_flags import (
@@ -141,14 +142,14 @@ def run(config: Config) -> int:
         scores = {f"{prefix}_{k}{suffix}": v for k, v in answered.scores.items()}
         splits[prefix] = splits.get(prefix, {}) | scores
     if config.output_dir is not None:
-        folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        results.write_results(folder, {k: v for k, v in splits.items() if v})
-        for split, answered in found.items() if config.do_predict else ():
-            name = data.task.name + ("-mm" if split == MISMATCHED else "")
-            print(
-                f"predictions: {evaluation.write_predictions(folder, name, answered.predictions)}"
-            )
+        folder, told = Path(config.output_dir), []
+        with files_added(folder) as added:
+            results.write_results(added, {k: v for k, v in splits.items() if v}, earlier=folder)
+            for split, answered in found.items() if config.do_predict else ():
+                name = data.task.name + ("-mm" if split == MISMATCHED else "")
+                told.append(evaluation.write_predictions(added, name, answered.predictions).name)
+        for name in told:
+            print(f"predictions: {folder / name}")
     return 0
 
 
@@ -177,10 +178,10 @@ def _run_harness(config: Config, names: tuple[str, ...]) -> int:
         scores[f"eval_{task.name}_harness"] = task.identity
     if config.output_dir is not None:
         folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        results.write_results(folder, {"eval": scores})
-        for task, answered in zip(tasks, found, strict=True):
-            harness.write_samples(folder / f"samples_{task.name}.jsonl", answered.samples)
+        with files_added(folder) as added:
+            results.write_results(added, {"eval": scores}, earlier=folder)
+            for task, answered in zip(tasks, found, strict=True):
+                harness.write_samples(added / f"samples_{task.name}.jsonl", answered.samples)
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pem_composition.cli.texting import CausalFlags, WindowFlags
 from pem_composition.flag_declarations import flag, required
+from pem_composition.safe_files import files_added
 from pem_composition.training import results
 
 NAME = "perplexity"
@@ -43,6 +44,6 @@ def run(config: Config) -> int:
         print(f"{name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
     if config.output_dir is not None:
         folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        results.write_results(folder, {NAME: scores})
+        with files_added(folder) as added:
+            results.write_results(added, {NAME: scores}, earlier=folder)
     return 0

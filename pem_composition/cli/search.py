@@ -29,7 +29,7 @@ from pem_composition.cli.report import show
 from pem_composition.errors import Preempted, RunFailed, UsageError, close_match
 from pem_composition.flag_declarations import flag, seed_flag
 from pem_composition.report.records import RESULTS
-from pem_composition.safe_files import read_json, write_json
+from pem_composition.safe_files import json_bytes, read_json, write_bytes
 from pem_composition.sweep import goals as wanted
 from pem_composition.sweep import samplers, space
 from pem_composition.sweep.grids import merges, union
@@ -216,7 +216,7 @@ def _searched(config: Config, setup: MergeSetup) -> tuple[dict[str, Any], Runner
     if not WRITER.get() and launch.is_main():
         setup.out.mkdir(parents=True, exist_ok=True)
         words = shlex.split(COMMAND.get())[2:]
-        write_json(setup.out / CALL, {"folder": str(Path.cwd()), "words": words})
+        write_bytes(setup.out / CALL, json_bytes({"folder": str(Path.cwd()), "words": words}))
     helpers = [_start_worker(config, place) for place in range(1, config.workers)]
     try:
         work(search, runner, VALIDATION, setup.out)

@@ -28,16 +28,19 @@ def jsonable(value: Any) -> Any:
     return [jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def write_results(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+def write_results(
+    folder: Path, splits: Mapping[str, Mapping[str, Any]], *, earlier: Path | None = None
+) -> None:
     """``train_results.json``, ``eval_results.json``, ... and all of them together.
 
-    What ``all_results.json`` held of other splits stays, as in the Hugging Face programs.
+    What ``all_results.json`` of the folder ``earlier`` held of other splits stays, as in the
+    Hugging Face programs.
     """
     for split, metrics in splits.items():
         _write(folder / f"{split}{SPLIT}", metrics)
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        known = dict(json.loads((folder / ALL).read_text(encoding="utf-8")))
+        known = dict(json.loads(((earlier or folder) / ALL).read_text(encoding="utf-8")))
     _write(folder / ALL, known | {k: v for part in splits.values() for k, v in part.items()})
 
 

@@ -485,3 +485,21 @@ def test_a_proposal_opens_few_folders_and_none_is_made_where_nothing_can_be_list
     assert 0 < len(opened) <= 2 * files.MAX_PROPOSALS
     unlistable = (ours / "adapter_config.json" / "x", Path("x" * 300), Path("x" * 300, "y"))
     assert [files.meant(path) for path in unlistable] == ["", "", ""]
+
+
+def test_files_that_are_added_to_a_folder_come_together_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "scores"
+    with pytest.raises(OSError, match="none") as error, safe_files.files_added(folder) as added:
+        (added / "x").write_text("new")
+        raise OSError(errno.ENOSPC, "none", str(added / "x"))
+    assert error.value.filename == str(folder) and listing(tmp_path) == []
+    folder.mkdir(parents=True)
+    (folder / "x").write_text("old")
+    (folder / "other").touch()
+    with pytest.raises(ValueError, match="stop"), safe_files.files_added(folder) as added:
+        (added / "x").write_text("new")
+        raise ValueError("stop")
+    assert (folder / "x").read_text() == "old" and listing(folder) == ["other", "x"]
+    with safe_files.files_added(folder) as added:
+        (added / "x").write_text("new")
+    assert (folder / "x").read_text() == "new" and listing(folder) == ["other", "x"]

@@ -22,13 +22,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from sqlalchemy.exc import OperationalError
 from support import own_heads, pem_process
 from support.sweep_by_hand import points, refused, run
 from test_module import dense, expected
 
 import pem_composition as library
 from pem_composition import json_lines
-from pem_composition.errors import DataError
+from pem_composition.errors import DataError, RunFailed
 from pem_composition.report import frames
 from pem_composition.report import records as report
 from pem_composition.sweep import goals, samplers, space, studies
@@ -694,3 +695,14 @@ def test_a_grid_of_a_method_that_needs_statistics_is_referred_to_a_search(bench,
     assert run("merge", *bench.flags(), "-p", tmp_path / "out", *words) == 2
     assert "pem search --methods fisher --sampler grid" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_can_be_written_no_more_is_said_in_one_line(tmp_path):
+    full = OperationalError("INSERT", {}, Exception("database or disk is full"))
+    with (
+        pytest.raises(RunFailed, match="database or disk is full") as error,
+        studies.said_of(tmp_path, samplers.SQLITE),
+    ):
+        raise full
+    assert str(error.value).startswith(f"{tmp_path / samplers.STORE}: the study cannot be kept")
+    assert "\n" not in str(error.value) and "it goes on" in str(error.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pem_composition.safe_files import write_text
+from pem_composition.safe_files import files_added, write_text
 
 Column = tuple[str, Iterable[object]]  # its title and its cells
 
@@ -98,7 +98,7 @@ def spread(lines: pd.DataFrame, names: Iterable[str]) -> dict[str, float | None]
 
 def write(out: Path, text: str, frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """Write table.md and table.csv into ``out``, which is made; returns the Markdown."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "table.md", text + "\n")
-    write_text(out / "table.csv", csv(frame, columns))
+    with files_added(out) as added:
+        write_text(added / "table.md", text + "\n")
+        write_text(added / "table.csv", csv(frame, columns))
     return text

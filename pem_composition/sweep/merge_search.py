@@ -127,7 +127,7 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
     """Run the trials that are left, beside any number of other processes; all are done then.
 
     Raises:
-        RunFailed: optuna is needed and not installed.
+        RunFailed: optuna is needed and not installed, or trials cannot be stored.
     """
     own = _own_records(search, runner, select)
     asked = [g.name for g in search.goals] + [c.name for c in search.conditions]
@@ -138,7 +138,8 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
         samplers.need_optuna()
         from pem_composition.sweep import studies
 
-        store = studies.open_store(folder, search.storage)
+        with studies.said_of(folder, search.storage):
+            store = studies.open_store(folder, search.storage)
     for study in search.studies:
         tried = _Trying(search, study, runner, select, own)
         if store is None:
@@ -156,7 +157,8 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
             name = f"{study.name} {tried.key[:16]}"
             if search.storage != samplers.SQLITE:  # others may keep searches of the same in it
                 name += f" {keys.key_of({'folder': str(folder.absolute())})[:8]}"
-            studies.sample(store, stored, name, study, tried, budget)
+            with studies.said_of(folder, search.storage):
+                studies.sample(store, stored, name, study, tried, budget)
 
 
 def _own_records(search: Search, runner: Runner, select: str) -> list[Record]:

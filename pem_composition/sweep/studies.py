@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from cmaes import CMA as Evolution
+from sqlalchemy.exc import SQLAlchemyError
 
 from pem_composition import progress
 from pem_composition.errors import RunFailed, install
@@ -86,6 +87,25 @@ def open_store(folder: Path, storage: str = SQLITE) -> Any:
                 f"--storage {storage}", "the database cannot be used",
                 found=str(error).strip().partition("\n")[0], do="check address, name and rights",
             ) from error  # fmt: skip
+
+
+@contextmanager
+def said_of(folder: Path, storage: str) -> Iterator[None]:
+    """An error of the store is said of it, in one line.
+
+    Raises:
+        RunFailed: the disk is full, or a database answers no more.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
+        raise RunFailed.build(
+            folder / STORE if storage == SQLITE else f"--storage {storage}",
+            "the study cannot be kept there", found=str(cause).strip().partition("\n")[0],
+            do="free some space, or see that the database answers, and run the same command again: "
+            "it goes on",
+        ) from error  # fmt: skip
 
 
 @contextmanager

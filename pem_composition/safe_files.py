@@ -389,8 +389,10 @@ def _check_target(path: Path) -> Path:
         raise CheckpointError.build(
             path, "not a name for an output directory", do="name the directory to be written"
         )
+    if leads_nowhere(path):
+        raise _taken(path, "a link to nothing")
     target = path.absolute()
-    resolved = target.resolve()
+    resolved = real_path(target)
     if Path.cwd().is_relative_to(resolved) or Path.home().is_relative_to(resolved):
         raise CheckpointError.build(
             path,
@@ -425,13 +427,14 @@ def _make(directory: Path, where: Path, *, exist_ok: bool = False) -> None:
 
 
 def check_free(target: Path, overwrite: bool) -> None:
-    """Refuse an output that exists; each question is asked once, others may be writing there.
+    """Refuse an output that exists; each question is asked once, others may be writing there. A
+    link stands for the directory that it leads to.
 
     Raises:
-        CheckpointError: a file or a link, or, without ``overwrite``, a directory with files.
+        CheckpointError: a file, or, without ``overwrite``, a directory with files.
     """
     try:
-        directory = stat.S_ISDIR(target.lstat().st_mode)
+        directory = stat.S_ISDIR(target.stat().st_mode)
         filled = directory and not overwrite and any(target.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return

@@ -9,9 +9,12 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 
+import pem_composition as library
 from pem_composition.checkpoint.files import check_apart
 from pem_composition.cli import SUBCOMMANDS, load, paths
+from pem_composition.config import IA3Config
 from pem_composition.errors import CheckpointError, UsageError
 
 
@@ -281,3 +284,21 @@ def test_the_library_keeps_what_it_reads_as_well(whole):
             fold_checkpoint("a", {"a": tuned}, base, out, overwrite=True)
     with pytest.raises(CheckpointError, match="would replace an input"):
         convert(base, base, overwrite=True)
+
+
+def test_a_link_stands_for_the_directory_that_it_leads_to(tmp_path, pem):
+    (tmp_path / "store" / "full").mkdir(parents=True)
+    module = library.PEM({"fc.ia3": torch.ones(3)}, IA3Config(("fc",)))
+    module.save(tmp_path / "in")
+    for name, there in (("new", "store/full"), ("gone", "store/none"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(there)
+    words = ("negation", "-a", tmp_path / "in", "-p")
+    assert pem(*words, tmp_path / "new").code == 0
+    assert (tmp_path / "new").is_symlink() and (tmp_path / "store" / "full" / "pem.json").is_file()
+    done = pem(*words, tmp_path / "new")
+    assert done.code == 2 and "new: the output exists; found a directory with files" in done.err
+    assert pem(*words, tmp_path / "new", "--overwrite").code == 0
+    for name in ("gone", "loop"):
+        with pytest.raises(CheckpointError, match=f"{name}: the output exists; found a link to n"):
+            module.save(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gone", "in", "loop", "new", "store"]

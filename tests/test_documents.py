@@ -83,6 +83,21 @@ def test_no_line_of_the_readme_replaces_or_misses_a_folder(repository: Path) -> 
         written |= outputs
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_is_read_of_a_split_is_written_by_it(repository: Path, name: str) -> None:
+    parts: dict[str, set[str]] = {}
+    for words in commands((repository / name).read_text()):
+        if words[0] == "split":
+            given = parser.parse(cli.load("split").Config, words[1:], "split")
+            names = ["half-0", "half-1", "all", "test"]
+            names += ["validation"] if given.validation_size else []
+            parts[str(given.output_dir)] = {f"{part}.jsonl" for part in names}
+        for folder, written in parts.items():
+            read = {Path(w).name for w in words if Path(w).parent == Path(folder)}
+            assert read <= written, f"{' '.join(words)}: {read - written} of {folder}"
+    assert parts
+
+
 @pytest.mark.slow
 def test_the_first_commands_run(
     repository: Path,

@@ -480,12 +480,10 @@ def _host() -> str:
 
 
 def _sibling(target: Path, role: str) -> Path:
-    return target.with_name(
-        f".{_stem(target)}.{role}-{os.getpid()}-{_host()}{secrets.token_hex(4)}"
-    )
+    return target.with_name(f".{stem(target)}.{role}-{os.getpid()}-{_host()}{secrets.token_hex(4)}")
 
 
-def _stem(target: Path) -> str:
+def stem(target: Path) -> str:
     """The target's name, or as much of a long one as leaves room for more, and its digest."""
     name = os.fsencode(target.name)
     if len(name) <= LONGEST_STEM:
@@ -506,7 +504,7 @@ def _clean_stale(target: Path, keep: Callable[[str], bool] | None) -> None:
 
 def _stale(target: Path, role: str) -> list[Path]:
     """What ``_sibling`` named for processes that have died on this machine."""
-    start, found = f".{_stem(target)}.{role}-", []
+    start, found = f".{stem(target)}.{role}-", []
     for entry in target.parent.iterdir():
         pid, _, tail = entry.name.removeprefix(start).partition("-")
         ours = entry.name.startswith(start) and tail.startswith(_host())

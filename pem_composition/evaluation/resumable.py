@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pem_composition import json_lines, progress
+from pem_composition.safe_files import stem
 
 Batch = list[Any]
 
 
 def partial_path(output: Path) -> Path:
     """Where the batches of an output wait for the last one."""
-    return output.with_name(f".{output.name}.partial")
+    return output.with_name(f".{stem(output)}.partial")
 
 
 def resume(

@@ -57,6 +57,14 @@ def test_the_file_holds_what_the_library_gives_with_and_without_a_module(pem, be
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["out.jsonl"]
 
 
+def test_a_file_may_have_as_long_a_name_as_the_system_allows(pem, bench, tmp_path):
+    file = tmp_path / ("a" * 255)
+    done = pem("generate", "--model_name_or_path", bench / "base0", "--prompt", "good",
+               "--output_file", file, *LENGTH)  # fmt: skip
+    assert done.code == 0 and len(read_jsonl(file)) == 1, done.err
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["generate", "answer"])
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(pem, bench, tmp_path, monkeypatch, program):

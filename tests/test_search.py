@@ -165,6 +165,11 @@ def test_a_rank_holds_at_every_point_and_the_page_names_what_makes_its_modules(b
         if line["chosen"] and line["series"] == summary["best"]:
             written = stored(tmp_path / "out" / "best")
             assert all(torch.equal(stored(out)[k], t) for k, t in written.items())
+            known, again = (
+                json.loads((folder / "pem.json").read_text())["certificate"]
+                for folder in (tmp_path / "out" / "best", out)
+            )
+            assert known == again and 0 < known["total"] < 1
 
 
 @pytest.mark.slow

@@ -520,11 +520,13 @@ def _layers(results: Results, comparison: Any) -> Iterator[Element]:
         parts.append(element("div", *maps, class_="heats"))
     certificates = []
     for folder in sorted(p.parent for p in results.path.parent.glob("*/pem.json")):
-        certificate = (_json(folder / "pem.json") or {}).get("certificate")
-        if certificate and certificate.get("layers"):
-            layers = {name: {"error": e} for name, e in certificate["layers"].items()}
+        certificate = (_json(folder / "pem.json") or {}).get("certificate") or {}
+        errors = certificate.get("layers", {}).items()
+        layers = {name: {"error": e} for name, e in errors if e is not None}
+        if layers:
             grid = heatmap.grid_of({"layers": layers}, "error")
-            title = f"{folder.name}: {certificate['total']:.3g} in total"
+            total = certificate["total"]
+            title = f"{folder.name}: {'unknown' if total is None else f'{total:.3g}'} in total"
             certificates.append(_heat(title, grid, svg.SCALE, 0.0, None))
             against = certificate["against"]
     if certificates:

@@ -86,7 +86,8 @@ class Point:
         """The combination, in memory; None for no inputs, the base model.
 
         Args:
-            saved: it will be written: certified, and with the heads of every task beside it.
+            saved: it will be written: in the dtype of the output, certified, and with the heads of
+                every task beside it.
         """
         if not self.inputs:
             return None
@@ -110,6 +111,7 @@ class Point:
             statistics=[i.statistics[needed] for i in self.inputs] if needed else (),
             head=kept_head(self.inputs, settings.head),
             rank=self.rank,
+            dtype=settings.dtype if saved else None,
             allow_base_mismatch=True,
             certify=saved,
         )

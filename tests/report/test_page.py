@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -186,6 +187,19 @@ def test_the_comparison_beside_the_results_is_a_heat_map(results):
     for cell in of_one_map:
         colours.setdefault(words_of(cell), set()).add(str(cell.get("bgcolor")))
     assert all(len(found) == 1 for found in colours.values()), "one number, one colour"
+
+
+@pytest.mark.slow
+def test_an_error_that_is_unknown_is_called_so_and_has_no_cell(results, tmp_path):
+    shutil.copytree(results["search"], tmp_path / "search")
+    record = tmp_path / "search" / "best" / "pem.json"
+    facts = json.loads(record.read_text())
+    known, *_ = errors = facts["certificate"]["layers"]
+    facts["certificate"] |= {"total": None, "layers": dict.fromkeys(errors) | {known: 0.125}}
+    record.write_text(json.dumps(facts))
+    shown = tree(tmp_path / "search")
+    assert "best: unknown in total" in words_of(shown)
+    assert [words_of(c) for c in shown.iter("td") if c.get("bgcolor")] == ["0.12"]
 
 
 @pytest.mark.slow

@@ -500,7 +500,7 @@ def test_a_sweep_that_is_stopped_within_a_strength_goes_on_behind_its_last_batch
         (["--max_ppl_increase", "three"], {}, "found 'three', expected a percentage such as 3%"),
         (["--space", "delta"], {}, "--space: a sweep has one kind of negation"),
         (["--max_prompts", "0"], {}, "--max_prompts: cannot be used; found 0"),
-        (["--prompt", "x"], {}, "--prompt: what the texts begin with"),
+        (["--prompt", "x"], {}, "begin with; found --prompt_file as well"),
         (["--temperature", "0"], {}, "--temperature: cannot be used"),
         (["--max_length", "9"], {}, "the length must be said in one way"),
         ([], {"threshold": 2}, "--threshold: cannot be used; found 2"),

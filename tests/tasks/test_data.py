@@ -105,10 +105,10 @@ def test_a_missing_column_lists_what_is_there(tmp_path):
 
 
 def test_a_column_that_only_blanks_tell_from_the_usual_one_is_shown_with_them(tmp_path):
-    (tmp_path / "a.csv").write_text(",sentence1, sentence2 ,label\n0,a,b,1\n")
+    rows = [{"": 0, "sentence1": "a", " sentence2 ": "b", "label": 1}]
     shown = "found '', sentence1, ' sentence2 ', label, expected sentence1 and sentence2"
     with pytest.raises(DataError, match=shown):
-        load_task("rte", RowFiles(train_file=tmp_path / "a.csv"))
+        load_task("rte", RowFiles(train_file=jsonl(tmp_path / "a.jsonl", rows)))
 
 
 def test_text_that_is_a_number_is_refused_with_its_line(tmp_path):

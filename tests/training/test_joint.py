@@ -73,7 +73,8 @@ def test_each_task_is_scored_as_its_part_of_the_head_alone(bench, folder, traine
         assert main(["evaluate", *map(str, words), "--output_dir", str(tmp_path / task)]) == 0
         own = results(tmp_path / task)
         for name in ("accuracy",) if task == "sst2" else ("pearson", "spearmanr"):
-            assert scores[f"eval_{task}_{name}"] == pytest.approx(own[f"eval_{name}"], abs=1e-6)
+            # batches of other lengths round otherwise
+            assert scores[f"eval_{task}_{name}"] == pytest.approx(own[f"eval_{name}"], rel=1e-5)
         losses[task] = own["eval_loss"] * rows
     assert scores["eval_mean"] == pytest.approx(
         (scores["eval_sst2_accuracy"] + scores["eval_stsb_pearson"]) / 2

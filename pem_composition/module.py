@@ -555,7 +555,8 @@ def analogy(
 ) -> PEM:
     """lam * classifier + (1 - lam) * (target_lm - source_lm); options as for ``combine``.
 
-    Keeps the classifier's head unless told otherwise. Source: section 3.3 of arXiv:2306.14870.
+    Language models have no head of a task, so their average is the classifier's; ``head="first"``
+    keeps it where they have one. Source: section 3.3 of arXiv:2306.14870.
 
     Examples:
         >>> import torch
@@ -569,7 +570,7 @@ def analogy(
     """
     (coefficient,) = as_numbers([coefficient])
     weights = analogy_weights(coefficient)
-    return combine([classifier, target_lm, source_lm], weights, **{"head": "first", **options})
+    return combine([classifier, target_lm, source_lm], weights, **options)
 
 
 def detoxify(

@@ -47,14 +47,14 @@ class Config(shared.MergeFlags, shared.GridFlags, shared.ControlFlags):
 
 
 def run(config: Config) -> int:
-    """Compose three modules and write the result; the classifier's head is kept by default."""
+    """Compose three modules and write the result."""
     if config.evaluate:
         return _run_sweep(config)
     points = _points(config)
     shared.check_adapters(config.adapters, MODULES, 3, 3)
     shared.check_dropout(config.dropout_list, 3)
     out = common.output_directory(config, 3)
-    head = config.head_policy("first", "first")
+    head = config.head_policy(kept="first")
     for point in points:
         check_coefficients_of(config.choice(), point)
     models = whole_models.models_of(config, config.full_merge)
@@ -69,7 +69,7 @@ def run(config: Config) -> int:
 
 
 def _combine(modules: Sequence[PEM], point: Sequence[float], config: Config) -> PEM:
-    module = common.combined(modules, point, config, config.head_policy("first", "first"))
+    module = common.combined(modules, point, config, config.head_policy(kept="first"))
     return as_reference(module) if config.format == REFERENCE.name else module
 
 
@@ -90,7 +90,7 @@ def _run_sweep(config: Config) -> int:
         full_merge=config.full_merge,
     )
     shared.check_adapters(config.adapters, MODULES, 3, 3)
-    return sweep.start(config, grid, config.head_policy("first", "first"), ANALOGY)
+    return sweep.start(config, grid, config.head_policy(kept="first"), ANALOGY)
 
 
 def coefficient(config: Config) -> float:

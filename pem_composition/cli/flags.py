@@ -174,9 +174,7 @@ class MergeFlags(ModelFlags):
         "true: average the heads with the coefficients (--head average); false: keep "
         "one (merge: --head last, analogy: --head first)",
     )
-    head: str | None = flag(
-        None, "which head the result has (default: average; analogy: first)", choices=HEADS
-    )
+    head: str | None = flag(None, "which head the result has (default: average)", choices=HEADS)
     full_merge: bool = flag(False, "whole fine-tuned models instead of adapters")
     fisher_list: tuple[str, ...] = flag(
         (),
@@ -211,11 +209,9 @@ class MergeFlags(ModelFlags):
         """The method of --merge_way with its settings."""
         return choice_of(self.merge_way, self.setting, kind)
 
-    def head_policy(self, default: str = "average", kept: str = "last") -> str:
-        """--head if given; --merge_head true is average, false the head that is ``kept``."""
-        if self.head is not None:
-            return self.head
-        return {None: default, True: "average", False: kept}[self.merge_head]
+    def head_policy(self, kept: str = "last") -> str:
+        """--head if given; --merge_head false is the head that is ``kept``; else average."""
+        return self.head or (kept if self.merge_head is False else "average")
 
 
 def check_merge_way(way: str, fisher: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ def test_heads_beside_a_module_travel_through_per_task_first_last_and_negation()
     assert list(combine([both, SST2], [1, 1], head="first").heads) == ["rte", "mnli"]
     assert combine([SST2, both], [1, 1], head="first").heads == {}
     assert list(negate(both).heads) == ["rte", "mnli"]
-    assert list(analogy(both, bare("x"), bare("y")).heads) == ["rte", "mnli"]
+    assert list(analogy(both, bare("x"), bare("y"), head="first").heads) == ["rte", "mnli"]
     averaged = combine([both, SST2], [1, 1])
     assert averaged.heads == {}
     assert "heads kept beside both are left out: rte, mnli" in averaged.provenance.notes

@@ -373,12 +373,18 @@ def test_negation_takes_one_module(folder, tmp_path, program):
         (["--search_step", "90", "10"], 0.9),
     ],
 )
-def test_analogy_weighs_the_classifier_and_the_difference(words, lam, folder, tmp_path, program):
+@pytest.mark.parametrize(
+    ("flags", "head"),
+    [([], "average"), (["--head", "first"], "first"), (["--no-merge_head"], "first")],
+)
+def test_analogy_weighs_the_classifier_and_the_difference(
+    words, lam, flags, head, folder, tmp_path, program
+):
     paths = [folder / name for name in "abc"]
-    done = program("analogy", "-a", *paths, "-p", tmp_path / "x", *words)
+    done = program("analogy", "-a", *paths, "-p", tmp_path / "x", *words, *flags)
     assert (done.code, done.err) == (0, "")
     a, b, c = loaded(*paths)
-    expected = library.combine([a, b, c], [lam, 1 - lam, lam - 1], head="first")
+    expected = library.combine([a, b, c], [lam, 1 - lam, lam - 1], head=head)
     assert equal(library.load(tmp_path / "x"), expected)
 
 
@@ -540,7 +546,10 @@ def test_negation_and_analogy_of_whole_models(models, tmp_path, program):
                 moved[name], base[name] + 0.8 * (a - base[name]) + 0.2 * (b - c), rtol=0, atol=2e-6
             )
         else:
-            assert torch.equal(moved[name], rest[0][name])
+            a, b, c = (t[name] for t in rest)
+            assert torch.equal(negated[name], a)
+            averaged = (0.8 * a + 0.2 * b + 0.2 * c) / 1.2
+            torch.testing.assert_close(moved[name], averaged, rtol=0, atol=2e-6)
 
 
 # --- labels and inspect ---

@@ -121,9 +121,7 @@ def test_a_grid_of_a_method(folder, tmp_path, program):
 def test_an_analogy_by_a_method(folder, tmp_path, program):
     paths = [folder / name for name in "abc"]
     assert program("analogy", "-a", *paths, "-p", tmp_path / "m", "-w", "tsv").code == 0
-    expected = library.combine(
-        loaded(folder, "a b c"), [0.5, 0.5, -0.5], method="tsv", head="first"
-    )
+    expected = library.combine(loaded(folder, "a b c"), [0.5, 0.5, -0.5], method="tsv")
     assert equal(library.load(tmp_path / "m"), expected)
 
 

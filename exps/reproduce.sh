@@ -18,6 +18,9 @@ mapfile -t found < <("$PYTHON" scripts/results.py command "$1")
 if ((${#found[@]} != 2)); then exit 2; fi
 export OUT=$OUT/reproduce
 unset PEM_HYPERPARAMETERS # the script that is called checks its own
+for name in GLUE REVIEWS PAIRS CIVIL_COMMENTS ALPACA RTP TEXTS; do
+  if [[ ${found[0]} != *"\$$name"* ]]; then unset "$name"; fi # PAIRS is another script's mistyped pairs
+done
 step "reproduce-${1//\//-}" bash -euc "pem() { \"\$PYTHON\" -m pem_composition \"\$@\"; }; ${found[0]}"
 if [[ $DRY_RUN == 1 ]]; then exit; fi
 "$PYTHON" scripts/results.py compare "$1" "$OUT/${found[1]}"

@@ -133,14 +133,20 @@ def pages() -> list[Path]:
 
 
 def row_of(name: str) -> dict[str, Any]:
-    """A row by its name; 2 and one line where there is none."""
-    table = name.partition("/")[0]
-    rows = rows_of(table) if table in TABLES else []
+    """A row by its name; 1 and one line where there is none."""
+    rows = listed(name.partition("/")[0])
     found = next((row for row in rows if row["name"] == name), None)
     if found is None:
-        near = ", ".join(row["name"] for row in rows) or ", ".join(TABLES)
+        near = ", ".join(row["name"] for row in rows)
         raise SystemExit(f"results.py: {name}: no such row; expected one of {near}")
     return found
+
+
+def listed(table: str) -> list[dict[str, Any]]:
+    """Rows of a table that somebody named; 1 and one line where there is none."""
+    if table not in TABLES:
+        raise SystemExit(f"results.py: {table}: no such table; expected one of {', '.join(TABLES)}")
+    return rows_of(table)
 
 
 def command_of(row: Row) -> str:
@@ -328,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if "figure" in TABLES[table]:
                     print(draw(table))
         case "list", name, None:
-            print("\n".join([row["name"] for row in rows_of(name)] if name else TABLES))
+            print("\n".join([row["name"] for row in listed(name)] if name else TABLES))
         case "show", str(name), None:
             print(json.dumps(row_of(name), indent=1, ensure_ascii=False))
         case "command", str(name), None:

@@ -72,11 +72,12 @@ def test_the_command_of_a_row_writes_where_its_values_are_taken_from(
         pytest.skip("needs lm-eval ([harness])")
     assert results.folder_of(row)
     variables = {"PYTHON": sys.executable, "PYTHONPATH": str(repository), "DRY_RUN": "1"}
-    variables |= {"OUT": str(tmp_path), "GLUE": "glue", "CIVIL_COMMENTS": "c.jsonl"}
-    variables |= {"REVIEWS": "reviews", "ALPACA": "a.jsonl", "PAIRS": "pairs"}
-    variables |= {"RTP": "p.jsonl", "TEXTS": "t.jsonl"}
+    data = {"GLUE": "glue", "CIVIL_COMMENTS": "c.jsonl", "REVIEWS": "reviews", "PAIRS": "pairs"}
+    data |= {"ALPACA": "a.jsonl", "RTP": "p.jsonl", "TEXTS": "t.jsonl", "OUT": str(tmp_path)}
+    command = results.command_of(row)
+    variables |= {n: v for n, v in data.items() if f"${n}" in command or n == "OUT"}
     says = 'pem() { printf "%q " "$PYTHON" -m pem_composition "$@"; echo; }'
-    code = f"{says}; {results.command_of(row)}"
+    code = f"{says}; {command}"
     done = subprocess.run(
         ["bash", "-euc", code], cwd=repository, env={"PATH": os.environ["PATH"]} | variables,
         capture_output=True, text=True,

@@ -53,6 +53,8 @@ from pem_composition.errors import (
     PEMError,
     Preempted,
     UsageError,
+    install,
+    installed,
     nearest,
 )
 from pem_composition.flag_declarations import check_ranges
@@ -237,6 +239,14 @@ def _describe(error: BaseException) -> tuple[int, str]:
         code = EXIT_RUN_FAILED if error.errno in FULL_DISK else EXIT_BAD_INPUT
         do = "; free some space, or write elsewhere" if error.errno in NO_SPACE else ""
         return code, f"{where}{error.strerror or error}{do}"
+    package = error.name.partition(".")[0] if isinstance(error, ImportError) and error.name else ""
+    if package and not installed(package):
+        clone = Path(__file__).parents[2]  # its setup.py says all that is needed
+        wanted = str(clone) if (clone / "setup.py").is_file() else package
+        return EXIT_RUN_FAILED, (
+            f"{package}: not installed for this Python; found {sys.executable}; "
+            f"use the environment that has it, or run {install(wanted)}"
+        )
     hint = "; run it again with --debug for the traceback"
     return EXIT_RUN_FAILED, f"unexpected {type(error).__name__}: {error}{hint}"
 

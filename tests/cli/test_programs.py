@@ -178,3 +178,20 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(
     words = ["--model_name_or_path", str(tmp_path), "--task_name", "rte", "--output_dir", "o"]
     with pytest.raises(UsageError, match=f"--report_to {tracker}: .* -m pip install {tracker}"):
         parser.parse(cli.load("train").Config, [*words, "--report_to", tracker], prog="train")
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("torch", ["merge", "-a", "examples/half-0", "examples/half-1", "-p", "out"]),
+        ("yaml", ["compose", "a", "--module", "a=examples/half-0", "-p", "out"]),
+    ],
+)
+def test_an_interpreter_without_the_packages_is_told_which_and_what_to_do(
+    package, command, repository, tmp_path
+):
+    words = [sys.executable, "-S", "-m", "pem_composition", *command]  # -S: no site-packages
+    done = subprocess.run(words, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 3 and done.stderr.count("\n") == 1
+    assert f" {package}: not installed for this Python; found {sys.executable}; " in done.stderr
+    assert done.stderr.endswith(f"run {install(str(repository))}\n")

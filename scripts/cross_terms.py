@@ -1,0 +1,109 @@
+"""What a sum of factors adds to the sum of updates, and how much of it is known before a merge.
+
+    python scripts/cross_terms.py --init INIT --modules DIR... --search OUT --output rows.jsonl
+
+One line per number of modules, two to all of them in the order given, merged at equal weights.
+
+T LoRA modules B_i A_i of one scaling begin at one initial A_0 (and B = 0). Training moved A_0 by
+D_i, so an update is B_i A_0 + B_i D_i. At equal weights the paper's sum is
+(sum_i B_i / T) (sum_j A_j / T), the exact one sum_i B_i A_i / T. Their difference is
+
+    sum_i B_i (mean_j D_j - D_i) / T:
+
+the paper's sum keeps B_i A_0; of what a module wrote into A it keeps a T-th, and adds T-ths of what
+the others wrote there, seen through the wrong B. Let s be the share of A in the updates,
+sum_i ||B_i D_i||^2 / sum_i ||B_i A_i||^2. Where updates of different modules are orthogonal and a
+foreign B_i D_j weighs between nothing and as much as an own one, the relative error is between
+
+    (1 - 1/T) sqrt(s)  and  sqrt(1 - 1/T) sqrt(s),
+
+and s is known of each module before anything is merged. scripts/cross_terms.sh makes the modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from torch import Tensor
+
+import pem_composition as pem
+from pem_composition.arithmetic.comparison import compare
+
+SCORES = ("own modules", "best sum in delta space", "best sum in parameter space")
+
+
+def factors(module: pem.PEM, role: str) -> dict[str, Tensor]:
+    """The tensors of a role by layer, in double precision."""
+    found = module.adapter_tensors()
+    return {n.removesuffix(role): t.double() for n, t in found.items() if n.endswith(role)}
+
+
+def energy(tensors: Iterable[Tensor]) -> float:
+    """The sum of squares."""
+    return sum(float(t.square().sum()) for t in tensors)
+
+
+def measured(initial: pem.PEM, modules: Sequence[pem.PEM]) -> dict[str, float]:
+    """Drift of A, share of A in the updates, and the foretold and the measured cross terms."""
+    first, drifts, moved, whole = factors(initial, "lora_A"), [], 0.0, 0.0
+    for module in modules:
+        a, b = factors(module, "lora_A"), factors(module, "lora_B")
+        drifts.append((energy(a[n] - first[n] for n in a) / energy(first.values())) ** 0.5)
+        moved += energy(b[n] @ (a[n] - first[n]) for n in a)
+        whole += energy(b[n] @ a[n] for n in a)
+    low, high = foretold(len(modules), moved / whole)
+    return {
+        "modules": len(modules), "drift": fmean(drifts), "share": moved / whole, "low": low,
+        "high": high, "cross_terms": compare(modules).cross_term_error,
+    }  # fmt: skip
+
+
+def foretold(modules: int, share: float) -> tuple[float, float]:
+    """The least and the largest relative error that the share of A foretells.
+
+    Examples:
+        >>> foretold(2, 1.0)
+        (0.5, 0.7071067811865476)
+        >>> foretold(5, 0.0)
+        (0.0, 0.0)
+    """
+    rest = 1 - 1 / modules
+    return rest * share**0.5, (rest * share) ** 0.5
+
+
+def scores(search: Path) -> dict[str, float]:
+    """Means over the tasks from the table of a search with controls."""
+    with (search / "table.csv").open(encoding="utf-8", newline="") as lines:
+        rows = {line["row"]: line for line in csv.DictReader(lines) if line["task"] == "mean"}
+    own, exact, paper = (rows[name] for name in SCORES)
+    worse = paper if paper["difference"] else exact  # differences are to the better of the two
+    return {
+        "own": float(own["score"]), "exact": float(exact["score"]),
+        "paper_minus": float(paper["score"]) - float(exact["score"]),
+        "paper_minus_se": float(worse["difference_standard_error"]),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--init", required=True)
+    parser.add_argument("--modules", nargs="+", required=True)
+    parser.add_argument("--search", type=Path, help="of all of them, with --controls")
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    initial, modules = pem.load(given.init), [pem.load(m) for m in given.modules]
+    found = [measured(initial, modules[:count]) for count in range(2, len(modules) + 1)]
+    if given.search is not None:
+        found[-1] |= scores(given.search)
+    lines = [json.dumps({k: round(v, 4) for k, v in row.items()}) for row in found]
+    given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

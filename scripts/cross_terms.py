@@ -1,8 +1,8 @@
 """What a sum of factors adds to the sum of updates, and how much of it is known before a merge.
 
-    python scripts/cross_terms.py --init INIT --modules DIR... --search OUT --output rows.jsonl
+    python scripts/cross_terms.py --init INIT --modules DIR... --search OUT --output table.csv
 
-One line per number of modules, two to all of them in the order given, merged at equal weights.
+A row for each number of modules, two to all of them in the order given, merged at equal weights.
 
 T LoRA modules B_i A_i of one scaling begin at one initial A_0 (and B = 0). Training moved A_0 by
 D_i, so an update is B_i A_0 + B_i D_i. At equal weights the paper's sum is
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -100,9 +99,12 @@ def main() -> None:
     found = [measured(initial, modules[:count]) for count in range(2, len(modules) + 1)]
     if given.search is not None:
         found[-1] |= scores(given.search)
-    lines = [json.dumps({k: round(v, 4) for k, v in row.items()}) for row in found]
-    given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    with given.output.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["row", *found[-1]])
+        writer.writeheader()
+        writer.writerows({"row": f"{int(row['modules'])} modules", **row} for row in found)
+    print(given.output.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

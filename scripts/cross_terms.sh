@@ -51,5 +51,5 @@ for setting in $settings; do
     --coefficients shared --sampler grid --grid $grid --goal mean --controls true \
     --max_eval_samples "$max_eval_samples" --max_seq_length "$max_seq_length"
   step "$run" "$PYTHON" scripts/cross_terms.py --init "$OUT/$start" --modules "${modules[@]}" \
-    --search "$OUT/$run-search" --output "$OUT/$run.jsonl"
+    --search "$OUT/$run-search" --output "$OUT/$run/table.csv"
 done

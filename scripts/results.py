@@ -12,7 +12,8 @@ A row is a line of ``results/PAGE.jsonl``: its table, its name, and values as pl
 are in fields that end in ``_se``. ``results/tables.json`` says of a table which columns it has. A
 column is a template: ``{x:.3}`` is a number of three digits without the zero before the point,
 ``{x:+.3}`` one with its sign, ``{x}`` anything; ``[...]`` is left out where a value in it is
-missing. ``command`` of a table is a template, too. ``like`` names a table with the same columns.
+missing. ``command`` of a table is a template, too. ``like`` names a table with the same columns,
+``scores`` a leaderboard (``pem report --leaderboard``) that its rows are computed from.
 """
 
 from __future__ import annotations
@@ -61,10 +62,23 @@ TABLES = read_tables()
 
 
 def rows_of(table: str) -> list[dict[str, Any]]:
-    """Rows of a table, in the order of the file."""
+    """Rows of a table, in the order of the file; of a leaderboard those that its scores make."""
+    if scores := TABLES[table].get("scores"):
+        return [
+            {"table": table, "name": f"{table}/{row.method.replace(' ', '-')}", **row._asdict()}
+            for row in standings(DATA / scores)
+        ]
     file = DATA / f"{TABLES[table]['page']}.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["table"] == table]
+
+
+def standings(file: Path) -> list[Any]:
+    """The methods of a leaderboard."""
+    sys.path.insert(0, str(ROOT))
+    from pem_composition.report import leaderboard
+
+    return leaderboard.standings(leaderboard.read(file))
 
 
 def number(value: object, spec: str) -> str:

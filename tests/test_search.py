@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -78,6 +79,33 @@ def finished(bench: own_heads.Bench, tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("finished") / "out"
     search(bench, out, *METHODS, *WIDE, "--trials", 5)
     return out
+
+
+def test_a_leaderboard_takes_the_test_scores_of_every_method_and_grows(
+    finished, bench, tmp_path, capsys
+):
+    file = tmp_path / "methods.csv"
+    for _ in range(2):
+        assert run("report", "-r", finished, "--leaderboard", file) == 0
+    assert "minus the exact sum" in capsys.readouterr().out
+    with file.open(newline="") as lines:
+        found = {(line["method"], line["task"]): line for line in csv.DictReader(lines)}
+    summary = report.read(finished)
+    (name,) = {line["run"] for line in found.values()}
+    assert name.startswith("base lora ")
+    studies = [s["study"] for s in summary.summary["studies"]]
+    assert len(found) == 2 * (1 + len(studies))
+    rows = {row["id"]: row for row in summary.summary["rows"]}
+    for study in studies:
+        for task, record in zip(
+            bench.tasks, summary.scored(rows[f"best {study}"]["keys"]), strict=True
+        ):
+            assert record["split"] == "test"
+            assert float(found[study, task]["score"]) == pytest.approx(record["score"], abs=1e-6)
+    own = summary.points[rows["module 1"]["keys"][1]]["score"]
+    assert float(found["own modules", "rte"]["score"]) == pytest.approx(own, abs=1e-6)
+    assert run("report", "-r", finished, "--leaderboard", file, "--html", "x.html") == 2
+    assert "--html: has no effect with --leaderboard" in capsys.readouterr().err
 
 
 def own_scores(found: dict, bench: own_heads.Bench) -> list[dict]:

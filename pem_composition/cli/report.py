@@ -24,6 +24,7 @@ EXAMPLES = """
   pem report -r runs/sweep
   pem report -r runs/search --html search.html --axes rte "rte loss"
   pem report -r runs/sweep-s0 runs/sweep-s1 runs/sweep-s2 -p runs/table
+  pem report -r runs/search-s0 runs/search-s1 --leaderboard methods.csv
 """
 
 
@@ -51,11 +52,17 @@ class Config:
         None, "what pem compare -p wrote, for the page; default: the one beside the results",
         metavar="FILE",
     )  # fmt: skip
+    leaderboard: Path | None = flag(
+        None, "CSV file to add the methods of searches to; prints how all in it stand",
+        metavar="FILE",
+    )  # fmt: skip
 
 
 def run(config: Config) -> int:
     """Print the table and write the files."""
     found = [records.read(path) for path in config.results]
+    if config.leaderboard is not None:
+        return _add(found, config.leaderboard, config)
     several = len(found) > 1
     if several and (config.html or config.axes or config.comparison):
         raise UsageError.build(
@@ -71,6 +78,24 @@ def run(config: Config) -> int:
     else:
         assert out is not None
         _one(found[0], out, config)
+    return 0
+
+
+def _add(found: Sequence[Results], file: Path, config: Config) -> int:
+    """Extend a leaderboard."""
+    from pem_composition.report import leaderboard
+
+    for name in ("save_path", "html", "axes", "comparison"):
+        if getattr(config, name):
+            raise UsageError.build(
+                f"--{name}", "has no effect with --leaderboard", do="leave it out"
+            )
+    scores = leaderboard.read(file)
+    for one in found:
+        scores = leaderboard.extended(scores, leaderboard.scores_of(one))
+    shown = leaderboard.markdown(scores)
+    leaderboard.write(file, scores)
+    print(shown)
     return 0
 
 

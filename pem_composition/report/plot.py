@@ -70,8 +70,7 @@ def write(results: str | Path, out: Path) -> list[Path]:
 
 def _search(found: Results, out: Path) -> list[Path]:
     """search.png and search.pdf, or pareto.png and pareto.pdf for two goals."""
-    from matplotlib import pyplot
-
+    pyplot = backend()
     two = len(found.summary["goals"]) == 2
     figure, axes = pyplot.subplots(figsize=SEARCH_INCHES, layout="constrained")
     (draw_pareto if two else draw_progress)(axes, points(found))
@@ -103,8 +102,7 @@ def backend() -> Any:
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
     """Write a figure in every format and close it."""
-    from matplotlib import pyplot
-
+    pyplot = backend()
     files = [out / f"{name}.{suffix}" for suffix in FORMATS]
     for file in files:
         # Without dates the same results give the same bytes.
@@ -118,8 +116,7 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
 
 def curves(results: Results) -> Figure:
     """One panel per task, and one for the mean of several that have one."""
-    from matplotlib import pyplot
-
+    pyplot = backend()
     found, tasks = points(results), results.summary["tasks"]
     names = [*tasks, MEAN] if found.signs.get(MEAN) else tasks
     width, height = PANEL_INCHES if len(tasks) == 1 else SMALL_PANEL_INCHES
@@ -200,8 +197,7 @@ def _draw_profiles(
 
 def frontier(results: Results) -> Figure:
     """Score on the first task against score on the second, along the coefficient."""
-    from matplotlib import pyplot
-
+    pyplot = backend()
     figure, axes = pyplot.subplots(figsize=FRONTIER_INCHES, layout="constrained")
     draw_frontier(axes, results)
     legend_below(figure, [axes], 2)

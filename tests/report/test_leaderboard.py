@@ -1,0 +1,124 @@
+"""A leaderboard: methods beside the exact sum, block by block, in a file that grows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pem_composition.errors import DataError
+from pem_composition.report import leaderboard
+from pem_composition.report.leaderboard import OWN, Score
+
+EXACT = "sum in delta space"
+TASKS = ("rte", "mnli", "sst2", "qqp", "stsb")
+
+
+def scored(values: dict[str, np.ndarray], run: str = "tiny lora 1") -> list[Score]:
+    """Scores of methods on the first tasks."""
+    return [
+        Score(run, method, "c=0.3", task, "accuracy", float(x), 0.01, 300)
+        for method, numbers in values.items()
+        for task, x in zip(TASKS, numbers, strict=False)
+    ]
+
+
+@pytest.fixture
+def runs() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    exact = rng.uniform(0.4, 0.8, 15)
+    return {
+        OWN: exact + 0.05, EXACT: exact, "tsv": exact + rng.uniform(0.001, 0.02, 15),
+        "ties": exact + rng.normal(0, 0.02, 15), "fisher": exact - 0.04,
+    }  # fmt: skip
+
+
+def three(values: dict[str, np.ndarray]) -> list[Score]:
+    parts = ({m: x[i : i + 5] for m, x in values.items()} for i in (0, 5, 10))
+    return [s for i, part in enumerate(parts) for s in scored(part, f"run {i}")]
+
+
+def test_every_method_is_compared_with_the_exact_sum_of_its_block(runs):
+    found = {s.method: s for s in leaderboard.standings(three(runs))}
+    order = list(found)
+    assert (order[0], order[-1]) == (OWN, "fisher")
+    for method, values in runs.items():
+        own, ways = found[method], values - runs[EXACT]
+        assert own.blocks == 15 and own.mean == pytest.approx(values.mean())
+        assert own.difference == pytest.approx(ways.mean())
+        assert own.difference_standard_error == pytest.approx(stats.sem(ways), abs=1e-12)
+        assert (own.better, own.worse) == ((ways > 0).sum(), (ways < 0).sum())
+    merges = [m for m in runs if m != OWN]
+    ranks = stats.rankdata([[-runs[m][i] for m in merges] for i in range(15)], axis=1).mean(axis=0)
+    assert [found[m].rank for m in merges] == pytest.approx(ranks)
+    assert found[OWN].rank is None and found[OWN].p is None and found[EXACT].p is None
+
+
+def test_p_is_wilcoxons_by_the_rule_of_holm(runs):
+    found = {s.method: s for s in leaderboard.standings(three(runs))}
+    tested = ("tsv", "ties", "fisher")
+    ways = {m: np.round(runs[m] - runs[EXACT], 12) for m in tested}  # equal ones are tied
+    plain = {m: stats.wilcoxon(ways[m]).pvalue for m in tested}
+    ordered = sorted(plain, key=plain.__getitem__)
+    steps = [min(1.0, plain[m] * (3 - i)) for i, m in enumerate(ordered)]
+    assert [found[m].p for m in ordered] == pytest.approx(list(np.maximum.accumulate(steps)))
+    assert found["ties"].p > 0.05 > found["tsv"].p
+
+
+def test_a_method_of_one_run_is_compared_there_and_ranked_where_all_stand(runs):
+    own = scored({"mine": runs[EXACT][:5] + 0.1}, "run 0")
+    found = {s.method: s for s in leaderboard.standings([*three(runs), *own])}
+    assert (found["mine"].blocks, found["mine"].rank) == (5, 1.0)
+    assert found["mine"].difference == pytest.approx(0.1)
+    assert found["tsv"].blocks == 15 and found["tsv"].rank >= 2
+
+
+def test_vectors_have_their_sum_in_parameter_space_as_exact_one(runs):
+    vectors = scored({"sum in parameter space": runs[EXACT][:5], "ties": runs[EXACT][:5] + 0.02})
+    (best, _) = leaderboard.standings(vectors)
+    assert best.method == "ties" and best.difference == pytest.approx(0.02)
+    with pytest.raises(DataError, match="no run with an exact sum; found ties"):
+        leaderboard.standings(scored({"ties": runs[EXACT][:5]}))
+
+
+def test_equal_scores_are_no_difference(runs):
+    (first, second) = leaderboard.standings(
+        scored({EXACT: runs[EXACT], "cat": runs[EXACT] + 1e-15})
+    )
+    assert {first.p, second.p} == {None, 1.0} and first.rank == second.rank == 1.5
+
+
+def test_a_file_is_read_as_it_was_written_and_a_run_again_takes_its_own_place(runs, tmp_path):
+    file, scores = tmp_path / "methods.csv", three(runs)
+    scores[0] = scores[0]._replace(standard_error=None)
+    leaderboard.write(file, scores)
+    assert leaderboard.read(tmp_path / "none.csv") == []
+    kept = leaderboard.read(file)
+    assert [s[:5] for s in kept] == [s[:5] for s in scores] and kept[0].standard_error is None
+    np.testing.assert_allclose([s.score for s in kept], [s.score for s in scores], atol=1e-6)
+    again = [s._replace(score=0.5) for s in scores if s.run == "run 1" and s.method == "tsv"]
+    more = leaderboard.extended(kept, again)
+    assert len(more) == len(kept)
+    assert {s.score for s in more if (s.run, s.method) == ("run 1", "tsv")} == {0.5}
+    assert "| tsv | 15 |" in leaderboard.markdown(more)
+    fewer = [s._replace(method="mine", n=200) for s in again]
+    with pytest.raises(DataError, match=r"other rows of rte .* found 200 for mine, expected 300"):
+        leaderboard.extended(kept, fewer)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n", "no leaderboard; found a, b, expected the columns run, method"),
+        ("", "no leaderboard"),
+        (",".join(Score._fields) + "\nr,m,,t,acc,nan,0.1,3\n", "line 2: no number; found nan"),
+        (",".join(Score._fields) + "\nr,m,,t,acc,0.5,,many\n", "line 2: no number"),
+        (",".join(Score._fields) + "\nr,m\n", "line 2: no number"),
+    ],
+)
+def test_another_file_is_refused(text, said, tmp_path):
+    file = tmp_path / "methods.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=said):
+        leaderboard.read(file)
+    assert file.read_text() == text

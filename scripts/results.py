@@ -73,6 +73,11 @@ def rows_of(table: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["table"] == table]
 
 
+def computed(name: str) -> bool:
+    """True for a table, or a row of one, that a leaderboard makes."""
+    return "scores" in TABLES.get(name.partition("/")[0], {})
+
+
 def standings(file: Path) -> list[Any]:
     """The methods of a leaderboard."""
     sys.path.insert(0, str(ROOT))
@@ -353,6 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(row_of(name), indent=1, ensure_ascii=False))
         case "command", str(name), None:
             print(f"{command_of(row_of(name))}\n{folder_of(row_of(name))}")
+        case "put" | "take" | "compare", str(name), Path() if computed(name):
+            raise SystemExit(
+                f"results.py: {name}: computed from scores; see pem report --leaderboard"
+            )
         case "put", str(name), Path() as file:
             put(name, [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
         case "take", str(name), Path() as file:

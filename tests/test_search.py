@@ -85,23 +85,32 @@ def test_a_leaderboard_takes_the_test_scores_of_every_method_and_grows(
     finished, bench, tmp_path, capsys
 ):
     file = tmp_path / "methods.csv"
-    for _ in range(2):
-        assert run("report", "-r", finished, "--leaderboard", file) == 0
-    assert "minus the exact sum" in capsys.readouterr().out
+    assert run("report", "-r", finished, "--leaderboard", file) == 2  # every study has a rank
+    assert "no run with an exact sum" in capsys.readouterr().err and not file.exists()
+    grid = ("--sampler", "grid", "--coefficients", "shared", "--grid", 0.5, 0.5, 1)
+    other = own_heads.Bench(bench.base, bench.tasks[::-1], bench.modules[::-1], bench.rows)
+    search(other, tmp_path / "sums", "--methods", "sum", *grid)  # in another order: the same run
+    found = (tmp_path / "sums", finished)
+    assert run("report", "-r", *found, "--leaderboard", file) == 0
+    first = file.read_bytes()
+    assert run("report", "-r", finished, "--leaderboard", file) == 0
+    assert sorted(file.read_bytes().splitlines()) == sorted(first.splitlines())
+    assert "a run; 1 run." in capsys.readouterr().out
     with file.open(newline="") as lines:
         found = {(line["method"], line["task"]): line for line in csv.DictReader(lines)}
     summary = report.read(finished)
     (name,) = {line["run"] for line in found.values()}
     assert name.startswith("base lora ")
-    studies = [s["study"] for s in summary.summary["studies"]]
-    assert len(found) == 2 * (1 + len(studies))
+    chosen = summary.summary["studies"]
+    sums = {"exact sum", "sum in parameter space"}
+    assert {m for m, _ in found} == {"own modules", *sums, *(s["study"] for s in chosen)}
     rows = {row["id"]: row for row in summary.summary["rows"]}
-    for study in studies:
+    for study in (s["study"] for s in chosen):
         for task, record in zip(
             bench.tasks, summary.scored(rows[f"best {study}"]["keys"]), strict=True
         ):
             assert record["split"] == "test"
-            assert float(found[study, task]["score"]) == pytest.approx(record["score"], abs=1e-6)
+            assert float(found[study, task]["score"]) == record["score"]
     own = summary.points[rows["module 1"]["keys"][1]]["score"]
     assert float(found["own modules", "rte"]["score"]) == pytest.approx(own, abs=1e-6)
     assert run("report", "-r", finished, "--leaderboard", file, "--html", "x.html") == 2

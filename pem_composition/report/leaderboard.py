@@ -11,30 +11,34 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scipy.stats import rankdata, wilcoxon
 
 from pem_composition.errors import DataError, UsageError, listing
 from pem_composition.report import text
-from pem_composition.safe_files import read_small, write_text
+from pem_composition.report.records import asked_of
+from pem_composition.safe_files import json_bytes, read_small, write_text
 
 if TYPE_CHECKING:
     from pem_composition.report.records import Results
 
 OWN = "own modules"  # no merge: what merges are measured by
-EXACT = ("sum in delta space", "sum in parameter space")  # the latter where vectors are added
+EXACT = "exact sum"  # of all updates, at the coefficients of its own study
 FLAG = "--leaderboard"
+LARGEST = 1e6  # what lies beyond is no score
 
 
 class Score(NamedTuple):
     """A line of the file: what one method has on one task of one run.
 
     Attributes:
-        run: base model, kind of modules, and a digest of them; free text in lines of other tools.
+        run: base model, kind of modules, and a digest of base, modules, rows and how they were
+            asked; free text in lines of other tools.
         setting: coefficients and settings that the selection rows chose.
         score: greater is better, as everywhere in the file.
         standard_error: over the rows; None where nobody says it.
@@ -94,92 +98,105 @@ def scores_of(results: Results) -> list[Score]:
         )  # fmt: skip
     rows = {row["id"]: row for row in s["rows"]}
     own = [rows[f"module {i}"]["keys"][i] for i in range(len(s["tasks"]))]
-    digests = [results.points[key]["modules"][0] for key in own]
-    run = f"{Path(s['base_name']).name} {s['kind']} {_digest(digests)}"
     methods = [(OWN, "", own)]
     for study in (e for e in s["studies"] if f"best {e['study']}" in rows and not e["violation"]):
-        setting = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
-                           for k, v in study["candidate"].items())  # fmt: skip
-        methods.append((study["study"], setting, rows[f"best {study['study']}"]["keys"]))
+        chosen = study["candidate"] | ({"rank": s["rank"]} if s.get("rank") else {})
+        setting = " ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in chosen.items()
+        )
+        exact = _is_exact(s["kind"], study, chosen)
+        name = EXACT if exact else study["study"]
+        methods.append((name, setting, rows[f"best {study['study']}"]["keys"]))
     methods += [(r["row"], "", r["keys"]) for i, r in rows.items() if i.startswith("compared ")]
+    twice = [name for name, count in Counter(name for name, *_ in methods).items() if count > 1]
+    if twice:
+        raise DataError.build(
+            results.path, "two methods of one name", found=repr(twice[0]),
+            do="name the folder of a module of --compare otherwise, and search again",
+        )  # fmt: skip
+    run = f"{Path(s['base_name']).name} {s['kind']} {_digest(results, own)}"
     return [
-        Score(run, method, setting, task, record["metric"], record["score"],
+        Score(run, " ".join(method.split()), setting, task, record["metric"], record["score"],
               record["standard_error"], record["n"])
         for method, setting, keys in methods
         for task, record in zip(s["tasks"], results.scored(keys), strict=True)
     ]  # fmt: skip
 
 
-def _digest(digests: Sequence[str]) -> str:
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
+def _is_exact(kind: str, study: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
+    """True for the sum of all that the modules change, cut to no rank."""
+    space = "delta" if kind == "lora" else "parameter"
+    return study["method"] == "simple" and study["space"] == space and "rank" not in chosen
+
+
+def _digest(results: Results, own: Sequence[str]) -> str:
+    """Of every module with its task, in any order, and all that its score depends on."""
+    parts = [
+        [record["task"], record["modules"], asked_of(record)] for record in results.scored(own)
+    ]
+    return hashlib.sha256(b"".join(sorted(json_bytes({"of": p}) for p in parts))).hexdigest()[:8]
 
 
 def extended(known: Iterable[Score], new: Sequence[Score]) -> list[Score]:
     """The known scores and the new ones, which take the place of the same method's in their run.
 
-    Raises:
-        DataError: a task of one run on another number of rows, whose scores are not comparable.
+    A run keeps the name that it has in the file, whatever its base model is called now.
     """
+    known = list(known)
+    names = {score.run.rpartition(" ")[2]: score.run for score in known}
+    new = [s._replace(run=names.get(s.run.rpartition(" ")[2], s.run)) for s in new]
     replaced = {(score.run, score.method) for score in new}
-    kept = [score for score in known if (score.run, score.method) not in replaced]
-    rows = {score.block: score.n for score in kept}
-    for score in new:
-        if rows.get(score.block, score.n) != score.n:
-            raise DataError.build(
-                FLAG, f"other rows of {score.task} than the methods of this run have in the file",
-                found=f"{score.n} for {score.method}", expected=str(rows[score.block]),
-                do="search with the --test_file and --max_eval_samples of the others",
-            )  # fmt: skip
-    return [*kept, *new]
+    return [*(s for s in known if (s.run, s.method) not in replaced), *new]
 
 
 def read(file: Path) -> list[Score]:
-    """The scores of a file; none of one that is not there.
+    """The scores of a file; none of one that is not there, or empty.
 
     Raises:
-        DataError: another CSV, or a value that is no number, by its line.
+        DataError: another CSV, or a value that is no score, by its line.
     """
-    if not file.exists():
+    data = read_small(file) if file.exists() else b""
+    if not data.strip():
         return []
-    lines = csv.DictReader(io.StringIO(read_small(file).decode("utf-8", "replace")))
-    if tuple(lines.fieldnames or ()) != Score._fields:
+    try:
+        lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=None), strict=True)
+        first, found = next(lines), [(lines.line_num, line) for line in lines if line]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError.build(
-            file, "no leaderboard", found=listing(lines.fieldnames or (), 4),
+            file, "no CSV file in UTF-8", found=str(error), do="save it as such"
+        ) from error
+    if tuple(first) != Score._fields:
+        raise DataError.build(
+            file, "no leaderboard", found=listing(first, 4),
             expected=f"the columns {', '.join(Score._fields)}", do="name another file",
         )  # fmt: skip
-    found = []
-    for line in lines:
-        error = line["standard_error"]
-        try:
-            numbers = finite(line["score"]), finite(error) if error else None, int(line["n"])
-        except (TypeError, ValueError) as wrong:
-            raise DataError.build(
-                f"{file}, line {lines.line_num}", "no number", found=str(wrong),
-                expected="finite scores and errors, and a number of rows",
-            ) from wrong  # fmt: skip
-        found.append(Score(*(line[name] for name in Score._fields[:5]), *numbers))
-    return found
+    return [_score(line, f"{file}, line {number}") for number, line in found]
 
 
-def finite(value: str) -> float:
-    """A number of the file.
-
-    Raises:
-        ValueError: a word, NaN or an infinity.
-    """
-    if not math.isfinite(number := float(value)):
-        raise ValueError(value)
-    return number
+def _score(line: Sequence[str], where: str) -> Score:
+    if len(line) != len(Score._fields):
+        raise DataError.build(
+            where, "another number of values", found=len(line), expected=len(Score._fields)
+        )
+    *words, score, error, n = line
+    try:
+        numbers = float(score), float(error) if error else None, int(n)
+    except ValueError:
+        numbers = math.nan, None, 0
+    if not (abs(numbers[0]) <= LARGEST and 0 <= (numbers[1] or 0) <= LARGEST and numbers[2] > 0):
+        raise DataError.build(
+            where, "no score", found=f"{score!r}, {error!r}, {n!r}",
+            expected="a finite score, its standard error or nothing, and a number of rows",
+        )  # fmt: skip
+    return Score(words[0], words[1], words[2], words[3], words[4], *numbers)
 
 
 def write(file: Path, scores: Iterable[Score]) -> None:
-    """Put the scores into the file, whole or not at all."""
+    """Put the scores into the file with all their digits, whole or not at all."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(Score._fields)
-    for s in scores:
-        error = "" if s.standard_error is None else round(s.standard_error, 6)
-        writer.writerow((*s[:5], round(s.score, 6), error, s.n))
+    writer.writerows([Score._fields, *scores])  # None is written as nothing
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, written.getvalue())
 
 
@@ -193,22 +210,20 @@ def standings(scores: Sequence[Score]) -> list[Standing]:
         DataError: no run with an exact sum.
     """
     blocks: dict[tuple[str, str], dict[str, float]] = {}
-    for score in scores:
-        blocks.setdefault(score.block, {})[score.method] = round(
-            score.score, 12
-        )  # no rounding wins
-    pairs = {block: _exact(own) for block, own in blocks.items() if _exact(own) is not None}
-    if not pairs:
+    for score in scores:  # without the last digits: rounding neither wins nor breaks a tie
+        blocks.setdefault(score.block, {})[score.method] = round(score.score, 12)
+    compared = [block for block in blocks.values() if EXACT in block]
+    if not compared:
         raise DataError.build(
             FLAG, "no run with an exact sum",
             found=listing(dict.fromkeys(s.method for s in scores)),
-            do="search with --methods sum --space delta as well",
+            do="search with --methods sum --space delta as well, without --rank",
         )  # fmt: skip
-    methods = dict.fromkeys(s.method for s in scores if s.block in pairs)
-    ranks = _ranks([blocks[b] for b in pairs], [m for m in methods if m != OWN])
+    methods = dict.fromkeys(method for block in compared for method in block)
+    ranks = _ranks(compared, [m for m in methods if m != OWN])
     found = []
     for method in methods:
-        own = [(blocks[b][method], exact) for b, exact in pairs.items() if method in blocks[b]]
+        own = [(block[method], block[EXACT]) for block in compared if method in block]
         ways = [round(x - exact, 12) for x, exact in own]
         found.append(Standing(
             method, len(own), fmean(x for x, _ in own), ranks.get(method), fmean(ways),
@@ -216,10 +231,6 @@ def standings(scores: Sequence[Score]) -> list[Standing]:
             sum(w > 0 for w in ways), sum(w < 0 for w in ways), _p(ways),
         ))  # fmt: skip
     return sorted(_corrected(found), key=lambda standing: -standing.difference)
-
-
-def _exact(block: dict[str, float]) -> float | None:
-    return next((block[name] for name in EXACT if name in block), None)
 
 
 def _ranks(blocks: Sequence[dict[str, float]], methods: Sequence[str]) -> dict[str, float]:
@@ -237,7 +248,7 @@ def _p(differences: Sequence[float]) -> float:
 
 def _corrected(found: Sequence[Standing]) -> list[Standing]:
     """p by Holm's rule: the k-th smallest of m times m - k + 1, and no smaller than one before."""
-    tested = sorted((s for s in found if s.method not in (OWN, *EXACT[:1])), key=lambda s: s.p or 0)
+    tested = sorted((s for s in found if s.method not in (OWN, EXACT)), key=lambda s: s.p or 0)
     largest, corrected = 0.0, {}
     for k, standing in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - k) * (standing.p or 0.0)))
@@ -259,7 +270,7 @@ def markdown(scores: Sequence[Score]) -> str:
         "better, worse": [f"{s.better}, {s.worse}" for s in found],
         "p": ["" if s.p is None else f"{s.p:.2g}" for s in found],
     }
-    runs = len({s.run for s in scores})
+    runs = len({s.run for s in scores if s.method == EXACT})
     counted = f"{runs} run" if runs == 1 else f"{runs} runs"
     notes = (
         f"A block is a task of a run; {counted}. Differences are means over the blocks with their",

@@ -187,15 +187,20 @@ ASKED = (
 BY_HARNESS = ("version", "task_version", "task_hash", "num_fewshot", "limit")
 
 
+def asked_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a score depends on besides the module: base, rows, and how they were asked."""
+    harness = record.get("harness") or {}
+    return {name: record.get(name) for name in ASKED} | {n: harness.get(n) for n in BY_HARNESS}
+
+
 def setting_of(results: Results) -> dict[str, Any]:
     """What sweeps or searches must have in common to be averaged, by name: how the reported rows
     were asked (the tasks in order), how coefficients were selected, and on which rows new last
     layers were fitted.
     """
     s = results.summary
-    records = results.scored(s["rows"][0]["keys"])
-    asked = {name: [r.get(name) for r in records] for name in ASKED}
-    asked |= {name: [(r.get("harness") or {}).get(name) for r in records] for name in BY_HARNESS}
+    records = [asked_of(record) for record in results.scored(s["rows"][0]["keys"])]
+    asked = {name: [r[name] for r in records] for name in (*ASKED, *BY_HARNESS)}
     fitted = [r["refit"]["rows"] for r in results.scored(s["rows"][0].get("refit_keys", ()))]
     chosen = {
         name: s.get(name) or None for name in ("report", "select", "selected_by", "refit_select")

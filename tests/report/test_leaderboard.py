@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from pem_composition.errors import DataError
 from pem_composition.report import leaderboard
-from pem_composition.report.leaderboard import OWN, Score
+from pem_composition.report.leaderboard import EXACT, OWN, Score
 
-EXACT = "sum in delta space"
 TASKS = ("rte", "mnli", "sst2", "qqp", "stsb")
 
 
@@ -73,12 +74,14 @@ def test_a_method_of_one_run_is_compared_there_and_ranked_where_all_stand(runs):
     assert found["tsv"].blocks == 15 and found["tsv"].rank >= 2
 
 
-def test_vectors_have_their_sum_in_parameter_space_as_exact_one(runs):
-    vectors = scored({"sum in parameter space": runs[EXACT][:5], "ties": runs[EXACT][:5] + 0.02})
-    (best, _) = leaderboard.standings(vectors)
-    assert best.method == "ties" and best.difference == pytest.approx(0.02)
+def test_without_an_exact_sum_there_is_no_standing(runs):
     with pytest.raises(DataError, match="no run with an exact sum; found ties"):
         leaderboard.standings(scored({"ties": runs[EXACT][:5]}))
+    apart = scored({"ties": runs[EXACT][:5]}, "another run")
+    found = leaderboard.standings([*three(runs), *apart])
+    assert {s.method: s.blocks for s in found} == dict.fromkeys(runs, 15)
+    assert "15 |" in leaderboard.markdown([*three(runs), *apart])
+    assert "a run; 3 runs." in leaderboard.markdown([*three(runs), *apart])
 
 
 def test_equal_scores_are_no_difference(runs):
@@ -89,36 +92,63 @@ def test_equal_scores_are_no_difference(runs):
 
 
 def test_a_file_is_read_as_it_was_written_and_a_run_again_takes_its_own_place(runs, tmp_path):
-    file, scores = tmp_path / "methods.csv", three(runs)
-    scores[0] = scores[0]._replace(standard_error=None)
+    file, scores = tmp_path / "boards" / "methods.csv", three(runs)
+    scores[0] = scores[0]._replace(standard_error=None, setting='a, "b"')
     leaderboard.write(file, scores)
+    assert leaderboard.read(file) == scores
     assert leaderboard.read(tmp_path / "none.csv") == []
-    kept = leaderboard.read(file)
-    assert [s[:5] for s in kept] == [s[:5] for s in scores] and kept[0].standard_error is None
-    np.testing.assert_allclose([s.score for s in kept], [s.score for s in scores], atol=1e-6)
     again = [s._replace(score=0.5) for s in scores if s.run == "run 1" and s.method == "tsv"]
-    more = leaderboard.extended(kept, again)
-    assert len(more) == len(kept)
+    more = leaderboard.extended(scores, again)
+    assert len(more) == len(scores)
     assert {s.score for s in more if (s.run, s.method) == ("run 1", "tsv")} == {0.5}
     assert "| tsv | 15 |" in leaderboard.markdown(more)
-    fewer = [s._replace(method="mine", n=200) for s in again]
-    with pytest.raises(DataError, match=r"other rows of rte .* found 200 for mine, expected 300"):
-        leaderboard.extended(kept, fewer)
+
+
+def test_what_stands_in_the_file_is_what_was_compared(runs, tmp_path):
+    """A third as 0.333333 beside a third of today was a win."""
+    file, third = tmp_path / "methods.csv", np.full(5, 1 / 3)
+    leaderboard.write(file, scored({EXACT: third}))
+    _, found = leaderboard.standings([*leaderboard.read(file), *scored({"ties": third})])
+    assert (found.better, found.worse, found.p) == (0, 0, 1.0)
+
+
+def test_a_run_keeps_its_name_whatever_the_base_is_called(runs):
+    old, new = scored({EXACT: runs[EXACT]}, "tiny lora 0a1b"), scored(runs, "snapshot lora 0a1b")
+    assert {s.run for s in leaderboard.extended(old, new)} == {"tiny lora 0a1b"}
+
+
+HEADER = ",".join(Score._fields) + "\n"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("a,b\n1,2\n", "no leaderboard; found a, b, expected the columns run, method"),
-        ("", "no leaderboard"),
-        (",".join(Score._fields) + "\nr,m,,t,acc,nan,0.1,3\n", "line 2: no number; found nan"),
-        (",".join(Score._fields) + "\nr,m,,t,acc,0.5,,many\n", "line 2: no number"),
-        (",".join(Score._fields) + "\nr,m\n", "line 2: no number"),
+        (HEADER + "r,m,,t,acc,nan,0.1,3\n", "line 2: no score; found 'nan', '0.1', '3'"),
+        (HEADER + "r,m,,t,acc,0.5,-0.1,3\n", "line 2: no score"),
+        (HEADER + "r,m,,t,acc,1e308,,3\n", "line 2: no score"),
+        (HEADER + "r,m,,t,acc,0.5,,many\n", "line 2: no score"),
+        (HEADER + "r,m\n", "line 2: another number of values; found 2, expected 8"),
+        (HEADER + "r,m,,t,acc,0.5,,3,mine\n", "line 2: another number of values; found 9"),
+        (HEADER + 'r,"m' + "x" * 200_000, "no CSV file in UTF-8"),
+        (HEADER.encode() + b"r,m\xe9thode,,t,acc,0.5,,3\n", "no CSV file in UTF-8"),
     ],
 )
 def test_another_file_is_refused(text, said, tmp_path):
     file = tmp_path / "methods.csv"
-    file.write_text(text)
-    with pytest.raises(DataError, match=said):
+    data = text if isinstance(text, bytes) else text.encode()
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=re.escape(said)):
         leaderboard.read(file)
-    assert file.read_text() == text
+    assert file.read_bytes() == data
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_files_of_other_systems_are_read(start, end, tmp_path):
+    file = tmp_path / "methods.csv"
+    assert leaderboard.read(file) == []
+    file.write_bytes(b"")
+    assert leaderboard.read(file) == []
+    file.write_bytes((start + HEADER + "r,m,,t,acc,0.5,,3\n").replace("\n", end).encode())
+    assert leaderboard.read(file) == [Score("r", "m", "", "t", "acc", 0.5, None, 3)]

@@ -48,17 +48,29 @@ def energy(tensors: Iterable[Tensor]) -> float:
 
 
 def measured(initial: pem.PEM, modules: Sequence[pem.PEM]) -> dict[str, float]:
-    """Drift of A, share of A in the updates, and the foretold and the measured cross terms."""
-    first, drifts, moved, whole = factors(initial, "lora_A"), [], 0.0, 0.0
-    for module in modules:
-        a, b = factors(module, "lora_A"), factors(module, "lora_B")
-        drifts.append((energy(a[n] - first[n] for n in a) / energy(first.values())) ** 0.5)
-        moved += energy(b[n] @ (a[n] - first[n]) for n in a)
-        whole += energy(b[n] @ a[n] for n in a)
-    low, high = foretold(len(modules), moved / whole)
+    """Drift of A, share of A in the updates, the mean cosine of B_i D_i and B_i D_j, and the
+    foretold and the measured cross terms."""
+    first = factors(initial, "lora_A")
+    seconds = [factors(m, "lora_B") for m in modules]
+    moved = [{n: a - first[n] for n, a in factors(m, "lora_A").items()} for m in modules]
+    drift = fmean((energy(d.values()) / energy(first.values())) ** 0.5 for d in moved)
+    pairs = list(zip(seconds, moved, strict=True))
+    whole = sum(energy(b[n] @ (first[n] + d[n]) for n in b) for b, d in pairs)
+    own, alike = 0.0, []
+    for i, b in enumerate(seconds):
+        seen = [{n: b[n] @ d[n] for n in b} for d in moved]
+        sizes = [energy(x.values()) for x in seen]
+        own += sizes[i]
+        alike += [
+            sum(float((seen[i][n] * x[n]).sum()) for n in b) / (sizes[i] * size) ** 0.5
+            for j, (x, size) in enumerate(zip(seen, sizes, strict=True))
+            if j != i and size and sizes[i]
+        ]
+    low, high = foretold(len(modules), own / whole)
     return {
-        "modules": len(modules), "drift": fmean(drifts), "share": moved / whole, "low": low,
-        "high": high, "cross_terms": compare(modules).cross_term_error,
+        "modules": len(modules), "drift": drift, "share": own / whole,
+        "alike": fmean(alike) if alike else 0.0, "low": low, "high": high,
+        "cross_terms": compare(modules).cross_term_error,
     }  # fmt: skip
 
 

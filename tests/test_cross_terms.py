@@ -49,9 +49,19 @@ def test_the_error_is_at_the_end_that_foreign_products_say(cross_terms, count, d
         assert found["share"] == pytest.approx(share)
         assert found["cross_terms"] == pytest.approx(found[end], rel=1e-6)
         assert found["low"] < found["high"] and found["modules"] == count
+        assert found["alike"] == pytest.approx(0)
 
 
 def test_what_did_not_move_has_no_cross_terms(cross_terms):
     found = cross_terms.measured(*made(3, 2 + 1, 0.0))
     assert (found["drift"], found["share"], found["high"]) == (0, 0, 0)
+    assert found["cross_terms"] == pytest.approx(0, abs=1e-7)
+
+
+def test_what_all_write_alike_makes_no_cross_terms(cross_terms):
+    first, (one, *_) = made(2, 1, 0.8)
+    a, b = one.adapter_tensors()["fc.lora_A"], torch.zeros(WIDTH, 1, dtype=torch.float64)
+    b[5, 0] = 2.0
+    found = cross_terms.measured(first, [one, module(a, b, "other")])
+    assert found["alike"] == pytest.approx(1) and found["share"] > 0.3
     assert found["cross_terms"] == pytest.approx(0, abs=1e-7)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Why the exact sum wins: what the paper's sum of factors adds to it, against drift, learning rate, rank and
 # number of modules. Trains LoRA modules of several tasks for every setting, from common initial factors and
-# with heads that were fitted first; measures and scores both sums. Nine settings of MiniLM take about an
+# with heads that were fitted first; measures and scores both sums. Eight settings of MiniLM take about an
 # hour on one core.
 #
 #   data_dir=GLUE bash scripts/cross_terms.sh

@@ -12,19 +12,24 @@ D_i, so an update is B_i A_0 + B_i D_i. At equal weights the paper's sum is
 
 the paper's sum keeps B_i A_0; of what a module wrote into A it keeps a T-th, and adds T-ths of what
 the others wrote there, seen through the wrong B. Let s be the share of A in the updates,
-sum_i ||B_i D_i||^2 / sum_i ||B_i A_i||^2. Where updates of different modules are orthogonal and a
-foreign B_i D_j weighs between nothing and as much as an own one, the relative error is between
+sum_i ||B_i D_i||^2 / sum_i ||B_i A_i||^2, and let a, b and u be the mean cosines over the pairs of
+B_i D_i and B_i D_j, of B_i and B_j, of the updates. If ||B_i D_j|| = ||B_i D_i|| and every pair has
+the mean cosines, sum_i ||B_i (mean_j D_j - D_i)||^2 is (1 - 1/T) (1 - a) s of the energy of the
+updates. A share b of it is common to the B_i and vanishes, for its factors sum to 0. The exact sum
+has 1 + (T - 1) u of the mean energy. So the relative error is about
 
-    (1 - 1/T) sqrt(s)  and  sqrt(1 - 1/T) sqrt(s),
+    sqrt((1 - 1/T) s (1 - a) (1 - b) / (1 + (T - 1) u)),
 
-and s is known of each module before anything is merged. scripts/cross_terms.sh makes the modules.
+and sqrt((1 - 1/T) s), known of each module alone, where modules have nothing in common.
+scripts/cross_terms.sh makes the modules.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -33,6 +38,7 @@ from torch import Tensor
 import pem_composition as pem
 from pem_composition.arithmetic.comparison import compare
 
+Tensors = Mapping[str, Tensor]
 SCORES = ("own modules", "best sum in delta space", "best sum in parameter space")
 
 
@@ -47,44 +53,50 @@ def energy(tensors: Iterable[Tensor]) -> float:
     return sum(float(t.square().sum()) for t in tensors)
 
 
+def cosine(a: Tensors, b: Tensors) -> float:
+    """Of two sets of tensors as one vector each; 0 if one of them is 0."""
+    size = energy(a.values()) * energy(b.values())
+    return sum(float((a[n] * b[n]).sum()) for n in a) / size**0.5 if size else 0.0
+
+
 def measured(initial: pem.PEM, modules: Sequence[pem.PEM]) -> dict[str, float]:
-    """Drift of A, share of A in the updates, the mean cosine of B_i D_i and B_i D_j, and the
-    foretold and the measured cross terms."""
+    """Drift of A, share of A in the updates, agreement of the modules, and the foretold and the
+    measured cross terms."""
     first = factors(initial, "lora_A")
     seconds = [factors(m, "lora_B") for m in modules]
     moved = [{n: a - first[n] for n, a in factors(m, "lora_A").items()} for m in modules]
-    drift = fmean((energy(d.values()) / energy(first.values())) ** 0.5 for d in moved)
-    pairs = list(zip(seconds, moved, strict=True))
-    whole = sum(energy(b[n] @ (first[n] + d[n]) for n in b) for b, d in pairs)
-    own, alike = 0.0, []
-    for i, b in enumerate(seconds):
-        seen = [{n: b[n] @ d[n] for n in b} for d in moved]
-        sizes = [energy(x.values()) for x in seen]
-        own += sizes[i]
-        alike += [
-            sum(float((seen[i][n] * x[n]).sum()) for n in b) / (sizes[i] * size) ** 0.5
-            for j, (x, size) in enumerate(zip(seen, sizes, strict=True))
-            if j != i and size and sizes[i]
-        ]
-    low, high = foretold(len(modules), own / whole)
+    seen = [[{n: b[n] @ d[n] for n in b} for d in moved] for b in seconds]
+    updates = [{n: b[n] @ first[n] + own[i][n] for n in b}
+               for i, (b, own) in enumerate(zip(seconds, seen, strict=True))]  # fmt: skip
+    count = range(len(modules))
+    pairs = list(itertools.combinations(count, 2))
+    share = sum(energy(seen[i][i].values()) for i in count) / sum(
+        energy(u.values()) for u in updates
+    )
+    alike_a = fmean(cosine(seen[i][i], seen[i][j]) for i, j in itertools.permutations(count, 2))
+    alike_b = fmean(cosine(seconds[i], seconds[j]) for i, j in pairs)
+    alike = fmean(cosine(updates[i], updates[j]) for i, j in pairs)
     return {
-        "modules": len(modules), "drift": drift, "share": own / whole,
-        "alike": fmean(alike) if alike else 0.0, "low": low, "high": high,
+        "modules": len(modules),
+        "drift": fmean((energy(d.values()) / energy(first.values())) ** 0.5 for d in moved),
+        "share": share, "alike_a": alike_a, "alike_b": alike_b, "alike": alike,
+        "apart": foretold(len(modules), share),
+        "foretold": foretold(len(modules), share, alike_a, alike_b, alike),
         "cross_terms": compare(modules).cross_term_error,
     }  # fmt: skip
 
 
-def foretold(modules: int, share: float) -> tuple[float, float]:
-    """The least and the largest relative error that the share of A foretells.
+def foretold(
+    modules: int, share: float, alike_a: float = 0.0, alike_b: float = 0.0, alike: float = 0.0
+) -> float:
+    """The relative error that the share of A and three agreements foretell.
 
     Examples:
-        >>> foretold(2, 1.0)
-        (0.5, 0.7071067811865476)
-        >>> foretold(5, 0.0)
-        (0.0, 0.0)
+        >>> round(foretold(2, 0.5), 3), foretold(5, 0.0), foretold(3, 0.4, alike_a=1.0)
+        (0.5, 0.0, 0.0)
     """
-    rest = 1 - 1 / modules
-    return rest * share**0.5, (rest * share) ** 0.5
+    apart = (1 - 1 / modules) * share * (1 - alike_a) * (1 - alike_b)
+    return (apart / (1 + (modules - 1) * alike)) ** 0.5
 
 
 def scores(search: Path) -> dict[str, float]:

@@ -41,20 +41,43 @@ def made(count: int, rank: int, drift: float):
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("drift", [0.2, 1.0, 3.0])
-def test_the_error_is_at_the_end_that_foreign_products_say(cross_terms, count, drift):
-    share = drift**2 / (1 + drift**2)
-    # Of rank 1 every B meets every D; with a rank of its own for each module none meets another's.
-    for rank, end in ((1, "high"), (count, "low")):
-        found = cross_terms.measured(*made(count, rank, drift))
-        assert found["share"] == pytest.approx(share)
-        assert found["cross_terms"] == pytest.approx(found[end], rel=1e-6)
-        assert found["low"] < found["high"] and found["modules"] == count
-        assert found["alike"] == pytest.approx(0)
+def test_modules_with_nothing_in_common_have_the_error_that_each_alone_foretells(
+    cross_terms, count, drift
+):
+    found = cross_terms.measured(*made(count, 1, drift))  # of rank 1 every B meets every D
+    assert found["share"] == pytest.approx(drift**2 / (1 + drift**2))
+    assert [found[n] for n in ("alike_a", "alike_b", "alike")] == pytest.approx([0, 0, 0])
+    assert found["cross_terms"] == pytest.approx(found["foretold"], rel=1e-6)
+    assert found["foretold"] == pytest.approx(found["apart"])
+    # Where no B meets a foreign D there is less: the own D alone are cut.
+    less = cross_terms.measured(*made(count, count, drift))
+    assert less["cross_terms"] == pytest.approx((1 - 1 / count) * less["share"] ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize(("of_a", "of_b"), [(0.5, 0.0), (0.0, 0.6), (0.7, 0.4)])
+def test_agreement_of_equal_pairs_is_exact(cross_terms, count, of_a, of_b):
+    """Unit vectors with one cosine between any two of them, of inputs and of outputs."""
+
+    def with_cosine(value: float) -> torch.Tensor:
+        gram = torch.full((count, count), value, dtype=torch.float64)
+        return torch.linalg.cholesky(gram.fill_diagonal_(1.0))
+
+    eye, drift = torch.eye(WIDTH, dtype=torch.float64), 1.5
+    inputs, outputs = with_cosine(of_a) @ eye[12 : 12 + count], with_cosine(of_b) @ eye[:count]
+    modules = [
+        module(eye[10:11] + drift * x[None], y[:, None], f"m{i}")
+        for i, (x, y) in enumerate(zip(inputs, outputs, strict=True))
+    ]
+    initial = module(eye[10:11].clone(), torch.zeros(WIDTH, 1, dtype=torch.float64), "init")
+    found = cross_terms.measured(initial, modules)
+    assert (found["alike_a"], found["alike_b"]) == (pytest.approx(of_a), pytest.approx(of_b))
+    assert found["cross_terms"] == pytest.approx(found["foretold"], rel=1e-6)
 
 
 def test_what_did_not_move_has_no_cross_terms(cross_terms):
     found = cross_terms.measured(*made(3, 2 + 1, 0.0))
-    assert (found["drift"], found["share"], found["high"]) == (0, 0, 0)
+    assert (found["drift"], found["share"], found["foretold"]) == (0, 0, 0)
     assert found["cross_terms"] == pytest.approx(0, abs=1e-7)
 
 
@@ -63,5 +86,5 @@ def test_what_all_write_alike_makes_no_cross_terms(cross_terms):
     a, b = one.adapter_tensors()["fc.lora_A"], torch.zeros(WIDTH, 1, dtype=torch.float64)
     b[5, 0] = 2.0
     found = cross_terms.measured(first, [one, module(a, b, "other")])
-    assert found["alike"] == pytest.approx(1) and found["share"] > 0.3
+    assert found["alike_a"] == pytest.approx(1) and found["share"] > 0.3
     assert found["cross_terms"] == pytest.approx(0, abs=1e-7)

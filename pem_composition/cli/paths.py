@@ -49,8 +49,8 @@ WORDS = frozenset(
 FOLDER, FILE = "folder", "file"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path drops one of two slashes
 WRITES = {
-    "html": FILE, "out": FOLDER, "output": FILE, "output_dir": FOLDER, "output_file": FILE,
-    "save_path": FOLDER,
+    "html": FILE, "leaderboard": FILE, "out": FOLDER, "output": FILE, "output_dir": FOLDER,
+    "output_file": FILE, "save_path": FOLDER,
 }  # fmt: skip
 # Programs that add files of these names to a folder and leave everything else in it.
 ADDED = {

@@ -66,23 +66,19 @@ def measured(initial: pem.PEM, modules: Sequence[pem.PEM]) -> dict[str, float]:
     seconds = [factors(m, "lora_B") for m in modules]
     moved = [{n: a - first[n] for n, a in factors(m, "lora_A").items()} for m in modules]
     seen = [[{n: b[n] @ d[n] for n in b} for d in moved] for b in seconds]
-    updates = [{n: b[n] @ first[n] + own[i][n] for n in b}
-               for i, (b, own) in enumerate(zip(seconds, seen, strict=True))]  # fmt: skip
-    count = range(len(modules))
-    pairs = list(itertools.combinations(count, 2))
-    share = sum(energy(seen[i][i].values()) for i in count) / sum(
-        energy(u.values()) for u in updates
-    )
+    count, compared = range(len(modules)), compare(modules)
+    whole = sum(energy(seconds[i][n] @ first[n] + x for n, x in seen[i][i].items()) for i in count)
+    share = sum(energy(seen[i][i].values()) for i in count) / whole
     alike_a = fmean(cosine(seen[i][i], seen[i][j]) for i, j in itertools.permutations(count, 2))
-    alike_b = fmean(cosine(seconds[i], seconds[j]) for i, j in pairs)
-    alike = fmean(cosine(updates[i], updates[j]) for i, j in pairs)
+    alike_b = fmean(cosine(a, b) for a, b in itertools.combinations(seconds, 2))
+    alike = fmean(pair.total.cosine for pair in compared.pairs)
     return {
         "modules": len(modules),
         "drift": fmean((energy(d.values()) / energy(first.values())) ** 0.5 for d in moved),
         "share": share, "alike_a": alike_a, "alike_b": alike_b, "alike": alike,
         "apart": foretold(len(modules), share),
         "foretold": foretold(len(modules), share, alike_a, alike_b, alike),
-        "cross_terms": compare(modules).cross_term_error,
+        "cross_terms": compared.cross_term_error,
     }  # fmt: skip
 
 
@@ -127,7 +123,7 @@ def main() -> None:
     with given.output.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["row", *found[-1]])
         writer.writeheader()
-        writer.writerows({"row": f"{int(row['modules'])} modules", **row} for row in found)
+        writer.writerows({"row": f"{row['modules']} modules", **row} for row in found)
     print(given.output.read_text(encoding="utf-8"))
 
 

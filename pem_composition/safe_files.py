@@ -251,7 +251,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file beside the path, which takes its place once it is on disk; on error what was
     there stays. What processes that died on this machine left beside it is removed. Of a link the
-    file that it leads to is replaced.
+    file that it leads to is replaced. A file that is replaced leaves its mode to the new one.
 
     Raises:
         OSError: no space, or no right to write there.
@@ -262,6 +262,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         for leftover in _stale(target, PARTIAL):
             leftover.unlink(missing_ok=True)
         with partial.open("wb") as file:
+            with suppress(OSError):  # nothing there, or a file system without modes
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -204,6 +204,19 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
     assert safe_files.read_json(snapshot / "config.json", snapshot) == {"a": 3}
 
 
+def test_a_file_that_is_replaced_leaves_its_mode(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        safe_files.write_text(tmp_path / "scores.csv", "a")
+        assert stat.S_IMODE((tmp_path / "scores.csv").stat().st_mode) == 0o640
+        (tmp_path / "scores.csv").chmod(0o664)
+        safe_files.write_text(tmp_path / "scores.csv", "b")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "scores.csv").stat().st_mode) == 0o664
+    assert listing(tmp_path) == ["scores.csv"]
+
+
 # --- atomic_directory ---------------------------------------------------------------------------
 
 

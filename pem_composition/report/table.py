@@ -338,7 +338,8 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
     """Mean over several of one setting, with the sample standard deviation between them.
 
     Rows are matched by what they are (module 1, average, equal weights in delta space, ...) and by
-    task, whichever sweeps have them; a sweep that is named twice counts once. Sweeps of different
+    task, whichever sweeps have them, and ``name`` is the name that all of them give to it, where
+    they agree; a sweep that is named twice counts once. Sweeps of different
     tasks, rows, bases, kinds, head policies, compositions, lengths, prompts, precisions or ways to
     select make separate groups, and every line says what tells its group from the others.
 
@@ -370,12 +371,14 @@ def _mean_lines(sweeps: Sequence[Results]) -> Iterator[dict[str, Any]]:
         if task == MEAN and same["score"].isna().all():
             continue
         metric = same["metric"].iloc[0]
+        names = list(same["row"].unique())
         yield {
             "task": f"{MEAN} of {', '.join(s['tasks'])}" if task == MEAN else task,
             "kind": s["kind"],
             "base": s["base_name"],
             "composition": s["composition"],
             "row": identity,
+            "name": names[0] if len(names) == 1 else identity,
             "rows": s.get("report"),
             "n": counts.get(task),
             "sweeps": len(same),
@@ -401,7 +404,7 @@ def aggregate_markdown(frame: pd.DataFrame) -> str:
     def estimates(name: str, digits: int = 4, *, sign: bool = False) -> list[str]:
         return [text.with_error(x[name], x[f"{name}_spread"], digits, sign=sign) for x in lines]
 
-    named = ("task", "kind", "base", "rows", "n", "row", "sweeps")
+    named = ("task", "kind", "base", "rows", "n", "name", "sweeps")
     titles = [*named[:-2], "module", "sweeps"]
     columns: list[text.Column] = [
         (title, ["" if text.absent(x[name]) else x[name] for x in lines])

@@ -152,6 +152,10 @@ def test_several_sweeps_give_mean_and_spread_of_rows_that_are_the_same(tmp_path)
     assert rows["module 0"]["gain_spread"] == pytest.approx(statistics.stdev(gains))
     assert (rows["module 0"]["auc"], rows["module 0"]["auc_spread"]) == pytest.approx((0.9, 0))
     assert rows["module 1"]["one_class"] == 3
+    assert rows["module 0"]["name"] == "half0"
+    named = json_lines.read(paths[0] / "results.jsonl")[-1]["rows"]
+    changed(paths[0], rows=[r | {"row": f"{r['row']}-s42"} for r in named])
+    assert {r["row"]: r["name"] for r in lines_of(paths)}["module 0"] == "module 0"
     assert "predicts one class in 3 of 3" in table.aggregate_markdown(table.aggregate(paths))
 
 
@@ -320,7 +324,7 @@ def test_a_sweep_with_and_without_controls_counts_once_and_others_have_no_differ
         assert rows["module 0"]["difference"] == 0.25
         shown = table.aggregate_markdown(table.aggregate(paths)).splitlines()
         said = [x.split("|")[6].strip() for x in shown if "the difference of 1 of 2" in x]
-        assert said == ["module 0", "module 1"]
+        assert said == ["half0", "half1"]
 
 
 def test_sweeps_whose_new_last_layers_saw_other_rows_have_no_common_mean(tmp_path):
@@ -466,7 +470,7 @@ def test_report_writes_one_sweep_in_place_and_several_where_told(tmp_path, plots
     assert cli.main(["report", "-r", *map(str, paths), "-p", str(tmp_path / "t")]) == 0
     text = (tmp_path / "t" / "table.md").read_text()
     assert text in capsys.readouterr().out
-    assert "| rte | lora | tiny | test | 100 | module 0 | 2 |" in text
+    assert "| rte | lora | tiny | test | 100 | half0 | 2 |" in text
 
 
 def changed(path: Path, **summary: object) -> Path:

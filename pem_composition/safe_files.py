@@ -7,6 +7,7 @@ lies in; every error names the file.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -274,6 +275,26 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be; another process that wants it waits.
+
+    The folder itself is locked, so that no file is left; the lock ends with the process. Where the
+    file system has no locks nobody waits. A folder that was made for it and is empty goes.
+    """
+    made = _make_parents(folder)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            for directory in reversed(made):
+                directory.rmdir()
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from pem_composition.cli import common
 from pem_composition.errors import UsageError
 from pem_composition.flag_declarations import flag, required
 from pem_composition.report import records
+from pem_composition.safe_files import in_turn
 from pem_composition.training.training_flags import NO_TRACKER
 
 if TYPE_CHECKING:
@@ -90,11 +91,12 @@ def _add(found: Sequence[Results], file: Path, config: Config) -> int:
             raise UsageError.build(
                 f"--{name}", "has no effect with --leaderboard", do="leave it out"
             )
-    scores = leaderboard.read(file)
-    for one in found:
-        scores = leaderboard.extended(scores, leaderboard.scores_of(one))
-    shown = leaderboard.markdown(scores)
-    leaderboard.write(file, scores)
+    with in_turn(file.parent):  # of two at once the second reads what the first has written
+        scores = leaderboard.read(file)
+        for one in found:
+            scores = leaderboard.extended(scores, leaderboard.scores_of(one))
+        shown = leaderboard.markdown(scores)
+        leaderboard.write(file, scores)
     print(shown)
     return 0
 

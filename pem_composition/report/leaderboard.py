@@ -196,7 +196,6 @@ def write(file: Path, scores: Iterable[Score]) -> None:
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerows([Score._fields, *scores])  # None is written as nothing
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, written.getvalue())
 
 

@@ -12,7 +12,10 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -395,6 +398,7 @@ def test_a_file_that_a_full_disk_has_no_space_for_is_named(small_disk: Path) -> 
 
 KILLED = """
 import os, random, signal, sys, time, torch
+from contextlib import suppress
 from pathlib import Path
 from pem_composition.config import LoraConfig
 from pem_composition.module import PEM
@@ -516,3 +520,27 @@ def test_files_that_are_added_to_a_folder_come_together_or_not_at_all(tmp_path: 
     with safe_files.files_added(folder) as added:
         (added / "x").write_text("new")
     assert (folder / "x").read_text() == "new" and listing(folder) == ["other", "x"]
+
+
+def test_who_reads_and_writes_in_turn_loses_nothing(tmp_path):
+    """Read, wait, write one more: without turns most of the additions are lost."""
+    file = tmp_path / "new" / "count"
+
+    def add_one() -> None:
+        with safe_files.in_turn(file.parent):
+            count = int(file.read_text()) if file.exists() else 0
+            time.sleep(0.01)
+            safe_files.write_text(file, str(count + 1))
+
+    threads = [threading.Thread(target=add_one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert file.read_text() == "8"
+
+
+def test_a_folder_that_was_made_for_a_turn_goes_where_nothing_was_written(tmp_path):
+    with suppress(ValueError), safe_files.in_turn(tmp_path / "a" / "b"):
+        raise ValueError
+    assert not (tmp_path / "a").exists()

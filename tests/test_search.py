@@ -453,6 +453,10 @@ def test_a_search_in_two_parts_is_the_search_at_once(sampler, bench, tmp_path, m
     search(bench, tmp_path / "parts", *words, "--trials", 8)
     same(tmp_path / "once", tmp_path / "parts")
     assert len({tuple(t["coefficients"]) for t in trials(tmp_path / "once")}) == 8
+    search(bench, tmp_path / "three", *words, "--trials", 3)
+    search(bench, tmp_path / "parts", *words, "--trials", 3)  # fewer than are there
+    three, parts = (report.read(tmp_path / n).summary["studies"] for n in ("three", "parts"))
+    assert three == parts and three[0]["tried"] == 3
 
 
 @pytest.mark.slow
@@ -552,6 +556,10 @@ REFUSALS = {
     "goal": (["--goal", "best"], "--goal: nothing of that name; found best"),
     "goals": (["--goal", "mean", "rte", "mnli"], "--goal: too many"),
     "condition": (["--constraint", "rte=0.5"], "--constraint: not a condition"),
+    "condition of two points": (["--constraint", "rte>=1.2.3"], "--constraint: not a condition"),
+    "condition without end": (["--constraint", "rte>=1e999"], "--constraint: not a condition"),
+    "goal twice": (["--goal", "mean", "mean"], "--goal: given twice"),
+    "penalty": (["--penalty", "0.5"], "--penalty: has no effect without --goal loss"),
     "condition on": (["--constraint", "cola>=0.5"], "--constraint: nothing of that name"),
     "dimension": (["--search", "densty=0.1:0.9"], "no method of the search has 'densty'"),
     "dimension of another": (["--search", "density=0.1:0.9"], "no method of the search has"),
@@ -563,6 +571,15 @@ REFUSALS = {
         ["--methods", "ties", "--search", "density=0.1:0.9", "--sampler", "grid"], "needs a step",
     ),
     "coefficients": (["--coefficients_range", "1", "0"], "--coefficients_range: not a range"),
+    "endless": (["--coefficients_range", "-1e308", "1e308"], "two finite numbers"),
+    "too fine": (
+        ["--methods", "ties", "--search", "density=0.1:0.9:1e-320", "--sampler", "grid"],
+        "--search density: too many points; found inf",
+    ),
+    "no way": (
+        ["--methods", "ties", "--search", "density=0.1:0.9:0", "--sampler", "grid"],
+        "--search density: the step does not lead from start to stop",
+    ),
     "trials": (["--trials", "0"], "--trials: cannot be used"),
     "cma": (["--coefficients", "shared", "--sampler", "cma"], "CMA-ES needs two numbers"),
     "cma goals": (["--goal", "mnli", "rte", "--sampler", "cma"], "CMA-ES has one goal"),

@@ -149,6 +149,7 @@ def test_an_analogy_is_of_three_modules(count, bench, tmp_path, capsys):
         ((0.2, 0.1, 1), "all multiples of STEP that sum to 1"),
         ((0, 0.1, 1, 0, 0.5, 1), "all multiples of STEP that sum to 1"),
         ((0, 0.01, 1), "too many points; found 5151"),
+        ((0, 1e-320, 1), "too many points; found inf"),
     ],
 )
 def test_a_grid_over_three_modules_is_the_whole_simplex(grid, reason, bench, tmp_path, capsys):

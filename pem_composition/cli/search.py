@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import platform
@@ -99,7 +100,7 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, MergeControlFlags):
     )
     trials: int = flag(30, "of each study (grid: all points)", least=1)
     seed: int = seed_flag("of the sampler")
-    penalty: float = flag(0.0, "goal loss: this times the mean absolute coefficient")
+    penalty: float = flag(0.0, "goal loss: this times the mean absolute coefficient", least=0)
     workers: int = flag(1, "processes that share the trials", least=1)
     storage: str = flag(
         samplers.SQLITE,
@@ -133,13 +134,19 @@ class Config(ModuleFlags, ScoringFlags, RuleFlags, MergeControlFlags):
             )
         samplers.check_storage(self.storage)
         low, high = self.coefficients_range
-        if not low < high:
+        if not (low < high and math.isfinite(high - low)):
             raise UsageError.build(
                 "--coefficients_range", "not a range", found=f"{low:g} {high:g}",
-                expected="the lower number first",
+                expected="two finite numbers, the lower one first",
             )  # fmt: skip
         if len(self.goal) > 2:
             raise UsageError.build("--goal", "too many", found=len(self.goal), expected="1 or 2")
+        if len(set(self.goal)) < len(self.goal):
+            raise UsageError.build("--goal", "given twice", found=self.goal[0], do="give it once")
+        if self.penalty and wanted.LOSS not in self.goal:
+            raise UsageError.build(
+                "--penalty", "has no effect without --goal loss", do="leave it out"
+            )
         if len(self.goal) == 2 and self.sampler == samplers.CMA:
             raise UsageError.build(
                 "--sampler", "CMA-ES has one goal", found="two", do="use tpe or random"

@@ -42,8 +42,8 @@ from pem_composition.arithmetic.head_policies import own_head, saved_parts, sele
 from pem_composition.config import Head, HeadInfo
 from pem_composition.errors import IncompatibleModules
 from pem_composition.evaluation.attached import device_of
-from pem_composition.evaluation.evaluator import Evaluator
-from pem_composition.evaluation.model_names import max_input_length, resolve
+from pem_composition.evaluation.evaluator import Evaluator, check_finite
+from pem_composition.evaluation.model_names import resolve
 from pem_composition.evaluation.models import load_base
 from pem_composition.evaluation.own_classes import (
     in_order_of,
@@ -134,7 +134,9 @@ def features(model: nn.Module, layer: str, evaluator: Evaluator) -> Numbers:
     are then the model's own, whatever its architecture.
     """
     with _without(model, layer):
-        return evaluator.predict(model).astype(np.float64)
+        found = evaluator.predict(model).astype(np.float64)
+    check_finite(evaluator.task, found, "inputs of the last layer")
+    return found
 
 
 @contextmanager
@@ -311,9 +313,8 @@ def _head(
     task = in_order_of(data.task, classes)
     transformers.set_seed(how.seed)
     model, tokenizer, info = load_base(base, task)
-    objective = how.objective.within(max_input_length(model.config, tokenizer))
     device = device_of(how.use_cpu)
-    evaluator = objective.evaluator(data.task, rows, tokenizer, model.config, device=device)
+    evaluator = how.objective.evaluator(data.task, rows, tokenizer, model.config, device=device)
     names = head_parameter_names(model, info)
     name = last_layer(model, names, model.config.num_labels)
     known = plain_tensors(model)

@@ -24,7 +24,7 @@ from pem_composition.checkpoint import statistics_files as files
 from pem_composition.errors import PEMError
 from pem_composition.evaluation.attached import device_of
 from pem_composition.evaluation.keys import base_digest, complete, rows_digest
-from pem_composition.evaluation.model_names import max_input_length, resolve
+from pem_composition.evaluation.model_names import resolve
 from pem_composition.merging.fisher_information import diagonal, parameters_of
 from pem_composition.merging.gram_matrices import gram
 from pem_composition.training.evaluation import load_asked, module_asked
@@ -109,7 +109,6 @@ def _computed(
     device = device_of(use_cpu)
     objective = asked.objective_of(data.task)
     model, tokenizer, _ = load_asked(asked, data.task)
-    objective = objective.within(max_input_length(model.config, tokenizer))
     evaluator = objective.evaluator(
         data.task, rows, tokenizer, model.config, batch_size=1, device=device
     )

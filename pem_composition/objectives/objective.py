@@ -78,6 +78,10 @@ class Objective(ABC):
         fits = limit is None or self.max_seq_length <= limit
         return self if fits else replace(self, max_seq_length=limit)
 
+    def read_by(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The objective as the model can read its inputs, see ``within``."""
+        return self.within(max_input_length(config, tokenizer))
+
     def encode(
         self,
         task: Task,
@@ -86,7 +90,8 @@ class Objective(ABC):
         config: PretrainedConfig,
     ) -> EncodedDataset:
         """Training rows: the model's inputs, and labels that the loss compares its logits with."""
-        return self.training_rows(ModelRows(task, examples, tokenizer, config))
+        fitted = self.read_by(config, tokenizer)
+        return fitted.training_rows(ModelRows(task, examples, tokenizer, config))
 
     def loss(self, task: Task) -> Callable[..., Tensor]:
         """(model output, labels, number of labels in the global batch) -> scalar."""
@@ -104,6 +109,8 @@ class Objective(ABC):
     ) -> Evaluator:
         """Tokenise and pad rows once, for any number of evaluations.
 
+        Rows longer than the model reads are cut there, whoever asks.
+
         Args:
             config: the model's configuration: where an encoder-decoder starts to write.
             layout: batch_size, pad_to and device as those of ``padded.batches``.
@@ -111,7 +118,8 @@ class Objective(ABC):
         Raises:
             DataError: no rows, answers that the tokenizer cannot write, too few blocks.
         """
-        return self.prepared(ModelRows(task, examples, tokenizer, config), layout)
+        fitted = self.read_by(config, tokenizer)
+        return fitted.prepared(ModelRows(task, examples, tokenizer, config), layout)
 
     @abstractmethod
     def training_rows(self, rows: ModelRows) -> EncodedDataset:

@@ -153,7 +153,7 @@ def read(file: Path) -> list[Score]:
     """The scores of a file; none of one that is not there, or empty.
 
     Raises:
-        DataError: another CSV, or a value that is no score, by its line.
+        DataError: another CSV, a value that is no score, or two scores in one place, by its line.
     """
     data = read_small(file) if file.exists() else b""
     if not data.strip():
@@ -170,7 +170,29 @@ def read(file: Path) -> list[Score]:
             file, "no leaderboard", found=listing(first, 4),
             expected=f"the columns {', '.join(Score._fields)}", do="name another file",
         )  # fmt: skip
-    return [_score(line, f"{file}, line {number}") for number, line in found]
+    places = [f"{file}, line {number}" for number, _ in found]
+    scores = [_score(line, where) for (_, line), where in zip(found, places, strict=True)]
+    _check_one_each(scores, places)
+    return scores
+
+
+def _check_one_each(scores: Sequence[Score], places: Sequence[str]) -> None:
+    """Refuse a second score of a method on a task of a run, and a second metric there."""
+    metrics: dict[tuple[str, str], tuple[str, str]] = {}
+    seen: dict[tuple[str, str, str], str] = {}
+    for score, where in zip(scores, places, strict=True):
+        metric, first = metrics.setdefault(score.block, (score.metric, where))
+        if metric != score.metric:
+            raise DataError.build(
+                where, "another metric than its block has", found=score.metric,
+                expected=f"{metric}, as in {first}", do="give the task another name",
+            )  # fmt: skip
+        first = seen.setdefault((*score.block, score.method), where)
+        if first != where:
+            raise DataError.build(
+                where, "a second score of a method on a task of a run", found=score.method,
+                expected=f"one, as in {first}", do="delete one of the two lines",
+            )  # fmt: skip
 
 
 def _score(line: Sequence[str], where: str) -> Score:

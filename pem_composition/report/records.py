@@ -34,8 +34,14 @@ class Summary(dict[str, Any]):
     """
 
     def __init__(self, file: Path, fields: Mapping[str, Any]) -> None:
-        super().__init__(fields)
+        super().__init__({name: self._within(file, value) for name, value in fields.items()})
         self.file = file
+
+    @classmethod
+    def _within(cls, file: Path, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return cls(file, value)
+        return [cls._within(file, v) for v in value] if isinstance(value, list) else value
 
     def __missing__(self, name: str) -> Any:
         raise DataError.build(
@@ -288,7 +294,7 @@ def overlap_note(results: Results) -> str:
     s = results.summary
     sizes = [r["n"] for r in results.scored(s["rows"][0]["keys"])]
     shared = s.get("shared_rows") or [n if s["select"] == s["report"] else 0 for n in sizes]
-    if shared == sizes:
+    if shared == sizes and s["select"] == s["report"]:
         return "These are the same rows, so what was selected is optimistic (give --test_file)."
     if not any(shared):
         return ""

@@ -10,6 +10,7 @@ that could be divided by; it does not count in the normalised mean.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ MEAN, WORST, NORMALISED, LOSS, INVALID = "mean", "worst", "normalised", "loss", 
 NAMES = (MEAN, WORST, NORMALISED, LOSS)
 OVER_TASKS = (*NAMES, INVALID)  # no task is called so
 TINY = 1e-9  # no loss that is divided by is smaller
-CONDITION = re.compile(r"(.+?)(>=|<=)([-+]?[0-9.]+(?:[eE][-+]?\d+)?)")
+CONDITION = re.compile(r"(.+?)(>=|<=)([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def condition(text: str, tasks: Sequence[str], *, own: bool, loss: bool = True) 
         UsageError: not NAME>=NUMBER or NAME<=NUMBER, or an unknown name.
     """
     found = CONDITION.fullmatch(text.replace(" ", ""))
-    if found is None:
+    if found is None or not math.isfinite(float(found[3])):
         raise UsageError.build(
             "--constraint",
             "not a condition",

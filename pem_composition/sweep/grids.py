@@ -14,7 +14,7 @@ BASE, APPLIED = 0.0, -1.0  # strengths: nothing is subtracted, the module is add
 Coefficients = tuple[float, ...]
 
 
-def grid(start: float, step: float, stop: float) -> tuple[float, ...]:
+def grid(start: float, step: float, stop: float, where: str = "--grid") -> tuple[float, ...]:
     """start, start + step, ..., stop; rounded to 12 digits, so that 0.1 + 0.2 is 0.3.
 
     Raises:
@@ -22,14 +22,14 @@ def grid(start: float, step: float, stop: float) -> tuple[float, ...]:
     """
     if step <= 0 or stop < start:
         raise UsageError.build(
-            "--grid",
+            where,
             "the step does not lead from start to stop",
             found=f"{start:g} {step:g} {stop:g}",
             expected="START STEP STOP with START <= STOP and STEP > 0, such as 0 0.05 1",
         )
-    count = math.floor((stop - start) / step + 1e-9) + 1
-    _check_count(count)
-    return tuple(round(start + i * step, 12) for i in range(count))
+    steps = (stop - start) / step + 1e-9
+    _check_count(steps + 1, where)
+    return tuple(round(start + i * step, 12) for i in range(math.floor(steps) + 1))
 
 
 def union(values: Sequence[float]) -> tuple[float, ...]:
@@ -96,6 +96,7 @@ def _simplex(values: Sequence[float], modules: int) -> tuple[Coefficients, ...]:
         raise UsageError.build(
             "--grid", "does not fit", found=" ".join(f"{v:g}" for v in values), expected=expected
         )
+    _check_count(1 / values[1])
     steps = round(1 / values[1])
     if abs(steps * values[1] - 1) > 1e-9:
         raise UsageError.build(
@@ -114,8 +115,9 @@ def _shares(total: int, parts: int) -> Iterator[tuple[int, ...]]:
         yield from ((first, *rest) for rest in _shares(total - first, parts - 1))
 
 
-def _check_count(count: int) -> None:
+def _check_count(count: float, where: str = "--grid") -> None:
     if count > MAX_POINTS:
+        found = f"{count:.4g}" if isinstance(count, float) else count
         raise UsageError.build(
-            "--grid", "too many points", found=count, expected=f"at most {MAX_POINTS}"
+            where, "too many points", found=found, expected=f"at most {MAX_POINTS}"
         )

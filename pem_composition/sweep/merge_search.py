@@ -82,6 +82,12 @@ class Search:
         """The modules alone."""
         return self.inputs
 
+    def budget(self, study: Study) -> int | None:
+        """Trials of a study; None: every point of its grid."""
+        if self.sampler == samplers.GRID:
+            return None
+        return self.trials if study.dimensions else 1  # one candidate: no second trial
+
 
 @dataclass(frozen=True)
 class SearchTrial:
@@ -149,7 +155,6 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
             for number, candidate in enumerate(candidates):
                 tried(number, candidate)
         else:
-            budget = search.trials if study.dimensions else 1  # one candidate: no second trial
             stored = partial(
                 studies.open_study, store, study=study, sampler=search.sampler, seed=search.seed,
                 goals=len(search.goals),
@@ -158,7 +163,7 @@ def work(search: Search, runner: Runner, select: str, folder: Path) -> None:
             if search.storage != samplers.SQLITE:  # others may keep searches of the same in it
                 name += f" {keys.key_of({'folder': str(folder.absolute())})[:8]}"
             with studies.said_of(folder, search.storage):
-                studies.sample(store, stored, name, study, tried, budget)
+                studies.sample(store, stored, name, study, tried, search.budget(study))
 
 
 def _own_records(search: Search, runner: Runner, select: str) -> list[Record]:
@@ -269,7 +274,9 @@ def finish(search: Search, runner: Runner, select: str, report: str) -> dict[str
     """
     runner.store.read_again()
     trials = {
-        study: list(trials_of(runner.store, key_of(search, study, runner, select)).values())
+        study: list(trials_of(runner.store, key_of(search, study, runner, select)).values())[
+            : search.budget(study)
+        ]
         for study in search.studies
     }
     best = {

@@ -61,7 +61,7 @@ class Dimension:
                 f"--search {self.name}", "a grid needs a step", found=f"{self.low:g}:{self.high:g}",
                 expected=f"{self.name}={self.low:g}:{self.high:g}:STEP, or a list of values",
             )  # fmt: skip
-        return grid(self.low, self.step, self.high)
+        return grid(self.low, self.step, self.high, f"--search {self.name}")
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _checked(dimension: Dimension, setting: Setting) -> Dimension:
     where = f"--search {setting.name}"
     try:
         if dimension.choices:
-            values = tuple(setting.read(v, where) for v in dimension.choices)
+            values = tuple(dict.fromkeys(setting.read(v, where) for v in dimension.choices))
             return Dimension(setting.name, choices=values)
         if not isinstance(setting.default, float):
             raise UsageError.build(where, "is no range of numbers", expected=setting.range)

@@ -13,7 +13,6 @@ from pem_composition.adapters import attach
 from pem_composition.evaluation import models
 from pem_composition.evaluation.attached import device_of, load_module
 from pem_composition.evaluation.evaluator import Evaluator
-from pem_composition.evaluation.model_names import max_input_length
 from pem_composition.evaluation.own_classes import in_order_of
 from pem_composition.evaluation.precision import reduced
 from pem_composition.evaluation.predictions import predictions
@@ -92,7 +91,7 @@ def evaluate(
     if info["missing_keys"] and (module is None or not module.head_names):
         remedy = "" if module is None else "; the module brings none (merge with --head first|last)"
         say(f"note: the head is newly initialised (--seed {asked.seed}), not trained{remedy}")
-    objective = objective.within(max_input_length(model.config, tokenizer))
+    objective = objective.read_by(model.config, tokenizer)
     layout: dict[str, Any] = {
         "batch_size": batch_size,
         "pad_to": objective.max_seq_length if pad else None,

@@ -16,7 +16,6 @@ from pem_composition import launch, safe_files
 from pem_composition.errors import UsageError
 from pem_composition.evaluation.attached import say_slow
 from pem_composition.evaluation.evaluator import Evaluator
-from pem_composition.evaluation.model_names import max_input_length
 from pem_composition.evaluation.predictions import predictions
 from pem_composition.evaluation.predictions import write as write_predictions
 from pem_composition.objectives import Objective
@@ -96,7 +95,7 @@ def say_precision(config: TrainConfig, say: Say) -> None:
 
 def fitted(objective: Objective, start: Start, say: Say) -> Objective:
     """The objective with inputs that the model can take; says where they are shorter."""
-    found = objective.within(max_input_length(start.model.config, start.tokenizer))
+    found = objective.read_by(start.model.config, start.tokenizer)
     given, limit = objective.max_seq_length, found.max_seq_length
     if limit < given:
         say(f"--max_seq_length {given}: the model takes {limit} tokens; using {limit}")

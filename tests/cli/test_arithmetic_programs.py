@@ -232,6 +232,8 @@ REFUSALS = {
     "no step": (["--grid", "0", "0", "1"], "STEP > 0"),
     "backwards": (["--grid", "1", "0.1", "0"], "START <= STOP"),
     "many": (["--grid", "0", "1e-6", "1"], "too many points"),
+    "endless": (["--grid", "0", "1e-320", "1"], "too many points; found inf"),
+    "wide": (["--grid", "-1e308", "1", "1e308"], "too many points; found inf"),
     "evaluate": (["--evaluate"], "add --grid"),
     "no model": (["--evaluate", "--grid", "0", "1", "1"], "--model_name_or_path"),
 }

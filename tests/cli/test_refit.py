@@ -179,6 +179,12 @@ def test_what_cannot_be_fitted_is_one_line(bench, data, tmp_path, capsys):
     assert error.endswith("give rows of every class\n")
     assert refit(bench, bench.modules[1], tmp_path / "out", *words, "--penalty", 0) == 2
     assert "--penalty" in capsys.readouterr().err
+    module = library.load(bench.modules[1])
+    huge = {n: 1e25 * t if n in module.adapter_tensors() else t for n, t in module.tensors.items()}
+    library.save(replace(module, tensors=huge), tmp_path / "huge")
+    words = ("--task_name", "rte", "--data_dir", data)
+    assert refit(bench, tmp_path / "huge", tmp_path / "out", *words) == 3
+    assert "the inputs of the last layer of row 0 are not finite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -17,6 +17,7 @@ from pem_composition.evaluation.encoded import EncodedDataset, encode
 from pem_composition.evaluation.evaluator import classification_evaluator
 from pem_composition.evaluation.models import load_base
 from pem_composition.evaluation.padded import batches
+from pem_composition.objectives.classification import Classification
 from pem_composition.tasks.data import Example
 from pem_composition.tasks.glue import TASKS
 
@@ -86,6 +87,24 @@ def test_a_decoder_answers_behind_a_row_s_last_token_whatever_the_batch(tmp_path
     for size in (1, 2, 4):
         found = predict(model, data, batch_size=size)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_rows_are_cut_where_the_model_s_context_ends_whoever_asks(tmp_path, name):
+    """Rotary positions go on beyond it without an error, to inputs that no training has seen."""
+    base = write_causal(tmp_path / name, name, ["w1 w2 good bad"])
+    model, tokenizer, _ = load_base(base, TASKS["sst2"])
+    context = model.config.max_position_embeddings
+    rows = [Example("good w1 bad w2 " * n, None, 0, n) for n in (1, 40, 60)]
+    long, cut = (
+        Classification(max_seq_length=n).evaluator(TASKS["sst2"], rows, tokenizer, model.config)
+        for n in (4 * context, context)
+    )
+    np.testing.assert_array_equal(long.predict(model), cut.predict(model))
+    encoded = Classification(max_seq_length=4 * context).encode(
+        TASKS["sst2"], rows, tokenizer, model.config
+    )
+    assert max(map(len, encoded.inputs["input_ids"])) == context
 
 
 def test_prepared_batches_give_the_same_logits_and_leave_the_model_as_it_was():

@@ -92,7 +92,7 @@ def test_equal_scores_are_no_difference(runs):
 
 
 def test_a_file_is_read_as_it_was_written_and_a_run_again_takes_its_own_place(runs, tmp_path):
-    file, scores = tmp_path / "boards" / "methods.csv", three(runs)
+    file, scores = tmp_path / "methods.csv", three(runs)
     scores[0] = scores[0]._replace(standard_error=None, setting='a, "b"')
     leaderboard.write(file, scores)
     assert leaderboard.read(file) == scores
@@ -128,6 +128,14 @@ HEADER = ",".join(Score._fields) + "\n"
         (HEADER + "r,m,,t,acc,0.5,-0.1,3\n", "line 2: no score"),
         (HEADER + "r,m,,t,acc,1e308,,3\n", "line 2: no score"),
         (HEADER + "r,m,,t,acc,0.5,,many\n", "line 2: no score"),
+        (
+            HEADER + "r,m,,t,acc,0.5,,3\nr,n,,t,acc,0.5,,3\nr,m,c=1,t,acc,0.6,,3\n",
+            "line 4: a second score of a method on a task of a run; found m, expected one, as in",
+        ),
+        (
+            HEADER + "r,m,,t,acc,0.5,,3\nr,m,,u,f1,0.5,,3\nr,n,,t,perplexity,12,,3\n",
+            "line 4: another metric than its block has; found perplexity, expected acc, as in",
+        ),
         (HEADER + "r,m\n", "line 2: another number of values; found 2, expected 8"),
         (HEADER + "r,m,,t,acc,0.5,,3,mine\n", "line 2: another number of values; found 9"),
         (HEADER + 'r,"m' + "x" * 200_000, "no CSV file in UTF-8"),

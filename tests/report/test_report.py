@@ -202,6 +202,14 @@ def test_a_summary_that_lacks_a_field_is_named_and_nothing_is_written(tmp_path, 
     path = write(tmp_path / "s") / "results.jsonl"
     whole, summary = path.read_text(), json.loads(path.read_text().splitlines()[-1])
     refused = []
+    for name in summary["rows"][0]:
+        rows = [{k: v for k, v in row.items() if k != name} for row in summary["rows"]]
+        path.write_text(whole.rpartition('{"summary"')[0] + json.dumps({**summary, "rows": rows}))
+        code = cli.main(["report", "-r", str(path.parent), "-p", str(tmp_path / name)])
+        if (said := capsys.readouterr().err) or code:
+            assert code == 2 and f"found no {name} in it" in said
+            refused.append(name)
+    assert {"id", "row", "keys", "gains"} <= set(refused)
     for name in summary:
         kept = json.dumps({k: v for k, v in summary.items() if k != name})
         path.write_text(whole.rpartition('{"summary"')[0] + kept + "\n")
@@ -573,7 +581,7 @@ def test_sweeps_of_different_settings_are_not_averaged_and_say_what_differs(name
 
 
 @pytest.mark.parametrize(
-    ("shared", "words"), [(0, None), (7, "7 of the 100 rte rows"), (100, "These are the same rows")]
+    ("shared", "words"), [(0, None), (7, "7 of the 100 rte rows"), (100, "100 of the 100 rte rows")]
 )
 def test_rows_that_were_selected_on_are_named_by_their_content(shared, words, tmp_path):
     text = table.markdown(records.read(changed(write(tmp_path / "a"), shared_rows=[shared])))

@@ -44,8 +44,10 @@ WRAPPERS = frozenset(
 )
 
 
-def alpha_for(scaling: float, r: int) -> float | None:
+def alpha_for(scaling: float, r: float) -> float | None:
     """The alpha for which alpha / r is the scaling, bit for bit; None where there is none.
+
+    For rsLoRA r is the square root of the rank.
 
     >>> alpha_for(2.0, 8), alpha_for(0.1, 7)
     (16, 0.7000000000000001)
@@ -58,8 +60,20 @@ def alpha_for(scaling: float, r: int) -> float | None:
 
 
 def is_head(parameter: str) -> bool:
-    """True for parameters of a task head; a language model's head is part of the base."""
-    return not HEAD_COMPONENTS.isdisjoint(parameter.split("."))
+    """True for parameters of a task head; a language model's head is part of the base.
+
+    So is what is called like one within a numbered block: the routers of Switch Transformers and
+    NLLB-MoE are classifiers of experts.
+
+    >>> is_head("classifier.dense.weight"), is_head("heads.sst2.1.weight")
+    (True, True)
+    >>> is_head("encoder.block.1.layer.1.mlp.router.classifier.weight")
+    False
+    """
+    for place, part in enumerate(parts := parameter.split(".")):
+        if part in HEAD_COMPONENTS:
+            return not any(map(str.isdecimal, parts[1:place]))
+    return False
 
 
 def tied_bias(name: str) -> str | None:

@@ -126,13 +126,15 @@ def check_log_kind(modules: Sequence[Described]) -> None:
     """
     for module in modules:
         if module.kind != "ia3":
-            raise IncompatibleModules.build(
-                module.name,
-                "log space multiplies (IA)^3 vectors",
-                found=f"kind {module.kind}",
-                expected="kind ia3",
-                do=LOG_REMEDY,
-            )
+            raise no_logarithm(module.name, module.kind)
+
+
+def no_logarithm(name: str, kind: str) -> PEMError:
+    """The error of a module of a kind that log space is not for."""
+    return IncompatibleModules.build(
+        name, "log space multiplies (IA)^3 vectors", found=f"kind {kind}", expected="kind ia3",
+        do=LOG_REMEDY,
+    )  # fmt: skip
 
 
 def check_same_base(first: Described, other: Described) -> None:

@@ -391,7 +391,7 @@ def check_apart(
     Raises:
         CheckpointError: naming the output and the input.
     """
-    target = _identity(Path(out))
+    target = _identity(real_path(Path(out)))
     above = _above(Path(out))
     read = [(path, [Path(path), *_stood_for(Path(path))]) for path in inputs]
     for path, folders in [*read, *((path, [Path(path)]) for path in rows)]:

@@ -90,18 +90,29 @@ def read(folder: Path, raw: Mapping[str, Any], name: str, record: Record | None)
         stack.pop_all()  # the file stays open
     model = raw.get("model")
     base = BaseIdentity(name=model if isinstance(model, str) and model else None)
-    alpha = alpha_for(scale, r)
-    if alpha is None:
+    config = _config(scale, r, layers)
+    if config is None:
         raise UnsupportedModule.build(
-            where, "scale cannot be represented", found=scale, expected="a quotient alpha / rank"
-        )
+            where, "scale cannot be represented", found=scale,
+            expected="a quotient alpha / rank, or alpha / sqrt(rank)",
+            do="train with another scale, or fuse it into its base with mlx_lm.fuse",
+        )  # fmt: skip
     return ModuleHeader(
         path=folder, format=MLX.name, name=name,
-        config=LoraConfig(r=r, alpha=alpha, target_modules=layers),
+        config=config,
         base=base, infos=infos, head=None,
         provenance=record.provenance if record else Provenance(), weights=path,
         tensors=StoredTensors({n: (file, k) for n, k in names.items()}, _transposed),
     )  # fmt: skip
+
+
+def _config(scale: float, r: int, layers: tuple[str, ...]) -> LoraConfig | None:
+    """The config of that scaling, bit for bit: alpha / r, or rsLoRA's alpha / sqrt(r)."""
+    for rslora in (False, True):
+        divisor = r**0.5 if rslora else r
+        if (alpha := alpha_for(scale, divisor)) is not None:
+            return LoraConfig(r=r, alpha=alpha, target_modules=layers, use_rslora=rslora)
+    return None
 
 
 def _transposed(name: str, tensor: Tensor) -> Tensor:

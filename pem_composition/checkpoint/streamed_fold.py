@@ -16,7 +16,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from pem_composition.arithmetic import head_policies, trees
-from pem_composition.arithmetic.compatible import check_same_base
+from pem_composition.arithmetic.compatible import check_same_base, no_logarithm
 from pem_composition.arithmetic.expression import parse
 from pem_composition.arithmetic.head_policies import ONE_HEAD
 from pem_composition.arithmetic.labels import notes_of
@@ -144,6 +144,8 @@ def _parts(
         )
     full = groups.get("full")
     if full is not None:
+        if space == "log" or any(getattr(n, "space", "") == "log" for n in trees.nodes(full)):
+            raise no_logarithm(trees.names(full)[0], "full")
         _check_layers(full, models)
     if dora:
         chosen = head_policies.choose(list(own.values()), [1.0], head)

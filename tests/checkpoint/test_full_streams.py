@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import random_module, tiny
 from torch import Tensor
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
 from pem_composition.arithmetic.methods.registry import METHODS
 from pem_composition.checkpoint import (
@@ -81,6 +82,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         return places, folder / "base"
 
     return written
+
+
+def test_the_routers_of_experts_are_no_head(tmp_path: Path) -> None:
+    """Switch Transformers call them classifiers; they are summed as every other weight is."""
+    config = SwitchTransformersConfig(
+        vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=4,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_experts=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for name in ("base", "a", "b"):
+        SwitchTransformersForConditionalGeneration(config).save_pretrained(tmp_path / name)
+    a, b, base = (tmp_path / n for n in ("a", "b", "base"))
+    combine_full([a, b], [0.3, 0.2], tmp_path / "sum", base=base)
+    fold_checkpoint("0.3*a + 0.2*b", {"a": a, "b": b}, base, tmp_path / "fold")
+    zero, one, two = (weights(p) for p in (base, a, b))
+    assert sum("router.classifier" in name for name in zero) == 2
+    for name, tensor in zero.items():
+        t = tensor.double()
+        expected = t + 0.3 * (one[name].double() - t) + 0.2 * (two[name].double() - t)
+        for out in ("sum", "fold"):
+            found = weights(tmp_path / out)[name].double()
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])

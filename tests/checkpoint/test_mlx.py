@@ -25,9 +25,10 @@ def saved(folder: Path, name: str = "llama", **options) -> Path:
     return folder / "a"
 
 
+@pytest.mark.parametrize("rank, alpha", [(7, 10), (20, 16)])  # 16 / sqrt(20) is no alpha / 20
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_there_and_back_is_the_module_bit_for_bit(dtype, tmp_path: Path) -> None:
-    folder = saved(tmp_path, r=7, alpha=10, use_rslora=True)
+def test_there_and_back_is_the_module_bit_for_bit(dtype, rank, alpha, tmp_path: Path) -> None:
+    folder = saved(tmp_path, r=rank, alpha=alpha, use_rslora=True)
     convert(folder, tmp_path / "m", format="mlx", dtype=dtype)
     convert(tmp_path / "m", tmp_path / "back")
     a, m, back = load(folder), load(tmp_path / "m"), load(tmp_path / "back")

@@ -398,6 +398,19 @@ def test_what_rounding_costs_a_saved_part_is_in_the_certificate(
         assert (expected > 0) == (dtype != "float32")
 
 
+@pytest.mark.parametrize(("text", "space"), [("log(a)", None), ("0.5*a", "log")])
+def test_whole_models_have_no_logarithm(text: str, space: str | None, tmp_path: Path) -> None:
+    for name in ("base", "a"):
+        tiny("bert", seed=len(name)).save_pretrained(tmp_path / name)
+    with pytest.raises(
+        PEMError, match=r"a: log space multiplies \(IA\)\^3 vectors; found kind full"
+    ):
+        fold_checkpoint(
+            text, {"a": tmp_path / "a"}, tmp_path / "base", tmp_path / "out", space=space
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_folded_is_refused_by_name(tmp_path: Path) -> None:
     model = tiny("gpt2")
     base = saved(model, tmp_path / "base")

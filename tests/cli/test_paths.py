@@ -165,6 +165,14 @@ def test_texts_may_lie_beside_a_module_but_not_replace_a_part_of_it(place):
             paths.check(given("generate", **values), "generate")
 
 
+def test_an_output_replaces_no_input_though_its_path_goes_by_a_folder_that_is_not_there(place):
+    for written in ("gone/../in/model", "in/gone/../model", "in/model/gone/../../model"):
+        values = {"adapters": ("in/model",), "save_path": Path(written)}
+        for program in ("merge", "negation"):
+            with pytest.raises(CheckpointError, match="would replace an input"):
+                paths.check(given(program, **values), program)
+
+
 def test_results_are_added_beside_what_is_read(place):
     (place / "in" / "all_results.json").write_text("{}")
     values = {"adapter": "in/model", "validation_file": "in/rows.jsonl"}

@@ -281,15 +281,24 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def in_turn(folder: Path) -> Iterator[None]:
     """Hold a folder, made if need be; another process that wants it waits.
 
-    The folder itself is locked, so that no file is left; the lock ends with the process. Where the
-    file system has no locks nobody waits. A folder that was made for it and is empty goes.
+    Where the file system has no locks nobody waits.
+    """
+    with open_folder(folder) as descriptor:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    """A descriptor to lock a folder by, so that no file is left; the lock ends with the process.
+
+    The folder is made if need be; one that was made for it and is empty in the end goes.
     """
     made = _make_parents(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
         with suppress(OSError):

@@ -144,7 +144,8 @@ def _parts(
         )
     full = groups.get("full")
     if full is not None:
-        if space == "log" or any(getattr(n, "space", "") == "log" for n in trees.nodes(full)):
+        spaces = [n.space for n in trees.nodes(full) if isinstance(n, trees.Within)]
+        if "log" in (space, *spaces):
             raise no_logarithm(trees.names(full)[0], "full")
         _check_layers(full, models)
     if dora:

@@ -339,9 +339,9 @@ def aggregate(paths: Sequence[str | Path]) -> pd.DataFrame:
 
     Rows are matched by what they are (module 1, average, equal weights in delta space, ...) and by
     task, whichever sweeps have them, and ``name`` is the name that all of them give to it, where
-    they agree; a sweep that is named twice counts once. Sweeps of different
-    tasks, rows, bases, kinds, head policies, compositions, lengths, prompts, precisions or ways to
-    select make separate groups, and every line says what tells its group from the others.
+    they agree; a sweep that is named twice counts once. Sweeps of different tasks, rows, bases,
+    kinds, head policies, compositions, lengths, prompts, precisions or ways to select make separate
+    groups, and every line says what tells its group from the others.
 
     Raises:
         DataError: no paths, or a file without a finished sweep.

@@ -28,7 +28,7 @@ def grid(start: float, step: float, stop: float, where: str = "--grid") -> tuple
             expected="START STEP STOP with START <= STOP and STEP > 0, such as 0 0.05 1",
         )
     steps = (stop - start) / step + 1e-9
-    _check_count(steps + 1, where)
+    _check_count(_floor(steps) + 1, where)
     return tuple(round(start + i * step, 12) for i in range(math.floor(steps) + 1))
 
 
@@ -96,7 +96,7 @@ def _simplex(values: Sequence[float], modules: int) -> tuple[Coefficients, ...]:
         raise UsageError.build(
             "--grid", "does not fit", found=" ".join(f"{v:g}" for v in values), expected=expected
         )
-    _check_count(1 / values[1])
+    _check_count(_floor(1 / values[1]))
     steps = round(1 / values[1])
     if abs(steps * values[1] - 1) > 1e-9:
         raise UsageError.build(
@@ -115,9 +115,13 @@ def _shares(total: int, parts: int) -> Iterator[tuple[int, ...]]:
         yield from ((first, *rest) for rest in _shares(total - first, parts - 1))
 
 
+def _floor(steps: float) -> float:
+    """Whole steps; infinity where there is no end of them."""
+    return math.floor(steps) if math.isfinite(steps) else math.inf
+
+
 def _check_count(count: float, where: str = "--grid") -> None:
     if count > MAX_POINTS:
-        found = f"{count:.4g}" if isinstance(count, float) else count
         raise UsageError.build(
-            where, "too many points", found=found, expected=f"at most {MAX_POINTS}"
+            where, "too many points", found=count, expected=f"at most {MAX_POINTS}"
         )

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pem_composition.errors import UsageError
-from pem_composition.safe_files import fsync, sha256_file
+from pem_composition.safe_files import fsync, open_folder, sha256_file
 
 MARKER = "complete.json"
 PARTIAL = ".partial"
@@ -33,16 +32,12 @@ PATIENCE = 10.0  # seconds in which what a killed run has started ends
 def alone(output_dir: Path) -> Iterator[None]:
     """Hold an output folder: two runs at once would take each other's checkpoints for left behind.
 
-    The folder itself is locked, so that no file is left; the lock ends with the process. Where the
-    file system has no locks nobody is refused. A folder that was made for it and is empty goes.
+    Where the file system has no locks nobody is refused.
 
     Raises:
         UsageError: another process trains into the folder.
     """
-    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-    output_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with open_folder(output_dir) as descriptor:
         deadline = time.monotonic() + PATIENCE
         while _is_held(descriptor):
             if time.monotonic() > deadline:
@@ -52,11 +47,6 @@ def alone(output_dir: Path) -> Iterator[None]:
                 )  # fmt: skip
             time.sleep(0.1)
         yield
-    finally:
-        os.close(descriptor)
-        with suppress(OSError):
-            for folder in made:
-                folder.rmdir()
 
 
 def _is_held(descriptor: int) -> bool:
